@@ -1,0 +1,243 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A config is the configuration of one run.
+type config struct {
+	settings
+	database   string // an absolute path
+	addr       string
+	secret     []byte // of JWT_SECRET_KEY; empty: the database keeps the key
+	secretFrom string // where the signing key is from, for people
+	logFormat  string // empty: by what standard error is
+	logLevel   slog.Level
+	admin      bool // of user add
+}
+
+// options are the settings that have a flag and an environment variable.
+var options = []struct {
+	env, flag, standard string
+	set                 func(c *config, value string) error
+}{
+	{"DATABASE_URL", "database", "sqlite:///app.db", (*config).setDatabase},
+	{"ADDR", "addr", "127.0.0.1:5000", (*config).setAddr},
+	{"JWT_ACCESS_TOKEN_EXPIRES", "access-ttl", "15m", func(c *config, v string) error { return setTTL(&c.accessTTL, v) }},
+	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v) }},
+	{"REGISTRATION", "registration", string(registrationOpen), func(c *config, v string) error {
+		return setWord(&c.registration, v, registrationOpen, registrationClosed)
+	}},
+	{"DIRECTORY", "directory", string(directoryNames), func(c *config, v string) error {
+		return setWord(&c.directory, v, directoryFull, directoryNames, directorySelf)
+	}},
+	{"TRUSTED_PROXIES", "trusted-proxies", "", (*config).setProxies},
+	{"LOG_FORMAT", "log-format", "", func(c *config, v string) error { return setWord(&c.logFormat, v, "", "text", "json") }},
+	{"LOG_LEVEL", "log-level", "info", func(c *config, v string) error { return setLevel(&c.logLevel, v) }},
+}
+
+var errHelp = flag.ErrHelp
+
+// configure reads the flags of a command, wherever they stand among its
+// names, over the environment, over the defaults. Every error is a usageError
+// of one line that names the setting.
+func configure(command string, args []string, getenv func(string) string) (c config, names []string, err error) {
+	for _, o := range options {
+		value, from := o.standard, o.env
+		if v := getenv(o.env); v != "" {
+			value = v
+		} else if o.env == "ADDR" && getenv("PORT") != "" {
+			value, from = "127.0.0.1:"+getenv("PORT"), "PORT"
+		}
+		if err := o.set(&c, value); err != nil {
+			return c, nil, usagef("%s=%q: %v", from, value, err)
+		}
+	}
+	if err := c.readSecret(getenv); err != nil {
+		return c, nil, err
+	}
+
+	flags := flag.NewFlagSet("userd", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	for _, o := range options {
+		flags.Func(o.flag, "", func(v string) error { return o.set(&c, v) })
+	}
+	if command == "user add" {
+		flags.BoolVar(&c.admin, "admin", false, "")
+	}
+	// flag stops at the first name; what follows may be flags again, but for what follows --.
+	for len(args) > 0 {
+		if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+			return c, nil, errHelp
+		} else if err != nil {
+			return c, nil, usagef("%v", err)
+		}
+		parsed := len(args) - flags.NArg()
+		if parsed > 0 && args[parsed-1] == "--" {
+			return c, append(names, flags.Args()...), nil
+		}
+		if args = flags.Args(); len(args) > 0 {
+			names, args = append(names, args[0]), args[1:]
+		}
+	}
+	return c, names, nil
+}
+
+// setDatabase takes what SQLAlchemy takes for SQLite, or a path.
+func (c *config) setDatabase(v string) error {
+	path := v
+	if scheme, rest, ok := strings.Cut(v, "://"); ok {
+		if scheme != "sqlite" {
+			return fmt.Errorf("userd keeps its data in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path")
+		}
+		if path, ok = strings.CutPrefix(rest, "/"); !ok {
+			return errors.New("three slashes begin a relative path, four an absolute one")
+		}
+		if strings.Contains(path, "?") {
+			return errors.New("parameters after ? are not known here")
+		}
+	}
+	if path == "" || path == ":memory:" {
+		return errors.New("the database must be a file")
+	}
+	var err error
+	c.database, err = filepath.Abs(path)
+	return err
+}
+
+func (c *config) setAddr(v string) error {
+	_, port, err := net.SplitHostPort(v)
+	if err != nil {
+		return errors.New("must be HOST:PORT")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("the port must be a number up to 65535")
+	} else if n == 0 && port != "0" {
+		return errors.New("the port must be a number")
+	}
+	c.addr = v
+	return nil
+}
+
+// setTTL takes a Go duration or, as Flask-JWT-Extended does, seconds.
+func setTTL(ttl *time.Duration, v string) error {
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		d, err = time.ParseDuration(v + "s")
+	}
+	if err != nil || d < time.Second || d > 10*365*24*time.Hour {
+		return errors.New("must be a duration such as 15m, or seconds; from 1s to ten years")
+	}
+	*ttl = d
+	return nil
+}
+
+func (c *config) setProxies(v string) error {
+	c.trustedProxies = nil
+	for part := range strings.SplitSeq(v, ",") {
+		part = strings.TrimSpace(part)
+		if part == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(part)
+		if address, aerr := netip.ParseAddr(part); aerr == nil {
+			prefix, err = address.Prefix(address.BitLen())
+		}
+		if err != nil {
+			return fmt.Errorf("%q is no address and no CIDR such as 10.0.0.0/8", part)
+		}
+		c.trustedProxies = append(c.trustedProxies, prefix.Masked())
+	}
+	return nil
+}
+
+// setWord sets one of a few words.
+func setWord[T ~string](to *T, v string, words ...T) error {
+	var list []string
+	for _, w := range words {
+		if T(v) == w {
+			*to = w
+			return nil
+		}
+		if w != "" {
+			list = append(list, string(w))
+		}
+	}
+	return fmt.Errorf("must be %s", strings.Join(list, " or "))
+}
+
+func setLevel(to *slog.Level, v string) error {
+	words := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+	level, ok := words[v]
+	if !ok {
+		return errors.New("must be debug, info, warn or error")
+	}
+	*to = level
+	return nil
+}
+
+// readSecret takes the signing key from the environment or from a file, which
+// may end in a line break. Never from a flag: flags are seen by every user of
+// the machine.
+func (c *config) readSecret(getenv func(string) string) error {
+	secret, file := getenv("JWT_SECRET_KEY"), getenv("JWT_SECRET_KEY_FILE")
+	switch {
+	case secret != "" && file != "":
+		return usagef("JWT_SECRET_KEY and JWT_SECRET_KEY_FILE are both set: which one is meant?")
+	case secret != "":
+		c.secret, c.secretFrom = []byte(secret), "JWT_SECRET_KEY"
+	case file != "":
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return usagef("JWT_SECRET_KEY_FILE: %v", err)
+		}
+		c.secret, c.secretFrom = []byte(strings.TrimRight(string(data), "\r\n")), "JWT_SECRET_KEY_FILE"
+		if len(c.secret) == 0 {
+			return usagef("JWT_SECRET_KEY_FILE: %s is empty", file)
+		}
+	default:
+		c.secretFrom = "kept in the database"
+	}
+	return nil
+}
+
+// weakSecret says why others may know or guess a configured signing key, or
+// nothing. RFC 7518 section 3.2: a key for HS256 has at least 256 bits.
+func weakSecret(secret []byte) string {
+	switch {
+	case string(secret) == "your-secret-key":
+		return "the key is the tutorial's, which everybody knows"
+	case len(secret) > 0 && len(secret) < 32:
+		return fmt.Sprintf("the key has %d bytes and must have at least 32", len(secret))
+	}
+	return ""
+}
+
+// logger returns the log, in text for people and in JSON for programs.
+func (c *config) logger(w io.Writer) *slog.Logger {
+	format := c.logFormat
+	if format == "" {
+		format = "json"
+		if f, ok := w.(*os.File); ok {
+			if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+				format = "text"
+			}
+		}
+	}
+	opts := &slog.HandlerOptions{Level: c.logLevel}
+	if format == "text" {
+		return slog.New(slog.NewTextHandler(w, opts))
+	}
+	return slog.New(slog.NewJSONHandler(w, opts))
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestMain lets the tests run userd as a process: the test binary is userd when
+// it is told so.
+func TestMain(m *testing.M) {
+	if os.Getenv("USERD_TEST_RUN_MAIN") != "" {
+		main()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// cheap is a cost that lets a test hash often.
+var cheap = cost{memory: 8, passes: 1, threads: 1}
+
+// goodPassword is a password that every rule lets through.
+const goodPassword = "correct horse battery"
+
+// A clock is the server's time, moved by hand.
+type clock struct {
+	mu sync.Mutex
+	t  time.Time
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.t
+}
+
+func (c *clock) add(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = c.t.Add(d)
+}
+
+// A service is a whole userd on a file of its own, asked over real HTTP.
+type service struct {
+	*server
+	t     *testing.T
+	url   string
+	clock *clock
+	path  string
+	http  *httptest.Server
+}
+
+// newService starts a service. The options change its settings first.
+func newService(t *testing.T, options ...func(*settings)) *service {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "app.db")
+	st := openTestStore(t, path)
+	clock := &clock{t: time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)}
+	c := settings{
+		accessTTL:    15 * time.Minute,
+		refreshTTL:   720 * time.Hour,
+		registration: registrationOpen,
+		directory:    directoryNames,
+	}
+	for _, option := range options {
+		option(&c)
+	}
+	keys, err := loadKeys(context.Background(), st, nil, clock.now().Unix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(c, st, newHasher(cheap), keys, testLog(t), clock.now)
+	web := httptest.NewServer(s)
+	t.Cleanup(web.Close)
+	return &service{s, t, web.URL, clock, path, web}
+}
+
+func openTestStore(t *testing.T, path string) *store {
+	t.Helper()
+	st, err := openStore(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := st.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return st
+}
+
+// testLog fails the test that causes a record of level error.
+func testLog(t *testing.T) *slog.Logger {
+	return slog.New(slog.NewTextHandler(logWriter{t}, nil))
+}
+
+type logWriter struct{ t *testing.T }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("level=ERROR")) {
+		w.t.Errorf("logged: %s", p)
+	}
+	return len(p), nil
+}
+
+// A reply is an answer, read to its end.
+type reply struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// do sends a request. A token that is not empty goes along; the headers are
+// "Name: value"; a body that is not empty is sent as JSON.
+func (s *service) do(token, method, path, body string, headers ...string) reply {
+	s.t.Helper()
+	r, err := http.NewRequest(method, s.url+path, strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	if body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Set(name, value)
+	}
+	resp, err := s.http.Client().Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return reply{resp.StatusCode, resp.Header, string(data)}
+}
+
+// want fails the test unless the reply has the status and, where it is not
+// empty, the code.
+func (r reply) want(t *testing.T, status int, code string) reply {
+	t.Helper()
+	if r.status != status || code != "" && r.field("code") != code {
+		t.Fatalf("got %d %s, want %d %s", r.status, strings.TrimSpace(r.body), status, code)
+	}
+	return r
+}
+
+// field returns a member of the reply's object as text, "" where it is absent.
+func (r reply) field(name string) string {
+	var object map[string]any
+	if json.Unmarshal([]byte(r.body), &object) != nil || object[name] == nil {
+		return ""
+	}
+	return fmt.Sprint(object[name])
+}
+
+// list returns one member of each object in the reply's array.
+func (r reply) list(t *testing.T, name string) []string {
+	t.Helper()
+	var objects []map[string]any
+	if err := json.Unmarshal([]byte(r.body), &objects); err != nil {
+		t.Fatalf("%v: %s", err, r.body)
+	}
+	values := []string{}
+	for _, o := range objects {
+		values = append(values, fmt.Sprint(o[name]))
+	}
+	return values
+}
+
+// register adds a member, name@example.com with goodPassword, and returns its
+// path and id.
+func (s *service) register(name string) (path, id string) {
+	s.t.Helper()
+	r := s.do("", "POST", "/api/register", fmt.Sprintf(`{"username":%q,"email":%q,"password":%q}`, name, name+"@example.com", goodPassword))
+	r.want(s.t, 201, "")
+	return r.header.Get("Location"), r.field("id")
+}
+
+// login returns an access token of the user.
+func (s *service) login(name string) string {
+	s.t.Helper()
+	r := s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, goodPassword))
+	return r.want(s.t, 200, "").field("access_token")
+}
+
+// member registers a user, logs it in, and returns its path and token.
+func (s *service) member(name string) (path, token string) {
+	s.t.Helper()
+	path, _ = s.register(name)
+	return path, s.login(name)
+}
+
+// admin adds an admin as the command line does and returns its path and token.
+func (s *service) admin(name string) (path, token string) {
+	s.t.Helper()
+	u := user{username: name, email: name + "@example.com", role: admin}
+	if err := s.addUser(context.Background(), &u, goodPassword); err != nil {
+		s.t.Fatal(err)
+	}
+	return userPath(u.id), s.login(name)
+}

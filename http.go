@@ -1,0 +1,505 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"mime"
+	"net"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"runtime/debug"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// maxBody bounds a request's body; the largest that makes sense has 2 KiB.
+const maxBody = 64 << 10
+
+// A server answers HTTP. Its parts are set once, by newServer.
+type server struct {
+	settings
+	store  *store
+	hasher *hasher
+	keys   *keyring
+	log    *slog.Logger
+	now    func() time.Time
+	mux    *http.ServeMux
+}
+
+// Settings are what the configuration says of how requests are answered.
+type settings struct {
+	accessTTL      time.Duration
+	refreshTTL     time.Duration
+	registration   registration
+	directory      directory
+	trustedProxies []netip.Prefix
+}
+
+func newServer(c settings, st *store, h *hasher, keys *keyring, log *slog.Logger, now func() time.Time) *server {
+	s := &server{c, st, h, keys, log, now, http.NewServeMux()}
+	for _, rt := range s.routes() {
+		s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
+			x := w.(*exchange)
+			x.r = r // with the path's values
+			x.routed = true
+			err := s.admit(x, rt.access)
+			if err == nil {
+				err = rt.handle(x)
+			}
+			if err != nil {
+				x.fail(err)
+			}
+		})
+	}
+	return s
+}
+
+// An exchange is one request and its answer on the way through the server.
+type exchange struct {
+	http.ResponseWriter
+	r      *http.Request
+	s      *server
+	id     string    // X-Request-Id
+	who    principal // who.id is 0 where nobody has signed in
+	target int64     // the user that the path's {id} names
+	routed bool      // the mux found a route
+	status int       // of the answer; 0: not begun
+	err    error     // why the request failed
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
+
+// The header values that every answer has, made once.
+var (
+	jsonType    = []string{"application/json; charset=utf-8"}
+	problemType = []string{"application/problem+json"}
+	noSniff     = []string{"nosniff"}
+	noStore     = []string{"no-store"}
+)
+
+// ServeHTTP is the way in for every request.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	x := &exchange{ResponseWriter: w, r: r, s: s, id: fmt.Sprintf("%016x", rand.Uint64())}
+	header := w.Header()
+	header["Content-Type"] = jsonType
+	header["X-Content-Type-Options"] = noSniff
+	header["Cache-Control"] = noStore
+	header["X-Request-Id"] = []string{x.id}
+
+	defer func() {
+		p := recover()
+		if p != nil && p != http.ErrAbortHandler {
+			x.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			if x.status == 0 {
+				x.fail(x.err)
+				p = nil
+			} else {
+				p = http.ErrAbortHandler // half an answer must not look whole
+			}
+		}
+		s.logRequest(x, start)
+		if p != nil {
+			panic(p)
+		}
+	}()
+	s.mux.ServeHTTP(x, r)
+}
+
+// WriteHeader sends the status. Where the mux answers by itself, in plain
+// text, there is no route: it is answered here instead, in JSON.
+func (x *exchange) WriteHeader(status int) {
+	if x.status != 0 {
+		return
+	}
+	if !x.routed {
+		x.routed = true
+		if status == http.StatusMethodNotAllowed {
+			x.fail(errMethod)
+		} else {
+			x.Header().Del("Location") // of a path that only needs cleaning
+			x.fail(errNotFound)
+		}
+		return
+	}
+	x.status = status
+	x.ResponseWriter.WriteHeader(status)
+}
+
+// Write sends a part of the body; of an answer by the mux, nothing.
+func (x *exchange) Write(p []byte) (int, error) {
+	if x.err != nil {
+		return len(p), nil
+	}
+	if x.status == 0 {
+		x.WriteHeader(http.StatusOK)
+	}
+	return x.ResponseWriter.Write(p)
+}
+
+// send answers with a JSON text.
+func (x *exchange) send(status int, body []byte) error {
+	x.WriteHeader(status)
+	_, err := x.ResponseWriter.Write(body)
+	if err != nil {
+		return fmt.Errorf("answering: %w", err)
+	}
+	return nil
+}
+
+// sendJSON answers with v.
+func (x *exchange) sendJSON(status int, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return x.send(status, append(body, '\n'))
+}
+
+// A failure is the body of an answer to an error.
+type failure struct {
+	Error  string            `json:"error"`
+	Code   string            `json:"code"`
+	Fields map[string]string `json:"fields,omitempty"`
+
+	// RFC 9457, where it was asked for; its type is then the default, about:blank.
+	Title  string `json:"title,omitempty"`
+	Status int    `json:"status,omitempty"`
+	Detail string `json:"detail,omitempty"`
+}
+
+// fail answers with an error: the one place where an error becomes a status.
+func (x *exchange) fail(err error) {
+	x.err = err
+	if x.status != 0 {
+		panic(http.ErrAbortHandler) // too late to say so
+	}
+	a := answerFor(err)
+	body := failure{Error: a.text, Code: a.code}
+	var f *fault
+	if errors.As(err, &f) {
+		if f.text != "" {
+			body.Error = f.text
+		}
+		body.Fields = f.fields
+	}
+	header := x.Header()
+	header["Content-Type"] = jsonType // the mux has set its own
+	switch a.status {
+	case http.StatusUnauthorized:
+		header["Www-Authenticate"] = []string{challenge(err)}
+	case http.StatusServiceUnavailable:
+		header["Retry-After"] = []string{"1"}
+	}
+	if accepts(x.r, "application/problem+json") { // RFC 9457
+		header["Content-Type"] = problemType
+		body.Title, body.Status, body.Detail = http.StatusText(a.status), a.status, body.Error
+	}
+	text, err := json.Marshal(body)
+	if err != nil {
+		panic(err) // strings and a number
+	}
+	x.status = a.status
+	x.ResponseWriter.WriteHeader(a.status)
+	x.ResponseWriter.Write(append(text, '\n')) // a client that has gone needs no answer
+}
+
+// challenge is the WWW-Authenticate of a 401 (RFC 6750 section 3).
+func challenge(err error) string {
+	for _, bad := range []error{errBadToken, errExpiredToken, errSessionEnded} {
+		if errors.Is(err, bad) {
+			return `Bearer error="invalid_token"`
+		}
+	}
+	return "Bearer"
+}
+
+// accepts reports whether the request names a media type in its Accept header.
+func accepts(r *http.Request, mediaType string) bool {
+	for _, value := range r.Header["Accept"] {
+		for part := range strings.SplitSeq(value, ",") {
+			if t, _, err := mime.ParseMediaType(part); err == nil && t == mediaType {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// logRequest writes the one line of a request. Reads that went well are many
+// and tell little: they are for the level debug.
+func (s *server) logRequest(x *exchange, start time.Time) {
+	level := slog.LevelInfo
+	switch {
+	case x.err != nil && (errors.Is(x.err, errStorage) || answerFor(x.err).status == http.StatusInternalServerError) && x.r.Context().Err() == nil:
+		level = slog.LevelError
+	case x.status == http.StatusServiceUnavailable:
+		level = slog.LevelWarn
+	case x.err == nil && (x.r.Method == http.MethodGet || x.r.Method == http.MethodHead):
+		level = slog.LevelDebug
+	}
+	if !s.log.Enabled(context.Background(), level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 10)
+	attrs = append(attrs,
+		slog.String("id", x.id),
+		slog.String("method", x.r.Method),
+		slog.String("route", x.r.Pattern),
+		slog.Int("status", x.status),
+		slog.Int64("took_us", time.Since(start).Microseconds()),
+		slog.String("client", s.clientAddress(x.r)),
+	)
+	if x.who.id != 0 {
+		attrs = append(attrs, slog.Int64("user", x.who.id))
+	}
+	if x.target != 0 && x.target != x.who.id {
+		attrs = append(attrs, slog.Int64("target", x.target))
+	}
+	if x.err != nil {
+		attrs = append(attrs, slog.String("code", answerFor(x.err).code))
+	}
+	if level == slog.LevelError {
+		attrs = append(attrs, slog.String("err", x.err.Error()))
+	}
+	s.log.LogAttrs(context.Background(), level, "request", attrs...)
+}
+
+// clientAddress returns the address of the client: the peer's or, where the
+// peer is a trusted proxy, the last address of X-Forwarded-For that is not one.
+// What stands to the left of it is the client's own invention.
+func (s *server) clientAddress(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	if len(s.trustedProxies) == 0 {
+		return host
+	}
+	address, err := netip.ParseAddr(host)
+	if err != nil {
+		return host
+	}
+	forwarded := strings.Join(r.Header["X-Forwarded-For"], ",")
+	for s.isTrusted(address) && forwarded != "" {
+		i := strings.LastIndexByte(forwarded, ',')
+		next, err := netip.ParseAddr(strings.TrimSpace(forwarded[i+1:]))
+		if err != nil {
+			break
+		}
+		address = next
+		forwarded = forwarded[:max(i, 0)]
+	}
+	return address.Unmap().String()
+}
+
+func (s *server) isTrusted(address netip.Addr) bool {
+	address = address.Unmap()
+	for _, p := range s.trustedProxies {
+		if p.Contains(address) {
+			return true
+		}
+	}
+	return false
+}
+
+// body returns the request's body: JSON, at most maxBody.
+func (x *exchange) body() ([]byte, error) {
+	mediaType, params, err := mime.ParseMediaType(x.r.Header.Get("Content-Type"))
+	if err != nil || mediaType != "application/json" || x.r.Header.Get("Content-Encoding") != "" {
+		return nil, errMediaType
+	}
+	if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") {
+		return nil, errMediaType
+	}
+	// Refused by its length before a byte is read, it is not invited by 100 Continue.
+	if x.r.ContentLength > maxBody {
+		return nil, errTooLarge
+	}
+	data, err := io.ReadAll(http.MaxBytesReader(x.ResponseWriter, x.r.Body, maxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, errTooLarge
+	case err != nil:
+		return nil, &fault{kind: errMalformedBody, text: "The body did not arrive whole"}
+	}
+	return data, nil
+}
+
+// hasBody reports whether the request came with a body.
+func (x *exchange) hasBody() bool { return x.r.ContentLength != 0 }
+
+// decode reads the request's body into a T, a struct whose fields have json
+// tags. It is stricter than encoding/json: exactly one object of valid UTF-8,
+// no member twice, none unknown or in another case, none null unless its field
+// is a json.RawMessage, no NUL and no half of a surrogate pair in a string.
+// Where programs differ in what they make of a text, one checks what another
+// uses.
+func decode[T any](x *exchange) (in T, err error) {
+	data, err := x.body()
+	if err != nil {
+		return in, err
+	}
+	return in, decodeBody(data, &in)
+}
+
+func decodeBody(data []byte, in any) error {
+	t := reflect.TypeOf(in).Elem()
+	err := eachMember(data, func(name string, value []byte) error {
+		i := 0
+		for i < t.NumField() && t.Field(i).Tag.Get("json") != name {
+			i++
+		}
+		if i == t.NumField() {
+			return &fault{kind: errUnknownMember, text: fmt.Sprintf("The body has the member %q, which this route does not know", shorten(name))}
+		}
+		if t.Field(i).Type == reflect.TypeFor[json.RawMessage]() {
+			return nil
+		}
+		if string(value) == "null" {
+			return wrongType(name, t.Field(i).Type)
+		}
+		if bytes.Contains(value, []byte(`\u`)) {
+			var text string
+			if json.Unmarshal(value, &text) == nil && strings.ContainsAny(text, "\x00\uFFFD") {
+				return &fault{kind: errMalformedBody, text: fmt.Sprintf("The member %q holds an escape that is no character", name)}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = json.Unmarshal(data, in)
+	var mistyped *json.UnmarshalTypeError
+	if errors.As(err, &mistyped) {
+		return wrongType(mistyped.Field, mistyped.Type)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errMalformedBody, err)
+	}
+	return nil
+}
+
+func wrongType(name string, t reflect.Type) error {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	want := map[reflect.Kind]string{reflect.String: "a string", reflect.Bool: "true or false"}[t.Kind()]
+	return &fault{
+		kind:   errWrongType,
+		text:   fmt.Sprintf("The member %q must be %s", name, want),
+		fields: map[string]string{name: "must be " + want},
+	}
+}
+
+// shorten cuts what a client sent to what an error should repeat of it.
+func shorten(s string) string {
+	const most = 64
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}
+
+// maxMembers bounds the search for a member that stands twice.
+const maxMembers = 64
+
+// eachMember calls f with the name and the JSON text of each member of the one
+// object that data is. It refuses what is not valid JSON in valid UTF-8, and a
+// name that stands twice: parsers differ in which of the two they take
+// (RFC 8259 section 4).
+func eachMember(data []byte, f func(name string, value []byte) error) error {
+	if !utf8.Valid(data) {
+		return &fault{kind: errMalformedBody, text: "The body is not valid UTF-8"}
+	}
+	if !json.Valid(data) {
+		return &fault{kind: errMalformedBody, text: "The body is not valid JSON"}
+	}
+	// From here on the syntax is known to be right; what is left is to find the ends.
+	rest := bytes.TrimLeft(data, " \t\r\n")
+	if rest[0] != '{' {
+		return errMalformedBody
+	}
+	var seen [maxMembers]string
+	for n := 0; ; n++ {
+		rest = bytes.TrimLeft(rest[1:], " \t\r\n") // after { or ,
+		if rest[0] == '}' {
+			return nil
+		}
+		end := valueEnd(rest)
+		name := unquoteName(rest[:end])
+		if n == maxMembers {
+			return &fault{kind: errMalformedBody, text: "The body has too many members"}
+		}
+		for _, s := range seen[:n] {
+			if s == name {
+				return &fault{kind: errDuplicateMember, text: fmt.Sprintf("The member %q stands twice in the body", shorten(name))}
+			}
+		}
+		seen[n] = name
+		rest = bytes.TrimLeft(rest[end:], " \t\r\n")
+		rest = bytes.TrimLeft(rest[1:], " \t\r\n") // after :
+		end = valueEnd(rest)
+		if err := f(name, rest[:end]); err != nil {
+			return err
+		}
+		rest = bytes.TrimLeft(rest[end:], " \t\r\n")
+		if rest[0] == '}' {
+			return nil
+		}
+	}
+}
+
+func unquoteName(quoted []byte) string {
+	if bytes.IndexByte(quoted, '\\') < 0 {
+		return string(quoted[1 : len(quoted)-1])
+	}
+	var name string
+	json.Unmarshal(quoted, &name) // a valid string of a valid text
+	return name
+}
+
+// valueEnd returns the length of the value that valid JSON begins with.
+func valueEnd(data []byte) int {
+	depth := 0
+	for i := 0; i < len(data); i++ {
+		switch data[i] {
+		case '"':
+			for i++; data[i] != '"'; i++ {
+				if data[i] == '\\' {
+					i++
+				}
+			}
+		case '{', '[':
+			depth++
+			continue
+		case '}', ']':
+			if depth == 0 {
+				return i
+			}
+			depth--
+		case ',', ':', ' ', '\t', '\r', '\n':
+			if depth == 0 {
+				return i
+			}
+			continue
+		default: // within a number or a word
+			continue
+		}
+		if depth == 0 {
+			return i + 1
+		}
+	}
+	return len(data)
+}

@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/base64"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/crypto/argon2"
+)
+
+// A cost is what one argon2id hash takes.
+type cost struct {
+	memory  uint32 // KiB
+	passes  uint32
+	threads uint8
+}
+
+// defaultCost is the second of OWASP's equivalent settings for argon2id
+// (Password Storage Cheat Sheet): 19 MiB, 2 passes, 1 thread; about 25 ms on
+// one core. One thread, because more would escape the gate below.
+var defaultCost = cost{memory: 19456, passes: 2, threads: 1}
+
+const (
+	saltSize = 16 // bytes, RFC 9106 section 3.1
+	keySize  = 32
+
+	// Whoever can write a hash into the database must not choose what verifying
+	// it costs. The largest in common use: Django's argon2, 100 MiB, 8 threads.
+	maxMemory  = 128 << 10 // KiB
+	maxPasses  = 10
+	maxThreads = 16
+)
+
+// A hasher hashes and verifies passwords behind a gate: one hash per core at a
+// time, since more would only make all of them slower and hold 19 MiB each. A
+// bounded number waits, for at most maxWait; past either the answer is errBusy.
+type hasher struct {
+	cost    cost
+	slots   chan struct{}
+	waiting atomic.Int64
+}
+
+const (
+	// maxWait is below what a client waits before it asks again, which would
+	// only add to the load.
+	maxWait = 2 * time.Second
+	// waitersPerSlot at 25 ms a hash are served within maxWait; letting in more
+	// would keep connections open only to refuse them later.
+	waitersPerSlot = 80
+)
+
+func newHasher(c cost) *hasher {
+	return &hasher{cost: c, slots: make(chan struct{}, runtime.GOMAXPROCS(0))}
+}
+
+// enter waits for a place and returns what gives it back. It returns errBusy,
+// or the context's error when the client has gone: its place goes to the next.
+func (h *hasher) enter(ctx context.Context) (leave func(), err error) {
+	leave = func() { <-h.slots }
+	select {
+	case h.slots <- struct{}{}:
+		return leave, nil
+	default:
+	}
+	if h.waiting.Add(1) > int64(waitersPerSlot*cap(h.slots)) {
+		h.waiting.Add(-1)
+		return nil, errBusy
+	}
+	defer h.waiting.Add(-1)
+	timeout := time.NewTimer(maxWait)
+	defer timeout.Stop()
+	select {
+	case h.slots <- struct{}{}:
+		return leave, nil
+	case <-timeout.C:
+		return nil, errBusy
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting to hash: %w", ctx.Err())
+	}
+}
+
+// hash returns the PHC string of a password under a new salt.
+func (h *hasher) hash(ctx context.Context, password string) (string, error) {
+	leave, err := h.enter(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
+	salt := make([]byte, saltSize)
+	rand.Read(salt)
+	key := argon2.IDKey([]byte(password), salt, h.cost.passes, h.cost.memory, h.cost.threads, keySize)
+	return phc{h.cost, salt, key}.String(), nil
+}
+
+// verify reports whether the password is the one that was hashed. An empty
+// hash, that of a user who does not exist, takes the work of one of ours and
+// is never right: time must not tell which names exist. A hash in a form it
+// does not know is never right either.
+func (h *hasher) verify(ctx context.Context, hash, password string) (bool, error) {
+	p, known := parsePHC(hash)
+	if !known {
+		p = phc{h.cost, make([]byte, saltSize), make([]byte, keySize)}
+	}
+	leave, err := h.enter(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer leave()
+	key := argon2.IDKey([]byte(password), p.salt, p.passes, p.memory, p.threads, uint32(len(p.key)))
+	return subtle.ConstantTimeCompare(key, p.key) == 1 && known, nil
+}
+
+// stale reports whether a hash is not what hash would make today.
+func (h *hasher) stale(hash string) bool {
+	p, known := parsePHC(hash)
+	return !known || p.cost != h.cost || len(p.salt) != saltSize || len(p.key) != keySize
+}
+
+// A phc is an argon2id hash in the PHC string format,
+// $argon2id$v=19$m=19456,t=2,p=1$SALT$KEY.
+type phc struct {
+	cost
+	salt, key []byte
+}
+
+const phcFormat = "$argon2id$v=19$m=%d,t=%d,p=%d$"
+
+func (p phc) String() string {
+	return fmt.Sprintf(phcFormat, p.memory, p.passes, p.threads) +
+		base64.RawStdEncoding.EncodeToString(p.salt) + "$" +
+		base64.RawStdEncoding.EncodeToString(p.key)
+}
+
+// parsePHC reads what String writes, with any cost up to the caps. It accepts
+// one spelling of each hash only.
+func parsePHC(s string) (p phc, ok bool) {
+	if n, err := fmt.Sscanf(s, phcFormat, &p.memory, &p.passes, &p.threads); n != 3 || err != nil {
+		return p, false
+	}
+	fields := strings.Split(s, "$")
+	if len(fields) != 6 {
+		return p, false
+	}
+	var err1, err2 error
+	p.salt, err1 = base64.RawStdEncoding.DecodeString(fields[4])
+	p.key, err2 = base64.RawStdEncoding.DecodeString(fields[5])
+	ok = err1 == nil && err2 == nil &&
+		p.passes >= 1 && p.passes <= maxPasses &&
+		p.threads >= 1 && p.threads <= maxThreads &&
+		p.memory >= 8*uint32(p.threads) && p.memory <= maxMemory &&
+		len(p.salt) >= 8 && len(p.salt) <= 64 &&
+		len(p.key) >= 16 && len(p.key) <= 64 &&
+		p.String() == s
+	return p, ok
+}
+
+const (
+	minPassword = 8    // code points, NIST SP 800-63B section 5.1.1.2
+	maxPassword = 1024 // bytes: hashing must not be fed without end
+)
+
+// checkPassword says what is wrong with a new password, or nothing.
+func checkPassword(password, username, email string) string {
+	switch {
+	case utf8.RuneCountInString(password) < minPassword:
+		return fmt.Sprintf("must have at least %d characters", minPassword)
+	case len(password) > maxPassword:
+		return fmt.Sprintf("must have at most %d bytes", maxPassword)
+	case strings.ContainsRune(password, 0):
+		return "must not contain NUL"
+	case strings.EqualFold(password, username), strings.EqualFold(password, email):
+		return "must not be the username or the email"
+	case common[strings.ToLower(password)]:
+		return "is one of the most common passwords"
+	}
+	return ""
+}
+
+// common holds the passwords of eight and more characters that lead the
+// published lists of leaked ones: what a guesser tries first.
+var common = func() map[string]bool {
+	m := make(map[string]bool)
+	for _, p := range strings.Fields(`
+		password password1 password12 password123 password1234 passw0rd p@ssw0rd p@ssword
+		12345678 123456789 1234567890 0123456789 87654321 987654321 0987654321 123123123
+		11111111 111111111 1111111111 00000000 000000000 0000000000 22222222 55555555
+		66666666 77777777 88888888 888888888 99999999 999999999 12341234 123412345
+		12344321 11223344 1122334455 112233445566 147258369 123654789 789456123 741852963
+		147852369 159753456 963852741 1234567891 12345678910 123456789a a123456789 123456789q
+		1q2w3e4r 1q2w3e4r5t 1q2w3e4r5t6y 1qaz2wsx 1qaz2wsx3edc qazwsxedc zaq12wsx zaq1zaq1
+		qwertyui qwertyuiop qwerty12 qwerty123 qwerty1234 qwerty12345 qwertyuiop123 1qazxsw2
+		asdfghjk asdfghjkl asdfasdf asdf1234 zxcvbnm1 zxcvbnm123 q1w2e3r4 q1w2e3r4t5
+		abcd1234 abc12345 abcdefgh abcdefg1 abc123456 a1b2c3d4 aa123456 aaaaaaaa abcabcabc
+		iloveyou iloveyou1 iloveyou2 iloveyou! iloveyou123 ilovegod princess princess1
+		sunshine sunshine1 football football1 baseball baseball1 basketball superman superman1
+		welcome1 welcome123 admin123 admin1234 administrator changeme changeme1 letmein1
+		letmein123 trustno1 starwars whatever internet computer michelle jennifer jonathan
+		charlie1 dragon123 monkey123 master123 shadow123 michael1 jordan23 liverpool liverpool1
+		blink182 pokemon1 samsung1 letmein! secret123 default1 guest123 passport
+		killer123 cocacola snoopy123 matrix123 hello123 hellohello tinkerbell chocolate
+		butterfly barcelona elizabeth alexander christian danielle garfield test1234 testtest
+		user1234 root1234 mustang1 corvette mercedes maverick midnight spiderman batman123`) {
+		m[p] = true
+	}
+	return m
+}()

@@ -1,0 +1,726 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// A role says what a user may do to others. Anything but these two, and so
+// also a role that is missing, may do nothing.
+type role string
+
+const (
+	member role = "member" // itself alone
+	admin  role = "admin"  // anyone
+)
+
+// A user is one row of the table user, without the password's hash.
+type user struct {
+	id          int64
+	username    string
+	email       string
+	role        role
+	disabled    bool
+	createdAt   int64 // Unix seconds, as all times here
+	updatedAt   int64
+	lastLoginAt int64 // 0: never
+	version     int64 // counts the changes a client can see; the ETag
+}
+
+// userColumns and (*user).columns are the one list of a user's columns, in step.
+const userColumns = `
+	user.id,
+	user.username,
+	user.email,
+	user.role,
+	user.disabled,
+	user.created_at,
+	user.updated_at,
+	user.last_login_at,
+	user.version`
+
+// columns returns where a row of userColumns, and then more, is to be scanned.
+func (u *user) columns(more ...any) []any {
+	return append([]any{
+		&u.id,
+		&u.username,
+		&u.email,
+		(*string)(&u.role),
+		&u.disabled,
+		&u.createdAt,
+		&u.updatedAt,
+		&u.lastLoginAt,
+		&u.version,
+	}, more...)
+}
+
+// A caller names who asks for a write: the session it was asked in, whose
+// user's rights the write's own SQL checks at the instant it runs, or console.
+// The zero caller may do nothing.
+type caller int64
+
+// console is whoever can open the database file: the command line.
+const console caller = -1
+
+// applicationID marks a database as userd's in its header ("user" in ASCII).
+const applicationID = 0x75736572
+
+// migrations take an empty database to the schema this program knows, one
+// transaction each; PRAGMA user_version counts those done. They only ever add
+// tables, indexes, and columns with constant defaults: rebuilding a table would
+// empty others that cascade from it.
+var migrations = []string{`
+	-- The first four columns are the Flask tutorial's, so that its database can be taken over.
+	CREATE TABLE user (
+		id            INTEGER NOT NULL PRIMARY KEY,
+		username      VARCHAR(80) NOT NULL,
+		email         VARCHAR(120) NOT NULL,
+		password_hash VARCHAR(128) NOT NULL,
+		role          TEXT NOT NULL DEFAULT 'member',
+		disabled      INTEGER NOT NULL DEFAULT 0,
+		created_at    INTEGER NOT NULL DEFAULT 0,
+		updated_at    INTEGER NOT NULL DEFAULT 0,
+		last_login_at INTEGER NOT NULL DEFAULT 0,
+		version       INTEGER NOT NULL DEFAULT 1
+	);
+	CREATE UNIQUE INDEX user_username ON user (username COLLATE NOCASE);
+	CREATE UNIQUE INDEX user_email ON user (email COLLATE NOCASE);
+	-- Few rows each: they make "is there another active admin?" and the admins' filters one step.
+	CREATE INDEX user_admin ON user (id) WHERE role = 'admin';
+	CREATE INDEX user_disabled ON user (id) WHERE disabled = 1;
+
+	-- The last user id given out. SQLite would give the id of a deleted last user
+	-- again, and an old token would then speak for somebody new.
+	CREATE TABLE counter (
+		id      INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+		user_id INTEGER NOT NULL
+	);
+	INSERT INTO counter (id, user_id) VALUES (1, 0);
+
+	-- One login each; its id is the sid of its tokens.
+	CREATE TABLE session (
+		id           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+		user_id      INTEGER NOT NULL,
+		created_at   INTEGER NOT NULL,
+		last_used_at INTEGER NOT NULL,
+		expires_at   INTEGER NOT NULL,
+		address      TEXT NOT NULL,
+		user_agent   TEXT NOT NULL
+	);
+	CREATE INDEX session_user ON session (user_id);
+
+	-- The keys that sign access tokens where JWT_SECRET_KEY is not set; the newest signs.
+	CREATE TABLE signing_key (
+		id         INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+		kid        TEXT NOT NULL UNIQUE,
+		secret     BLOB NOT NULL,
+		created_at INTEGER NOT NULL
+	);`,
+}
+
+// maxSessions is how many sessions a user can have; past it the oldest ends.
+const maxSessions = 100
+
+// A store is the database file and every statement that runs on it. Reads go to
+// a small pool; every write goes through one goroutine (write.go).
+// An error that is neither one of the named sentinels nor the caller's own
+// cancelled context is errStorage, with its cause wrapped beside it.
+type store struct {
+	readers *sql.DB
+	reads   prepared
+	*writer
+}
+
+// readerCount is the size of the read pool. Measured on two cores: one reader
+// halves the throughput, eight gain little, and each costs about 3 MB.
+const readerCount = 4
+
+// openStore opens the database at path, making it (mode 0600) where there is
+// none, and brings its schema up to date. The caller has inspected the file.
+func openStore(ctx context.Context, path string) (*store, error) {
+	// Made here because SQLite would make it 0644; the -wal and -shm files take
+	// their mode from it. Nothing else in the process may open the file once
+	// SQLite has: closing any descriptor of it drops SQLite's locks.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err == nil {
+		err = f.Close()
+	} else if errors.Is(err, fs.ErrExist) {
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+
+	w, err := openWriter(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := migrate(ctx, w.conn); err != nil {
+		w.close()
+		return nil, err
+	}
+	readers, err := sql.Open("sqlite", dsn(path, "mode=rw", "_query_only=1", "_busy_timeout=5000"))
+	if err != nil {
+		w.close()
+		return nil, err
+	}
+	readers.SetMaxOpenConns(readerCount)
+	readers.SetMaxIdleConns(readerCount)
+	go w.run()
+	return &store{
+		readers: readers,
+		reads:   prepared{by: readers},
+		writer:  w,
+	}, nil
+}
+
+// close waits for the writes under way and closes the file. The writer goes
+// last, as the connection that may fold the write-ahead log into the database.
+func (s *store) close() error {
+	s.stop()
+	return errors.Join(s.readers.Close(), s.writer.close())
+}
+
+// dsn names the database file to the driver. Pragmas stand in it because one
+// run by Exec would reach one connection of the pool.
+func dsn(path string, params ...string) string {
+	path = filepath.ToSlash(path)
+	if !strings.HasPrefix(path, "/") { // C:/…
+		path = "/" + path
+	}
+	u := url.URL{Scheme: "file", Path: path, RawQuery: strings.Join(params, "&")}
+	return u.String()
+}
+
+// inspect looks at the file at path without changing it and returns an error
+// where userd must not open it. No file, or an empty one, is fine.
+func inspect(ctx context.Context, path string) error {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err := os.Stat(filepath.Dir(path))
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a file", path)
+	}
+	if info.Size() == 0 {
+		return nil
+	}
+	db, err := sql.Open("sqlite", dsn(path, "mode=ro", "_busy_timeout=5000"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+
+	var owner, version, tables int
+	err = db.QueryRowContext(ctx, `
+		SELECT a.application_id, v.user_version, (SELECT count(*) FROM sqlite_schema)
+		FROM pragma_application_id AS a, pragma_user_version AS v`).Scan(&owner, &version, &tables)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	switch {
+	case owner == 0 && version == 0 && tables == 0:
+		return nil
+	case owner != applicationID:
+		return fmt.Errorf("%s is another program's database", path)
+	case version > len(migrations):
+		return fmt.Errorf("%s has schema %d, and this userd knows only up to %d: use a newer userd", path, version, len(migrations))
+	}
+	// The first page of each table, so that gross damage is found before anybody is served.
+	for _, table := range []string{"user", "counter", "session", "signing_key"} {
+		rows, err := db.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
+		if err == nil {
+			for rows.Next() {
+			}
+			err = errors.Join(rows.Err(), rows.Close())
+		}
+		if err != nil {
+			return fmt.Errorf("reading %s: table %s: %w", path, table, err)
+		}
+	}
+	return nil
+}
+
+// migrate runs the migrations that the database has not seen.
+func migrate(ctx context.Context, conn *sql.Conn) error {
+	for {
+		done, err := migrateOnce(ctx, conn)
+		if err != nil {
+			return fmt.Errorf("upgrading the database: %w", err)
+		}
+		if done {
+			return nil
+		}
+	}
+}
+
+// migrateOnce runs one migration. The version is read under the write lock:
+// another process may be opening the same new file.
+func migrateOnce(ctx context.Context, conn *sql.Conn) (done bool, err error) {
+	tx, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return false, err
+	}
+	defer tx.Rollback()
+	var version int
+	if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return false, err
+	}
+	if version >= len(migrations) {
+		return true, nil
+	}
+	script := migrations[version] + fmt.Sprintf("; PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, version+1)
+	if _, err := tx.ExecContext(ctx, script); err != nil {
+		return false, fmt.Errorf("migration %d: %w", version+1, err)
+	}
+	return false, tx.Commit()
+}
+
+// checkIntegrity runs SQLite's full check and returns what it found first, or
+// "ok". It reads the whole file.
+func (s *store) checkIntegrity(ctx context.Context) (string, error) {
+	var found string
+	err := s.readers.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&found)
+	return found, err
+}
+
+// prepared keeps a prepared statement for each query text, made at first use.
+// The texts are constants of this package, so it stays small.
+type prepared struct {
+	by interface {
+		PrepareContext(context.Context, string) (*sql.Stmt, error)
+	}
+	mu    sync.RWMutex
+	stmts map[string]*sql.Stmt
+}
+
+func (p *prepared) get(query string) (*sql.Stmt, error) {
+	p.mu.RLock()
+	stmt := p.stmts[query]
+	p.mu.RUnlock()
+	if stmt != nil {
+		return stmt, nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if stmt := p.stmts[query]; stmt != nil {
+		return stmt, nil
+	}
+	stmt, err := p.by.PrepareContext(context.Background(), query)
+	if err != nil {
+		return nil, err
+	}
+	if p.stmts == nil {
+		p.stmts = make(map[string]*sql.Stmt)
+	}
+	p.stmts[query] = stmt
+	return stmt, nil
+}
+
+func (p *prepared) close() error {
+	var errs []error
+	for _, stmt := range p.stmts {
+		errs = append(errs, stmt.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// read scans the one row of a query into dest; no row is the error none.
+// It takes no context: a lookup ends in microseconds, and one that could be
+// cancelled would cost a goroutine each in the driver.
+func (s *store) read(query string, none error, dest []any, args ...any) error {
+	stmt, err := s.reads.get(query)
+	if err == nil {
+		err = stmt.QueryRow(args...).Scan(dest...)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, sql.ErrNoRows):
+		return none
+	}
+	return fmt.Errorf("%w: reading: %w", errStorage, err)
+}
+
+// eachRow calls f after scanning each row of a query into dest.
+func (s *store) eachRow(ctx context.Context, query string, dest []any, f func(), args ...any) error {
+	stmt, err := s.reads.get(query)
+	if err != nil {
+		return fmt.Errorf("%w: reading: %w", errStorage, err)
+	}
+	rows, err := stmt.QueryContext(ctx, args...)
+	if err != nil {
+		return fmt.Errorf("%w: reading: %w", errStorage, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := rows.Scan(dest...); err != nil {
+			return fmt.Errorf("%w: reading a row: %w", errStorage, err)
+		}
+		f()
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("%w: reading: %w", errStorage, err)
+	}
+	return nil
+}
+
+// user returns the user with this id, or errUserNotFound.
+func (s *store) user(id int64) (u user, err error) {
+	err = s.read(`SELECT`+userColumns+` FROM user WHERE id = ?`, errUserNotFound, u.columns(), id)
+	return u, err
+}
+
+// userByLogin returns the user whose username, or else whose e-mail address,
+// is login in any case, with the password's hash; or errUserNotFound. The
+// username goes first because an adopted one may equal another's address.
+func (s *store) userByLogin(login string) (u user, hash string, err error) {
+	var rank int
+	err = s.read(`
+		SELECT`+userColumns+`, user.password_hash, 0 AS rank FROM user WHERE username = ?1 COLLATE NOCASE
+		UNION ALL
+		SELECT`+userColumns+`, user.password_hash, 1 AS rank FROM user WHERE email = ?1 COLLATE NOCASE
+		ORDER BY rank LIMIT 1`, errUserNotFound, u.columns(&hash, &rank), login)
+	return u, hash, err
+}
+
+// passwordHash returns the hash of a user's password, or errUserNotFound.
+func (s *store) passwordHash(id int64) (hash string, err error) {
+	err = s.read(`SELECT password_hash FROM user WHERE id = ?`, errUserNotFound, []any{&hash}, id)
+	return hash, err
+}
+
+// taken returns errUsernameTaken or errEmailTaken where a user other than
+// except has one of them already, in any case; else nil.
+func (s *store) taken(username, email string, except int64) error {
+	var name, address bool
+	err := s.read(`
+		SELECT EXISTS (SELECT 1 FROM user WHERE username = ?1 COLLATE NOCASE AND id <> ?3),
+		       EXISTS (SELECT 1 FROM user WHERE email = ?2 COLLATE NOCASE AND id <> ?3)`,
+		errStorage, []any{&name, &address}, username, email, except)
+	switch {
+	case err != nil:
+		return err
+	case name:
+		return errUsernameTaken
+	case address:
+		return errEmailTaken
+	}
+	return nil
+}
+
+// whichTaken explains a failed UNIQUE constraint; other errors pass as they are.
+func (s *store) whichTaken(err error, username, email string, except int64) error {
+	if !errors.Is(err, errDuplicate) {
+		return err
+	}
+	if taken := s.taken(username, email, except); taken != nil {
+		return taken
+	}
+	return fmt.Errorf("%w: a name in the way has just gone", errStorage)
+}
+
+// A filter narrows a list of users. Its zero value lets every user through.
+type filter struct {
+	role     role  // empty: any
+	disabled *bool // nil: either
+}
+
+// users calls f for at most limit users with ids above after, in id order.
+// The user f is given is reused for the next row.
+func (s *store) users(ctx context.Context, after int64, limit int, only filter, f func(*user)) error {
+	var u user
+	var disabled any
+	if only.disabled != nil {
+		disabled = *only.disabled
+	}
+	const (
+		from  = `SELECT` + userColumns + ` FROM user WHERE `
+		page  = `id > ?1 ORDER BY id LIMIT ?2`
+		match = `(?3 = '' OR role = ?3) AND (?4 IS NULL OR disabled = ?4) AND ` + page
+	)
+	// SQLite uses a partial index only where the query repeats its condition.
+	query := from + match
+	switch {
+	case only.role == "" && only.disabled == nil:
+		return s.eachRow(ctx, from+page, u.columns(), func() { f(&u) }, after, limit)
+	case only.role == admin:
+		query = from + `role = 'admin' AND ` + match
+	case only.disabled != nil && *only.disabled:
+		query = from + `disabled = 1 AND ` + match
+	}
+	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, after, limit, only.role, disabled)
+}
+
+// search calls f, in name order, for at most limit users whose username, or
+// where byEmail is true whose e-mail address, begins with prefix in any case.
+// It reads at most limit entries of each of two indexes, whatever the prefix.
+func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit int, f func(*user)) error {
+	var u user
+	// Every string with the prefix sorts below the prefix and the last code point.
+	const byName = `SELECT id FROM user INDEXED BY user_username
+		WHERE username >= ?1 COLLATE NOCASE AND username < ?1 || char(0x10FFFF) COLLATE NOCASE
+		ORDER BY username COLLATE NOCASE LIMIT ?2`
+	const byAddress = `SELECT id FROM user INDEXED BY user_email
+		WHERE email >= ?1 COLLATE NOCASE AND email < ?1 || char(0x10FFFF) COLLATE NOCASE
+		ORDER BY email COLLATE NOCASE LIMIT ?2`
+	query := `SELECT` + userColumns + ` FROM user WHERE id IN (SELECT id FROM (` + byName + `)`
+	if byEmail {
+		query += ` UNION SELECT id FROM (` + byAddress + `)`
+	}
+	query += `) ORDER BY username COLLATE NOCASE LIMIT ?2`
+	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, prefix, limit)
+}
+
+// addUser adds a user and gives it its id; u's id, times and version are set
+// here. It returns errUsernameTaken or errEmailTaken.
+func (s *store) addUser(ctx context.Context, u *user, hash string, now int64) error {
+	err := s.write(ctx,
+		statement{
+			query: `UPDATE counter SET user_id = user_id + 1`,
+			none:  errStorage,
+		},
+		statement{
+			query: `
+				INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at)
+				SELECT user_id, ?1, ?2, ?3, ?4, ?5, ?6, ?6 FROM counter
+				RETURNING` + userColumns,
+			args: []any{u.username, u.email, hash, u.role, u.disabled, now},
+			into: u.columns(),
+			none: errStorage,
+		})
+	return s.whichTaken(err, u.username, u.email, 0)
+}
+
+// mayChange is the condition of every change of a user, checked as it runs: ?1
+// is the user, ?2 the caller. What was allowed when a request came in may not
+// be any more when it has waited for its turn.
+const mayChange = `(?2 = -1 OR EXISTS (
+	SELECT 1 FROM session JOIN user AS asker ON asker.id = session.user_id
+	WHERE session.id = ?2 AND asker.disabled = 0 AND (asker.id = ?1 OR asker.role = 'admin')))`
+
+// otherAdmin says that an active admin other than the row at hand exists.
+const otherAdmin = `EXISTS (
+	SELECT 1 FROM user AS other WHERE other.role = 'admin' AND other.disabled = 0 AND other.id <> user.id)`
+
+// A change holds new values of a user's columns; nil leaves one as it is.
+type change struct {
+	username *string
+	email    *string
+	hash     *string
+	role     *role
+	disabled *bool
+}
+
+// updateUser makes the change for by and returns the user as it now is. Where
+// version is not 0 the user must still have that version. A new password ends
+// the user's sessions, but not the one that asked; disabling ends them all.
+// It returns errSessionEnded, errForbidden, errUserNotFound, errVersion,
+// errLastAdmin, errUsernameTaken or errEmailTaken.
+func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, version, now int64) (u user, err error) {
+	statements := []statement{{
+		query: `
+			UPDATE user SET
+				username = coalesce(?3, username),
+				email = coalesce(?4, email),
+				password_hash = coalesce(?5, password_hash),
+				role = coalesce(?6, role),
+				disabled = coalesce(?7, disabled),
+				updated_at = ?8,
+				version = version + 1
+			WHERE id = ?1
+				AND (?9 = 0 OR version = ?9)
+				AND ` + mayChange + `
+				AND (role <> 'admin' OR disabled <> 0
+					OR (coalesce(?6, role) = 'admin' AND coalesce(?7, disabled) = 0)
+					OR ` + otherAdmin + `)
+			RETURNING` + userColumns,
+		args: []any{id, by, c.username, c.email, c.hash, c.role, c.disabled, now, version},
+		into: u.columns(),
+		none: errNotApplied,
+	}}
+	if c.disabled != nil && *c.disabled {
+		statements = append(statements, statement{
+			query: `DELETE FROM session WHERE user_id = ?`,
+			args:  []any{id},
+		})
+	} else if c.hash != nil {
+		statements = append(statements, statement{
+			query: `DELETE FROM session WHERE user_id = ? AND id <> ?`,
+			args:  []any{id, by},
+		})
+	}
+	err = s.write(ctx, statements...)
+	if errors.Is(err, errNotApplied) {
+		return user{}, s.whyNot(by, id, version)
+	}
+	var username, email string
+	if c.username != nil {
+		username = *c.username
+	}
+	if c.email != nil {
+		email = *c.email
+	}
+	return u, s.whichTaken(err, username, email, id)
+}
+
+// deleteUser deletes a user and its sessions for by. Version and errors are as
+// in updateUser.
+func (s *store) deleteUser(ctx context.Context, by caller, id, version int64) error {
+	err := s.write(ctx,
+		statement{
+			query: `
+				DELETE FROM user
+				WHERE id = ?1
+					AND (?3 = 0 OR version = ?3)
+					AND ` + mayChange + `
+					AND (role <> 'admin' OR disabled <> 0 OR ` + otherAdmin + `)`,
+			args: []any{id, by, version},
+			none: errNotApplied,
+		},
+		statement{
+			query: `DELETE FROM session WHERE user_id = ?`,
+			args:  []any{id},
+		})
+	if errors.Is(err, errNotApplied) {
+		return s.whyNot(by, id, version)
+	}
+	return err
+}
+
+// whyNot explains a change that did not apply, in the order in which a client
+// wants to know: who it is, what it may do, what is there, what has changed.
+func (s *store) whyNot(by caller, id, version int64) error {
+	if by != console {
+		asker, err := s.sessionUser(int64(by))
+		if err != nil {
+			return err
+		}
+		if asker.id != id && asker.role != admin {
+			return errForbidden
+		}
+	}
+	u, err := s.user(id)
+	if err != nil {
+		return err
+	}
+	if version != 0 && u.version != version {
+		return errVersion
+	}
+	return errLastAdmin
+}
+
+// A session is one login of a user.
+type session struct {
+	id        int64
+	userID    int64
+	createdAt int64
+	expiresAt int64
+	address   string // of the client that logged in
+	userAgent string
+}
+
+// addSession starts a session of a user whose password was just verified
+// against hash, and gives it its id. It ends the oldest of the user's sessions
+// past maxSessions. Where newHash is not empty it replaces the hash, which
+// moves no version: a client sees nothing of it. A password or a state of the
+// user that has changed since hash was read is errCredentials.
+func (s *store) addSession(ctx context.Context, x *session, hash, newHash string) error {
+	statements := []statement{
+		{
+			query: `
+				UPDATE user SET last_login_at = ?2, password_hash = ?4
+				WHERE id = ?1 AND password_hash = ?3 AND disabled = 0`,
+			args: []any{x.userID, x.createdAt, hash, newHash},
+			none: errCredentials,
+		},
+		{
+			query: `
+				INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent)
+				VALUES (?1, ?2, ?2, ?3, ?4, ?5)
+				RETURNING id`,
+			args: []any{x.userID, x.createdAt, x.expiresAt, x.address, x.userAgent},
+			into: []any{&x.id},
+			none: errStorage,
+		},
+		{
+			query: `
+				DELETE FROM session WHERE user_id = ?1 AND id <= (
+					SELECT id FROM session WHERE user_id = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)`,
+			args: []any{x.userID, maxSessions},
+		},
+	}
+	if newHash == "" {
+		statements[0].args[3] = hash
+	}
+	return s.write(ctx, statements...)
+}
+
+// sessionUser returns the user of a session, or errSessionEnded where the
+// session or its user is gone or the user is disabled.
+func (s *store) sessionUser(sid int64) (u user, err error) {
+	err = s.read(`SELECT`+userColumns+`
+		FROM session JOIN user ON user.id = session.user_id
+		WHERE session.id = ? AND user.disabled = 0`, errSessionEnded, u.columns(), sid)
+	return u, err
+}
+
+// endSession ends a session, or every session of its user where all is true.
+// One that has ended already is errSessionEnded.
+func (s *store) endSession(ctx context.Context, sid int64, all bool) error {
+	query := `DELETE FROM session WHERE id = ?`
+	if all {
+		query = `DELETE FROM session WHERE user_id = (SELECT user_id FROM session WHERE id = ?)`
+	}
+	return s.write(ctx, statement{query: query, args: []any{sid}, none: errSessionEnded})
+}
+
+// newestKey returns the kid and secret of the newest signing key in the
+// database; kid is empty where there is none.
+func (s *store) newestKey() (kid string, secret []byte, err error) {
+	err = s.read(`SELECT kid, secret FROM signing_key ORDER BY id DESC LIMIT 1`, errNoKey, []any{&kid, &secret})
+	if errors.Is(err, errNoKey) {
+		err = nil
+	}
+	return kid, secret, err
+}
+
+var errNoKey = errors.New("no signing key")
+
+// addFirstKey adds a signing key unless there is one.
+func (s *store) addFirstKey(ctx context.Context, kid string, secret []byte, now int64) error {
+	return s.write(ctx, statement{
+		query: `
+			INSERT INTO signing_key (kid, secret, created_at)
+			SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM signing_key)`,
+		args: []any{kid, secret, now},
+	})
+}
+
+// isConstraint reports whether err says that a statement broke a constraint:
+// SQLite has then undone that statement and nothing else.
+func isConstraint(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_CONSTRAINT
+}
+
+// isDuplicate reports whether err is a failed UNIQUE constraint.
+func isDuplicate(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && (e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+}

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+)
+
+// A statement is one step of a write.
+type statement struct {
+	query string // a constant
+	args  []any
+	into  []any // where the row of a RETURNING goes; nil: there is none
+	none  error // the error where it touches no row; nil: that is fine
+}
+
+var (
+	errDuplicate  = errors.New("not unique")
+	errNotApplied = errors.New("a condition of the write did not hold")
+)
+
+// A writer runs every write of the process on one connection. A commit costs an
+// fsync, and SQLite has one writer at a time in any case; so the writes that
+// wait are gathered into one transaction and share its commit.
+type writer struct {
+	db    *sql.DB // of one connection
+	conn  *sql.Conn
+	stmts prepared
+	queue chan *pendingWrite
+	quit  chan struct{}
+	done  chan struct{} // closed when run has returned
+}
+
+type pendingWrite struct {
+	ctx        context.Context
+	statements []statement
+	err        error
+	answer     chan error
+}
+
+// maxGroup bounds a transaction, and so how long its first write waits.
+const maxGroup = 256
+
+var errClosing = fmt.Errorf("%w: closing", errStorage)
+
+func openWriter(path string) (*writer, error) {
+	// A commit by another process (the command line) is waited for up to 10 s.
+	db, err := sql.Open("sqlite", dsn(path, "mode=rw", "_busy_timeout=10000", "_journal_mode=WAL", "_synchronous=FULL", "_foreign_keys=1", "_txlock=immediate"))
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(1)
+	conn, err := db.Conn(context.Background())
+	if err != nil {
+		db.Close()
+		return nil, err
+	}
+	return &writer{
+		db:    db,
+		conn:  conn,
+		stmts: prepared{by: conn},
+		queue: make(chan *pendingWrite, maxGroup),
+		quit:  make(chan struct{}),
+		done:  make(chan struct{}),
+	}, nil
+}
+
+// write runs the statements as one: all of them take effect, durably, before
+// it returns nil, or none. The context counts only while the write waits its
+// turn; a cancelled statement would roll back its whole group.
+// It returns the none of a statement that touched no row, errDuplicate for a
+// UNIQUE constraint, the context's error, or errStorage.
+func (w *writer) write(ctx context.Context, statements ...statement) error {
+	p := &pendingWrite{ctx: ctx, statements: statements, answer: make(chan error, 1)}
+	select {
+	case w.queue <- p:
+	case <-ctx.Done():
+		return fmt.Errorf("waiting to write: %w", ctx.Err())
+	case <-w.quit:
+		return errClosing
+	}
+	select {
+	case err := <-p.answer:
+		return err
+	case <-w.done: // it stood in the queue when the writer left
+		select {
+		case err := <-p.answer:
+			return err
+		default:
+			return errClosing
+		}
+	}
+}
+
+// close closes the connection. An open statement would keep SQLite from closing
+// the file, and so from folding the write-ahead log into it.
+func (w *writer) close() error {
+	return errors.Join(w.stmts.close(), w.conn.Close(), w.db.Close())
+}
+
+// stop ends run once the writes in the queue are done.
+func (w *writer) stop() {
+	close(w.quit)
+	<-w.done
+}
+
+// run is the writer's goroutine.
+func (w *writer) run() {
+	defer close(w.done)
+	group := make([]*pendingWrite, 0, maxGroup)
+	for {
+		select {
+		case p := <-w.queue:
+			group = append(group[:0], p)
+		case <-w.quit:
+			select {
+			case p := <-w.queue:
+				group = append(group[:0], p)
+			default:
+				return
+			}
+		}
+	gather:
+		for len(group) < maxGroup {
+			select {
+			case p := <-w.queue:
+				group = append(group, p)
+			default:
+				break gather
+			}
+		}
+		if err := w.commit(group); err != nil {
+			w.exec("ROLLBACK") // fails where SQLite has rolled back by itself
+			err = fmt.Errorf("%w: writing: %w", errStorage, err)
+			for _, p := range group {
+				p.err = err
+			}
+		}
+		for _, p := range group {
+			p.answer <- p.err
+		}
+		clear(group)
+	}
+}
+
+// commit runs a group in one transaction. A write that fails by its own
+// conditions fails alone, in its err. Any other error, which may have rolled
+// back the whole transaction inside SQLite, is returned and fails the group.
+func (w *writer) commit(group []*pendingWrite) error {
+	if err := w.exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	for _, p := range group {
+		if err := p.ctx.Err(); err != nil {
+			p.err = fmt.Errorf("waiting to write: %w", err)
+			continue
+		}
+		if err := w.apply(p); err != nil {
+			return err
+		}
+	}
+	return w.exec("COMMIT")
+}
+
+// apply runs one write of a group. A write of one statement needs no savepoint:
+// a statement that fails undoes itself.
+func (w *writer) apply(p *pendingWrite) error {
+	several := len(p.statements) > 1
+	if several {
+		if err := w.exec("SAVEPOINT one"); err != nil {
+			return err
+		}
+	}
+	for _, st := range p.statements {
+		err := w.step(st)
+		if err == nil {
+			continue
+		}
+		switch {
+		case isDuplicate(err):
+			p.err = fmt.Errorf("%w: %w", errDuplicate, err)
+		case isConstraint(err) || st.none != nil && errors.Is(err, st.none):
+			p.err = err
+		default:
+			return err
+		}
+		if several {
+			if err := w.exec("ROLLBACK TO one"); err != nil {
+				return err
+			}
+		}
+		break
+	}
+	if several {
+		return w.exec("RELEASE one")
+	}
+	return nil
+}
+
+// step runs one statement.
+func (w *writer) step(st statement) error {
+	stmt, err := w.stmts.get(st.query)
+	if err != nil {
+		return err
+	}
+	if st.into == nil {
+		result, err := stmt.Exec(st.args...)
+		if err != nil {
+			return err
+		}
+		if st.none != nil {
+			if n, err := result.RowsAffected(); err != nil {
+				return err
+			} else if n == 0 {
+				return st.none
+			}
+		}
+		return nil
+	}
+	// Every row is taken: a statement that is closed before its end has not
+	// done all of its work.
+	rows, err := stmt.Query(st.args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	found := false
+	for rows.Next() {
+		found = true
+		if err := rows.Scan(st.into...); err != nil {
+			return err
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	if !found && st.none != nil {
+		return st.none
+	}
+	return nil
+}
+
+func (w *writer) exec(query string) error {
+	return w.step(statement{query: query})
+}
