@@ -1,0 +1,695 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// The tutorial's own seven requests, and what it says they answer.
+func TestTutorial(t *testing.T) {
+	s := newService(t)
+	expect := func(r reply, status int, body string) {
+		t.Helper()
+		if got := strings.TrimSpace(r.body); r.status != status || got != body {
+			t.Errorf("got %d %s, want %d %s", r.status, got, status, body)
+		}
+	}
+	expect(s.do("", "GET", "/api/test", ""), 200, `{"message":"Welcome to the User Management Microservice!"}`)
+	expect(s.do("", "POST", "/api/register", `{"username": "testuser", "email": "test@example.com", "password": "testpass"}`),
+		201, `{"id":1,"username":"testuser","email":"test@example.com"}`)
+	login := s.do("", "POST", "/api/login", `{"username": "testuser", "password": "testpass"}`).want(t, 200, "")
+	token := login.field("access_token")
+	if login.field("token_type") != "Bearer" || login.field("expires_in") != "900" {
+		t.Errorf("login answered %s", login.body)
+	}
+	user := func(name, updated string) string {
+		return `{"id":1,"username":"` + name + `","email":"test@example.com","role":"member","disabled":false,` +
+			`"created_at":"2026-05-04T03:02:01Z","updated_at":"` + updated + `","last_login_at":"2026-05-04T03:02:01Z"}`
+	}
+	expect(s.do(token, "GET", "/api/users", ""), 200, "["+user("testuser", "2026-05-04T03:02:01Z")+"]")
+	expect(s.do(token, "GET", "/api/users/1", ""), 200, user("testuser", "2026-05-04T03:02:01Z"))
+	s.clock.add(time.Minute)
+	expect(s.do(token, "PUT", "/api/users/1", `{"username": "updateduser"}`), 200, user("updateduser", "2026-05-04T03:03:01Z"))
+	expect(s.do(token, "DELETE", "/api/users/1", ""), 200, `{"message":"User deleted successfully"}`)
+	s.do("", "POST", "/api/login", `{"username":"updateduser","password":"testpass"}`).want(t, 401, "invalid_credentials")
+}
+
+// The tutorial's error texts, to the letter.
+func TestTutorialErrors(t *testing.T) {
+	s := newService(t)
+	s.register("ann")
+	for _, test := range []struct {
+		path, body string
+		status     int
+		text, code string
+	}{
+		{"/api/register", `{"username":"bob","email":"bob@example.com"}`, 400, "Username, email, and password are required", "missing_fields"},
+		{"/api/register", `{}`, 400, "Username, email, and password are required", "missing_fields"},
+		{"/api/register", `{"username":"","email":"","password":""}`, 400, "Username, email, and password are required", "missing_fields"},
+		{"/api/register", `{"username":"ann","email":"new@example.com","password":"correct horse"}`, 400, "Username already exists", "username_taken"},
+		{"/api/register", `{"username":"ANN","email":"new@example.com","password":"correct horse"}`, 400, "Username already exists", "username_taken"},
+		{"/api/register", `{"username":"new","email":"ANN@example.com","password":"correct horse"}`, 400, "Email already exists", "email_taken"},
+		{"/api/login", `{"username":"ann"}`, 400, "Username and password are required", "missing_fields"},
+		{"/api/login", `{"password":"x"}`, 400, "Username and password are required", "missing_fields"},
+		{"/api/login", `{"username":"ann","password":"wrong"}`, 401, "Invalid credentials", "invalid_credentials"},
+		{"/api/login", `{"username":"nobody","password":"wrong"}`, 401, "Invalid credentials", "invalid_credentials"},
+	} {
+		r := s.do("", "POST", test.path, test.body)
+		if r.status != test.status || r.field("error") != test.text || r.field("code") != test.code {
+			t.Errorf("%s %s: got %d %s", test.path, test.body, r.status, r.body)
+		}
+	}
+	if h := s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).header.Get("WWW-Authenticate"); h != "Bearer" {
+		t.Errorf("a wrong password is challenged with %q", h)
+	}
+}
+
+func TestRegisterNamesEachWrongField(t *testing.T) {
+	s := newService(t)
+	long := strings.Repeat
+	for _, test := range []struct {
+		claim                     string
+		username, email, password string
+		wrong                     string // the fields at fault, sorted
+	}{
+		{"a good user", "Ann.B-c_9", "ann+tag@mail.example.com", "12 34 56 78", ""},
+		{"one character", "a", "a@b", "testpass", ""},
+		{"the longest names", long("a", 80), long("a", 64) + "@" + long("b", 63) + "." + long("c", 63) + "." + long("d", 61), long("p", 1024), ""},
+		{"a password in another script", "lang", "lang@example.com", "пароль-ß", ""},
+		{"a username too long", long("a", 81), "x1@example.com", "testpass", "username"},
+		{"a username beginning with a dot", ".ann", "x2@example.com", "testpass", "username"},
+		{"a username with a space", "an n", "x3@example.com", "testpass", "username"},
+		{"a username with an @", "ann@example.com", "x4@example.com", "testpass", "username"},
+		{"a username outside ASCII", "änn", "x5@example.com", "testpass", "username"},
+		{"a username with a line break", "ann\n", "x6@example.com", "testpass", "username"},
+		{"an email without @", "x7", "ann.example.com", "testpass", "email"},
+		{"an email with two @", "x8", "a@b@example.com", "testpass", "email"},
+		{"an email with a display name", "x9", "Ann <ann@example.com>", "testpass", "email"},
+		{"an email with a quoted local part", "x10", `"ann"@example.com`, "testpass", "email"},
+		{"an email with a comment", "x11", "ann(c)@example.com", "testpass", "email"},
+		{"an email with two dots", "x12", "a..b@example.com", "testpass", "email"},
+		{"an email beginning with a dot", "x13", ".a@example.com", "testpass", "email"},
+		{"an email at an address literal", "x14", "ann@[127.0.0.1]", "testpass", "email"},
+		{"an email at a host beginning with a hyphen", "x15", "ann@-example.com", "testpass", "email"},
+		{"an email whose host ends in a dot", "x16", "ann@example.com.", "testpass", "email"},
+		{"an email outside ASCII", "x17", "änn@example.com", "testpass", "email"},
+		{"an email with a line break", "x18", "ann@example.com\n", "testpass", "email"},
+		{"an email with a long local part", "x19", long("a", 65) + "@example.com", "testpass", "email"},
+		{"an email too long", "x20", long("a", 64) + "@" + long("b", 63) + "." + long("c", 63) + "." + long("d", 62), "testpass", "email"},
+		{"a short password", "x21", "x21@example.com", "seven77", "password"},
+		{"a long password", "x22", "x22@example.com", long("p", 1025), "password"},
+		{"a common password", "x23", "x23@example.com", "PassWord1", "password"},
+		{"the username as the password", "x24-longer", "x24@example.com", "X24-LONGER", "password"},
+		{"the email as the password", "x25", "x25@example.com", "X25@example.com", "password"},
+		{"all wrong", "?", "?", "?", "email password username"},
+	} {
+		body, _ := json.Marshal(map[string]string{"username": test.username, "email": test.email, "password": test.password})
+		r := s.do("", "POST", "/api/register", string(body))
+		if test.wrong == "" {
+			if r.status != 201 {
+				t.Errorf("%s: got %d %s", test.claim, r.status, r.body)
+			}
+			continue
+		}
+		var failed struct {
+			Code   string
+			Fields map[string]string
+		}
+		json.Unmarshal([]byte(r.body), &failed)
+		var fields []string
+		for name := range failed.Fields {
+			fields = append(fields, name)
+		}
+		slices.Sort(fields)
+		if r.status != 400 || failed.Code != "invalid_fields" || strings.Join(fields, " ") != test.wrong {
+			t.Errorf("%s: got %d %s", test.claim, r.status, r.body)
+		}
+	}
+}
+
+func TestRegistrationClosed(t *testing.T) {
+	s := newService(t, func(c *settings) { c.registration = registrationClosed })
+	_, root := s.admin("root")
+	s.do("", "POST", "/api/register", `{"username":"ann","email":"ann@example.com","password":"testpass"}`).want(t, 403, "registration_closed")
+	s.do(root, "POST", "/api/users", `{"username":"ann","email":"ann@example.com","password":"testpass"}`).want(t, 201, "")
+}
+
+// Two registrations of one name at the same moment: one user, and the other is
+// told what stands in its way.
+func TestRegisterRace(t *testing.T) {
+	s := newService(t)
+	var wg sync.WaitGroup
+	results := make([]reply, 8)
+	for i := range results {
+		wg.Go(func() {
+			results[i] = s.do("", "POST", "/api/register", fmt.Sprintf(`{"username":"ann","email":"ann%d@example.com","password":"testpass"}`, i))
+		})
+	}
+	wg.Wait()
+	created := 0
+	for _, r := range results {
+		switch {
+		case r.status == 201:
+			created++
+		case r.field("code") != "username_taken":
+			t.Errorf("got %d %s", r.status, r.body)
+		}
+	}
+	if created != 1 {
+		t.Errorf("%d users with one name", created)
+	}
+}
+
+func TestLoginTakesNameOrAddressInAnyCase(t *testing.T) {
+	s := newService(t)
+	s.register("Ann")
+	for _, name := range []string{"Ann", "ANN", "ann@example.com", "aNN@EXAMPLE.com"} {
+		s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, goodPassword)).want(t, 200, "")
+	}
+	for _, name := range []string{"an", "Ann ", "ann@example", "%", "A_n"} {
+		s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, goodPassword)).want(t, 401, "invalid_credentials")
+	}
+	for _, password := range []string{goodPassword + " ", goodPassword[1:], strings.ToUpper(goodPassword), strings.Repeat("x", 2000)} {
+		s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":"ann","password":%q}`, password)).want(t, 401, "invalid_credentials")
+	}
+}
+
+// An older, cheaper hash is replaced by the login that proves it.
+func TestLoginReplacesAWeakHash(t *testing.T) {
+	s := newService(t)
+	path, _ := s.register("ann")
+	before, err := s.store.passwordHash(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.hasher.cost = cost{memory: 16, passes: 2, threads: 1}
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(t, 401, "")
+	if hash, _ := s.store.passwordHash(1); hash != before {
+		t.Error("a wrong password replaced the hash")
+	}
+	token := s.login("ann")
+	after, _ := s.store.passwordHash(1)
+	if after == before || !strings.Contains(after, "m=16,t=2,p=1") {
+		t.Errorf("the hash is %s", after)
+	}
+	if tag := s.do(token, "GET", path, "").header.Get("ETag"); tag != `"1"` {
+		t.Errorf("a new hash moved the version to %s", tag)
+	}
+	s.login("ann")
+	if again, _ := s.store.passwordHash(1); again != after {
+		t.Error("a good hash was replaced")
+	}
+}
+
+func TestDisabledUser(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	_, root := s.admin("root")
+	s.do(root, "PATCH", path, `{"disabled":true}`).want(t, 200, "")
+	s.do(token, "GET", path, "").want(t, 401, "session_ended")
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"correct horse battery"}`).want(t, 403, "user_disabled")
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(t, 401, "invalid_credentials")
+	s.do(root, "PATCH", path, `{"disabled":false}`).want(t, 200, "")
+	s.do(token, "GET", path, "").want(t, 401, "session_ended")
+	s.do(s.login("ann"), "GET", path, "").want(t, 200, "")
+}
+
+func TestLogout(t *testing.T) {
+	s := newService(t)
+	path, one := s.member("ann")
+	two, three := s.login("ann"), s.login("ann")
+	_, other := s.member("bob")
+
+	if r := s.do(one, "POST", "/api/logout", "").want(t, 204, ""); r.body != "" {
+		t.Errorf("204 with the body %q", r.body)
+	}
+	s.do(one, "GET", path, "").want(t, 401, "session_ended")
+	s.do(one, "POST", "/api/logout", "").want(t, 401, "session_ended")
+	s.do(two, "GET", path, "").want(t, 200, "")
+	s.do(two, "POST", "/api/logout?all=maybe", "").want(t, 400, "bad_parameter")
+	s.do(two, "POST", "/api/logout?all=true", "{}").want(t, 204, "")
+	s.do(two, "GET", path, "").want(t, 401, "session_ended")
+	s.do(three, "GET", path, "").want(t, 401, "session_ended")
+	s.do(other, "GET", "/api/users/me", "").want(t, 200, "")
+}
+
+// Who may call what: for each route, whether it admits a stranger, a member
+// whom it does not concern, the member whom it does, and an admin.
+func TestAccess(t *testing.T) {
+	s := newService(t)
+	rows := map[string][4]int{ // the status for a stranger, another member, the member itself, an admin
+		"GET /api/test":          {200, 200, 200, 200},
+		"POST /api/register":     {400, 400, 400, 400},
+		"POST /api/login":        {400, 400, 400, 400},
+		"POST /api/logout":       {401, 204, 204, 204},
+		"GET /api/users":         {401, 200, 200, 200},
+		"POST /api/users":        {401, 403, 403, 400},
+		"GET /api/users/{id}":    {401, 200, 200, 200},
+		"PUT /api/users/{id}":    {401, 403, 200, 200},
+		"PATCH /api/users/{id}":  {401, 403, 200, 200},
+		"DELETE /api/users/{id}": {401, 403, 200, 200},
+	}
+	n := 0
+	_, root := s.admin("root")
+	for _, rt := range s.routes() {
+		want, ok := rows[rt.pattern]
+		if !ok {
+			t.Errorf("%s: a route without a row here", rt.pattern)
+			continue
+		}
+		for i, who := range []string{"a stranger", "another member", "the member itself", "an admin"} {
+			n++
+			path, _ := s.register(fmt.Sprintf("user%d", n))
+			token := ""
+			switch i {
+			case 1:
+				_, token = s.member(fmt.Sprintf("other%d", n))
+			case 2:
+				token = s.login(fmt.Sprintf("user%d", n))
+			case 3:
+				token = s.login("root")
+			}
+			method, pattern, _ := strings.Cut(rt.pattern, " ")
+			body := "{}"
+			if method == "GET" || method == "DELETE" {
+				body = ""
+			}
+			r := s.do(token, method, strings.Replace(pattern, "/api/users/{id}", path, 1), body)
+			if r.status != want[i] {
+				t.Errorf("%s by %s: got %d %s, want %d", rt.pattern, who, r.status, r.body, want[i])
+			}
+		}
+	}
+	s.do(root, "GET", "/api/users", "").want(t, 200, "")
+}
+
+// A member against another member: nothing it sends changes or shows more.
+func TestMemberAgainstMember(t *testing.T) {
+	s := newService(t)
+	victim, token := s.member("victim")
+	_, mallory := s.member("mallory")
+	for _, method := range []string{"PUT", "PATCH"} {
+		s.do(mallory, method, victim, `{"password":"taken over 123"}`).want(t, 403, "forbidden")
+		s.do(mallory, method, victim, `{"email":"mallory2@example.com"}`).want(t, 403, "forbidden")
+		s.do(mallory, method, "/api/users/me", `{"role":"admin"}`).want(t, 403, "forbidden")
+		s.do(mallory, method, "/api/users/me", `{"disabled":true}`).want(t, 403, "forbidden")
+		s.do(mallory, method, "/api/users/me", `{"role":"member","disabled":false}`).want(t, 200, "")
+		s.do(mallory, method, "/api/users/me", `{"username":"Victim"}`).want(t, 400, "username_taken")
+		s.do(mallory, method, "/api/users/me", `{"email":"VICTIM@example.com"}`).want(t, 400, "email_taken")
+	}
+	s.do(mallory, "DELETE", victim, "").want(t, 403, "forbidden")
+	s.do(mallory, "PUT", "/api/users/999", `{}`).want(t, 403, "forbidden")
+	s.do("", "POST", "/api/register", `{"username":"evil","email":"evil@example.com","password":"testpass","role":"admin"}`).want(t, 400, "unknown_member")
+	if r := s.do(token, "GET", victim, "").want(t, 200, ""); r.field("role") != "member" || r.field("email") != "victim@example.com" {
+		t.Errorf("the victim is now %s", r.body)
+	}
+	if r := s.do(mallory, "GET", "/api/users/me", ""); r.field("role") != "member" {
+		t.Errorf("mallory is now %s", r.body)
+	}
+}
+
+// What a member sees of another, of itself and of the list, and what an admin
+// sees, under each DIRECTORY.
+func TestDirectory(t *testing.T) {
+	keys := func(r reply) string {
+		var object map[string]any
+		json.Unmarshal([]byte(r.body), &object)
+		var names []string
+		for name := range object {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		return strings.Join(names, " ")
+	}
+	const all = "created_at disabled email id last_login_at role updated_at username"
+	for _, test := range []struct {
+		directory   directory
+		otherStatus int
+		otherKeys   string
+		missing     int    // for an id that nobody has
+		list        string // the usernames in a member's list
+		emails      string // the e-mail addresses in it
+		byName      string // found by the other's username
+		byEmail     string // found by the other's e-mail address
+	}{
+		{directoryFull, 200, "email id username", 404, "ann bob root", "ann@example.com bobby@mail.test root@example.com", "bob", "bob"},
+		{directoryNames, 200, "id username", 404, "ann bob root", "ann@example.com <nil> <nil>", "bob", ""},
+		{directorySelf, 403, "code error", 403, "ann", "ann@example.com", "", ""},
+	} {
+		t.Run(string(test.directory), func(t *testing.T) {
+			s := newService(t, func(c *settings) { c.directory = test.directory })
+			ann, token := s.member("ann")
+			bob := s.do("", "POST", "/api/register", `{"username":"bob","email":"bobby@mail.test","password":"testpass"}`).header.Get("Location")
+			_, root := s.admin("root")
+
+			if r := s.do(token, "GET", ann, "").want(t, 200, ""); keys(r) != all {
+				t.Errorf("itself: %s", r.body)
+			}
+			if r := s.do(root, "GET", bob, "").want(t, 200, ""); keys(r) != all {
+				t.Errorf("an admin: %s", r.body)
+			}
+			r := s.do(token, "GET", bob, "")
+			if r.status != test.otherStatus || keys(r) != test.otherKeys {
+				t.Errorf("another: %d %s", r.status, r.body)
+			}
+			if tag := r.header.Get("ETag"); tag != "" {
+				t.Errorf("another's ETag is %s", tag)
+			}
+			if r := s.do(token, "GET", "/api/users/999", ""); r.status != test.missing {
+				t.Errorf("an id that nobody has: %d %s", r.status, r.body)
+			}
+			for _, path := range []string{"/api/users", "/api/users?limit=10"} {
+				r := s.do(token, "GET", path, "").want(t, 200, "")
+				if got := strings.Join(r.list(t, "username"), " "); got != test.list {
+					t.Errorf("%s has %s", path, got)
+				}
+				if got := strings.Join(r.list(t, "email"), " "); got != test.emails {
+					t.Errorf("%s shows the addresses %s", path, got)
+				}
+			}
+			if got := strings.Join(s.do(token, "GET", "/api/users?q=BO", "").list(t, "username"), " "); got != test.byName {
+				t.Errorf("q by username finds %q", got)
+			}
+			if got := strings.Join(s.do(token, "GET", "/api/users?q=bobby@", "").list(t, "username"), " "); got != test.byEmail {
+				t.Errorf("q by e-mail address finds %q", got)
+			}
+			if got := strings.Join(s.do(token, "GET", "/api/users?q=AN", "").list(t, "username"), " "); got != "ann" {
+				t.Errorf("q finds oneself as %q", got)
+			}
+			if got := strings.Join(s.do(root, "GET", "/api/users?q=bobby", "").list(t, "username"), " "); got != "bob" {
+				t.Errorf("an admin's q finds %q", got)
+			}
+		})
+	}
+}
+
+func TestListPages(t *testing.T) {
+	s := newService(t)
+	_, token := s.member("u01")
+	for i := 2; i <= 7; i++ {
+		s.register(fmt.Sprintf("u%02d", i))
+	}
+	_, root := s.admin("root")
+	s.do(root, "DELETE", "/api/users/4", "").want(t, 200, "")
+
+	var got []string
+	path := "/api/users?limit=3"
+	for pages := 0; path != ""; pages++ {
+		if pages == 4 {
+			t.Fatal("the pages do not end")
+		}
+		r := s.do(token, "GET", path, "").want(t, 200, "")
+		got = append(got, r.list(t, "id")...)
+		link := r.header.Get("Link")
+		path, _, _ = strings.Cut(strings.TrimPrefix(link, "<"), `>; rel="next"`)
+	}
+	if fmt.Sprint(got) != "[1 2 3 5 6 7 8]" {
+		t.Errorf("the pages hold %v", got)
+	}
+	if r := s.do(token, "GET", "/api/users?after=5", ""); fmt.Sprint(r.list(t, "id")) != "[6 7 8]" {
+		t.Errorf("after=5: %s", r.body)
+	}
+	if r := s.do(token, "GET", "/api/users?limit=7", ""); r.header.Get("Link") != "" {
+		t.Errorf("a last page that is full links to %s", r.header.Get("Link"))
+	}
+	if r := s.do(token, "GET", "/api/users?limit=5&after=999", ""); strings.TrimSpace(r.body) != "[]" {
+		t.Errorf("past the end: %s", r.body)
+	}
+	for _, query := range []string{"limit=0", "limit=1001", "limit=x", "limit=-1", "limit=01", "limit=", "after=x", "after=-1", "after=9223372036854775808",
+		"q=", "q=%00", "q=%ff", "q=a&after=3", "limt=3", "limit=1&limit=2", "%zz", "a;b"} {
+		s.do(token, "GET", "/api/users?"+query, "").want(t, 400, "bad_parameter")
+	}
+}
+
+func TestListFilters(t *testing.T) {
+	s := newService(t)
+	_, token := s.member("ann")
+	bob, _ := s.register("bob")
+	_, root := s.admin("root")
+	s.admin("root2")
+	s.do(root, "PUT", bob, `{"disabled":true}`).want(t, 200, "")
+	for query, want := range map[string]string{
+		"role=admin":                        "root root2",
+		"role=member":                       "ann bob",
+		"disabled=true":                     "bob",
+		"disabled=false":                    "ann root root2",
+		"role=member&disabled=false":        "ann",
+		"role=admin&disabled=true":          "",
+		"role=admin&limit=1":                "root",
+		"role=member&disabled=true&after=1": "bob",
+	} {
+		r := s.do(root, "GET", "/api/users?"+query, "").want(t, 200, "")
+		if got := strings.Join(r.list(t, "username"), " "); got != want {
+			t.Errorf("%s: %s", query, got)
+		}
+	}
+	if link := s.do(root, "GET", "/api/users?role=admin&limit=1", "").header.Get("Link"); link != `</api/users?after=3&limit=1&role=admin>; rel="next"` {
+		t.Errorf("Link: %s", link)
+	}
+	s.do(root, "GET", "/api/users?role=king", "").want(t, 400, "bad_parameter")
+	s.do(root, "GET", "/api/users?disabled=1", "").want(t, 400, "bad_parameter")
+	s.do(token, "GET", "/api/users?role=admin", "").want(t, 403, "forbidden")
+	s.do(token, "GET", "/api/users?disabled=true", "").want(t, 403, "forbidden")
+}
+
+func TestSearchIsInNameOrderAndCapped(t *testing.T) {
+	s := newService(t)
+	_, root := s.admin("root")
+	for _, name := range []string{"zoe", "Mia", "mike", "max", "MILA", "m_x", "m%x"} {
+		u := user{username: name, email: "x" + strings.ToLower(name) + "@example.com", role: member}
+		if err := s.store.addUser(t.Context(), &u, "hash", 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for query, want := range map[string]string{
+		"q=mi":         "Mia mike MILA",
+		"q=MI&limit=2": "Mia mike",
+		"q=m_":         "m_x",
+		"q=m%25":       "m%x",
+		"q=mike":       "mike",
+		"q=mikes":      "",
+		"q=x":          "m%x m_x max Mia mike MILA zoe",
+		"q=xz":         "zoe",
+	} {
+		r := s.do(root, "GET", "/api/users?"+query, "").want(t, 200, "")
+		if got := strings.Join(r.list(t, "username"), " "); got != want {
+			t.Errorf("%s: %s", query, got)
+		}
+		if r.header.Get("Link") != "" {
+			t.Errorf("%s has a Link", query)
+		}
+	}
+}
+
+// A list is read and sent in parts; nothing is lost or doubled between them.
+func TestListStreamsEveryUser(t *testing.T) {
+	s := newService(t)
+	_, token := s.member("ann")
+	const n = 2*listPage + 1
+	for i := range n - 1 {
+		u := user{username: fmt.Sprintf("user%d", i), email: fmt.Sprintf("user%d@example.com", i), role: member}
+		if err := s.store.addUser(t.Context(), &u, "hash", 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ids := s.do(token, "GET", "/api/users", "").want(t, 200, "").list(t, "id")
+	if len(ids) != n {
+		t.Fatalf("%d users listed, of %d", len(ids), n)
+	}
+	for i, id := range ids {
+		if id != fmt.Sprint(i+1) {
+			t.Fatalf("user %s stands at place %d", id, i)
+		}
+	}
+}
+
+func TestCreateUser(t *testing.T) {
+	s := newService(t)
+	_, root := s.admin("root")
+	r := s.do(root, "POST", "/api/users", `{"username":"ann","email":"ann@example.com","password":"correct horse battery","role":"admin"}`).want(t, 201, "")
+	if r.field("role") != "admin" || r.header.Get("Location") != "/api/users/2" || r.header.Get("ETag") != `"1"` {
+		t.Errorf("got %v %s", r.header, r.body)
+	}
+	s.do(s.login("ann"), "GET", "/api/users?role=admin", "").want(t, 200, "")
+	s.do(root, "POST", "/api/users", `{"username":"bob","email":"bob@example.com","password":"testpass","role":"king"}`).want(t, 400, "invalid_fields")
+	s.do(root, "POST", "/api/users", `{"username":"bob","email":"bob@example.com"}`).want(t, 400, "missing_fields")
+	s.do(root, "POST", "/api/users", `{"username":"ANN","email":"bob@example.com","password":"testpass"}`).want(t, 400, "username_taken")
+}
+
+func TestUpdateMerges(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	s.register("bob")
+
+	r := s.do(token, "PATCH", path, `{"email":"new@example.com"}`).want(t, 200, "")
+	if r.field("username") != "ann" || r.field("email") != "new@example.com" || r.header.Get("ETag") != `"2"` {
+		t.Errorf("got %v %s", r.header.Get("ETag"), r.body)
+	}
+	// What was fetched can be sent back, and changes nothing.
+	back := s.do(token, "PUT", path, s.do(token, "GET", path, "").body).want(t, 200, "")
+	if back.body != r.body || back.header.Get("ETag") != `"2"` {
+		t.Errorf("sent back: %s, was %s", back.body, r.body)
+	}
+	// One's own name in another case is not taken by somebody else.
+	if r := s.do(token, "PUT", path, `{"username":"ANN"}`).want(t, 200, ""); r.field("username") != "ANN" {
+		t.Errorf("got %s", r.body)
+	}
+	s.do(token, "PUT", path, `{"username":"b o b"}`).want(t, 400, "invalid_fields")
+	s.do(token, "PUT", path, `{"email":"?"}`).want(t, 400, "invalid_fields")
+	s.do(token, "PUT", path, `{"username":""}`).want(t, 400, "invalid_fields")
+	s.do(token, "PUT", path, `{"password":"short"}`).want(t, 400, "invalid_fields")
+	s.do(token, "PUT", path, `{"password":"NEW@example.com"}`).want(t, 400, "invalid_fields")
+	s.do(token, "PUT", path, `{"username":"Long-Enough","password":"long-enough"}`).want(t, 400, "invalid_fields")
+	s.do(token, "PUT", path, `{"username":null}`).want(t, 400, "wrong_type")
+	s.do(token, "PUT", path, `{"username":"bob"}`).want(t, 400, "username_taken")
+	s.do(token, "PUT", path, `{"email":"BOB@example.com"}`).want(t, 400, "email_taken")
+	s.do(token, "PUT", path, `{"current_password":"wrong"}`).want(t, 401, "wrong_password")
+	if r := s.do(token, "GET", path, ""); r.header.Get("ETag") != `"3"` {
+		t.Errorf("refused changes moved the version to %s", r.header.Get("ETag"))
+	}
+}
+
+func TestChangedPasswordEndsTheOtherSessions(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	other := s.login("ann")
+	s.do(token, "PUT", path, `{"password":"another long one"}`).want(t, 200, "")
+	s.do(token, "GET", path, "").want(t, 200, "")
+	s.do(other, "GET", path, "").want(t, 401, "session_ended")
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"correct horse battery"}`).want(t, 401, "invalid_credentials")
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"another long one"}`).want(t, 200, "")
+
+	_, root := s.admin("root")
+	s.do(root, "PUT", path, `{"password":"set by the admin"}`).want(t, 200, "")
+	s.do(token, "GET", path, "").want(t, 401, "session_ended")
+	s.do(root, "GET", path, "").want(t, 200, "")
+}
+
+func TestRoles(t *testing.T) {
+	s := newService(t)
+	rootPath, root := s.admin("root")
+	path, token := s.member("ann")
+
+	s.do(root, "PUT", path, `{"role":"king"}`).want(t, 400, "invalid_fields")
+	s.do(root, "PUT", path, `{"role":"admin"}`).want(t, 200, "")
+	s.do(token, "GET", "/api/users?role=admin", "").want(t, 200, "") // on the very next request
+	s.do(token, "PUT", rootPath, `{"role":"member"}`).want(t, 200, "")
+	s.do(root, "PUT", path, `{"role":"member"}`).want(t, 403, "forbidden")
+}
+
+func TestLastAdminStays(t *testing.T) {
+	s := newService(t)
+	rootPath, root := s.admin("root")
+	ann, _ := s.register("ann")
+	for _, body := range []string{`{"role":"member"}`, `{"disabled":true}`} {
+		s.do(root, "PUT", rootPath, body).want(t, 409, "last_admin")
+	}
+	s.do(root, "DELETE", rootPath, "").want(t, 409, "last_admin")
+
+	// A disabled admin does not count.
+	s.do(root, "PUT", ann, `{"role":"admin","disabled":true}`).want(t, 200, "")
+	s.do(root, "DELETE", rootPath, "").want(t, 409, "last_admin")
+	s.do(root, "PUT", ann, `{"disabled":false}`).want(t, 200, "")
+	s.do(root, "DELETE", rootPath, "").want(t, 200, "")
+}
+
+func TestDelete(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	_, root := s.admin("root")
+	s.do(token, "DELETE", path, `{"current_password":"wrong"}`).want(t, 401, "wrong_password")
+	s.do(token, "DELETE", path, `{"password":"x"}`).want(t, 400, "unknown_member")
+	s.do(token, "DELETE", "/api/users/me", `{"current_password":"correct horse battery"}`).want(t, 200, "")
+	s.do(token, "GET", path, "").want(t, 401, "session_ended")
+	s.do(root, "GET", path, "").want(t, 404, "user_not_found")
+	s.do(root, "DELETE", path, "").want(t, 404, "user_not_found")
+	s.do(root, "PUT", path, "{}").want(t, 404, "user_not_found")
+	if again, _ := s.register("ann"); again == path {
+		t.Error("the id came back")
+	}
+}
+
+func TestIDs(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	_, root := s.admin("root")
+	if r := s.do(token, "GET", "/api/users/me", "").want(t, 200, ""); r.body != s.do(token, "GET", path, "").body {
+		t.Errorf("me is %s", r.body)
+	}
+	for _, id := range []string{"0", "-1", "+1", "01", "1.0", "1e0", "abc", "Me", "%31x", "9223372036854775808", "1%00"} {
+		s.do(root, "GET", "/api/users/"+id, "").want(t, 404, "user_not_found")
+	}
+	s.do(root, "GET", "/api/users/9223372036854775807", "").want(t, 404, "user_not_found")
+}
+
+func TestETag(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	tag := s.do(token, "GET", path, "").header.Get("ETag")
+	if r := s.do(token, "GET", path, "", "If-None-Match: "+tag); r.status != http.StatusNotModified || r.body != "" || r.header.Get("ETag") != tag {
+		t.Errorf("If-None-Match: %d %q", r.status, r.body)
+	}
+	s.do(token, "GET", path, "", `If-None-Match: "x", W/`+tag).want(t, 304, "")
+	s.do(token, "GET", path, "", `If-None-Match: "7"`).want(t, 200, "")
+
+	s.do(token, "PUT", path, `{"username":"ann2"}`, `If-Match: "7", `+tag).want(t, 200, "")
+	s.do(token, "PUT", path, `{"username":"ann3"}`, "If-Match: "+tag).want(t, 412, "version_mismatch")
+	s.do(token, "PATCH", path, `{}`, "If-Match: "+tag).want(t, 412, "version_mismatch")
+	s.do(token, "DELETE", path, "", "If-Match: "+tag).want(t, 412, "version_mismatch")
+	s.do(token, "PUT", path, `{"username":"ann3"}`, `If-Match: W/"2"`).want(t, 412, "version_mismatch")
+	s.do(token, "PUT", path, `{"username":"ann3"}`, "If-Match: *").want(t, 200, "")
+	s.do(token, "DELETE", path, "", `If-Match: "3"`).want(t, 200, "")
+}
+
+// Of many changes that name one version, one is made.
+func TestLostUpdates(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	var wg sync.WaitGroup
+	results := make([]reply, 8)
+	for i := range results {
+		wg.Go(func() {
+			results[i] = s.do(token, "PUT", path, fmt.Sprintf(`{"username":"ann%d"}`, i), `If-Match: "1"`)
+		})
+	}
+	wg.Wait()
+	made := 0
+	for _, r := range results {
+		switch {
+		case r.status == 200:
+			made++
+		case r.field("code") != "version_mismatch":
+			t.Errorf("got %d %s", r.status, r.body)
+		}
+	}
+	if made != 1 {
+		t.Errorf("%d changes of one version were made", made)
+	}
+}
+
+// A token not from a login may not take the user over; the password may.
+func TestFresh(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	c, err := s.keys.verify(token, s.clock.now().Unix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.fresh = false
+	stale := s.keys.signer.sign(c)
+	for _, body := range []string{`{"password":"another long one"}`, `{"email":"new@example.com"}`} {
+		s.do(stale, "PUT", path, body).want(t, 401, "fresh_login_required")
+	}
+	s.do(stale, "DELETE", path, "").want(t, 401, "fresh_login_required")
+	s.do(stale, "PUT", path, `{"username":"ann2"}`).want(t, 200, "")
+	s.do(stale, "PUT", path, `{"email":"ann@example.com"}`).want(t, 200, "") // as it stands
+	s.do(stale, "PUT", path, `{"email":"new@example.com","current_password":"wrong"}`).want(t, 401, "wrong_password")
+	s.do(stale, "PUT", path, `{"email":"new@example.com","current_password":"correct horse battery"}`).want(t, 200, "")
+	s.do(stale, "DELETE", path, `{"current_password":"correct horse battery"}`).want(t, 200, "")
+}
