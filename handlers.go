@@ -461,11 +461,6 @@ func (s *server) updateUser(x *exchange) error {
 			return err
 		}
 	}
-	if c.username != nil || c.email != nil {
-		if err := s.store.taken(username, email, u.id); err != nil {
-			return err
-		}
-	}
 	if in.Password != nil {
 		hash, err := s.hasher.hash(x.r.Context(), *in.Password)
 		if err != nil {
