@@ -8,8 +8,10 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -23,6 +25,7 @@ type claims struct {
 	notBefore int64
 	expires   int64
 	session   int64
+	kid       string // of the key that signed it; not a claim
 }
 
 // tokenType is the claim that keeps another kind of token, signed with the
@@ -35,20 +38,26 @@ const maxToken = 1024
 // A signingKey signs access tokens with HMAC-SHA-256, "HS256" of RFC 7518
 // section 3.2, and knows no other algorithm.
 type signingKey struct {
+	kid    string // empty: it is from the configuration
 	secret []byte
 	header string // the encoded JOSE header of every token it signs
 }
 
 // newKey returns a key. A key named by kid is one of several in the database;
-// the key from the configuration has no kid, so that its tokens have the very
-// header that PyJWT writes.
+// the keys from the configuration have no kid, so that their tokens have the
+// very header that PyJWT writes.
 func newKey(kid string, secret []byte) *signingKey {
 	header := `{"alg":"HS256","typ":"JWT"}`
 	if kid != "" {
-		header = `{"alg":"HS256","kid":"` + kid + `","typ":"JWT"}`
+		header = kidPrefix + kid + kidSuffix
 	}
-	return &signingKey{secret, base64.RawURLEncoding.EncodeToString([]byte(header))}
+	return &signingKey{kid, secret, base64.RawURLEncoding.EncodeToString([]byte(header))}
 }
+
+const (
+	kidPrefix = `{"alg":"HS256","kid":"`
+	kidSuffix = `","typ":"JWT"}`
+)
 
 // mac returns the signature of a JWS signing input (RFC 7515 section 5.1).
 func (k *signingKey) mac(input string) []byte {
@@ -65,22 +74,72 @@ func (k *signingKey) sign(c claims) string {
 	return input + "." + base64.RawURLEncoding.EncodeToString(k.mac(input))
 }
 
-// A keyring holds the keys whose tokens are good.
+// A keyring holds the keys whose tokens are good: those of the configuration,
+// and those of the database, which are looked up when a token first names them.
 type keyring struct {
-	signer   *signingKey
-	byHeader map[string]*signingKey
+	configured []*signingKey // the first signs; none: the database's newest does
+	lookup     func(kid string, now int64) (secret []byte, err error)
+
+	mu       sync.RWMutex
+	byHeader map[string]*signingKey // of the database. A kid's secret never changes; that it is still good is asked with the session
 }
 
-func newKeyring(signer *signingKey) *keyring {
-	return &keyring{signer, map[string]*signingKey{signer.header: signer}}
+// newKeyring returns a keyring of keys of the configuration and of those that
+// lookup finds. lookup returns errNoKey for a kid that nobody has.
+func newKeyring(lookup func(kid string, now int64) ([]byte, error), configured ...*signingKey) *keyring {
+	return &keyring{
+		configured: configured,
+		lookup:     lookup,
+		byHeader:   make(map[string]*signingKey),
+	}
 }
+
+// signer returns the key to sign with: that of the configuration, or else the
+// database's newest, which row is.
+func (k *keyring) signer(row keyRow) *signingKey {
+	if len(k.configured) > 0 {
+		return k.configured[0]
+	}
+	return newKey(row.kid, row.secret)
+}
+
+// named returns the key that the header of a token names, or errBadToken.
+func (k *keyring) named(header string, now int64) (*signingKey, error) {
+	k.mu.RLock()
+	key := k.byHeader[header]
+	k.mu.RUnlock()
+	if key != nil {
+		return key, nil
+	}
+	text, ok := decodeBase64URL(header)
+	kid, hasPrefix := strings.CutPrefix(string(text), kidPrefix)
+	kid, hasSuffix := strings.CutSuffix(kid, kidSuffix)
+	if !ok || !hasPrefix || !hasSuffix || !kidPattern.MatchString(kid) {
+		return nil, errBadToken
+	}
+	secret, err := k.lookup(kid, now)
+	if errors.Is(err, errNoKey) {
+		return nil, errBadToken
+	}
+	if err != nil {
+		return nil, err
+	}
+	key = newKey(kid, secret)
+	k.mu.Lock()
+	k.byHeader[header] = key // as many as the database has
+	k.mu.Unlock()
+	return key, nil
+}
+
+// kidPattern is what randomKey makes.
+var kidPattern = regexp.MustCompile(`^[a-z2-7]{8}$`)
 
 // verify returns the claims of a token that one of the keys signed and that is
 // good at now, Unix seconds; otherwise errBadToken or, where time alone is
-// against it, errExpiredToken. Nothing in a token is looked at before its
-// signature holds, but its header, which must be a key's own byte for byte:
-// with no header parsed, none of alg, kid, jwk, jku and crit is the token's to
-// choose.
+// against it, errExpiredToken; errStorage where a key could not be looked up.
+// Nothing in a token is looked at before its signature holds, but its header,
+// which must be a key's own byte for byte: with no header parsed, none of alg,
+// jwk, jku and crit is the token's to choose, and kid only among our own.
 func (k *keyring) verify(token string, now int64) (claims, error) {
 	if len(token) > maxToken {
 		return claims{}, errBadToken
@@ -89,14 +148,27 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	if !ok {
 		return claims{}, errBadToken
 	}
-	header, payload, _ := strings.Cut(input, ".")
-	key := k.byHeader[header]
-	if key == nil {
+	mac, ok := decodeBase64URL(signature)
+	if !ok {
 		return claims{}, errBadToken
 	}
-	mac, ok := decodeBase64URL(signature)
-	if !ok || !hmac.Equal(mac, key.mac(input)) {
-		return claims{}, errBadToken
+	header, payload, _ := strings.Cut(input, ".")
+	var signer *signingKey
+	for _, key := range k.configured {
+		if header == key.header && hmac.Equal(mac, key.mac(input)) {
+			signer = key
+			break
+		}
+	}
+	if signer == nil {
+		key, err := k.named(header, now)
+		if err != nil {
+			return claims{}, err
+		}
+		if !hmac.Equal(mac, key.mac(input)) {
+			return claims{}, errBadToken
+		}
+		signer = key
 	}
 	data, ok := decodeBase64URL(payload)
 	if !ok {
@@ -104,7 +176,7 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	}
 	c, err := parseClaims(data)
 	if err != nil {
-		return claims{}, fmt.Errorf("%w: %w", errBadToken, err)
+		return claims{}, errBadToken // alone: what is wrong with a claim is no fault of a body
 	}
 	if c.issued > now || c.notBefore > now {
 		return claims{}, errBadToken
@@ -112,6 +184,7 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	if c.expires <= now {
 		return claims{}, errExpiredToken
 	}
+	c.kid = signer.kid
 	return c, nil
 }
 
@@ -196,31 +269,28 @@ func parseID(s string) (int64, error) {
 	return n, nil
 }
 
-// randomKey returns a new secret of 256 bits, as long as the hash that HS256
-// uses (RFC 7518 section 3.2), and a name for it.
-func randomKey() (kid string, secret []byte) {
-	secret = make([]byte, sha256.Size)
+// randomKey returns a new key with a secret of 256 bits, as long as the hash
+// that HS256 uses (RFC 7518 section 3.2).
+func randomKey() keyRow {
+	secret := make([]byte, sha256.Size)
 	rand.Read(secret)
-	return strings.ToLower(rand.Text()[:8]), secret
+	return keyRow{strings.ToLower(rand.Text()[:8]), secret}
 }
 
-// loadKeys returns the key that signs: the configured secret, or else the one
-// kept in the database, which is made at the first start.
-func loadKeys(ctx context.Context, st *store, secret []byte, now int64) (*keyring, error) {
-	if len(secret) > 0 {
-		return newKeyring(newKey("", secret)), nil
-	}
-	kid, secret, err := st.newestKey()
-	if err == nil && kid == "" {
-		kid, secret = randomKey()
-		if err = st.addFirstKey(ctx, kid, secret, now); err == nil {
-			kid, secret, err = st.newestKey() // another process may have been first
+// loadKeys returns the keyring of a configuration and a database. Where the
+// configuration has no key, the database keeps one, made at the first start.
+func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, error) {
+	if len(c.secret) == 0 {
+		if err := st.ensureKey(ctx, randomKey(), int64(c.accessTTL/time.Second), now); err != nil {
+			return nil, fmt.Errorf("signing key: %w", err)
 		}
+		return newKeyring(st.keySecret), nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("signing key: %w", err)
+	configured := []*signingKey{newKey("", c.secret)}
+	if len(c.previousSecret) > 0 {
+		configured = append(configured, newKey("", c.previousSecret))
 	}
-	return newKeyring(newKey(kid, secret)), nil
+	return newKeyring(st.keySecret, configured...), nil
 }
 
 // An access says who may call a route. The zero access is nobody.
@@ -279,16 +349,20 @@ func (s *server) authenticate(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	c, err := s.keys.verify(token, s.now().Unix())
+	now := s.now().Unix()
+	c, err := s.keys.verify(token, now)
 	if err != nil {
 		return err
 	}
-	u, err := s.store.sessionUser(c.session)
+	u, lastUsedAt, err := s.store.principal(c.session, c.kid, now)
 	if err != nil {
 		return err
 	}
 	if u.id != c.subject {
 		return errBadToken
+	}
+	if lastUsedAt <= now-touchEvery {
+		s.store.touch(c.session, now)
 	}
 	x.who = principal{user: u, session: c.session, fresh: c.fresh}
 	return nil

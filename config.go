@@ -18,13 +18,13 @@ import (
 // A config is the configuration of one run.
 type config struct {
 	settings
-	database   string // an absolute path
-	addr       string
-	secret     []byte // of JWT_SECRET_KEY; empty: the database keeps the key
-	secretFrom string // where the signing key is from, for people
-	logFormat  string // empty: by what standard error is
-	logLevel   slog.Level
-	admin      bool // of user add
+	database       string // an absolute path
+	addr           string
+	secret         []byte // of JWT_SECRET_KEY; empty: the database keeps the key
+	previousSecret []byte // of JWT_SECRET_KEY_PREVIOUS: its tokens are still good
+	secretFrom     string // where the signing key is from, for people
+	logFormat      string // empty: by what standard error is
+	logLevel       slog.Level
 }
 
 // options are the settings that have a flag and an environment variable.
@@ -47,12 +47,11 @@ var options = []struct {
 	{"LOG_LEVEL", "log-level", "info", func(c *config, v string) error { return setLevel(&c.logLevel, v) }},
 }
 
-var errHelp = flag.ErrHelp
-
-// configure reads the flags of a command, wherever they stand among its
-// names, over the environment, over the defaults. Every error is a usageError
-// of one line that names the setting.
-func configure(command string, args []string, getenv func(string) string) (c config, names []string, err error) {
+// configure reads the flags of a command, or of serving where cmd is nil,
+// wherever they stand among its names; they go over the environment, and that
+// over the defaults. Every error is flag.ErrHelp or a usageError of one line
+// that names the setting.
+func (c *cli) configure(cmd *command, args []string, getenv func(string) string) error {
 	for _, o := range options {
 		value, from := o.standard, o.env
 		if v := getenv(o.env); v != "" {
@@ -60,38 +59,43 @@ func configure(command string, args []string, getenv func(string) string) (c con
 		} else if o.env == "ADDR" && getenv("PORT") != "" {
 			value, from = "127.0.0.1:"+getenv("PORT"), "PORT"
 		}
-		if err := o.set(&c, value); err != nil {
-			return c, nil, usagef("%s=%q: %v", from, value, err)
+		if err := o.set(&c.config, value); err != nil {
+			return usagef("%s=%q: %v", from, value, err)
 		}
 	}
 	if err := c.readSecret(getenv); err != nil {
-		return c, nil, err
+		return err
 	}
-
 	flags := flag.NewFlagSet("userd", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	for _, o := range options {
-		flags.Func(o.flag, "", func(v string) error { return o.set(&c, v) })
+		if cmd == nil || o.flag == "database" { // the rest is about serving
+			flags.Func(o.flag, "", func(v string) error { return o.set(&c.config, v) })
+		}
 	}
-	if command == "user add" {
-		flags.BoolVar(&c.admin, "admin", false, "")
+	if cmd != nil && cmd.flags != nil {
+		cmd.flags(c, flags)
 	}
 	// flag stops at the first name; what follows may be flags again, but for what follows --.
 	for len(args) > 0 {
 		if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-			return c, nil, errHelp
+			return err
 		} else if err != nil {
-			return c, nil, usagef("%v", err)
+			return usagef("%v", err)
 		}
-		parsed := len(args) - flags.NArg()
+		parsed, rest := len(args)-flags.NArg(), flags.Args()
 		if parsed > 0 && args[parsed-1] == "--" {
-			return c, append(names, flags.Args()...), nil
+			c.names = append(c.names, rest...)
+			break
 		}
-		if args = flags.Args(); len(args) > 0 {
-			names, args = append(names, args[0]), args[1:]
+		if args = rest; len(rest) > 0 {
+			c.names, args = append(c.names, rest[0]), rest[1:]
 		}
 	}
-	return c, names, nil
+	if cmd == nil && len(c.names) > 0 {
+		return usagef("unknown command %q: see userd help", c.names[0])
+	}
+	return nil
 }
 
 // setDatabase takes what SQLAlchemy takes for SQLite, or a path.
@@ -209,6 +213,12 @@ func (c *config) readSecret(getenv func(string) string) error {
 	default:
 		c.secretFrom = "kept in the database"
 	}
+	if previous := getenv("JWT_SECRET_KEY_PREVIOUS"); previous != "" {
+		c.previousSecret = []byte(previous)
+		if len(c.secret) == 0 {
+			return usagef("JWT_SECRET_KEY_PREVIOUS is set without JWT_SECRET_KEY: which key signs?")
+		}
+	}
 	return nil
 }
 
@@ -229,10 +239,8 @@ func (c *config) logger(w io.Writer) *slog.Logger {
 	format := c.logFormat
 	if format == "" {
 		format = "json"
-		if f, ok := w.(*os.File); ok {
-			if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-				format = "text"
-			}
+		if f, ok := w.(*os.File); ok && isTerminal(f) {
+			format = "text"
 		}
 	}
 	opts := &slog.HandlerOptions{Level: c.logLevel}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net/http"
 )
@@ -24,6 +25,7 @@ var (
 	errBadToken      = errors.New("invalid token")
 	errExpiredToken  = errors.New("expired token")
 	errSessionEnded  = errors.New("session ended")
+	errReused        = errors.New("refresh token reused")
 	errNotFresh      = errors.New("fresh login required")
 	errWrongPassword = errors.New("wrong current password")
 
@@ -31,13 +33,14 @@ var (
 	errUserDisabled       = errors.New("user disabled")
 	errRegistrationClosed = errors.New("registration closed")
 
-	errNotFound     = errors.New("no such path")
-	errUserNotFound = errors.New("no such user")
-	errMethod       = errors.New("method not allowed")
-	errLastAdmin    = errors.New("last active admin")
-	errVersion      = errors.New("version mismatch")
-	errTooLarge     = errors.New("body too large")
-	errMediaType    = errors.New("unsupported media type")
+	errNotFound        = errors.New("no such path")
+	errUserNotFound    = errors.New("no such user")
+	errSessionNotFound = errors.New("no such session")
+	errMethod          = errors.New("method not allowed")
+	errLastAdmin       = errors.New("last active admin")
+	errVersion         = errors.New("version mismatch")
+	errTooLarge        = errors.New("body too large")
+	errMediaType       = errors.New("unsupported media type")
 
 	errBusy    = errors.New("too many passwords at once")
 	errStorage = errors.New("storage failed")
@@ -68,6 +71,7 @@ var answers = []answer{
 	{errNoToken, http.StatusUnauthorized, "missing_token", "Sign in: send Authorization: Bearer and an access token"},
 	{errExpiredToken, http.StatusUnauthorized, "expired_token", "The token has expired"},
 	{errSessionEnded, http.StatusUnauthorized, "session_ended", "The session of this token has ended"},
+	{errReused, http.StatusUnauthorized, "reused_token", "This refresh token was used before, so its session has ended: sign in again"},
 	{errBadToken, http.StatusUnauthorized, "invalid_token", "The token is not valid"},
 	{errNotFresh, http.StatusUnauthorized, "fresh_login_required", "Sign in again, or send your current_password"},
 	{errWrongPassword, http.StatusUnauthorized, "wrong_password", "The current password is wrong"},
@@ -78,12 +82,14 @@ var answers = []answer{
 
 	{errNotFound, http.StatusNotFound, "not_found", "There is nothing at this path"},
 	{errUserNotFound, http.StatusNotFound, "user_not_found", "User not found"},
+	{errSessionNotFound, http.StatusNotFound, "session_not_found", "Session not found"},
 	{errMethod, http.StatusMethodNotAllowed, "method_not_allowed", "This path does not answer this method"},
 	{errLastAdmin, http.StatusConflict, "last_admin", "The last active admin must stay one"},
 	{errVersion, http.StatusPreconditionFailed, "version_mismatch", "The user has changed since you read it"},
 	{errTooLarge, http.StatusRequestEntityTooLarge, "body_too_large", "The body is larger than 64 KiB"},
 	{errMediaType, http.StatusUnsupportedMediaType, "unsupported_media_type", "Send Content-Type: application/json"},
 
+	{context.Canceled, http.StatusServiceUnavailable, "unavailable", "The request was given up"}, // by its client, who will not read this
 	{errBusy, http.StatusServiceUnavailable, "busy", "Too many sign-ins at once; try again shortly"},
 	{errStorage, http.StatusServiceUnavailable, "unavailable", "The service cannot do this now; try again shortly"},
 }

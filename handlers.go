@@ -28,13 +28,18 @@ func (s *server) routes() []route {
 		{"GET /api/test", anyone, s.welcome},
 		{"POST /api/register", anyone, s.register},
 		{"POST /api/login", anyone, s.login},
+		{"POST /api/refresh", anyone, s.refresh}, // the holder of a refresh token
 		{"POST /api/logout", signedIn, s.logout},
+		{"GET /api/verify", signedIn, s.verify},
 		{"GET /api/users", signedIn, s.listUsers},
 		{"POST /api/users", adminOnly, s.createUser},
 		{"GET /api/users/{id}", byDirectory, s.getUser},
 		{"PUT /api/users/{id}", selfOrAdmin, s.updateUser},
 		{"PATCH /api/users/{id}", selfOrAdmin, s.updateUser},
 		{"DELETE /api/users/{id}", selfOrAdmin, s.deleteUser},
+		{"GET /api/users/{id}/sessions", selfOrAdmin, s.listSessions},
+		{"DELETE /api/users/{id}/sessions", selfOrAdmin, s.endSessions},
+		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, s.endSession},
 	}
 }
 
@@ -133,12 +138,6 @@ type loginRequest struct {
 	Password string `json:"password"`
 }
 
-type loginAnswer struct {
-	AccessToken string `json:"access_token"`
-	TokenType   string `json:"token_type"`
-	ExpiresIn   int64  `json:"expires_in"` // seconds
-}
-
 // login starts a session. A name nobody has costs what a wrong password costs.
 func (s *server) login(x *exchange) error {
 	in, err := decode[loginRequest](x)
@@ -169,22 +168,15 @@ func (s *server) login(x *exchange) error {
 		}
 	}
 	now := s.now()
-	session := session{
-		userID:    u.id,
-		createdAt: now.Unix(),
-		expiresAt: now.Add(s.refreshTTL).Unix(),
-		address:   s.clientAddress(x.r),
-		userAgent: userAgent(x.r),
-	}
-	if err := s.store.addSession(x.r.Context(), &session, hash, newHash); err != nil {
+	token := s.refresher.first()
+	session := s.newSession(x, now, token)
+	session.userID = u.id
+	key, err := s.store.addSession(x.r.Context(), &session, hash, newHash)
+	if err != nil {
 		return err
 	}
-	x.who = principal{user: u, session: session.id}
-	return x.sendJSON(http.StatusOK, loginAnswer{
-		AccessToken: s.keys.signer.sign(newClaims(&session, now, s.accessTTL, true)),
-		TokenType:   "Bearer",
-		ExpiresIn:   int64(s.accessTTL / time.Second),
-	})
+	x.who.id, x.who.session = u.id, session.id // for the log
+	return s.sendTokens(x, &session, key, token, now, true)
 }
 
 // userAgent returns what a session keeps of its client's User-Agent.
@@ -212,7 +204,92 @@ func (s *server) logout(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if err := s.store.endSession(x.r.Context(), x.who.session, all != nil && *all); err != nil {
+	if all != nil && *all {
+		err = s.store.endSessions(x.r.Context(), caller(x.who.session), x.who.id)
+	} else {
+		err = s.store.endSession(x.r.Context(), caller(x.who.session), x.who.id, x.who.session)
+	}
+	if err != nil {
+		return err
+	}
+	x.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+type verifyAnswer struct {
+	ID       int64  `json:"id"`
+	Username string `json:"username"`
+	Role     role   `json:"role"`
+}
+
+// verify tells a reverse proxy who is calling, so that it can let a request
+// through to a service that knows nothing of tokens. A name that a header
+// cannot carry is percent-encoded.
+func (s *server) verify(x *exchange) error {
+	header := x.Header()
+	header.Set("X-User-Id", strconv.FormatInt(x.who.id, 10))
+	header.Set("X-User-Name", url.PathEscape(x.who.username))
+	header.Set("X-User-Role", string(x.who.role))
+	return x.sendJSON(http.StatusOK, verifyAnswer{x.who.id, x.who.username, x.who.role})
+}
+
+// listSessions answers with a user's live sessions, the oldest first.
+func (s *server) listSessions(x *exchange) error {
+	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	list := []sessionAnswer{}
+	err := s.store.sessionsOf(x.r.Context(), x.target, s.now().Unix(), func(v *session) {
+		list = append(list, newSessionAnswer(v, x.who.session))
+	})
+	if err != nil {
+		return err
+	}
+	return x.sendJSON(http.StatusOK, list)
+}
+
+type sessionAnswer struct {
+	ID         int64     `json:"id"`
+	CreatedAt  time.Time `json:"created_at"`
+	LastUsedAt time.Time `json:"last_used_at"`
+	Address    string    `json:"address"`
+	UserAgent  string    `json:"user_agent"`
+	ExpiresAt  time.Time `json:"expires_at"`
+	Current    bool      `json:"current"`
+}
+
+// newSessionAnswer returns what is shown of a session to one whose own is current.
+func newSessionAnswer(x *session, current int64) sessionAnswer {
+	return sessionAnswer{
+		ID:         x.id,
+		CreatedAt:  utc(x.createdAt),
+		LastUsedAt: utc(x.lastUsedAt),
+		Address:    x.address,
+		UserAgent:  x.userAgent,
+		ExpiresAt:  utc(x.expiresAt),
+		Current:    x.id == current,
+	}
+}
+
+// endSessions ends every session of a user.
+func (s *server) endSessions(x *exchange) error {
+	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	if err := s.store.endSessions(x.r.Context(), caller(x.who.session), x.target); err != nil {
+		return err
+	}
+	x.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// endSession ends one session of a user.
+func (s *server) endSession(x *exchange) error {
+	sid, err := parseID(x.r.PathValue("sid"))
+	if err != nil {
+		return errSessionNotFound
+	}
+	if err := s.store.endSession(x.r.Context(), caller(x.who.session), x.target, sid); err != nil {
 		return err
 	}
 	x.WriteHeader(http.StatusNoContent)
@@ -266,7 +343,7 @@ func (s *server) listUsers(x *exchange) error {
 	}
 	switch {
 	case x.who.role != admin && s.directory == directorySelf:
-		list := newUserList(s, x)
+		list := newUserArray(s, x)
 		if x.who.id > after && (hasPrefixFold(x.who.username, prefix) || hasPrefixFold(x.who.email, prefix)) {
 			list.add(&x.who.user)
 		}
@@ -289,7 +366,7 @@ func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
 	if limit == 0 {
 		limit = searchSize
 	}
-	list := newUserList(s, x)
+	list := newUserArray(s, x)
 	byEmail := x.who.role == admin || s.directory == directoryFull
 	if err := s.store.search(x.r.Context(), prefix, byEmail, limit, list.add); err != nil {
 		return err
@@ -300,7 +377,7 @@ func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
 // pageUsers answers with at most limit users after an id, and a Link to the
 // next page where there is one.
 func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, only filter) error {
-	list := newUserList(s, x)
+	list := newUserArray(s, x)
 	n, last, more := 0, after, false
 	err := s.store.users(x.r.Context(), after, limit+1, only, func(u *user) {
 		if n++; n > limit {
@@ -325,7 +402,7 @@ func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, on
 // gets the time that other answers get whole; a failure midway breaks the
 // connection, since half a list must not look like a whole one.
 func (s *server) streamUsers(x *exchange, after int64, only filter) error {
-	list := newUserList(s, x)
+	list := newUserArray(s, x)
 	deadline := http.NewResponseController(x.ResponseWriter)
 	for {
 		n := 0
@@ -351,19 +428,19 @@ func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 	return x.send(http.StatusOK, list.end())
 }
 
-// A userList is a JSON array of users in the making.
-type userList struct {
+// A userArray is a JSON array of users in the making.
+type userArray struct {
 	s     *server
 	who   *principal
 	json  []byte
 	comma bool
 }
 
-func newUserList(s *server, x *exchange) *userList {
-	return &userList{s: s, who: &x.who, json: []byte{'['}}
+func newUserArray(s *server, x *exchange) *userArray {
+	return &userArray{s: s, who: &x.who, json: []byte{'['}}
 }
 
-func (l *userList) add(u *user) {
+func (l *userArray) add(u *user) {
 	if l.comma {
 		l.json = append(l.json, ',')
 	}
@@ -371,7 +448,7 @@ func (l *userList) add(u *user) {
 	l.json = appendUser(l.json, u, l.s.viewOf(l.who, u.id))
 }
 
-func (l *userList) end() []byte { return append(l.json, "]\n"...) }
+func (l *userArray) end() []byte { return append(l.json, "]\n"...) }
 
 func (s *server) getUser(x *exchange) error {
 	u, err := s.targetUser(x)
@@ -437,23 +514,7 @@ func (s *server) updateUser(x *exchange) error {
 	if (c.role != nil || c.disabled != nil) && x.who.role != admin {
 		return &fault{kind: errForbidden, text: "Only an admin sets role and disabled"}
 	}
-	wrong := make(fieldErrors)
-	username, email := u.username, u.email
-	if c.username != nil {
-		username = *c.username
-		wrong.add("username", checkUsername(username))
-	}
-	if c.email != nil {
-		email = *c.email
-		wrong.add("email", checkEmail(email))
-	}
-	if c.role != nil {
-		wrong.add("role", checkRole(*c.role))
-	}
-	if in.Password != nil {
-		wrong.add("password", checkPassword(*in.Password, username, email))
-	}
-	if err := wrong.err(); err != nil {
+	if err := c.check(u, in.Password); err != nil {
 		return err
 	}
 	if c.email != nil || in.Password != nil || in.CurrentPassword != nil {
@@ -476,6 +537,28 @@ func (s *server) updateUser(x *exchange) error {
 		u = &changed
 	}
 	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
+}
+
+// check says what is wrong with the new values of a change of u and with its
+// new password, nil where there is none.
+func (c *change) check(u *user, password *string) error {
+	wrong := make(fieldErrors)
+	username, email := u.username, u.email
+	if c.username != nil {
+		username = *c.username
+		wrong.add("username", checkUsername(username))
+	}
+	if c.email != nil {
+		email = *c.email
+		wrong.add("email", checkEmail(email))
+	}
+	if c.role != nil {
+		wrong.add("role", checkRole(*c.role))
+	}
+	if password != nil {
+		wrong.add("password", checkPassword(*password, username, email))
+	}
+	return wrong.err()
 }
 
 // unlessSame returns given, or nil where it is what stands already.

@@ -247,13 +247,19 @@ func TestAccess(t *testing.T) {
 		"GET /api/test":          {200, 200, 200, 200},
 		"POST /api/register":     {400, 400, 400, 400},
 		"POST /api/login":        {400, 400, 400, 400},
+		"POST /api/refresh":      {401, 401, 401, 401}, // an access token does not refresh
 		"POST /api/logout":       {401, 204, 204, 204},
+		"GET /api/verify":        {401, 200, 200, 200},
 		"GET /api/users":         {401, 200, 200, 200},
 		"POST /api/users":        {401, 403, 403, 400},
 		"GET /api/users/{id}":    {401, 200, 200, 200},
 		"PUT /api/users/{id}":    {401, 403, 200, 200},
 		"PATCH /api/users/{id}":  {401, 403, 200, 200},
 		"DELETE /api/users/{id}": {401, 403, 200, 200},
+
+		"GET /api/users/{id}/sessions":          {401, 403, 200, 200},
+		"DELETE /api/users/{id}/sessions":       {401, 403, 204, 204},
+		"DELETE /api/users/{id}/sessions/{sid}": {401, 403, 404, 404},
 	}
 	n := 0
 	_, root := s.admin("root")
@@ -280,7 +286,7 @@ func TestAccess(t *testing.T) {
 			if method == "GET" || method == "DELETE" {
 				body = ""
 			}
-			r := s.do(token, method, strings.Replace(pattern, "/api/users/{id}", path, 1), body)
+			r := s.do(token, method, strings.NewReplacer("/api/users/{id}", path, "{sid}", "999999").Replace(pattern), body)
 			if r.status != want[i] {
 				t.Errorf("%s by %s: got %d %s, want %d", rt.pattern, who, r.status, r.body, want[i])
 			}
@@ -682,7 +688,7 @@ func TestFresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.fresh = false
-	stale := s.keys.signer.sign(c)
+	stale := s.signer().sign(c)
 	for _, body := range []string{`{"password":"another long one"}`, `{"email":"new@example.com"}`} {
 		s.do(stale, "PUT", path, body).want(t, 401, "fresh_login_required")
 	}

@@ -76,11 +76,15 @@ func newService(t *testing.T, options ...func(*settings)) *service {
 	for _, option := range options {
 		option(&c)
 	}
-	keys, err := loadKeys(context.Background(), st, nil, clock.now().Unix())
+	keys, err := loadKeys(t.Context(), st, &config{settings: c}, clock.now().Unix())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newServer(c, st, newHasher(cheap), keys, testLog(t), clock.now)
+	refresher, err := loadRefresher(t.Context(), st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(c, st, newHasher(cheap), keys, refresher, testLog(t), clock.now)
 	web := httptest.NewServer(s)
 	t.Cleanup(web.Close)
 	return &service{s, t, web.URL, clock, path, web}
@@ -215,4 +219,14 @@ func (s *service) admin(name string) (path, token string) {
 		s.t.Fatal(err)
 	}
 	return userPath(u.id), s.login(name)
+}
+
+// signer returns the key that signs the service's tokens.
+func (s *service) signer() *signingKey {
+	s.t.Helper()
+	row, err := s.store.newestKey()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return s.keys.signer(row)
 }

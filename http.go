@@ -15,8 +15,10 @@ import (
 	"net/netip"
 	"reflect"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -26,12 +28,13 @@ const maxBody = 64 << 10
 // A server answers HTTP. Its parts are set once, by newServer.
 type server struct {
 	settings
-	store  *store
-	hasher *hasher
-	keys   *keyring
-	log    *slog.Logger
-	now    func() time.Time
-	mux    *http.ServeMux
+	store     *store
+	hasher    *hasher
+	keys      *keyring
+	refresher *refresher
+	log       *slog.Logger
+	now       func() time.Time
+	mux       *http.ServeMux
 }
 
 // Settings are what the configuration says of how requests are answered.
@@ -43,8 +46,8 @@ type settings struct {
 	trustedProxies []netip.Prefix
 }
 
-func newServer(c settings, st *store, h *hasher, keys *keyring, log *slog.Logger, now func() time.Time) *server {
-	s := &server{c, st, h, keys, log, now, http.NewServeMux()}
+func newServer(c settings, st *store, h *hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
+	s := &server{c, st, h, keys, r, log, now, http.NewServeMux()}
 	for _, rt := range s.routes() {
 		s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
 			x := w.(*exchange)
@@ -215,19 +218,26 @@ func (x *exchange) fail(err error) {
 
 // challenge is the WWW-Authenticate of a 401 (RFC 6750 section 3).
 func challenge(err error) string {
-	for _, bad := range []error{errBadToken, errExpiredToken, errSessionEnded} {
+	for _, bad := range []error{errBadToken, errExpiredToken, errSessionEnded, errReused} {
 		if errors.Is(err, bad) {
 			return `Bearer error="invalid_token"`
 		}
 	}
+	if errors.Is(err, errNotFresh) {
+		return `Bearer error="insufficient_user_authentication"` // RFC 9470 section 3
+	}
 	return "Bearer"
 }
 
-// accepts reports whether the request names a media type in its Accept header.
+// accepts reports whether the request asks for a media type by name.
 func accepts(r *http.Request, mediaType string) bool {
 	for _, value := range r.Header["Accept"] {
 		for part := range strings.SplitSeq(value, ",") {
-			if t, _, err := mime.ParseMediaType(part); err == nil && t == mediaType {
+			t, params, err := mime.ParseMediaType(part)
+			if err != nil || t != mediaType {
+				continue
+			}
+			if q, err := strconv.ParseFloat(params["q"], 64); err != nil || q > 0 { // 0 is a refusal, RFC 9110 section 12.4.2
 				return true
 			}
 		}
@@ -240,9 +250,9 @@ func accepts(r *http.Request, mediaType string) bool {
 func (s *server) logRequest(x *exchange, start time.Time) {
 	level := slog.LevelInfo
 	switch {
-	case x.err != nil && (errors.Is(x.err, errStorage) || answerFor(x.err).status == http.StatusInternalServerError) && x.r.Context().Err() == nil:
+	case x.err != nil && answerFor(x.err).status == http.StatusInternalServerError, errors.Is(x.err, errStorage) && !errors.Is(x.err, context.Canceled):
 		level = slog.LevelError
-	case x.status == http.StatusServiceUnavailable:
+	case x.status == http.StatusServiceUnavailable, errors.Is(x.err, errReused):
 		level = slog.LevelWarn
 	case x.err == nil && (x.r.Method == http.MethodGet || x.r.Method == http.MethodHead):
 		level = slog.LevelDebug
@@ -369,11 +379,8 @@ func decodeBody(data []byte, in any) error {
 		if string(value) == "null" {
 			return wrongType(name, t.Field(i).Type)
 		}
-		if bytes.Contains(value, []byte(`\u`)) {
-			var text string
-			if json.Unmarshal(value, &text) == nil && strings.ContainsAny(text, "\x00\uFFFD") {
-				return &fault{kind: errMalformedBody, text: fmt.Sprintf("The member %q holds an escape that is no character", name)}
-			}
+		if value[0] == '"' && hasBadEscape(value) {
+			return &fault{kind: errMalformedBody, text: fmt.Sprintf("The member %q holds an escape that is no character", name)}
 		}
 		return nil
 	})
@@ -389,6 +396,41 @@ func decodeBody(data []byte, in any) error {
 		return fmt.Errorf("%w: %w", errMalformedBody, err)
 	}
 	return nil
+}
+
+// hasBadEscape reports whether a valid JSON string escapes a NUL or half of a
+// surrogate pair. encoding/json would make U+FFFD of the half, and one password
+// of many.
+func hasBadEscape(value []byte) bool {
+	for i := 0; i < len(value); i++ {
+		if value[i] != '\\' {
+			continue
+		}
+		if i++; value[i] != 'u' {
+			continue
+		}
+		r := hexRune(value[i+1:])
+		i += 4
+		if utf16.IsSurrogate(r) {
+			if !bytes.HasPrefix(value[i+1:], []byte(`\u`)) || utf16.DecodeRune(r, hexRune(value[i+3:])) == utf8.RuneError {
+				return true
+			}
+			i += 6
+		}
+		if r == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// hexRune returns the code unit that the four hexadecimal digits of an escape name.
+func hexRune(digits []byte) rune {
+	n, err := strconv.ParseUint(string(digits[:4]), 16, 16)
+	if err != nil {
+		panic(err) // of valid JSON
+	}
+	return rune(n)
 }
 
 func wrongType(name string, t reflect.Type) error {

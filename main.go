@@ -6,16 +6,43 @@ embedded SQLite database.
 Usage:
 
 	userd [flags]
-	userd user add [-admin] [flags] NAME EMAIL
+	userd user add [-admin] NAME EMAIL
+	userd user list [-json]
+	userd user show [-json] USER
+	userd user set [-username NAME] [-email EMAIL] [-role ROLE] [-disabled true|false] USER
+	userd user passwd USER
+	userd user delete USER
+	userd user import [-dry-run] [-partial] FILE
+	userd user export [-ndjson]
+	userd session list [-json] USER
+	userd session end USER [SESSION]
+	userd key list [-json]
+	userd key rotate
 	userd help
 	userd version
 
 Without a command it serves until it is interrupted or terminated; then it
 finishes the requests that run, closes the database and exits.
 
-"user add" adds a user, with -admin one who may do anything to anyone. It reads
-the password from the first line of standard input. It works on the database of
-a running server too.
+The commands work on the database, whether a server runs on it or not; one that
+does sees what they did at once. USER is a username, an e-mail address, or an id
+as id=7. Passwords are read from the first line of standard input. Flags may
+stand before or after names.
+
+"user add" adds a user, with -admin one who may do anything to anyone; ROLE is
+member or admin. "user passwd" sets a password and ends the user's sessions.
+"session end" ends one session or all of a user's. "key rotate" makes a new key
+sign access tokens; the one before it verifies until its last token has expired.
+
+"user export" writes every user, with the password's hash, as CSV or with
+-ndjson as one JSON object a line. "user import" reads both, and the CSV of
+Django's table auth_user, from FILE or, where that is -, from standard input.
+The columns are username and email; password, which is hashed, or password_hash
+(argon2, bcrypt, scrypt, and PBKDF2 as Werkzeug and Django write them); and, if
+wanted, id, role, disabled, created_at, updated_at and last_login_at. An id must
+be higher than any that this database gave out. Each bad row is told on a line
+of standard error, with its number; then nothing is imported, but with -partial
+the good rows are. -dry-run only checks.
 
 Flags, and the environment variables they stand above:
 
@@ -49,6 +76,8 @@ The environment alone holds the key that signs access tokens:
 		start and keeps it in the database.
 	JWT_SECRET_KEY_FILE
 		A file that holds the key instead.
+	JWT_SECRET_KEY_PREVIOUS
+		The key before this one: tokens that it signed are still good.
 
 The exit status is 0 when all is done, 1 when it failed, and 2 when the command
 or the configuration is wrong.
@@ -56,10 +85,10 @@ or the configuration is wrong.
 package main
 
 import (
-	"bufio"
 	"context"
 	_ "embed"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -102,44 +131,33 @@ func exitStatus(err error) int {
 
 // run is the program.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
-	command, args := splitCommand(args)
-	switch command {
-	case "help":
-		_, err := io.WriteString(stdout, manual())
-		return err
-	case "version":
-		_, err := fmt.Fprintln(stdout, "userd", version())
-		return err
-	case "", "user add":
-	default:
-		return usagef("unknown command %q: see userd help", command)
+	if len(args) == 1 {
+		switch args[0] {
+		case "help":
+			_, err := io.WriteString(stdout, manual())
+			return err
+		case "version":
+			_, err := fmt.Fprintln(stdout, "userd", version())
+			return err
+		}
 	}
-	c, names, err := configure(command, args, getenv)
-	if errors.Is(err, errHelp) {
+	cmd, args, err := findCommand(args)
+	if err != nil {
+		return err
+	}
+	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
+	err = c.configure(cmd, args, getenv)
+	if errors.Is(err, flag.ErrHelp) {
 		_, err := io.WriteString(stdout, manual())
 		return err
 	}
 	if err != nil {
 		return err
 	}
-	if command == "user add" {
-		return addUserCommand(ctx, c, names, stdin, stdout)
+	if cmd != nil {
+		return cmd.run(ctx, c)
 	}
-	if len(names) > 0 {
-		return usagef("unknown command %q: see userd help", names[0])
-	}
-	return serve(ctx, c, stderr)
-}
-
-// splitCommand takes the command's words off the arguments.
-func splitCommand(args []string) (command string, rest []string) {
-	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
-		return "", args
-	}
-	if args[0] == "user" && len(args) > 1 {
-		return "user " + args[1], args[2:]
-	}
-	return args[0], args[1:]
+	return serve(ctx, c.config, stderr)
 }
 
 //go:embed main.go
@@ -189,11 +207,15 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 		return err
 	}
 	defer listener.Close()
-	if why := weakSecret(c.secret); why != "" {
-		if !isLoopback(listener.Addr()) {
-			return usagef("%s: %s", c.secretFrom, why)
+	for setting, secret := range map[string][]byte{c.secretFrom: c.secret, "JWT_SECRET_KEY_PREVIOUS": c.previousSecret} {
+		why := weakSecret(secret)
+		if why == "" {
+			continue
 		}
-		log.Warn(why+": fine only while nobody else can reach this address", "setting", c.secretFrom)
+		if !isLoopback(listener.Addr()) {
+			return usagef("%s: %s", setting, why)
+		}
+		log.Warn(why+": fine only while nobody else can reach this address", "setting", setting)
 	}
 	st, err := openStore(ctx, c.database)
 	if err != nil {
@@ -205,12 +227,16 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 
 // serveStore serves an open database until ctx ends and the last request is done.
 func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Listener, st *store) error {
-	keys, err := loadKeys(ctx, st, c.secret, time.Now().Unix())
+	keys, err := loadKeys(ctx, st, &c, time.Now().Unix())
+	if err != nil {
+		return err
+	}
+	refresher, err := loadRefresher(ctx, st)
 	if err != nil {
 		return err
 	}
 	httpServer := &http.Server{
-		Handler:           newServer(c.settings, st, newHasher(defaultCost), keys, log, time.Now),
+		Handler:           newServer(c.settings, st, newHasher(defaultCost), keys, refresher, log, time.Now),
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       requestTimeout,
 		WriteTimeout:      writeTimeout,
@@ -222,16 +248,18 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Li
 	go func() { served <- httpServer.Serve(limitConnections(listener, maxConnections)) }()
 	log.Info("serving", "url", "http://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
 
-	checked := make(chan struct{})
-	go func() {
-		defer close(checked)
+	var background sync.WaitGroup
+	defer background.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	background.Go(func() { sweepSessions(ctx, st, log) })
+	background.Go(func() {
 		if found, err := st.checkIntegrity(ctx); err != nil && ctx.Err() == nil {
 			log.Error("the database could not be checked", "err", err)
 		} else if err == nil && found != "ok" {
 			log.Error("the database is damaged: restore a copy", "found", found)
 		}
-	}()
-	defer func() { <-checked }()
+	})
 
 	select {
 	case err := <-served:
@@ -240,13 +268,31 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Li
 	}
 	log.Info("stopping")
 	// Serve returns as soon as Shutdown begins; the requests are done when Shutdown returns.
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-	defer cancel()
+	drain, cancelDrain := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancelDrain()
 	if err := httpServer.Shutdown(drain); err != nil {
 		log.Warn("some requests did not end in time and were cut off", "after", drainTimeout)
 		httpServer.Close()
 	}
 	return nil
+}
+
+// sweepSessions deletes sessions that are over, a few at a time, until ctx ends.
+func sweepSessions(ctx context.Context, st *store, log *slog.Logger) {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	var after int64
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			var err error
+			if after, err = st.sweep(ctx, after, now.Unix()); err != nil && ctx.Err() == nil {
+				log.Warn("sessions that are over could not be deleted", "err", err)
+			}
+		}
+	}
 }
 
 func isLoopback(a net.Addr) bool {
@@ -256,22 +302,34 @@ func isLoopback(a net.Addr) bool {
 
 // limitConnections lets at most n connections of a listener be open at once.
 func limitConnections(l net.Listener, n int) net.Listener {
-	return &limitedListener{l, make(chan struct{}, n)}
+	return &limitedListener{Listener: l, open: make(chan struct{}, n), closed: make(chan struct{})}
 }
 
 type limitedListener struct {
 	net.Listener
-	open chan struct{}
+	open   chan struct{}
+	closed chan struct{}
+	once   sync.Once
 }
 
 func (l *limitedListener) Accept() (net.Conn, error) {
-	l.open <- struct{}{}
+	select {
+	case l.open <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
 	conn, err := l.Listener.Accept()
 	if err != nil {
 		<-l.open
 		return nil, err
 	}
 	return &limitedConn{Conn: conn, open: l.open}, nil
+}
+
+// Close also ends an Accept that waits for a place.
+func (l *limitedListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
 }
 
 // A limitedConn gives its place back when it is closed, once.
@@ -284,42 +342,4 @@ type limitedConn struct {
 func (c *limitedConn) Close() error {
 	c.once.Do(func() { <-c.open })
 	return c.Conn.Close()
-}
-
-// addUserCommand is userd user add.
-func addUserCommand(ctx context.Context, c config, names []string, stdin io.Reader, stdout io.Writer) error {
-	if len(names) != 2 {
-		return usagef("user add takes NAME EMAIL")
-	}
-	password, err := readPassword(stdin)
-	if err != nil {
-		return err
-	}
-	if err := inspect(ctx, c.database); err != nil {
-		return err
-	}
-	st, err := openStore(ctx, c.database)
-	if err != nil {
-		return fmt.Errorf("database %s: %w", c.database, err)
-	}
-	u := user{username: names[0], email: names[1], role: member}
-	if c.admin {
-		u.role = admin
-	}
-	s := &server{store: st, hasher: newHasher(defaultCost), now: time.Now}
-	if err := errors.Join(s.addUser(ctx, &u, password), st.close()); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(stdout, "added %s %s, id %d\n", u.role, u.username, u.id)
-	return err
-}
-
-// readPassword reads the first line of standard input. What is typed at a
-// terminal would be seen: it is not echoed where stty can turn that off.
-func readPassword(stdin io.Reader) (string, error) {
-	line, err := bufio.NewReader(io.LimitReader(stdin, maxPassword+3)).ReadString('\n')
-	if err != nil && err != io.EOF {
-		return "", fmt.Errorf("reading the password from standard input: %w", err)
-	}
-	return strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r"), nil
 }

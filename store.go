@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -116,17 +117,32 @@ var migrations = []string{`
 		last_used_at INTEGER NOT NULL,
 		expires_at   INTEGER NOT NULL,
 		address      TEXT NOT NULL,
-		user_agent   TEXT NOT NULL
+		user_agent   TEXT NOT NULL,
+		-- The live refresh token: how many came before it, the SHA-256 of its
+		-- secret, and since when it is live.
+		generation   INTEGER NOT NULL DEFAULT 0,
+		refresh_hash BLOB NOT NULL DEFAULT x'',
+		rotated_at   INTEGER NOT NULL DEFAULT 0
 	);
 	CREATE INDEX session_user ON session (user_id);
 
-	-- The keys that sign access tokens where JWT_SECRET_KEY is not set; the newest signs.
+	-- The keys that sign access tokens where JWT_SECRET_KEY is not set; the newest
+	-- signs. A retired one is good for token_ttl more seconds, the longest that a
+	-- token it signed can have.
 	CREATE TABLE signing_key (
 		id         INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
 		kid        TEXT NOT NULL UNIQUE,
 		secret     BLOB NOT NULL,
-		created_at INTEGER NOT NULL
-	);`,
+		created_at INTEGER NOT NULL,
+		retired_at INTEGER NOT NULL DEFAULT 0,
+		token_ttl  INTEGER NOT NULL DEFAULT 0
+	);
+
+	-- Keys that never leave this file, by their use.
+	CREATE TABLE secret (
+		name  TEXT NOT NULL PRIMARY KEY,
+		value BLOB NOT NULL
+	) WITHOUT ROWID;`,
 }
 
 // maxSessions is how many sessions a user can have; past it the oldest ends.
@@ -220,7 +236,13 @@ func inspect(ctx context.Context, path string) error {
 	if info.Size() == 0 {
 		return nil
 	}
-	db, err := sql.Open("sqlite", dsn(path, "mode=ro", "_busy_timeout=5000"))
+	params := []string{"mode=ro", "_busy_timeout=5000"}
+	if quiet, err := isQuiet(path); err != nil {
+		return err
+	} else if quiet {
+		params = append(params, "immutable=1")
+	}
+	db, err := sql.Open("sqlite", dsn(path, params...))
 	if err != nil {
 		return err
 	}
@@ -242,7 +264,7 @@ func inspect(ctx context.Context, path string) error {
 		return fmt.Errorf("%s has schema %d, and this userd knows only up to %d: use a newer userd", path, version, len(migrations))
 	}
 	// The first page of each table, so that gross damage is found before anybody is served.
-	for _, table := range []string{"user", "counter", "session", "signing_key"} {
+	for _, table := range []string{"user", "counter", "session", "signing_key", "secret"} {
 		rows, err := db.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
 		if err == nil {
 			for rows.Next() {
@@ -254,6 +276,25 @@ func inspect(ctx context.Context, path string) error {
 		}
 	}
 	return nil
+}
+
+// isQuiet reports whether the database is in WAL mode and nobody has it open.
+// Read like any other, it would get a -wal and a -shm file beside it, which
+// stay; read as one that nobody changes, it does not.
+func isQuiet(path string) (bool, error) {
+	if _, err := os.Stat(path + "-wal"); !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() // drops the locks that this process has on the file: none, without a -wal
+	versions := make([]byte, 2)
+	if _, err := f.ReadAt(versions, 18); err != nil && err != io.EOF { // https://www.sqlite.org/fileformat.html#file_format_version_numbers
+		return false, err
+	}
+	return versions[0] == 2 && versions[1] == 2, nil
 }
 
 // migrate runs the migrations that the database has not seen.
@@ -467,6 +508,15 @@ func (s *store) users(ctx context.Context, after int64, limit int, only filter, 
 	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, after, limit, only.role, disabled)
 }
 
+// export calls f with each user and its password's hash, in id order, all as of
+// one moment.
+func (s *store) export(ctx context.Context, f func(u *user, hash string)) error {
+	var u user
+	var hash string
+	return s.eachRow(ctx, `SELECT`+userColumns+`, user.password_hash FROM user ORDER BY id`,
+		u.columns(&hash), func() { f(&u, hash) })
+}
+
 // search calls f, in name order, for at most limit users whose username, or
 // where byEmail is true whose e-mail address, begins with prefix in any case.
 // It reads at most limit entries of each of two indexes, whatever the prefix.
@@ -606,14 +656,8 @@ func (s *store) deleteUser(ctx context.Context, by caller, id, version int64) er
 // whyNot explains a change that did not apply, in the order in which a client
 // wants to know: who it is, what it may do, what is there, what has changed.
 func (s *store) whyNot(by caller, id, version int64) error {
-	if by != console {
-		asker, err := s.sessionUser(int64(by))
-		if err != nil {
-			return err
-		}
-		if asker.id != id && asker.role != admin {
-			return errForbidden
-		}
+	if err := s.mayNot(by, id); err != nil {
+		return err
 	}
 	u, err := s.user(id)
 	if err != nil {
@@ -625,91 +669,349 @@ func (s *store) whyNot(by caller, id, version int64) error {
 	return errLastAdmin
 }
 
-// A session is one login of a user.
-type session struct {
-	id        int64
-	userID    int64
-	createdAt int64
-	expiresAt int64
-	address   string // of the client that logged in
-	userAgent string
+// mayNot says why mayChange does not hold: errSessionEnded or errForbidden; nil
+// where it does.
+func (s *store) mayNot(by caller, id int64) error {
+	if by == console {
+		return nil
+	}
+	var asker user
+	err := s.read(`SELECT`+userColumns+`
+		FROM session JOIN user ON user.id = session.user_id
+		WHERE session.id = ? AND user.disabled = 0`, errSessionEnded, asker.columns(), by)
+	if err == nil && asker.id != id && asker.role != admin {
+		err = errForbidden
+	}
+	return err
 }
 
+// A session is one login of a user.
+type session struct {
+	id          int64
+	userID      int64
+	createdAt   int64
+	lastUsedAt  int64
+	expiresAt   int64
+	address     string // of the client, at the login or the last refresh
+	userAgent   string
+	generation  int64
+	refreshHash []byte
+	rotatedAt   int64
+}
+
+// sessionColumns and (*session).columns are the one list of a session's columns, in step.
+const sessionColumns = `
+	session.id,
+	session.user_id,
+	session.created_at,
+	session.last_used_at,
+	session.expires_at,
+	session.address,
+	session.user_agent,
+	session.generation,
+	session.refresh_hash,
+	session.rotated_at`
+
+func (x *session) columns(more ...any) []any {
+	return append([]any{
+		&x.id,
+		&x.userID,
+		&x.createdAt,
+		&x.lastUsedAt,
+		&x.expiresAt,
+		&x.address,
+		&x.userAgent,
+		&x.generation,
+		&x.refreshHash,
+		&x.rotatedAt,
+	}, more...)
+}
+
+// A keyRow is a row of signing_key: a key's name and what makes its tokens.
+type keyRow struct {
+	kid    string
+	secret []byte
+}
+
+// keyIsGood is the condition that tokens of a key are good at ?2.
+const keyIsGood = `(retired_at = 0 OR retired_at + token_ttl > ?2)`
+
+// selectNewestKey selects the key that signs now. A token is signed under the key
+// that is read with its session: a key rotated elsewhere signs from then on.
+const selectNewestKey = `SELECT kid, secret FROM signing_key ORDER BY id DESC LIMIT 1`
+
 // addSession starts a session of a user whose password was just verified
-// against hash, and gives it its id. It ends the oldest of the user's sessions
-// past maxSessions. Where newHash is not empty it replaces the hash, which
-// moves no version: a client sees nothing of it. A password or a state of the
-// user that has changed since hash was read is errCredentials.
-func (s *store) addSession(ctx context.Context, x *session, hash, newHash string) error {
-	statements := []statement{
-		{
+// against hash, gives it its id, and returns the key to sign its token. It ends
+// the oldest of the user's sessions past maxSessions. Where newHash is not empty
+// it replaces the hash, which moves no version: a client sees nothing of it. A
+// password or a state of the user that has changed since hash was read is
+// errCredentials.
+func (s *store) addSession(ctx context.Context, x *session, hash, newHash string) (key keyRow, err error) {
+	if newHash == "" {
+		newHash = hash
+	}
+	err = s.write(ctx,
+		statement{
 			query: `
 				UPDATE user SET last_login_at = ?2, password_hash = ?4
 				WHERE id = ?1 AND password_hash = ?3 AND disabled = 0`,
 			args: []any{x.userID, x.createdAt, hash, newHash},
 			none: errCredentials,
 		},
-		{
+		statement{
 			query: `
-				INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent)
-				VALUES (?1, ?2, ?2, ?3, ?4, ?5)
+				INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent, refresh_hash, rotated_at)
+				VALUES (?1, ?2, ?2, ?3, ?4, ?5, ?6, ?2)
 				RETURNING id`,
-			args: []any{x.userID, x.createdAt, x.expiresAt, x.address, x.userAgent},
+			args: []any{x.userID, x.createdAt, x.expiresAt, x.address, x.userAgent, x.refreshHash},
 			into: []any{&x.id},
 			none: errStorage,
 		},
-		{
+		statement{
 			query: `
 				DELETE FROM session WHERE user_id = ?1 AND id <= (
 					SELECT id FROM session WHERE user_id = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)`,
 			args: []any{x.userID, maxSessions},
 		},
-	}
-	if newHash == "" {
-		statements[0].args[3] = hash
-	}
-	return s.write(ctx, statements...)
+		statement{
+			query: selectNewestKey,
+			into:  []any{&key.kid, &key.secret},
+		})
+	return key, err
 }
 
-// sessionUser returns the user of a session, or errSessionEnded where the
-// session or its user is gone or the user is disabled.
-func (s *store) sessionUser(sid int64) (u user, err error) {
-	err = s.read(`SELECT`+userColumns+`
+// principal returns the user of a session and when the session was last used,
+// or errSessionEnded where the session is over or its user is gone or disabled.
+// A key of the database that is retired and past its time is errBadToken; kid
+// is empty for a key of the configuration.
+func (s *store) principal(sid int64, kid string, now int64) (u user, lastUsedAt int64, err error) {
+	var keyGood bool
+	err = s.read(`SELECT`+userColumns+`, session.last_used_at,
+			?3 = '' OR EXISTS (SELECT 1 FROM signing_key WHERE kid = ?3 AND `+keyIsGood+`)
 		FROM session JOIN user ON user.id = session.user_id
-		WHERE session.id = ? AND user.disabled = 0`, errSessionEnded, u.columns(), sid)
-	return u, err
-}
-
-// endSession ends a session, or every session of its user where all is true.
-// One that has ended already is errSessionEnded.
-func (s *store) endSession(ctx context.Context, sid int64, all bool) error {
-	query := `DELETE FROM session WHERE id = ?`
-	if all {
-		query = `DELETE FROM session WHERE user_id = (SELECT user_id FROM session WHERE id = ?)`
+		WHERE session.id = ?1 AND session.expires_at > ?2 AND user.disabled = 0`,
+		errSessionEnded, u.columns(&lastUsedAt, &keyGood), sid, now, kid)
+	if err == nil && !keyGood {
+		err = errBadToken
 	}
-	return s.write(ctx, statement{query: query, args: []any{sid}, none: errSessionEnded})
+	return u, lastUsedAt, err
 }
 
-// newestKey returns the kid and secret of the newest signing key in the
-// database; kid is empty where there is none.
-func (s *store) newestKey() (kid string, secret []byte, err error) {
-	err = s.read(`SELECT kid, secret FROM signing_key ORDER BY id DESC LIMIT 1`, errNoKey, []any{&kid, &secret})
+// touchEvery is how long a session's last use may go unwritten, in seconds: a
+// read must not cost a write.
+const touchEvery = 60
+
+// touch notes, without waiting, that a session is used.
+func (s *store) touch(sid, now int64) {
+	s.writeLater(statement{
+		query: `UPDATE session SET last_used_at = ?2 WHERE id = ?1 AND last_used_at <= ?2 - ?3`,
+		args:  []any{sid, now, touchEvery},
+	})
+}
+
+// session returns a session, or errSessionEnded.
+func (s *store) session(sid int64) (x session, err error) {
+	err = s.read(`SELECT`+sessionColumns+` FROM session WHERE id = ?`, errSessionEnded, x.columns(), sid)
+	return x, err
+}
+
+// sessionsOf calls f for each live session of a user, the oldest first.
+func (s *store) sessionsOf(ctx context.Context, userID, now int64, f func(*session)) error {
+	var x session
+	return s.eachRow(ctx, `SELECT`+sessionColumns+` FROM session WHERE user_id = ? AND expires_at > ? ORDER BY id`,
+		x.columns(), func() { f(&x) }, userID, now)
+}
+
+// rotate puts next in the place of the live refresh token of a session, which
+// must have the given generation and hash, and returns the key to sign its
+// access token. x brings the new hash and the times and client of now; it comes
+// back with the session's user. Where the session is over, or another token is
+// live, it is errNotApplied.
+func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) (key keyRow, err error) {
+	err = s.write(ctx,
+		statement{
+			query: `
+				UPDATE session SET
+					generation = generation + 1,
+					refresh_hash = ?4,
+					rotated_at = ?5,
+					last_used_at = ?5,
+					expires_at = ?6,
+					address = ?7,
+					user_agent = ?8
+				WHERE id = ?1 AND generation = ?2 AND refresh_hash = ?3 AND expires_at > ?5
+					AND EXISTS (SELECT 1 FROM user WHERE user.id = session.user_id AND user.disabled = 0)
+				RETURNING user_id`,
+			args: []any{x.id, x.generation - 1, hash, x.refreshHash, now, x.expiresAt, x.address, x.userAgent},
+			into: []any{&x.userID},
+			none: errNotApplied,
+		},
+		statement{
+			query: selectNewestKey,
+			into:  []any{&key.kid, &key.secret},
+		})
+	return key, err
+}
+
+// endSession ends a session for by, or returns errSessionEnded,
+// errForbidden or, where the user has no such session, errSessionNotFound.
+func (s *store) endSession(ctx context.Context, by caller, userID, sid int64) error {
+	err := s.write(ctx, statement{
+		query: `DELETE FROM session WHERE user_id = ?1 AND id = ?3 AND ` + mayChange,
+		args:  []any{userID, by, sid},
+		none:  errNotApplied,
+	})
+	if errors.Is(err, errNotApplied) {
+		if err := s.mayNot(by, userID); err != nil {
+			return err
+		}
+		return errSessionNotFound
+	}
+	return err
+}
+
+// endSessions ends every session of a user for by. That there is none is fine.
+func (s *store) endSessions(ctx context.Context, by caller, userID int64) error {
+	err := s.write(ctx, statement{
+		query: `DELETE FROM session WHERE user_id = ?1 AND ` + mayChange,
+		args:  []any{userID, by},
+		none:  errNotApplied,
+	})
+	if errors.Is(err, errNotApplied) {
+		return s.mayNot(by, userID)
+	}
+	return err
+}
+
+// endReused ends a session whose refresh token came back.
+func (s *store) endReused(ctx context.Context, sid int64) error {
+	return s.write(ctx, statement{query: `DELETE FROM session WHERE id = ?`, args: []any{sid}})
+}
+
+// sweepSize is how many sessions one sweep looks at.
+const sweepSize = 1000
+
+// sweep deletes what is over among the sweepSize sessions after an id, and the
+// keys past their time. It returns where to go on, 0 at the end. By id and in
+// small steps, it needs no index that each refresh would have to move.
+func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err error) {
+	var n, over, oldKeys int
+	err = s.read(`
+		SELECT count(*), coalesce(max(id), 0), count(*) FILTER (WHERE expires_at <= ?2),
+			(SELECT count(*) FROM signing_key WHERE NOT `+keyIsGood+`)
+		FROM (SELECT id, expires_at FROM session WHERE id > ?1 ORDER BY id LIMIT ?3)`,
+		errStorage, []any{&n, &next, &over, &oldKeys}, after, now, sweepSize)
+	if err == nil && over > 0 {
+		err = s.write(ctx, statement{
+			query: `DELETE FROM session WHERE id > ?1 AND id <= ?2 AND expires_at <= ?3`,
+			args:  []any{after, next, now},
+		})
+	}
+	if err == nil && oldKeys > 0 {
+		err = s.write(ctx, statement{
+			query: `DELETE FROM signing_key WHERE id > ?1 AND NOT ` + keyIsGood,
+			args:  []any{0, now},
+		})
+	}
+	if n < sweepSize {
+		next = 0
+	}
+	return next, err
+}
+
+// A signingKeyInfo is what may be shown of a signing key.
+type signingKeyInfo struct {
+	kid       string
+	createdAt int64
+	retiredAt int64 // 0: it signs
+	goodUntil int64 // for its last token; 0: it signs
+}
+
+// signingKeys returns the keys in the database, the newest first.
+func (s *store) signingKeys(ctx context.Context) (keys []signingKeyInfo, err error) {
+	var k signingKeyInfo
+	err = s.eachRow(ctx, `
+		SELECT kid, created_at, retired_at, iif(retired_at = 0, 0, retired_at + token_ttl)
+		FROM signing_key ORDER BY id DESC`,
+		[]any{&k.kid, &k.createdAt, &k.retiredAt, &k.goodUntil},
+		func() { keys = append(keys, k) })
+	return keys, err
+}
+
+// newestKey returns the database's key that signs; its kid is empty where there
+// is none, because the configuration has one.
+func (s *store) newestKey() (key keyRow, err error) {
+	err = s.read(selectNewestKey, errNoKey, []any{&key.kid, &key.secret})
 	if errors.Is(err, errNoKey) {
 		err = nil
 	}
-	return kid, secret, err
+	return key, err
+}
+
+// keySecret returns the secret of a key that is not past its time, or errNoKey.
+func (s *store) keySecret(kid string, now int64) (secret []byte, err error) {
+	err = s.read(`SELECT secret FROM signing_key WHERE kid = ?1 AND `+keyIsGood,
+		errNoKey, []any{&secret}, kid, now)
+	return secret, err
 }
 
 var errNoKey = errors.New("no signing key")
 
-// addFirstKey adds a signing key unless there is one.
-func (s *store) addFirstKey(ctx context.Context, kid string, secret []byte, now int64) error {
-	return s.write(ctx, statement{
-		query: `
-			INSERT INTO signing_key (kid, secret, created_at)
-			SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM signing_key)`,
-		args: []any{kid, secret, now},
-	})
+// ensureKey adds key as the signing key unless there is one, and notes that
+// tokens of ttl seconds are signed from now on.
+func (s *store) ensureKey(ctx context.Context, key keyRow, ttl, now int64) error {
+	var one int
+	err := s.read(`SELECT 1 FROM signing_key WHERE retired_at = 0 AND token_ttl >= ?`, errNoKey, []any{&one}, ttl)
+	if !errors.Is(err, errNoKey) {
+		return err
+	}
+	return s.write(ctx,
+		statement{
+			query: `
+				INSERT INTO signing_key (kid, secret, created_at)
+				SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM signing_key)`,
+			args: []any{key.kid, key.secret, now},
+		},
+		statement{
+			query: `UPDATE signing_key SET token_ttl = ?1 WHERE retired_at = 0 AND token_ttl < ?1`,
+			args:  []any{ttl},
+		})
+}
+
+// rotateKey makes key the one that signs and retires the others.
+func (s *store) rotateKey(ctx context.Context, key keyRow, now int64) error {
+	return s.write(ctx,
+		statement{
+			query: `
+				INSERT INTO signing_key (kid, secret, created_at, token_ttl)
+				SELECT ?1, ?2, ?3, coalesce(max(token_ttl), 0) FROM signing_key`,
+			args: []any{key.kid, key.secret, now},
+		},
+		statement{
+			query: `UPDATE signing_key SET retired_at = ?2 WHERE kid <> ?1 AND retired_at = 0`,
+			args:  []any{key.kid, now},
+		})
+}
+
+// secret returns the named secret of this database; the first to ask gives it
+// the value fresh.
+func (s *store) secret(ctx context.Context, name string, fresh []byte) (value []byte, err error) {
+	const query = `SELECT value FROM secret WHERE name = ?`
+	if err = s.read(query, errNoKey, []any{&value}, name); !errors.Is(err, errNoKey) {
+		return value, err
+	}
+	err = s.write(ctx,
+		statement{
+			query: `INSERT INTO secret (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`,
+			args:  []any{name, fresh},
+		},
+		statement{
+			query: query,
+			args:  []any{name},
+			into:  []any{&value},
+			none:  errStorage,
+		})
+	return value, err
 }
 
 // isConstraint reports whether err says that a statement broke a constraint:
@@ -717,6 +1019,12 @@ func (s *store) addFirstKey(ctx context.Context, kid string, secret []byte, now 
 func isConstraint(err error) bool {
 	var e *sqlite.Error
 	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_CONSTRAINT
+}
+
+// isBusy reports whether err says that another process holds the lock.
+func isBusy(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_BUSY
 }
 
 // isDuplicate reports whether err is a failed UNIQUE constraint.

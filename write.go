@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // A statement is one step of a write.
@@ -42,16 +43,24 @@ type pendingWrite struct {
 // maxGroup bounds a transaction, and so how long its first write waits.
 const maxGroup = 256
 
+// busyTimeout is how long a write of another process, the command line, is waited for.
+const busyTimeout = 10 * time.Second
+
 var errClosing = fmt.Errorf("%w: closing", errStorage)
 
 func openWriter(path string) (*writer, error) {
-	// A commit by another process (the command line) is waited for up to 10 s.
-	db, err := sql.Open("sqlite", dsn(path, "mode=rw", "_busy_timeout=10000", "_journal_mode=WAL", "_synchronous=FULL", "_foreign_keys=1", "_txlock=immediate"))
+	db, err := sql.Open("sqlite", dsn(path, "mode=rw", fmt.Sprintf("_busy_timeout=%d", busyTimeout.Milliseconds()), "_journal_mode=WAL", "_synchronous=FULL", "_foreign_keys=1", "_txlock=immediate"))
 	if err != nil {
 		return nil, err
 	}
 	db.SetMaxOpenConns(1)
 	conn, err := db.Conn(context.Background())
+	// SQLite waits for no lock when it changes the journal's mode: another
+	// process may be making the same file.
+	for end := time.Now().Add(busyTimeout); err != nil && isBusy(err) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		conn, err = db.Conn(context.Background())
+	}
 	if err != nil {
 		db.Close()
 		return nil, err
@@ -97,6 +106,16 @@ func (w *writer) write(ctx context.Context, statements ...statement) error {
 // the file, and so from folding the write-ahead log into it.
 func (w *writer) close() error {
 	return errors.Join(w.stmts.close(), w.conn.Close(), w.db.Close())
+}
+
+// writeLater queues a statement whose loss would not matter, and does not wait:
+// where the queue is full, it is dropped.
+func (w *writer) writeLater(st statement) {
+	p := &pendingWrite{ctx: context.Background(), statements: []statement{st}, answer: make(chan error, 1)}
+	select {
+	case w.queue <- p:
+	default:
+	}
 }
 
 // stop ends run once the writes in the queue are done.
@@ -180,7 +199,9 @@ func (w *writer) apply(p *pendingWrite) error {
 		switch {
 		case isDuplicate(err):
 			p.err = fmt.Errorf("%w: %w", errDuplicate, err)
-		case isConstraint(err) || st.none != nil && errors.Is(err, st.none):
+		case isConstraint(err): // which only a mistake in this program can break
+			p.err = fmt.Errorf("%w: writing: %w", errStorage, err)
+		case st.none != nil && errors.Is(err, st.none):
 			p.err = err
 		default:
 			return err

@@ -1,0 +1,365 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A shell runs userd's commands on one database, as a shell would.
+type shell struct {
+	t        *testing.T
+	database string
+}
+
+// run runs a command and fails the test unless it ends with the status. It
+// returns what the command printed.
+func (sh *shell) run(status int, stdin string, args ...string) (stdout, stderr string) {
+	sh.t.Helper()
+	var out, errOut bytes.Buffer
+	env := func(name string) string {
+		if name == "DATABASE_URL" {
+			return sh.database
+		}
+		return ""
+	}
+	got := 0
+	err := run(sh.t.Context(), args, env, strings.NewReader(stdin), &out, &errOut)
+	if err != nil {
+		got = exitStatus(err)
+		fmt.Fprintln(&errOut, "userd:", err)
+	}
+	if got != status {
+		sh.t.Fatalf("userd %s ended with %d, not %d: %s%s", strings.Join(args, " "), got, status, out.String(), errOut.String())
+	}
+	return out.String(), errOut.String()
+}
+
+// The command line changes what a running server serves, at once.
+func TestCommandsOnARunningServer(t *testing.T) {
+	s := newService(t)
+	s.clock.t = time.Now() // the command line has no other clock
+	sh := &shell{t, s.path}
+
+	if out, _ := sh.run(0, goodPassword+"\n", "user", "add", "-admin", "root", "root@example.com"); out != "added admin root, id 1\n" {
+		t.Errorf("user add: %q", out)
+	}
+	root := s.login("root")
+	sh.run(0, goodPassword+"\r\n", "user", "add", "ann", "ann@example.com")
+	ann := s.login("ann")
+	s.do(root, "GET", "/api/users/2", "").want(t, 200, "")
+
+	sh.run(0, "", "user", "set", "ann", "-role", "admin", "-username", "Anna", "-email", "anna@example.com")
+	if r := s.do(ann, "GET", "/api/users/me", "").want(t, 200, ""); r.field("role") != "admin" || r.field("username") != "Anna" || r.field("email") != "anna@example.com" {
+		t.Errorf("user set: %s", r.body)
+	}
+	sh.run(0, "", "user", "set", "-disabled", "true", "anna@EXAMPLE.com")
+	s.do(ann, "GET", "/api/users/me", "").want(t, 401, "session_ended")
+	sh.run(0, "", "user", "set", "id=2", "-disabled=false")
+	ann = s.login("Anna")
+
+	sh.run(0, "another long one\n", "user", "passwd", "anna")
+	s.do(ann, "GET", "/api/users/me", "").want(t, 401, "session_ended")
+	s.do("", "POST", "/api/login", `{"username":"anna","password":"another long one"}`).want(t, 200, "")
+
+	sh.run(0, "", "user", "delete", "anna")
+	s.do("", "POST", "/api/login", `{"username":"anna","password":"another long one"}`).want(t, 401, "")
+
+	second := s.login("root")
+	if out, _ := sh.run(0, "", "session", "list", "root"); strings.Count(out, "127.0.0.1") != 2 {
+		t.Errorf("session list: %s", out)
+	}
+	if out, _ := sh.run(0, "", "session", "list", "-json", "root"); strings.Count(out, `"address":"127.0.0.1"`) != 2 || strings.Count(out, "\n") != 2 {
+		t.Errorf("session list -json: %s", out)
+	}
+	sh.run(0, "", "session", "end", "root", "1")
+	s.do(root, "GET", "/api/users/me", "").want(t, 401, "session_ended")
+	s.do(second, "GET", "/api/users/me", "").want(t, 200, "")
+	sh.run(0, "", "session", "end", "root")
+	s.do(second, "GET", "/api/users/me", "").want(t, 401, "session_ended")
+
+	old := s.login("root")
+	sh.run(0, "", "key", "rotate")
+	s.do(old, "GET", "/api/users/me", "").want(t, 200, "")
+	renewed := s.login("root")
+	s.do(renewed, "GET", "/api/users/me", "").want(t, 200, "")
+	if header(old) == header(renewed) {
+		t.Error("the server still signs with the old key")
+	}
+	if out, _ := sh.run(0, "", "key", "list"); strings.Count(out, "\n") != 3 || strings.Count(out, " -") != 2 {
+		t.Errorf("key list: %s", out)
+	}
+	if out, _ := sh.run(0, "", "key", "list", "-json"); strings.Count(out, `"kid"`) != 2 || strings.Count(out, `"good_until"`) != 1 || strings.Contains(out, "secret") {
+		t.Errorf("key list -json: %s", out)
+	}
+}
+
+// What fails says so in one line, with the status that scripts go by.
+func TestCommandsThatFail(t *testing.T) {
+	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
+	for _, args := range []string{"user list", "user show ann", "user passwd ann", "user export", "session list ann", "key list", "key rotate"} {
+		if _, text := sh.run(1, goodPassword, strings.Fields(args)...); !strings.Contains(text, "no database") {
+			t.Errorf("%s without a database: %s", args, text)
+		}
+		if _, err := os.Stat(sh.database); err == nil {
+			t.Fatalf("%s made a database", args)
+		}
+	}
+	sh.run(0, goodPassword, "user", "add", "-admin", "root", "root@example.com")
+	for _, test := range []struct {
+		status int
+		args   string
+		stdin  string
+		says   string
+	}{
+		{1, "user add root new@example.com", goodPassword, "Username already exists"},
+		{1, "user add new ROOT@example.com", goodPassword, "Email already exists"},
+		{1, "user add new new@example.com", "short", "password must have at least 8"},
+		{1, "user add new new@example.com", "", "standard input"},
+		{1, "user add new new", goodPassword, "email must be"},
+		{1, "user show nobody", "", `no user "nobody"`},
+		{1, "user show id=7", "", `no user "id=7"`},
+		{1, "user set nobody -role member", "", `no user "nobody"`},
+		{1, "user set root -role member", "", "last active admin"},
+		{1, "user set root -disabled true", "", "last active admin"},
+		{1, "user set root -username ?", "", "username must be"},
+		{1, "user delete root", "", "last active admin"},
+		{1, "user passwd root", "root@example.com", "must not be the username or the email"},
+		{1, "session end root 99", "", "Session not found"},
+		{2, "user", "", "unknown command"},
+		{2, "user rename root", "", "unknown command"},
+		{2, "frobnicate", "", "unknown command"},
+		{2, "user add root", "", "usage: userd user add"},
+		{2, "user add a b c", "", "usage: userd user add"},
+		{2, "user list root", "", "usage: userd user list"},
+		{2, "user list -addr 127.0.0.1:1", "", "-addr"},
+		{2, "user show id=0", "", "positive integer"},
+		{2, "user set root", "", "takes -username"},
+		{2, "user set root -role king", "", "member or admin"},
+		{2, "user set root -disabled maybe", "", "true or false"},
+		{2, "session end root x", "", "positive integer"},
+	} {
+		_, text := sh.run(test.status, test.stdin, strings.Fields(test.args)...)
+		if strings.Count(text, "\n") != 1 || !strings.Contains(text, test.says) {
+			t.Errorf("userd %s says %q", test.args, text)
+		}
+	}
+}
+
+func TestUserListAndShow(t *testing.T) {
+	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
+	sh.run(0, goodPassword, "user", "add", "-admin", "root", "root@example.com")
+	sh.run(0, goodPassword, "user", "add", "ann", "ann@example.com")
+	table := "ID  USERNAME  EMAIL             ROLE    DISABLED  LAST LOGIN\n" +
+		"1   root      root@example.com  admin   false     -\n" +
+		"2   ann       ann@example.com   member  false     -\n"
+	if out, _ := sh.run(0, "", "user", "list"); out != table {
+		t.Errorf("user list:\n%s", out)
+	}
+	if out, _ := sh.run(0, "", "user", "list", "-json"); strings.Count(out, "\n") != 2 || !strings.HasPrefix(out, `{"id":1,"username":"root"`) {
+		t.Errorf("user list -json: %s", out)
+	}
+	for _, name := range []string{"ann", "ANN@example.com", "id=2"} {
+		if out, _ := sh.run(0, "", "user", "show", name, "-json"); !strings.HasPrefix(out, `{"id":2,`) {
+			t.Errorf("user show %s: %s", name, out)
+		}
+	}
+}
+
+// A stranger's User-Agent must not steer the terminal of whoever lists sessions.
+func TestTablesArePrintable(t *testing.T) {
+	var out bytes.Buffer
+	table := newTable(&out, "A", "B")
+	table.row("x\x1b[2J\u009b\r\ny\tz", 7)
+	table.flush()
+	if want := "A              B\nx?[2J???y?z  7\n"; strings.Join(strings.Fields(out.String()), " ") != strings.Join(strings.Fields(want), " ") {
+		t.Errorf("got %q", out.String())
+	}
+}
+
+// someHash is a published vector: bcrypt of "U*U", cost 5.
+const someHash = "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"
+
+func TestImport(t *testing.T) {
+	for _, test := range []struct {
+		claim  string
+		flags  string
+		file   string
+		status int
+		out    string   // on standard output
+		rows   []string // told on standard error, by their beginnings
+		users  string   // afterwards, beside root
+	}{
+		{"CSV with passwords and hashes", "", "username,email,password,password_hash,role\n" +
+			"ann,ann@example.com,correct horse battery,,admin\nbob,bob@example.com,," + someHash + ",\n",
+			0, "imported 2 users\n", nil, "ann:admin bob:member"},
+		{"NDJSON", "", `{"username":"ann","email":"ann@example.com","password":"correct horse battery","role":"admin"}` + "\n" +
+			`{"username":"bob","email":"bob@example.com","password_hash":"` + someHash + `","disabled":true,"last_login_at":null}` + "\n",
+			0, "imported 2 users\n", nil, "ann:admin bob:member"},
+		{"only checking", "-dry-run", "username,email,password\nann,ann@example.com,correct horse battery\n",
+			0, "1 users could be imported\n", nil, ""},
+		{"bad rows: nothing", "", "username,email,password\nann,ann@example.com,correct horse battery\n?,bob@example.com,short\nroot,eve@example.com,correct horse battery\n",
+			1, "", []string{"row 3: Not valid: password must", "row 4: username already exists"}, ""},
+		{"bad rows: the good ones", "-partial", "username,email,password\nann,ann@example.com,correct horse battery\n?,bob@example.com,short\neve,ROOT@example.com,correct horse battery\n",
+			1, "imported 1 users\n", []string{"row 3: Not valid: password must", "row 4: email already exists"}, "ann:member"},
+		{"rows that clash", "", "username,email,password_hash\nann,a1@example.com," + someHash + "\nbob,b@example.com," + someHash + "\nANN,a2@example.com," + someHash + "\neve,B@example.com," + someHash + "\n",
+			1, "", []string{"row 4: username already stands in row 2", "row 5: email already stands in row 3"}, ""},
+		{"ids that are free", "", "id,username,email,password_hash\n70,ann,a@example.com," + someHash + "\n,bob,b@example.com," + someHash + "\n",
+			0, "imported 2 users\n", nil, "ann:member bob:member"},
+		{"ids that are not", "", "id,username,email,password_hash\n1,ann,a@example.com," + someHash + "\n9,bob,b@example.com," + someHash + "\n9,eve,e@example.com," + someHash + "\n0,kim,k@example.com," + someHash + "\n",
+			1, "", []string{"row 5: Not valid: id must", "row 2: id was given", "row 4: id already stands in row 3"}, ""},
+		{"a hash in no known form", "", "username,email,password_hash\nann,a@example.com,5f4dcc3b5aa765d61d8327deb882cf99\n",
+			1, "", []string{"row 2: Not valid: password_hash is in no known form"}, ""},
+		{"a password and a hash", "", "username,email,password,password_hash\nann,a@example.com,correct horse battery," + someHash + "\n",
+			1, "", []string{"row 2: Not valid: password and password_hash are both given"}, ""},
+		{"neither", "", "username,email,password\nann,a@example.com,\n",
+			1, "", []string{"row 2: Not valid: password and password_hash are both empty"}, ""},
+		{"bad values", "", "username,email,password_hash,role,disabled,created_at\nann,a@example.com," + someHash + ",king,perhaps,yesterday\n",
+			1, "", []string{"row 2: Not valid: created_at must be a time such as 2026-01-31T12:00:00Z; disabled must be true or false; role must be member or admin"}, ""},
+		{"a row with a field too few", "", "username,email,password_hash\nann,a@example.com\n",
+			1, "", []string{"row 2: has 2 fields instead of 3"}, ""},
+		{"an unknown column", "", "username,email,password_hash,shoe\n", 1, "", nil, ""},
+		{"a column twice", "", "username,email,username,password_hash\n", 1, "", nil, ""},
+		{"an unclosed quote", "", "username,email,password_hash\n\"ann,a@example.com,x\n", 1, "", nil, ""},
+		{"an unknown member", "", `{"username":"ann","email":"a@example.com","password":"correct horse battery","shoe":44}` + "\n",
+			1, "", []string{`row 1: the member "shoe" is not known`}, ""},
+		{"a member twice", "", `{"username":"ann","username":"bob"}` + "\n", 1, "", []string{`row 1: The member "username" stands twice`}, ""},
+		{"a line that is no JSON", "", "{\n", 1, "", []string{"row 1: The body is not valid JSON"}, ""},
+		{"an empty file", "", "", 1, "", nil, ""},
+		{"a spreadsheet's CSV", "", "\ufeffusername,email,password_hash\r\nann,a@example.com," + someHash + "\r\n",
+			0, "imported 1 users\n", nil, "ann:member"},
+		{"Django's auth_user", "", "id,password,last_login,is_superuser,username,first_name,last_name,email,is_staff,is_active,date_joined\n" +
+			"5,pbkdf2_sha256$1000$salt$YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU=,2026-01-02 03:04:05.678+00:00,t,ann,Ann,A,a@example.com,t,t,2025-01-02 03:04:05+00\n" +
+			"6,bcrypt_is_not_in_django$x,,0,bob,,,b@example.com,0,1,2025-01-02T03:04:05Z\n",
+			1, "", []string{"row 3: Not valid: password_hash is in no known form"}, ""},
+	} {
+		t.Run(test.claim, func(t *testing.T) {
+			s := newService(t)
+			sh := &shell{t, s.path}
+			s.admin("root")
+			out, errOut := sh.run(test.status, test.file, append([]string{"user", "import", "-"}, strings.Fields(test.flags)...)...)
+			if out != test.out {
+				t.Errorf("printed %q", out)
+			}
+			lines := strings.Split(strings.TrimSpace(errOut), "\n")
+			if test.status == 0 {
+				lines = append(lines[1:], "")
+			}
+			if len(lines) != len(test.rows)+1 {
+				t.Errorf("told %q", errOut)
+			}
+			for i, want := range test.rows {
+				if i < len(lines) && !strings.HasPrefix(lines[i], want) {
+					t.Errorf("told %q, want %q", lines[i], want)
+				}
+			}
+			var users []string
+			s.store.users(t.Context(), 1, -1, filter{}, func(u *user) { users = append(users, u.username+":"+string(u.role)) })
+			if got := strings.Join(users, " "); got != test.users {
+				t.Errorf("there are %q", got)
+			}
+		})
+	}
+}
+
+// What an import brings in can log in, and ids go on above the highest.
+func TestImportedUsersLogIn(t *testing.T) {
+	s := newService(t)
+	sh := &shell{t, s.path}
+	file := filepath.Join(t.TempDir(), "users.csv")
+	text := "id,username,email,password,disabled,created_at\n" +
+		"40,ann,ann@example.com,correct horse battery,false,2020-01-02T03:04:05Z\n" +
+		",bob,bob@example.com,correct horse battery,true,\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sh.run(0, "", "user", "import", file)
+	r := s.do(s.login("ann"), "GET", "/api/users/me", "").want(t, 200, "")
+	if r.field("id") != "40" || r.field("created_at") != "2020-01-02T03:04:05Z" {
+		t.Errorf("ann is %s", r.body)
+	}
+	s.do("", "POST", "/api/login", `{"username":"bob","password":"correct horse battery"}`).want(t, 403, "user_disabled")
+	if _, id := s.register("eve"); id != "42" {
+		t.Errorf("the next id is %s", id)
+	}
+	sh.run(1, "", "user", "import", filepath.Join(t.TempDir(), "none.csv"))
+}
+
+// An export, imported into an empty database, gives the same users.
+func TestExportImportRoundTrip(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	s.admin("root")
+	bob, _ := s.register("bob")
+	s.register("carol")
+	s.do(s.login("root"), "PUT", bob, `{"disabled":true}`).want(t, 200, "")
+	s.do(token, "DELETE", path, "").want(t, 200, "")
+	sh := &shell{t, s.path}
+	for _, format := range [][]string{nil, {"-ndjson"}} {
+		export, _ := sh.run(0, "", append([]string{"user", "export"}, format...)...)
+		other := &shell{t, filepath.Join(t.TempDir(), "other.db")}
+		other.run(0, export, "user", "import", "-")
+		if again, _ := other.run(0, "", append([]string{"user", "export"}, format...)...); again != export {
+			t.Errorf("exported %s\nthen %s", export, again)
+		}
+	}
+}
+
+// Somebody who registers a name between the check and the import: the row is
+// bad, and nothing is half there.
+func TestImportRace(t *testing.T) {
+	s := newService(t)
+	st, err := openStaging(t.Context(), s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.close()
+	for i, name := range []string{"ann", "bob"} {
+		row := importRow{number: i + 2, user: user{username: name, email: name + "@example.com", role: member}, hash: someHash}
+		if err := st.add(t.Context(), row); err != nil {
+			t.Fatal(err)
+		}
+	}
+	none := func(row int, why string) { t.Errorf("row %d: %s", row, why) }
+	if err := st.check(t.Context(), none); err != nil {
+		t.Fatal(err)
+	}
+	s.register("BOB")
+	if _, err := st.commit(t.Context()); err != errDuplicate {
+		t.Fatalf("commit says %v", err)
+	}
+	if n := count(t, s, "user"); n != 1 {
+		t.Errorf("%d users", n)
+	}
+	told := 0
+	if err := st.takeOut(t.Context(), func(row int, why string) { told = row }); err != nil || told != 3 {
+		t.Errorf("row %d, %v", told, err)
+	}
+	if n, err := st.commit(t.Context()); n != 1 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"U*U"}`).want(t, 200, "")
+}
+
+// A large import builds its indexes anew; they must hold the same rules.
+func TestLargeImportKeepsTheIndexes(t *testing.T) {
+	s := newService(t)
+	s.register("zoe")
+	var file strings.Builder
+	file.WriteString("username,email,password_hash\n")
+	for i := range 1500 {
+		fmt.Fprintf(&file, "user%d,user%d@example.com,%s\n", i, i, someHash)
+	}
+	sh := &shell{t, s.path}
+	sh.run(0, file.String(), "user", "import", "-")
+	s.do("", "POST", "/api/register", `{"username":"USER7","email":"new@example.com","password":"testpass"}`).want(t, 400, "username_taken")
+	s.do("", "POST", "/api/register", `{"username":"new","email":"USER7@example.com","password":"testpass"}`).want(t, 400, "email_taken")
+	s.do("", "POST", "/api/register", `{"username":"ZOE","email":"new@example.com","password":"testpass"}`).want(t, 400, "username_taken")
+	if found, err := s.store.checkIntegrity(t.Context()); found != "ok" || err != nil {
+		t.Errorf("%s, %v", found, err)
+	}
+}

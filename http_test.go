@@ -1,0 +1,1208 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+)
+
+// ask sends a request that do cannot make.
+func (s *service) ask(r *http.Request) reply {
+	s.t.Helper()
+	resp, err := s.http.Client().Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return reply{resp.StatusCode, resp.Header, string(data)}
+}
+
+// post sends a body of any kind with exactly these headers. A body of a type
+// that net/http does not know is sent in chunks.
+func (s *service) post(path string, body io.Reader, headers ...string) reply {
+	s.t.Helper()
+	r, err := http.NewRequest("POST", s.url+path, body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Add(name, value)
+	}
+	return s.ask(r)
+}
+
+// firstStatus sends the head of a request, and none of its body, and returns
+// the status of whatever comes back first: 100 invites the body.
+func (s *service) firstStatus(head ...string) int {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", s.http.Listener.Addr().String())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, strings.Join(append(head, "Host: userd", "", ""), "\r\n")); err != nil {
+		s.t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+// handle adds a route that anyone may call and whose handler is the test's.
+func (s *service) handle(pattern string, f func(*exchange) error) {
+	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		x := w.(*exchange)
+		x.r, x.routed = r, true
+		if err := f(x); err != nil {
+			x.fail(err)
+		}
+	})
+}
+
+// A logBook is everything that a server logs, down to the level debug.
+type logBook struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *service) keepLog() *logBook {
+	b := new(logBook)
+	s.log = slog.New(slog.NewJSONHandler(b, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	return b
+}
+
+func (b *logBook) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBook) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// records returns the records of a level.
+func (b *logBook) records(t *testing.T, level slog.Level) []map[string]any {
+	t.Helper()
+	var list []map[string]any
+	for line := range strings.Lines(b.String()) {
+		var record map[string]any
+		if err := json.Unmarshal([]byte(line), &record); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		if record["level"] == level.String() {
+			list = append(list, record)
+		}
+	}
+	return list
+}
+
+// badBodies are refused for what they are by every route that takes the
+// members of registerRequest.
+var badBodies = []struct {
+	name string
+	body string
+	code string
+	text string // in the answer
+}{
+	{"nothing", ``, "malformed_body", "JSON"},
+	{"spaces", "  \r\n\t ", "malformed_body", "JSON"},
+	{"a word", `username`, "malformed_body", "JSON"},
+	{"a form", `username=ann&password=x`, "malformed_body", "JSON"},
+	{"a string", `"username"`, "malformed_body", "one JSON object"},
+	{"a number", `1`, "malformed_body", "one JSON object"},
+	{"null", `null`, "malformed_body", "one JSON object"},
+	{"true", `true`, "malformed_body", "one JSON object"},
+	{"an array", `[]`, "malformed_body", "one JSON object"},
+	{"an array of the right object", `[{"username":"ann"}]`, "malformed_body", "one JSON object"},
+	{"an object that does not end", `{"username":"ann"`, "malformed_body", "JSON"},
+	{"a string that does not end", `{"username":"ann`, "malformed_body", "JSON"},
+	{"a member without a value", `{"username"}`, "malformed_body", "JSON"},
+	{"a member without quotes", `{username:"ann"}`, "malformed_body", "JSON"},
+	{"single quotes", `{'username':'ann'}`, "malformed_body", "JSON"},
+	{"a comma after the last member", `{"username":"ann",}`, "malformed_body", "JSON"},
+	{"a comma before the first member", `{,"username":"ann"}`, "malformed_body", "JSON"},
+	{"no comma between members", `{"username":"ann" "email":"e"}`, "malformed_body", "JSON"},
+	{"a comment", `{"username":"ann"/**/}`, "malformed_body", "JSON"},
+	{"two objects", `{"username":"ann"}{"username":"bob"}`, "malformed_body", "JSON"},
+	{"two objects on two lines", "{\"username\":\"ann\"}\n{\"username\":\"bob\"}\n", "malformed_body", "JSON"},
+	{"a brace after the object", `{"username":"ann"}}`, "malformed_body", "JSON"},
+	{"a word after the object", `{"username":"ann"} x`, "malformed_body", "JSON"},
+	{"a NUL after the object", "{\"username\":\"ann\"}\x00", "malformed_body", "JSON"},
+	{"a byte order mark", "\ufeff{}", "malformed_body", "JSON"},
+	{"UTF-16", "\xff\xfe{\x00}\x00", "malformed_body", "UTF-8"},
+	{"a control character in a string", "{\"username\":\"a\x01b\"}", "malformed_body", "JSON"},
+	{"a line break in a string", "{\"username\":\"a\nb\"}", "malformed_body", "JSON"},
+	{"an escape that JSON does not have", `{"username":"\x41"}`, "malformed_body", "JSON"},
+	{"an escape cut short", `{"username":"\u004"}`, "malformed_body", "JSON"},
+	{"invalid UTF-8 in a value", "{\"username\":\"a\xffb\"}", "malformed_body", "UTF-8"},
+	{"invalid UTF-8 in a name", "{\"a\xffb\":1}", "malformed_body", "UTF-8"},
+	{"a surrogate in UTF-8", "{\"username\":\"\xed\xa0\x80\"}", "malformed_body", "UTF-8"},
+	{"an overlong letter", "{\"username\":\"\xc1\x81\"}", "malformed_body", "UTF-8"},
+	{"nesting of ten thousand and one", `{"username":` + strings.Repeat("[", 10_001) + strings.Repeat("]", 10_001) + `}`, "malformed_body", "JSON"},
+	{"nesting of a thousand", `{"username":` + strings.Repeat("[", 1000) + strings.Repeat("]", 1000) + `}`, "wrong_type", `"username"`},
+
+	{"a NUL as an escape", `{"username":"a\u0000b"}`, "malformed_body", `"username"`},
+	{"a NUL as an escape in the password", `{"password":"\u0000 correct horse"}`, "malformed_body", `"password"`},
+	{"the first half of a surrogate pair", `{"username":"\ud83d"}`, "malformed_body", `"username"`},
+	{"the first half of a surrogate pair, before a letter", `{"username":"\ud83dx"}`, "malformed_body", `"username"`},
+	{"the second half of a surrogate pair", `{"username":"\ude00"}`, "malformed_body", `"username"`},
+	{"a surrogate pair in the wrong order", `{"username":"\ude00\ud83d"}`, "malformed_body", `"username"`},
+	{"half a surrogate pair after a whole one", `{"username":"\ud83d\ude00\uD83D"}`, "malformed_body", `"username"`},
+
+	{"a member twice", `{"username":"ann","username":"bob"}`, "duplicate_member", `"username"`},
+	{"a member twice with the same value", `{"username":"ann","email":"e","username":"ann"}`, "duplicate_member", `"username"`},
+	{"a member twice, once with an escape", `{"username":"ann","\u0075sername":"bob"}`, "duplicate_member", `"username"`},
+	{"a member twice, first with an escape", `{"user\u006eame":"ann","username":"bob"}`, "duplicate_member", `"username"`},
+	{"a member twice, in two ways with escapes", `{"\u0075sername":"ann","u\u0073ername":"bob"}`, "duplicate_member", `"username"`},
+
+	{"a member nobody knows", `{"username":"ann","age":3}`, "unknown_member", `"age"`},
+	{"a member of another route", `{"username":"ann","role":"admin"}`, "unknown_member", `"role"`},
+	{"a member without a name", `{"":1}`, "unknown_member", `""`},
+	{"a member in another case", `{"Username":"ann"}`, "unknown_member", `"Username"`},
+	{"a member in upper case", `{"USERNAME":"ann"}`, "unknown_member", `"USERNAME"`},
+	{"a member whose s is a long one", `{"u\u017fername":"ann"}`, "unknown_member", "u\u017fername"},
+	{"a member with a space", `{"username ":"ann"}`, "unknown_member", `"username "`},
+	{"a member with a NUL", `{"username\u0000":"ann"}`, "unknown_member", `"username\\x00"`},
+	{"the name of the struct's field", `{"Password":"x"}`, "unknown_member", `"Password"`},
+	{"a member of 64 letters nobody knows", `{"` + strings.Repeat("a", 64) + `":1}`, "unknown_member", `"` + strings.Repeat("a", 64) + `"`},
+	{"a long member nobody knows", `{"` + strings.Repeat("a", 70) + `":1}`, "unknown_member", `"` + strings.Repeat("a", 64) + `…"`},
+	{"a long member, cut within a letter", `{"` + strings.Repeat("a", 63) + `ääää":1}`, "unknown_member", `"` + strings.Repeat("a", 63) + `…"`},
+	{"65 members", `{"username":"ann"` + manyMembers(64) + `}`, "unknown_member", `"m0"`},
+
+	{"a number for a string", `{"username":1}`, "wrong_type", `"username"`},
+	{"a large number for a string", `{"username":1e999}`, "wrong_type", `"username"`},
+	{"true for a string", `{"email":true}`, "wrong_type", `"email"`},
+	{"false for a string", `{"email":false}`, "wrong_type", `"email"`},
+	{"null for a string", `{"password":null}`, "wrong_type", `"password"`},
+	{"null between others", `{"username":"ann","email" : null ,"password":"x"}`, "wrong_type", `"email"`},
+	{"an array for a string", `{"username":["ann"]}`, "wrong_type", `"username"`},
+	{"an empty array for a string", `{"username":[]}`, "wrong_type", `"username"`},
+	{"an object for a string", `{"password":{"$ne":""}}`, "wrong_type", `"password"`},
+	{"an array of what is refused by itself", `{"username":["\u0000"]}`, "wrong_type", `"username"`},
+}
+
+func TestBadBodies(t *testing.T) {
+	s := newService(t)
+	for _, row := range badBodies {
+		t.Run(row.name, func(t *testing.T) {
+			r := s.post("/api/register", strings.NewReader(row.body), "Content-Type: application/json")
+			r.want(t, 400, row.code)
+			if !strings.Contains(strings.ReplaceAll(r.field("error"), `\`, `\\`), row.text) {
+				t.Errorf("%q does not say %s", r.field("error"), row.text)
+			}
+			if len(r.body) > 300 {
+				t.Errorf("the answer has %d bytes", len(r.body))
+			}
+		})
+	}
+	if all := s.do("", "POST", "/api/login", `{"username":"ann","password":"x"}`); all.status != 401 {
+		t.Errorf("one of them made a user: %s", all.body)
+	}
+}
+
+func TestWrongTypeNamesTheField(t *testing.T) {
+	s := newService(t)
+	_, token := s.admin("root")
+	for _, row := range []struct{ body, field, want string }{
+		{`{"username":1}`, "username", "must be a string"},
+		{`{"email":null}`, "email", "must be a string"},
+		{`{"password":[]}`, "password", "must be a string"},
+		{`{"role":1}`, "role", "must be a string"},
+		{`{"role":null}`, "role", "must be a string"},
+		{`{"disabled":"true"}`, "disabled", "must be true or false"},
+		{`{"disabled":0}`, "disabled", "must be true or false"},
+		{`{"disabled":null}`, "disabled", "must be true or false"},
+		{`{"current_password":{}}`, "current_password", "must be a string"},
+	} {
+		t.Run(row.body, func(t *testing.T) {
+			r := s.do(token, "PUT", "/api/users/me", row.body).want(t, 400, "wrong_type")
+			var got failure
+			if err := json.Unmarshal([]byte(r.body), &got); err != nil {
+				t.Fatal(err)
+			}
+			want := failure{
+				Error:  fmt.Sprintf("The member %q %s", row.field, row.want),
+				Code:   "wrong_type",
+				Fields: map[string]string{row.field: row.want},
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		})
+	}
+}
+
+func TestDecodeBody(t *testing.T) {
+	text := func(s string) *string { return &s }
+	yes, root := true, admin
+	for _, row := range []struct {
+		name string
+		body string
+		want updateRequest
+	}{
+		{"an empty object", `{}`, updateRequest{}},
+		{"an empty object between spaces", " \t\r\n{ \t\r\n} \t\r\n", updateRequest{}},
+		{"one member", `{"username":"ann"}`, updateRequest{Username: text("ann")}},
+		{"an empty string, which is not the same as none", `{"username":""}`, updateRequest{Username: text("")}},
+		{"spaces everywhere", " {\n\t\"username\" : \"ann\" ,\r\n \"disabled\" :\ttrue } ", updateRequest{Username: text("ann"), Disabled: &yes}},
+		{"another order", `{"disabled":true,"role":"admin","username":"ann"}`, updateRequest{Username: text("ann"), Role: &root, Disabled: &yes}},
+		{"a name with an escape", `{"\u0075sername":"ann"}`, updateRequest{Username: text("ann")}},
+		{"what looks like the end of a string", `{"username":"\\","email":"\"}","password":"\\\",{"}`, updateRequest{Username: text(`\`), Email: text(`"}`), Password: text(`\",{`)}},
+		{"every short escape", `{"password":"\b\f\n\r\t\"\\\/"}`, updateRequest{Password: text("\b\f\n\r\t\"\\/")}},
+		{"an escaped letter", `{"password":"\u00e9"}`, updateRequest{Password: text("é")}},
+		{"a surrogate pair", `{"password":"\ud83d\ude00"}`, updateRequest{Password: text("😀")}},
+		{"a backslash before u0000", `{"password":"\\u0000"}`, updateRequest{Password: text(`\u0000`)}},
+		{"a backslash before ud800", `{"password":"\\ud800"}`, updateRequest{Password: text(`\ud800`)}},
+		{"the replacement character", "{\"password\":\"\ufffd\"}", updateRequest{Password: text("\ufffd")}},
+		{"the replacement character as an escape", `{"password":"\ufffd"}`, updateRequest{Password: text("\ufffd")}},
+		{"the replacement character beside another's escape", "{\"password\":\"\ufffd\\u00e9\"}", updateRequest{Password: text("\ufffdé")}},
+		{"the last code point", `{"password":"\udbff\udfff"}`, updateRequest{Password: text("\U0010ffff")}},
+		{"read-only members of any type", `{"id":[1,{"a":"]}"}],"created_at":null,"updated_at":"x","last_login_at":1.5e3,"role":"admin"}`, updateRequest{
+			Role: &root, ID: json.RawMessage(`[1,{"a":"]}"}]`), CreatedAt: json.RawMessage(`null`), UpdatedAt: json.RawMessage(`"x"`), LastLoginAt: json.RawMessage(`1.5e3`),
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var got updateRequest
+			if err := decodeBody([]byte(row.body), &got); err != nil || !reflect.DeepEqual(got, row.want) {
+				gotText, _ := json.Marshal(got)
+				wantText, _ := json.Marshal(row.want)
+				t.Errorf("got %s, %v\nwant %s", gotText, err, wantText)
+			}
+		})
+	}
+}
+
+func TestEachMember(t *testing.T) {
+	t.Run("gives each member in order, its value as it is written", func(t *testing.T) {
+		const text = ` { "a" : 1 , "" : [ { "x" : "}" } , "]" ] ,"b\"\u0041":"\"}",` + "\n" + `"c":{},"d":[],"e":-1.5E+3,"f":null} `
+		var got []string
+		err := eachMember([]byte(text), func(name string, value []byte) error {
+			got = append(got, name+"="+string(value))
+			return nil
+		})
+		want := []string{`a=1`, `=[ { "x" : "}" } , "]" ]`, `b"A="\"}"`, `c={}`, `d=[]`, `e=-1.5E+3`, `f=null`}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("got %q, %v\nwant %q", got, err, want)
+		}
+	})
+	t.Run("stops at the first error", func(t *testing.T) {
+		n := 0
+		err := eachMember([]byte(`{"a":1,"b":2,"c":3}`), func(name string, value []byte) error {
+			if n++; name == "b" {
+				return errInvalid
+			}
+			return nil
+		})
+		if err != errInvalid || n != 2 {
+			t.Errorf("got %v after %d", err, n)
+		}
+	})
+	for _, row := range []struct {
+		name    string
+		members int
+		want    error
+	}{
+		{"takes 64 members", 64, nil},
+		{"refuses 65 members", 65, errMalformedBody},
+		{"refuses thousands of members", 5000, errMalformedBody},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			n := 0
+			err := eachMember([]byte("{"+manyMembers(row.members)[1:]+"}"), func(string, []byte) error { n++; return nil })
+			if !errors.Is(err, row.want) || n != min(row.members, maxMembers) {
+				t.Errorf("got %v after %d members", err, n)
+			}
+		})
+	}
+	t.Run("looks for a name that stands twice up to the last member", func(t *testing.T) {
+		err := eachMember([]byte("{"+manyMembers(63)[1:]+`,"m0":1}`), func(string, []byte) error { return nil })
+		if !errors.Is(err, errDuplicateMember) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// sized returns a body for login that decodes and has n bytes.
+func sized(n int) string {
+	const body = `{"username":"nobody","password":"x"}`
+	return body + strings.Repeat(" ", n-len(body))
+}
+
+func TestBodySize(t *testing.T) {
+	s := newService(t)
+	// Without its own type net/http cannot know its length and sends chunks.
+	chunked := func(body string) io.Reader { return iotest.DataErrReader(strings.NewReader(body)) }
+	for _, row := range []struct {
+		name   string
+		body   io.Reader
+		status int
+		code   string
+	}{
+		{"64 KiB", strings.NewReader(sized(64 << 10)), 401, "invalid_credentials"},
+		{"64 KiB in chunks", chunked(sized(64 << 10)), 401, "invalid_credentials"},
+		{"a byte more", strings.NewReader(sized(64<<10 + 1)), 413, "body_too_large"},
+		{"a byte more in chunks", chunked(sized(64<<10 + 1)), 413, "body_too_large"},
+		{"a byte more, and no JSON", strings.NewReader(strings.Repeat("x", 64<<10+1)), 413, "body_too_large"},
+		{"three times as much in chunks", chunked(sized(192 << 10)), 413, "body_too_large"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s.post("/api/login", row.body, "Content-Type: application/json").want(t, row.status, row.code)
+		})
+	}
+	t.Run("a body that breaks off, even after a whole object", func(t *testing.T) {
+		r := httptest.NewRequest("POST", "/api/login", io.MultiReader(strings.NewReader(sized(100)), iotest.ErrReader(io.ErrUnexpectedEOF)))
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		reply{w.Code, w.Header(), w.Body.String()}.want(t, 400, "malformed_body")
+	})
+}
+
+func TestOnlyAGoodBodyIsInvited(t *testing.T) {
+	s := newService(t)
+	_, token := s.member("ann")
+	const (
+		expect = "Expect: 100-continue"
+		isJSON = "Content-Type: application/json"
+	)
+	for _, row := range []struct {
+		name   string
+		head   []string
+		status int
+	}{
+		{"a login", []string{"POST /api/login HTTP/1.1", expect, isJSON, "Content-Length: 40"}, 100},
+		{"a login of 64 KiB", []string{"POST /api/login HTTP/1.1", expect, isJSON, "Content-Length: 65536"}, 100},
+		{"a login in chunks", []string{"POST /api/login HTTP/1.1", expect, isJSON, "Transfer-Encoding: chunked"}, 100},
+		{"a login of a byte more", []string{"POST /api/login HTTP/1.1", expect, isJSON, "Content-Length: 65537"}, 413},
+		{"a login of a terabyte", []string{"POST /api/login HTTP/1.1", expect, isJSON, "Content-Length: 1099511627776"}, 413},
+		{"a login that is no JSON", []string{"POST /api/login HTTP/1.1", expect, "Content-Length: 40"}, 415},
+		{"no path", []string{"POST /api/nothing HTTP/1.1", expect, isJSON, "Content-Length: 40"}, 404},
+		{"no method", []string{"PUT /api/login HTTP/1.1", expect, isJSON, "Content-Length: 40"}, 405},
+		{"a new user without a token", []string{"POST /api/users HTTP/1.1", expect, isJSON, "Content-Length: 40"}, 401},
+		{"a new user by a member", []string{"POST /api/users HTTP/1.1", expect, isJSON, "Content-Length: 40", "Authorization: Bearer " + token}, 403},
+		{"a change by a member of another", []string{"PUT /api/users/2 HTTP/1.1", expect, isJSON, "Content-Length: 40", "Authorization: Bearer " + token}, 403},
+		{"a change by a member of itself", []string{"PUT /api/users/me HTTP/1.1", expect, isJSON, "Content-Length: 40", "Authorization: Bearer " + token}, 100},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if got := s.firstStatus(row.head...); got != row.status {
+				t.Errorf("got %d, want %d", got, row.status)
+			}
+		})
+	}
+}
+
+// An unread body fails the test that reads it.
+type unreadBody struct{ t *testing.T }
+
+func (b unreadBody) Read([]byte) (int, error) {
+	b.t.Error("the body was read")
+	return 0, io.ErrUnexpectedEOF
+}
+
+func TestWhoIsCallingComesBeforeTheBody(t *testing.T) {
+	s := newService(t)
+	s.member("ann")
+	_, bob := s.member("bob")
+	for _, rt := range s.routes() {
+		if rt.access == anyone {
+			continue
+		}
+		method, path, _ := strings.Cut(strings.ReplaceAll(rt.pattern, "{id}", "1"), " ")
+		check := func(name, token string, status int, code string) {
+			t.Run(rt.pattern+" by "+name, func(t *testing.T) {
+				r := httptest.NewRequest(method, path, unreadBody{t})
+				r.Header.Set("Content-Type", "application/json")
+				if token != "" {
+					r.Header.Set("Authorization", "Bearer "+token)
+				}
+				w := httptest.NewRecorder()
+				s.ServeHTTP(w, r)
+				reply{w.Code, w.Header(), w.Body.String()}.want(t, status, code)
+			})
+		}
+		check("a stranger", "", 401, "missing_token")
+		check("a forger", bob+"A", 401, "invalid_token")
+		if rt.access == adminOnly || rt.access == selfOrAdmin {
+			check("another", bob, 403, "forbidden")
+		}
+	}
+}
+
+func TestContentType(t *testing.T) {
+	s := newService(t)
+	for _, row := range []struct {
+		name    string
+		headers []string
+		ok      bool
+	}{
+		{"application/json", []string{"Content-Type: application/json"}, true},
+		{"application/json in another case", []string{"Content-Type: Application/JSON"}, true},
+		{"charset utf-8", []string{"Content-Type: application/json; charset=utf-8"}, true},
+		{"charset UTF-8", []string{"Content-Type: application/json;charset=UTF-8"}, true},
+		{"charset in quotes", []string{`Content-Type: application/json; charset="utf-8"`}, true},
+		{"a parameter that means nothing", []string{"Content-Type: application/json; v=1"}, true},
+		{"none", nil, false},
+		{"an empty one", []string{"Content-Type: "}, false},
+		{"what a form sends", []string{"Content-Type: application/x-www-form-urlencoded"}, false},
+		{"what a form can send as text", []string{"Content-Type: text/plain"}, false},
+		{"text/json", []string{"Content-Type: text/json"}, false},
+		{"a type that begins with application/json", []string{"Content-Type: application/json-patch+json"}, false},
+		{"a type that ends in +json", []string{"Content-Type: application/merge-patch+json"}, false},
+		{"two types", []string{"Content-Type: text/plain, application/json"}, false},
+		{"no type", []string{"Content-Type: ; charset=utf-8"}, false},
+		{"a parameter cut short", []string{"Content-Type: application/json; charset"}, false},
+		{"charset latin1", []string{"Content-Type: application/json; charset=latin1"}, false},
+		{"charset UTF-16", []string{"Content-Type: application/json; charset=UTF-16"}, false},
+		{"an empty charset", []string{`Content-Type: application/json; charset=""`}, false},
+		{"a gzip body", []string{"Content-Type: application/json", "Content-Encoding: gzip"}, false},
+		{"an encoding that nobody knows", []string{"Content-Type: application/json", "Content-Encoding: x"}, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := s.post("/api/login", strings.NewReader(sized(60)), row.headers...)
+			if row.ok {
+				r.want(t, 401, "invalid_credentials")
+			} else {
+				r.want(t, 415, "unsupported_media_type")
+			}
+		})
+	}
+}
+
+func TestPathsAndMethods(t *testing.T) {
+	s := newService(t)
+	_, token := s.member("ann")
+	const (
+		notFound = `{"error":"There is nothing at this path","code":"not_found"}` + "\n"
+		noMethod = `{"error":"This path does not answer this method","code":"method_not_allowed"}` + "\n"
+	)
+	for _, row := range []struct {
+		method, path string
+		status       int
+		allow        string
+	}{
+		{"GET", "/", 404, ""},
+		{"GET", "/api", 404, ""},
+		{"GET", "/api/", 404, ""},
+		{"GET", "/api/nothing", 404, ""},
+		{"POST", "/api/nothing", 404, ""},
+		{"GET", "//api/test", 404, ""},
+		{"GET", "/api//test", 404, ""},
+		{"GET", "/api/test/", 404, ""},
+		{"GET", "/api/./test", 404, ""},
+		{"GET", "/api/x/../test", 404, ""},
+		{"GET", "/api/users/", 404, ""},
+		{"DELETE", "/api/users/", 404, ""},
+		{"GET", "/api/users/1/", 404, ""},
+		{"GET", "/api/users//1", 404, ""},
+		{"GET", "/API/test", 404, ""},
+		{"GET", "//evil.example/api/../..", 404, ""},
+		{"POST", "/api/test", 405, "GET, HEAD"},
+		{"DELETE", "/api/test", 405, "GET, HEAD"},
+		{"OPTIONS", "/api/test", 405, "GET, HEAD"},
+		{"NONSENSE", "/api/test", 405, "GET, HEAD"},
+		{"get", "/api/test", 405, "GET, HEAD"},
+		{"GET", "/api/login", 405, "POST"},
+		{"HEAD", "/api/login", 405, "POST"},
+		{"GET", "/api/register", 405, "POST"},
+		{"GET", "/api/logout", 405, "POST"},
+		{"DELETE", "/api/users", 405, "GET, HEAD, POST"},
+		{"POST", "/api/users/1", 405, "DELETE, GET, HEAD, PATCH, PUT"},
+	} {
+		t.Run(row.method+" "+row.path, func(t *testing.T) {
+			r := s.do(token, row.method, row.path, "")
+			want := noMethod
+			if row.status == 404 {
+				want = notFound
+			}
+			if row.method == "HEAD" {
+				want = ""
+			}
+			if r.status != row.status || r.body != want {
+				t.Errorf("got %d %q, want %d %q", r.status, r.body, row.status, want)
+			}
+			if got := r.header.Get("Allow"); got != row.allow {
+				t.Errorf("Allow: %q, want %q", got, row.allow)
+			}
+			if r.header.Get("Location") != "" {
+				t.Errorf("Location: %q", r.header["Location"])
+			}
+			if got := r.header.Get("Content-Type"); got != "application/json; charset=utf-8" {
+				t.Errorf("Content-Type: %q", got)
+			}
+		})
+	}
+}
+
+func TestHEAD(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	for _, row := range []struct {
+		token, path string
+		status      int
+	}{
+		{"", "/api/test", 200},
+		{token, "/api/users", 200},
+		{token, "/api/users?limit=1", 200},
+		{token, path, 200},
+		{token, "/api/users/99", 404},
+		{"", path, 401},
+		{"", "/api/nothing", 404},
+	} {
+		t.Run(row.path, func(t *testing.T) {
+			get, head := s.do(row.token, "GET", row.path, ""), s.do(row.token, "HEAD", row.path, "")
+			if head.status != row.status || head.body != "" {
+				t.Errorf("got %d %q, want %d and no body", head.status, head.body, row.status)
+			}
+			for _, h := range []http.Header{get.header, head.header} {
+				h.Del("X-Request-Id")
+				h.Del("Date")
+			}
+			if !reflect.DeepEqual(head.header, get.header) {
+				t.Errorf("HEAD answers with %v, GET with %v", head.header, get.header)
+			}
+		})
+	}
+}
+
+func TestHeadersOfEveryAnswer(t *testing.T) {
+	s := newService(t)
+	s.keepLog()
+	s.handle("GET /panic", func(*exchange) error { panic("oh no") })
+	path, token := s.member("ann")
+	login := func(body string, headers ...string) reply {
+		return s.post("/api/login", strings.NewReader(body), headers...)
+	}
+	const isJSON = "Content-Type: application/json"
+	seen := make(map[string]bool)
+	for _, row := range []struct {
+		status int
+		reply  reply
+	}{
+		{200, s.do("", "GET", "/api/test", "")},
+		{200, s.do("", "HEAD", "/api/test", "")},
+		{200, login(`{"username":"ann","password":"`+goodPassword+`"}`, isJSON)},
+		{200, s.do(token, "GET", "/api/users", "")},
+		{200, s.do(token, "GET", path, "")},
+		{200, s.do(token, "PUT", path, `{"username":"ann2"}`)},
+		{201, s.do("", "POST", "/api/register", `{"username":"bob","email":"bob@example.com","password":"`+goodPassword+`"}`)},
+		{304, s.do(token, "GET", path, "", "If-None-Match: *")},
+		{400, login(`{`, isJSON)},
+		{401, login(sized(60), isJSON)},
+		{401, s.do("", "GET", path, "")},
+		{403, s.do(token, "POST", "/api/users", "")},
+		{404, s.do("", "GET", "/nothing", "")},
+		{404, s.do("", "GET", "//api/test", "")},
+		{404, s.do(token, "GET", "/api/users/99", "")},
+		{405, s.do("", "POST", "/api/test", "")},
+		{412, s.do(token, "PUT", path, `{"username":"ann3"}`, `If-Match: "1"`)},
+		{413, login(sized(64<<10+1), isJSON)},
+		{415, login(sized(60))},
+		{500, s.do("", "GET", "/panic", "")},
+		{204, s.do(token, "POST", "/api/logout", "")},
+	} {
+		t.Run(fmt.Sprint(row.status), func(t *testing.T) {
+			row.reply.want(t, row.status, "")
+			h := row.reply.header
+			if got := h.Get("Content-Type"); got != "application/json; charset=utf-8" && row.reply.body != "" {
+				t.Errorf("Content-Type: %q", got)
+			}
+			if got := h.Get("X-Content-Type-Options"); got != "nosniff" {
+				t.Errorf("X-Content-Type-Options: %q", got)
+			}
+			if got := h.Get("Cache-Control"); got != "no-store" {
+				t.Errorf("Cache-Control: %q", got)
+			}
+			id := h.Get("X-Request-Id")
+			if !regexp.MustCompile(`^[0-9a-f]{16}$`).MatchString(id) || seen[id] {
+				t.Errorf("X-Request-Id: %q", id)
+			}
+			seen[id] = true
+			if h.Get("Server") != "" || h.Get("X-Powered-By") != "" {
+				t.Errorf("it says what it is made of: %v", h)
+			}
+			for name := range h {
+				if len(h[name]) != 1 {
+					t.Errorf("%s: %q", name, h[name])
+				}
+			}
+		})
+	}
+}
+
+func TestProblemJSON(t *testing.T) {
+	s := newService(t)
+	s.keepLog()
+	s.handle("GET /panic", func(*exchange) error { panic("oh no") })
+	const asked = "Accept: application/problem+json"
+	for _, row := range []struct {
+		name  string
+		reply reply
+		want  string
+	}{
+		{"no such path", s.do("", "GET", "/nothing", "", asked),
+			`{"error":"There is nothing at this path","code":"not_found","title":"Not Found","status":404,"detail":"There is nothing at this path"}`},
+		{"no such method", s.do("", "POST", "/api/test", "", asked),
+			`{"error":"This path does not answer this method","code":"method_not_allowed","title":"Method Not Allowed","status":405,"detail":"This path does not answer this method"}`},
+		{"a wrong field", s.do("", "POST", "/api/register", `{"username":1}`, asked),
+			`{"error":"The member \"username\" must be a string","code":"wrong_type","fields":{"username":"must be a string"},"title":"Bad Request","status":400,"detail":"The member \"username\" must be a string"}`},
+		{"no token", s.do("", "GET", "/api/users", "", asked),
+			`{"error":"Sign in: send Authorization: Bearer and an access token","code":"missing_token","title":"Unauthorized","status":401,"detail":"Sign in: send Authorization: Bearer and an access token"}`},
+		{"a panic", s.do("", "GET", "/panic", "", asked),
+			`{"error":"Internal server error","code":"internal","title":"Internal Server Error","status":500,"detail":"Internal server error"}`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if got := row.reply.header.Get("Content-Type"); got != "application/problem+json" {
+				t.Errorf("Content-Type: %q", got)
+			}
+			if row.reply.body != row.want+"\n" {
+				t.Errorf("got  %swant %s", row.reply.body, row.want)
+			}
+		})
+	}
+	for _, row := range []struct {
+		name    string
+		accept  string
+		problem bool
+	}{
+		{"problem+json", "application/problem+json", true},
+		{"in another case, with a parameter", "Application/Problem+JSON; charset=utf-8", true},
+		{"first of several", "application/problem+json, */*;q=0.1", true},
+		{"last of several", "application/json,application/problem+json;q=0.9", true},
+		{"after what cannot be parsed", ";;;, application/problem+json", true},
+		{"anything", "*/*", false},
+		{"any application", "application/*", false},
+		{"JSON", "application/json", false},
+		{"what a browser sends", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false},
+		{"a longer name", "application/problem+json2", false},
+		{"problem+xml", "application/problem+xml", false},
+		{"nothing", "", false},
+		{"anything but problem+json", "*/*, application/problem+json;q=0", false},
+	} {
+		t.Run("Accept: "+row.name, func(t *testing.T) {
+			r := s.do("", "GET", "/nothing", "", "Accept: "+row.accept).want(t, 404, "not_found")
+			want, title := "application/json; charset=utf-8", ""
+			if row.problem {
+				want, title = "application/problem+json", "Not Found"
+			}
+			if got := r.header.Get("Content-Type"); got != want || r.field("title") != title {
+				t.Errorf("Content-Type: %s: %s", got, r.body)
+			}
+		})
+	}
+	t.Run("a success stays JSON", func(t *testing.T) {
+		if got := s.do("", "GET", "/api/test", "", asked).header.Get("Content-Type"); got != "application/json; charset=utf-8" {
+			t.Errorf("Content-Type: %s", got)
+		}
+	})
+}
+
+// wantLogged fails the test unless the log has exactly one record of level
+// error, with these texts in its err.
+func wantLogged(t *testing.T, book *logBook, texts ...string) (record map[string]any) {
+	t.Helper()
+	records := book.records(t, slog.LevelError)
+	if len(records) != 1 {
+		t.Fatalf("%d records of level error: %s", len(records), book)
+	}
+	for _, text := range texts {
+		if why, _ := records[0]["err"].(string); !strings.Contains(why, text) {
+			t.Errorf("%q is not in the log: %v", text, records[0])
+		}
+	}
+	return records[0]
+}
+
+func TestUnknownFailure(t *testing.T) {
+	const secret = "the disk of db-7 is full"
+	for _, row := range []struct {
+		name string
+		fail func(x *exchange) error
+		logs []string
+	}{
+		{"an error nobody knows", func(x *exchange) error { return errors.New(secret) }, []string{secret}},
+		{"a panic with a text", func(x *exchange) error { panic(secret) }, []string{secret, "http_test.go"}},
+		{"a panic with an error that has an answer", func(x *exchange) error { panic(fmt.Errorf("%w: %s", errForbidden, secret)) }, []string{secret, "http_test.go"}},
+		{"a panic of the runtime", func(x *exchange) error { return (*fault)(nil).Unwrap() }, []string{"nil pointer", "http_test.go"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newService(t)
+			book := s.keepLog()
+			s.handle("GET /fail", row.fail)
+			r := s.do("", "GET", "/fail", "").want(t, 500, "internal")
+			if want := `{"error":"Internal server error","code":"internal"}` + "\n"; r.body != want {
+				t.Errorf("got %s, want %s", r.body, want)
+			}
+			if text := fmt.Sprint(r.header, r.body); strings.Contains(text, "db-7") || strings.Contains(text, "nil pointer") {
+				t.Errorf("the client was told %s", text)
+			}
+			record := wantLogged(t, book, row.logs...)
+			if id := r.header.Get("X-Request-Id"); record["id"] != id || record["route"] != "GET /fail" || record["status"] != 500.0 {
+				t.Errorf("the answer has the id %s, the log says %v", id, record)
+			}
+			s.do("", "GET", "/api/test", "").want(t, 200, "")
+		})
+	}
+}
+
+func TestFailureWhenTheClientHasGone(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		fail   func(x *exchange) error
+		logged int // records of level error
+	}{
+		{"a panic is logged", func(*exchange) error { panic("oh no") }, 1},
+		{"work given up for it is no error", func(x *exchange) error { return fmt.Errorf("waiting: %w", x.r.Context().Err()) }, 0},
+		{"a read given up for it is no error", func(x *exchange) error { return fmt.Errorf("%w: %w", errStorage, x.r.Context().Err()) }, 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newService(t)
+			book := s.keepLog()
+			s.handle("GET /fail", row.fail)
+			gone, cancel := context.WithCancel(t.Context())
+			cancel()
+			s.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(gone, "GET", "/fail", nil))
+			if got := len(book.records(t, slog.LevelError)); got != row.logged || !strings.Contains(book.String(), "GET /fail") {
+				t.Errorf("%d records of level error, want %d: %s", got, row.logged, book)
+			}
+		})
+	}
+}
+
+func TestHalfAnAnswerBreaksTheConnection(t *testing.T) {
+	half := func(x *exchange) {
+		if err := x.send(200, []byte(`[{"id":1},`)); err != nil {
+			panic(err)
+		}
+		if err := http.NewResponseController(x).Flush(); err != nil {
+			panic(err)
+		}
+	}
+	for _, row := range []struct {
+		name string
+		fail func(x *exchange) error
+	}{
+		{"a panic after the answer began", func(x *exchange) error { half(x); panic("oh no") }},
+		{"an error after the answer began", func(x *exchange) error { half(x); return errors.New("oh no") }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newService(t)
+			book := s.keepLog()
+			s.handle("GET /half", row.fail)
+			resp, err := s.http.Client().Get(s.url + "/half")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			data, err := io.ReadAll(resp.Body)
+			if err == nil {
+				t.Errorf("half an answer looks whole: %s", data)
+			}
+			if string(data) != `[{"id":1},` {
+				t.Errorf("after the half came more: %s", data)
+			}
+			record := wantLogged(t, book, "oh no")
+			if record["id"] != resp.Header.Get("X-Request-Id") {
+				t.Errorf("the answer has the id %s, the log says %v", resp.Header.Get("X-Request-Id"), record)
+			}
+		})
+	}
+	t.Run("a handler that breaks it off itself is not logged as an error", func(t *testing.T) {
+		s := newService(t)
+		book := s.keepLog()
+		s.handle("GET /half", func(x *exchange) error { panic(http.ErrAbortHandler) })
+		if resp, err := s.http.Client().Get(s.url + "/half"); err == nil {
+			t.Errorf("answered %s", resp.Status)
+		}
+		if errs := book.records(t, slog.LevelError); len(errs) != 0 || !strings.Contains(book.String(), "GET /half") {
+			t.Errorf("logged %s", book)
+		}
+	})
+}
+
+func TestNoSecretReachesTheLog(t *testing.T) {
+	s := newService(t)
+	book := s.keepLog()
+	const password, wrong, next = "old-Secret-pass", "wrong-Secret-pass", "new-Secret-pass"
+	body := func(format string, args ...any) string { return fmt.Sprintf(format, args...) }
+	register := body(`{"username":"ann","email":"ann@example.com","password":%q}`, password)
+
+	r := s.do("", "POST", "/api/register", register).want(t, 201, "")
+	path := r.header.Get("Location")
+	s.do("", "POST", "/api/register", register).want(t, 400, "username_taken")
+	token := s.do("", "POST", "/api/login", body(`{"username":"ann","password":%q}`, password)).want(t, 200, "").field("access_token")
+	header, _, _ := strings.Cut(token, ".")
+	s.do("", "POST", "/api/login", body(`{"username":"ann","password":%q}`, wrong)).want(t, 401, "invalid_credentials")
+	s.do("", "POST", "/api/login", body(`{"username":%q,"password":"x"}`, password)).want(t, 401, "invalid_credentials")
+	s.do("", "POST", "/api/login", body(`{%q:1}`, password)).want(t, 400, "unknown_member")
+	s.do("", "POST", "/api/login", body(`{"password":%q`, password)).want(t, 400, "malformed_body")
+	s.do("", "POST", "/api/login", body(`{"username":"ann","password":[%q]}`, password)).want(t, 400, "wrong_type")
+	s.do("", "GET", "/api/"+password, "").want(t, 404, "not_found")
+	s.do("", "GET", "/api/test?password="+password, "").want(t, 200, "")
+	s.do(token, "GET", path, "").want(t, 200, "")
+	s.do(token, "GET", "/api/users?access_token="+token, "").want(t, 400, "bad_parameter")
+	s.do(token, "GET", "/api/users/"+token, "").want(t, 404, "user_not_found")
+	s.do(token+"A", "GET", path, "").want(t, 401, "invalid_token")
+	s.do("", "GET", path, "", "Authorization: Basic "+password).want(t, 401, "missing_token")
+	s.do(token, "GET", path, "", "X-Forwarded-For: "+password, "User-Agent: "+password, "X-Request-Id: "+password).want(t, 200, "")
+	s.do(token, "PUT", path, body(`{"password":%q,"current_password":%q}`, next, wrong)).want(t, 401, "wrong_password")
+	s.do(token, "PUT", path, body(`{"password":%q,"current_password":%q}`, next, password)).want(t, 200, "")
+	s.do(token, "DELETE", path, body(`{"current_password":%q}`, next)).want(t, 200, "")
+	s.do(token, "DELETE", path, body(`{"current_password":%q}`, next)).want(t, 401, "session_ended")
+
+	if n := strings.Count(book.String(), "\n"); n != 20 {
+		t.Errorf("%d records of 20 requests", n)
+	}
+	for _, secret := range []string{"secret-pass", "argon2id", header, "eyJ", string(s.signer().secret)} {
+		if strings.Contains(strings.ToLower(book.String()), strings.ToLower(secret)) {
+			t.Errorf("the log has %q:\n%s", secret, book)
+		}
+	}
+}
+
+func TestLogTellsWhoAndWhat(t *testing.T) {
+	s := newService(t)
+	book := s.keepLog()
+	_, token := s.member("ann")
+	s.member("bob")
+	last := func(t *testing.T) map[string]any {
+		t.Helper()
+		lines := strings.Split(strings.TrimSpace(book.String()), "\n")
+		var record map[string]any
+		if err := json.Unmarshal([]byte(lines[len(lines)-1]), &record); err != nil {
+			t.Fatal(err)
+		}
+		return record
+	}
+	for _, row := range []struct {
+		name string
+		send func() reply
+		want map[string]any // nil: must not be there
+	}{
+		{"a read by nobody", func() reply { return s.do("", "GET", "/api/test", "") },
+			map[string]any{"level": "DEBUG", "method": "GET", "route": "GET /api/test", "status": 200.0, "client": "127.0.0.1", "user": nil, "code": nil, "err": nil}},
+		{"a HEAD", func() reply { return s.do("", "HEAD", "/api/test", "") },
+			map[string]any{"level": "DEBUG", "method": "HEAD", "status": 200.0}},
+		{"a list", func() reply { return s.do(token, "GET", "/api/users", "") },
+			map[string]any{"level": "DEBUG", "status": 200.0, "user": 1.0, "target": nil}},
+		{"a read of oneself", func() reply { return s.do(token, "GET", "/api/users/me", "") },
+			map[string]any{"level": "DEBUG", "route": "GET /api/users/{id}", "status": 200.0, "user": 1.0, "target": nil}},
+		{"a read of another", func() reply { return s.do(token, "GET", "/api/users/2", "") },
+			map[string]any{"level": "DEBUG", "status": 200.0, "user": 1.0, "target": 2.0}},
+		{"a write refused", func() reply { return s.do(token, "PUT", "/api/users/2", `{}`) },
+			map[string]any{"level": "INFO", "method": "PUT", "status": 403.0, "user": 1.0, "target": 2.0, "code": "forbidden", "err": nil}},
+		{"a read refused", func() reply { return s.do("", "GET", "/api/users", "") },
+			map[string]any{"level": "INFO", "status": 401.0, "user": nil, "code": "missing_token"}},
+		{"a write", func() reply { return s.do(token, "PUT", "/api/users/me", `{"username":"anna"}`) },
+			map[string]any{"level": "INFO", "status": 200.0, "user": 1.0, "code": nil}},
+		{"no such path", func() reply { return s.do("", "GET", "/nothing", "") },
+			map[string]any{"level": "INFO", "route": "", "status": 404.0, "code": "not_found"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := row.send()
+			got := last(t)
+			if got["id"] != r.header.Get("X-Request-Id") {
+				t.Errorf("logged as %v, answered as %s", got["id"], r.header.Get("X-Request-Id"))
+			}
+			for name, want := range row.want {
+				if got[name] != want {
+					t.Errorf("%s = %v, want %v", name, got[name], want)
+				}
+			}
+		})
+	}
+	t.Run("too much at once is a warning", func(t *testing.T) {
+		for range cap(s.hasher.slots) {
+			s.hasher.slots <- struct{}{}
+		}
+		s.hasher.waiting.Store(int64(waitersPerSlot * cap(s.hasher.slots)))
+		s.do("", "POST", "/api/login", sized(60)).want(t, 503, "busy")
+		if got := last(t); got["level"] != "WARN" || got["code"] != "busy" {
+			t.Errorf("logged %v", got)
+		}
+	})
+	t.Run("a storage that fails is an error, whose cause the client does not learn", func(t *testing.T) {
+		if err := s.store.readers.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r := s.do(token, "GET", "/api/users/2", "").want(t, 503, "unavailable")
+		if strings.Contains(r.body, "sql") || r.header.Get("Retry-After") == "" {
+			t.Errorf("answered %v %s", r.header, r.body)
+		}
+		wantLogged(t, book, "database is closed")
+	})
+	t.Run("nothing below the level is logged", func(t *testing.T) {
+		quiet := new(logBook)
+		s.log = slog.New(slog.NewJSONHandler(quiet, nil))
+		s.do("", "GET", "/api/test", "").want(t, 200, "")
+		if quiet.String() != "" {
+			t.Errorf("logged %s", quiet)
+		}
+	})
+}
+
+func TestClientAddress(t *testing.T) {
+	const proxy = "10.0.0.1:1234"
+	private := []string{"10.0.0.0/8", "fd00::/8"}
+	for _, row := range []struct {
+		name    string
+		trusted []string
+		peer    string
+		headers []string
+		want    string
+	}{
+		{"no proxy is trusted, no header", nil, "192.0.2.1:1234", nil, "192.0.2.1"},
+		{"no proxy is trusted, a header", nil, "192.0.2.1:1234", []string{"198.51.100.7"}, "192.0.2.1"},
+		{"no proxy is trusted, a header by a private peer", nil, proxy, []string{"198.51.100.7"}, "10.0.0.1"},
+		{"no proxy is trusted, IPv6", nil, "[2001:db8::1]:1234", []string{"198.51.100.7"}, "2001:db8::1"},
+		{"a peer that is no proxy", private, "192.0.2.1:1234", []string{"198.51.100.7"}, "192.0.2.1"},
+		{"a peer that is no proxy claims to be one", private, "192.0.2.1:1234", []string{"10.0.0.9"}, "192.0.2.1"},
+		{"a proxy and no header", private, proxy, nil, "10.0.0.1"},
+		{"a proxy and an empty header", private, proxy, []string{""}, "10.0.0.1"},
+		{"a proxy names its client", private, proxy, []string{"198.51.100.7"}, "198.51.100.7"},
+		{"what stands to the left is the client's invention", private, proxy, []string{"203.0.113.5, 198.51.100.7"}, "198.51.100.7"},
+		{"even where it is a trusted address", private, proxy, []string{"10.0.0.8, 198.51.100.7"}, "198.51.100.7"},
+		{"even where it is garbage", private, proxy, []string{"'; DROP TABLE user; --, 198.51.100.7"}, "198.51.100.7"},
+		{"two proxies", private, proxy, []string{"198.51.100.7, 10.0.0.2"}, "198.51.100.7"},
+		{"three proxies and an invention", private, proxy, []string{"1.1.1.1, 198.51.100.7, 10.0.0.3, 10.0.0.2"}, "198.51.100.7"},
+		{"several headers are one list", private, proxy, []string{"203.0.113.5", "198.51.100.7, 10.0.0.3", "10.0.0.2"}, "198.51.100.7"},
+		{"only proxies", private, proxy, []string{"10.0.0.3, 10.0.0.2"}, "10.0.0.3"},
+		{"garbage", private, proxy, []string{"unknown"}, "10.0.0.1"},
+		{"garbage to the left of a proxy", private, proxy, []string{"unknown, 10.0.0.2"}, "10.0.0.2"},
+		{"garbage to the right of an address", private, proxy, []string{"198.51.100.7, unknown"}, "10.0.0.1"},
+		{"an empty element at the end", private, proxy, []string{"198.51.100.7,"}, "10.0.0.1"},
+		{"an empty element at the beginning", private, proxy, []string{",198.51.100.7"}, "198.51.100.7"},
+		{"a port after the address", private, proxy, []string{"198.51.100.7:5555"}, "10.0.0.1"},
+		{"a network for an address", private, proxy, []string{"198.51.100.0/24"}, "10.0.0.1"},
+		{"no spaces", private, proxy, []string{"203.0.113.5,198.51.100.7,10.0.0.2"}, "198.51.100.7"},
+		{"many spaces", private, proxy, []string{"  198.51.100.7  ,\t10.0.0.2  "}, "198.51.100.7"},
+		{"an IPv6 client", private, proxy, []string{"2001:db8::7"}, "2001:db8::7"},
+		{"an IPv6 client in another spelling", private, proxy, []string{"2001:DB8:0:0::7"}, "2001:db8::7"},
+		{"an IPv6 proxy", private, "[fd00::1]:1234", []string{"198.51.100.7, fd00::2"}, "198.51.100.7"},
+		{"an IPv4 proxy in IPv6", private, "[::ffff:10.0.0.1]:1234", []string{"198.51.100.7"}, "198.51.100.7"},
+		{"an IPv4 client in IPv6", private, proxy, []string{"::ffff:198.51.100.7"}, "198.51.100.7"},
+		{"one address is trusted, and not its neighbour", []string{"10.0.0.1/32"}, proxy, []string{"198.51.100.7, 10.0.0.2"}, "10.0.0.2"},
+		{"everybody is trusted", []string{"0.0.0.0/0"}, proxy, []string{"203.0.113.5, 198.51.100.7"}, "203.0.113.5"},
+		{"a peer without an address", private, "@", []string{"198.51.100.7"}, "@"},
+		{"a peer with a name", private, "pipe:1", []string{"198.51.100.7"}, "pipe"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := new(server)
+			for _, p := range row.trusted {
+				s.trustedProxies = append(s.trustedProxies, netip.MustParsePrefix(p))
+			}
+			r := &http.Request{RemoteAddr: row.peer, Header: http.Header{}}
+			for _, h := range row.headers {
+				r.Header.Add("X-Forwarded-For", h)
+			}
+			if got := s.clientAddress(r); got != row.want {
+				t.Errorf("got %q, want %q", got, row.want)
+			}
+		})
+	}
+}
+
+func TestAnswers(t *testing.T) {
+	word := regexp.MustCompile(`^[a-z]+(_[a-z]+)*$`)
+	said := make(map[[2]string]error)
+	for _, a := range append(slices.Clone(answers), unknown) {
+		name := fmt.Sprintf("%s (%v)", a.code, a.err)
+		if a.status < 400 || a.status > 599 || http.StatusText(a.status) == "" {
+			t.Errorf("%s: status %d", name, a.status)
+		}
+		if !word.MatchString(a.code) || a.text == "" {
+			t.Errorf("%s: %q", name, a.text)
+		}
+		if other, twice := said[[2]string{a.code, a.text}]; twice {
+			t.Errorf("%s says what %v says", name, other)
+		}
+		said[[2]string{a.code, a.text}] = a.err
+		if a.err == nil {
+			continue
+		}
+		if got := answerFor(fmt.Errorf("doing something: %w", a.err)); got != a {
+			t.Errorf("%s is answered as %s", name, got.code)
+		}
+		if got := answerFor(&fault{kind: a.err, text: "x"}); got != a {
+			t.Errorf("a fault of %s is answered as %s", name, got.code)
+		}
+	}
+	if got := answerFor(errors.New("x")); got != unknown {
+		t.Errorf("an unknown error is answered as %s", got.code)
+	}
+}
+
+// A new sentinel without a row would be answered with 500.
+func TestEachErrorHasAnAnswer(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "errors.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var named, rows []string
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.ValueSpec:
+			if name := n.Names[0].Name; strings.HasPrefix(name, "err") {
+				named = append(named, name)
+			}
+		case *ast.CompositeLit:
+			if len(n.Elts) == 4 {
+				switch name := n.Elts[0].(type) {
+				case *ast.Ident:
+					if name.Name != "nil" {
+						rows = append(rows, name.Name)
+					}
+				case *ast.SelectorExpr: // context.Canceled has its name from elsewhere
+					named, rows = append(named, name.Sel.Name), append(rows, name.Sel.Name)
+				}
+			}
+		}
+		return true
+	})
+	slices.Sort(named)
+	slices.Sort(rows)
+	if len(rows) != len(answers) || !slices.Equal(named, rows) {
+		t.Errorf("errors %q\nanswers %q", named, rows)
+	}
+}
+
+func TestOneAnswerPerRequest(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		answer func(x *exchange) error
+		status int
+		body   string
+	}{
+		{"the first status stands", func(x *exchange) error {
+			x.WriteHeader(http.StatusTeapot)
+			x.WriteHeader(http.StatusOK)
+			_, err := x.Write([]byte("once\n"))
+			return err
+		}, http.StatusTeapot, "once\n"},
+		{"a body without a status is a success", func(x *exchange) error {
+			_, err := x.Write([]byte("{}\n"))
+			return err
+		}, http.StatusOK, "{}\n"},
+		{"parts make one answer", func(x *exchange) error {
+			return errors.Join(x.send(http.StatusOK, []byte("[")), x.send(http.StatusOK, []byte("]\n")))
+		}, http.StatusOK, "[]\n"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newService(t)
+			book := s.keepLog()
+			s.handle("GET /answer", row.answer)
+			if r := s.do("", "GET", "/answer", ""); r.status != row.status || r.body != row.body {
+				t.Errorf("got %d %q", r.status, r.body)
+			}
+			if want := fmt.Sprintf(`"status":%d,`, row.status); !strings.Contains(book.String(), want) {
+				t.Errorf("logged %s", book)
+			}
+		})
+	}
+}
+
+// A closedWriter is an answer to a client that has hung up.
+type closedWriter struct{ http.ResponseWriter }
+
+func (closedWriter) Write([]byte) (int, error) { return 0, net.ErrClosed }
+
+// A long answer must stop where nobody reads it.
+func TestSendTellsThatTheClientHasGone(t *testing.T) {
+	x := &exchange{ResponseWriter: closedWriter{httptest.NewRecorder()}, routed: true}
+	if err := x.send(http.StatusOK, []byte("[")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("send: %v", err)
+	}
+	if err := x.sendJSON(http.StatusOK, "x"); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("sendJSON: %v", err)
+	}
+}
+
+// FuzzDecodeBody holds that decodeBody accepts nothing that encoding/json
+// refuses or reads otherwise, and no member twice.
+func FuzzDecodeBody(f *testing.F) {
+	for _, row := range badBodies {
+		f.Add([]byte(row.body))
+	}
+	for _, seed := range []string{
+		`{}`, `{"username":"ann","email":"ann@example.com","password":"correct horse battery"}`,
+		`{"\u0075sername":"\\","email":"\"}","password":"\ud83d\ude00","role":"admin","disabled":true}`,
+		` { "id" : [ { "a" : "}" } , 1.5e3 ] , "created_at" : null , "updated_at" : {} , "disabled" : false } `,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		checkDecode[registerRequest](t, data)
+		checkDecode[updateRequest](t, data)
+		checkDecode[struct{}](t, data)
+	})
+}
+
+func checkDecode[T any](t *testing.T, data []byte) {
+	var got, want T
+	if err := decodeBody(data, &got); err != nil {
+		if a := answerFor(err); a.status != http.StatusBadRequest {
+			t.Errorf("%q is answered as %s: %v", data, a.code, err)
+		}
+		return
+	}
+	strict := json.NewDecoder(bytes.NewReader(data))
+	strict.DisallowUnknownFields()
+	if err := strict.Decode(&want); err != nil {
+		t.Fatalf("%q is accepted: %v", data, err)
+	}
+	if _, err := strict.Token(); err != io.EOF {
+		t.Errorf("%q is accepted, with more after the object", data)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%q is read as %+v, want %+v", data, got, want)
+	}
+
+	tokens := json.NewDecoder(bytes.NewReader(data))
+	if first, err := tokens.Token(); first != json.Delim('{') {
+		t.Fatalf("%q is accepted: it begins with %v, %v", data, first, err)
+	}
+	seen := make(map[string]bool)
+	for tokens.More() {
+		name, err := tokens.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[name.(string)] {
+			t.Errorf("%q is accepted with %q twice", data, name)
+		}
+		seen[name.(string)] = true
+		var value json.RawMessage
+		if err := tokens.Decode(&value); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

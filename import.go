@@ -1,0 +1,416 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// An importRow is one user of an import file.
+type importRow struct {
+	number   int // of its line in an NDJSON file, of its record in a CSV file; the header is 1
+	user     user
+	password string // to be hashed; empty: hash is given
+	hash     string
+}
+
+// exportColumns are the columns of an export, in order, and all that an import knows.
+var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at"}
+
+// djangoIgnored are the columns of Django's auth_user that have no place here.
+var djangoIgnored = []string{"first_name", "last_name", "is_staff"}
+
+// userImport adds the users of a file. Everything is read, checked and hashed
+// before the database is locked: a server on it goes on meanwhile.
+func userImport(ctx context.Context, c *cli) error {
+	in, err := c.open(c.names[0])
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	st, err := openStaging(ctx, c.database)
+	if err != nil {
+		return err
+	}
+	defer st.close()
+
+	bad := 0
+	report := func(row int, why string) {
+		bad++
+		fmt.Fprintf(c.stderr, "row %d: %s\n", row, why)
+	}
+	progress := c.progress()
+	rows := 0
+	now := c.server.now().Unix()
+	stage := func(r importRow) error {
+		rows++
+		if r.user.createdAt == 0 {
+			r.user.createdAt = now
+		}
+		if r.user.updatedAt == 0 {
+			r.user.updatedAt = now
+		}
+		progress("%d rows read", rows)
+		return st.add(ctx, r)
+	}
+	if err := c.hashing(ctx, in, stage, report); err != nil {
+		return err
+	}
+	progress("checking %d rows", rows)
+	if err := st.check(ctx, report); err != nil {
+		return err
+	}
+	if c.dryRun && (bad == 0 || c.partial) {
+		_, err := fmt.Fprintf(c.stdout, "%d users could be imported\n", rows-bad)
+		return err
+	}
+	var n int64
+	for try := 1; bad == 0 || c.partial; try++ {
+		progress("importing %d users", rows-bad)
+		n, err = st.commit(ctx)
+		if errors.Is(err, errDuplicate) && try < 5 { // somebody registers meanwhile
+			err = st.takeOut(ctx, report)
+		} else if err == nil {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if bad > 0 && !c.partial {
+		return fmt.Errorf("%d of the rows are bad, so nothing was imported", bad)
+	}
+	if _, err := fmt.Fprintf(c.stdout, "imported %d users\n", n); err != nil {
+		return err
+	}
+	if bad > 0 {
+		return fmt.Errorf("%d bad rows were left out", bad)
+	}
+	return nil
+}
+
+// open opens a file, or standard input for -.
+func (c *cli) open(name string) (io.ReadCloser, error) {
+	if name == "-" {
+		return io.NopCloser(c.stdin), nil
+	}
+	return os.Open(name)
+}
+
+// hashing reads the rows of in and calls f with the good ones, their passwords
+// hashed on every core, in no certain order; and report with the bad ones.
+func (c *cli) hashing(ctx context.Context, in io.Reader, f func(importRow) error, report func(int, string)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var mu sync.Mutex // f and report are called from one goroutine at a time
+	rows := make(chan importRow)
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for r := range rows {
+				hash, err := c.server.hasher.hash(ctx, r.password)
+				if err == nil {
+					r.hash = hash
+					mu.Lock()
+					err = f(r)
+					mu.Unlock()
+				}
+				if err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	err := readRows(in, func(r importRow, why string) error {
+		if why == "" && r.password != "" {
+			select {
+			case rows <- r:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if why != "" {
+			report(r.number, why)
+			return ctx.Err()
+		}
+		return f(r)
+	})
+	close(rows)
+	workers.Wait()
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	return err
+}
+
+// readRows calls f with each row of an import file, and with what is wrong with
+// it, if anything. A file whose first byte is a brace is NDJSON, another CSV.
+func readRows(in io.Reader, f func(r importRow, why string) error) error {
+	buffered := bufio.NewReaderSize(in, 1<<16)
+	first, err := buffered.Peek(1)
+	if err == io.EOF {
+		return errors.New("the file is empty")
+	}
+	if err != nil {
+		return err
+	}
+	if first[0] == '{' {
+		return readNDJSON(buffered, f)
+	}
+	return readCSV(buffered, f)
+}
+
+func readCSV(in io.Reader, f func(importRow, string) error) error {
+	r := csv.NewReader(in)
+	r.ReuseRecord = true
+	header, err := r.Read()
+	if err != nil {
+		return fmt.Errorf("the header: %w", err)
+	}
+	header = slices.Clone(header)
+	header[0] = strings.TrimPrefix(header[0], "\ufeff") // as spreadsheets begin a file
+	django := slices.Contains(header, "date_joined")
+	for i, name := range header {
+		if slices.Contains(header[:i], name) {
+			return fmt.Errorf("the column %q stands twice", name)
+		}
+		if django {
+			header[i], err = fromDjango(name)
+		} else if name != "password" && !slices.Contains(exportColumns, name) {
+			err = fmt.Errorf("the column %q is not known", name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for number := 2; ; number++ {
+		record, err := r.Read()
+		if err == io.EOF {
+			return nil
+		}
+		row := importRow{number: number}
+		why := ""
+		if errors.Is(err, csv.ErrFieldCount) {
+			why = fmt.Sprintf("has %d fields instead of %d", len(record), len(header))
+		} else if err != nil {
+			return fmt.Errorf("row %d: %w", number, err) // where the next row begins is not certain
+		} else {
+			fields := make(map[string]string, len(header))
+			for i, name := range header {
+				fields[name] = record[i]
+			}
+			why = row.fill(fields)
+		}
+		if err := f(row, why); err != nil {
+			return err
+		}
+	}
+}
+
+// fromDjango gives a column of auth_user the name it has here; the ignored have none.
+func fromDjango(name string) (string, error) {
+	known := map[string]string{
+		"id": "id", "username": "username", "email": "email", "password": "password_hash", "is_superuser": "is_superuser",
+		"is_active": "is_active", "date_joined": "created_at", "last_login": "last_login_at",
+	}
+	if to, ok := known[name]; ok {
+		return to, nil
+	}
+	if slices.Contains(djangoIgnored, name) {
+		return "", nil
+	}
+	return "", fmt.Errorf("the column %q is not one of Django's auth_user", name)
+}
+
+func readNDJSON(in io.Reader, f func(importRow, string) error) error {
+	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, maxBody)
+	for number := 1; lines.Scan(); number++ {
+		row := importRow{number: number}
+		fields := make(map[string]string)
+		why := ""
+		err := eachMember(lines.Bytes(), func(name string, value []byte) error {
+			var v any
+			if err := json.Unmarshal(value, &v); err != nil {
+				return err
+			}
+			switch v := v.(type) {
+			case string:
+				fields[name] = v
+			case nil:
+			case bool:
+				fields[name] = fmt.Sprint(v)
+			default:
+				fields[name] = string(value)
+			}
+			if name != "password" && !slices.Contains(exportColumns, name) {
+				return fmt.Errorf("the member %q is not known", shorten(name))
+			}
+			return nil
+		})
+		var fault *fault
+		if errors.As(err, &fault) && fault.text != "" {
+			why = fault.text
+		} else if err != nil {
+			why = err.Error()
+		} else {
+			why = row.fill(fields)
+		}
+		if err := f(row, why); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
+}
+
+// fill sets the row from its fields by name, and returns what is wrong with it.
+func (r *importRow) fill(fields map[string]string) string {
+	u := &r.user
+	u.username, u.email, u.role = fields["username"], fields["email"], member
+	r.password, r.hash = fields["password"], fields["password_hash"]
+	wrong := make(fieldErrors)
+	wrong.add("username", checkUsername(u.username))
+	wrong.add("email", checkEmail(u.email))
+	switch {
+	case r.password == "" && r.hash == "":
+		wrong.add("password", "and password_hash are both empty")
+	case r.password != "" && r.hash != "":
+		wrong.add("password", "and password_hash are both given")
+	case r.password != "":
+		wrong.add("password", checkPassword(r.password, u.username, u.email))
+	default:
+		if _, ok := parseHash(r.hash); !ok {
+			wrong.add("password_hash", "is in no known form")
+		}
+	}
+	if v := fields["id"]; v != "" {
+		var err error
+		if u.id, err = parseID(v); err != nil {
+			wrong.add("id", "must be a positive integer")
+		}
+	}
+	if v := fields["role"]; v != "" {
+		u.role = role(v)
+		wrong.add("role", checkRole(u.role))
+	}
+	var super, active bool
+	for _, b := range []struct {
+		name string
+		to   *bool
+	}{{"disabled", &u.disabled}, {"is_superuser", &super}, {"is_active", &active}} {
+		switch strings.ToLower(fields[b.name]) {
+		case "", "false", "f", "0":
+		case "true", "t", "1":
+			*b.to = true
+		default:
+			wrong.add(b.name, "must be true or false")
+		}
+	}
+	if super {
+		u.role = admin
+	}
+	if fields["is_active"] != "" && !active {
+		u.disabled = true
+	}
+	for _, t := range []struct {
+		name string
+		to   *int64
+	}{{"created_at", &u.createdAt}, {"updated_at", &u.updatedAt}, {"last_login_at", &u.lastLoginAt}} {
+		var err error
+		if *t.to, err = parseTime(fields[t.name]); err != nil {
+			wrong.add(t.name, "must be a time such as 2026-01-31T12:00:00Z")
+		}
+	}
+	if err := wrong.err(); err != nil {
+		return err.(*fault).text
+	}
+	return ""
+}
+
+// parseTime reads a time as userd, and as Django and PostgreSQL, write it; ""
+// is 0. One without a zone is in UTC.
+func parseTime(s string) (int64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05-07", "2006-01-02 15:04:05"} {
+		if t, err := time.Parse(layout, s); err == nil && t.Unix() > 0 {
+			return t.Unix(), nil
+		}
+	}
+	return 0, errors.New("no time")
+}
+
+// progress returns what tells, on a terminal and once a second, how far a long
+// work is.
+func (c *cli) progress() func(format string, n int) {
+	f, ok := c.stderr.(*os.File)
+	if !ok || !isTerminal(f) {
+		return func(string, int) {}
+	}
+	last := time.Now()
+	return func(format string, n int) {
+		if now := time.Now(); now.Sub(last) >= time.Second {
+			last = now
+			fmt.Fprintf(c.stderr, "\r\x1b[K"+format+"\r", n)
+		}
+	}
+}
+
+// userExport writes every user as it stands at one moment.
+func userExport(ctx context.Context, c *cli) error {
+	out := bufio.NewWriterSize(c.stdout, 1<<16)
+	progress := c.progress()
+	n := 0
+	if c.ndjson {
+		var line []byte
+		err := c.server.store.export(ctx, func(u *user, hash string) {
+			n++
+			progress("%d users written", n)
+			line = appendUser(line[:0], u, viewAll)
+			line = append(line[:len(line)-1], `,"password_hash":`...)
+			line = append(appendString(line, hash), "}\n"...)
+			out.Write(line)
+		})
+		return errors.Join(err, out.Flush())
+	}
+	rows := csv.NewWriter(out)
+	rows.Write(exportColumns)
+	err := c.server.store.export(ctx, func(u *user, hash string) {
+		n++
+		progress("%d users written", n)
+		rows.Write([]string{
+			fmt.Sprint(u.id),
+			u.username,
+			u.email,
+			hash,
+			string(u.role),
+			fmt.Sprint(u.disabled),
+			exportTime(u.createdAt),
+			exportTime(u.updatedAt),
+			exportTime(u.lastLoginAt),
+		})
+	})
+	rows.Flush()
+	return errors.Join(err, rows.Error(), out.Flush())
+}
+
+func exportTime(unix int64) string {
+	if unix == 0 {
+		return ""
+	}
+	return when(unix)
+}

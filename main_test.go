@@ -1,0 +1,1216 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// userdCommand returns the command that runs userd in dir, with this
+// environment and no other, on a free port of the loopback address if it is not
+// told another.
+func userdCommand(t *testing.T, dir string, environ []string, args ...string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Dir = dir
+	cmd.Env = append([]string{
+		"USERD_TEST_RUN_MAIN=1",
+		"GORACE=atexit_sleep_ms=0 halt_on_error=1",
+		"ADDR=127.0.0.1:0",
+	}, environ...)
+	return cmd
+}
+
+// A process is a userd that serves.
+type process struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	url    string
+	client *http.Client
+	stdout bytes.Buffer // to be read when it has exited
+	exited chan struct{}
+
+	mu    sync.Mutex
+	lines []string // of standard error
+	more  chan struct{}
+}
+
+// startUserd starts userd and returns when it serves.
+func startUserd(t *testing.T, dir string, environ []string, args ...string) *process {
+	t.Helper()
+	p := spawnUserd(t, dir, environ, args...)
+	p.awaitServing()
+	return p
+}
+
+// spawnUserd starts userd. It ends with the test at the latest.
+func spawnUserd(t *testing.T, dir string, environ []string, args ...string) *process {
+	t.Helper()
+	p := &process{
+		t:      t,
+		cmd:    userdCommand(t, dir, environ, args...),
+		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}},
+		exited: make(chan struct{}),
+		more:   make(chan struct{}, 1),
+	}
+	stderr, err := p.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd.Stdout = &p.stdout
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for in := bufio.NewScanner(stderr); in.Scan(); {
+			p.mu.Lock()
+			p.lines = append(p.lines, in.Text())
+			p.mu.Unlock()
+			select {
+			case p.more <- struct{}{}:
+			default:
+			}
+		}
+		p.cmd.Wait()
+		close(p.exited)
+	}()
+	t.Cleanup(func() {
+		p.cmd.Process.Kill()
+		<-p.exited
+		p.client.CloseIdleConnections()
+	})
+	return p
+}
+
+func (p *process) awaitServing() {
+	p.t.Helper()
+	p.url, _ = p.awaitLog("serving")["url"].(string)
+}
+
+// log returns the lines that the process has written to standard error.
+func (p *process) log() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.lines)
+}
+
+// awaitLog returns the first record of the log with this message.
+func (p *process) awaitLog(msg string) map[string]any {
+	p.t.Helper()
+	timeout := time.After(patience)
+	for {
+		for _, line := range p.log() {
+			var record map[string]any
+			if json.Unmarshal([]byte(line), &record) == nil && record["msg"] == msg {
+				return record
+			}
+		}
+		select {
+		case <-p.more:
+		case <-p.exited:
+			p.t.Fatalf("userd has exited and never logged %q:\n%s", msg, strings.Join(p.log(), "\n"))
+		case <-timeout:
+			p.t.Fatalf("userd has not logged %q:\n%s", msg, strings.Join(p.log(), "\n"))
+		}
+	}
+}
+
+// end sends a signal and returns the exit status, which for a killed process is -1.
+func (p *process) end(s os.Signal) int {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		p.t.Fatal(err)
+	}
+	receive(p.t, "userd exits", p.exited)
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// ask sends a request with a token and a JSON body, either of which may be empty.
+func (p *process) ask(token, method, path, body string) (reply, error) {
+	r, err := http.NewRequest(method, p.url+path, strings.NewReader(body))
+	if err != nil {
+		return reply{}, err
+	}
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	if body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := p.client.Do(r)
+	if err != nil {
+		return reply{}, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	return reply{resp.StatusCode, resp.Header, string(data)}, err
+}
+
+// must is ask where an answer has to come.
+func (p *process) must(token, method, path, body string) reply {
+	p.t.Helper()
+	r, err := p.ask(token, method, path, body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return r
+}
+
+func registerBody(name, password string) string {
+	return fmt.Sprintf(`{"username":%q,"email":%q,"password":%q}`, name, name+"@example.com", password)
+}
+
+func (p *process) register(name string) (id int64) {
+	p.t.Helper()
+	r := p.must("", "POST", "/api/register", registerBody(name, goodPassword)).want(p.t, 201, "")
+	id, err := parseID(r.field("id"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return id
+}
+
+func (p *process) login(name, password string) (token string) {
+	p.t.Helper()
+	r := p.must("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, password))
+	return r.want(p.t, 200, "").field("access_token")
+}
+
+// A result is what a command of userd came to.
+type result struct {
+	status         int
+	stdout, stderr string
+}
+
+// userdProcess runs a command of userd to its end, as a process.
+func userdProcess(t *testing.T, dir, stdin string, environ []string, args ...string) result {
+	t.Helper()
+	cmd := userdCommand(t, dir, environ, args...)
+	defer time.AfterFunc(patience, func() { cmd.Process.Kill() }).Stop() // one that should fail and serves
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+// userdHere runs a command of userd to its end within the test, in the
+// working directory. A server is stopped as soon as it serves.
+func userdHere(t *testing.T, stdin string, environ []string, args ...string) result {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var stdout bytes.Buffer
+	stderr := &stopper{stop: cancel}
+	if getenvOf(environ)("PORT") == "" {
+		environ = append([]string{"ADDR=127.0.0.1:0"}, environ...)
+	}
+	err := run(ctx, args, getenvOf(environ), strings.NewReader(stdin), &stdout, stderr)
+	if err == nil {
+		return result{0, stdout.String(), stderr.text.String()}
+	}
+	return result{exitStatus(err), stdout.String(), stderr.text.String() + "userd: " + err.Error() + "\n"}
+}
+
+// A stopper is a log that stops the server as soon as it serves.
+type stopper struct {
+	text bytes.Buffer
+	stop func()
+}
+
+func (s *stopper) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(`"msg":"serving"`)) {
+		s.stop()
+	}
+	return s.text.Write(p)
+}
+
+func getenvOf(environ []string) func(string) string {
+	return func(name string) string {
+		for _, e := range slices.Backward(environ) {
+			if value, ok := strings.CutPrefix(e, name+"="); ok {
+				return value
+			}
+		}
+		return ""
+	}
+}
+
+// wantFailure fails the test unless the command has failed with the status and
+// said why in one line with each of the words in it.
+func (r result) wantFailure(t *testing.T, status int, words ...string) {
+	t.Helper()
+	if r.status != status {
+		t.Errorf("exit status %d, want %d", r.status, status)
+	}
+	line, isLine := strings.CutSuffix(r.stderr, "\n")
+	if !isLine || !strings.HasPrefix(line, "userd: ") || strings.ContainsAny(line, "\r\n") {
+		t.Errorf("standard error holds %q, want one line", r.stderr)
+	}
+	for _, word := range words {
+		if !strings.Contains(line, word) {
+			t.Errorf("standard error %q does not say %q", line, word)
+		}
+	}
+	if r.stdout != "" {
+		t.Errorf("standard output holds %q", r.stdout)
+	}
+}
+
+// wantFiles fails the test unless the directory holds these files and no other.
+func wantFiles(t *testing.T, dir string, names ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []string{}
+	for _, entry := range entries {
+		got = append(got, entry.Name())
+	}
+	slices.Sort(names)
+	if !slices.Equal(got, names) {
+		t.Errorf("the directory holds %q, want %q", got, names)
+	}
+}
+
+func TestWithoutConfigurationItServes(t *testing.T) {
+	dir := t.TempDir()
+	p := startUserd(t, dir, nil)
+	r := p.must("", "GET", "/api/test", "").want(t, 200, "")
+	if want := `{"message":"Welcome to the User Management Microservice!"}`; strings.TrimSpace(r.body) != want {
+		t.Errorf("the body is %s, want %s", r.body, want)
+	}
+	info, err := os.Stat(filepath.Join(dir, "app.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode() != 0o600 {
+		t.Errorf("app.db has mode %v, want 0600", info.Mode())
+	}
+	p.register("ann")
+	p.login("ann", goodPassword)
+
+	t.Run("and its log begins with one line that says where", func(t *testing.T) {
+		var record map[string]any
+		if err := json.Unmarshal([]byte(p.log()[0]), &record); err != nil {
+			t.Fatalf("%v: %s", err, p.log()[0])
+		}
+		delete(record, "time")
+		want := map[string]any{
+			"level":       "INFO",
+			"msg":         "serving",
+			"url":         p.url,
+			"database":    filepath.Join(dir, "app.db"),
+			"signing_key": "kept in the database",
+		}
+		if !reflect.DeepEqual(record, want) {
+			t.Errorf("the record is %v, want %v", record, want)
+		}
+		if u, err := url.Parse(p.url); err != nil || u.Scheme != "http" || u.Hostname() != "127.0.0.1" {
+			t.Errorf("the url is %s", p.url)
+		}
+	})
+	t.Run("and it ends when it is terminated", func(t *testing.T) {
+		if status := p.end(syscall.SIGTERM); status != 0 {
+			t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
+		}
+		if p.stdout.Len() != 0 {
+			t.Errorf("standard output holds %q", p.stdout.String())
+		}
+		wantFiles(t, dir, "app.db")
+	})
+}
+
+func TestAnInterruptEndsItToo(t *testing.T) {
+	dir := t.TempDir()
+	p := startUserd(t, dir, nil)
+	if status := p.end(os.Interrupt); status != 0 {
+		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
+	}
+	wantFiles(t, dir, "app.db")
+}
+
+func TestTheManual(t *testing.T) {
+	t.Chdir(t.TempDir())
+	help := userdProcess(t, ".", "", nil, "help")
+	if help.status != 0 || help.stderr != "" || !strings.HasPrefix(help.stdout, "Userd is ") || strings.Contains(help.stdout, "package main") {
+		t.Fatalf("userd help: %+v", help)
+	}
+	for _, args := range [][]string{{"-h"}, {"-help"}, {"--help"}, {"-log-level", "warn", "-h"}, {"user", "add", "-h"}, {"user", "add", "ann", "-h"}} {
+		t.Run("is what is printed for "+strings.Join(args, " "), func(t *testing.T) {
+			if got := userdHere(t, "", nil, args...); got != help {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
+
+	// The entry of a setting is its flag and variable, and the indented lines below.
+	entries := make(map[string][]string) // flag → variable, text
+	for _, m := range regexp.MustCompile(`(?m)^\t-([a-z-]+) .*?([A-Z_]+)\n((?:\t\t.*\n)+)`).FindAllStringSubmatch(help.stdout, -1) {
+		entries[m[1]] = []string{m[2], strings.Join(strings.Fields(m[3]), " ")}
+	}
+	// What each is if not given, as the manual says it.
+	defaults := map[string]string{
+		"database":        "sqlite:///app.db if not given",
+		"addr":            "127.0.0.1:5000 if not given",
+		"access-ttl":      "15m (which it is if not given)",
+		"refresh-ttl":     "720h if not given",
+		"registration":    "open: anyone makes a user (if not given)",
+		"directory":       "names (id, username; if not given)",
+		"trusted-proxies": "none if not given",
+		"log-format":      "if not given, text on a terminal and else json",
+		"log-level":       "info (if not given)",
+	}
+	bare, _, err := configured(nil, nil, getenvOf(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range options {
+		t.Run("names the flag -"+o.flag+", its variable and its true default", func(t *testing.T) {
+			entry := entries[o.flag]
+			if entry == nil {
+				t.Fatal("the manual has no entry for it")
+			}
+			delete(entries, o.flag)
+			if entry[0] != o.env {
+				t.Errorf("the manual says %s, want %s", entry[0], o.env)
+			}
+			if defaults[o.flag] == "" || !strings.Contains(entry[1], defaults[o.flag]) {
+				t.Errorf("the manual says %q, want in it %q", entry[1], defaults[o.flag])
+			}
+			if !strings.Contains(defaults[o.flag], o.standard) {
+				t.Errorf("its default is %q, and the manual says %q", o.standard, defaults[o.flag])
+			}
+			given, _, err := configured(nil, []string{"-" + o.flag, o.standard}, getenvOf(nil))
+			if err != nil || !reflect.DeepEqual(given, bare) {
+				t.Errorf("given as %q it makes %+v, %v, and not given %+v", o.standard, given, err, bare)
+			}
+		})
+	}
+	for name := range entries {
+		t.Errorf("the manual names the flag -%s, which userd does not have", name)
+	}
+	for _, name := range []string{"PORT", "JWT_SECRET_KEY", "JWT_SECRET_KEY_FILE", "-admin", "userd user add", "userd version"} {
+		if !regexp.MustCompile(regexp.QuoteMeta(name) + `\b`).MatchString(help.stdout) {
+			t.Errorf("the manual does not name %s", name)
+		}
+	}
+	wantFiles(t, ".")
+}
+
+func TestTheDefaultsAreTheTutorials(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	c, names, err := configured(nil, nil, getenvOf(nil))
+	if err != nil || len(names) != 0 {
+		t.Fatal(names, err)
+	}
+	want := config{
+		settings: settings{
+			accessTTL:    15 * time.Minute,
+			refreshTTL:   720 * time.Hour,
+			registration: registrationOpen,
+			directory:    directoryNames,
+		},
+		database:   filepath.Join(dir, "app.db"),
+		addr:       "127.0.0.1:5000",
+		secretFrom: "kept in the database",
+	}
+	if !reflect.DeepEqual(c.config, want) {
+		t.Errorf("got %+v\nwant %+v", c.config, want)
+	}
+}
+
+func TestVersionIsOneLine(t *testing.T) {
+	got := userdProcess(t, t.TempDir(), "", nil, "version")
+	if got.status != 0 || got.stderr != "" || !regexp.MustCompile(`^userd \S.* `+regexp.QuoteMeta(runtime.Version())+`\n$`).MatchString(got.stdout) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestAWrongCommandIsRefusedInOneLine(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	for _, args := range [][]string{{"serve"}, {"-databse", "x.db"}, {"user", "add", "ann"}} {
+		t.Run("as a process: "+strings.Join(args, " "), func(t *testing.T) {
+			userdProcess(t, dir, goodPassword+"\n", nil, args...).wantFailure(t, 2)
+		})
+	}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"serve"}, `"serve"`},
+		{[]string{"Help"}, `"Help"`},
+		{[]string{""}, `""`},
+		{[]string{"user"}, `"user"`},
+		{[]string{"user", "remove", "ann"}, `"user remove"`},
+		{[]string{"-log-level", "warn", "serve"}, `"serve"`},
+		{[]string{"--", "serve"}, `"serve"`},
+		{[]string{"-databse", "x.db"}, "-databse"},
+		{[]string{"-admin"}, "-admin"},
+		{[]string{"-jwt-secret-key", "x"}, "-jwt-secret-key"},
+		{[]string{"-addr"}, "-addr"},
+		{[]string{"user", "add"}, "NAME EMAIL"},
+		{[]string{"user", "add", "ann"}, "NAME EMAIL"},
+		{[]string{"user", "add", "ann", "ann@example.com", "more"}, "NAME EMAIL"},
+		{[]string{"user", "add", "ann", "ann@example.com", "-role", "admin"}, "-role"},
+	} {
+		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
+			userdHere(t, goodPassword+"\n", nil, c.args...).wantFailure(t, 2, c.want)
+		})
+	}
+	wantFiles(t, dir)
+}
+
+func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	flags := make(map[string]string)
+	for _, o := range options {
+		flags[o.env] = "-" + o.flag
+	}
+	tried := make(map[string]bool)
+	for _, c := range []struct{ setting, value, fault string }{
+		{"DATABASE_URL", "postgres://ann@localhost/users", "SQLite"},
+		{"DATABASE_URL", "mysql://localhost/users", "SQLite"},
+		{"DATABASE_URL", "sqlite://app.db", "three slashes"},
+		{"DATABASE_URL", "sqlite:///", "must be a file"},
+		{"DATABASE_URL", ":memory:", "must be a file"},
+		{"DATABASE_URL", "sqlite:///:memory:", "must be a file"},
+		{"DATABASE_URL", "sqlite:///app.db?mode=ro", "?"},
+		{"ADDR", "5000", "HOST:PORT"},
+		{"ADDR", "localhost", "HOST:PORT"},
+		{"ADDR", "::1:5000", "HOST:PORT"},
+		{"ADDR", "http://127.0.0.1:5000", "HOST:PORT"},
+		{"ADDR", "127.0.0.1:", "port"},
+		{"ADDR", "127.0.0.1:http", "port"},
+		{"ADDR", "127.0.0.1:65536", "65535"},
+		{"ADDR", "127.0.0.1:-1", "port"},
+		{"PORT", "http", "port"},
+		{"PORT", "65536", "65535"},
+		{"PORT", "127.0.0.1:5000", "PORT"},
+		{"JWT_ACCESS_TOKEN_EXPIRES", "soon", "15m"},
+		{"JWT_ACCESS_TOKEN_EXPIRES", "15 m", "15m"},
+		{"JWT_ACCESS_TOKEN_EXPIRES", "0", "1s"},
+		{"JWT_ACCESS_TOKEN_EXPIRES", "0.5", "1s"},
+		{"JWT_ACCESS_TOKEN_EXPIRES", "-15m", "1s"},
+		{"JWT_ACCESS_TOKEN_EXPIRES", "100000h", "ten years"},
+		{"JWT_REFRESH_TOKEN_EXPIRES", "False", "15m"},
+		{"JWT_REFRESH_TOKEN_EXPIRES", "0s", "1s"},
+		{"JWT_REFRESH_TOKEN_EXPIRES", "99999999999", "ten years"},
+		{"REGISTRATION", "maybe", "open or closed"},
+		{"REGISTRATION", "Open", "open or closed"},
+		{"DIRECTORY", "all", "full or names or self"},
+		{"TRUSTED_PROXIES", "10.0.0.0/33", "10.0.0.0/33"},
+		{"TRUSTED_PROXIES", "10.0.0.1, proxy.example", "proxy.example"},
+		{"TRUSTED_PROXIES", "10.0.0.1 10.0.0.2", "CIDR"},
+		{"LOG_FORMAT", "xml", "text or json"},
+		{"LOG_LEVEL", "loud", "debug, info, warn or error"},
+		{"LOG_LEVEL", "INFO", "debug, info, warn or error"},
+	} {
+		tried[c.setting] = true
+		t.Run(c.setting+"="+c.value, func(t *testing.T) {
+			userdHere(t, "", []string{c.setting + "=" + c.value}).wantFailure(t, 2, c.setting, c.value, c.fault)
+		})
+		if flag := flags[c.setting]; flag != "" {
+			t.Run(flag+" "+c.value, func(t *testing.T) {
+				userdHere(t, "", nil, flag, c.value).wantFailure(t, 2, flag, c.value, c.fault)
+			})
+		}
+	}
+	for _, o := range options {
+		if !tried[o.env] {
+			t.Errorf("no bad value of %s was tried", o.env)
+		}
+	}
+	wantFiles(t, dir)
+}
+
+func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T) {
+	for _, c := range []struct {
+		claim   string
+		environ []string
+		args    string
+		get     func(c config) any
+		want    any
+	}{
+		{"a variable stands above the default", []string{"ADDR=127.0.0.1:81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
+		{"a flag stands above the variable", []string{"ADDR=127.0.0.1:81"}, "-addr 127.0.0.1:82", func(c config) any { return c.addr }, "127.0.0.1:82"},
+		{"a flag may have two dashes and an equals sign", nil, "--addr=127.0.0.1:82", func(c config) any { return c.addr }, "127.0.0.1:82"},
+		{"the last of two flags counts", nil, "-addr 127.0.0.1:82 -addr 127.0.0.1:83", func(c config) any { return c.addr }, "127.0.0.1:83"},
+		{"an empty variable is none", []string{"ADDR="}, "", func(c config) any { return c.addr }, "127.0.0.1:5000"},
+		{"PORT sets only the port", []string{"PORT=81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
+		{"PORT may be 0", []string{"PORT=0"}, "", func(c config) any { return c.addr }, "127.0.0.1:0"},
+		{"-addr stands above PORT", []string{"PORT=81"}, "-addr 0.0.0.0:82", func(c config) any { return c.addr }, "0.0.0.0:82"},
+		{"an address may be all of the machine's", nil, "-addr :82", func(c config) any { return c.addr }, ":82"},
+		{"an address may be IPv6", nil, "-addr [::1]:82", func(c config) any { return c.addr }, "[::1]:82"},
+		{"a time may be a duration", []string{"JWT_ACCESS_TOKEN_EXPIRES=1h30m"}, "", func(c config) any { return c.accessTTL }, 90 * time.Minute},
+		{"a time may be seconds", []string{"JWT_ACCESS_TOKEN_EXPIRES=900"}, "", func(c config) any { return c.accessTTL }, 15 * time.Minute},
+		{"the other time is the refresh token's", nil, "-refresh-ttl 3600", func(c config) any { return c.refreshTTL }, time.Hour},
+		{"registration can be closed", []string{"REGISTRATION=closed"}, "", func(c config) any { return c.registration }, registrationClosed},
+		{"and opened again by the flag", []string{"REGISTRATION=closed"}, "-registration open", func(c config) any { return c.registration }, registrationOpen},
+		{"the directory can be full", []string{"DIRECTORY=full"}, "", func(c config) any { return c.directory }, directoryFull},
+		{"the directory can be self", nil, "-directory self", func(c config) any { return c.directory }, directorySelf},
+		{"proxies are networks and addresses", []string{"TRUSTED_PROXIES=10.1.2.3/8, ::1,192.0.2.7"}, "", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[10.0.0.0/8 ::1/128 192.0.2.7/32]"},
+		{"a flag's proxies replace the variable's", []string{"TRUSTED_PROXIES=10.0.0.0/8"}, "-trusted-proxies 192.0.2.7", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[192.0.2.7/32]"},
+		{"the log can be text", []string{"LOG_FORMAT=text"}, "", func(c config) any { return c.logFormat }, "text"},
+		{"the log's level can be set", []string{"LOG_LEVEL=error"}, "-log-level debug", func(c config) any { return c.logLevel.String() }, "DEBUG"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			got, names, err := configured(nil, strings.Fields(c.args), getenvOf(c.environ))
+			if err != nil || len(names) > 0 {
+				t.Fatal(names, err)
+			}
+			if value := c.get(got.config); value != c.want {
+				t.Errorf("got %v, want %v", value, c.want)
+			}
+		})
+	}
+}
+
+func TestFlagsMayStandBeforeAndAfterNames(t *testing.T) {
+	for _, c := range []struct {
+		args  string
+		names string
+		admin bool
+	}{
+		{"ann ann@example.com", "ann ann@example.com", false},
+		{"-admin ann ann@example.com", "ann ann@example.com", true},
+		{"ann -admin ann@example.com", "ann ann@example.com", true},
+		{"ann ann@example.com -admin", "ann ann@example.com", true},
+		{"ann ann@example.com -admin -database x", "ann ann@example.com", true},
+		{"ann -database x ann@example.com -admin=false", "ann ann@example.com", false},
+		{"-- ann -admin", "ann -admin", false},
+		{"ann -- -admin", "ann -admin", false},
+		{"-admin -- -ann ann@example.com", "-ann ann@example.com", true},
+		{"ann ann@example.com -admin --", "ann ann@example.com", true},
+		{"-- -- ann", "-- ann", false},
+	} {
+		t.Run(c.args, func(t *testing.T) {
+			got, names, err := configured(&commands[0], strings.Fields(c.args), getenvOf(nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Join(names, " ") != c.names || got.admin != c.admin {
+				t.Errorf("got the names %q, admin %t; want %q, %t", names, got.admin, c.names, c.admin)
+			}
+		})
+	}
+}
+
+func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	long := strings.Repeat("k", 32)
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	empty, newlines, good := write("empty", ""), write("newlines", "\r\n\n"), write("good", long+"\n")
+	short := write("short", "short-secret\n")
+	for _, c := range []struct {
+		claim   string
+		environ []string
+		words   []string
+	}{
+		{"two keys are refused", []string{"JWT_SECRET_KEY=" + long, "JWT_SECRET_KEY_FILE=" + good}, []string{"JWT_SECRET_KEY", "JWT_SECRET_KEY_FILE", "both"}},
+		{"two keys are refused though they are the same", []string{"JWT_SECRET_KEY=x", "JWT_SECRET_KEY_FILE=" + filepath.Join(dir, "none")}, []string{"both"}},
+		{"an empty file is refused", []string{"JWT_SECRET_KEY_FILE=" + empty}, []string{"JWT_SECRET_KEY_FILE", empty, "empty"}},
+		{"a file of line breaks is refused", []string{"JWT_SECRET_KEY_FILE=" + newlines}, []string{"JWT_SECRET_KEY_FILE", newlines, "empty"}},
+		{"a missing file is refused", []string{"JWT_SECRET_KEY_FILE=" + filepath.Join(dir, "none")}, []string{"JWT_SECRET_KEY_FILE", filepath.Join(dir, "none"), "no such file"}},
+		{"a directory is refused", []string{"JWT_SECRET_KEY_FILE=" + dir}, []string{"JWT_SECRET_KEY_FILE", dir, "directory"}},
+		{"the tutorial's key is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=your-secret-key"}, []string{"JWT_SECRET_KEY", "tutorial"}},
+		{"a short key is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=short-secret"}, []string{"JWT_SECRET_KEY", "12 bytes", "32"}},
+		{"a key one byte too short is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=" + long[1:]}, []string{"JWT_SECRET_KEY", "31 bytes", "32"}},
+		{"a short key in a file is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY_FILE=" + short}, []string{"JWT_SECRET_KEY_FILE", "12 bytes", "32"}},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			got := userdHere(t, "", c.environ)
+			got.wantFailure(t, 2, c.words...)
+			if strings.Contains(got.stderr, "short-secret") {
+				t.Errorf("standard error holds the key: %s", got.stderr)
+			}
+		})
+	}
+	wantFiles(t, dir, "empty", "newlines", "good", "short")
+
+	for _, c := range []struct {
+		claim   string
+		environ []string
+		from    string
+		warning string
+	}{
+		{"the tutorial's key is warned about where nobody else can reach it", []string{"JWT_SECRET_KEY=your-secret-key"}, "JWT_SECRET_KEY", "tutorial"},
+		{"a short key is warned about where nobody else can reach it", []string{"JWT_SECRET_KEY=short-secret"}, "JWT_SECRET_KEY", "12 bytes"},
+		{"a short key in a file is warned about where nobody else can reach it", []string{"JWT_SECRET_KEY_FILE=" + short}, "JWT_SECRET_KEY_FILE", "12 bytes"},
+		{"a long key is fine", []string{"JWT_SECRET_KEY=" + long}, "JWT_SECRET_KEY", ""},
+		{"a long key is fine where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=" + long}, "JWT_SECRET_KEY", ""},
+		{"a long key in a file is fine where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY_FILE=" + good}, "JWT_SECRET_KEY_FILE", ""},
+		{"no key is fine where others can reach it", []string{"ADDR=0.0.0.0:0"}, "kept in the database", ""},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			got := userdHere(t, "", append([]string{"ADDR=127.0.0.1:0", "DATABASE_URL=" + filepath.Join(t.TempDir(), "app.db")}, c.environ...))
+			if got.status != 0 || !strings.Contains(got.stderr, fmt.Sprintf(`"signing_key":%q`, c.from)) {
+				t.Errorf("got %+v", got)
+			}
+			for _, secret := range []string{"short-secret", "your-secret-key", long} {
+				if strings.Contains(got.stderr, secret) {
+					t.Errorf("the log holds the key: %s", got.stderr)
+				}
+			}
+			warned := false
+			for line := range strings.Lines(got.stderr) {
+				if strings.Contains(line, `"level":"WARN"`) {
+					warned = true
+					if c.warning == "" || !strings.Contains(line, c.warning) || !strings.Contains(line, fmt.Sprintf(`"setting":%q`, c.from)) {
+						t.Errorf("warned: %s", line)
+					}
+				}
+			}
+			if warned != (c.warning != "") {
+				t.Errorf("it warned: %t:\n%s", warned, got.stderr)
+			}
+		})
+	}
+}
+
+func TestATakenPortIsAFailureThatLeavesNothing(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	dir := t.TempDir()
+	userdProcess(t, dir, "", nil, "-addr", listener.Addr().String()).wantFailure(t, 1, listener.Addr().String(), "in use")
+	wantFiles(t, dir)
+}
+
+func TestAFileThatIsNotItsOwnIsRefusedAndLeftAsItIs(t *testing.T) {
+	for _, c := range []struct {
+		claim string
+		make  func(t *testing.T) (path string)
+		want  string
+	}{
+		{"a text file", func(t *testing.T) string {
+			path := emptyFile(t)
+			damage(t, path, 0, []byte("my notes\n"))
+			return path
+		}, "not a database"},
+		{"another program's database", func(t *testing.T) string {
+			return makeDatabase(t, `CREATE TABLE song (title)`)
+		}, "another program's database"},
+		{"a damaged database", func(t *testing.T) string {
+			path := makeStore(t, "ann")
+			damage(t, path, firstPage(t, path, "user"), make([]byte, 4096))
+			return path
+		}, "malformed"},
+		{"a newer userd's database", func(t *testing.T) string {
+			path := makeStore(t, "ann")
+			damage(t, path, 60, []byte{0, 0, 0, 99}) // user_version, in the header
+			return path
+		}, "newer userd"},
+	} {
+		for _, command := range [][]string{nil, {"user", "add", "bob", "bob@example.com"}} {
+			t.Run(strings.Join(append(command, c.claim), " "), func(t *testing.T) {
+				path := c.make(t)
+				before, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := userdProcess(t, t.TempDir(), goodPassword+"\n", []string{"DATABASE_URL=" + path}, command...)
+				got.wantFailure(t, 1, path, c.want)
+				after, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(before, after) {
+					t.Error("the file has changed")
+				}
+			})
+		}
+	}
+	t.Run("a directory that is not there", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "missing", "app.db")
+		userdProcess(t, t.TempDir(), "", []string{"DATABASE_URL=" + path}).wantFailure(t, 1, filepath.Dir(path), "no such file")
+		wantFiles(t, filepath.Dir(filepath.Dir(path)))
+	})
+}
+
+func TestTheDatabaseIsWhereItsURLSays(t *testing.T) {
+	elsewhere := t.TempDir()
+	for _, c := range []struct {
+		claim, url string
+		path       string // from the working directory
+	}{
+		{"three slashes and a relative path", "sqlite:///rel.db", "rel.db"},
+		{"three slashes and a path into a directory", "sqlite:///sub/rel.db", "sub/rel.db"},
+		{"four slashes and an absolute path", "sqlite:///" + elsewhere + "/abs.db", elsewhere + "/abs.db"},
+		{"a relative path", "plain.db", "plain.db"},
+		{"a relative path that leaves the directory", "sub/../up.db", "up.db"},
+		{"an absolute path", elsewhere + "/plain.db", elsewhere + "/plain.db"},
+		{"a path with a space", "with a space.db", "with a space.db"},
+		{"a path with a question mark", "what?mode=memory.db", "what?mode=memory.db"},
+		{"a path with a hash", "with#hash.db", "with#hash.db"},
+		{"a path with a percent sign", "with%20percent%zz.db", "with%20percent%zz.db"},
+		{"a path with a colon", "file:name.db", "file:name.db"},
+		{"a URL with a space", "sqlite:///url with space.db", "url with space.db"},
+		{"a URL with a hash and a percent sign, which SQLAlchemy leaves as they are", "sqlite:///url#a%20b.db", "url#a%20b.db"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			dir := t.TempDir()
+			t.Chdir(dir)
+			if err := os.Mkdir("sub", 0o700); err != nil {
+				t.Fatal(err)
+			}
+			got := userdHere(t, goodPassword+"\n", []string{"DATABASE_URL=" + c.url}, "user", "add", "ann", "ann@example.com")
+			if want := (result{0, "added member ann, id 1\n", ""}); got != want {
+				t.Fatalf("got %+v, want %+v", got, want)
+			}
+			path, err := filepath.Abs(c.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if names := usernames(t, openTestStore(t, path)); !slices.Equal(names, []string{"ann"}) {
+				t.Errorf("the users there are %v", names)
+			}
+		})
+	}
+}
+
+func TestAnAdminAddedBesideARunningServerSignsInAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	p := startUserd(t, dir, nil)
+	annID := p.register("ann")
+	got := userdProcess(t, dir, goodPassword+"\n", nil, "user", "add", "root", "root@example.com", "-admin")
+	if got.status != 0 || got.stdout != "added admin root, id 2\n" || got.stderr != "" {
+		t.Fatalf("got %+v", got)
+	}
+	token := p.login("root", goodPassword)
+	if r := p.must(token, "GET", "/api/users/me", "").want(t, 200, ""); r.field("role") != "admin" || r.field("id") != "2" {
+		t.Errorf("root is %s", r.body)
+	}
+	p.must(token, "PUT", userPath(annID), `{"disabled":true}`).want(t, 200, "")
+}
+
+func TestAUserIsAddedFromTheCommandLine(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	for i, c := range []struct {
+		claim, stdin, password string
+	}{
+		{"with the first line of standard input", "one password\n", "one password"},
+		{"with a line that nothing ends", "two password", "two password"},
+		{"with a line that Windows ends", "three password\r\n", "three password"},
+		{"with the first line of several", "four password\nfour more\n", "four password"},
+		{"with spaces around the password, which are of it", "  five password ", "  five password "},
+		{"with the longest password", strings.Repeat("ä", maxPassword/2) + "\r\n", strings.Repeat("ä", maxPassword/2)},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			name := fmt.Sprint("u", i+1)
+			got := userdHere(t, c.stdin, nil, "user", "add", name, name+"@example.com", "-database", "other.db")
+			if want := (result{0, fmt.Sprintf("added member %s, id %d\n", name, i+1), ""}); got != want {
+				t.Fatalf("got %+v, want %+v", got, want)
+			}
+			st := openTestStore(t, filepath.Join(dir, "other.db"))
+			u, hash, err := st.userByLogin(name)
+			if err != nil || u.role != member || u.disabled || u.createdAt == 0 {
+				t.Errorf("the user is %+v, %v", u, err)
+			}
+			if ok, err := newHasher(cheap).verify(context.Background(), hash, c.password); err != nil || !ok {
+				t.Errorf("the password is not %q: %v", c.password, err)
+			}
+		})
+	}
+	wantFiles(t, dir, "other.db")
+}
+
+func TestAUserWhoCannotBeAddedIsRefusedInOneHelpfulLine(t *testing.T) {
+	path := makeStore(t, "ann")
+	for _, c := range []struct {
+		claim       string
+		name, email string
+		stdin       string
+		words       []string
+	}{
+		{"a name that is taken", "ann", "new@example.com", goodPassword, []string{"sername", "exists"}},
+		{"a name that is taken in another case", "ANN", "new@example.com", goodPassword, []string{"sername", "exists"}},
+		{"an address that is taken", "new", "Ann@example.com", goodPassword, []string{"mail", "exists"}},
+		{"a name that is none", "-", "new@example.com", goodPassword, []string{"username"}},
+		{"an address that is none", "new", "example.com", goodPassword, []string{"email"}},
+		{"no password", "new", "new@example.com", "", []string{"password"}},
+		{"an empty line", "new", "new@example.com", "\n" + goodPassword + "\n", []string{"password"}},
+		{"a password too short", "new", "new@example.com", "pass-wd\n", []string{"password", "8"}},
+		{"a password too long", "new", "new@example.com", strings.Repeat("x", maxPassword+1) + "\n", []string{"password", "1024"}},
+		{"a password much too long", "new", "new@example.com", strings.Repeat("x", 1<<20), []string{"password", "1024"}},
+		{"a password that everybody has", "new", "new@example.com", "Password123\n", []string{"password", "common"}},
+		{"a password that is the name", "new-name", "new@example.com", "NEW-name\n", []string{"password", "username"}},
+		{"a password with NUL", "new", "new@example.com", "secret\x00secret\n", []string{"password", "NUL"}},
+		{"a password that is not UTF-8, which no JSON body could hold", "new", "new@example.com", "secret \xe4\xf6\xfc\n", []string{"password", "UTF-8"}},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			got := userdHere(t, c.stdin, []string{"DATABASE_URL=" + path}, "user", "add", "--", c.name, c.email)
+			got.wantFailure(t, 1, c.words...)
+			if line := strings.TrimSpace(c.stdin); line != "" && strings.Contains(got.stderr, line) {
+				t.Errorf("standard error holds the password: %s", got.stderr)
+			}
+			st := openTestStore(t, path)
+			if names := usernames(t, st); !slices.Equal(names, []string{"ann"}) {
+				t.Fatalf("the users are %v, want ann alone", names)
+			}
+			if ann, err := st.user(1); err != nil || ann.version != 1 {
+				t.Errorf("ann is %+v, %v", ann, err)
+			}
+		})
+	}
+}
+
+func TestATokenOutlivesARestart(t *testing.T) {
+	dir := t.TempDir()
+	p := startUserd(t, dir, nil)
+	p.register("ann")
+	token := p.login("ann", goodPassword)
+	p.end(syscall.SIGTERM)
+	p = startUserd(t, dir, nil)
+	p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
+	p.end(syscall.SIGTERM)
+
+	t.Run("but not a change of the key", func(t *testing.T) {
+		key := strings.Repeat("k", 32)
+		p := startUserd(t, dir, []string{"JWT_SECRET_KEY=" + key})
+		p.must(token, "GET", "/api/users/me", "").want(t, 200, "") // the database's keys stay good
+		token := p.login("ann", goodPassword)
+		p.end(syscall.SIGTERM)
+		p = startUserd(t, dir, []string{"JWT_SECRET_KEY=" + strings.Repeat("x", 32)})
+		p.must(token, "GET", "/api/users/me", "").want(t, 401, "invalid_token")
+		p.end(syscall.SIGTERM)
+		p = startUserd(t, dir, []string{"JWT_SECRET_KEY=" + strings.Repeat("x", 32), "JWT_SECRET_KEY_PREVIOUS=" + key})
+		p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
+		p.end(syscall.SIGTERM)
+
+		file := filepath.Join(dir, "key")
+		if err := os.WriteFile(file, []byte(key+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p = startUserd(t, dir, []string{"JWT_SECRET_KEY_FILE=key"})
+		p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
+	})
+}
+
+// As with a restart that overlaps.
+func TestTwoServersThatBeginAtOnceMakeOneDatabaseWithOneKey(t *testing.T) {
+	dir := t.TempDir()
+	one, two := spawnUserd(t, dir, nil), spawnUserd(t, dir, nil)
+	one.awaitServing()
+	two.awaitServing()
+	one.register("ann")
+	two.must(one.login("ann", goodPassword), "GET", "/api/users/me", "").want(t, 200, "")
+	one.must(two.login("ann", goodPassword), "GET", "/api/users/me", "").want(t, 200, "")
+	for i, p := range []*process{one, two} {
+		if status := p.end(syscall.SIGTERM); status != 0 {
+			t.Errorf("server %d: exit status %d, want 0:\n%s", i+1, status, strings.Join(p.log(), "\n"))
+		}
+	}
+	wantFiles(t, dir, "app.db")
+}
+
+// A load is what clients do to a server while it is told to stop, and what they
+// were told in answer.
+type load struct {
+	t       *testing.T
+	clients []*loadClient
+
+	registered map[string]string // name → id, acknowledged
+	round      int
+}
+
+// A loadClient changes its own name again and again, by counting up.
+type loadClient struct {
+	id           int64
+	token        string
+	sent, landed int // the last count that was sent and the last acknowledged
+}
+
+func newLoad(p *process) *load {
+	l := &load{t: p.t, registered: make(map[string]string)}
+	for i := range 4 {
+		name := fmt.Sprintf("c%d-0", i)
+		id := p.register(name)
+		l.clients = append(l.clients, &loadClient{id: id, token: p.login(name, goodPassword)})
+	}
+	return l
+}
+
+// run loads the server until it does not answer any more. The channel is closed
+// when so many changes and registrations are acknowledged.
+func (l *load) run(p *process, changes, registrations int64) (enough <-chan struct{}, wait func()) {
+	l.round++
+	reached := make(chan struct{})
+	var once sync.Once
+	var changed, added atomic.Int64
+	count := func(n *atomic.Int64) {
+		n.Add(1)
+		if changed.Load() >= changes && added.Load() >= registrations {
+			once.Do(func() { close(reached) })
+		}
+	}
+	// An answer that is no success is a fault even now; none at all is not.
+	good := func(r reply, err error, status int) bool {
+		if err == nil && r.status != status {
+			l.t.Errorf("answered %d %s", r.status, strings.TrimSpace(r.body))
+		}
+		return err == nil && r.status == status
+	}
+	var wg sync.WaitGroup
+	for i, c := range l.clients {
+		wg.Go(func() {
+			for {
+				c.sent++
+				r, err := p.ask(c.token, "PUT", userPath(c.id), fmt.Sprintf(`{"username":"c%d-%d"}`, i, c.sent))
+				if !good(r, err, 200) {
+					return
+				}
+				c.landed = c.sent
+				count(&changed)
+			}
+		})
+	}
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			name := fmt.Sprintf("r%d-%d", l.round, i)
+			r, err := p.ask("", "POST", "/api/register", registerBody(name, goodPassword))
+			if !good(r, err, 201) {
+				return
+			}
+			l.registered[name] = r.field("id")
+			count(&added)
+		}
+	})
+	return reached, wg.Wait
+}
+
+// check fails the test unless every write that was acknowledged is in the database.
+func (l *load) check(path string) {
+	l.t.Helper()
+	db, err := sql.Open("sqlite", dsn(path, "_busy_timeout=10000"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer db.Close()
+	conn, err := db.Conn(context.Background())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer conn.Close()
+	if got := scan[string](l.t, conn, `PRAGMA integrity_check`); got != "ok" {
+		l.t.Errorf("integrity_check: %s", got)
+	}
+	for i, c := range l.clients {
+		name := scan[string](l.t, conn, `SELECT username FROM user WHERE id = ?`, c.id)
+		n, err := strconv.Atoi(strings.TrimPrefix(name, fmt.Sprintf("c%d-", i)))
+		if err != nil || n < c.landed || n > c.sent {
+			l.t.Errorf("round %d: client %d has sent %d changes, the last acknowledged is %d, and its name is %s", l.round, i, c.sent, c.landed, name)
+		}
+		c.sent = n // an unacknowledged one may have landed
+	}
+	for name, id := range l.registered {
+		if got := scan[string](l.t, conn, `SELECT coalesce(max(id), 'none') FROM user WHERE username = ? AND password_hash <> ''`, name); got != id {
+			l.t.Errorf("round %d: %s was registered with the id %s and has the id %s", l.round, name, id, got)
+		}
+	}
+}
+
+func TestTerminatedUnderLoadItFinishesWhatItHasBegun(t *testing.T) {
+	dir := t.TempDir()
+	p := startUserd(t, dir, nil)
+	l := newLoad(p)
+	enough, wait := l.run(p, 100, 4)
+	receive(t, "the load is under way", enough)
+	start := time.Now()
+	if status := p.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
+	}
+	if took := time.Since(start); took > 10*time.Second { // the contract with whatever supervises it
+		t.Errorf("it took %v to exit", took)
+	}
+	wait()
+	wantFiles(t, dir, "app.db")
+	l.check(filepath.Join(dir, "app.db"))
+}
+
+func TestKilledUnderLoadItKeepsWhatItHasAcknowledged(t *testing.T) {
+	dir := t.TempDir()
+	p := startUserd(t, dir, nil)
+	l := newLoad(p)
+	for range 3 {
+		enough, wait := l.run(p, 200, 3)
+		receive(t, "the load is under way", enough)
+		if status := p.end(syscall.SIGKILL); status != -1 {
+			t.Errorf("exit status %d, want that of a killed process", status)
+		}
+		wait()
+		p = startUserd(t, dir, nil)
+		l.check(filepath.Join(dir, "app.db"))
+		p.must(l.clients[0].token, "GET", "/api/users/me", "").want(t, 200, "")
+	}
+	if status := p.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
+	}
+	wantFiles(t, dir, "app.db")
+}
+
+func TestARequestThatRunsIsFinishedBeforeItEnds(t *testing.T) {
+	p := startUserd(t, t.TempDir(), nil)
+	id := p.register("ann")
+	token := p.login("ann", goodPassword)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	body := `{"username":"anna"}`
+	_, err = fmt.Fprintf(conn, "PUT %s HTTP/1.1\r\nHost: userd\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n",
+		userPath(id), token, len(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(conn)
+	// The server asks for the body when the handler reads it: the request runs.
+	if line, err := in.ReadString('\n'); err != nil || !strings.Contains(line, " 100 ") {
+		t.Fatalf("got %q, %v, want 100 Continue", line, err)
+	}
+	in.ReadString('\n')
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitLog("stopping")
+	if _, err := io.WriteString(conn, body); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Body.Close(); resp.StatusCode != 200 {
+		t.Errorf("the request was answered %d", resp.StatusCode)
+	}
+	receive(t, "userd exits", p.exited)
+	if status := p.cmd.ProcessState.ExitCode(); status != 0 {
+		t.Errorf("exit status %d, want 0", status)
+	}
+}
+
+// http.Server.Shutdown waits, without regard to its context, until Accept has
+// returned.
+func TestAListenerWithAllItsConnectionsTakenCanBeClosed(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := limitConnections(inner, 1)
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	taken, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	accepted := make(chan error, 1)
+	go func() {
+		_, err := l.Accept()
+		accepted <- err
+	}()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-accepted:
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Accept returned the error %v, want %v", err, net.ErrClosed)
+		}
+	case <-time.After(2 * time.Second):
+		t.Error("Accept has not returned: a server with all its connections taken would not stop before one of them ends")
+	}
+}
+
+func TestNoMoreConnectionsAreOpenAtOnceThanAllowed(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const most = 3
+	l := limitConnections(inner, most)
+	defer l.Close()
+	var open, peak atomic.Int64
+	web := &http.Server{
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				peak.Store(max(peak.Load(), open.Add(1)))
+			case http.StateClosed:
+				open.Add(-1)
+			}
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}),
+	}
+	defer web.Close()
+	go web.Serve(l)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			resp, err := client.Get("http://" + l.Addr().String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp.Body.Close()
+		})
+	}
+	wg.Wait()
+	if peak.Load() > most {
+		t.Errorf("%d connections were open at once, want at most %d", peak.Load(), most)
+	}
+}
+
+// configured returns what the flags and the environment make of a command's run.
+func configured(cmd *command, args []string, getenv func(string) string) (cli, []string, error) {
+	var c cli
+	err := c.configure(cmd, args, getenv)
+	return c, c.names, err
+}

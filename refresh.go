@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A refresh token is SESSION.GENERATION.SECRET.TAG: whose it is, how many came
+// before it, 256 random bits and a tag over the three. Each use gives the next
+// generation, so a stolen token shows: sooner or later thief and owner both
+// use the same one (OAuth 2.0 Security BCP, RFC 9700 section 4.14.2).
+type refreshToken struct {
+	session    int64
+	generation int64
+	secret     [sha256.Size]byte
+}
+
+// refreshGrace is how long, in seconds, the token just before the live one is
+// answered with that same live one. A lost answer, or two tabs that refresh at
+// once, throw nobody out; a thief gains what the owner's next refresh shows.
+const refreshGrace = 10
+
+// A refresher makes and knows refresh tokens. Its key is kept in the database
+// and nowhere else: JWT_SECRET_KEY may be known to other services, which could
+// otherwise compute the successors of tokens they see.
+type refresher struct{ key []byte }
+
+func loadRefresher(ctx context.Context, st *store) (*refresher, error) {
+	fresh := make([]byte, sha256.Size)
+	rand.Read(fresh)
+	key, err := st.secret(ctx, "refresh", fresh)
+	if err != nil {
+		return nil, fmt.Errorf("refresh key: %w", err)
+	}
+	return &refresher{key}, nil
+}
+
+// mac returns HMAC-SHA-256 of a text under the key, apart for each use.
+func (r *refresher) mac(use, text string) (sum [sha256.Size]byte) {
+	h := hmac.New(sha256.New, r.key)
+	h.Write([]byte(use + ":" + text))
+	h.Sum(sum[:0])
+	return sum
+}
+
+// hash is what the database keeps of a secret: nothing that could be used. A
+// fast hash will do for 256 random bits.
+func (t *refreshToken) hash() []byte {
+	sum := sha256.Sum256(t.secret[:])
+	return sum[:]
+}
+
+func (t *refreshToken) untagged() string {
+	return strconv.FormatInt(t.session, 10) + "." + strconv.FormatInt(t.generation, 10) + "." +
+		base64.RawURLEncoding.EncodeToString(t.secret[:])
+}
+
+func (r *refresher) format(t *refreshToken) string {
+	text := t.untagged()
+	tag := r.mac("tag", text)
+	return text + "." + base64.RawURLEncoding.EncodeToString(tag[:])
+}
+
+// parse returns the token that format wrote as s, or errBadToken. A token that
+// userd did not write is refused before anything is looked up: nobody ends a
+// session by guessing.
+func (r *refresher) parse(s string) (t refreshToken, err error) {
+	if len(s) > maxToken {
+		return t, errBadToken
+	}
+	parts := strings.Split(s, ".")
+	if len(parts) != 4 {
+		return t, errBadToken
+	}
+	var err1, err2 error
+	t.session, err1 = parseID(parts[0])
+	if parts[1] != "0" {
+		t.generation, err2 = parseID(parts[1])
+	}
+	secret, ok := decodeBase64URL(parts[2])
+	if err1 != nil || err2 != nil || !ok || len(secret) != len(t.secret) {
+		return t, errBadToken
+	}
+	copy(t.secret[:], secret)
+	if !hmac.Equal([]byte(s), []byte(r.format(&t))) {
+		return t, errBadToken
+	}
+	return t, nil
+}
+
+// first returns the token of a new session, whose id is still to come.
+func (r *refresher) first() (t refreshToken) {
+	rand.Read(t.secret[:])
+	return t
+}
+
+// next returns the successor of t, the same one each time.
+func (r *refresher) next(t refreshToken) refreshToken {
+	return refreshToken{t.session, t.generation + 1, r.mac("next", t.untagged())}
+}
+
+type refreshRequest struct {
+	RefreshToken string `json:"refresh_token"`
+}
+
+// refresh answers a refresh token with a new pair of tokens. The token comes in
+// the Authorization header, as Flask-JWT-Extended's clients send it, or in the
+// body.
+func (s *server) refresh(x *exchange) error {
+	text, err := bearer(x)
+	if err != nil && err != errNoToken {
+		return err
+	}
+	if x.hasBody() {
+		in, err := decode[refreshRequest](x)
+		if err != nil {
+			return err
+		}
+		if in.RefreshToken != "" {
+			if text != "" {
+				return &fault{kind: errBadToken, text: "Send the refresh token in the header or in the body, not in both"}
+			}
+			text = in.RefreshToken
+		}
+	}
+	if text == "" {
+		return errNoToken
+	}
+	presented, err := s.refresher.parse(text)
+	if err != nil {
+		return err
+	}
+	now := s.now()
+	next := s.refresher.next(presented)
+	session := s.newSession(x, now, next)
+	key, err := s.store.rotate(x.r.Context(), &session, presented.hash(), now.Unix())
+	if errors.Is(err, errNotApplied) {
+		session, key, err = s.successor(x, presented, next, now)
+	}
+	if err != nil {
+		return err
+	}
+	x.who.id, x.who.session = session.userID, session.id // for the log
+	return s.sendTokens(x, &session, key, next, now, false)
+}
+
+// successor decides what becomes of a refresh token that is not the live one.
+func (s *server) successor(x *exchange, presented, next refreshToken, now time.Time) (session, keyRow, error) {
+	live, err := s.store.session(presented.session)
+	if err != nil {
+		return session{}, keyRow{}, err
+	}
+	switch {
+	case live.expiresAt <= now.Unix():
+		return session{}, keyRow{}, errExpiredToken
+	case live.generation == next.generation && hmac.Equal(live.refreshHash, next.hash()) && now.Unix()-live.rotatedAt <= refreshGrace:
+		key, err := s.store.newestKey()
+		return live, key, err
+	case live.generation > presented.generation:
+		if err := s.store.endReused(x.r.Context(), live.id); err != nil {
+			return session{}, keyRow{}, err
+		}
+		return session{}, keyRow{}, errReused
+	case live.generation == presented.generation && hmac.Equal(live.refreshHash, presented.hash()):
+		return session{}, keyRow{}, errSessionEnded // it is live, but its user is disabled
+	}
+	// Not yet given out by this database: it was restored from an older copy.
+	return session{}, keyRow{}, errBadToken
+}
+
+// newSession returns the session of a login or refresh now, by the client of x,
+// with t as its live token.
+func (s *server) newSession(x *exchange, now time.Time, t refreshToken) session {
+	return session{
+		id:          t.session,
+		createdAt:   now.Unix(),
+		expiresAt:   now.Add(s.refreshTTL).Unix(),
+		address:     s.clientAddress(x.r),
+		userAgent:   userAgent(x.r),
+		generation:  t.generation,
+		refreshHash: t.hash(),
+	}
+}
+
+type tokenAnswer struct {
+	AccessToken  string `json:"access_token"`
+	TokenType    string `json:"token_type"`
+	ExpiresIn    int64  `json:"expires_in"` // seconds
+	RefreshToken string `json:"refresh_token"`
+}
+
+// sendTokens answers a login or a refresh.
+func (s *server) sendTokens(x *exchange, session *session, key keyRow, t refreshToken, now time.Time, fresh bool) error {
+	t.session = session.id
+	return x.sendJSON(http.StatusOK, tokenAnswer{
+		AccessToken:  s.keys.signer(key).sign(newClaims(session, now, s.accessTTL, fresh)),
+		TokenType:    "Bearer",
+		ExpiresIn:    int64(s.accessTTL / time.Second),
+		RefreshToken: s.refresher.format(&t),
+	})
+}
