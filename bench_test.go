@@ -1,0 +1,462 @@
+package main
+
+// How fast userd is, beside the least that its work can cost on this machine:
+//
+//	go test -run '^$' -bench .
+//
+// userd runs as a process of its own and is asked over loopback HTTP by 64
+// clients with keep-alive. A line of BenchmarkServer shows
+//
+//	ns/op         time, all clients together: the throughput
+//	server-µs/op  the server's own CPU; it lasts, where throughput is shared with the clients
+//	floor-µs/op   the CPU of the operation's floor, measured right after it
+//	×floor        the one over the other
+//
+// The floor is a bare net/http server with an answer of 60 bytes or, where a
+// password is hashed, the argon2id hash alone. Only Linux tells the CPU of
+// another process; elsewhere the last three are left out. It counts in
+// hundredths of a second: -benchtime 2s gives steady figures.
+//
+// USERD_BENCH_USERS is the number of users, 10000 if not set, and
+// USERD_BENCH_CLIENTS that of clients. The database is in $TMPDIR: on a tmpfs
+// an update costs no fsync.
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/argon2"
+)
+
+var (
+	benchUsers   = benchSetting("USERD_BENCH_USERS", 10_000)
+	benchClients = benchSetting("USERD_BENCH_CLIENTS", 64)
+)
+
+func benchSetting(name string, standard int) int {
+	n, _ := strconv.Atoi(os.Getenv(name))
+	return cmp.Or(n, standard)
+}
+
+// benchName returns a name that no user of any run has.
+func benchName() string { return strings.ToLower(rand.Text()) }
+
+// A benchOp is one operation, as a client asks for it.
+type benchOp struct {
+	name    string
+	status  int                            // of the answer; 0: any
+	hashes  bool                           // its floor is a hash
+	request func(c *benchClient) string    // the first line and, after a line break, the body
+	after   func(c *benchClient, b []byte) // keeps what later requests need of the answer's body
+}
+
+var (
+	benchBare    = benchOp{"bare", 200, false, func(*benchClient) string { return "GET /" }, nil}
+	benchWelcome = benchOp{"test", 200, false, func(*benchClient) string { return "GET /api/test" }, nil}
+
+	// benchLogin logs in as any user, who the client then is.
+	benchLogin = benchOp{"login", 200, true, func(c *benchClient) string {
+		c.user = 1 + mathrand.IntN(benchUsers)
+		return fmt.Sprintf("POST /api/login\n"+`{"username":"user%d","password":"%s"}`, c.user, goodPassword)
+	}, func(c *benchClient, body []byte) {
+		c.token = reply{body: string(body)}.field("access_token")
+	}}
+)
+
+var benchOps = []benchOp{
+	benchWelcome,
+	{"read", 200, false, func(c *benchClient) string {
+		return fmt.Sprintf("GET /api/users/%d", c.user)
+	}, nil},
+	{"read-other", 200, false, func(*benchClient) string {
+		return fmt.Sprintf("GET /api/users/%d", 1+mathrand.IntN(benchUsers))
+	}, nil},
+	{"page", 200, false, func(*benchClient) string {
+		return fmt.Sprintf("GET /api/users?limit=100&after=%d", mathrand.IntN(max(1, benchUsers-100)))
+	}, nil},
+	{"update", 200, false, func(c *benchClient) string {
+		return fmt.Sprintf("PUT /api/users/%d\n"+`{"email":"%s@example.com"}`, c.user, benchName())
+	}, nil},
+	benchLogin,
+	{"register", 201, true, func(*benchClient) string {
+		return fmt.Sprintf("POST /api/register\n"+`{"username":"%s","email":"%[1]s@example.com","password":"%s"}`, benchName(), goodPassword)
+	}, nil},
+}
+
+func BenchmarkServer(b *testing.B) {
+	path := benchDatabase(b)
+
+	// From the start of the process to the end of the first answer.
+	b.Run("start", func(b *testing.B) {
+		for range b.N {
+			p := startBenchUserd(b, path)
+			benchLoad(b, p.clients(b, 1), &benchWelcome, 1)
+			b.StopTimer()
+			p.stop()
+			b.StartTimer()
+		}
+	})
+
+	// The memory of a server that has only started, and the most that it takes
+	// while all clients log in at once, again and again.
+	b.Run("memory", func(b *testing.B) {
+		p := startBenchUserd(b, path)
+		p.settle()
+		idle := p.memory("VmRSS")
+		if idle == 0 {
+			b.Skip("only Linux tells the memory of another process")
+		}
+		login := benchLogin
+		login.status = 0 // any: where a hash is slow, some are rightly told that the server is busy
+		benchLoad(b, p.clients(b, benchClients), &login, 2*benchClients+b.N)
+		b.ReportMetric(0, "ns/op") // leaves it out
+		b.ReportMetric(idle, "idle-MiB")
+		b.ReportMetric(p.memory("VmHWM"), "peak-MiB")
+	})
+
+	self := &benchProcess{pid: os.Getpid()}
+	bare := startBenchProcess(b, []string{"-test.run=^TestFloorServer$"}, "USERD_BENCH_FLOOR=1")
+	userd := startBenchUserd(b, path)
+	userd.settle()
+	users := userd.clients(b, benchClients)
+	for i := range users { // one by one, so that each logs in
+		benchLoad(b, users[i:i+1], &benchLogin, 1)
+	}
+	for _, op := range benchOps {
+		b.Run(op.name, func(b *testing.B) {
+			n := benchClients
+			if op.hashes {
+				// More would gain nothing, and a slow machine would rightly
+				// tell them that it is busy.
+				n = min(n, 4*runtime.GOMAXPROCS(0))
+			}
+			clients := userd.clients(b, n) // new ones: the server closes idle connections
+			for i, c := range clients {
+				c.user, c.token = users[i].user, users[i].token
+			}
+			b.ResetTimer()
+			cost := userd.costOf(b.N, func() { benchLoad(b, clients, &op, b.N) })
+			b.StopTimer()
+			var floor float64
+			if op.hashes {
+				hashes := min(b.N, 64)
+				floor = self.costOf(hashes, func() { benchHash(hashes) })
+			} else {
+				requests, clients := min(100*b.N, 30_000), bare.clients(b, n)
+				floor = bare.costOf(requests, func() { benchLoad(b, clients, &benchBare, requests) })
+			}
+			if cost > 0 && floor > 0 { // more than a tick of the clock
+				b.ReportMetric(cost, "server-µs/op")
+				b.ReportMetric(floor, "floor-µs/op")
+				b.ReportMetric(cost/floor, "×floor")
+			}
+		})
+	}
+}
+
+// BenchmarkHandler has no HTTP and no other process: it shows what a request
+// allocates inside the server.
+func BenchmarkHandler(b *testing.B) {
+	st, err := openStore(context.Background(), benchDatabase(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer st.close()
+	_, hash, err := st.userByLogin("user1")
+	if err != nil {
+		b.Fatal(err)
+	}
+	now := time.Now()
+	login := session{userID: 1, createdAt: now.Unix(), expiresAt: now.Add(24 * time.Hour).Unix(), refreshHash: []byte("hash")}
+	if _, err := st.addSession(context.Background(), &login, hash, ""); err != nil {
+		b.Fatal(err)
+	}
+	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))
+	token := keys.configured[0].sign(newClaims(&login, now, 24*time.Hour, true))
+	s := newServer(settings{directory: directoryNames}, st, newHasher(cheap), keys, nil, slog.New(slog.DiscardHandler), time.Now)
+
+	for _, op := range []struct{ name, path string }{{"read", "/api/users/1"}, {"page", "/api/users?limit=100"}} {
+		b.Run(op.name, func(b *testing.B) {
+			r := httptest.NewRequest("GET", op.path, nil)
+			r.Header.Set("Authorization", "Bearer "+token)
+			w := &discardResponse{header: make(http.Header)}
+			b.ReportAllocs()
+			for b.Loop() {
+				clear(w.header)
+				if s.ServeHTTP(w, r); w.status != 200 {
+					b.Fatalf("%s: status %d", op.path, w.status)
+				}
+			}
+		})
+	}
+}
+
+type discardResponse struct {
+	header http.Header
+	status int
+}
+
+func (w *discardResponse) Header() http.Header         { return w.header }
+func (w *discardResponse) WriteHeader(status int)      { w.status = status }
+func (w *discardResponse) Write(p []byte) (int, error) { return len(p), nil }
+
+// benchDatabase makes a database with user1 to userN. They have one hash, of
+// goodPassword, so that a million take seconds.
+func benchDatabase(b *testing.B) (path string) {
+	b.Helper()
+	path = filepath.Join(b.TempDir(), "app.db")
+	st, err := openStore(context.Background(), path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer st.close()
+	hash, err := newHasher(defaultCost).hash(context.Background(), goodPassword)
+	if err != nil {
+		b.Fatal(err)
+	}
+	err = st.write(context.Background(),
+		statement{
+			query: `
+				WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+				INSERT INTO user (id, username, email, password_hash, created_at, updated_at)
+				SELECT i, 'user' || i, 'user' || i || '@example.com', ?2, ?3, ?3 FROM n`,
+			args: []any{benchUsers, hash, time.Now().Unix()},
+		},
+		statement{
+			query: `UPDATE counter SET user_id = ?`,
+			args:  []any{benchUsers},
+		})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return path
+}
+
+// benchHash makes n hashes, as many at once as there are cores.
+func benchHash(n int) {
+	var begun atomic.Int64
+	var group sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		group.Go(func() {
+			for begun.Add(1) <= int64(n) {
+				argon2.IDKey([]byte(goodPassword), make([]byte, saltSize), defaultCost.passes, defaultCost.memory, defaultCost.threads, keySize)
+			}
+		})
+	}
+	group.Wait()
+}
+
+// TestFloorServer is the bare server, when a benchmark runs it as a process.
+func TestFloorServer(t *testing.T) {
+	if os.Getenv("USERD_BENCH_FLOOR") == "" {
+		return
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(os.Stderr, `"url":"http://%s"`+"\n", listener.Addr())
+	answer := []byte(`{"message":"Welcome to the User Management Microservice!"}` + "\n\n")
+	t.Fatal(http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["Content-Type"] = jsonType
+		w.Write(answer)
+	})))
+}
+
+// A benchProcess is a server in a process of its own.
+type benchProcess struct {
+	addr string
+	pid  int
+	stop func()
+}
+
+func startBenchUserd(b *testing.B, path string) *benchProcess {
+	b.Helper()
+	return startBenchProcess(b, nil, "USERD_TEST_RUN_MAIN=1", "DATABASE_URL="+path, "ADDR=127.0.0.1:0", "LOG_FORMAT=json", "JWT_ACCESS_TOKEN_EXPIRES=24h")
+}
+
+// startBenchProcess runs the test binary with no environment but env, and
+// waits until it says where it listens.
+func startBenchProcess(b *testing.B, args []string, env ...string) *benchProcess {
+	b.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Env = env
+	stderr, _ := cmd.StderrPipe()
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	stop := func() {
+		if cmd.Process.Signal(os.Interrupt) != nil {
+			cmd.Process.Kill() // Windows has no such signal
+		}
+		cmd.Wait()
+	}
+	b.Cleanup(stop)
+	said := ""
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		said += lines.Text() + "\n"
+		if _, rest, ok := strings.Cut(lines.Text(), `"url":"http://`); ok {
+			addr, _, _ := strings.Cut(rest, `"`)
+			go io.Copy(io.Discard, stderr)
+			return &benchProcess{addr, cmd.Process.Pid, stop}
+		}
+	}
+	b.Fatalf("the server did not start:\n%s", said)
+	return nil
+}
+
+// costOf returns the microseconds of processor time that the process takes for
+// each of n operations, which f has done; 0 where that is not known.
+func (p *benchProcess) costOf(n int, f func()) (µs float64) {
+	before := p.ticks()
+	f()
+	return (p.ticks() - before) * 10_000 / float64(n)
+}
+
+// ticks returns the processor time of the process in hundredths of a second.
+func (p *benchProcess) ticks() float64 {
+	fields := append(strings.Fields(p.proc("stat", ")")), make([]string, 13)...) // from the third on, proc(5)
+	user, _ := strconv.ParseFloat(fields[11], 64)
+	system, _ := strconv.ParseFloat(fields[12], 64)
+	return user + system
+}
+
+// memory returns a size from /proc/PID/status, in MiB.
+func (p *benchProcess) memory(name string) (mib float64) {
+	fmt.Sscan(p.proc("status", name+":"), &mib)
+	return mib / 1024
+}
+
+// proc returns what stands after the label in a file of /proc/PID.
+func (p *benchProcess) proc(file, label string) string {
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.pid, file))
+	_, rest, _ := strings.Cut(string(data), label)
+	return rest
+}
+
+// settle waits until the process is idle: userd checks the whole database after
+// its start, which would count as work for requests.
+func (p *benchProcess) settle() {
+	for before := -1.0; before != p.ticks(); time.Sleep(500 * time.Millisecond) {
+		before = p.ticks()
+	}
+}
+
+// A benchClient is one keep-alive connection that speaks just enough HTTP/1.1
+// to cost little beside the server.
+type benchClient struct {
+	conn      net.Conn
+	r         *bufio.Reader
+	err       error // the first
+	out, body []byte
+	user      int
+	token     string
+}
+
+// clients connects n clients.
+func (p *benchProcess) clients(b *testing.B, n int) []*benchClient {
+	b.Helper()
+	clients := make([]*benchClient, n)
+	for i := range clients {
+		conn, err := net.Dial("tcp", p.addr)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { conn.Close() })
+		clients[i] = &benchClient{conn: conn, r: bufio.NewReader(conn)}
+	}
+	return clients
+}
+
+// benchLoad has the clients, all at once, do an operation n times together.
+func benchLoad(b *testing.B, clients []*benchClient, op *benchOp, n int) {
+	b.Helper()
+	var begun atomic.Int64
+	var group sync.WaitGroup
+	for _, c := range clients {
+		group.Go(func() {
+			for begun.Add(1) <= int64(n) && c.err == nil {
+				c.do(op)
+			}
+		})
+	}
+	group.Wait()
+	for _, c := range clients {
+		if c.err != nil {
+			b.Fatalf("%s: %v", op.name, c.err)
+		}
+	}
+}
+
+// do has one operation done. Any status but the operation's own is an error.
+func (c *benchClient) do(op *benchOp) {
+	line, body, _ := strings.Cut(op.request(c), "\n")
+	c.out = append(append(c.out[:0], line...), " HTTP/1.1\r\nHost: userd\r\n"...)
+	if c.token != "" {
+		c.out = append(append(append(c.out, "Authorization: Bearer "...), c.token...), "\r\n"...)
+	}
+	if body != "" {
+		c.out = fmt.Appendf(c.out, "Content-Type: application/json\r\nContent-Length: %d\r\n", len(body))
+	}
+	c.out = append(append(c.out, "\r\n"...), body...)
+	_, c.err = c.conn.Write(c.out)
+
+	status := c.line()
+	length, chunked := int64(0), false
+	for h := c.line(); h != ""; h = c.line() {
+		if value, ok := strings.CutPrefix(h, "Content-Length: "); ok {
+			length, _ = strconv.ParseInt(value, 10, 64)
+		}
+		chunked = chunked || h == "Transfer-Encoding: chunked"
+	}
+	c.body = c.body[:0]
+	for more := true; more && c.err == nil; more = chunked && length > 0 {
+		if chunked {
+			length, _ = strconv.ParseInt(c.line(), 16, 64)
+		}
+		have := len(c.body)
+		c.body = slices.Grow(c.body, int(length))[:have+int(length)]
+		_, err := io.ReadFull(c.r, c.body[have:])
+		c.err = cmp.Or(c.err, err)
+		if chunked {
+			c.line()
+		}
+	}
+	if op.status != 0 && !strings.HasPrefix(status, fmt.Sprintf("HTTP/1.1 %d ", op.status)) {
+		c.err = cmp.Or(c.err, fmt.Errorf("%s: %s %s", line, status, c.body))
+	}
+	if op.after != nil && c.err == nil {
+		op.after(c, c.body)
+	}
+}
+
+// line reads a line; after an error it is empty, as the last of a header is.
+func (c *benchClient) line() string {
+	line, err := c.r.ReadSlice('\n')
+	c.err = cmp.Or(c.err, err)
+	return strings.TrimSpace(string(line))
+}
