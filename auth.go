@@ -144,10 +144,8 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	if len(token) > maxToken {
 		return claims{}, errBadToken
 	}
-	input, signature, ok := cutLast(token, '.')
-	if !ok {
-		return claims{}, errBadToken
-	}
+	dot := max(strings.LastIndexByte(token, '.'), 0)
+	input, signature := token[:dot], strings.TrimPrefix(token[dot:], ".")
 	mac, ok := decodeBase64URL(signature)
 	if !ok {
 		return claims{}, errBadToken
@@ -186,14 +184,6 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	}
 	c.kid = signer.kid
 	return c, nil
-}
-
-func cutLast(s string, sep byte) (before, after string, ok bool) {
-	i := strings.LastIndexByte(s, sep)
-	if i < 0 {
-		return s, "", false
-	}
-	return s[:i], s[i+1:], true
 }
 
 // decodeBase64URL accepts the one spelling of each value that RFC 7515 allows:

@@ -8,9 +8,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -40,6 +40,7 @@ var commands = []command{
 	{"session end", "USER [SESSION]", 1, 2, false, nil, sessionEnd},
 	{"key list", "", 0, 0, false, (*cli).jsonFlag, keyList},
 	{"key rotate", "", 0, 0, false, nil, keyRotate},
+	{"adopt", "", 0, 0, false, (*cli).resolveFlag, func(context.Context, *cli) error { return nil }}, // done before any command runs
 }
 
 // A cli is one run of a command.
@@ -57,12 +58,17 @@ type cli struct {
 	dryRun  bool
 	partial bool
 	change  change
+	resolve resolution
 }
 
 func (c *cli) addFlags(f *flag.FlagSet) { f.BoolVar(&c.admin, "admin", false, "") }
 func (c *cli) jsonFlag(f *flag.FlagSet) { f.BoolVar(&c.json, "json", false, "") }
 
 func (c *cli) exportFlags(f *flag.FlagSet) { f.BoolVar(&c.ndjson, "ndjson", false, "") }
+
+func (c *cli) resolveFlag(f *flag.FlagSet) {
+	f.Func("resolve", "", func(v string) error { return setWord(&c.resolve, v, resolveByID, removeOthers) })
+}
 
 func (c *cli) importFlags(f *flag.FlagSet) {
 	f.BoolVar(&c.dryRun, "dry-run", false, "")
@@ -91,8 +97,8 @@ func findCommand(args []string) (*command, []string, error) {
 	}
 	for i := range commands {
 		words := strings.Fields(commands[i].words)
-		if len(args) >= 2 && args[0] == words[0] && args[1] == words[1] {
-			return &commands[i], args[2:], nil
+		if len(args) >= len(words) && slices.Equal(args[:len(words)], words) {
+			return &commands[i], args[len(words):], nil
 		}
 	}
 	return nil, nil, usagef("unknown command %q: see userd help", strings.Join(args[:min(2, len(args))], " "))
@@ -103,11 +109,17 @@ func (cmd *command) run(ctx context.Context, c *cli) (err error) {
 	if len(c.names) < cmd.least || len(c.names) > cmd.most {
 		return usagef("usage: userd %s", strings.TrimSpace(cmd.words+" [flags] "+cmd.names))
 	}
-	if err := inspect(ctx, c.database); err != nil {
+	kind, err := inspect(ctx, c.database)
+	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(c.database); errors.Is(err, fs.ErrNotExist) && !cmd.makes {
+	if kind == kindNone && !cmd.makes {
 		return fmt.Errorf("there is no database %s: see -database", c.database)
+	}
+	if kind == kindTutorial {
+		if err := adopt(ctx, c.database, c.resolve, func(text string) { fmt.Fprintln(c.stderr, text) }); err != nil {
+			return err
+		}
 	}
 	st, err := openStore(ctx, c.database)
 	if err != nil {

@@ -38,6 +38,7 @@ var (
 	errSessionNotFound = errors.New("no such session")
 	errMethod          = errors.New("method not allowed")
 	errLastAdmin       = errors.New("last active admin")
+	errReferenced      = errors.New("referenced by other data")
 	errVersion         = errors.New("version mismatch")
 	errTooLarge        = errors.New("body too large")
 	errMediaType       = errors.New("unsupported media type")
@@ -85,6 +86,7 @@ var answers = []answer{
 	{errSessionNotFound, http.StatusNotFound, "session_not_found", "Session not found"},
 	{errMethod, http.StatusMethodNotAllowed, "method_not_allowed", "This path does not answer this method"},
 	{errLastAdmin, http.StatusConflict, "last_admin", "The last active admin must stay one"},
+	{errReferenced, http.StatusConflict, "user_referenced", "Another program's data in the database refers to this user"},
 	{errVersion, http.StatusPreconditionFailed, "version_mismatch", "The user has changed since you read it"},
 	{errTooLarge, http.StatusRequestEntityTooLarge, "body_too_large", "The body is larger than 64 KiB"},
 	{errMediaType, http.StatusUnsupportedMediaType, "unsupported_media_type", "Send Content-Type: application/json"},

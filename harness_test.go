@@ -64,7 +64,12 @@ type service struct {
 // newService starts a service. The options change its settings first.
 func newService(t *testing.T, options ...func(*settings)) *service {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "app.db")
+	return newServiceOn(t, filepath.Join(t.TempDir(), "app.db"), options...)
+}
+
+// newServiceOn is newService on a database that may be there.
+func newServiceOn(t *testing.T, path string, options ...func(*settings)) *service {
+	t.Helper()
 	st := openTestStore(t, path)
 	clock := &clock{t: time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)}
 	c := settings{

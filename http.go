@@ -49,20 +49,25 @@ type settings struct {
 func newServer(c settings, st *store, h *hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
 	s := &server{c, st, h, keys, r, log, now, http.NewServeMux()}
 	for _, rt := range s.routes() {
-		s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
-			x := w.(*exchange)
-			x.r = r // with the path's values
-			x.routed = true
-			err := s.admit(x, rt.access)
-			if err == nil {
-				err = rt.handle(x)
-			}
-			if err != nil {
-				x.fail(err)
-			}
-		})
+		s.handle(rt)
 	}
 	return s
+}
+
+// handle makes the mux answer a route: the guard first, then its handler.
+func (s *server) handle(rt route) {
+	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
+		x := w.(*exchange)
+		x.r = r // with the path's values
+		x.routed = true
+		err := s.admit(x, rt.access)
+		if err == nil {
+			err = rt.handle(x)
+		}
+		if err != nil {
+			x.fail(err)
+		}
+	})
 }
 
 // An exchange is one request and its answer on the way through the server.
@@ -135,6 +140,9 @@ func (x *exchange) WriteHeader(status int) {
 		return
 	}
 	x.status = status
+	if status == http.StatusNoContent {
+		delete(x.Header(), "Content-Type")
+	}
 	x.ResponseWriter.WriteHeader(status)
 }
 
@@ -154,7 +162,7 @@ func (x *exchange) send(status int, body []byte) error {
 	x.WriteHeader(status)
 	_, err := x.ResponseWriter.Write(body)
 	if err != nil {
-		return fmt.Errorf("answering: %w", err)
+		return fmt.Errorf("%w: answering: %w", context.Canceled, err) // the client has gone, or reads too slowly
 	}
 	return nil
 }

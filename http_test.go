@@ -77,13 +77,7 @@ func (s *service) firstStatus(head ...string) int {
 
 // handle adds a route that anyone may call and whose handler is the test's.
 func (s *service) handle(pattern string, f func(*exchange) error) {
-	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-		x := w.(*exchange)
-		x.r, x.routed = r, true
-		if err := f(x); err != nil {
-			x.fail(err)
-		}
-	})
+	s.server.handle(route{pattern, anyone, f})
 }
 
 // A logBook is everything that a server logs, down to the level debug.

@@ -18,6 +18,7 @@ Usage:
 	userd session end USER [SESSION]
 	userd key list [-json]
 	userd key rotate
+	userd adopt [-resolve suffix|oldest]
 	userd help
 	userd version
 
@@ -33,6 +34,11 @@ stand before or after names.
 member or admin. "user passwd" sets a password and ends the user's sessions.
 "session end" ends one session or all of a user's. "key rotate" makes a new key
 sign access tokens; the one before it verifies until its last token has expired.
+
+"adopt" makes a database of the Flask tutorial into userd's, as the first start
+does, after a copy beside it. Where users differ only in the case of a name, that
+is refused; -resolve suffix renames all but the oldest to NAME-ID and
+LOCAL+ID@HOST, and -resolve oldest deletes all but the oldest.
 
 "user export" writes every user, with the password's hash, as CSV or with
 -ndjson as one JSON object a line. "user import" reads both, and the CSV of
@@ -198,7 +204,8 @@ const (
 // serve runs the server until ctx ends.
 func serve(ctx context.Context, c config, stderr io.Writer) error {
 	log := c.logger(stderr)
-	if err := inspect(ctx, c.database); err != nil {
+	kind, err := inspect(ctx, c.database)
+	if err != nil {
 		return err
 	}
 	// The port comes first: where it is taken, another userd may hold the file.
@@ -216,6 +223,11 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 			return usagef("%s: %s", setting, why)
 		}
 		log.Warn(why+": fine only while nobody else can reach this address", "setting", setting)
+	}
+	if kind == kindTutorial {
+		if err := adopt(ctx, c.database, refuse, func(text string) { log.Info(text) }); err != nil {
+			return err
+		}
 	}
 	st, err := openStore(ctx, c.database)
 	if err != nil {
@@ -258,6 +270,9 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Li
 			log.Error("the database could not be checked", "err", err)
 		} else if err == nil && found != "ok" {
 			log.Error("the database is damaged: restore a copy", "found", found)
+		}
+		if n, err := st.unknownHashes(ctx); err == nil && n > 0 {
+			log.Warn("some users have a password hash in no known form and cannot log in", "users", n)
 		}
 	})
 

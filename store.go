@@ -81,20 +81,28 @@ const applicationID = 0x75736572
 // transaction each; PRAGMA user_version counts those done. They only ever add
 // tables, indexes, and columns with constant defaults: rebuilding a table would
 // empty others that cascade from it.
-var migrations = []string{`
-	-- The first four columns are the Flask tutorial's, so that its database can be taken over.
+var migrations = []string{tutorialTable + addColumns + restOfSchema}
+
+// The first migration in three parts: a database of the Flask tutorial has the
+// first of them already (adopt.go).
+const (
+	tutorialTable = `
 	CREATE TABLE user (
 		id            INTEGER NOT NULL PRIMARY KEY,
 		username      VARCHAR(80) NOT NULL,
 		email         VARCHAR(120) NOT NULL,
-		password_hash VARCHAR(128) NOT NULL,
-		role          TEXT NOT NULL DEFAULT 'member',
-		disabled      INTEGER NOT NULL DEFAULT 0,
-		created_at    INTEGER NOT NULL DEFAULT 0,
-		updated_at    INTEGER NOT NULL DEFAULT 0,
-		last_login_at INTEGER NOT NULL DEFAULT 0,
-		version       INTEGER NOT NULL DEFAULT 1
-	);
+		password_hash VARCHAR(128) NOT NULL
+	);`
+
+	addColumns = `
+	ALTER TABLE user ADD COLUMN role          TEXT NOT NULL DEFAULT 'member';
+	ALTER TABLE user ADD COLUMN disabled      INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE user ADD COLUMN created_at    INTEGER NOT NULL DEFAULT 0; -- 0: not known
+	ALTER TABLE user ADD COLUMN updated_at    INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE user ADD COLUMN last_login_at INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE user ADD COLUMN version       INTEGER NOT NULL DEFAULT 1;`
+
+	restOfSchema = `
 	CREATE UNIQUE INDEX user_username ON user (username COLLATE NOCASE);
 	CREATE UNIQUE INDEX user_email ON user (email COLLATE NOCASE);
 	-- Few rows each: they make "is there another active admin?" and the admins' filters one step.
@@ -107,7 +115,7 @@ var migrations = []string{`
 		id      INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
 		user_id INTEGER NOT NULL
 	);
-	INSERT INTO counter (id, user_id) VALUES (1, 0);
+	INSERT INTO counter (id, user_id) SELECT 1, coalesce(max(id), 0) FROM user;
 
 	-- One login each; its id is the sid of its tokens.
 	CREATE TABLE session (
@@ -142,8 +150,8 @@ var migrations = []string{`
 	CREATE TABLE secret (
 		name  TEXT NOT NULL PRIMARY KEY,
 		value BLOB NOT NULL
-	) WITHOUT ROWID;`,
-}
+	) WITHOUT ROWID;`
+)
 
 // maxSessions is how many sessions a user can have; past it the oldest ends.
 const maxSessions = 100
@@ -219,49 +227,81 @@ func dsn(path string, params ...string) string {
 	return u.String()
 }
 
-// inspect looks at the file at path without changing it and returns an error
-// where userd must not open it. No file, or an empty one, is fine.
-func inspect(ctx context.Context, path string) error {
+// A fileKind is what inspect finds at a path.
+type fileKind int
+
+const (
+	kindNone     fileKind = iota // no file, or an empty one
+	kindUserd                    // userd's own
+	kindTutorial                 // of the Flask tutorial, to be adopted
+)
+
+// inspect looks at the file at path without changing it, and returns an error
+// where userd must not open it.
+func inspect(ctx context.Context, path string) (fileKind, error) {
 	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		// Flask-SQLAlchemy 3 puts what DATABASE_URL calls app.db under instance/.
+		// An empty database made beside it would look as if all users were gone.
+		instance := filepath.Join(filepath.Dir(path), "instance", filepath.Base(path))
+		if _, err := os.Stat(instance); err == nil {
+			return 0, fmt.Errorf("there is no database %s, but there is %s: set DATABASE_URL=sqlite:///%s", path, instance, instance)
+		}
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		_, err := os.Stat(filepath.Dir(path))
-		return err
+		return kindNone, err
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a file", path)
+		return 0, fmt.Errorf("%s is not a file", path)
 	}
 	if info.Size() == 0 {
-		return nil
+		return kindNone, nil
 	}
 	params := []string{"mode=ro", "_busy_timeout=5000"}
 	if quiet, err := isQuiet(path); err != nil {
-		return err
+		return 0, err
 	} else if quiet {
 		params = append(params, "immutable=1")
 	}
 	db, err := sql.Open("sqlite", dsn(path, params...))
 	if err != nil {
-		return err
+		return 0, err
 	}
-	defer db.Close()
+	defer func() { db.Close() }()
 
-	var owner, version, tables int
-	err = db.QueryRowContext(ctx, `
+	const about = `
 		SELECT a.application_id, v.user_version, (SELECT count(*) FROM sqlite_schema)
-		FROM pragma_application_id AS a, pragma_user_version AS v`).Scan(&owner, &version, &tables)
+		FROM pragma_application_id AS a, pragma_user_version AS v`
+	var owner, version, tables int
+	err = db.QueryRowContext(ctx, about).Scan(&owner, &version, &tables)
+	if isUnfinished(err) {
+		// Somebody was killed in the middle of a transaction, and its rollback
+		// journal stands beside the file: SQLite must first take it back.
+		db.Close()
+		if db, err = sql.Open("sqlite", dsn(path, "mode=rw", "_busy_timeout=5000")); err != nil {
+			return 0, err
+		}
+		err = db.QueryRowContext(ctx, about).Scan(&owner, &version, &tables)
+	}
 	if err != nil {
-		return fmt.Errorf("reading %s: %w", path, err)
+		return 0, fmt.Errorf("reading %s: %w", path, err)
 	}
 	switch {
 	case owner == 0 && version == 0 && tables == 0:
-		return nil
+		return kindNone, nil
+	case owner == 0 && version == 0:
+		if err := checkTutorial(ctx, db, path); err != nil {
+			return 0, err
+		}
+		return kindTutorial, nil
 	case owner != applicationID:
-		return fmt.Errorf("%s is another program's database", path)
+		return 0, fmt.Errorf("%s is another program's database", path)
 	case version > len(migrations):
-		return fmt.Errorf("%s has schema %d, and this userd knows only up to %d: use a newer userd", path, version, len(migrations))
+		return 0, fmt.Errorf("%s has schema %d, and this userd knows only up to %d: use a newer userd", path, version, len(migrations))
 	}
 	// The first page of each table, so that gross damage is found before anybody is served.
 	for _, table := range []string{"user", "counter", "session", "signing_key", "secret"} {
@@ -272,10 +312,10 @@ func inspect(ctx context.Context, path string) error {
 			err = errors.Join(rows.Err(), rows.Close())
 		}
 		if err != nil {
-			return fmt.Errorf("reading %s: table %s: %w", path, table, err)
+			return 0, fmt.Errorf("reading %s: table %s: %w", path, table, err)
 		}
 	}
-	return nil
+	return kindUserd, nil
 }
 
 // isQuiet reports whether the database is in WAL mode and nobody has it open.
@@ -330,6 +370,16 @@ func migrateOnce(ctx context.Context, conn *sql.Conn) (done bool, err error) {
 		return false, fmt.Errorf("migration %d: %w", version+1, err)
 	}
 	return false, tx.Commit()
+}
+
+// unknownHashes counts the users whose password hash is in no form that
+// parseHash knows, by its beginning. It reads the whole table.
+func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
+	err = s.readers.QueryRowContext(ctx, `
+		SELECT count(*) FROM user WHERE NOT (
+			password_hash GLOB '$argon2i*' OR password_hash GLOB '$scrypt$*' OR password_hash GLOB '$2[aby]$*'
+			OR password_hash GLOB 'scrypt:*' OR password_hash GLOB 'pbkdf2:*' OR password_hash GLOB 'pbkdf2_sha256$*')`).Scan(&n)
+	return n, err
 }
 
 // checkIntegrity runs SQLite's full check and returns what it found first, or
@@ -542,7 +592,8 @@ func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit i
 func (s *store) addUser(ctx context.Context, u *user, hash string, now int64) error {
 	err := s.write(ctx,
 		statement{
-			query: `UPDATE counter SET user_id = user_id + 1`,
+			// The Flask app, where somebody went back to it for a while, moved no counter.
+			query: `UPDATE counter SET user_id = 1 + max(user_id, (SELECT coalesce(max(id), 0) FROM user))`,
 			none:  errStorage,
 		},
 		statement{
@@ -630,7 +681,7 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 }
 
 // deleteUser deletes a user and its sessions for by. Version and errors are as
-// in updateUser.
+// in updateUser; errReferenced is where another program's table refers to it.
 func (s *store) deleteUser(ctx context.Context, by caller, id, version int64) error {
 	err := s.write(ctx,
 		statement{
@@ -1014,21 +1065,32 @@ func (s *store) secret(ctx context.Context, name string, fresh []byte) (value []
 	return value, err
 }
 
-// isConstraint reports whether err says that a statement broke a constraint:
-// SQLite has then undone that statement and nothing else.
-func isConstraint(err error) bool {
+// codeOf returns SQLite's extended result code of an error
+// (https://www.sqlite.org/rescode.html), 0 where it is none of SQLite's.
+func codeOf(err error) int {
 	var e *sqlite.Error
-	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_CONSTRAINT
+	if errors.As(err, &e) {
+		return e.Code()
+	}
+	return 0
 }
 
+// isUnfinished reports whether err says that a database opened to be read alone
+// has a transaction to be taken back.
+func isUnfinished(err error) bool { return codeOf(err) == sqlite3.SQLITE_READONLY_ROLLBACK }
+
 // isBusy reports whether err says that another process holds the lock.
-func isBusy(err error) bool {
-	var e *sqlite.Error
-	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_BUSY
-}
+func isBusy(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_BUSY }
+
+// isConstraint reports whether err says that a statement broke a constraint:
+// SQLite has then undone that statement and nothing else.
+func isConstraint(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_CONSTRAINT }
+
+// isReferenced reports whether err is a failed FOREIGN KEY constraint: of
+// another program's table, as userd has none.
+func isReferenced(err error) bool { return codeOf(err) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY }
 
 // isDuplicate reports whether err is a failed UNIQUE constraint.
 func isDuplicate(err error) bool {
-	var e *sqlite.Error
-	return errors.As(err, &e) && (e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+	return codeOf(err) == sqlite3.SQLITE_CONSTRAINT_UNIQUE || codeOf(err) == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
 }

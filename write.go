@@ -199,6 +199,8 @@ func (w *writer) apply(p *pendingWrite) error {
 		switch {
 		case isDuplicate(err):
 			p.err = fmt.Errorf("%w: %w", errDuplicate, err)
+		case isReferenced(err):
+			p.err = errReferenced
 		case isConstraint(err): // which only a mistake in this program can break
 			p.err = fmt.Errorf("%w: writing: %w", errStorage, err)
 		case st.none != nil && errors.Is(err, st.none):

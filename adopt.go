@@ -1,0 +1,237 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// checkTutorial returns an error unless the database is one that the Flask
+// tutorial's app wrote and that can be adopted: a table user with its four
+// columns. Further columns and tables may be there.
+func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
+	rows, err := db.QueryContext(ctx, `SELECT name, type, "notnull", dflt_value IS NULL, pk FROM pragma_table_info('user')`)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	defer rows.Close()
+	missing := []string{"id", "username", "email", "password_hash"}
+	var clashing, demanding []string
+	for rows.Next() {
+		var name, declared string
+		var notNull, noDefault bool
+		var key int
+		if err := rows.Scan(&name, &declared, &notNull, &noDefault, &key); err != nil {
+			return fmt.Errorf("reading %s: %w", path, err)
+		}
+		i := slices.Index(missing, strings.ToLower(name))
+		switch {
+		case i >= 0 && missing[i] == "id" && (key != 1 || !strings.EqualFold(declared, "INTEGER")):
+			// not the row's id, so it could be anything
+		case i >= 0:
+			missing = slices.Delete(missing, i, i+1)
+		case strings.Contains(addColumns, "ADD COLUMN "+strings.ToLower(name)+" "):
+			clashing = append(clashing, name)
+		case notNull && noDefault:
+			demanding = append(demanding, name)
+		}
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	switch {
+	case len(missing) > 0:
+		return fmt.Errorf("%s is another program's database", path)
+	case len(clashing) > 0:
+		return fmt.Errorf("%s: userd needs the name of the column %s of the table user: rename it", path, strings.Join(clashing, ", "))
+	case len(demanding) > 0:
+		return fmt.Errorf("%s: userd cannot fill the column %s of the table user, which must not be NULL: give it a default", path, strings.Join(demanding, ", "))
+	}
+	var n int
+	err = db.QueryRowContext(ctx, `SELECT count(*) FROM user WHERE username IS NULL OR email IS NULL OR password_hash IS NULL`).Scan(&n)
+	if err == nil && n > 0 {
+		err = fmt.Errorf("%d users lack a username, an email or a password_hash", n)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// A resolution says what becomes of users whose names differ only in case,
+// which the tutorial allowed and userd does not. The oldest, the one with the
+// lowest id, always stays as it is.
+type resolution string
+
+const (
+	refuse       resolution = ""       // nothing is changed, and they are listed
+	resolveByID  resolution = "suffix" // the others' usernames end in -ID, their addresses' local parts in +ID
+	removeOthers resolution = "oldest" // the others are deleted
+)
+
+// adopt makes a database of the tutorial into userd's, in one transaction, after
+// a copy of it. No table is rebuilt: columns are added with constant defaults,
+// so that the Flask app can still use the file, and what other tables hold
+// stays. say is told what happens.
+func adopt(ctx context.Context, path string, resolve resolution, say func(text string)) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("adopting %s: %w", path, err)
+		}
+	}()
+	db, err := sql.Open("sqlite", dsn(path, "mode=rw", fmt.Sprintf("_busy_timeout=%d", busyTimeout.Milliseconds()), "_synchronous=FULL", "_txlock=immediate"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	// From here on nobody else writes, so that the copy is the last of the old.
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	var owner, users int
+	if err := tx.QueryRowContext(ctx, `SELECT application_id, (SELECT count(*) FROM user) FROM pragma_application_id`).Scan(&owner, &users); err != nil {
+		return err
+	}
+	if owner == applicationID {
+		return nil // another userd was a moment faster
+	}
+	// For the search alone: the indexes of the same names are made below.
+	if err := execTx(ctx, tx, `
+		CREATE TEMP TABLE twin AS
+			SELECT user.id, 'username' AS field, user.username AS value, first.id AS first FROM user JOIN (
+				SELECT min(id) AS id, username FROM user GROUP BY username COLLATE NOCASE HAVING count(*) > 1
+			) AS first ON user.username = first.username COLLATE NOCASE
+			UNION ALL
+			SELECT user.id, 'email', user.email, first.id FROM user JOIN (
+				SELECT min(id) AS id, email FROM user GROUP BY email COLLATE NOCASE HAVING count(*) > 1
+			) AS first ON user.email = first.email COLLATE NOCASE`); err != nil {
+		return err
+	}
+	var twins int
+	if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM temp.twin`).Scan(&twins); err != nil {
+		return err
+	}
+	if twins > 0 && resolve == refuse {
+		return listTwins(ctx, tx)
+	}
+
+	backup, err := copyBefore(ctx, db, path)
+	if err != nil {
+		return err
+	}
+	say(fmt.Sprintf("copied the database of the Flask app to %s", backup))
+	say(fmt.Sprintf("upgrading the database, %d users", users))
+	switch resolve {
+	case resolveByID:
+		err = execTx(ctx, tx, `
+			UPDATE user SET username = username || '-' || id
+			WHERE id IN (SELECT id FROM temp.twin WHERE field = 'username' AND id <> first);
+			UPDATE user SET email = substr(email, 1, instr(email, '@') - 1) || '+' || id || substr(email, instr(email, '@'))
+			WHERE id IN (SELECT id FROM temp.twin WHERE field = 'email' AND id <> first) AND instr(email, '@') > 0;
+			UPDATE user SET email = email || '+' || id
+			WHERE id IN (SELECT id FROM temp.twin WHERE field = 'email' AND id <> first) AND instr(email, '@') = 0`)
+	case removeOthers:
+		err = execTx(ctx, tx, `DELETE FROM user WHERE id IN (SELECT id FROM temp.twin WHERE id <> first)`)
+	}
+	if err != nil {
+		return err
+	}
+	script := addColumns + restOfSchema + fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID)
+	if err := execTx(ctx, tx, script); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	say("the database is upgraded")
+	return nil
+}
+
+func execTx(ctx context.Context, tx *sql.Tx, query string) error {
+	_, err := tx.ExecContext(ctx, query)
+	return err
+}
+
+// listTwins returns an error that names the users whose names differ only in
+// case, and says what to do.
+func listTwins(ctx context.Context, tx *sql.Tx) error {
+	const most = 100
+	rows, err := tx.QueryContext(ctx, `SELECT field, value, id FROM temp.twin ORDER BY field DESC, value COLLATE NOCASE, id LIMIT ?`, most+1)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	var text strings.Builder
+	text.WriteString("some users differ only in the case of a name, which userd takes for the same:")
+	n := 0
+	for rows.Next() {
+		var field, value string
+		var id int64
+		if err := rows.Scan(&field, &value, &id); err != nil {
+			return err
+		}
+		if n++; n > most {
+			text.WriteString("\n\t…")
+			break
+		}
+		fmt.Fprintf(&text, "\n\t%s %q, id %d", field, value, id)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	text.WriteString("\nNothing was changed. Rename them in the Flask app, or let userd do it: userd adopt -resolve suffix renames all but the oldest " +
+		"to NAME-ID and LOCAL+ID@HOST; userd adopt -resolve oldest deletes all but the oldest.")
+	return errors.New(text.String())
+}
+
+// copyBefore writes a consistent copy of the database beside it, over no other
+// file, and returns its path.
+func copyBefore(ctx context.Context, db *sql.DB, path string) (string, error) {
+	backup := path + ".before-userd-" + time.Now().UTC().Format("20060102T150405Z")
+	// Made here, since SQLite would make it 0644; an empty file it accepts.
+	f, err := os.OpenFile(backup, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	for i := 2; errors.Is(err, fs.ErrExist) && i < 100; i++ {
+		next := fmt.Sprintf("%s-%d", backup, i)
+		if f, err = os.OpenFile(next, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+			backup = next
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	_, err = db.ExecContext(ctx, `VACUUM INTO ?`, backup)
+	if err == nil {
+		err = f.Sync() // VACUUM INTO does not
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		os.Remove(backup)
+		return "", fmt.Errorf("copying it to %s: %w", backup, err)
+	}
+	return backup, nil
+}
+
+// syncDir makes the names in a directory durable, where the system can.
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,356 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// flaskDatabase returns the path of a database that the tutorial's app wrote
+// (testdata/flask_app.py), in a directory of its own, after some more SQL.
+func flaskDatabase(t *testing.T, more ...string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "app.db")
+	data, err := os.ReadFile("testdata/flask.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, query := range more {
+		runSQL(t, another(t, path), query)
+	}
+	return path
+}
+
+// flaskUsers returns what the tutorial's app knows of its users, and the post.
+func flaskUsers(t *testing.T, path string) string {
+	t.Helper()
+	return scan[string](t, another(t, path), `
+		SELECT group_concat(id || '|' || username || '|' || email || '|' || password_hash, char(10)) || (SELECT group_concat(user_id || text) FROM post)
+		FROM (SELECT * FROM user ORDER BY id)`)
+}
+
+func backups(t *testing.T, path string) []string {
+	t.Helper()
+	found, err := filepath.Glob(path + ".before-userd-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func TestAdoptedUsersGoOn(t *testing.T) {
+	path := flaskDatabase(t, `ALTER TABLE user ADD COLUMN shoe_size INTEGER`, `UPDATE user SET shoe_size = 44`)
+	before := flaskUsers(t, path)
+	sh := &shell{t, path}
+	_, said := sh.run(0, "", "adopt")
+	if found := backups(t, path); len(found) != 1 || !strings.Contains(said, found[0]) {
+		t.Fatalf("copies: %v; said: %s", found, said)
+	} else if info, err := os.Stat(found[0]); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the copy has the mode %v, %v", info.Mode(), err)
+	} else if kind, err := inspect(t.Context(), found[0]); kind != kindTutorial || err != nil || flaskUsers(t, found[0]) != before {
+		t.Errorf("the copy is of kind %d, %v, with\n%s", kind, err, flaskUsers(t, found[0]))
+	}
+	if after := flaskUsers(t, path); after != before {
+		t.Errorf("the users were\n%s\nand are\n%s", before, after)
+	}
+	if n := scan[int](t, another(t, path), `SELECT sum(shoe_size) FROM user`); n != 4*44 {
+		t.Errorf("the column that is not ours adds up to %d", n)
+	}
+
+	s := newServiceOn(t, path)
+	login := func(name, password string) string {
+		t.Helper()
+		return s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, password)).want(t, 200, "").field("access_token")
+	}
+	for _, u := range []struct{ id, name, password string }{
+		{"1", "ann", "short"},
+		{"2", "Bob Müller", goodPassword},
+		{"4", "ann@example.com", "another long one"}, // the username goes before ann's address
+		{"5", "GONE", goodPassword},
+	} {
+		for range 2 { // by the old hash, then by the new
+			if got := s.do(login(u.name, u.password), "GET", "/api/users/me", "").field("id"); got != u.id {
+				t.Errorf("%s is %s", u.name, got)
+			}
+		}
+	}
+	if hashes := scan[int](t, another(t, path), `SELECT count(*) FROM user WHERE password_hash GLOB '$argon2id$*'`); hashes != 4 {
+		t.Errorf("%d hashes were replaced", hashes)
+	}
+
+	// What today's rules forbid stays as it is, and hinders no other change.
+	bob := login("bob müller", goodPassword)
+	r := s.do(bob, "GET", "/api/verify", "")
+	if got := r.header.Get("X-User-Name"); got != "Bob%20M%C3%BCller" {
+		t.Errorf("X-User-Name: %s", got)
+	}
+	fetched := s.do(bob, "GET", "/api/users/me", "")
+	if fetched.field("email") != "not an address" || fetched.field("created_at") != "" || fetched.field("role") != "member" {
+		t.Errorf("bob is %s", fetched.body)
+	}
+	s.do(bob, "PUT", "/api/users/me", fetched.body).want(t, 200, "")
+	s.do(bob, "PUT", "/api/users/me", `{"email":"still none"}`).want(t, 400, "invalid_fields")
+	s.do(bob, "PUT", "/api/users/me", `{"username":"Bob  Müller"}`).want(t, 400, "invalid_fields")
+	s.do(bob, "PUT", "/api/users/me", `{"email":"bob@example.com"}`).want(t, 200, "")
+
+	if _, id := s.register("new"); id != "6" {
+		t.Errorf("the next id is %s", id)
+	}
+	s.do(login("gone", goodPassword), "DELETE", "/api/users/me", "").want(t, 200, "")
+	if posts := scan[int](t, another(t, path), `SELECT count(*) FROM post`); posts != 1 {
+		t.Errorf("%d posts", posts)
+	}
+	if kind, err := inspect(t.Context(), path); kind != kindUserd || err != nil {
+		t.Errorf("inspect says %d, %v", kind, err)
+	}
+}
+
+// The Flask app adds users while somebody has gone back to it: no id clashes.
+func TestTheCounterPassesIDsThatOthersGave(t *testing.T) {
+	path := flaskDatabase(t)
+	(&shell{t, path}).run(0, "", "adopt")
+	s := newServiceOn(t, path)
+	runSQL(t, another(t, path), `INSERT INTO user (username, email, password_hash) VALUES ('late', 'late@example.com', 'x')`)
+	if _, id := s.register("new"); id != "7" {
+		t.Errorf("the next id is %s", id)
+	}
+}
+
+// Another program's table may forbid that a user goes: that is no failure of
+// the storage, and of nobody else's write.
+func TestDeletingAUserThatOtherDataRefersTo(t *testing.T) {
+	path := flaskDatabase(t, `CREATE TABLE bill (id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL REFERENCES user (id))`, `INSERT INTO bill (user_id) VALUES (1)`)
+	(&shell{t, path}).run(0, "", "adopt")
+	s := newServiceOn(t, path)
+	token := s.do("", "POST", "/api/login", `{"username":"ann","password":"short"}`).want(t, 200, "").field("access_token")
+	s.do(token, "DELETE", "/api/users/me", "").want(t, 409, "user_referenced")
+	s.do(token, "GET", "/api/users/me", "").want(t, 200, "")
+}
+
+func TestTwinsAreRefusedOrResolved(t *testing.T) {
+	twins := []string{
+		`INSERT INTO user (id, username, email, password_hash) VALUES (7, 'ANN', 'seven@example.com', 'x'), (8, 'Ann', 'eight', 'x'), (9, 'nine', 'ANN@example.com', 'x'), (10, 'ten', 'EIGHT', 'x')`,
+	}
+	t.Run("refused, by name, and nothing has changed", func(t *testing.T) {
+		path := flaskDatabase(t, twins...)
+		before := snapshot(t, filepath.Dir(path))
+		_, said := (&shell{t, path}).run(1, "", "adopt")
+		for _, want := range []string{`username "ann", id 1`, `username "ANN", id 7`, `username "Ann", id 8`, `email "ann@example.com", id 1`, `email "ANN@example.com", id 9`, `email "eight", id 8`, `email "EIGHT", id 10`, "userd adopt -resolve"} {
+			if !strings.Contains(said, want) {
+				t.Errorf("%s is not in %s", want, said)
+			}
+		}
+		if strings.Contains(said, "id 2") || strings.Contains(said, "seven") {
+			t.Errorf("too much is named: %s", said)
+		}
+		if after := snapshot(t, filepath.Dir(path)); after != before {
+			t.Errorf("the files were\n%s\nand are\n%s", before, after)
+		}
+		if got := userdHere(t, "", []string{"DATABASE_URL=" + path, "ADDR=127.0.0.1:0"}); got.status != 1 || !strings.Contains(got.stderr, `"ANN", id 7`) {
+			t.Errorf("the server ended with %d, %s", got.status, got.stderr)
+		}
+	})
+	for _, test := range []struct{ resolve, want string }{
+		{"suffix", "1 ann ann@example.com, 7 ANN-7 seven@example.com, 8 Ann-8 eight, 9 nine ANN+9@example.com, 10 ten EIGHT+10"},
+		{"oldest", "1 ann ann@example.com"},
+	} {
+		t.Run(test.resolve, func(t *testing.T) {
+			path := flaskDatabase(t, twins...)
+			before := flaskUsers(t, path)
+			(&shell{t, path}).run(0, "", "adopt", "-resolve", test.resolve)
+			got := scan[string](t, another(t, path), `SELECT group_concat(id || ' ' || username || ' ' || email, ', ') FROM (SELECT * FROM user WHERE id = 1 OR id > 5 ORDER BY id)`)
+			if got != test.want {
+				t.Errorf("got %s", got)
+			}
+			if found := backups(t, path); len(found) != 1 || flaskUsers(t, found[0]) != before {
+				t.Errorf("the copies %v do not hold what was", found)
+			}
+		})
+	}
+	t.Run("another word", func(t *testing.T) {
+		(&shell{t, flaskDatabase(t)}).run(2, "", "adopt", "-resolve", "youngest")
+	})
+}
+
+// What cannot be adopted is refused, and left as it is.
+func TestWhatIsNotAdopted(t *testing.T) {
+	for _, test := range []struct {
+		claim string
+		sql   []string
+		says  string
+	}{
+		{"a column that userd needs", []string{`ALTER TABLE user ADD COLUMN created_at DATETIME`}, "created_at"},
+		{"a column that userd cannot fill", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash, team TEXT NOT NULL)`}, "team"},
+		{"a column missing", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email)`}, "another program"},
+		{"an id of another kind", []string{`DROP TABLE user`, `CREATE TABLE user (id TEXT PRIMARY KEY, username, email, password_hash)`}, "another program"},
+		{"a table of two keys", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER, username, email, password_hash, PRIMARY KEY (username, id))`}, "another program"},
+		{"a table with a user without a password", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user VALUES (1, 'a', 'b', NULL)`}, "1 users lack"},
+		{"no table user", []string{`DROP TABLE user`}, "another program"},
+		{"a version of somebody's own", []string{`PRAGMA user_version = 1`}, "another program"},
+	} {
+		t.Run(test.claim, func(t *testing.T) {
+			path := flaskDatabase(t, test.sql...)
+			before := snapshot(t, filepath.Dir(path))
+			got := userdHere(t, "", []string{"DATABASE_URL=" + path, "ADDR=127.0.0.1:0"})
+			got.wantFailure(t, 1, test.says)
+			if after := snapshot(t, filepath.Dir(path)); after != before {
+				t.Errorf("the files were\n%s\nand are\n%s", before, after)
+			}
+		})
+	}
+}
+
+// Flask-SQLAlchemy 3 puts app.db under instance/. An empty one beside it would
+// look as if every user were gone.
+func TestTheInstanceDirectoryIsSeen(t *testing.T) {
+	for _, empty := range []bool{false, true} {
+		path := flaskDatabase(t)
+		dir := filepath.Dir(path)
+		instance := filepath.Join(dir, "instance")
+		if err := os.Mkdir(instance, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path, filepath.Join(instance, "app.db")); err != nil {
+			t.Fatal(err)
+		}
+		if empty {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := snapshot(t, dir)
+		userdHere(t, "", []string{"DATABASE_URL=" + path, "ADDR=127.0.0.1:0"}).wantFailure(t, 1, "DATABASE_URL=sqlite:///"+filepath.Join(instance, "app.db"))
+		(&shell{t, path}).run(1, goodPassword, "user", "add", "root", "root@example.com")
+		if after := snapshot(t, dir); after != before {
+			t.Errorf("the files were\n%s\nand are\n%s", before, after)
+		}
+	}
+}
+
+// Killed at any instant of the upgrade, the file is the old one or the new one.
+func TestAdoptionKilledAtAnyInstant(t *testing.T) {
+	path := flaskDatabase(t, `
+		WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+		INSERT INTO user (id, username, email, password_hash) SELECT i, 'user' || i, 'user' || i || '@example.com', 'x' FROM n`)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := make(map[fileKind]int)
+	for round := range 12 {
+		path := filepath.Join(t.TempDir(), "app.db")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := userdCommand(t, filepath.Dir(path), nil, "adopt")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(time.Duration(round)*15*time.Millisecond+rand.N(15*time.Millisecond), func() { cmd.Process.Kill() })
+		cmd.Wait()
+		timer.Stop()
+		kind, err := inspect(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds[kind]++
+		conn := another(t, path)
+		if n := scan[int](t, conn, `SELECT count(*) FROM user`); n != 19905 {
+			t.Errorf("%d users", n)
+		}
+		if found := scan[string](t, conn, `PRAGMA integrity_check`); found != "ok" {
+			t.Error(found)
+		}
+		if kind == kindUserd {
+			if n := scan[int](t, conn, `SELECT user_id FROM counter`); n != 20000 {
+				t.Errorf("the counter stands at %d", n)
+			}
+		}
+	}
+	if kinds[kindTutorial] == 0 {
+		t.Errorf("no kill came before the end: %v", kinds)
+	}
+}
+
+// A hash that nothing here knows is a failed login, and one warning at the start.
+func TestUnknownHashesAreWarnedOf(t *testing.T) {
+	path := flaskDatabase(t, `UPDATE user SET password_hash = 'md5$x$5f4dcc3b5aa765d61d8327deb882cf99' WHERE id IN (1, 2)`)
+	p := startUserd(t, filepath.Dir(path), nil)
+	if n := p.awaitLog("some users have a password hash in no known form and cannot log in")["users"]; n != 2.0 {
+		t.Errorf("%v users are warned of", n)
+	}
+	p.must("", "POST", "/api/login", `{"username":"ann","password":"password"}`).want(t, 401, "invalid_credentials")
+}
+
+// The tutorial's own app, by Debian's Flask, before userd and after it; and
+// userd's tokens, by Debian's PyJWT.
+func TestFlaskAndBack(t *testing.T) {
+	if !*peers {
+		t.Skip("runs with -peers")
+	}
+	const python = "/usr/bin/python3" // Debian's, which sees Debian's packages
+	script, err := filepath.Abs("testdata/flask_app.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	runPython := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command(python, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	runPython(script, dir)
+	const key = "a secret that two services share, long enough"
+	environ := []string{"DATABASE_URL=sqlite:///app.db", "JWT_SECRET_KEY=" + key}
+	p := startUserd(t, dir, environ)
+	p.must("", "POST", "/api/login", `{"username":"Bob Müller","password":"correct horse battery"}`).want(t, 200, "")
+	p.end(os.Interrupt)
+
+	runPython(script, dir, "again") // ann's hash is still Flask's
+	p = startUserd(t, dir, environ)
+	p.must("", "POST", "/api/login", `{"username":"late","password":"correct horse battery"}`).want(t, 200, "")
+	if id := p.register("next"); id != 7 {
+		t.Errorf("the next id is %d", id)
+	}
+	token := p.login("late", goodPassword)
+	claims := runPython("-c", `
+import jwt, sys
+c = jwt.decode(sys.argv[1], sys.argv[2], algorithms=["HS256"])
+print(sorted((k, type(v).__name__) for k, v in c.items()), c["type"], c["fresh"], c["sub"], c["exp"] - c["iat"], jwt.get_unverified_header(sys.argv[1]))`, token, key)
+	want := `[('exp', 'int'), ('fresh', 'bool'), ('iat', 'int'), ('jti', 'str'), ('nbf', 'int'), ('sid', 'str'), ('sub', 'str'), ('type', 'str')] access True 6 900 {'alg': 'HS256', 'typ': 'JWT'}`
+	if claims != want {
+		t.Errorf("PyJWT reads %s\nwant %s", claims, want)
+	}
+}
+
+// Several that start at once on one database of the tutorial: one adopts it.
+func TestAdoptionByTwoAtOnce(t *testing.T) {
+	path := flaskDatabase(t)
+	done := make(chan error, 4)
+	for range cap(done) {
+		go func() { done <- adopt(context.Background(), path, refuse, func(string) {}) }()
+	}
+	for range cap(done) {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if found := backups(t, path); len(found) != 1 {
+		t.Errorf("copies: %v", found)
+	}
+	if n := scan[int](t, another(t, path), `SELECT user_version FROM pragma_user_version`); n != 1 {
+		t.Errorf("version %d", n)
+	}
+}
