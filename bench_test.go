@@ -80,8 +80,15 @@ var (
 		return fmt.Sprintf("POST /api/login\n"+`{"username":"user%d","password":"%s"}`, c.user, goodPassword)
 	}, func(c *benchClient, body []byte) {
 		c.token = reply{body: string(body)}.field("access_token")
+		benchKeep(c, body)
 	}}
 )
+
+// benchKeep keeps the refresh token of an answer: each is good once.
+func benchKeep(c *benchClient, body []byte) {
+	_, token, _ := strings.Cut(string(body), `"refresh_token":"`)
+	*c.refresh, _, _ = strings.Cut(token, `"`)
+}
 
 var benchOps = []benchOp{
 	benchWelcome,
@@ -97,6 +104,9 @@ var benchOps = []benchOp{
 	{"update", 200, false, func(c *benchClient) string {
 		return fmt.Sprintf("PUT /api/users/%d\n"+`{"email":"%s@example.com"}`, c.user, benchName())
 	}, nil},
+	{"refresh", 200, false, func(c *benchClient) string {
+		return fmt.Sprintf("POST /api/refresh\n"+`{"refresh_token":"%s"}`, *c.refresh)
+	}, benchKeep},
 	benchLogin,
 	{"register", 201, true, func(*benchClient) string {
 		return fmt.Sprintf("POST /api/register\n"+`{"username":"%s","email":"%[1]s@example.com","password":"%s"}`, benchName(), goodPassword)
@@ -152,7 +162,7 @@ func BenchmarkServer(b *testing.B) {
 			}
 			clients := userd.clients(b, n) // new ones: the server closes idle connections
 			for i, c := range clients {
-				c.user, c.token = users[i].user, users[i].token
+				c.user, c.token, c.refresh = users[i].user, users[i].token, users[i].refresh
 			}
 			b.ResetTimer()
 			cost := userd.costOf(b.N, func() { benchLoad(b, clients, &op, b.N) })
@@ -375,6 +385,7 @@ type benchClient struct {
 	out, body []byte
 	user      int
 	token     string
+	refresh   *string // the live one, shared by the clients of one user
 }
 
 // clients connects n clients.
@@ -387,7 +398,7 @@ func (p *benchProcess) clients(b *testing.B, n int) []*benchClient {
 			b.Fatal(err)
 		}
 		b.Cleanup(func() { conn.Close() })
-		clients[i] = &benchClient{conn: conn, r: bufio.NewReader(conn)}
+		clients[i] = &benchClient{conn: conn, r: bufio.NewReader(conn), refresh: new(string)}
 	}
 	return clients
 }

@@ -113,27 +113,21 @@ type refreshRequest struct {
 }
 
 // refresh answers a refresh token with a new pair of tokens. The token comes in
-// the Authorization header, as Flask-JWT-Extended's clients send it, or in the
-// body.
+// the body, or else in the Authorization header, as Flask-JWT-Extended's clients
+// send it; one that always sends its access token there can use the body.
 func (s *server) refresh(x *exchange) error {
-	text, err := bearer(x)
-	if err != nil && err != errNoToken {
-		return err
-	}
+	var in refreshRequest
+	var err error
 	if x.hasBody() {
-		in, err := decode[refreshRequest](x)
-		if err != nil {
+		if in, err = decode[refreshRequest](x); err != nil {
 			return err
 		}
-		if in.RefreshToken != "" {
-			if text != "" {
-				return &fault{kind: errBadToken, text: "Send the refresh token in the header or in the body, not in both"}
-			}
-			text = in.RefreshToken
-		}
 	}
+	text := in.RefreshToken
 	if text == "" {
-		return errNoToken
+		if text, err = bearer(x); err != nil {
+			return err
+		}
 	}
 	presented, err := s.refresher.parse(text)
 	if err != nil {

@@ -41,9 +41,10 @@ func TestRefreshGivesANewPair(t *testing.T) {
 	third := s.do("", "POST", "/api/refresh", fmt.Sprintf(`{"refresh_token":%q}`, second)).want(t, 200, "").field("refresh_token")
 	s.do("", "POST", "/api/refresh", "{}").want(t, 401, "missing_token")
 	s.do("", "POST", "/api/refresh", "").want(t, 401, "missing_token")
-	s.do(third, "POST", "/api/refresh", fmt.Sprintf(`{"refresh_token":%q}`, third)).want(t, 401, "invalid_token")
 	s.do("", "POST", "/api/refresh", `{"refresh_token":7}`).want(t, 400, "wrong_type")
-	s.do(third, "POST", "/api/refresh", "{}").want(t, 200, "")
+	s.do(access, "POST", "/api/refresh", "{}").want(t, 401, "invalid_token")
+	fourth := s.do(third, "POST", "/api/refresh", "{}").want(t, 200, "").field("refresh_token")
+	s.do(access, "POST", "/api/refresh", fmt.Sprintf(`{"refresh_token":%q}`, fourth)).want(t, 200, "") // the body goes first
 }
 
 // A refreshed session lives on; one that is left alone ends.
