@@ -22,7 +22,8 @@ func openStaging(ctx context.Context, path string) (*staging, error) {
 	st := &staging{writer: w}
 	// One transaction for all rows; on the temporary table, it locks nothing else.
 	err = st.exec(ctx, `
-		PRAGMA cache_size = -200000; -- 200 MB, so that an index of a million rows is built in memory
+		PRAGMA cache_size = -400000; -- 400 MB at most, so that an index of a million rows is built in memory
+		PRAGMA wal_autocheckpoint = 0;
 		CREATE TEMP TABLE staged (
 			row           INTEGER NOT NULL PRIMARY KEY,
 			id            INTEGER, -- null: the next that is free
@@ -209,6 +210,10 @@ func (st *staging) commit(ctx context.Context) (n int64, err error) {
 	}
 	if err == nil {
 		err = tx.Commit()
+	}
+	if err == nil {
+		// Now, when the lock is free: the server would do it within somebody's request.
+		err = st.exec(ctx, `PRAGMA wal_checkpoint(PASSIVE)`)
 	}
 	return n, err
 }
