@@ -194,30 +194,29 @@ func listTwins(ctx context.Context, tx *sql.Tx) error {
 }
 
 // copyBefore writes a consistent copy of the database beside it, over no other
-// file, and returns its path.
+// file, and returns its path. The copy has that name only when it is whole and
+// on the disk.
 func copyBefore(ctx context.Context, db *sql.DB, path string) (string, error) {
-	backup := path + ".before-userd-" + time.Now().UTC().Format("20060102T150405Z")
+	backup := path + ".before-userd-" + time.Now().UTC().Format("20060102T150405.000Z")
+	part := backup + ".part"
 	// Made here, since SQLite would make it 0644; an empty file it accepts.
-	f, err := os.OpenFile(backup, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	for i := 2; errors.Is(err, fs.ErrExist) && i < 100; i++ {
-		next := fmt.Sprintf("%s-%d", backup, i)
-		if f, err = os.OpenFile(next, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err == nil {
-			backup = next
-		}
-	}
+	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return "", err
 	}
+	defer os.Remove(part)
 	defer f.Close()
-	_, err = db.ExecContext(ctx, `VACUUM INTO ?`, backup)
+	_, err = db.ExecContext(ctx, `VACUUM INTO ?`, part)
 	if err == nil {
 		err = f.Sync() // VACUUM INTO does not
+	}
+	if err == nil {
+		err = os.Link(part, backup) // unlike Rename, over no other file
 	}
 	if err == nil {
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
-		os.Remove(backup)
 		return "", fmt.Errorf("copying it to %s: %w", backup, err)
 	}
 	return backup, nil

@@ -40,7 +40,7 @@ func flaskUsers(t *testing.T, path string) string {
 
 func backups(t *testing.T, path string) []string {
 	t.Helper()
-	found, err := filepath.Glob(path + ".before-userd-*")
+	found, err := filepath.Glob(path + ".before-userd-*Z")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,6 +263,11 @@ func TestAdoptionKilledAtAnyInstant(t *testing.T) {
 			t.Fatal(err)
 		}
 		kinds[kind]++
+		for _, backup := range backups(t, path) { // whatever has the name of a copy is one
+			if n := scan[int](t, another(t, backup), `SELECT count(*) FROM user`); n != 19905 {
+				t.Errorf("a copy of %d users", n)
+			}
+		}
 		conn := another(t, path)
 		if n := scan[int](t, conn, `SELECT count(*) FROM user`); n != 19905 {
 			t.Errorf("%d users", n)
@@ -332,6 +337,24 @@ print(sorted((k, type(v).__name__) for k, v in c.items()), c["type"], c["fresh"]
 	want := `[('exp', 'int'), ('fresh', 'bool'), ('iat', 'int'), ('jti', 'str'), ('nbf', 'int'), ('sid', 'str'), ('sub', 'str'), ('type', 'str')] access True 6 900 {'alg': 'HS256', 'typ': 'JWT'}`
 	if claims != want {
 		t.Errorf("PyJWT reads %s\nwant %s", claims, want)
+	}
+}
+
+// A hundred thousand users, written by the tutorial's own app.
+func TestFlaskWithManyUsers(t *testing.T) {
+	if !*peers {
+		t.Skip("runs with -peers")
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("/usr/bin/python3", "testdata/flask_app.py", dir, "many", "100000").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	p := startUserd(t, dir, nil)
+	p.awaitLog("upgrading the database, 100004 users")
+	p.awaitLog("the database is upgraded")
+	r := p.must("", "POST", "/api/login", `{"username":"USER99999","password":"correct horse battery"}`).want(t, 200, "")
+	if ids := p.must(r.field("access_token"), "GET", "/api/users", "").want(t, 200, "").list(t, "id"); len(ids) != 100004 {
+		t.Errorf("%d users are listed", len(ids))
 	}
 }
 

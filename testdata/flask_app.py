@@ -1,5 +1,6 @@
 """The tutorial's models and registration, in one file, to write a database as
-its app does: python3 flask_app.py DIRECTORY, which then holds app.db.
+its app does: python3 flask_app.py DIRECTORY [many N | again], which then holds
+app.db.
 
 The tutorial's ids, hashes and table come from Flask-SQLAlchemy and Werkzeug
 themselves; a posts table with a cascade stands for what an app adds.
@@ -81,4 +82,13 @@ if __name__ == "__main__":
         post("/api/register", username="gone", email="gone@example.com", password="correct horse battery", method="pbkdf2:sha256:1000")
         db.session.delete(User.query.filter_by(username="carol").one())
         db.session.add(Post(user_id=1, text="hello"))
+        if sys.argv[2:3] == ["many"]:
+            password_hash = generate_password_hash("correct horse battery", method="pbkdf2:sha256:1000")
+            db.session.bulk_insert_mappings(
+                User,
+                [
+                    {"username": f"user{i}", "email": f"user{i}@example.com", "password_hash": password_hash}
+                    for i in range(int(sys.argv[3]))
+                ],
+            )
         db.session.commit()
