@@ -184,7 +184,7 @@ func userAdd(ctx context.Context, c *cli) error {
 	if c.admin {
 		u.role = admin
 	}
-	if err := c.server.addUser(ctx, &u, password); err != nil {
+	if err := c.server.addUser(ctx, console, &u, password); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "added %s %s, id %d\n", u.role, u.username, u.id)

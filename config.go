@@ -52,25 +52,12 @@ var options = []struct {
 // over the defaults. Every error is flag.ErrHelp or a usageError of one line
 // that names the setting.
 func (c *cli) configure(cmd *command, args []string, getenv func(string) string) error {
-	for _, o := range options {
-		value, from := o.standard, o.env
-		if v := getenv(o.env); v != "" {
-			value = v
-		} else if o.env == "ADDR" && getenv("PORT") != "" {
-			value, from = "127.0.0.1:"+getenv("PORT"), "PORT"
-		}
-		if err := o.set(&c.config, value); err != nil {
-			return usagef("%s=%q: %v", from, value, err)
-		}
-	}
-	if err := c.readSecret(getenv); err != nil {
-		return err
-	}
 	flags := flag.NewFlagSet("userd", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
+	given := make(map[string]string) // by flag
 	for _, o := range options {
 		if cmd == nil || o.flag == "database" { // the rest is about serving
-			flags.Func(o.flag, "", func(v string) error { return o.set(&c.config, v) })
+			flags.Func(o.flag, "", func(v string) error { given[o.flag] = v; return nil })
 		}
 	}
 	if cmd != nil && cmd.flags != nil {
@@ -95,7 +82,20 @@ func (c *cli) configure(cmd *command, args []string, getenv func(string) string)
 	if cmd == nil && len(c.names) > 0 {
 		return usagef("unknown command %q: see userd help", c.names[0])
 	}
-	return nil
+	for _, o := range options {
+		value, from := o.standard, o.env
+		if v, ok := given[o.flag]; ok {
+			value, from = v, "-"+o.flag
+		} else if v := getenv(o.env); v != "" {
+			value = v
+		} else if v := getenv("PORT"); v != "" && o.env == "ADDR" {
+			value, from = net.JoinHostPort("127.0.0.1", v), "PORT"
+		}
+		if err := o.set(&c.config, value); err != nil {
+			return usagef("%s=%q: %v", from, value, err)
+		}
+	}
+	return c.readSecret(getenv)
 }
 
 // setDatabase takes what SQLAlchemy takes for SQLite, or a path.

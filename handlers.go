@@ -79,7 +79,7 @@ func (s *server) register(x *exchange) error {
 		return err
 	}
 	u := user{username: in.Username, email: in.Email, role: member}
-	if err := s.addUser(x.r.Context(), &u, in.Password); err != nil {
+	if err := s.addUser(x.r.Context(), stranger, &u, in.Password); err != nil {
 		return err
 	}
 	x.Header().Set("Location", userPath(u.id))
@@ -102,16 +102,16 @@ func (s *server) createUser(x *exchange) error {
 	if in.Role != nil {
 		u.role = *in.Role
 	}
-	if err := s.addUser(x.r.Context(), &u, in.Password); err != nil {
+	if err := s.addUser(x.r.Context(), caller(x.who.session), &u, in.Password); err != nil {
 		return err
 	}
 	x.Header().Set("Location", userPath(u.id))
 	return x.sendUser(http.StatusCreated, &u, viewAll)
 }
 
-// addUser checks and adds a user and gives it its id, for HTTP and for the
-// command line. The cheap checks go before the hash.
-func (s *server) addUser(ctx context.Context, u *user, password string) error {
+// addUser checks and adds a user for by and gives it its id. The cheap checks go
+// before the hash.
+func (s *server) addUser(ctx context.Context, by caller, u *user, password string) error {
 	if u.username == "" || u.email == "" || password == "" {
 		return errRegisterFields
 	}
@@ -130,7 +130,7 @@ func (s *server) addUser(ctx context.Context, u *user, password string) error {
 	if err != nil {
 		return err
 	}
-	return s.store.addUser(ctx, u, hash, s.now().Unix())
+	return s.store.addUser(ctx, by, u, hash, s.now().Unix())
 }
 
 type loginRequest struct {

@@ -469,7 +469,7 @@ func TestSearchIsInNameOrderAndCapped(t *testing.T) {
 	_, root := s.admin("root")
 	for _, name := range []string{"zoe", "Mia", "mike", "max", "MILA", "m_x", "m%x"} {
 		u := user{username: name, email: "x" + strings.ToLower(name) + "@example.com", role: member}
-		if err := s.store.addUser(t.Context(), &u, "hash", 1); err != nil {
+		if err := s.store.addUser(t.Context(), console, &u, "hash", 1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -500,7 +500,7 @@ func TestListStreamsEveryUser(t *testing.T) {
 	const n = 2*listPage + 1
 	for i := range n - 1 {
 		u := user{username: fmt.Sprintf("user%d", i), email: fmt.Sprintf("user%d@example.com", i), role: member}
-		if err := s.store.addUser(t.Context(), &u, "hash", 1); err != nil {
+		if err := s.store.addUser(t.Context(), console, &u, "hash", 1); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -220,7 +220,7 @@ func (s *service) member(name string) (path, token string) {
 func (s *service) admin(name string) (path, token string) {
 	s.t.Helper()
 	u := user{username: name, email: name + "@example.com", role: admin}
-	if err := s.addUser(context.Background(), &u, goodPassword); err != nil {
+	if err := s.addUser(context.Background(), console, &u, goodPassword); err != nil {
 		s.t.Fatal(err)
 	}
 	return userPath(u.id), s.login(name)

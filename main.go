@@ -56,8 +56,8 @@ Flags, and the environment variables they stand above:
 		The database: sqlite:///relative.db, sqlite:////absolute.db or a path;
 		sqlite:///app.db if not given. Made if it does not exist.
 	-addr HOST:PORT        ADDR
-		The address to listen on, 127.0.0.1:5000 if not given. PORT in the
-		environment sets only the port.
+		The address to listen on, 127.0.0.1:5000 if not given. Where ADDR is not
+		set, PORT in the environment sets only the port.
 	-access-ttl TIME       JWT_ACCESS_TOKEN_EXPIRES
 		How long an access token is good: a duration such as 15m (which it is
 		if not given), or seconds.
@@ -355,6 +355,7 @@ type limitedConn struct {
 }
 
 func (c *limitedConn) Close() error {
+	err := c.Conn.Close()
 	c.once.Do(func() { <-c.open })
-	return c.Conn.Close()
+	return err
 }

@@ -71,8 +71,12 @@ func (u *user) columns(more ...any) []any {
 // The zero caller may do nothing.
 type caller int64
 
-// console is whoever can open the database file: the command line.
-const console caller = -1
+const (
+	// console is whoever can open the database file: the command line.
+	console caller = -1
+	// stranger is whoever registers; it may add a member, and nothing else.
+	stranger caller = -2
+)
 
 // applicationID marks a database as userd's in its header ("user" in ASCII).
 const applicationID = 0x75736572
@@ -260,6 +264,9 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 	}
 	if info.Size() == 0 {
 		return kindNone, nil
+	}
+	if info.Size() < 100 { // SQLite's header; it takes a file of one byte for an empty one
+		return 0, fmt.Errorf("%s is not a database", path)
 	}
 	params := []string{"mode=ro", "_busy_timeout=5000"}
 	if quiet, err := isQuiet(path); err != nil {
@@ -587,9 +594,10 @@ func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit i
 	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, prefix, limit)
 }
 
-// addUser adds a user and gives it its id; u's id, times and version are set
-// here. It returns errUsernameTaken or errEmailTaken.
-func (s *store) addUser(ctx context.Context, u *user, hash string, now int64) error {
+// addUser adds a user for by and gives it its id; u's id, times and version are
+// set here. It returns errSessionEnded, errForbidden, errUsernameTaken or
+// errEmailTaken.
+func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, now int64) error {
 	err := s.write(ctx,
 		statement{
 			// The Flask app, where somebody went back to it for a while, moved no counter.
@@ -599,12 +607,19 @@ func (s *store) addUser(ctx context.Context, u *user, hash string, now int64) er
 		statement{
 			query: `
 				INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at)
-				SELECT user_id, ?1, ?2, ?3, ?4, ?5, ?6, ?6 FROM counter
+				SELECT user_id, ?3, ?4, ?5, ?6, ?7, ?8, ?8 FROM counter
+				WHERE ?2 = -2 AND ?6 = 'member' OR ` + mayChange + `
 				RETURNING` + userColumns,
-			args: []any{u.username, u.email, hash, u.role, u.disabled, now},
+			args: []any{nil, by, u.username, u.email, hash, u.role, u.disabled, now},
 			into: u.columns(),
-			none: errStorage,
+			none: errNotApplied,
 		})
+	if errors.Is(err, errNotApplied) {
+		if err := s.mayNot(by, 0); err != nil {
+			return err
+		}
+		return errForbidden
+	}
 	return s.whichTaken(err, u.username, u.email, 0)
 }
 
@@ -725,6 +740,9 @@ func (s *store) whyNot(by caller, id, version int64) error {
 func (s *store) mayNot(by caller, id int64) error {
 	if by == console {
 		return nil
+	}
+	if by == stranger {
+		return errForbidden
 	}
 	var asker user
 	err := s.read(`SELECT`+userColumns+`

@@ -142,7 +142,7 @@ func wantError(t *testing.T, what string, err, want error) {
 func aUser(t *testing.T, st *store, name string, r role) user {
 	t.Helper()
 	u := user{username: name, email: name + "@example.com", role: r}
-	if err := st.addUser(context.Background(), &u, "hash", 1); err != nil {
+	if err := st.addUser(context.Background(), console, &u, "hash", 1); err != nil {
 		t.Fatal(err)
 	}
 	return u
@@ -162,7 +162,7 @@ func aSession(t *testing.T, st *store, u user) caller {
 func add(st *store, name string) func() error {
 	return func() error {
 		u := user{username: name, email: name + "@example.com", role: member}
-		return st.addUser(context.Background(), &u, "hash", 1)
+		return st.addUser(context.Background(), console, &u, "hash", 1)
 	}
 }
 
@@ -452,7 +452,7 @@ func TestNamesAreUniqueWithoutRegardToCase(t *testing.T) {
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			u := user{username: c.username, email: c.email, role: member}
-			err := st.addUser(ctx, &u, "hash", 1)
+			err := st.addUser(ctx, console, &u, "hash", 1)
 			wantError(t, "adding", err, c.want)
 			if err == nil {
 				if err := st.deleteUser(ctx, console, u.id, 0); err != nil {
@@ -487,7 +487,7 @@ func TestNamesAreUniqueWithoutRegardToCase(t *testing.T) {
 	})
 	t.Run("a login that is one's username and another's address is the username's", func(t *testing.T) {
 		cas := user{username: "bob@example.com", email: "cas@example.com", role: member}
-		if err := st.addUser(ctx, &cas, "hash", 1); err != nil {
+		if err := st.addUser(ctx, console, &cas, "hash", 1); err != nil {
 			t.Fatal(err)
 		}
 		if u, _, err := st.userByLogin("BOB@example.com"); err != nil || u.id != cas.id {
@@ -709,7 +709,7 @@ func TestASearchFindsByTheBeginningOfANameInAnyCase(t *testing.T) {
 		{username: "10%", email: "ten@example.com"},
 	} {
 		u.role = member
-		if err := st.addUser(context.Background(), &u, "hash", 1); err != nil {
+		if err := st.addUser(context.Background(), console, &u, "hash", 1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -759,7 +759,7 @@ func TestAListHoldsTheUsersThatItsFilterLetsThrough(t *testing.T) {
 		{"ann", admin, false}, {"bob", member, false}, {"cas", admin, true}, {"dan", member, true}, {"eve", admin, false}, {"fay", member, false},
 	} {
 		u := user{username: c.name, email: c.name + "@example.com", role: c.role, disabled: c.disabled}
-		if err := st.addUser(ctx, &u, "hash", 1); err != nil {
+		if err := st.addUser(ctx, console, &u, "hash", 1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -1017,7 +1017,7 @@ func TestAWriteThatIsCancelledWhileItWaitsIsNotRun(t *testing.T) {
 			before := enqueue(t, st, add(st, "before"))
 			cancelled := enqueue(t, st, func() error {
 				u := user{username: "cancelled", email: "cancelled@example.com", role: member}
-				return st.addUser(ctx, &u, "hash", 1)
+				return st.addUser(ctx, console, &u, "hash", 1)
 			})
 			after := enqueue(t, st, add(st, "after"))
 			cancel()
@@ -1077,7 +1077,7 @@ func TestAFullDiskFailsTheWholeGroupAndLeavesNothing(t *testing.T) {
 	ctx := context.Background()
 	aUser(t, st, "ann", member)
 	big := user{username: "big", email: "big@example.com", role: member}
-	addBig := func() error { return st.addUser(ctx, &big, strings.Repeat("x", 1<<20), 1) }
+	addBig := func() error { return st.addUser(ctx, console, &big, strings.Repeat("x", 1<<20), 1) }
 	full := scan[int64](t, st.conn, `PRAGMA page_count`) + 10
 	scan[int64](t, st.conn, fmt.Sprintf(`PRAGMA max_page_count = %d`, full))
 
@@ -1652,7 +1652,7 @@ func TestAnActiveAdminAlwaysStays(t *testing.T) {
 			ann := aUser(t, st, "ann", admin)
 			aUser(t, st, "bob", member)
 			out := user{username: "cas", email: "cas@example.com", role: admin, disabled: true}
-			if err := st.addUser(ctx, &out, "hash", 1); err != nil {
+			if err := st.addUser(ctx, console, &out, "hash", 1); err != nil {
 				t.Fatal(err)
 			}
 			sid := aSession(t, st, ann)
@@ -1793,7 +1793,8 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 			var nobody caller
 			wantError(t, act, do(st, nobody, ann.id), errSessionEnded)
 			wantError(t, act+" by a session that never was", do(st, 99, ann.id), errSessionEnded)
-			wantError(t, act+" by a number below the console's", do(st, -2, ann.id), errSessionEnded)
+			wantError(t, act+" by a stranger", do(st, stranger, ann.id), errForbidden)
+			wantError(t, act+" by a number below all", do(st, stranger-1, ann.id), errSessionEnded)
 			if u, err := st.user(ann.id); err != nil || u != ann {
 				t.Errorf("ann is %+v, %v, want her as she was", u, err)
 			}
@@ -2053,4 +2054,51 @@ func notNamed(err, sentinel error) error {
 		return nil
 	}
 	return err
+}
+
+// An admin who is no admin any more when its turn comes adds nobody; whoever
+// registers adds a member alone.
+func TestWhoMayAddIsCheckedWhenTheWriteRuns(t *testing.T) {
+	ctx := context.Background()
+	demoted := member
+	for _, c := range []struct {
+		claim string
+		first func(st *store, root user, sid caller) error
+		by    func(sid caller) caller
+		role  role
+		want  error
+	}{
+		{"an admin adds an admin", nil, func(sid caller) caller { return sid }, admin, nil},
+		{"a demoted admin adds nobody", func(st *store, root user, sid caller) error {
+			_, err := st.updateUser(ctx, console, root.id, change{role: &demoted}, 0, 2)
+			return err
+		}, func(sid caller) caller { return sid }, member, errForbidden},
+		{"an admin who has logged out adds nobody", func(st *store, root user, sid caller) error {
+			return st.endSessions(ctx, console, root.id)
+		}, func(sid caller) caller { return sid }, member, errSessionEnded},
+		{"a stranger adds a member", nil, func(caller) caller { return stranger }, member, nil},
+		{"a stranger adds no admin", nil, func(caller) caller { return stranger }, admin, errForbidden},
+		{"the zero caller adds nobody", nil, func(caller) caller { return 0 }, member, errSessionEnded},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+			root := aUser(t, st, "root", admin)
+			aUser(t, st, "second", admin)
+			sid := aSession(t, st, root)
+			if c.first != nil {
+				if err := c.first(st, root, sid); err != nil {
+					t.Fatal(err)
+				}
+			}
+			u := user{username: "new", email: "new@example.com", role: c.role}
+			wantError(t, "the addition", st.addUser(ctx, c.by(sid), &u, "hash", 3), c.want)
+			if got := len(usernames(t, st)); got != 2 && c.want != nil || got != 3 && c.want == nil {
+				t.Errorf("there are %d users", got)
+			}
+			next := aUser(t, st, "next", member)
+			if c.want != nil && next.id != 3 {
+				t.Errorf("a refused addition took an id: the next is %d", next.id)
+			}
+		})
+	}
 }
