@@ -54,6 +54,24 @@ func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
 	case len(demanding) > 0:
 		return fmt.Errorf("%s: userd cannot fill the column %s of the table user, which must not be NULL: give it a default", path, strings.Join(demanding, ", "))
 	}
+	var names string
+	err = db.QueryRowContext(ctx, `
+		SELECT coalesce(group_concat(name, ', '), '') FROM sqlite_schema WHERE name IN (
+			'counter', 'session', 'signing_key', 'secret', 'user_username', 'user_email', 'user_admin', 'user_disabled', 'session_user')`).Scan(&names)
+	if err == nil && names != "" {
+		err = fmt.Errorf("userd needs the names %s, which tables or indexes have: rename them", names)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	var highest int64
+	err = db.QueryRowContext(ctx, `SELECT coalesce(max(id), 0) FROM user`).Scan(&highest)
+	if err == nil && highest > maxID {
+		err = fmt.Errorf("the user with the id %d has a higher one than userd can go on from", highest)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
 	var n int
 	err = db.QueryRowContext(ctx, `SELECT count(*) FROM user WHERE username IS NULL OR email IS NULL OR password_hash IS NULL`).Scan(&n)
 	if err == nil && n > 0 {
@@ -128,6 +146,11 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			os.Remove(backup) // or each start that fails would leave one
+		}
+	}()
 	say(fmt.Sprintf("copied the database of the Flask app to %s", backup))
 	say(fmt.Sprintf("upgrading the database, %d users", users))
 	switch resolve {

@@ -176,6 +176,13 @@ func TestTwinsAreRefusedOrResolved(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a suffix that somebody has", func(t *testing.T) {
+		path := flaskDatabase(t, `INSERT INTO user (id, username, email, password_hash) VALUES (7, 'ANN', 'seven', 'x'), (8, 'ann-7', 'eight', 'x')`)
+		(&shell{t, path}).run(1, "", "adopt", "-resolve", "suffix")
+		if found := backups(t, path); len(found) != 0 {
+			t.Errorf("a copy of what has not changed: %v", found)
+		}
+	})
 	t.Run("another word", func(t *testing.T) {
 		(&shell{t, flaskDatabase(t)}).run(2, "", "adopt", "-resolve", "youngest")
 	})
@@ -194,6 +201,9 @@ func TestWhatIsNotAdopted(t *testing.T) {
 		{"an id of another kind", []string{`DROP TABLE user`, `CREATE TABLE user (id TEXT PRIMARY KEY, username, email, password_hash)`}, "another program"},
 		{"a table of two keys", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER, username, email, password_hash, PRIMARY KEY (username, id))`}, "another program"},
 		{"a table with a user without a password", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user VALUES (1, 'a', 'b', NULL)`}, "1 users lack"},
+		{"a table of userd's name", []string{`CREATE TABLE session (id INTEGER)`}, "session"},
+		{"an index of userd's name", []string{`CREATE INDEX user_email ON user (email)`}, "user_email"},
+		{"an id near the end of all", []string{`INSERT INTO user VALUES (9223372036854775807, 'a', 'b', 'c')`}, "9223372036854775807"},
 		{"no table user", []string{`DROP TABLE user`}, "another program"},
 		{"a version of somebody's own", []string{`PRAGMA user_version = 1`}, "another program"},
 	} {

@@ -276,6 +276,10 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 		}
 		return newKeyring(st.keySecret), nil
 	}
+	// Else whoever has one from an old copy of the database could sign for ever.
+	if err := st.retireKeys(ctx, now); err != nil {
+		return nil, fmt.Errorf("signing key: %w", err)
+	}
 	configured := []*signingKey{newKey("", c.secret)}
 	if len(c.previousSecret) > 0 {
 		configured = append(configured, newKey("", c.previousSecret))

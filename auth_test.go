@@ -803,8 +803,17 @@ func TestKeys(t *testing.T) {
 		if stored := load(t, st, ""); accepts(stored, signer) {
 			t.Error("a key that is configured no more is good")
 		}
-		if !accepts(load(t, st, secret), newest(t, st)) {
+		key := newest(t, st)
+		if !accepts(load(t, st, secret), key) {
 			t.Error("the database's keys are good no more")
+		}
+		infos, err := st.signingKeys(ctx)
+		if err != nil || len(infos) != 1 || infos[0].goodUntil != testNow+900 {
+			t.Errorf("the database's key is not retired: %+v, %v", infos, err)
+		}
+		load(t, st, "")
+		if again := newest(t, st); again.kid == key.kid {
+			t.Error("a retired key signs again")
 		}
 	})
 	t.Run("a database that cannot be read is an error, not a new key", func(t *testing.T) {

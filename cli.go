@@ -354,14 +354,14 @@ func keyList(ctx context.Context, c *cli) error {
 }
 
 func keyRotate(ctx context.Context, c *cli) error {
+	if len(c.secret) > 0 {
+		return fmt.Errorf("%s is set, and signs: put it in JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
+	}
 	key := randomKey()
 	if err := c.server.store.rotateKey(ctx, key, c.server.now().Unix()); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(c.stdout, "%s signs from now on\n", key.kid)
-	if err == nil && len(c.secret) > 0 {
-		_, err = fmt.Fprintf(c.stderr, "userd: but %s is set, and goes first\n", c.secretFrom)
-	}
 	return err
 }
 

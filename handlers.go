@@ -535,6 +535,15 @@ func (s *server) updateUser(x *exchange) error {
 			return err
 		}
 		u = &changed
+	} else {
+		// Nothing is written, so nothing has been checked since before the body
+		// came, which may be long ago.
+		if err := s.admit(x, selfOrAdmin); err != nil {
+			return err
+		}
+		if u, err = s.targetUser(x); err != nil {
+			return err
+		}
 	}
 	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
 }

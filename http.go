@@ -271,7 +271,7 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 	attrs := make([]slog.Attr, 0, 10)
 	attrs = append(attrs,
 		slog.String("id", x.id),
-		slog.String("method", x.r.Method),
+		slog.String("method", shorten(x.r.Method)),
 		slog.String("route", x.r.Pattern),
 		slog.Int("status", x.status),
 		slog.Int64("took_us", time.Since(start).Microseconds()),
@@ -354,8 +354,20 @@ func (x *exchange) body() ([]byte, error) {
 	return data, nil
 }
 
-// hasBody reports whether the request came with a body.
-func (x *exchange) hasBody() bool { return x.r.ContentLength != 0 }
+// hasBody reports whether the request came with a body. One of unknown length
+// may turn out to be empty.
+func (x *exchange) hasBody() bool {
+	if x.r.ContentLength >= 0 {
+		return x.r.ContentLength > 0
+	}
+	first := make([]byte, 1)
+	n, _ := io.ReadFull(x.r.Body, first) // an error will come again
+	x.r.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(first[:n]), x.r.Body), x.r.Body}
+	return n > 0
+}
 
 // decode reads the request's body into a T, a struct whose fields have json
 // tags. It is stricter than encoding/json: exactly one object of valid UTF-8,

@@ -1200,3 +1200,67 @@ func checkDecode[T any](t *testing.T, data []byte) {
 		}
 	}
 }
+
+// An empty body whose length is not told beforehand is empty, too.
+func TestAnEmptyChunkedBodyIsNone(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	r, err := http.NewRequest("POST", s.url+"/api/logout", io.NopCloser(strings.NewReader("")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.ContentLength = -1
+	r.Header.Set("Authorization", "Bearer "+token)
+	resp, err := s.http.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 204 || resp.Header.Get("Content-Type") != "" {
+		t.Errorf("got %d %v", resp.StatusCode, resp.Header)
+	}
+	s.do(token, "GET", path, "").want(t, 401, "session_ended")
+}
+
+// What was true before a slow body came may not be any more.
+func TestAnUpdateOfNothingIsCheckedAfterItsBody(t *testing.T) {
+	s := newService(t, func(c *settings) { c.directory = directorySelf })
+	path, _ := s.register("ann")
+	_, root := s.admin("root")
+	evil, token := s.admin("evil")
+	body, in := io.Pipe()
+	r, err := http.NewRequest("PATCH", s.url+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Content-Type", "application/json")
+	status := make(chan int, 1)
+	go func() {
+		resp, err := s.http.Client().Do(r)
+		if err != nil {
+			t.Error(err)
+			status <- 0
+			return
+		}
+		resp.Body.Close()
+		status <- resp.StatusCode
+	}()
+	in.Write([]byte("{")) // the server reads it after it has let the caller in
+	s.do(root, "PUT", evil, `{"role":"member"}`).want(t, 200, "")
+	in.Write([]byte("}"))
+	in.Close()
+	if got := <-status; got != 403 {
+		t.Errorf("a demoted admin got %d", got)
+	}
+}
+
+// A stranger chooses the method, and would choose what fills the log.
+func TestALongMethodIsLoggedShort(t *testing.T) {
+	s := newService(t)
+	book := s.keepLog()
+	s.do("", strings.Repeat("A", 10_000), "/api/test", "").want(t, 405, "method_not_allowed")
+	if n := len(book.String()); n == 0 || n > 1000 {
+		t.Errorf("%d bytes were logged", n)
+	}
+}

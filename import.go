@@ -298,8 +298,8 @@ func (r *importRow) fill(fields map[string]string) string {
 	}
 	if v := fields["id"]; v != "" {
 		var err error
-		if u.id, err = parseID(v); err != nil {
-			wrong.add("id", "must be a positive integer")
+		if u.id, err = parseID(v); err != nil || u.id > maxID {
+			wrong.add("id", "must be an integer from 1 to 2^53-1")
 		}
 	}
 	if v := fields["role"]; v != "" {

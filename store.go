@@ -157,6 +157,10 @@ const (
 	) WITHOUT ROWID;`
 )
 
+// maxID is the highest id that an import or an adopted database may bring: above
+// it, JSON's numbers are not exact everywhere, and the counter could run out.
+const maxID = 1<<53 - 1
+
 // maxSessions is how many sessions a user can have; past it the oldest ends.
 const maxSessions = 100
 
@@ -807,7 +811,7 @@ const keyIsGood = `(retired_at = 0 OR retired_at + token_ttl > ?2)`
 
 // selectNewestKey selects the key that signs now. A token is signed under the key
 // that is read with its session: a key rotated elsewhere signs from then on.
-const selectNewestKey = `SELECT kid, secret FROM signing_key ORDER BY id DESC LIMIT 1`
+const selectNewestKey = `SELECT kid, secret FROM signing_key WHERE retired_at = 0 ORDER BY id DESC LIMIT 1`
 
 // addSession starts a session of a user whose password was just verified
 // against hash, gives it its id, and returns the key to sign its token. It ends
@@ -1038,13 +1042,25 @@ func (s *store) ensureKey(ctx context.Context, key keyRow, ttl, now int64) error
 		statement{
 			query: `
 				INSERT INTO signing_key (kid, secret, created_at)
-				SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM signing_key)`,
+				SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM signing_key WHERE retired_at = 0)`,
 			args: []any{key.kid, key.secret, now},
 		},
 		statement{
 			query: `UPDATE signing_key SET token_ttl = ?1 WHERE retired_at = 0 AND token_ttl < ?1`,
 			args:  []any{ttl},
 		})
+}
+
+// retireKeys retires every signing key, because the configuration has one.
+func (s *store) retireKeys(ctx context.Context, now int64) error {
+	key, err := s.newestKey()
+	if err != nil || key.kid == "" {
+		return err
+	}
+	return s.write(ctx, statement{
+		query: `UPDATE signing_key SET retired_at = ? WHERE retired_at = 0`,
+		args:  []any{now},
+	})
 }
 
 // rotateKey makes key the one that signs and retires the others.
@@ -1100,9 +1116,12 @@ func isUnfinished(err error) bool { return codeOf(err) == sqlite3.SQLITE_READONL
 // isBusy reports whether err says that another process holds the lock.
 func isBusy(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_BUSY }
 
-// isConstraint reports whether err says that a statement broke a constraint:
-// SQLite has then undone that statement and nothing else.
-func isConstraint(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_CONSTRAINT }
+// isConstraint reports whether err says that a statement broke a constraint or
+// had a value of the wrong type: SQLite has then undone that statement and nothing else.
+func isConstraint(err error) bool {
+	code := codeOf(err) & 0xff
+	return code == sqlite3.SQLITE_CONSTRAINT || code == sqlite3.SQLITE_MISMATCH
+}
 
 // isReferenced reports whether err is a failed FOREIGN KEY constraint: of
 // another program's table, as userd has none.

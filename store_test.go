@@ -301,7 +301,7 @@ func TestEveryConnectionOfTheStoreHasItsPragmas(t *testing.T) {
 		conns[name] = conn
 	}
 	for name, want := range map[string]map[string]string{
-		"the writer":     {"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "query_only": "0", "busy_timeout": "10000"},
+		"the writer":     {"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "query_only": "0", "busy_timeout": "7000"},
 		"one reader":     {"journal_mode": "wal", "query_only": "1", "busy_timeout": "5000"},
 		"another reader": {"journal_mode": "wal", "query_only": "1", "busy_timeout": "5000"},
 	} {
@@ -542,6 +542,7 @@ func exercise(t *testing.T, st *store) {
 		st.ensureKey(ctx, keyRow{"kid", []byte("secret")}, 1, 1),
 		st.rotateKey(ctx, keyRow{"next", []byte("secret")}, 2),
 		func() error { _, err := st.signingKeys(ctx); return err }(),
+		st.retireKeys(ctx, 3),
 		func() error { aSession(t, st, root); _, err := st.sweep(ctx, 0, 1<<41); return err }(),
 	} {
 		if err != nil {
@@ -2100,5 +2101,30 @@ func TestWhoMayAddIsCheckedWhenTheWriteRuns(t *testing.T) {
 				t.Errorf("a refused addition took an id: the next is %d", next.id)
 			}
 		})
+	}
+}
+
+// A foreign key that is deferred to the commit fails there: the write at fault
+// must not take its group along.
+func TestADeferredForeignKeyFailsAlone(t *testing.T) {
+	ctx := context.Background()
+	path := filepath.Join(t.TempDir(), "app.db")
+	st := openTestStore(t, path)
+	ann := aUser(t, st, "ann", member)
+	runSQL(t, another(t, path),
+		`CREATE TABLE bill (id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL REFERENCES user (id) DEFERRABLE INITIALLY DEFERRED)`,
+		`INSERT INTO bill (user_id) VALUES (1)`)
+	wantError(t, "alone", st.deleteUser(ctx, console, ann.id, 0), errReferenced)
+	release := holdWriter(t, st)
+	before := enqueue(t, st, add(st, "before"))
+	deletion := enqueue(t, st, func() error { return st.deleteUser(ctx, console, ann.id, 0) })
+	after := enqueue(t, st, add(st, "after"))
+	release()
+	errs := answersOf(t, before, deletion, after)
+	wantError(t, "the write before it", errs[0], nil)
+	wantError(t, "the deletion", errs[1], errReferenced)
+	wantError(t, "the write after it", errs[2], nil)
+	if got := usernames(t, st); !slices.Equal(got, []string{"ann", "before", "after"}) {
+		t.Errorf("the users are %v", got)
 	}
 }

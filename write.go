@@ -43,8 +43,9 @@ type pendingWrite struct {
 // maxGroup bounds a transaction, and so how long its first write waits.
 const maxGroup = 256
 
-// busyTimeout is how long a write of another process, the command line, is waited for.
-const busyTimeout = 10 * time.Second
+// busyTimeout is how long a write of another process, the command line, is
+// waited for: what a large import takes, and less than a server has to stop in.
+const busyTimeout = 7 * time.Second
 
 var errClosing = fmt.Errorf("%w: closing", errStorage)
 
@@ -149,28 +150,62 @@ func (w *writer) run() {
 				break gather
 			}
 		}
-		if err := w.commit(group); err != nil {
-			w.exec("ROLLBACK") // fails where SQLite has rolled back by itself
-			err = fmt.Errorf("%w: writing: %w", errStorage, err)
-			for _, p := range group {
-				p.err = err
+		err := w.commit(group)
+		if isReferenced(err) && len(group) > 1 {
+			// A foreign key of another program's table that is deferred to the
+			// commit: one of the group is at fault, and must fail alone.
+			for i := range group {
+				w.commit(group[i : i+1])
 			}
 		}
 		for _, p := range group {
 			p.answer <- p.err
 		}
 		clear(group)
+		if isBusy(err) {
+			w.refuseQueue(err) // they would wait as long again, one group after the other
+		}
 	}
 }
 
-// commit runs a group in one transaction. A write that fails by its own
-// conditions fails alone, in its err. Any other error, which may have rolled
-// back the whole transaction inside SQLite, is returned and fails the group.
+// refuseQueue fails the writes that stand in the queue.
+func (w *writer) refuseQueue(err error) {
+	for {
+		select {
+		case p := <-w.queue:
+			p.answer <- fmt.Errorf("%w: writing: %w", errStorage, err)
+		default:
+			return
+		}
+	}
+}
+
+// commit runs a group in one transaction and sets the err of each write. A write
+// that fails by its own conditions fails alone. Any other error, which may have
+// rolled back the whole transaction inside SQLite, fails the group, and is
+// returned.
 func (w *writer) commit(group []*pendingWrite) error {
+	err := w.transact(group)
+	if err == nil {
+		return nil
+	}
+	w.exec("ROLLBACK") // fails where SQLite has rolled back by itself
+	failed := fmt.Errorf("%w: writing: %w", errStorage, err)
+	if isReferenced(err) {
+		failed = errReferenced
+	}
+	for _, p := range group {
+		p.err = failed
+	}
+	return err
+}
+
+func (w *writer) transact(group []*pendingWrite) error {
 	if err := w.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
 	for _, p := range group {
+		p.err = nil
 		if err := p.ctx.Err(); err != nil {
 			p.err = fmt.Errorf("waiting to write: %w", err)
 			continue
