@@ -165,11 +165,19 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	case removeOthers:
 		err = execTx(ctx, tx, `DELETE FROM user WHERE id IN (SELECT id FROM temp.twin WHERE id <> first)`)
 	}
+	if isDuplicate(err) {
+		return errors.New("somebody has the name that a suffix would give already: rename one of them in the Flask app")
+	}
 	if err != nil {
 		return err
 	}
 	script := addColumns + restOfSchema + fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID)
 	if err := execTx(ctx, tx, script); err != nil {
+		return err
+	}
+	// It holds the signing key from now on. Flask's process, of the same user,
+	// still reads it.
+	if err := os.Chmod(path, 0o600); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {

@@ -59,6 +59,9 @@ func TestAdoptedUsersGoOn(t *testing.T) {
 	} else if kind, err := inspect(t.Context(), found[0]); kind != kindTutorial || err != nil || flaskUsers(t, found[0]) != before {
 		t.Errorf("the copy is of kind %d, %v, with\n%s", kind, err, flaskUsers(t, found[0]))
 	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the database has the mode %v, %v", info.Mode(), err)
+	}
 	if after := flaskUsers(t, path); after != before {
 		t.Errorf("the users were\n%s\nand are\n%s", before, after)
 	}

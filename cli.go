@@ -40,7 +40,12 @@ var commands = []command{
 	{"session end", "USER [SESSION]", 1, 2, false, nil, sessionEnd},
 	{"key list", "", 0, 0, false, (*cli).jsonFlag, keyList},
 	{"key rotate", "", 0, 0, false, nil, keyRotate},
-	{"adopt", "", 0, 0, false, (*cli).resolveFlag, func(context.Context, *cli) error { return nil }}, // done before any command runs
+	{"adopt", "", 0, 0, false, (*cli).resolveFlag, adopted}, // done before any command runs
+}
+
+func adopted(_ context.Context, c *cli) error {
+	_, err := fmt.Fprintf(c.stdout, "%s is userd's\n", c.database)
+	return err
 }
 
 // A cli is one run of a command.
@@ -114,7 +119,7 @@ func (cmd *command) run(ctx context.Context, c *cli) (err error) {
 		return err
 	}
 	if kind == kindNone && !cmd.makes {
-		return fmt.Errorf("there is no database %s: see -database", c.database)
+		return fmt.Errorf("there is no database %s, or it is empty: see -database", c.database)
 	}
 	if kind == kindTutorial {
 		if err := adopt(ctx, c.database, c.resolve, func(text string) { fmt.Fprintln(c.stderr, text) }); err != nil {
@@ -170,7 +175,7 @@ func (c *cli) user() (user, error) {
 		u, _, err = c.server.store.userByLogin(name)
 	}
 	if errors.Is(err, errUserNotFound) {
-		return u, &fault{kind: errUserNotFound, text: fmt.Sprintf("there is no user %q", name)}
+		return u, &fault{kind: errUserNotFound, text: fmt.Sprintf("there is no user %q; an id is written id=7", name)}
 	}
 	return u, err
 }
@@ -269,7 +274,7 @@ func userPasswd(ctx context.Context, c *cli) error {
 	if _, err := c.server.store.updateUser(ctx, console, u.id, set, 0, c.server.now().Unix()); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "%s has a new password, and no session\n", u.username)
+	_, err = fmt.Fprintf(c.stdout, "the password of %s is changed, and all sessions are ended\n", u.username)
 	return err
 }
 
@@ -315,7 +320,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 		if err := c.server.store.endSessions(ctx, console, u.id); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(c.stdout, "%s has no session\n", u.username)
+		_, err = fmt.Fprintf(c.stdout, "all sessions of %s are ended\n", u.username)
 		return err
 	}
 	sid, err := parseID(c.names[1])
@@ -424,10 +429,7 @@ func when(unix int64) string {
 // and what is typed is not shown where stty can see to that.
 func (c *cli) readPassword(ctx context.Context) (string, error) {
 	if f, ok := c.stdin.(*os.File); ok && isTerminal(f) {
-		restore, err := hideInput(f)
-		if err != nil {
-			fmt.Fprint(c.stderr, "Password (it will show): ")
-		} else {
+		if restore, err := hideInput(f); err == nil {
 			fmt.Fprint(c.stderr, "Password: ")
 			stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) }) // an interrupt must not leave the terminal mute
 			defer func() { stop(); restore(); fmt.Fprintln(c.stderr) }()

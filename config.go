@@ -91,7 +91,13 @@ func (c *cli) configure(cmd *command, args []string, getenv func(string) string)
 		} else if v := getenv("PORT"); v != "" && o.env == "ADDR" {
 			value, from = net.JoinHostPort("127.0.0.1", v), "PORT"
 		}
+		if cmd != nil && o.flag != "database" {
+			continue // about serving
+		}
 		if err := o.set(&c.config, value); err != nil {
+			if from == "PORT" {
+				value = getenv("PORT")
+			}
 			return usagef("%s=%q: %v", from, value, err)
 		}
 	}
@@ -159,7 +165,7 @@ func (c *config) setProxies(v string) error {
 			prefix, err = address.Prefix(address.BitLen())
 		}
 		if err != nil {
-			return fmt.Errorf("%q is no address and no CIDR such as 10.0.0.0/8", part)
+			return fmt.Errorf("%q is neither an address nor a CIDR such as 10.0.0.0/8", part)
 		}
 		c.trustedProxies = append(c.trustedProxies, prefix.Masked())
 	}
@@ -227,7 +233,7 @@ func (c *config) readSecret(getenv func(string) string) error {
 func weakSecret(secret []byte) string {
 	switch {
 	case string(secret) == "your-secret-key":
-		return "the key is the tutorial's, which everybody knows"
+		return "this is the tutorial's published key"
 	case len(secret) > 0 && len(secret) < 32:
 		return fmt.Sprintf("the key has %d bytes and must have at least 32", len(secret))
 	}

@@ -21,6 +21,7 @@ var (
 	errEmailTaken      = errors.New("email taken")
 
 	errCredentials   = errors.New("invalid credentials")
+	errNoRefresh     = errors.New("no refresh token")
 	errNoToken       = errors.New("no token")
 	errBadToken      = errors.New("invalid token")
 	errExpiredToken  = errors.New("expired token")
@@ -58,7 +59,7 @@ type answer struct {
 // answers is ordered: the first row whose error matches speaks.
 var answers = []answer{
 	{errMalformedBody, http.StatusBadRequest, "malformed_body", "The body must be one JSON object"},
-	{errDuplicateMember, http.StatusBadRequest, "duplicate_member", "A member stands twice in the body"},
+	{errDuplicateMember, http.StatusBadRequest, "duplicate_member", "A member appears twice in the body"},
 	{errUnknownMember, http.StatusBadRequest, "unknown_member", "The body has a member this route does not know"},
 	{errWrongType, http.StatusBadRequest, "wrong_type", "A member of the body has the wrong type"},
 	{errInvalid, http.StatusBadRequest, "invalid_fields", "Some fields are not valid"},
@@ -69,30 +70,31 @@ var answers = []answer{
 	{errEmailTaken, http.StatusBadRequest, "email_taken", "Email already exists"},
 
 	{errCredentials, http.StatusUnauthorized, "invalid_credentials", "Invalid credentials"},
-	{errNoToken, http.StatusUnauthorized, "missing_token", "Sign in: send Authorization: Bearer and an access token"},
+	{errNoRefresh, http.StatusUnauthorized, "missing_token", "Send the refresh token, as refresh_token in the body or as Authorization: Bearer"},
+	{errNoToken, http.StatusUnauthorized, "missing_token", "Log in, and send the access token as Authorization: Bearer"},
 	{errExpiredToken, http.StatusUnauthorized, "expired_token", "The token has expired"},
 	{errSessionEnded, http.StatusUnauthorized, "session_ended", "The session of this token has ended"},
-	{errReused, http.StatusUnauthorized, "reused_token", "This refresh token was used before, so its session has ended: sign in again"},
+	{errReused, http.StatusUnauthorized, "reused_token", "This refresh token was used before, so its session has ended: log in again"},
 	{errBadToken, http.StatusUnauthorized, "invalid_token", "The token is not valid"},
-	{errNotFresh, http.StatusUnauthorized, "fresh_login_required", "Sign in again, or send your current_password"},
+	{errNotFresh, http.StatusUnauthorized, "fresh_login_required", "Log in again, or send your current_password"},
 	{errWrongPassword, http.StatusUnauthorized, "wrong_password", "The current password is wrong"},
 
-	{errForbidden, http.StatusForbidden, "forbidden", "You may not do this"},
+	{errForbidden, http.StatusForbidden, "forbidden", "Only the user itself or an admin may do this"},
 	{errUserDisabled, http.StatusForbidden, "user_disabled", "This user is disabled"},
 	{errRegistrationClosed, http.StatusForbidden, "registration_closed", "Registration is closed: an admin adds users"},
 
 	{errNotFound, http.StatusNotFound, "not_found", "There is nothing at this path"},
 	{errUserNotFound, http.StatusNotFound, "user_not_found", "User not found"},
 	{errSessionNotFound, http.StatusNotFound, "session_not_found", "Session not found"},
-	{errMethod, http.StatusMethodNotAllowed, "method_not_allowed", "This path does not answer this method"},
-	{errLastAdmin, http.StatusConflict, "last_admin", "The last active admin must stay one"},
+	{errMethod, http.StatusMethodNotAllowed, "method_not_allowed", "This method is not allowed here; Allow lists those that are"},
+	{errLastAdmin, http.StatusConflict, "last_admin", "The last active admin cannot be deleted, demoted or disabled"},
 	{errReferenced, http.StatusConflict, "user_referenced", "Another program's data in the database refers to this user"},
-	{errVersion, http.StatusPreconditionFailed, "version_mismatch", "The user has changed since you read it"},
+	{errVersion, http.StatusPreconditionFailed, "version_mismatch", "The user has changed since it was read"},
 	{errTooLarge, http.StatusRequestEntityTooLarge, "body_too_large", "The body is larger than 64 KiB"},
 	{errMediaType, http.StatusUnsupportedMediaType, "unsupported_media_type", "Send Content-Type: application/json"},
 
 	{context.Canceled, http.StatusServiceUnavailable, "unavailable", "The request was given up"}, // by its client, who will not read this
-	{errBusy, http.StatusServiceUnavailable, "busy", "Too many sign-ins at once; try again shortly"},
+	{errBusy, http.StatusServiceUnavailable, "busy", "Too many passwords to check at once; try again shortly"},
 	{errStorage, http.StatusServiceUnavailable, "unavailable", "The service cannot do this now; try again shortly"},
 }
 

@@ -335,7 +335,7 @@ func (s *server) listUsers(x *exchange) error {
 	prefix := q.Get("q")
 	if q.Has("q") {
 		if len(q) > 2 || len(q) == 2 && limit == 0 {
-			return badParameter("q", "goes with limit alone")
+			return badParameter("q", "can be combined only with limit")
 		}
 		if prefix == "" || !utf8.ValidString(prefix) || strings.ContainsRune(prefix, 0) {
 			return badParameter("q", "must be the beginning of a name")
@@ -756,7 +756,7 @@ func (x *exchange) query(names ...string) (url.Values, error) {
 			return nil, badParameter(shorten(name), "is not known here")
 		}
 		if len(values) > 1 {
-			return nil, badParameter(name, "stands twice")
+			return nil, badParameter(name, "appears twice")
 		}
 	}
 	return q, nil

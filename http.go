@@ -482,6 +482,9 @@ const maxMembers = 64
 // name that stands twice: parsers differ in which of the two they take
 // (RFC 8259 section 4).
 func eachMember(data []byte, f func(name string, value []byte) error) error {
+	if len(data) == 0 {
+		return &fault{kind: errMalformedBody, text: "The body is empty"}
+	}
 	if !utf8.Valid(data) {
 		return &fault{kind: errMalformedBody, text: "The body is not valid UTF-8"}
 	}
@@ -506,7 +509,7 @@ func eachMember(data []byte, f func(name string, value []byte) error) error {
 		}
 		for _, s := range seen[:n] {
 			if s == name {
-				return &fault{kind: errDuplicateMember, text: fmt.Sprintf("The member %q stands twice in the body", shorten(name))}
+				return &fault{kind: errDuplicateMember, text: fmt.Sprintf("The member %q appears twice in the body", shorten(name))}
 			}
 		}
 		seen[n] = name

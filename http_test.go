@@ -128,7 +128,7 @@ var badBodies = []struct {
 	code string
 	text string // in the answer
 }{
-	{"nothing", ``, "malformed_body", "JSON"},
+	{"nothing", ``, "malformed_body", "empty"},
 	{"spaces", "  \r\n\t ", "malformed_body", "JSON"},
 	{"a word", `username`, "malformed_body", "JSON"},
 	{"a form", `username=ann&password=x`, "malformed_body", "JSON"},
@@ -497,7 +497,7 @@ func TestPathsAndMethods(t *testing.T) {
 	_, token := s.member("ann")
 	const (
 		notFound = `{"error":"There is nothing at this path","code":"not_found"}` + "\n"
-		noMethod = `{"error":"This path does not answer this method","code":"method_not_allowed"}` + "\n"
+		noMethod = `{"error":"This method is not allowed here; Allow lists those that are","code":"method_not_allowed"}` + "\n"
 	)
 	for _, row := range []struct {
 		method, path string
@@ -666,11 +666,11 @@ func TestProblemJSON(t *testing.T) {
 		{"no such path", s.do("", "GET", "/nothing", "", asked),
 			`{"error":"There is nothing at this path","code":"not_found","title":"Not Found","status":404,"detail":"There is nothing at this path"}`},
 		{"no such method", s.do("", "POST", "/api/test", "", asked),
-			`{"error":"This path does not answer this method","code":"method_not_allowed","title":"Method Not Allowed","status":405,"detail":"This path does not answer this method"}`},
+			`{"error":"This method is not allowed here; Allow lists those that are","code":"method_not_allowed","title":"Method Not Allowed","status":405,"detail":"This method is not allowed here; Allow lists those that are"}`},
 		{"a wrong field", s.do("", "POST", "/api/register", `{"username":1}`, asked),
 			`{"error":"The member \"username\" must be a string","code":"wrong_type","fields":{"username":"must be a string"},"title":"Bad Request","status":400,"detail":"The member \"username\" must be a string"}`},
 		{"no token", s.do("", "GET", "/api/users", "", asked),
-			`{"error":"Sign in: send Authorization: Bearer and an access token","code":"missing_token","title":"Unauthorized","status":401,"detail":"Sign in: send Authorization: Bearer and an access token"}`},
+			`{"error":"Log in, and send the access token as Authorization: Bearer","code":"missing_token","title":"Unauthorized","status":401,"detail":"Log in, and send the access token as Authorization: Bearer"}`},
 		{"a panic", s.do("", "GET", "/panic", "", asked),
 			`{"error":"Internal server error","code":"internal","title":"Internal Server Error","status":500,"detail":"Internal server error"}`},
 	} {

@@ -44,42 +44,44 @@ func userImport(ctx context.Context, c *cli) error {
 	}
 	defer st.close()
 
-	bad := 0
+	bad, staged := 0, 0
 	report := func(row int, why string) {
 		bad++
 		fmt.Fprintf(c.stderr, "row %d: %s\n", row, why)
 	}
 	progress := c.progress()
-	rows := 0
 	now := c.server.now().Unix()
 	stage := func(r importRow) error {
-		rows++
+		staged++
 		if r.user.createdAt == 0 {
 			r.user.createdAt = now
 		}
 		if r.user.updatedAt == 0 {
 			r.user.updatedAt = now
 		}
-		progress("%d rows read", rows)
+		progress("%d rows read", staged)
 		return st.add(ctx, r)
 	}
 	if err := c.hashing(ctx, in, stage, report); err != nil {
 		return err
 	}
-	progress("checking %d rows", rows)
-	if err := st.check(ctx, report); err != nil {
+	progress("checking %d rows", staged)
+	clash := func(row int, why string) { staged--; report(row, why) }
+	if err := st.check(ctx, clash); err != nil {
 		return err
 	}
 	if c.dryRun && (bad == 0 || c.partial) {
-		_, err := fmt.Fprintf(c.stdout, "%d users could be imported\n", rows-bad)
-		return err
+		if _, err := fmt.Fprintf(c.stdout, "users that could be imported: %d\n", staged); err != nil || bad == 0 {
+			return err
+		}
+		return fmt.Errorf("bad rows that would be left out: %d", bad)
 	}
 	var n int64
 	for try := 1; bad == 0 || c.partial; try++ {
-		progress("importing %d users", rows-bad)
+		progress("importing %d users", staged)
 		n, err = st.commit(ctx)
 		if errors.Is(err, errDuplicate) && try < 5 { // somebody registers meanwhile
-			err = st.takeOut(ctx, report)
+			err = st.takeOut(ctx, clash)
 		} else if err == nil {
 			break
 		}
@@ -88,13 +90,13 @@ func userImport(ctx context.Context, c *cli) error {
 		}
 	}
 	if bad > 0 && !c.partial {
-		return fmt.Errorf("%d of the rows are bad, so nothing was imported", bad)
+		return fmt.Errorf("bad rows: %d; nothing was imported", bad)
 	}
-	if _, err := fmt.Fprintf(c.stdout, "imported %d users\n", n); err != nil {
+	if _, err := fmt.Fprintf(c.stdout, "imported users: %d\n", n); err != nil {
 		return err
 	}
 	if bad > 0 {
-		return fmt.Errorf("%d bad rows were left out", bad)
+		return fmt.Errorf("bad rows that were left out: %d", bad)
 	}
 	return nil
 }
@@ -190,7 +192,7 @@ func readCSV(in io.Reader, f func(importRow, string) error) error {
 		if django {
 			header[i], err = fromDjango(name)
 		} else if name != "password" && !slices.Contains(exportColumns, name) {
-			err = fmt.Errorf("the column %q is not known", name)
+			err = fmt.Errorf("the column %q is not known; known are password, %s", name, strings.Join(exportColumns, ", "))
 		}
 		if err != nil {
 			return err

@@ -26,7 +26,8 @@ Without a command it serves until it is interrupted or terminated; then it
 finishes the requests that run, closes the database and exits.
 
 The commands work on the database, whether a server runs on it or not; one that
-does sees what they did at once. USER is a username, an e-mail address, or an id
+does sees what they did at once. A database of the Flask tutorial is adopted first.
+USER is a username, an e-mail address, or an id
 as id=7. Passwords are read from the first line of standard input. Flags may
 stand before or after names.
 
@@ -46,15 +47,17 @@ Django's table auth_user, from FILE or, where that is -, from standard input.
 The columns are username and email; password, which is hashed, or password_hash
 (argon2, bcrypt, scrypt, and PBKDF2 as Werkzeug and Django write them); and, if
 wanted, id, role, disabled, created_at, updated_at and last_login_at. An id must
-be higher than any that this database gave out. Each bad row is told on a line
-of standard error, with its number; then nothing is imported, but with -partial
-the good rows are. -dry-run only checks.
+be higher than any that this database gave out. Each bad row is reported
+on a line of standard error, with its number (a CSV header is row 1); then
+nothing is imported, but with -partial the good rows are, and the exit status is
+still 1. -dry-run only checks.
 
-Flags, and the environment variables they stand above:
+Flags, and the environment variables that they override:
 
 	-database URL          DATABASE_URL
 		The database: sqlite:///relative.db, sqlite:////absolute.db or a path;
-		sqlite:///app.db if not given. Made if it does not exist.
+		sqlite:///app.db if not given. Made if it does not exist. The commands
+		take this flag too, and none of those below.
 	-addr HOST:PORT        ADDR
 		The address to listen on, 127.0.0.1:5000 if not given. Where ADDR is not
 		set, PORT in the environment sets only the port.
@@ -62,7 +65,8 @@ Flags, and the environment variables they stand above:
 		How long an access token is good: a duration such as 15m (which it is
 		if not given), or seconds.
 	-refresh-ttl TIME      JWT_REFRESH_TOKEN_EXPIRES
-		How long a session lasts, likewise; 720h if not given.
+		How long a session lasts after its last refresh, likewise; 720h if not
+		given.
 	-registration WHO      REGISTRATION
 		open: anyone makes a user (if not given); closed: only an admin does.
 	-directory WHAT        DIRECTORY

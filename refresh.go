@@ -125,7 +125,10 @@ func (s *server) refresh(x *exchange) error {
 	}
 	text := in.RefreshToken
 	if text == "" {
-		if text, err = bearer(x); err != nil {
+		if text, err = bearer(x); err == errNoToken {
+			err = errNoRefresh
+		}
+		if err != nil {
 			return err
 		}
 	}
