@@ -365,3 +365,28 @@ func TestLargeImportKeepsTheIndexes(t *testing.T) {
 		t.Errorf("%s, %v", found, err)
 	}
 }
+
+// Users of Django, and of anything that keeps bcrypt, log in after an import.
+func TestImportedHashesLogIn(t *testing.T) {
+	hashes := make(map[string]string)
+	for _, f := range foreignHashes {
+		hashes[f.claim] = f.hash
+	}
+	for claim, file := range map[string]string{
+		"Django's auth_user": "id,password,last_login,is_superuser,username,first_name,last_name,email,is_staff,is_active,date_joined\n" +
+			"5," + hashes["Django's PBKDF2"] + ",2026-01-02 03:04:05.678+00:00,t,ann,Ann,A,ann@example.com,t,t,2025-01-02 03:04:05+00\n" +
+			"6," + hashes["Django's PBKDF2"] + ",,False,bob,,,bob@example.com,False,False,2025-01-02T03:04:05Z\n",
+		"a CSV of bcrypt": "username,email,password_hash,role,disabled\n" +
+			"ann,ann@example.com," + hashes["bcrypt 2b"] + ",admin,\nbob,bob@example.com," + hashes["bcrypt 2y"] + ",,true\n",
+	} {
+		t.Run(claim, func(t *testing.T) {
+			s := newService(t)
+			(&shell{t, s.path}).run(0, file, "user", "import", "-")
+			r := s.do(s.login("ann"), "GET", "/api/users/me", "").want(t, 200, "")
+			if r.field("role") != "admin" {
+				t.Errorf("ann is %s", r.body)
+			}
+			s.do("", "POST", "/api/login", `{"username":"bob","password":"correct horse battery"}`).want(t, 403, "user_disabled")
+		})
+	}
+}
