@@ -2128,3 +2128,33 @@ func TestADeferredForeignKeyFailsAlone(t *testing.T) {
 		t.Errorf("the users are %v", got)
 	}
 }
+
+// A lock that another process holds is waited for once: what stands in the queue
+// behind the write that waited is answered then, and does not wait as long again.
+func TestWritesBehindOneThatWaitedForALockAreRefusedWithIt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "app.db")
+	st := openTestStore(t, path)
+	other := another(t, path)
+	runSQL(t, st.conn, `PRAGMA busy_timeout = 1000`)
+	runSQL(t, other, `BEGIN IMMEDIATE`)
+	// Put into the queue by hand: what has left it is the writer's, in a group
+	// that the later ones cannot join any more.
+	put := func() *pendingWrite {
+		p := &pendingWrite{ctx: context.Background(), answer: make(chan error, 1),
+			statements: []statement{{query: `UPDATE counter SET user_id = user_id`}}}
+		st.queue <- p
+		return p
+	}
+	waits := put()
+	for len(st.queue) > 0 {
+		runtime.Gosched()
+	}
+	time.Sleep(10 * time.Millisecond) // it gathers its group, and then stands at the lock for a second
+	behind := []*pendingWrite{put(), put(), put()}
+	wantError(t, "the write that waited", receive(t, "the write that waited", waits.answer), errStorage)
+	runSQL(t, other, `ROLLBACK`) // one that waited again would now get the lock
+	for _, p := range behind {
+		wantError(t, "a write behind it", receive(t, "a write behind it", p.answer), errStorage)
+	}
+	wantError(t, "a write when the lock is gone", add(st, "after")(), nil)
+}
