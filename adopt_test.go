@@ -390,3 +390,30 @@ func TestAdoptionByTwoAtOnce(t *testing.T) {
 		t.Errorf("version %d", n)
 	}
 }
+
+// A transaction whose process was killed leaves a rollback journal beside the
+// file, which whoever only reads cannot take back: the next start must go on all
+// the same. Copied in the middle of one, the files are as the killed leave them.
+func TestAJournalThatAKilledProcessLeftIsTakenBack(t *testing.T) {
+	path := flaskDatabase(t)
+	want := flaskUsers(t, path)
+	conn := another(t, path)
+	runSQL(t, conn,
+		`PRAGMA cache_size = 1`, // so that pages go to the file before the commit
+		`BEGIN IMMEDIATE`,
+		`UPDATE user SET username = 'changed' || id, password_hash = 'changed'`,
+		`WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
+			INSERT INTO user (id, username, email, password_hash) SELECT i, 'user' || i, 'user' || i || '@example.com', 'x' FROM n`)
+	killed := filepath.Join(t.TempDir(), "app.db")
+	for _, suffix := range []string{"", "-journal"} {
+		copyFile(t, path+suffix, killed+suffix)
+	}
+	runSQL(t, conn, `ROLLBACK`)
+	if kind, err := inspect(t.Context(), killed); kind != kindTutorial || err != nil {
+		t.Errorf("inspect says %d, %v", kind, err)
+	}
+	if got := flaskUsers(t, killed); got != want {
+		t.Errorf("the users were\n%s\nand are\n%s", want, got)
+	}
+	(&shell{t, killed}).run(0, "", "adopt")
+}
