@@ -163,6 +163,7 @@ func (s *server) successor(x *exchange, presented, next refreshToken, now time.T
 		key, err := s.store.newestKey()
 		return live, key, err
 	case live.generation > presented.generation:
+		x.who.id = live.userID // for the log: somebody has this user's token
 		if err := s.store.endReused(x.r.Context(), live.id); err != nil {
 			return session{}, keyRow{}, err
 		}

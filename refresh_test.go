@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/base64"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -100,9 +101,13 @@ func TestRefreshReuseEndsTheSession(t *testing.T) {
 			r := s.do(first, "POST", "/api/refresh", "").want(t, 200, "")
 			second := r.field("refresh_token")
 			stolen := test.steal(s, first, second)
+			book := s.keepLog()
 			refused := s.do(stolen, "POST", "/api/refresh", "").want(t, 401, "reused_token")
 			if h := refused.header.Get("WWW-Authenticate"); h != `Bearer error="invalid_token"` {
 				t.Errorf("challenged with %s", h)
+			}
+			if warned := book.records(t, slog.LevelWarn); len(warned) != 1 || warned[0]["code"] != "reused_token" || warned[0]["user"] != 1.0 {
+				t.Errorf("warned of %v", warned)
 			}
 			s.do(second, "POST", "/api/refresh", "").want(t, 401, "session_ended")
 			s.do(r.field("access_token"), "GET", path, "").want(t, 401, "session_ended")
