@@ -147,7 +147,7 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 		return err
 	}
 	defer func() {
-		if err != nil {
+		if err != nil && backup != "" {
 			os.Remove(backup) // or each start that fails would leave one
 		}
 	}()
@@ -180,6 +180,7 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	if err := os.Chmod(path, 0o600); err != nil {
 		return err
 	}
+	backup = "" // kept from here on: after a commit that fails the file may be the new one
 	if err := tx.Commit(); err != nil {
 		return err
 	}
