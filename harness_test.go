@@ -148,6 +148,12 @@ func (s *service) do(token, method, path, body string, headers ...string) reply 
 		name, value, _ := strings.Cut(h, ": ")
 		r.Header.Set(name, value)
 	}
+	return s.ask(r)
+}
+
+// ask sends a request and reads its answer.
+func (s *service) ask(r *http.Request) reply {
+	s.t.Helper()
 	resp, err := s.http.Client().Do(r)
 	if err != nil {
 		s.t.Fatal(err)

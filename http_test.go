@@ -25,21 +25,6 @@ import (
 	"testing/iotest"
 )
 
-// ask sends a request that do cannot make.
-func (s *service) ask(r *http.Request) reply {
-	s.t.Helper()
-	resp, err := s.http.Client().Do(r)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(resp.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return reply{resp.StatusCode, resp.Header, string(data)}
-}
-
 // post sends a body of any kind with exactly these headers. A body of a type
 // that net/http does not know is sent in chunks.
 func (s *service) post(path string, body io.Reader, headers ...string) reply {
