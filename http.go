@@ -343,6 +343,7 @@ func (x *exchange) body() ([]byte, error) {
 	if x.r.ContentLength > maxBody {
 		return nil, errTooLarge
 	}
+	defer awaitClient(x.r)()
 	data, err := io.ReadAll(http.MaxBytesReader(x.ResponseWriter, x.r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
 	switch {
@@ -360,6 +361,7 @@ func (x *exchange) hasBody() bool {
 	if x.r.ContentLength >= 0 {
 		return x.r.ContentLength > 0
 	}
+	defer awaitClient(x.r)()
 	first := make([]byte, 1)
 	n, _ := io.ReadFull(x.r.Body, first) // an error will come again
 	x.r.Body = struct {

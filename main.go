@@ -251,17 +251,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Li
 	if err != nil {
 		return err
 	}
-	httpServer := &http.Server{
-		Handler:           newServer(c.settings, st, newHasher(defaultCost), keys, refresher, log, time.Now),
-		ReadHeaderTimeout: headerTimeout,
-		ReadTimeout:       requestTimeout,
-		WriteTimeout:      writeTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeader,
-
-		DisableGeneralOptionsHandler: true,                                              // OPTIONS * is answered like any other
-		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug), // strangers' broken connections
-	}
+	httpServer := newHTTPServer(newServer(c.settings, st, newHasher(defaultCost), keys, refresher, log, time.Now))
 	served := make(chan error, 1)
 	go func() { served <- httpServer.Serve(limitConnections(listener, maxConnections)) }()
 	log.Info("serving", "url", "http://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
@@ -298,6 +288,24 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Li
 	return nil
 }
 
+// newHTTPServer returns what reads requests for s; on a listener of
+// limitConnections.
+func newHTTPServer(s *server) *http.Server {
+	return &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       requestTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ConnState:         noteState,
+		ConnContext:       withConn,
+
+		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is answered like any other
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // strangers' broken connections
+	}
+}
+
 // sweepSessions deletes sessions that are over, a few at a time, until ctx ends.
 func sweepSessions(ctx context.Context, st *store, log *slog.Logger) {
 	tick := time.NewTicker(5 * time.Second)
@@ -319,49 +327,4 @@ func sweepSessions(ctx context.Context, st *store, log *slog.Logger) {
 func isLoopback(a net.Addr) bool {
 	tcp, ok := a.(*net.TCPAddr)
 	return ok && tcp.IP.IsLoopback()
-}
-
-// limitConnections lets at most n connections of a listener be open at once.
-func limitConnections(l net.Listener, n int) net.Listener {
-	return &limitedListener{Listener: l, open: make(chan struct{}, n), closed: make(chan struct{})}
-}
-
-type limitedListener struct {
-	net.Listener
-	open   chan struct{}
-	closed chan struct{}
-	once   sync.Once
-}
-
-func (l *limitedListener) Accept() (net.Conn, error) {
-	select {
-	case l.open <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		<-l.open
-		return nil, err
-	}
-	return &limitedConn{Conn: conn, open: l.open}, nil
-}
-
-// Close also ends an Accept that waits for a place.
-func (l *limitedListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
-}
-
-// A limitedConn gives its place back when it is closed, once.
-type limitedConn struct {
-	net.Conn
-	open chan struct{}
-	once sync.Once
-}
-
-func (c *limitedConn) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(func() { <-c.open })
-	return err
 }

@@ -72,20 +72,32 @@ func startUserd(t *testing.T, dir string, environ []string, args ...string) *pro
 // spawnUserd starts userd. It ends with the test at the latest.
 func spawnUserd(t *testing.T, dir string, environ []string, args ...string) *process {
 	t.Helper()
-	p := &process{
+	p := prepareUserd(t, dir, environ, args...)
+	p.start()
+	return p
+}
+
+// prepareUserd returns a userd that is yet to be started.
+func prepareUserd(t *testing.T, dir string, environ []string, args ...string) *process {
+	t.Helper()
+	return &process{
 		t:      t,
 		cmd:    userdCommand(t, dir, environ, args...),
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}},
 		exited: make(chan struct{}),
 		more:   make(chan struct{}, 1),
 	}
+}
+
+func (p *process) start() {
+	p.t.Helper()
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
 	p.cmd.Stdout = &p.stdout
 	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
 	go func() {
 		for in := bufio.NewScanner(stderr); in.Scan(); {
@@ -100,12 +112,11 @@ func spawnUserd(t *testing.T, dir string, environ []string, args ...string) *pro
 		p.cmd.Wait()
 		close(p.exited)
 	}()
-	t.Cleanup(func() {
+	p.t.Cleanup(func() {
 		p.cmd.Process.Kill()
 		<-p.exited
 		p.client.CloseIdleConnections()
 	})
-	return p
 }
 
 func (p *process) awaitServing() {
@@ -1129,82 +1140,6 @@ func TestARequestThatRunsIsFinishedBeforeItEnds(t *testing.T) {
 	receive(t, "userd exits", p.exited)
 	if status := p.cmd.ProcessState.ExitCode(); status != 0 {
 		t.Errorf("exit status %d, want 0", status)
-	}
-}
-
-// http.Server.Shutdown waits, without regard to its context, until Accept has
-// returned.
-func TestAListenerWithAllItsConnectionsTakenCanBeClosed(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := limitConnections(inner, 1)
-	client, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	taken, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
-	accepted := make(chan error, 1)
-	go func() {
-		_, err := l.Accept()
-		accepted <- err
-	}()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-accepted:
-		if !errors.Is(err, net.ErrClosed) {
-			t.Errorf("Accept returned the error %v, want %v", err, net.ErrClosed)
-		}
-	case <-time.After(2 * time.Second):
-		t.Error("Accept has not returned: a server with all its connections taken would not stop before one of them ends")
-	}
-}
-
-func TestNoMoreConnectionsAreOpenAtOnceThanAllowed(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	const most = 3
-	l := limitConnections(inner, most)
-	defer l.Close()
-	var open, peak atomic.Int64
-	web := &http.Server{
-		ConnState: func(_ net.Conn, state http.ConnState) {
-			switch state {
-			case http.StateNew:
-				peak.Store(max(peak.Load(), open.Add(1)))
-			case http.StateClosed:
-				open.Add(-1)
-			}
-		},
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}),
-	}
-	defer web.Close()
-	go web.Serve(l)
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	var wg sync.WaitGroup
-	for range 50 {
-		wg.Go(func() {
-			resp, err := client.Get("http://" + l.Addr().String())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			resp.Body.Close()
-		})
-	}
-	wg.Wait()
-	if peak.Load() > most {
-		t.Errorf("%d connections were open at once, want at most %d", peak.Load(), most)
 	}
 }
 

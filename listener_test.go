@@ -1,0 +1,246 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// http.Server.Shutdown waits, without regard to its context, until Accept has
+// returned.
+func TestAListenerWithAllItsConnectionsTakenCanBeClosed(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := limitConnections(inner, 1)
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	taken, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	accepted := make(chan error, 1)
+	go func() {
+		_, err := l.Accept()
+		accepted <- err
+	}()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-accepted:
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Accept returned the error %v, want %v", err, net.ErrClosed)
+		}
+	case <-time.After(2 * time.Second):
+		t.Error("Accept has not returned: a server with all its connections taken would not stop before one of them ends")
+	}
+}
+
+// A countingListener notes how many of its connections were open at once.
+type countingListener struct {
+	net.Listener
+	open, peak atomic.Int64
+}
+
+func (l *countingListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.peak.Store(max(l.peak.Load(), l.open.Add(1)))
+	return &countedConn{Conn: conn, l: l}, nil
+}
+
+type countedConn struct {
+	net.Conn
+	l    *countingListener
+	once sync.Once
+}
+
+func (c *countedConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() { c.l.open.Add(-1) })
+	return err
+}
+
+func TestNoMoreConnectionsAreOpenAtOnceThanAllowed(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const most = 3
+	counting := &countingListener{Listener: inner}
+	web := newHTTPServer(newService(t).server)
+	defer web.Close()
+	go web.Serve(limitConnections(counting, most))
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	var wg sync.WaitGroup
+	for range 50 { // of which none is cut off: each has just come
+		wg.Go(func() {
+			resp, err := client.Get("http://" + inner.Addr().String() + "/api/test")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp.Body.Close()
+		})
+	}
+	wg.Wait()
+	if peak := counting.peak.Load(); peak > most {
+		t.Errorf("%d connections were open at once, want at most %d", peak, most)
+	}
+}
+
+// serveOn serves the service on a listener with room for so many connections,
+// as main does, and returns its address.
+func (s *service) serveOn(most int) string {
+	s.t.Helper()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	web := newHTTPServer(s.server)
+	s.t.Cleanup(func() { web.Close() })
+	go web.Serve(limitConnections(inner, most))
+	return inner.Addr().String()
+}
+
+// A client that dials and sends a text, and leaves it at that.
+func (s *service) stall(address, text string) *bufio.Reader {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { conn.Close() })
+	if _, err := io.WriteString(conn, text); err != nil {
+		s.t.Fatal(err)
+	}
+	return bufio.NewReader(conn)
+}
+
+func TestThoseWhoKeepTheServerWaitingMakeRoom(t *testing.T) {
+	const most = 4
+	for _, row := range []struct {
+		name, sent string
+		answered   bool // once, before it stalls
+	}{
+		{"silent from the beginning", "", false},
+		{"within the header", "GET /api/test HTTP/1.1\r\nHost: us", false},
+		{"idle after a request", "GET /api/test HTTP/1.1\r\nHost: userd\r\n\r\n", true},
+		{"within the next header", "GET /api/test HTTP/1.1\r\nHost: userd\r\n\r\nGET /api/te", true},
+		{"within the body", "POST /api/login HTTP/1.1\r\nHost: userd\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{", false},
+		{"before the first chunk", "POST /api/refresh HTTP/1.1\r\nHost: userd\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n", false},
+		{"not reading", "GET /large HTTP/1.1\r\nHost: userd\r\n\r\n", false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.keepLog()
+			s.handle("GET /large", func(x *exchange) error { return x.send(200, make([]byte, 64<<20)) })
+			begun, release := make(chan struct{}), make(chan struct{})
+			s.handle("GET /long", func(x *exchange) error {
+				close(begun)
+				<-release
+				return x.send(200, []byte("{}"))
+			})
+			address := s.serveOn(most)
+			long := s.stall(address, "GET /long HTTP/1.1\r\nHost: userd\r\n\r\n")
+			receive(t, "the long request runs", begun)
+			for range most {
+				in := s.stall(address, row.sent)
+				if row.answered {
+					if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != 200 {
+						t.Fatal(resp, err)
+					}
+				}
+			}
+			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 4 * time.Second}
+			for range 2 * most {
+				resp, err := client.Get("http://" + address + "/api/test")
+				if err != nil {
+					t.Fatalf("others are not answered: %v", err)
+				}
+				resp.Body.Close()
+			}
+			close(release)
+			if resp, err := http.ReadResponse(long, nil); err != nil || resp.StatusCode != 200 {
+				t.Errorf("a request that ran was cut off: %v", err)
+			}
+		})
+	}
+}
+
+func TestFileDescriptorsRunOut(t *testing.T) {
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := prepareUserd(t, t.TempDir(), nil)
+	p.cmd.Args = append([]string{sh, "-c", `ulimit -n 64 && exec "$0" "$@"`, p.cmd.Path}, p.cmd.Args[1:]...)
+	p.cmd.Path = sh
+	p.start()
+	p.awaitServing()
+	p.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	p.register("ann")
+	address := strings.TrimPrefix(p.url, "http://")
+	var idle []net.Conn
+	for range 200 {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		idle = append(idle, conn)
+	}
+	token := p.login("ann", goodPassword)
+	if runtime.GOOS == "linux" {
+		files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
+		if err != nil || len(files) > 64-spareFiles/2 {
+			t.Errorf("%d of 64 file descriptors are in use, %v: the database could open no more", len(files), err)
+		}
+	}
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if r, err := p.ask(token, "GET", "/api/users", ""); err != nil || r.status != 200 {
+				t.Errorf("answered %v, %v", r, err)
+			}
+		})
+	}
+	wg.Wait()
+	p.must(token, "PUT", "/api/users/me", `{"username":"anna"}`).want(t, 200, "")
+	for _, conn := range idle {
+		conn.Close()
+	}
+	p.register("bob")
+}
+
+func TestTwoThousandIdleConnections(t *testing.T) {
+	s := newService(t)
+	_, token := s.member("ann")
+	address := s.serveOn(maxConnections)
+	for range 2000 {
+		s.stall(address, "")
+	}
+	s.url = "http://" + address
+	s.do(token, "GET", "/api/users/me", "").want(t, 200, "")
+	s.register("bob")
+}
