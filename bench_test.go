@@ -303,7 +303,7 @@ type benchProcess struct {
 
 func startBenchUserd(b *testing.B, path string) *benchProcess {
 	b.Helper()
-	return startBenchProcess(b, nil, "USERD_TEST_RUN_MAIN=1", "DATABASE_URL="+path, "ADDR=127.0.0.1:0", "LOG_FORMAT=json", "JWT_ACCESS_TOKEN_EXPIRES=24h")
+	return startBenchProcess(b, nil, "USERD_TEST_RUN_MAIN=1", "DATABASE_URL="+path, "ADDR=127.0.0.1:0", "LOG_FORMAT=json", "JWT_ACCESS_TOKEN_EXPIRES=24h", "RATE_LIMIT=off")
 }
 
 // startBenchProcess runs the test binary with no environment but env, and

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -43,6 +44,10 @@ var options = []struct {
 		return setWord(&c.directory, v, directoryFull, directoryNames, directorySelf)
 	}},
 	{"TRUSTED_PROXIES", "trusted-proxies", "", (*config).setProxies},
+	{"CORS_ORIGINS", "cors-origins", "", (*config).setOrigins},
+	{"RATE_LIMIT", "rate-limit", string(rateLimitOn), func(c *config, v string) error {
+		return setWord(&c.rateLimit, v, rateLimitOn, rateLimitOff)
+	}},
 	{"LOG_FORMAT", "log-format", "", func(c *config, v string) error { return setWord(&c.logFormat, v, "", "text", "json") }},
 	{"LOG_LEVEL", "log-level", "info", func(c *config, v string) error { return setLevel(&c.logLevel, v) }},
 }
@@ -168,6 +173,26 @@ func (c *config) setProxies(v string) error {
 			return fmt.Errorf("%q is neither an address nor a CIDR such as 10.0.0.0/8", part)
 		}
 		c.trustedProxies = append(c.trustedProxies, prefix.Masked())
+	}
+	return nil
+}
+
+// setOrigins takes origins as a browser writes them (RFC 6454 section 6.2), so
+// that they can be compared as they are.
+func (c *config) setOrigins(v string) error {
+	c.corsOrigins = nil
+	for part := range strings.SplitSeq(v, ",") {
+		part = strings.TrimSpace(part)
+		if part == "" {
+			continue
+		}
+		u, err := url.Parse(part)
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || strings.ContainsRune(part, '*') ||
+			part != strings.ToLower(u.Scheme+"://"+u.Host) ||
+			u.Scheme == "https" && u.Port() == "443" || u.Scheme == "http" && u.Port() == "80" || strings.HasSuffix(part, ":") {
+			return fmt.Errorf("%q is no origin such as https://app.example.com, in lower case and without a path", part)
+		}
+		c.corsOrigins = append(c.corsOrigins, part)
 	}
 	return nil
 }

@@ -44,6 +44,7 @@ var (
 	errTooLarge        = errors.New("body too large")
 	errMediaType       = errors.New("unsupported media type")
 
+	errLimited = errors.New("too many tries")
 	errBusy    = errors.New("too many passwords at once")
 	errStorage = errors.New("storage failed")
 )
@@ -93,6 +94,7 @@ var answers = []answer{
 	{errTooLarge, http.StatusRequestEntityTooLarge, "body_too_large", "The body is larger than 64 KiB"},
 	{errMediaType, http.StatusUnsupportedMediaType, "unsupported_media_type", "Send Content-Type: application/json"},
 
+	{errLimited, http.StatusTooManyRequests, "too_many_requests", "Too many tries from here; try again after the seconds in Retry-After"},
 	{context.Canceled, http.StatusServiceUnavailable, "unavailable", "The request was given up"}, // by its client, who will not read this
 	{errBusy, http.StatusServiceUnavailable, "busy", "Too many passwords to check at once; try again shortly"},
 	{errStorage, http.StatusServiceUnavailable, "unavailable", "The service cannot do this now; try again shortly"},

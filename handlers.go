@@ -74,6 +74,9 @@ func (s *server) register(x *exchange) error {
 	if s.registration != registrationOpen {
 		return errRegistrationClosed
 	}
+	if err := s.allow(x, registrations); err != nil {
+		return err
+	}
 	in, err := decode[registerRequest](x)
 	if err != nil {
 		return err
@@ -138,6 +141,20 @@ type loginRequest struct {
 	Password string `json:"password"`
 }
 
+// try reports whether a password is that of the user with an id and a hash, or
+// of nobody, whose id is 0 and hash empty, by a name. It counts: errLimited.
+func (s *server) try(x *exchange, id int64, hash, name, password string) (bool, error) {
+	a, err := s.attempt(x, id, hash, name)
+	if err != nil {
+		return false, err
+	}
+	ok, err := s.hasher.verify(x.r.Context(), hash, password)
+	if err != nil {
+		return false, err
+	}
+	return ok, a.settle(ok)
+}
+
 // login starts a session. A name nobody has costs what a wrong password costs.
 func (s *server) login(x *exchange) error {
 	in, err := decode[loginRequest](x)
@@ -151,7 +168,8 @@ func (s *server) login(x *exchange) error {
 	if err != nil && err != errUserNotFound {
 		return err
 	}
-	ok, err := s.hasher.verify(x.r.Context(), hash, in.Password)
+	x.target, x.name = u.id, u.username // for the log of a failure: of a name that nobody has, nothing
+	ok, err := s.try(x, u.id, hash, in.Username, in.Password)
 	if err != nil {
 		return err
 	}
@@ -592,7 +610,7 @@ func (s *server) confirm(x *exchange, password *string) error {
 	if err != nil {
 		return err
 	}
-	ok, err := s.hasher.verify(x.r.Context(), hash, *password)
+	ok, err := s.try(x, x.who.id, hash, "", *password)
 	if err == nil && !ok {
 		err = errWrongPassword
 	}

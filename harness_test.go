@@ -54,7 +54,7 @@ func (c *clock) add(d time.Duration) {
 // A service is a whole userd on a file of its own, asked over real HTTP.
 type service struct {
 	*server
-	t     *testing.T
+	t     testing.TB
 	url   string
 	clock *clock
 	path  string
@@ -62,13 +62,13 @@ type service struct {
 }
 
 // newService starts a service. The options change its settings first.
-func newService(t *testing.T, options ...func(*settings)) *service {
+func newService(t testing.TB, options ...func(*settings)) *service {
 	t.Helper()
 	return newServiceOn(t, filepath.Join(t.TempDir(), "app.db"), options...)
 }
 
 // newServiceOn is newService on a database that may be there.
-func newServiceOn(t *testing.T, path string, options ...func(*settings)) *service {
+func newServiceOn(t testing.TB, path string, options ...func(*settings)) *service {
 	t.Helper()
 	st := openTestStore(t, path)
 	clock := &clock{t: time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)}
@@ -77,6 +77,7 @@ func newServiceOn(t *testing.T, path string, options ...func(*settings)) *servic
 		refreshTTL:   720 * time.Hour,
 		registration: registrationOpen,
 		directory:    directoryNames,
+		rateLimit:    rateLimitOn,
 	}
 	for _, option := range options {
 		option(&c)
@@ -95,7 +96,10 @@ func newServiceOn(t *testing.T, path string, options ...func(*settings)) *servic
 	return &service{s, t, web.URL, clock, path, web}
 }
 
-func openTestStore(t *testing.T, path string) *store {
+// unlimited lets a test fail to log in as often as it likes.
+func unlimited(c *settings) { c.rateLimit = rateLimitOff }
+
+func openTestStore(t testing.TB, path string) *store {
 	t.Helper()
 	st, err := openStore(context.Background(), path)
 	if err != nil {
@@ -110,11 +114,11 @@ func openTestStore(t *testing.T, path string) *store {
 }
 
 // testLog fails the test that causes a record of level error.
-func testLog(t *testing.T) *slog.Logger {
+func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(logWriter{t}, nil))
 }
 
-type logWriter struct{ t *testing.T }
+type logWriter struct{ t testing.TB }
 
 func (w logWriter) Write(p []byte) (int, error) {
 	if bytes.Contains(p, []byte("level=ERROR")) {
@@ -168,7 +172,7 @@ func (s *service) ask(r *http.Request) reply {
 
 // want fails the test unless the reply has the status and, where it is not
 // empty, the code.
-func (r reply) want(t *testing.T, status int, code string) reply {
+func (r reply) want(t testing.TB, status int, code string) reply {
 	t.Helper()
 	if r.status != status || code != "" && r.field("code") != code {
 		t.Fatalf("got %d %s, want %d %s", r.status, strings.TrimSpace(r.body), status, code)
@@ -186,7 +190,7 @@ func (r reply) field(name string) string {
 }
 
 // list returns one member of each object in the reply's array.
-func (r reply) list(t *testing.T, name string) []string {
+func (r reply) list(t testing.TB, name string) []string {
 	t.Helper()
 	var objects []map[string]any
 	if err := json.Unmarshal([]byte(r.body), &objects); err != nil {

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"reflect"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +33,7 @@ type server struct {
 	hasher    *hasher
 	keys      *keyring
 	refresher *refresher
+	limiter   *limiter // nil: RATE_LIMIT=off
 	log       *slog.Logger
 	now       func() time.Time
 	mux       *http.ServeMux
@@ -44,10 +46,15 @@ type settings struct {
 	registration   registration
 	directory      directory
 	trustedProxies []netip.Prefix
+	corsOrigins    []string
+	rateLimit      rateLimit
 }
 
 func newServer(c settings, st *store, h *hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
-	s := &server{c, st, h, keys, r, log, now, http.NewServeMux()}
+	s := &server{c, st, h, keys, r, nil, log, now, http.NewServeMux()}
+	if c.rateLimit == rateLimitOn {
+		s.limiter = newLimiter()
+	}
 	for _, rt := range s.routes() {
 		s.handle(rt)
 	}
@@ -78,6 +85,7 @@ type exchange struct {
 	id     string    // X-Request-Id
 	who    principal // who.id is 0 where nobody has signed in
 	target int64     // the user that the path's {id} names
+	name   string    // the username of target, where a login failed
 	routed bool      // the mux found a route
 	status int       // of the answer; 0: not begun
 	err    error     // why the request failed
@@ -120,7 +128,34 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(p)
 		}
 	}()
+	if len(s.corsOrigins) > 0 && s.cors(x) {
+		return
+	}
 	s.mux.ServeHTTP(x, r)
+}
+
+// cors lets pages of the listed origins read the answers and ask beforehand
+// whether they may send a request (https://fetch.spec.whatwg.org/#http-cors-protocol);
+// it reports whether that question was all. Cookies are not spoken of: userd
+// has none, and a page must hold the token that it sends.
+func (s *server) cors(x *exchange) (preflight bool) {
+	header := x.Header()
+	header["Vary"] = []string{"Origin"}
+	origin := x.r.Header.Get("Origin")
+	if !slices.Contains(s.corsOrigins, origin) {
+		return false
+	}
+	header["Access-Control-Allow-Origin"] = []string{origin}
+	if x.r.Method != http.MethodOptions || x.r.Header.Get("Access-Control-Request-Method") == "" {
+		header["Access-Control-Expose-Headers"] = []string{"ETag, Link, Location, Retry-After, X-Request-Id"}
+		return false
+	}
+	header["Access-Control-Allow-Methods"] = []string{"GET, POST, PUT, PATCH, DELETE"}
+	header["Access-Control-Allow-Headers"] = []string{"Authorization, Content-Type, If-Match, If-None-Match"}
+	header["Access-Control-Max-Age"] = []string{"600"}
+	x.routed = true
+	x.WriteHeader(http.StatusNoContent)
+	return true
 }
 
 // WriteHeader sends the status. Where the mux answers by itself, in plain
@@ -211,6 +246,10 @@ func (x *exchange) fail(err error) {
 	case http.StatusServiceUnavailable:
 		header["Retry-After"] = []string{"1"}
 	}
+	var l *limited
+	if errors.As(err, &l) {
+		header["Retry-After"] = []string{strconv.FormatInt(int64((l.wait+time.Second-1)/time.Second), 10)}
+	}
 	if accepts(x.r, "application/problem+json") { // RFC 9457
 		header["Content-Type"] = problemType
 		body.Title, body.Status, body.Detail = http.StatusText(a.status), a.status, body.Error
@@ -285,6 +324,13 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 	}
 	if x.err != nil {
 		attrs = append(attrs, slog.String("code", answerFor(x.err).code))
+		if x.name != "" {
+			attrs = append(attrs, slog.String("name", x.name))
+		}
+		var l *limited
+		if errors.As(x.err, &l) {
+			attrs = append(attrs, slog.String("limit", l.by))
+		}
 	}
 	if level == slog.LevelError {
 		attrs = append(attrs, slog.String("err", x.err.Error()))

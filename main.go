@@ -74,6 +74,12 @@ Flags, and the environment variables that they override:
 		username; if not given) or self (nothing).
 	-trusted-proxies CIDR,...  TRUSTED_PROXIES
 		The proxies whose X-Forwarded-For is believed; none if not given.
+	-cors-origins ORIGIN,...  CORS_ORIGINS
+		The origins, such as https://app.example.com, whose pages may call the
+		API from a browser; none if not given.
+	-rate-limit WHETHER    RATE_LIMIT
+		on (if not given): failed logins, registrations and refreshes are limited;
+		off: they are not, for load tests.
 	-log-format FORMAT     LOG_FORMAT
 		text or json; if not given, text on a terminal and else json.
 	-log-level LEVEL       LOG_LEVEL

@@ -116,6 +116,9 @@ type refreshRequest struct {
 // the body, or else in the Authorization header, as Flask-JWT-Extended's clients
 // send it; one that always sends its access token there can use the body.
 func (s *server) refresh(x *exchange) error {
+	if err := s.allow(x, refreshes); err != nil {
+		return err
+	}
 	var in refreshRequest
 	var err error
 	if x.hasBody() {

@@ -1,0 +1,375 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// proxied makes a service believe X-Forwarded-For, so that a test can come from anywhere.
+func proxied(c *settings) { c.trustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")} }
+
+// try logs in from an address.
+func (s *service) tryLogin(from, name, password string) reply {
+	s.t.Helper()
+	return s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, password), "X-Forwarded-For: "+from)
+}
+
+// wantWait fails the test unless the reply says to wait so many seconds.
+func (r reply) wantWait(t *testing.T, seconds int) {
+	t.Helper()
+	r.want(t, 429, "too_many_requests")
+	if got := r.header.Get("Retry-After"); got != strconv.Itoa(seconds) {
+		t.Fatalf("Retry-After: %s, want %d", got, seconds)
+	}
+}
+
+const wrongPassword = "wrong horse battery"
+
+// The network of a test that does not care, and others.
+const (
+	homeNet  = "192.0.2.7"
+	otherNet = "198.51.100.7"
+)
+
+func TestGuessingTakesLongerAndLonger(t *testing.T) {
+	for _, name := range []string{"ann", "nobody"} {
+		t.Run(name, func(t *testing.T) {
+			s := newService(t, proxied)
+			s.register("ann")
+			for range freeFailures {
+				s.tryLogin(homeNet, name, wrongPassword).want(t, 401, "invalid_credentials")
+			}
+			for _, delay := range []int{2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900} {
+				s.tryLogin(homeNet, name, wrongPassword).wantWait(t, delay)
+				s.clock.add(time.Duration(delay)*time.Second - time.Millisecond)
+				s.tryLogin(homeNet, name, wrongPassword).wantWait(t, 1) // what was refused has not counted
+				s.clock.add(time.Millisecond)
+				s.tryLogin(homeNet, name, wrongPassword).want(t, 401, "invalid_credentials")
+			}
+		})
+	}
+}
+
+func TestARightPasswordIsRefusedWhileGuessesAre(t *testing.T) {
+	s := newService(t, proxied)
+	s.register("ann")
+	for range freeFailures {
+		s.tryLogin(homeNet, "ann", wrongPassword).want(t, 401, "")
+	}
+	s.tryLogin(homeNet, "ann", goodPassword).wantWait(t, 2)
+	s.clock.add(2 * time.Second)
+	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+	for range freeFailures { // the good login has reset the count
+		s.tryLogin(homeNet, "ann", wrongPassword).want(t, 401, "")
+	}
+	s.tryLogin(homeNet, "ann", goodPassword).wantWait(t, 2)
+}
+
+func TestFailuresAreForgotten(t *testing.T) {
+	s := newService(t, proxied)
+	s.register("ann")
+	for range freeFailures - 1 {
+		s.tryLogin(homeNet, "ann", wrongPassword).want(t, 401, "")
+	}
+	s.clock.add((freeFailures - 1) * forgiveness)
+	s.tryLogin(homeNet, "ann", wrongPassword).want(t, 401, "")
+	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+}
+
+func TestEachSpellingOfAUserCountsAsTheUser(t *testing.T) {
+	s := newService(t, proxied)
+	s.register("Ann")
+	for _, name := range []string{"Ann", "ann", "ANN", "ann@example.com", "Ann@Example.COM"} {
+		s.tryLogin(homeNet, name, wrongPassword).want(t, 401, "")
+	}
+	s.tryLogin(homeNet, "ann", wrongPassword).wantWait(t, 2)
+
+	for _, name := range []string{"nobody", "Nobody", "NOBODY", "nobody", "noBody"} {
+		s.tryLogin(homeNet, name, wrongPassword).want(t, 401, "")
+	}
+	s.tryLogin(homeNet, "nobody", wrongPassword).wantWait(t, 2)
+	s.tryLogin(homeNet, "somebody", wrongPassword).want(t, 401, "")
+}
+
+func TestAWrongCurrentPasswordCounts(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	for i := range freeFailures {
+		switch i % 3 {
+		case 0:
+			s.do(token, "PUT", path, `{"email":"new@example.com","current_password":"`+wrongPassword+`"}`).want(t, 401, "wrong_password")
+		case 1:
+			s.do(token, "DELETE", path, `{"current_password":"`+wrongPassword+`"}`).want(t, 401, "wrong_password")
+		case 2:
+			s.do("", "POST", "/api/login", `{"username":"ann","password":"`+wrongPassword+`"}`).want(t, 401, "invalid_credentials")
+		}
+	}
+	s.do(token, "PUT", path, `{"email":"new@example.com","current_password":"`+goodPassword+`"}`).wantWait(t, 2)
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).wantWait(t, 2)
+}
+
+func TestNetworks(t *testing.T) {
+	for _, row := range []struct {
+		a, b string
+		same bool
+	}{
+		{"192.0.2.7", "192.0.2.255", true},
+		{"192.0.2.7", "192.0.3.7", false},
+		{"::ffff:192.0.2.7", "192.0.2.8", true},
+		{"2001:db8:1:2::7", "2001:db8:1:2:ffff::", true},
+		{"2001:db8:1:2::7", "2001:db8:1:3::7", false},
+		{"fe80::1%eth0", "fe80::2", true},
+		{"::1", "127.0.0.1", false},
+		{"a name", "another", false},
+	} {
+		if same := network(row.a) == network(row.b); same != row.same {
+			t.Errorf("%s and %s: one network: %t, want %t", row.a, row.b, same, row.same)
+		}
+	}
+}
+
+func TestAStrangerDoesNotLockAUserOutOfHerNetwork(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		home func(s *service) // how her network is known
+	}{
+		{"where she has logged in and out again", func(s *service) {
+			token := s.tryLogin(homeNet, "ann", goodPassword).want(s.t, 200, "").field("access_token")
+			s.do(token, "POST", "/api/logout", "").want(s.t, 204, "")
+		}},
+		{"where a session from before a restart tells it", func(s *service) {
+			s.tryLogin(homeNet, "ann", goodPassword).want(s.t, 200, "")
+			s.limiter = newLimiter()
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newService(t, proxied)
+			s.register("ann")
+			row.home(s)
+			// A thief with many networks: more than one user bears.
+			for i := range s.limiter.limits[userFailures].burst {
+				s.tryLogin(fmt.Sprintf("10.0.%d.1", i), "ann", wrongPassword).want(t, 401, "")
+			}
+			s.tryLogin("10.1.0.1", "ann", wrongPassword).wantWait(t, 60)
+			s.tryLogin("10.1.0.1", "ann", goodPassword).wantWait(t, 60)
+			s.tryLogin("192.0.2.99", "ann", wrongPassword).want(t, 401, "") // in her network she may even mistype
+			s.tryLogin("192.0.2.99", "ann", goodPassword).want(t, 200, "")
+			s.tryLogin(otherNet, "ann", goodPassword).wantWait(t, 60)
+			s.clock.add(time.Minute)
+			s.tryLogin("10.1.0.1", "ann", wrongPassword).want(t, 401, "")
+			s.tryLogin("10.1.0.2", "ann", wrongPassword).wantWait(t, 60)
+		})
+	}
+}
+
+func TestOneNetworkTriesOnlySoManyUsers(t *testing.T) {
+	s := newService(t, proxied)
+	s.register("ann")
+	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+	for i := range s.limiter.limits[networkFailures].burst {
+		s.tryLogin(homeNet, fmt.Sprintf("user%d", i), wrongPassword).want(t, 401, "")
+	}
+	s.tryLogin(homeNet, "another", wrongPassword).wantWait(t, 6)
+	s.tryLogin(otherNet, "another", wrongPassword).want(t, 401, "") // elsewhere nothing has happened
+	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")       // nor to who is known here
+	s.clock.add(6 * time.Second)
+	s.tryLogin(homeNet, "another", wrongPassword).want(t, 401, "")
+	s.tryLogin(homeNet, "another", wrongPassword).wantWait(t, 6)
+}
+
+func TestANewPasswordClearsTheFailures(t *testing.T) {
+	const next = "next horse battery"
+	for _, row := range []struct {
+		name  string
+		reset func(s *service, path string)
+	}{
+		{"set by an admin", func(s *service, path string) {
+			_, root := s.admin("root")
+			s.do(root, "PUT", path, `{"password":"`+next+`"}`).want(s.t, 200, "")
+		}},
+		{"set from the command line", func(s *service, path string) {
+			err := run(context.Background(), []string{"user", "passwd", "ann"}, getenvOf([]string{"DATABASE_URL=" + s.path}),
+				strings.NewReader(next+"\n"), io.Discard, io.Discard)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newService(t, proxied)
+			path, _ := s.register("ann")
+			for i := range s.limiter.limits[userFailures].burst {
+				s.tryLogin(fmt.Sprintf("10.0.%d.1", i), "ann", wrongPassword).want(t, 401, "")
+			}
+			for range freeFailures { // of which each counts, but these are refused
+				s.tryLogin(homeNet, "ann", wrongPassword).wantWait(t, 60)
+			}
+			row.reset(s, path)
+			s.tryLogin(homeNet, "ann", next).want(t, 200, "")
+			s.tryLogin("10.0.1.1", "ann", next).want(t, 200, "")
+		})
+	}
+}
+
+// Whoever asks in parallel passes the first check many times over.
+func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
+	s := newService(t)
+	s.register("ann")
+	for range cap(s.hasher.slots) { // until all stand at the gate
+		s.hasher.slots <- struct{}{}
+	}
+	const guesses = 30
+	answers := make(chan reply, guesses)
+	var wg sync.WaitGroup
+	for range guesses {
+		wg.Go(func() {
+			answers <- s.do("", "POST", "/api/login", `{"username":"ann","password":"`+wrongPassword+`"}`)
+		})
+	}
+	for s.hasher.waiting.Load() < guesses {
+		time.Sleep(time.Millisecond)
+	}
+	for range cap(s.hasher.slots) {
+		<-s.hasher.slots
+	}
+	wg.Wait()
+	close(answers)
+	count := make(map[int]int)
+	for r := range answers {
+		count[r.status]++
+	}
+	if count[401] != freeFailures || count[429] != guesses-freeFailures {
+		t.Errorf("answered %v, want %d times 401 and else 429", count, freeFailures)
+	}
+}
+
+func TestManyRightLoginsAtOnce(t *testing.T) {
+	s := newService(t)
+	s.register("ann")
+	var wg sync.WaitGroup
+	for range 40 {
+		wg.Go(func() {
+			s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).want(t, 200, "")
+		})
+	}
+	wg.Wait()
+}
+
+func TestKnownAndUnknownNamesAreRefusedAlike(t *testing.T) {
+	s := newService(t, proxied)
+	s.register("ann")
+	refused := func(name string) reply {
+		for range freeFailures {
+			s.tryLogin(homeNet, name, wrongPassword).want(t, 401, "")
+		}
+		r := s.tryLogin(homeNet, name, wrongPassword)
+		r.wantWait(t, 2)
+		r.header.Del("X-Request-Id")
+		return r
+	}
+	ann, nobody := refused("ann"), refused("nobody")
+	if fmt.Sprint(ann) != fmt.Sprint(nobody) {
+		t.Errorf("a user: %v\nnobody: %v", ann, nobody)
+	}
+}
+
+func TestRegistrationsAndRefreshesAreLimitedByNetwork(t *testing.T) {
+	s := newService(t, proxied)
+	s.register("ann")
+	for _, row := range []struct {
+		path   string
+		limit  int
+		status int
+		wait   int
+	}{
+		{"/api/register", registrations, 400, 1},
+		{"/api/refresh", refreshes, 400, 1}, // 50 ms, in whole seconds
+	} {
+		t.Run(row.path, func(t *testing.T) {
+			a := &s.limiter.limits[row.limit]
+			ask := func(from string) reply { return s.do("", "POST", row.path, `{"x":1}`, "X-Forwarded-For: "+from) }
+			const left = 3
+			key := s.limiter.key(network(homeNet))
+			for range a.burst - left {
+				a.take(key, s.now().UnixNano())
+			}
+			for range left {
+				ask(homeNet).want(t, row.status, "unknown_member")
+			}
+			ask(homeNet).wantWait(t, row.wait)
+			ask(otherNet).want(t, row.status, "unknown_member")
+			s.clock.add(a.every)
+			ask(homeNet).want(t, row.status, "unknown_member")
+			ask(homeNet).wantWait(t, row.wait)
+		})
+	}
+}
+
+func TestASuiteThatRegistersAHundredUsersPasses(t *testing.T) {
+	s := newService(t)
+	for i := range 100 {
+		s.member(fmt.Sprintf("user%d", i))
+	}
+}
+
+func TestTheLimiterCanBeOff(t *testing.T) {
+	s := newService(t, unlimited)
+	s.register("ann")
+	for range 2 * freeFailures {
+		s.do("", "POST", "/api/login", `{"username":"ann","password":"`+wrongPassword+`"}`).want(t, 401, "")
+	}
+	s.do("", "POST", "/api/refresh", `{}`).want(t, 401, "missing_token")
+}
+
+func TestTheLimiterSurvivesAFlood(t *testing.T) {
+	table := make(tallies)
+	now := int64(time.Hour)
+	guesser := tally{failures: 20, until: now + int64(maxDelay), gone: now + 20*int64(forgiveness)}
+	table.put(1, guesser)
+	for key := range uint64(3 * maxTallies) {
+		table.put(key+2, tally{failures: 1, gone: now + int64(forgiveness) + int64(key)})
+	}
+	if len(table) != maxTallies {
+		t.Errorf("%d tallies, want %d", len(table), maxTallies)
+	}
+	if got := table.get(1, now); got != guesser {
+		t.Errorf("the one who has failed most is forgotten: %+v", got)
+	}
+}
+
+func TestTheLogTellsOfFailedLoginsAndLimits(t *testing.T) {
+	s := newService(t, proxied)
+	s.register("ann")
+	book := s.keepLog()
+	for range freeFailures {
+		s.tryLogin(homeNet, "ann@example.com", wrongPassword)
+	}
+	s.tryLogin(homeNet, "ann", wrongPassword).wantWait(t, 2)
+	s.tryLogin(homeNet, "Hunter2-typed-into-the-wrong-field", "ann").want(t, 401, "")
+	s.clock.add(2 * time.Second)
+	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+	records := book.records(t, slog.LevelInfo)
+	for i, want := range map[int]map[string]any{
+		0:                {"name": "ann", "target": 1.0, "user": nil, "code": "invalid_credentials", "limit": nil, "client": homeNet, "status": 401.0},
+		freeFailures:     {"name": "ann", "target": 1.0, "code": "too_many_requests", "limit": "user and network", "status": 429.0},
+		freeFailures + 1: {"name": nil, "target": nil, "code": "invalid_credentials"},
+		freeFailures + 2: {"name": nil, "target": nil, "user": 1.0, "code": nil, "status": 200.0},
+	} {
+		for attr, value := range want {
+			if records[i][attr] != value {
+				t.Errorf("record %d: %s = %v, want %v", i, attr, records[i][attr], value)
+			}
+		}
+	}
+	if strings.Contains(book.String(), "unter2") {
+		t.Error("a name that nobody has, which may be a password, is in the log")
+	}
+}
