@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/rand"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -119,4 +121,27 @@ func TestHashesRefused(t *testing.T) {
 			t.Errorf("%s is accepted: %s", claim, hash)
 		}
 	}
+}
+
+// FuzzParseHash holds that whatever stands in the column of hashes is refused or
+// can be checked without a panic, and is not right for a
+// password drawn at random.
+func FuzzParseHash(f *testing.F) {
+	for _, v := range foreignHashes {
+		f.Add(v.hash)
+	}
+	for _, v := range argon2Vectors {
+		f.Add(v.hash)
+	}
+	for _, seed := range []string{"", "$", "$2", "$2b$", "scrypt:", "scrypt:2:1:1$a$", "pbkdf2:", "pbkdf2:sha256:1$a$", "pbkdf2_sha256$1$a$", "$scrypt$ln=1,r=1,p=1$$", "$argon2id$v=19$m=8,t=1,p=1$$"} {
+		f.Add(seed)
+	}
+	// Within the caps, but fuzzing should not wait for it.
+	costly := regexp.MustCompile(`[0-9]{4}|ln=[0-9]{2}|[$]1[0-9][$]`)
+	f.Fuzz(func(t *testing.T, s string) {
+		check, ok := parseHash(s)
+		if ok && !costly.MatchString(s) && check(rand.Text()) {
+			t.Errorf("%q is the hash of anything", s)
+		}
+	})
 }

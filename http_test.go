@@ -16,13 +16,17 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"testing/iotest"
+	"unicode"
+	"unicode/utf8"
 )
 
 // post sends a body of any kind with exactly these headers. A body of a type
@@ -438,7 +442,7 @@ func TestWhoIsCallingComesBeforeTheBody(t *testing.T) {
 }
 
 func TestContentType(t *testing.T) {
-	s := newService(t)
+	s := newService(t, unlimited)
 	for _, row := range []struct {
 		name    string
 		headers []string
@@ -1248,4 +1252,160 @@ func TestALongMethodIsLoggedShort(t *testing.T) {
 	if n := len(book.String()); n == 0 || n > 1000 {
 		t.Errorf("%d bytes were logged", n)
 	}
+}
+
+func TestCORS(t *testing.T) {
+	const listed = "https://app.example.com"
+	open := func(c *settings) { c.corsOrigins = []string{listed, "http://localhost:3000"} }
+	for _, row := range []struct {
+		name    string
+		options []func(*settings)
+		method  string
+		headers []string
+		status  int
+		allowed bool
+		vary    bool
+	}{
+		{"closed, a request", nil, "GET", []string{"Origin: " + listed}, 200, false, false},
+		{"closed, a question", nil, "OPTIONS", []string{"Origin: " + listed, "Access-Control-Request-Method: GET"}, 405, false, false},
+		{"open, a request", []func(*settings){open}, "GET", []string{"Origin: " + listed}, 200, true, true},
+		{"open, a question", []func(*settings){open}, "OPTIONS", []string{"Origin: " + listed, "Access-Control-Request-Method: PUT"}, 204, true, true},
+		{"open, OPTIONS that asks nothing", []func(*settings){open}, "OPTIONS", []string{"Origin: " + listed}, 405, true, true},
+		{"open, an error", []func(*settings){open}, "POST", []string{"Origin: " + listed}, 405, true, true},
+		{"open, no origin", []func(*settings){open}, "GET", nil, 200, false, true},
+		{"open, the question of another", []func(*settings){open}, "OPTIONS", []string{"Origin: https://evil.example", "Access-Control-Request-Method: GET"}, 405, false, true},
+		{"open, another", []func(*settings){open}, "GET", []string{"Origin: https://evil.example"}, 200, false, true},
+		{"open, a longer one", []func(*settings){open}, "GET", []string{"Origin: " + listed + ".evil.example"}, 200, false, true},
+		{"open, another scheme", []func(*settings){open}, "GET", []string{"Origin: http://app.example.com"}, 200, false, true},
+		{"open, another port", []func(*settings){open}, "GET", []string{"Origin: " + listed + ":8443"}, 200, false, true},
+		{"open, null", []func(*settings){open}, "GET", []string{"Origin: null"}, 200, false, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := newService(t, row.options...).do("", row.method, "/api/test", "", row.headers...).want(t, row.status, "")
+			want := map[string]string{"Access-Control-Allow-Credentials": "", "Access-Control-Allow-Origin": "", "Vary": ""}
+			if row.allowed {
+				want["Access-Control-Allow-Origin"] = listed
+			}
+			if row.vary {
+				want["Vary"] = "Origin"
+			}
+			if row.status == 204 {
+				want["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
+				want["Access-Control-Max-Age"] = "600"
+				want["Access-Control-Allow-Headers"] = "Authorization, Content-Type, If-Match, If-None-Match"
+			} else if row.allowed {
+				want["Access-Control-Expose-Headers"] = "ETag, Link, Location, Retry-After, X-Request-Id"
+			}
+			for name, value := range want {
+				if got := r.header.Get(name); got != value {
+					t.Errorf("%s: %q, want %q", name, got, value)
+				}
+			}
+		})
+	}
+}
+
+// A line of the log that a stranger could make up would hide what he did.
+func TestNoInputBreaksALineOfTheLog(t *testing.T) {
+	const evil = "x\r\n{\"level\":\"INFO\",\"msg\":\"forged\"}\x1b[31m\u2028"
+	for _, format := range []string{"text", "json"} {
+		t.Run(format, func(t *testing.T) {
+			s := newService(t, proxied)
+			book := new(logBook)
+			s.log = (&config{logFormat: format, logLevel: slog.LevelDebug}).logger(book)
+			u := user{username: evil, email: "evil@example.com"} // adopted: no rule for names held there
+			if _, err := s.store.writer.conn.ExecContext(t.Context(), `INSERT INTO user (id, username, email, password_hash) VALUES (1, ?, ?, 'x')`, u.username, u.email); err != nil {
+				t.Fatal(err)
+			}
+			s.do("", "POST", "/api/login", `{"username":"evil@example.com","password":"x"}`).want(t, 401, "")
+			conn, err := net.Dial("tcp", s.http.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprintf(conn, "FORGE\x1b[31m /api/test%%0d%%0aforged HTTP/1.1\r\nHost: forged\r\nX-Forwarded-For: forged\x1b[31m\r\nUser-Agent: forged\x1b\r\nConnection: close\r\n\r\n")
+			if _, err := io.ReadAll(conn); err != nil {
+				t.Fatal(err)
+			}
+			s.do("", "GET", "/api/%0d%0aforged?forged=%0a", "", "X-Forwarded-For: forged").want(t, 404, "")
+			lines := strings.Split(strings.TrimSuffix(book.String(), "\n"), "\n")
+			if len(lines) != 2 { // what is no HTTP at all leaves no line of a request
+				t.Errorf("%d lines:\n%s", len(lines), book)
+			}
+			for _, line := range lines {
+				if !utf8.ValidString(line) || strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {
+					t.Errorf("a character that is not printable: %q", line)
+				}
+			}
+		})
+	}
+}
+
+func FuzzClientAddress(f *testing.F) {
+	for _, peer := range []string{"10.0.0.1:1", "192.0.2.1:1", "[fd00::1]:1", "[::ffff:10.0.0.1]:80", "@", ""} {
+		for _, header := range []string{"", "198.51.100.7", "203.0.113.5, 198.51.100.7 ,10.0.0.2", "::ffff:10.0.0.1", "fe80::1%eth0", ",,", "10.0.0.1\r\n", "[::1]:5", strings.Repeat("10.0.0.1,", 500)} {
+			f.Add(peer, header)
+		}
+	}
+	trusted := netip.MustParsePrefix("10.0.0.0/8")
+	closed := new(server)
+	open := &server{settings: settings{trustedProxies: []netip.Prefix{trusted, netip.MustParsePrefix("fd00::/8")}}}
+	f.Fuzz(func(t *testing.T, peer, header string) {
+		r := &http.Request{RemoteAddr: peer, Header: http.Header{"X-Forwarded-For": {header}}}
+		direct := closed.clientAddress(r)
+		if host, _, err := net.SplitHostPort(peer); err == nil && direct != host {
+			t.Errorf("without a trusted proxy the client of %q is %q", peer, direct)
+		}
+		got := open.clientAddress(r)
+		address, err := netip.ParseAddr(got)
+		if err != nil && got != direct {
+			t.Errorf("%q behind %q is %q, no address", header, peer, got)
+		}
+		if peerAddr, err := netip.ParseAddr(direct); err == nil && !open.isTrusted(peerAddr) && address != peerAddr.Unmap() {
+			t.Errorf("the peer %q is not trusted, and its %q made it %q", peer, header, got)
+		}
+		if whole, err := netip.ParsePrefix(network(got)); address.IsValid() && (err != nil || !whole.Contains(address.WithZone(""))) {
+			t.Errorf("the network of %s is %s, %v", got, network(got), err)
+		}
+	})
+}
+
+func limitOf(t *testing.T, q url.Values) int64 {
+	n, err := strconv.ParseInt(q.Get("limit"), 10, 64)
+	if err != nil {
+		t.Errorf("accepted: %v", err)
+	}
+	return n
+}
+
+// What a query may say is found by sending it; nothing that it says may be an
+// error of the server.
+func FuzzListQuery(f *testing.F) {
+	for _, q := range []string{"", "limit=10&after=3", "q=an&limit=2", "role=admin", "disabled=true&role=member&limit=1", "limit=1&limit=2", "q=%00", "q=%ff", "after=-1", "limit=1e3",
+		"q=" + strings.Repeat("a", 300), "Limit=1", "q=%25_", "a;b", "%zz", "limit=9223372036854775808", "after=9223372036854775807"} {
+		f.Add(q)
+	}
+	s := newService(f)
+	_, token := s.admin("root")
+	s.register("ann")
+	s.register("bob")
+	f.Fuzz(func(t *testing.T, q string) {
+		r := httptest.NewRequest("GET", "/api/users", nil)
+		r.URL.RawQuery = q
+		r.Header.Set("Authorization", "Bearer "+token)
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		var list []struct{ ID int64 }
+		switch {
+		case w.Code == 200:
+			if err := json.Unmarshal(w.Body.Bytes(), &list); err != nil {
+				t.Fatalf("%q: %v %s", q, err, w.Body)
+			}
+			if values, err := url.ParseQuery(q); err != nil || values.Has("limit") && int64(len(list)) > limitOf(t, values) {
+				t.Errorf("%q is answered with %d users", q, len(list))
+			}
+		case w.Code != 400:
+			t.Errorf("%q: %d %s", q, w.Code, w.Body)
+		}
+	})
 }
