@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -972,83 +973,196 @@ func TestTwoServersThatBeginAtOnceMakeOneDatabaseWithOneKey(t *testing.T) {
 	wantFiles(t, dir, "app.db")
 }
 
-// A load is what clients do to a server while it is told to stop, and what they
-// were told in answer.
+// A load is what clients do to a server at once, each to a user of its own, and
+// what they were told in answer.
 type load struct {
 	t       *testing.T
 	clients []*loadClient
-
-	registered map[string]string // name → id, acknowledged
-	round      int
+	added   []addition
+	round   int
 }
 
-// A loadClient changes its own name again and again, by counting up.
+// An addition is a registration that was acknowledged by the answer to a request.
+type addition struct{ name, id, request string }
+
+// A loadClient goes from one state of its user to the next, a write each.
 type loadClient struct {
-	id           int64
-	token        string
-	sent, landed int // the last count that was sent and the last acknowledged
+	id       int64
+	states   []loadUser // each follows from the write that was sent next
+	requests []string   // the X-Request-Id of each answer: requests[i] acknowledged states[i+1]
 }
+
+// A loadUser is what the writes of a client have made of its user.
+type loadUser struct {
+	client, name, password, version int
+	sessions                        []loadSession // in the order of their ids
+}
+
+type loadSession struct {
+	generation      int
+	access, refresh string // empty: its answer was lost
+}
+
+// row is what selectLoadUser gives for the user. The address names the password.
+func (u *loadUser) row() string {
+	generations := []string{}
+	for _, s := range u.sessions {
+		generations = append(generations, strconv.Itoa(s.generation))
+	}
+	return fmt.Sprintf("c%d-%d c%d-p%d@example.com %d [%s]", u.client, u.name, u.client, u.password, u.version, strings.Join(generations, " "))
+}
+
+const selectLoadUser = `
+	SELECT username || ' ' || email || ' ' || version || ' [' ||
+		coalesce((SELECT group_concat(generation, ' ' ORDER BY id) FROM session WHERE user_id = user.id), '') || ']'
+	FROM user WHERE id = ?`
 
 func newLoad(p *process) *load {
-	l := &load{t: p.t, registered: make(map[string]string)}
+	l := &load{t: p.t}
 	for i := range 4 {
-		name := fmt.Sprintf("c%d-0", i)
-		id := p.register(name)
-		l.clients = append(l.clients, &loadClient{id: id, token: p.login(name, goodPassword)})
+		u := loadUser{client: i, version: 1}
+		name, email, _ := strings.Cut(u.row(), " ")
+		email, _, _ = strings.Cut(email, " ")
+		r := p.must("", "POST", "/api/register", fmt.Sprintf(`{"username":%q,"email":%q,"password":"%s 0"}`, name, email, goodPassword)).want(p.t, 201, "")
+		id, err := parseID(r.field("id"))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		l.clients = append(l.clients, &loadClient{id: id, states: []loadUser{u}})
 	}
 	return l
 }
 
-// run loads the server until it does not answer any more. The channel is closed
-// when so many changes and registrations are acknowledged.
-func (l *load) run(p *process, changes, registrations int64) (enough <-chan struct{}, wait func()) {
+// run loads the server until so many writes are acknowledged, and ends it by the
+// signal. It returns the exit status and how long the end took.
+func (l *load) run(p *process, writes int64, s os.Signal) (status int, took time.Duration) {
+	l.t.Helper()
 	l.round++
-	reached := make(chan struct{})
-	var once sync.Once
-	var changed, added atomic.Int64
-	count := func(n *atomic.Int64) {
-		n.Add(1)
-		if changed.Load() >= changes && added.Load() >= registrations {
-			once.Do(func() { close(reached) })
-		}
-	}
-	// An answer that is no success is a fault even now; none at all is not.
-	good := func(r reply, err error, status int) bool {
-		if err == nil && r.status != status {
-			l.t.Errorf("answered %d %s", r.status, strings.TrimSpace(r.body))
-		}
-		return err == nil && r.status == status
-	}
+	var acknowledged atomic.Int64
+	var end time.Time
 	var wg sync.WaitGroup
-	for i, c := range l.clients {
-		wg.Go(func() {
-			for {
-				c.sent++
-				r, err := p.ask(c.token, "PUT", userPath(c.id), fmt.Sprintf(`{"username":"c%d-%d"}`, i, c.sent))
-				if !good(r, err, 200) {
-					return
-				}
-				c.landed = c.sent
-				count(&changed)
+	ask := func(status int, token, method, path, body string) (reply, bool) {
+		r, err := p.ask(token, method, path, body)
+		if err != nil { // the server has gone
+			return r, false
+		}
+		if r.status != status { // even now a fault
+			l.t.Errorf("round %d: %s %s was answered %d %s", l.round, method, path, r.status, strings.TrimSpace(r.body))
+			return r, false
+		}
+		if acknowledged.Add(1) == writes {
+			// At once: what was acknowledged must be safe by now, not soon.
+			if err := p.cmd.Process.Signal(s); err != nil {
+				l.t.Error(err)
 			}
-		})
+			end = time.Now()
+		}
+		return r, true
+	}
+	for _, c := range l.clients {
+		wg.Go(func() { c.run(ask) })
 	}
 	wg.Go(func() {
 		for i := 0; ; i++ {
 			name := fmt.Sprintf("r%d-%d", l.round, i)
-			r, err := p.ask("", "POST", "/api/register", registerBody(name, goodPassword))
-			if !good(r, err, 201) {
+			r, ok := ask(201, "", "POST", "/api/register", registerBody(name, goodPassword))
+			if !ok {
 				return
 			}
-			l.registered[name] = r.field("id")
-			count(&added)
+			l.added = append(l.added, addition{name, r.field("id"), r.header.Get("X-Request-Id")})
 		}
 	})
-	return reached, wg.Wait
+	wg.Wait()
+	if end.IsZero() {
+		l.t.Fatalf("the load has ended after %d writes:\n%s", acknowledged.Load(), strings.Join(p.log(), "\n"))
+	}
+	receive(l.t, "userd exits", p.exited)
+	return p.cmd.ProcessState.ExitCode(), time.Since(end)
 }
 
-// check fails the test unless every write that was acknowledged is in the database.
-func (l *load) check(path string) {
+// run makes one change after the other until an answer is missing: most of the
+// time what costs no hash, since each kill falls into what happens then.
+func (c *loadClient) run(ask func(status int, token, method, path, body string) (reply, bool)) {
+	u := c.states[len(c.states)-1]
+	send := func(next loadUser, status int, token, method, path, body string) (r reply, ok bool) {
+		c.states = append(c.states, next)
+		if r, ok = ask(status, token, method, path, body); ok {
+			c.requests = append(c.requests, r.header.Get("X-Request-Id"))
+			u = next
+		}
+		return r, ok
+	}
+	pair := func(i int, next loadUser, token, path, body string) bool {
+		r, ok := send(next, 200, token, "POST", path, body)
+		if ok {
+			u.sessions[i].access, u.sessions[i].refresh = r.field("access_token"), r.field("refresh_token")
+		}
+		return ok
+	}
+	login := func() bool {
+		next := u
+		next.sessions = append(slices.Clone(u.sessions), loadSession{})
+		return pair(len(u.sessions), next, "", "/api/login", fmt.Sprintf(`{"username":"c%d-%d","password":"%s %d"}`, u.client, u.name, goodPassword, u.password))
+	}
+	refresh := func(i int) bool {
+		next := u
+		next.sessions = slices.Clone(u.sessions)
+		next.sessions[i] = loadSession{generation: u.sessions[i].generation + 1}
+		return pair(i, next, u.sessions[i].refresh, "/api/refresh", "")
+	}
+	rename := func(i int) bool {
+		next := u
+		next.name++
+		next.version++
+		_, ok := send(next, 200, u.sessions[i].access, "PUT", userPath(c.id), fmt.Sprintf(`{"username":"c%d-%d"}`, u.client, next.name))
+		return ok
+	}
+	newPassword := func(i int) bool {
+		next := u
+		next.password++
+		next.version++
+		next.sessions = slices.Clone(u.sessions[i : i+1])
+		_, ok := send(next, 200, u.sessions[i].access, "PUT", userPath(c.id),
+			fmt.Sprintf(`{"email":"c%d-p%d@example.com","password":"%s %[2]d"}`, u.client, next.password, goodPassword))
+		return ok
+	}
+	logout := func(i int) bool {
+		next := u
+		next.sessions = slices.Delete(slices.Clone(u.sessions), i, i+1)
+		_, ok := send(next, 204, u.sessions[i].access, "POST", "/api/logout", "")
+		return ok
+	}
+	for going := true; going; {
+		var held []int // the sessions whose tokens are known
+		for i, s := range u.sessions {
+			if s.access != "" {
+				held = append(held, i)
+			}
+		}
+		if len(held) == 0 {
+			going = login()
+			continue
+		}
+		i := held[rand.IntN(len(held))]
+		switch n := rand.IntN(100); {
+		case n < 60:
+			going = rename(i)
+		case n < 94:
+			going = refresh(i)
+		case n < 96:
+			going = logout(i)
+		case n < 98 && u.sessions[i].generation == 0: // its token is fresh
+			going = newPassword(i)
+		default:
+			going = login()
+		}
+	}
+}
+
+// check fails the test unless every write that was acknowledged is in the
+// database, and each of the others there whole or not at all. acknowledged says
+// whether the answer to a request counts. It returns the state of each client's user.
+func (l *load) check(path string, acknowledged func(request string) bool) (found []loadUser) {
 	l.t.Helper()
 	db, err := sql.Open("sqlite", dsn(path, "_busy_timeout=10000"))
 	if err != nil {
@@ -1064,53 +1178,74 @@ func (l *load) check(path string) {
 		l.t.Errorf("integrity_check: %s", got)
 	}
 	for i, c := range l.clients {
-		name := scan[string](l.t, conn, `SELECT username FROM user WHERE id = ?`, c.id)
-		n, err := strconv.Atoi(strings.TrimPrefix(name, fmt.Sprintf("c%d-", i)))
-		if err != nil || n < c.landed || n > c.sent {
-			l.t.Errorf("round %d: client %d has sent %d changes, the last acknowledged is %d, and its name is %s", l.round, i, c.sent, c.landed, name)
+		landed := 0
+		for landed < len(c.requests) && acknowledged(c.requests[landed]) {
+			landed++
 		}
-		c.sent = n // an unacknowledged one may have landed
+		row := scan[string](l.t, conn, `SELECT coalesce((`+selectLoadUser+`), 'nothing')`, c.id)
+		n := slices.IndexFunc(c.states[landed:], func(u loadUser) bool { return u.row() == row })
+		if n < 0 {
+			l.t.Errorf("round %d: the user of client %d is %s, which is neither what was acknowledged, %s, nor a later state",
+				l.round, i, row, c.states[landed].row())
+			n = 0
+		}
+		found = append(found, c.states[landed+n])
 	}
-	for name, id := range l.registered {
-		if got := scan[string](l.t, conn, `SELECT coalesce(max(id), 'none') FROM user WHERE username = ? AND password_hash <> ''`, name); got != id {
-			l.t.Errorf("round %d: %s was registered with the id %s and has the id %s", l.round, name, id, got)
+	for _, a := range l.added {
+		if !acknowledged(a.request) {
+			continue
+		}
+		if got := scan[string](l.t, conn, `SELECT coalesce(max(id), 'none') FROM user WHERE username = ? AND password_hash <> ''`, a.name); got != a.id {
+			l.t.Errorf("round %d: %s was registered with the id %s and has the id %s", l.round, a.name, a.id, got)
 		}
 	}
+	for half, query := range map[string]string{
+		"ids were given out and not used":              `SELECT user_id - (SELECT count(*) FROM user) FROM counter`,
+		"sessions began and their user did not log in": `SELECT count(*) FROM session LEFT JOIN user ON user.id = session.user_id WHERE user.last_login_at IS NULL OR user.last_login_at < session.created_at`,
+	} {
+		if got := scan[int](l.t, conn, query); got != 0 {
+			l.t.Errorf("round %d: half a write: %d %s", l.round, got, half)
+		}
+	}
+	return found
 }
+
+// all counts every answer: the process has ended, and not the system.
+func all(string) bool { return true }
 
 func TestTerminatedUnderLoadItFinishesWhatItHasBegun(t *testing.T) {
 	dir := t.TempDir()
 	p := startUserd(t, dir, nil)
 	l := newLoad(p)
-	enough, wait := l.run(p, 100, 4)
-	receive(t, "the load is under way", enough)
-	start := time.Now()
-	if status := p.end(syscall.SIGTERM); status != 0 {
+	status, took := l.run(p, 100, syscall.SIGTERM)
+	if status != 0 {
 		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
 	}
-	if took := time.Since(start); took > 10*time.Second { // the contract with whatever supervises it
+	if took > 10*time.Second { // the contract with whatever supervises it
 		t.Errorf("it took %v to exit", took)
 	}
-	wait()
 	wantFiles(t, dir, "app.db")
-	l.check(filepath.Join(dir, "app.db"))
+	l.check(filepath.Join(dir, "app.db"), all)
 }
 
 func TestKilledUnderLoadItKeepsWhatItHasAcknowledged(t *testing.T) {
+	long := 3 * time.Second
+	if *faults {
+		long = 40 * time.Second
+	}
 	dir := t.TempDir()
 	p := startUserd(t, dir, nil)
 	l := newLoad(p)
-	for range 3 {
-		enough, wait := l.run(p, 200, 3)
-		receive(t, "the load is under way", enough)
-		if status := p.end(syscall.SIGKILL); status != -1 {
+	for start := time.Now(); time.Since(start) < long && !t.Failed(); {
+		if status, _ := l.run(p, 1+rand.Int64N(60), syscall.SIGKILL); status != -1 {
 			t.Errorf("exit status %d, want that of a killed process", status)
 		}
-		wait()
 		p = startUserd(t, dir, nil)
-		l.check(filepath.Join(dir, "app.db"))
-		p.must(l.clients[0].token, "GET", "/api/users/me", "").want(t, 200, "")
+		for i, u := range l.check(filepath.Join(dir, "app.db"), all) {
+			l.clients[i].states, l.clients[i].requests = []loadUser{u}, nil
+		}
 	}
+	t.Logf("killed %d times", l.round)
 	if status := p.end(syscall.SIGTERM); status != 0 {
 		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
 	}
