@@ -1116,6 +1116,9 @@ func isUnfinished(err error) bool { return codeOf(err) == sqlite3.SQLITE_READONL
 // isBusy reports whether err says that another process holds the lock.
 func isBusy(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_BUSY }
 
+// isIOError reports whether err says that the system refused to read, write or sync.
+func isIOError(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_IOERR }
+
 // isConstraint reports whether err says that a statement broke a constraint or
 // had a value of the wrong type: SQLite has then undone that statement and nothing else.
 func isConstraint(err error) bool {

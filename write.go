@@ -190,6 +190,14 @@ func (w *writer) commit(group []*pendingWrite) error {
 		return nil
 	}
 	w.exec("ROLLBACK") // fails where SQLite has rolled back by itself
+	if isIOError(err) {
+		// A commit that was written, and could not be synced, stands whole in the log
+		// behind the last one that counts: were userd killed now, the next start would
+		// find it there. So it is written over, by a change to what is so already,
+		// before anybody hears that it failed. That this is synced is not sure either:
+		// a power cut now can still bring it back, until a later write has succeeded.
+		w.exec(fmt.Sprintf("PRAGMA application_id = %d", applicationID))
+	}
 	failed := fmt.Errorf("%w: writing: %w", errStorage, err)
 	if isReferenced(err) {
 		failed = errReferenced
