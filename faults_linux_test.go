@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,6 +86,73 @@ func TestAFileSizeLimitRefusesWritesAndNothingIsLost(t *testing.T) {
 	testDiskFault(t, t.TempDir(), limitFileSize, true)
 }
 
+func TestADirectoryThatCannotBeWrittenLosesNothing(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "app.db")
+	command := func() *exec.Cmd { return userdCommand(t, dir, nil) }
+	if os.Getuid() == 0 { // whom the modes of files do not bind
+		const nobody = 65534
+		binary, err := os.Executable()
+		if err == nil {
+			err = cmp.Or(os.Chmod(filepath.Dir(dir), 0o755), os.Chown(dir, nobody, nobody))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		reachable := filepath.Join(t.TempDir(), "userd")
+		copyFile(t, binary, reachable)
+		command = func() *exec.Cmd {
+			cmd := userdCommand(t, dir, nil)
+			cmd.Path = reachable
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+			return cmd
+		}
+	}
+	start := func() *process {
+		p := spawn(t, command())
+		p.awaitServing()
+		return p
+	}
+	mode := func(m os.FileMode) {
+		if err := os.Chmod(dir, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { mode(0o700) })
+
+	p := start()
+	p.register("ann")
+	mode(0o500)
+	p.register("bob") // nothing new is needed in the directory
+	token := p.login("ann", goodPassword)
+	p.end(syscall.SIGKILL)
+	p = start()
+	p.must(token, "GET", "/api/users/2", "").want(t, 200, "")
+	p.register("cas")
+	if status := p.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
+	}
+
+	// Without the files that a stop leaves where it cannot remove them, there is no way to write.
+	mode(0o700)
+	start().end(syscall.SIGTERM)
+	wantFiles(t, dir, "app.db")
+	mode(0o500)
+	before := snapshot(t, dir)
+	p = spawn(t, command())
+	receive(t, "userd exits", p.exited)
+	(result{p.cmd.ProcessState.ExitCode(), p.stdout.String(), strings.Join(p.log(), "\n") + "\n"}).wantFailure(t, 1, path)
+	if after := snapshot(t, dir); after != before {
+		t.Errorf("the directory holds\n%s, want\n%s", after, before)
+	}
+
+	mode(0o700)
+	p = start()
+	if got := p.must(token, "GET", "/api/users", "").want(t, 200, "").list(t, "username"); !slices.Equal(got, []string{"ann", "bob", "cas"}) {
+		t.Errorf("the users are %v", got)
+	}
+}
+
 func TestADiskThatFailsRefusesWritesAndNothingIsLost(t *testing.T) {
 	if !*faults {
 		t.Skip("runs with -faults")
@@ -99,6 +167,7 @@ func TestADiskThatFailsRefusesWritesAndNothingIsLost(t *testing.T) {
 		{"an error when the log is written", inject("pwrite64", "EIO"), true},
 		{"an error when the log is synced", inject("fsync,fdatasync", "EIO"), true},
 		{"no room when the log is synced", inject("fsync,fdatasync", "ENOSPC"), true},
+		{"a file system that has become read-only", inject("pwrite64,ftruncate,fsync,fdatasync", "EROFS"), true},
 		{"an error when anything is read or synced", inject("pread64,fsync,fdatasync", "EIO"), false},
 		{"an error whatever is done", inject("pread64,pwrite64,ftruncate,fsync,fdatasync", "EIO"), false},
 	} {

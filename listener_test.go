@@ -193,10 +193,10 @@ func TestFileDescriptorsRunOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := prepareUserd(t, t.TempDir(), nil)
-	p.cmd.Args = append([]string{sh, "-c", `ulimit -n 64 && exec "$0" "$@"`, p.cmd.Path}, p.cmd.Args[1:]...)
-	p.cmd.Path = sh
-	p.start()
+	cmd := userdCommand(t, t.TempDir(), nil)
+	cmd.Args = append([]string{sh, "-c", `ulimit -n 64 && exec "$0" "$@"`, cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = sh
+	p := spawn(t, cmd)
 	p.awaitServing()
 	p.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	p.register("ann")

@@ -73,32 +73,26 @@ func startUserd(t *testing.T, dir string, environ []string, args ...string) *pro
 // spawnUserd starts userd. It ends with the test at the latest.
 func spawnUserd(t *testing.T, dir string, environ []string, args ...string) *process {
 	t.Helper()
-	p := prepareUserd(t, dir, environ, args...)
-	p.start()
-	return p
+	return spawn(t, userdCommand(t, dir, environ, args...))
 }
 
-// prepareUserd returns a userd that is yet to be started.
-func prepareUserd(t *testing.T, dir string, environ []string, args ...string) *process {
+// spawn is spawnUserd of a command that userdCommand has made.
+func spawn(t *testing.T, cmd *exec.Cmd) *process {
 	t.Helper()
-	return &process{
+	p := &process{
 		t:      t,
-		cmd:    userdCommand(t, dir, environ, args...),
+		cmd:    cmd,
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}},
 		exited: make(chan struct{}),
 		more:   make(chan struct{}, 1),
 	}
-}
-
-func (p *process) start() {
-	p.t.Helper()
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
-		p.t.Fatal(err)
+		t.Fatal(err)
 	}
 	p.cmd.Stdout = &p.stdout
 	if err := p.cmd.Start(); err != nil {
-		p.t.Fatal(err)
+		t.Fatal(err)
 	}
 	go func() {
 		for in := bufio.NewScanner(stderr); in.Scan(); {
@@ -113,11 +107,12 @@ func (p *process) start() {
 		p.cmd.Wait()
 		close(p.exited)
 	}()
-	p.t.Cleanup(func() {
+	t.Cleanup(func() {
 		p.cmd.Process.Kill()
 		<-p.exited
 		p.client.CloseIdleConnections()
 	})
+	return p
 }
 
 func (p *process) awaitServing() {
