@@ -238,7 +238,7 @@ func testDiskFault(t *testing.T, dir string, fault diskFault, reads bool) {
 		if got := p.must(access, "GET", "/api/users/1/sessions", "").want(t, 200, "").list(t, "id"); len(got) != 1 {
 			t.Errorf("the sessions are %v, want one", got)
 		}
-		pair = p.must(refresh, "POST", "/api/refresh", "").want(t, 200, "")
+		p.must(refresh, "POST", "/api/refresh", "").want(t, 200, "")
 		p.must(access, "POST", "/api/logout", "").want(t, 204, "")
 		pair = p.must("", "POST", "/api/login", credentials).want(t, 200, "")
 		users = append(users, fmt.Sprint("next", round))

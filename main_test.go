@@ -1000,6 +1000,9 @@ type loadSession struct {
 
 // row is what selectLoadUser gives for the user. The address names the password.
 func (u *loadUser) row() string {
+	if u.version == 0 {
+		return "nobody"
+	}
 	generations := []string{}
 	for _, s := range u.sessions {
 		generations = append(generations, strconv.Itoa(s.generation))
@@ -1023,7 +1026,7 @@ func newLoad(p *process) *load {
 		if err != nil {
 			p.t.Fatal(err)
 		}
-		l.clients = append(l.clients, &loadClient{id: id, states: []loadUser{u}})
+		l.clients = append(l.clients, &loadClient{id, []loadUser{{}, u}, []string{r.header.Get("X-Request-Id")}})
 	}
 	return l
 }
@@ -1177,7 +1180,7 @@ func (l *load) check(path string, acknowledged func(request string) bool) (found
 		for landed < len(c.requests) && acknowledged(c.requests[landed]) {
 			landed++
 		}
-		row := scan[string](l.t, conn, `SELECT coalesce((`+selectLoadUser+`), 'nothing')`, c.id)
+		row := scan[string](l.t, conn, `SELECT coalesce((`+selectLoadUser+`), 'nobody')`, c.id)
 		n := slices.IndexFunc(c.states[landed:], func(u loadUser) bool { return u.row() == row })
 		if n < 0 {
 			l.t.Errorf("round %d: the user of client %d is %s, which is neither what was acknowledged, %s, nor a later state",
