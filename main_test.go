@@ -1041,6 +1041,9 @@ func (l *load) run(p *process, writes int64, s os.Signal) (status int, took time
 	var wg sync.WaitGroup
 	ask := func(status int, token, method, path, body string) (reply, bool) {
 		r, err := p.ask(token, method, path, body)
+		for r.field("code") == "busy" { // on a machine that has much else to do
+			r, err = p.ask(token, method, path, body)
+		}
 		if err != nil { // the server has gone
 			return r, false
 		}
