@@ -181,3 +181,31 @@ func TestTheModuleRequiresSQLiteAndCryptoAlone(t *testing.T) {
 		t.Errorf("go.mod requires %v, want %v and no more", direct, want)
 	}
 }
+
+func TestSecurityNamesTestsThatExist(t *testing.T) {
+	text, err := os.ReadFile("SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests []byte
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tests = append(tests, data...)
+	}
+	promised := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllSubmatch(text, -1)
+	if len(promised) < 20 {
+		t.Errorf("SECURITY.md names %d tests", len(promised))
+	}
+	for _, name := range promised {
+		if !strings.Contains(string(tests), "func "+string(name[1])+"(") {
+			t.Errorf("SECURITY.md names %s, which there is not", name[1])
+		}
+	}
+}

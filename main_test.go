@@ -1015,6 +1015,9 @@ const selectLoadUser = `
 		coalesce((SELECT group_concat(generation, ' ' ORDER BY id) FROM session WHERE user_id = user.id), '') || ']'
 	FROM user WHERE id = ?`
 
+// loadEnviron lets a load come from one address.
+var loadEnviron = []string{"RATE_LIMIT=off"}
+
 func newLoad(p *process) *load {
 	l := &load{t: p.t}
 	for i := range 4 {
@@ -1216,7 +1219,7 @@ func all(string) bool { return true }
 
 func TestTerminatedUnderLoadItFinishesWhatItHasBegun(t *testing.T) {
 	dir := t.TempDir()
-	p := startUserd(t, dir, nil)
+	p := startUserd(t, dir, loadEnviron)
 	l := newLoad(p)
 	status, took := l.run(p, 100, syscall.SIGTERM)
 	if status != 0 {
@@ -1235,13 +1238,13 @@ func TestKilledUnderLoadItKeepsWhatItHasAcknowledged(t *testing.T) {
 		long = 40 * time.Second
 	}
 	dir := t.TempDir()
-	p := startUserd(t, dir, nil)
+	p := startUserd(t, dir, loadEnviron)
 	l := newLoad(p)
 	for start := time.Now(); time.Since(start) < long && !t.Failed(); {
 		if status, _ := l.run(p, 1+rand.Int64N(60), syscall.SIGKILL); status != -1 {
 			t.Errorf("exit status %d, want that of a killed process", status)
 		}
-		p = startUserd(t, dir, nil)
+		p = startUserd(t, dir, loadEnviron)
 		for i, u := range l.check(filepath.Join(dir, "app.db"), all) {
 			l.clients[i].states, l.clients[i].requests = []loadUser{u}, nil
 		}

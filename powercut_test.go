@@ -304,7 +304,7 @@ func TestAPowerCutLosesNothingAcknowledged(t *testing.T) {
 	var l *load
 	for _, writes := range []int64{200, 800} { // into a new database, and until the log is folded into it under load
 		trace := filepath.Join(t.TempDir(), "trace")
-		p := spawn(t, traced(t, userdCommand(t, dir, nil), trace))
+		p := spawn(t, traced(t, userdCommand(t, dir, loadEnviron), trace))
 		p.awaitServing()
 		if l == nil {
 			l = newLoad(p)
