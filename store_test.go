@@ -582,6 +582,47 @@ func plan(t *testing.T, conn *sql.Conn, query string) string {
 	return strings.Join(steps, "\n")
 }
 
+// Names that the rules of today would refuse come from adopted databases.
+func TestEveryUserIsReadAsItStandsInTheDatabase(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "app.db")
+	st := openTestStore(t, path)
+	conn := another(t, path)
+	for i, name := range []string{
+		"ann", "", `"`, `\`, `a"b`, `a\"b\\`, `\"`, "],[", `{"a":[1,"b"]}`, "a,b", "\n\t\x01", "null", "1", " ", "é, 漢, 😀", "\u2028", "'; --",
+	} {
+		want := user{id: int64(i) + 1, username: name, email: name + "@x", role: role(name), disabled: i%2 == 1,
+			createdAt: -1, updatedAt: 1 << 53, lastLoginAt: 0, version: 1<<63 - 1}
+		_, err := conn.ExecContext(t.Context(), `INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at, version)
+			VALUES (?, ?, ?, '', ?, ?, ?, ?, ?, ?)`, want.id, want.username, want.email, want.role, want.disabled, want.createdAt, want.updatedAt, want.lastLoginAt, want.version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := st.user(want.id); err != nil || got != want {
+			t.Errorf("got %+v %v, want %+v", got, err, want)
+		}
+	}
+}
+
+func TestARowThatIsNoUserIsAnError(t *testing.T) {
+	for _, row := range []any{
+		nil,
+		int64(1),
+		"",
+		"[]",
+		`[1,"a","b","member",0,1,2,3]`,
+		`["a",1,"b","member",0,1,2,3,4]`,
+		`[1,"a","b","member",0,1,2,3,4.5]`,
+		`[1,"a","b","member","no",1,2,3,4]`,
+		`[1,"a`,
+		`[1,"a\`,
+	} {
+		var u user
+		if err := u.Scan(row); err == nil {
+			t.Errorf("%v was read as %+v", row, u)
+		}
+	}
+}
+
 func TestNoStatementReadsAWholeTable(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
