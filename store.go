@@ -226,8 +226,9 @@ const maxSessions = 100
 // An error that is neither one of the named sentinels nor the caller's own
 // cancelled context is errStorage, with its cause wrapped beside it.
 type store struct {
-	readers *sql.DB
-	reads   prepared
+	readers   *sql.DB
+	readerDSN string
+	reads     prepared
 	*writer
 }
 
@@ -259,7 +260,8 @@ func openStore(ctx context.Context, path string) (*store, error) {
 		w.close()
 		return nil, err
 	}
-	readers, err := sql.Open("sqlite", dsn(path, "mode=rw", "_query_only=1", "_busy_timeout=5000"))
+	readerDSN := dsn(path, "mode=rw", "_query_only=1", "_busy_timeout=5000")
+	readers, err := sql.Open("sqlite", readerDSN)
 	if err != nil {
 		w.close()
 		return nil, err
@@ -268,9 +270,10 @@ func openStore(ctx context.Context, path string) (*store, error) {
 	readers.SetMaxIdleConns(readerCount)
 	go w.run()
 	return &store{
-		readers: readers,
-		reads:   prepared{by: readers},
-		writer:  w,
+		readers:   readers,
+		readerDSN: readerDSN,
+		reads:     prepared{by: readers},
+		writer:    w,
 	}, nil
 }
 
@@ -443,19 +446,30 @@ func migrateOnce(ctx context.Context, conn *sql.Conn) (done bool, err error) {
 // unknownHashes counts the users whose password hash is in no form that
 // parseHash knows, by its beginning. It reads the whole table.
 func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
-	err = s.readers.QueryRowContext(ctx, `
+	err = s.readAside(ctx, &n, `
 		SELECT count(*) FROM user WHERE NOT (
 			password_hash GLOB '$argon2i*' OR password_hash GLOB '$scrypt$*' OR password_hash GLOB '$2[aby]$*'
-			OR password_hash GLOB 'scrypt:*' OR password_hash GLOB 'pbkdf2:*' OR password_hash GLOB 'pbkdf2_sha256$*')`).Scan(&n)
+			OR password_hash GLOB 'scrypt:*' OR password_hash GLOB 'pbkdf2:*' OR password_hash GLOB 'pbkdf2_sha256$*')`)
 	return n, err
 }
 
 // checkIntegrity runs SQLite's full check and returns what it found first, or
 // "ok". It reads the whole file.
-func (s *store) checkIntegrity(ctx context.Context) (string, error) {
-	var found string
-	err := s.readers.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&found)
+func (s *store) checkIntegrity(ctx context.Context) (found string, err error) {
+	err = s.readAside(ctx, &found, "PRAGMA integrity_check(1)")
 	return found, err
+}
+
+// readAside scans the one value of a query that reads very much. It runs on a
+// connection of its own, so that no request waits for it, and with few pages in
+// memory: reading each once, it gains nothing from more, and SQLite's allocator
+// would not give them back.
+func (s *store) readAside(ctx context.Context, value any, query string) error {
+	db, err := sql.Open("sqlite", s.readerDSN+"&_pragma=cache_size(-256)") // KiB
+	if err != nil {
+		return err
+	}
+	return errors.Join(db.QueryRowContext(ctx, query).Scan(value), db.Close())
 }
 
 // prepared keeps a prepared statement for each query text, made at first use.
