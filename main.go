@@ -211,8 +211,17 @@ const (
 	drainTimeout   = 7 * time.Second // for requests that run when the server is told to stop
 )
 
+// collectAt is GOGC where the environment does not set it: how many percent the
+// heap grows before garbage is collected. A server's heap is a few MB, and at
+// Go's 100 it is collected after every few hundred requests, for 15 % of their
+// cost. At 400 it is 20 MB.
+const collectAt = 400
+
 // serve runs the server until ctx ends.
 func serve(ctx context.Context, c config, stderr io.Writer) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(collectAt)
+	}
 	log := c.logger(stderr)
 	kind, err := inspect(ctx, c.database)
 	if err != nil {
