@@ -129,6 +129,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if p != nil {
 			panic(p)
 		}
+		awaitClient(r) // net/http takes the rest of a body that nobody has read, then sends the answer
 	}()
 	if len(s.corsOrigins) > 0 && s.cors(x) {
 		return
@@ -204,6 +205,7 @@ func (x *exchange) Write(p []byte) (int, error) {
 // send answers with a JSON text.
 func (x *exchange) send(status int, body []byte) error {
 	x.WriteHeader(status)
+	defer awaitClient(x.r)() // before a long answer net/http takes the rest of a body that nobody has read
 	_, err := x.ResponseWriter.Write(body)
 	if err != nil {
 		return fmt.Errorf("%w: answering: %w", context.Canceled, err) // the client has gone, or reads too slowly

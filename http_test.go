@@ -1120,7 +1120,7 @@ func (closedWriter) Write([]byte) (int, error) { return 0, net.ErrClosed }
 
 // A long answer must stop where nobody reads it.
 func TestSendTellsThatTheClientHasGone(t *testing.T) {
-	x := &exchange{ResponseWriter: closedWriter{httptest.NewRecorder()}, routed: true}
+	x := &exchange{ResponseWriter: closedWriter{httptest.NewRecorder()}, r: httptest.NewRequest("GET", "/", nil), routed: true}
 	if err := x.send(http.StatusOK, []byte("[")); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("send: %v", err)
 	}

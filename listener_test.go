@@ -148,6 +148,9 @@ func TestThoseWhoKeepTheServerWaitingMakeRoom(t *testing.T) {
 		{"within the next header", "GET /api/test HTTP/1.1\r\nHost: userd\r\n\r\nGET /api/te", true},
 		{"within the body", "POST /api/login HTTP/1.1\r\nHost: userd\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{", false},
 		{"before the first chunk", "POST /api/refresh HTTP/1.1\r\nHost: userd\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n", false},
+		{"within a body that nobody reads", "GET /api/test HTTP/1.1\r\nHost: userd\r\nContent-Length: 40\r\n\r\n", false},
+		{"within a body of a request that is refused", "POST /api/users HTTP/1.1\r\nHost: userd\r\nTransfer-Encoding: chunked\r\n\r\n", false},
+		{"within a body before a large answer", "GET /large HTTP/1.1\r\nHost: userd\r\nContent-Length: 40\r\n\r\n", false},
 		{"not reading", "GET /large HTTP/1.1\r\nHost: userd\r\n\r\n", false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
