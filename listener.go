@@ -35,6 +35,7 @@ type limitedListener struct {
 	closed chan struct{}
 	once   sync.Once
 	freed  chan struct{} // a connection has been closed
+	short  atomic.Bool   // there is no place for the next
 	start  time.Time
 
 	mu   sync.Mutex
@@ -74,7 +75,9 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 
 // makeRoom returns when there is room for one more, or net.ErrClosed.
 func (l *limitedListener) makeRoom() error {
+	defer l.short.Store(false)
 	for !l.hasRoom() {
+		l.short.Store(true)
 		select {
 		case <-l.freed:
 		case <-time.After(10 * time.Millisecond): // one may wait for its client by now
@@ -154,13 +157,17 @@ func (c *limitedConn) Close() error {
 }
 
 // noteState is for http.Server.ConnState. A connection that is new or idle
-// waits for its client until a whole header is there.
+// waits for its client until a whole header is there. Where there is no room
+// left, one that has been answered makes some: else whoever asks often enough on
+// all of them, and so never keeps the server waiting, shuts the others out.
 func noteState(conn net.Conn, state http.ConnState) {
 	c := underlying(conn)
 	switch {
 	case c == nil:
 	case state == http.StateActive:
 		c.since.Store(0)
+	case state == http.StateIdle && c.l.short.Load():
+		c.Close()
 	case state == http.StateNew, state == http.StateIdle:
 		c.await()
 	}

@@ -191,6 +191,50 @@ func TestThoseWhoKeepTheServerWaitingMakeRoom(t *testing.T) {
 	}
 }
 
+// Their connections never wait long for them.
+func TestThoseWhoAskAgainAndAgainMakeRoom(t *testing.T) {
+	const most = 4
+	s := newService(t)
+	address := s.serveOn(most)
+	ask := func(client *http.Client) error {
+		resp, err := client.Get("http://" + address + "/api/test")
+		if err == nil {
+			_, err = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+		return err
+	}
+	begun, stop := make(chan struct{}, most), make(chan struct{})
+	var wg sync.WaitGroup
+	for range most {
+		wg.Go(func() {
+			client := &http.Client{Transport: &http.Transport{}, Timeout: 10 * time.Second}
+			defer client.CloseIdleConnections()
+			ask(client)
+			begun <- struct{}{}
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(clientPatience / 10):
+					ask(client)
+				}
+			}
+		})
+	}
+	for range most {
+		receive(t, "a client that asks again and again is answered", begun)
+	}
+	for range 2 * most {
+		if err := ask(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 4 * time.Second}); err != nil {
+			t.Errorf("others are not answered: %v", err)
+			break
+		}
+	}
+	close(stop)
+	wg.Wait()
+}
+
 func TestFileDescriptorsRunOut(t *testing.T) {
 	sh, err := exec.LookPath("sh")
 	if err != nil {
