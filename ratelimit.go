@@ -219,7 +219,7 @@ func (s *server) attempt(x *exchange, id int64, hash, name string) (*attempt, er
 		return nil, nil
 	}
 	from := network(s.clientAddress(x.r))
-	who := []string{"name", strings.ToLower(name)}
+	who := []string{"name", strings.Map(foldASCII, name)}
 	if id != 0 {
 		who = []string{"user", strconv.FormatInt(id, 10), hash}
 	}
@@ -249,6 +249,15 @@ func (s *server) attempt(x *exchange, id int64, hash, name string) (*attempt, er
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return a, a.refusal(now.UnixNano())
+}
+
+// foldASCII makes one of the letters that are one to the database's NOCASE, and
+// of no others: the K of kelvin is not in kate, whether she exists or not.
+func foldASCII(r rune) rune {
+	if 'A' <= r && r <= 'Z' {
+		r += 'a' - 'A'
+	}
+	return r
 }
 
 // refusal says why a may not be tried at now, or nil.

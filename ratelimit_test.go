@@ -97,6 +97,15 @@ func TestEachSpellingOfAUserCountsAsTheUser(t *testing.T) {
 	}
 	s.tryLogin(homeNet, "nobody", wrongPassword).wantWait(t, 2)
 	s.tryLogin(homeNet, "somebody", wrongPassword).want(t, 401, "")
+
+	// A letter that only Unicode folds into an ASCII one makes another name of both.
+	s.register("kate")
+	for _, name := range []string{"kate", "kim"} {
+		for range freeFailures {
+			s.tryLogin(otherNet, name, wrongPassword).want(t, 401, "")
+		}
+		s.tryLogin(otherNet, "\u212a"+name[1:], wrongPassword).want(t, 401, "")
+	}
 }
 
 func TestAWrongCurrentPasswordCounts(t *testing.T) {
