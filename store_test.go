@@ -629,7 +629,7 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 	exercise(t, st)
 	queries := slices.Collect(maps.Keys(st.reads.stmts))
 	for query := range st.stmts.stmts {
-		if !slices.Contains([]string{"BEGIN IMMEDIATE", "SAVEPOINT one", "RELEASE one", "COMMIT", "ROLLBACK TO one"}, query) {
+		if !slices.Contains([]string{"BEGIN IMMEDIATE", "COMMIT"}, query) {
 			queries = append(queries, query)
 		}
 	}
@@ -971,8 +971,12 @@ func TestAWriteThatFailsInAGroupFailsAloneAndWhole(t *testing.T) {
 			wantError(t, "the write before it", errs[0], nil)
 			wantError(t, "the write that fails", errs[1], c.want)
 			wantError(t, "the write after it", errs[2], nil)
-			if got := commits.Load(); got != 2 {
-				t.Errorf("the write that held the writer and the three took %d commits, want 2: they were not one group", got)
+			want := int64(2)
+			if c.write[0].query == tick.query { // it fails after its first statement, and the three run again one by one
+				want = 3
+			}
+			if got := commits.Load(); got != want {
+				t.Errorf("the write that held the writer and the three took %d commits, want %d: they were not one group", got, want)
 			}
 			if got := usernames(t, st); !slices.Equal(got, []string{"ann", "before", "after"}) {
 				t.Errorf("the users are %v, want ann and the write's neighbours", got)

@@ -8,7 +8,9 @@ import (
 	"time"
 )
 
-// A statement is one step of a write.
+// A statement is one step of a write. The first carries the write's conditions:
+// where it fails by them, it has done nothing, and the others are not run. One
+// further on may fail so too, but that costs the whole group another run.
 type statement struct {
 	query string // a constant
 	args  []any
@@ -151,9 +153,12 @@ func (w *writer) run() {
 			}
 		}
 		err := w.commit(group)
-		if isReferenced(err) && len(group) > 1 {
-			// A foreign key of another program's table that is deferred to the
-			// commit: one of the group is at fault, and must fail alone.
+		var refused *refusal
+		if errors.As(err, &refused) && len(group) > 1 {
+			// One of the group is at fault, and must fail alone: by a statement after
+			// its first or, at the commit, by a foreign key of another program's
+			// table. Savepoints would spare the others this, but cost each write two
+			// statements more.
 			for i := range group {
 				w.commit(group[i : i+1])
 			}
@@ -181,7 +186,7 @@ func (w *writer) refuseQueue(err error) {
 }
 
 // commit runs a group in one transaction and sets the err of each write. A write
-// that fails by its own conditions fails alone. Any other error, which may have
+// whose first statement is refused fails alone. Any other error, which may have
 // rolled back the whole transaction inside SQLite, fails the group, and is
 // returned.
 func (w *writer) commit(group []*pendingWrite) error {
@@ -199,8 +204,9 @@ func (w *writer) commit(group []*pendingWrite) error {
 		w.exec(fmt.Sprintf("PRAGMA application_id = %d", applicationID))
 	}
 	failed := fmt.Errorf("%w: writing: %w", errStorage, err)
-	if isReferenced(err) {
-		failed = errReferenced
+	var refused *refusal
+	if errors.As(err, &refused) {
+		failed = refused.error
 	}
 	for _, p := range group {
 		p.err = failed
@@ -225,47 +231,48 @@ func (w *writer) transact(group []*pendingWrite) error {
 	return w.exec("COMMIT")
 }
 
-// apply runs one write of a group. A write of one statement needs no savepoint:
-// a statement that fails undoes itself.
+// apply runs one write of a group.
 func (w *writer) apply(p *pendingWrite) error {
-	several := len(p.statements) > 1
-	if several {
-		if err := w.exec("SAVEPOINT one"); err != nil {
-			return err
-		}
-	}
-	for _, st := range p.statements {
+	for i, st := range p.statements {
 		err := w.step(st)
-		if err == nil {
-			continue
+		var refused *refusal
+		if i == 0 && errors.As(err, &refused) { // a statement that fails undoes itself
+			p.err = refused.error
+			return nil
 		}
-		switch {
-		case isDuplicate(err):
-			p.err = fmt.Errorf("%w: %w", errDuplicate, err)
-		case isReferenced(err):
-			p.err = errReferenced
-		case isConstraint(err): // which only a mistake in this program can break
-			p.err = fmt.Errorf("%w: writing: %w", errStorage, err)
-		case st.none != nil && errors.Is(err, st.none):
-			p.err = err
-		default:
+		if err != nil {
 			return err
 		}
-		if several {
-			if err := w.exec("ROLLBACK TO one"); err != nil {
-				return err
-			}
-		}
-		break
-	}
-	if several {
-		return w.exec("RELEASE one")
 	}
 	return nil
 }
 
-// step runs one statement.
+// A refusal is the error of a write that fails by its own fault, and takes
+// nobody's along.
+type refusal struct{ error }
+
+func (r *refusal) Unwrap() error { return r.error }
+
+// step runs one statement. It returns a *refusal where the statement broke a
+// constraint or touched no row that it had to.
 func (w *writer) step(st statement) error {
+	err := w.perform(st)
+	switch {
+	case err == nil:
+		return nil
+	case isDuplicate(err):
+		return &refusal{fmt.Errorf("%w: %w", errDuplicate, err)}
+	case isReferenced(err):
+		return &refusal{errReferenced}
+	case isConstraint(err): // which only a mistake in this program can break
+		return &refusal{fmt.Errorf("%w: writing: %w", errStorage, err)}
+	case err == st.none:
+		return &refusal{err}
+	}
+	return err
+}
+
+func (w *writer) perform(st statement) error {
 	stmt, err := w.stmts.get(st.query)
 	if err != nil {
 		return err
