@@ -57,7 +57,8 @@ func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
 	var names string
 	err = db.QueryRowContext(ctx, `
 		SELECT coalesce(group_concat(name, ', '), '') FROM sqlite_schema WHERE name IN (
-			'counter', 'session', 'signing_key', 'secret', 'user_username', 'user_email', 'user_admin', 'user_disabled', 'session_user')`).Scan(&names)
+			'counter', 'session', 'signing_key', 'secret', 'event', 'seal',
+			'user_username', 'user_email', 'user_admin', 'user_disabled', 'session_user', 'event_user', 'event_type')`).Scan(&names)
 	if err == nil && names != "" {
 		err = fmt.Errorf("userd needs the names %s, which tables or indexes have: rename them", names)
 	}

@@ -314,6 +314,11 @@ type principal struct {
 	fresh   bool
 }
 
+// caller returns the principal of x as one who asks for a write.
+func (x *exchange) caller() caller {
+	return caller{x.who.session, x.who.id, x.s.clientAddress(x.r)}
+}
+
 // admit lets x through to a route of access a, or says why not. It sets x.who
 // and, where the path has an {id}, x.target; "me" is the principal's own.
 func (s *server) admit(x *exchange, a access) error {

@@ -40,6 +40,8 @@ var commands = []command{
 	{"session end", "USER [SESSION]", 1, 2, false, nil, sessionEnd},
 	{"key list", "", 0, 0, false, (*cli).jsonFlag, keyList},
 	{"key rotate", "", 0, 0, false, nil, keyRotate},
+	{"events verify", "[HEAD]", 0, 1, false, nil, eventsVerify},
+	{"events", "", 0, 0, false, (*cli).eventFlags, eventList},
 	{"adopt", "", 0, 0, false, (*cli).resolveFlag, adopted}, // done before any command runs
 }
 
@@ -64,6 +66,11 @@ type cli struct {
 	partial bool
 	change  change
 	resolve resolution
+
+	follow    bool
+	after     int64 // -1: not given
+	eventUser string
+	eventType eventType
 }
 
 func (c *cli) addFlags(f *flag.FlagSet) { f.BoolVar(&c.admin, "admin", false, "") }
@@ -161,8 +168,9 @@ func explain(err error) error {
 
 // user returns the user that a name on the command line means: a username, an
 // e-mail address, or id=7.
-func (c *cli) user() (user, error) {
-	name := c.names[0]
+func (c *cli) user() (user, error) { return c.userNamed(c.names[0]) }
+
+func (c *cli) userNamed(name string) (user, error) {
 	var u user
 	var err error
 	if digits, ok := strings.CutPrefix(name, "id="); ok {
@@ -283,7 +291,7 @@ func userDelete(ctx context.Context, c *cli) error {
 	if err != nil {
 		return err
 	}
-	if err := c.server.store.deleteUser(ctx, console, u.id, 0); err != nil {
+	if err := c.server.store.deleteUser(ctx, console, u.id, 0, c.server.now().Unix()); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "deleted %s, id %d\n", u.username, u.id)
@@ -317,7 +325,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 		return err
 	}
 	if len(c.names) == 1 {
-		if err := c.server.store.endSessions(ctx, console, u.id); err != nil {
+		if err := c.server.store.endSessions(ctx, console, u.id, c.server.now().Unix()); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(c.stdout, "all sessions of %s are ended\n", u.username)
@@ -327,7 +335,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 	if err != nil {
 		return usagef("%q: a session is a positive integer", c.names[1])
 	}
-	if err := c.server.store.endSession(ctx, console, u.id, sid); err != nil {
+	if err := c.server.store.endSession(ctx, console, u.id, sid, c.server.now().Unix()); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "session %d of %s has ended\n", sid, u.username)

@@ -331,7 +331,7 @@ func TestImportRace(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.register("BOB")
-	if _, err := st.commit(t.Context()); err != errDuplicate {
+	if _, err := st.commit(t.Context(), 1); err != errDuplicate {
 		t.Fatalf("commit says %v", err)
 	}
 	if n := count(t, s, "user"); n != 1 {
@@ -341,7 +341,7 @@ func TestImportRace(t *testing.T) {
 	if err := st.takeOut(t.Context(), func(row int, why string) { told = row }); err != nil || told != 3 {
 		t.Errorf("row %d, %v", told, err)
 	}
-	if n, err := st.commit(t.Context()); n != 1 || err != nil {
+	if n, err := st.commit(t.Context(), 1); n != 1 || err != nil {
 		t.Errorf("%d, %v", n, err)
 	}
 	s.do("", "POST", "/api/login", `{"username":"ann","password":"U*U"}`).want(t, 200, "")

@@ -21,10 +21,12 @@ type config struct {
 	settings
 	database       string // an absolute path
 	addr           string
-	secret         []byte // of JWT_SECRET_KEY; empty: the database keeps the key
-	previousSecret []byte // of JWT_SECRET_KEY_PREVIOUS: its tokens are still good
-	secretFrom     string // where the signing key is from, for people
-	logFormat      string // empty: by what standard error is
+	secret         []byte        // of JWT_SECRET_KEY; empty: the database keeps the key
+	previousSecret []byte        // of JWT_SECRET_KEY_PREVIOUS: its tokens are still good
+	secretFrom     string        // where the signing key is from, for people
+	sealSecret     []byte        // of EVENT_SEAL_KEY; empty: the database keeps the key
+	eventRetention time.Duration // 0: events are kept for ever
+	logFormat      string        // empty: by what standard error is
 	logLevel       slog.Level
 }
 
@@ -48,6 +50,7 @@ var options = []struct {
 	{"RATE_LIMIT", "rate-limit", string(rateLimitOn), func(c *config, v string) error {
 		return setWord(&c.rateLimit, v, rateLimitOn, rateLimitOff)
 	}},
+	{"EVENT_RETENTION", "event-retention", "9600h", (*config).setRetention},
 	{"LOG_FORMAT", "log-format", "", func(c *config, v string) error { return setWord(&c.logFormat, v, "", "text", "json") }},
 	{"LOG_LEVEL", "log-level", "info", func(c *config, v string) error { return setLevel(&c.logLevel, v) }},
 }
@@ -106,7 +109,7 @@ func (c *cli) configure(cmd *command, args []string, getenv func(string) string)
 			return usagef("%s=%q: %v", from, value, err)
 		}
 	}
-	return c.readSecret(getenv)
+	return c.readSecrets(getenv)
 }
 
 // setDatabase takes what SQLAlchemy takes for SQLite, or a path.
@@ -155,6 +158,17 @@ func setTTL(ttl *time.Duration, v string) error {
 		return errors.New("must be a duration such as 15m, or seconds; from 1s to ten years")
 	}
 	*ttl = d
+	return nil
+}
+
+func (c *config) setRetention(v string) error {
+	if v == "0" {
+		c.eventRetention = 0
+		return nil
+	}
+	if err := setTTL(&c.eventRetention, v); err != nil {
+		return errors.New("must be a duration such as 9600h, or seconds; from 1s to ten years, or 0 for ever")
+	}
 	return nil
 }
 
@@ -222,33 +236,46 @@ func setLevel(to *slog.Level, v string) error {
 	return nil
 }
 
-// readSecret takes the signing key from the environment or from a file, which
-// may end in a line break. Never from a flag: flags are seen by every user of
-// the machine.
-func (c *config) readSecret(getenv func(string) string) error {
-	secret, file := getenv("JWT_SECRET_KEY"), getenv("JWT_SECRET_KEY_FILE")
+// readKey takes a key from the environment or from a file, which may end in a
+// line break. Never from a flag: flags are seen by every user of the machine.
+func readKey(getenv func(string) string, name string) (key []byte, from string, err error) {
+	secret, file := getenv(name), getenv(name+"_FILE")
 	switch {
 	case secret != "" && file != "":
-		return usagef("JWT_SECRET_KEY and JWT_SECRET_KEY_FILE are both set: which one is meant?")
+		return nil, "", usagef("%s and %[1]s_FILE are both set: which one is meant?", name)
 	case secret != "":
-		c.secret, c.secretFrom = []byte(secret), "JWT_SECRET_KEY"
-	case file != "":
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return usagef("JWT_SECRET_KEY_FILE: %v", err)
-		}
-		c.secret, c.secretFrom = []byte(strings.TrimRight(string(data), "\r\n")), "JWT_SECRET_KEY_FILE"
-		if len(c.secret) == 0 {
-			return usagef("JWT_SECRET_KEY_FILE: %s is empty", file)
-		}
-	default:
-		c.secretFrom = "kept in the database"
+		return []byte(secret), name, nil
+	case file == "":
+		return nil, "kept in the database", nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, "", usagef("%s_FILE: %v", name, err)
+	}
+	key = []byte(strings.TrimRight(string(data), "\r\n"))
+	if len(key) == 0 {
+		return nil, "", usagef("%s_FILE: %s is empty", name, file)
+	}
+	return key, name + "_FILE", nil
+}
+
+// readSecrets reads the keys that the environment holds.
+func (c *config) readSecrets(getenv func(string) string) (err error) {
+	if c.secret, c.secretFrom, err = readKey(getenv, "JWT_SECRET_KEY"); err != nil {
+		return err
 	}
 	if previous := getenv("JWT_SECRET_KEY_PREVIOUS"); previous != "" {
 		c.previousSecret = []byte(previous)
 		if len(c.secret) == 0 {
 			return usagef("JWT_SECRET_KEY_PREVIOUS is set without JWT_SECRET_KEY: which key signs?")
 		}
+	}
+	var from string
+	if c.sealSecret, from, err = readKey(getenv, "EVENT_SEAL_KEY"); err != nil {
+		return err
+	}
+	if why := weakSecret(c.sealSecret); why != "" {
+		return usagef("%s: %s", from, why)
 	}
 	return nil
 }

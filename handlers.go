@@ -40,6 +40,7 @@ func (s *server) routes() []route {
 		{"GET /api/users/{id}/sessions", selfOrAdmin, s.listSessions},
 		{"DELETE /api/users/{id}/sessions", selfOrAdmin, s.endSessions},
 		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, s.endSession},
+		{"GET /api/events", adminOnly, s.listEvents},
 	}
 }
 
@@ -82,7 +83,7 @@ func (s *server) register(x *exchange) error {
 		return err
 	}
 	u := user{username: in.Username, email: in.Email, role: member}
-	if err := s.addUser(x.r.Context(), stranger, &u, in.Password); err != nil {
+	if err := s.addUser(x.r.Context(), stranger.from(s.clientAddress(x.r)), &u, in.Password); err != nil {
 		return err
 	}
 	x.Header().Set("Location", userPath(u.id))
@@ -105,7 +106,7 @@ func (s *server) createUser(x *exchange) error {
 	if in.Role != nil {
 		u.role = *in.Role
 	}
-	if err := s.addUser(x.r.Context(), caller(x.who.session), &u, in.Password); err != nil {
+	if err := s.addUser(x.r.Context(), x.caller(), &u, in.Password); err != nil {
 		return err
 	}
 	x.Header().Set("Location", userPath(u.id))
@@ -223,9 +224,9 @@ func (s *server) logout(x *exchange) error {
 		return err
 	}
 	if all != nil && *all {
-		err = s.store.endSessions(x.r.Context(), caller(x.who.session), x.who.id)
+		err = s.store.endSessions(x.r.Context(), x.caller(), x.who.id, s.now().Unix())
 	} else {
-		err = s.store.endSession(x.r.Context(), caller(x.who.session), x.who.id, x.who.session)
+		err = s.store.endSession(x.r.Context(), x.caller(), x.who.id, x.who.session, s.now().Unix())
 	}
 	if err != nil {
 		return err
@@ -294,7 +295,7 @@ func (s *server) endSessions(x *exchange) error {
 	if _, err := s.targetUser(x); err != nil {
 		return err
 	}
-	if err := s.store.endSessions(x.r.Context(), caller(x.who.session), x.target); err != nil {
+	if err := s.store.endSessions(x.r.Context(), x.caller(), x.target, s.now().Unix()); err != nil {
 		return err
 	}
 	x.WriteHeader(http.StatusNoContent)
@@ -307,7 +308,7 @@ func (s *server) endSession(x *exchange) error {
 	if err != nil {
 		return errSessionNotFound
 	}
-	if err := s.store.endSession(x.r.Context(), caller(x.who.session), x.target, sid); err != nil {
+	if err := s.store.endSession(x.r.Context(), x.caller(), x.target, sid, s.now().Unix()); err != nil {
 		return err
 	}
 	x.WriteHeader(http.StatusNoContent)
@@ -316,7 +317,7 @@ func (s *server) endSession(x *exchange) error {
 
 const (
 	listPage   = 500  // users read at a time for a list without a limit
-	maxLimit   = 1000 // users of a page
+	maxLimit   = 1000 // users or events of a page
 	searchSize = 100  // users that a search finds if not told
 )
 
@@ -326,16 +327,9 @@ func (s *server) listUsers(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	var limit, after int64
-	if q.Has("limit") {
-		if limit, err = parseID(q.Get("limit")); err != nil || limit > maxLimit {
-			return badParameter("limit", fmt.Sprintf("must be from 1 to %d", maxLimit))
-		}
-	}
-	if q.Has("after") && q.Get("after") != "0" {
-		if after, err = parseID(q.Get("after")); err != nil {
-			return badParameter("after", "must be the id of a user")
-		}
+	limit, after, err := pageOf(q)
+	if err != nil {
+		return err
 	}
 	var only filter
 	if q.Has("role") {
@@ -374,6 +368,27 @@ func (s *server) listUsers(x *exchange) error {
 	return s.streamUsers(x, after, only)
 }
 
+// pageOf returns the limit and the after of a list, 0 where they are not given.
+func pageOf(q url.Values) (limit, after int64, err error) {
+	if q.Has("limit") {
+		if limit, err = parseID(q.Get("limit")); err != nil || limit > maxLimit {
+			return 0, 0, badParameter("limit", fmt.Sprintf("must be from 1 to %d", maxLimit))
+		}
+	}
+	if q.Has("after") && q.Get("after") != "0" {
+		if after, err = parseID(q.Get("after")); err != nil {
+			return 0, 0, badParameter("after", "must be an id")
+		}
+	}
+	return limit, after, nil
+}
+
+// linkNext says in the answer where the list goes on after its last id.
+func (x *exchange) linkNext(q url.Values, last int64) {
+	q.Set("after", strconv.FormatInt(last, 10))
+	x.Header().Set("Link", "<"+x.r.URL.Path+"?"+q.Encode()+`>; rel="next"`)
+}
+
 func hasPrefixFold(s, prefix string) bool {
 	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
 }
@@ -409,8 +424,7 @@ func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, on
 		return err
 	}
 	if more {
-		q.Set("after", strconv.FormatInt(last, 10))
-		x.Header().Set("Link", "</api/users?"+q.Encode()+`>; rel="next"`)
+		x.linkNext(q, last)
 	}
 	return x.send(http.StatusOK, list.end())
 }
@@ -548,7 +562,7 @@ func (s *server) updateUser(x *exchange) error {
 		c.hash = &hash
 	}
 	if c != (change{}) {
-		changed, err := s.store.updateUser(x.r.Context(), caller(x.who.session), u.id, c, version, s.now().Unix())
+		changed, err := s.store.updateUser(x.r.Context(), x.caller(), u.id, c, version, s.now().Unix())
 		if err != nil {
 			return err
 		}
@@ -642,7 +656,7 @@ func (s *server) deleteUser(x *exchange) error {
 			return err
 		}
 	}
-	if err := s.store.deleteUser(x.r.Context(), caller(x.who.session), u.id, version); err != nil {
+	if err := s.store.deleteUser(x.r.Context(), x.caller(), u.id, version, s.now().Unix()); err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"User deleted successfully"}`+"\n"))

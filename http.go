@@ -36,6 +36,7 @@ type server struct {
 	keys      *keyring
 	refresher *refresher
 	limiter   *limiter // nil: RATE_LIMIT=off
+	feed      *feed
 	log       *slog.Logger
 	now       func() time.Time
 	mux       *http.ServeMux
@@ -53,7 +54,7 @@ type settings struct {
 }
 
 func newServer(c settings, st *store, h *hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
-	s := &server{c, st, h, keys, r, nil, log, now, http.NewServeMux()}
+	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, http.NewServeMux()}
 	if c.rateLimit == rateLimitOn {
 		s.limiter = newLimiter()
 	}
@@ -161,7 +162,7 @@ func (s *server) cors(x *exchange) (preflight bool) {
 		return false
 	}
 	header["Access-Control-Allow-Methods"] = []string{"GET, POST, PUT, PATCH, DELETE"}
-	header["Access-Control-Allow-Headers"] = []string{"Authorization, Content-Type, If-Match, If-None-Match"}
+	header["Access-Control-Allow-Headers"] = []string{"Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID"}
 	header["Access-Control-Max-Age"] = []string{"600"}
 	x.routed = true
 	x.WriteHeader(http.StatusNoContent)

@@ -79,7 +79,7 @@ func userImport(ctx context.Context, c *cli) error {
 	var n int64
 	for try := 1; bad == 0 || c.partial; try++ {
 		progress("importing %d users", staged)
-		n, err = st.commit(ctx)
+		n, err = st.commit(ctx, now)
 		if errors.Is(err, errDuplicate) && try < 5 { // somebody registers meanwhile
 			err = st.takeOut(ctx, clash)
 		} else if err == nil {

@@ -18,6 +18,8 @@ Usage:
 	userd session end USER [SESSION]
 	userd key list [-json]
 	userd key rotate
+	userd events [-follow] [-json] [-after ID] [-user USER] [-type TYPE]
+	userd events verify [HEAD]
 	userd adopt [-resolve suffix|oldest]
 	userd help
 	userd version
@@ -35,6 +37,12 @@ stand before or after names.
 member or admin. "user passwd" sets a password and ends the user's sessions.
 "session end" ends one session or all of a user's. "key rotate" makes a new key
 sign access tokens; the one before it verifies until its last token has expired.
+
+"events" prints what has happened, and with -follow what happens from now on, until
+it is interrupted; -after begins after an event, -user and -type choose. "events
+verify" checks that no event was changed, removed or inserted since it was
+sealed, and prints the newest seal, HEAD; one that was noted earlier, elsewhere,
+shows also what was cut off at the end.
 
 "adopt" makes a database of the Flask tutorial into userd's, as the first start
 does, after a copy beside it. Where users differ only in the case of a name, that
@@ -80,12 +88,15 @@ Flags, and the environment variables that they override:
 	-rate-limit WHETHER    RATE_LIMIT
 		on (if not given): failed logins, registrations and refreshes are limited;
 		off: they are not, for load tests.
+	-event-retention TIME  EVENT_RETENTION
+		How long events are kept, a duration or seconds: 9600h (400 days) if not
+		given; 0 is for ever.
 	-log-format FORMAT     LOG_FORMAT
 		text or json; if not given, text on a terminal and else json.
 	-log-level LEVEL       LOG_LEVEL
 		debug, info (if not given), warn or error. The log goes to standard error.
 
-The environment alone holds the key that signs access tokens:
+The environment alone holds the keys that sign access tokens and seal events:
 
 	JWT_SECRET_KEY
 		At least 32 bytes. If not set, userd makes a random key at its first
@@ -94,6 +105,9 @@ The environment alone holds the key that signs access tokens:
 		A file that holds the key instead.
 	JWT_SECRET_KEY_PREVIOUS
 		The key before this one: tokens that it signed are still good.
+	EVENT_SEAL_KEY, EVENT_SEAL_KEY_FILE
+		Likewise the key that seals events, at least 32 bytes. If not set, it is
+		kept in the database. "events verify" needs it too.
 
 The exit status is 0 when all is done, 1 when it failed, and 2 when the command
 or the configuration is wrong.
@@ -266,16 +280,27 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Li
 	if err != nil {
 		return err
 	}
+	sealKeys, err := loadSealKeys(ctx, st, c.sealSecret)
+	if err != nil {
+		return err
+	}
 	httpServer := newHTTPServer(newServer(c.settings, st, newHasher(defaultCost), keys, refresher, log, time.Now))
 	served := make(chan error, 1)
 	go func() { served <- httpServer.Serve(limitConnections(listener, maxConnections)) }()
 	log.Info("serving", "url", "http://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
 
+	sealer := sealer{st: st, key: sealKeys[0]}
+	defer func() { // after the last request, and the last that stands behind it in time
+		if err := sealer.seal(context.WithoutCancel(ctx)); err != nil {
+			log.Warn("the last events are not sealed: the next start does it", "err", err)
+		}
+	}()
 	var background sync.WaitGroup
 	defer background.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	background.Go(func() { sweepSessions(ctx, st, log) })
+	background.Go(func() { sealer.run(ctx, c.eventRetention, log) })
 	background.Go(func() {
 		if found, err := st.checkIntegrity(ctx); err != nil && ctx.Err() == nil {
 			log.Error("the database could not be checked", "err", err)
@@ -306,7 +331,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Li
 // newHTTPServer returns what reads requests for s; on a listener of
 // limitConnections.
 func newHTTPServer(s *server) *http.Server {
-	return &http.Server{
+	web := &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       requestTimeout,
@@ -319,6 +344,8 @@ func newHTTPServer(s *server) *http.Server {
 		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is answered like any other
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // strangers' broken connections
 	}
+	web.RegisterOnShutdown(s.feed.end)
+	return web
 }
 
 // sweepSessions deletes sessions that are over, a few at a time, until ctx ends.

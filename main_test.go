@@ -396,6 +396,7 @@ func TestTheManual(t *testing.T) {
 		"trusted-proxies": "none if not given",
 		"cors-origins":    "none if not given",
 		"rate-limit":      "on (if not given)",
+		"event-retention": "9600h (400 days) if not given",
 		"log-format":      "if not given, text on a terminal and else json",
 		"log-level":       "info (if not given)",
 	}
@@ -454,6 +455,8 @@ func TestTheDefaultsAreTheTutorials(t *testing.T) {
 		database:   filepath.Join(dir, "app.db"),
 		addr:       "127.0.0.1:5000",
 		secretFrom: "kept in the database",
+
+		eventRetention: 400 * 24 * time.Hour,
 	}
 	if !reflect.DeepEqual(c.config, want) {
 		t.Errorf("got %+v\nwant %+v", c.config, want)
@@ -554,6 +557,9 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		{"CORS_ORIGINS", "https://ann@app.example.com", "no origin"},
 		{"CORS_ORIGINS", "https://app.example.com,ftp://example.com", "ftp://example.com"},
 		{"RATE_LIMIT", "never", "on or off"},
+		{"EVENT_RETENTION", "400d", "9600h"},
+		{"EVENT_RETENTION", "-1", "0 for ever"},
+		{"EVENT_RETENTION", "0.5s", "1s"},
 		{"LOG_FORMAT", "xml", "text or json"},
 		{"LOG_LEVEL", "loud", "debug, info, warn or error"},
 		{"LOG_LEVEL", "INFO", "debug, info, warn or error"},
@@ -605,6 +611,8 @@ func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T
 		{"a flag's proxies replace the variable's", []string{"TRUSTED_PROXIES=10.0.0.0/8"}, "-trusted-proxies 192.0.2.7", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[192.0.2.7/32]"},
 		{"origins are kept as they are", []string{"CORS_ORIGINS=https://app.example.com, http://localhost:3000,"}, "", func(c config) any { return fmt.Sprint(c.corsOrigins) }, "[https://app.example.com http://localhost:3000]"},
 		{"the limits can be off", []string{"RATE_LIMIT=off"}, "", func(c config) any { return c.rateLimit }, rateLimitOff},
+		{"events can be kept for ever", []string{"EVENT_RETENTION=0"}, "", func(c config) any { return c.eventRetention }, time.Duration(0)},
+		{"or for seconds", nil, "-event-retention 86400", func(c config) any { return c.eventRetention }, 24 * time.Hour},
 		{"the log can be text", []string{"LOG_FORMAT=text"}, "", func(c config) any { return c.logFormat }, "text"},
 		{"the log's level can be set", []string{"LOG_LEVEL=error"}, "-log-level debug", func(c config) any { return c.logLevel.String() }, "DEBUG"},
 	} {
@@ -669,6 +677,8 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 		words   []string
 	}{
 		{"two keys are refused", []string{"JWT_SECRET_KEY=" + long, "JWT_SECRET_KEY_FILE=" + good}, []string{"JWT_SECRET_KEY", "JWT_SECRET_KEY_FILE", "both"}},
+		{"two keys that seal are refused", []string{"EVENT_SEAL_KEY=" + long, "EVENT_SEAL_KEY_FILE=" + good}, []string{"EVENT_SEAL_KEY", "EVENT_SEAL_KEY_FILE", "both"}},
+		{"a short key that seals is refused everywhere", []string{"EVENT_SEAL_KEY_FILE=" + short}, []string{"EVENT_SEAL_KEY_FILE", "12 bytes", "32"}},
 		{"two keys are refused though they are the same", []string{"JWT_SECRET_KEY=x", "JWT_SECRET_KEY_FILE=" + filepath.Join(dir, "none")}, []string{"both"}},
 		{"an empty file is refused", []string{"JWT_SECRET_KEY_FILE=" + empty}, []string{"JWT_SECRET_KEY_FILE", empty, "empty"}},
 		{"a file of line breaks is refused", []string{"JWT_SECRET_KEY_FILE=" + newlines}, []string{"JWT_SECRET_KEY_FILE", newlines, "empty"}},

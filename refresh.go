@@ -167,7 +167,7 @@ func (s *server) successor(x *exchange, presented, next refreshToken, now time.T
 		return live, key, err
 	case live.generation > presented.generation:
 		x.who.id = live.userID // for the log: somebody has this user's token
-		if err := s.store.endReused(x.r.Context(), live.id); err != nil {
+		if err := s.store.endReused(x.r.Context(), live.userID, live.id, s.clientAddress(x.r), now.Unix()); err != nil {
 			return session{}, keyRow{}, err
 		}
 		return session{}, keyRow{}, errReused

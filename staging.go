@@ -147,7 +147,7 @@ func (st *staging) takeOut(ctx context.Context, report func(row int, why string)
 // commit moves the staged rows into the table user, in one transaction, and
 // returns how many there were. Where somebody has taken a name or an id since
 // the check it is errDuplicate, and nothing has changed.
-func (st *staging) commit(ctx context.Context) (n int64, err error) {
+func (st *staging) commit(ctx context.Context, now int64) (n int64, err error) {
 	defer func() {
 		if isDuplicate(err) {
 			err = errDuplicate
@@ -207,6 +207,10 @@ func (st *staging) commit(ctx context.Context) (n int64, err error) {
 	}
 	if err == nil && rebuild {
 		_, err = tx.ExecContext(ctx, indexes)
+	}
+	if err == nil {
+		e := event{at: now, kind: usersImported, changes: fmt.Sprintf("users=%d", n)}.by(console)
+		_, err = tx.ExecContext(ctx, e.query, e.args...)
 	}
 	if err == nil {
 		err = tx.Commit()

@@ -123,17 +123,27 @@ func (a *jsonArray) text() (s string) {
 	return s
 }
 
-// A caller names who asks for a write: the session it was asked in, whose
-// user's rights the write's own SQL checks at the instant it runs, or console.
-// The zero caller may do nothing.
-type caller int64
+// A caller says who asks for a write, and from where. The write's own SQL checks
+// the rights of the session's user at the instant it runs; the rest is for the
+// event. The zero caller may do nothing.
+type caller struct {
+	session int64 // that it was asked in, or one of the below
+	user    int64 // of the session
+	address string
+}
 
-const (
+var (
 	// console is whoever can open the database file: the command line.
-	console caller = -1
+	console = caller{session: -1, address: "console"}
 	// stranger is whoever registers; it may add a member, and nothing else.
-	stranger caller = -2
+	stranger = caller{session: -2}
 )
+
+// from returns the caller with the address of a client.
+func (by caller) from(address string) caller {
+	by.address = address
+	return by
+}
 
 // applicationID marks a database as userd's in its header ("user" in ASCII).
 const applicationID = 0x75736572
@@ -142,7 +152,7 @@ const applicationID = 0x75736572
 // transaction each; PRAGMA user_version counts those done. They only ever add
 // tables, indexes, and columns with constant defaults: rebuilding a table would
 // empty others that cascade from it.
-var migrations = []string{tutorialTable + addColumns + restOfSchema}
+var migrations = []string{tutorialTable + addColumns + restOfSchema, eventTables}
 
 // The first migration in three parts: a database of the Flask tutorial has the
 // first of them already (adopt.go).
@@ -375,7 +385,11 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 		return 0, fmt.Errorf("%s has schema %d, and this userd knows only up to %d: use a newer userd", path, version, len(migrations))
 	}
 	// The first page of each table, so that gross damage is found before anybody is served.
-	for _, table := range []string{"user", "counter", "session", "signing_key", "secret"} {
+	firstPages := []string{"user", "counter", "session", "signing_key", "secret"}
+	if version > 1 {
+		firstPages = append(firstPages, "event", "seal")
+	}
+	for _, table := range firstPages {
 		rows, err := db.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
 		if err == nil {
 			for rows.Next() {
@@ -673,22 +687,24 @@ func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit i
 // set here. It returns errSessionEnded, errForbidden, errUsernameTaken or
 // errEmailTaken.
 func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, now int64) error {
+	created := ""
+	if u.role == admin {
+		created = "role=admin"
+	}
 	err := s.write(ctx,
 		statement{
 			// The Flask app, where somebody went back to it for a while, moved no counter.
-			query: `UPDATE counter SET user_id = 1 + max(user_id, (SELECT coalesce(max(id), 0) FROM user))`,
-			none:  errStorage,
-		},
-		statement{
 			query: `
 				INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at)
-				SELECT user_id, ?3, ?4, ?5, ?6, ?7, ?8, ?8 FROM counter
+				SELECT 1 + max(user_id, (SELECT coalesce(max(id), 0) FROM user)), ?3, ?4, ?5, ?6, ?7, ?8, ?8 FROM counter
 				WHERE ?2 = -2 AND ?6 = 'member' OR ` + mayChange + `
 				RETURNING` + userColumns,
-			args: []any{nil, by, u.username, u.email, hash, u.role, u.disabled, now},
+			args: []any{nil, by.session, u.username, u.email, hash, u.role, u.disabled, now},
 			into: u.columns(),
 			none: errNotApplied,
-		})
+		},
+		statement{query: `UPDATE counter SET user_id = (SELECT max(id) FROM user)`},
+		event{at: now, kind: userCreated, userID: justMade, changes: created}.by(by))
 	if errors.Is(err, errNotApplied) {
 		if err := s.mayNot(by, 0); err != nil {
 			return err
@@ -718,6 +734,27 @@ type change struct {
 	disabled *bool
 }
 
+// names tells what a change sets, and to what where that names nobody and is no secret.
+func (c *change) names() string {
+	var names []string
+	if c.username != nil {
+		names = append(names, "username")
+	}
+	if c.email != nil {
+		names = append(names, "email")
+	}
+	if c.hash != nil {
+		names = append(names, "password")
+	}
+	if c.role != nil {
+		names = append(names, "role="+string(*c.role))
+	}
+	if c.disabled != nil {
+		names = append(names, "disabled="+strconv.FormatBool(*c.disabled))
+	}
+	return strings.Join(names, ",")
+}
+
 // updateUser makes the change for by and returns the user as it now is. Where
 // version is not 0 the user must still have that version. A new password ends
 // the user's sessions, but not the one that asked; disabling ends them all.
@@ -741,7 +778,7 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 					OR (coalesce(?6, role) = 'admin' AND coalesce(?7, disabled) = 0)
 					OR ` + otherAdmin + `)
 			RETURNING` + userColumns,
-		args: []any{id, by, c.username, c.email, c.hash, c.role, c.disabled, now, version},
+		args: []any{id, by.session, c.username, c.email, c.hash, c.role, c.disabled, now, version},
 		into: u.columns(),
 		none: errNotApplied,
 	}}
@@ -753,9 +790,10 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	} else if c.hash != nil {
 		statements = append(statements, statement{
 			query: `DELETE FROM session WHERE user_id = ? AND id <> ?`,
-			args:  []any{id, by},
+			args:  []any{id, by.session},
 		})
 	}
+	statements = append(statements, event{at: now, kind: userChanged, userID: id, changes: c.names()}.by(by))
 	err = s.write(ctx, statements...)
 	if errors.Is(err, errNotApplied) {
 		return user{}, s.whyNot(by, id, version)
@@ -772,7 +810,7 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 
 // deleteUser deletes a user and its sessions for by. Version and errors are as
 // in updateUser; errReferenced is where another program's table refers to it.
-func (s *store) deleteUser(ctx context.Context, by caller, id, version int64) error {
+func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int64) error {
 	err := s.write(ctx,
 		statement{
 			query: `
@@ -781,13 +819,14 @@ func (s *store) deleteUser(ctx context.Context, by caller, id, version int64) er
 					AND (?3 = 0 OR version = ?3)
 					AND ` + mayChange + `
 					AND (role <> 'admin' OR disabled <> 0 OR ` + otherAdmin + `)`,
-			args: []any{id, by, version},
+			args: []any{id, by.session, version},
 			none: errNotApplied,
 		},
 		statement{
 			query: `DELETE FROM session WHERE user_id = ?`,
 			args:  []any{id},
-		})
+		},
+		event{at: now, kind: userDeleted, userID: id}.by(by))
 	if errors.Is(err, errNotApplied) {
 		return s.whyNot(by, id, version)
 	}
@@ -813,16 +852,16 @@ func (s *store) whyNot(by caller, id, version int64) error {
 // mayNot says why mayChange does not hold: errSessionEnded or errForbidden; nil
 // where it does.
 func (s *store) mayNot(by caller, id int64) error {
-	if by == console {
+	if by.session == console.session {
 		return nil
 	}
-	if by == stranger {
+	if by.session == stranger.session {
 		return errForbidden
 	}
 	var asker user
 	err := s.read(`SELECT`+userColumns+`
 		FROM session JOIN user ON user.id = session.user_id
-		WHERE session.id = ? AND user.disabled = 0`, errSessionEnded, asker.columns(), by)
+		WHERE session.id = ? AND user.disabled = 0`, errSessionEnded, asker.columns(), by.session)
 	if err == nil && asker.id != id && asker.role != admin {
 		err = errForbidden
 	}
@@ -909,8 +948,8 @@ func (s *store) addSession(ctx context.Context, x *session, hash, newHash string
 				RETURNING id`,
 			args: []any{x.userID, x.createdAt, x.expiresAt, x.address, x.userAgent, x.refreshHash},
 			into: []any{&x.id},
-			none: errStorage,
 		},
+		event{at: x.createdAt, kind: loggedIn, actorID: x.userID, userID: x.userID, sessionID: justMade, address: x.address}.statement(),
 		statement{
 			query: `
 				DELETE FROM session WHERE user_id = ?1 AND id <= (
@@ -999,12 +1038,14 @@ func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) 
 
 // endSession ends a session for by, or returns errSessionEnded,
 // errForbidden or, where the user has no such session, errSessionNotFound.
-func (s *store) endSession(ctx context.Context, by caller, userID, sid int64) error {
-	err := s.write(ctx, statement{
-		query: `DELETE FROM session WHERE user_id = ?1 AND id = ?3 AND ` + mayChange,
-		args:  []any{userID, by, sid},
-		none:  errNotApplied,
-	})
+func (s *store) endSession(ctx context.Context, by caller, userID, sid, now int64) error {
+	err := s.write(ctx,
+		statement{
+			query: `DELETE FROM session WHERE user_id = ?1 AND id = ?3 AND ` + mayChange,
+			args:  []any{userID, by.session, sid},
+			none:  errNotApplied,
+		},
+		event{at: now, kind: sessionEnded, userID: userID, sessionID: sid}.by(by))
 	if errors.Is(err, errNotApplied) {
 		if err := s.mayNot(by, userID); err != nil {
 			return err
@@ -1015,21 +1056,34 @@ func (s *store) endSession(ctx context.Context, by caller, userID, sid int64) er
 }
 
 // endSessions ends every session of a user for by. That there is none is fine.
-func (s *store) endSessions(ctx context.Context, by caller, userID int64) error {
-	err := s.write(ctx, statement{
-		query: `DELETE FROM session WHERE user_id = ?1 AND ` + mayChange,
-		args:  []any{userID, by},
-		none:  errNotApplied,
-	})
+func (s *store) endSessions(ctx context.Context, by caller, userID, now int64) error {
+	err := s.write(ctx,
+		statement{
+			query: `DELETE FROM session WHERE user_id = ?1 AND ` + mayChange,
+			args:  []any{userID, by.session},
+			none:  errNotApplied,
+		},
+		event{at: now, kind: sessionsEnded, userID: userID}.by(by))
 	if errors.Is(err, errNotApplied) {
 		return s.mayNot(by, userID)
 	}
 	return err
 }
 
-// endReused ends a session whose refresh token came back.
-func (s *store) endReused(ctx context.Context, sid int64) error {
-	return s.write(ctx, statement{query: `DELETE FROM session WHERE id = ?`, args: []any{sid}})
+// endReused ends a session of a user whose refresh token came back, from an
+// address. That it has ended already is fine.
+func (s *store) endReused(ctx context.Context, userID, sid int64, address string, now int64) error {
+	err := s.write(ctx,
+		statement{
+			query: `DELETE FROM session WHERE id = ?`,
+			args:  []any{sid},
+			none:  errNotApplied,
+		},
+		event{at: now, kind: tokenReused, userID: userID, sessionID: sid, address: address}.statement())
+	if errors.Is(err, errNotApplied) {
+		err = nil
+	}
+	return err
 }
 
 // sweepSize is how many sessions one sweep looks at.
@@ -1146,7 +1200,8 @@ func (s *store) rotateKey(ctx context.Context, key keyRow, now int64) error {
 		statement{
 			query: `UPDATE signing_key SET retired_at = ?2 WHERE kid <> ?1 AND retired_at = 0`,
 			args:  []any{key.kid, now},
-		})
+		},
+		event{at: now, kind: keyRotated, changes: "kid=" + key.kid}.by(console))
 }
 
 // secret returns the named secret of this database; the first to ask gives it
@@ -1156,17 +1211,13 @@ func (s *store) secret(ctx context.Context, name string, fresh []byte) (value []
 	if err = s.read(query, errNoKey, []any{&value}, name); !errors.Is(err, errNoKey) {
 		return value, err
 	}
-	err = s.write(ctx,
-		statement{
-			query: `INSERT INTO secret (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`,
-			args:  []any{name, fresh},
-		},
-		statement{
-			query: query,
-			args:  []any{name},
-			into:  []any{&value},
-			none:  errStorage,
-		})
+	err = s.write(ctx, statement{
+		query: `INSERT INTO secret (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`,
+		args:  []any{name, fresh},
+	})
+	if err == nil {
+		err = s.read(query, errStorage, []any{&value}, name)
+	}
 	return value, err
 }
 

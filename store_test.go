@@ -155,7 +155,7 @@ func aSession(t *testing.T, st *store, u user) caller {
 	if _, err := st.addSession(context.Background(), &x, "hash", ""); err != nil {
 		t.Fatal(err)
 	}
-	return caller(x.id)
+	return caller{session: x.id, user: u.id}
 }
 
 // add returns a write that adds a user, for enqueue.
@@ -179,7 +179,7 @@ func usernames(t *testing.T, st *store) (names []string) {
 // hasSession reports whether the session is there and good.
 func hasSession(t *testing.T, st *store, sid caller) bool {
 	t.Helper()
-	_, _, err := st.principal(int64(sid), "", 0)
+	_, _, err := st.principal(sid.session, "", 0)
 	if err != nil && err != errSessionEnded {
 		t.Fatal(err)
 	}
@@ -383,7 +383,7 @@ func TestAnIDIsNeverGivenTwice(t *testing.T) {
 	last := aUser(t, st, "ann", member)
 	deleted := func() {
 		t.Helper()
-		if err := st.deleteUser(context.Background(), console, last.id, 0); err != nil {
+		if err := st.deleteUser(context.Background(), console, last.id, 0, 1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -422,15 +422,15 @@ func TestSessionIDsAreNeverGivenTwice(t *testing.T) {
 	}
 	ann := aUser(t, st, "ann", member)
 	first := aSession(t, st, ann)
-	if err := st.endSession(context.Background(), first, ann.id, int64(first)); err != nil {
+	if err := st.endSession(context.Background(), first, ann.id, first.session, 1); err != nil {
 		t.Fatal(err)
 	}
 	if err := st.close(); err != nil {
 		t.Fatal(err)
 	}
 	st = openTestStore(t, path)
-	if next := aSession(t, st, ann); next <= first {
-		t.Errorf("the session after %d has the id %d: an old token would speak for it", first, next)
+	if next := aSession(t, st, ann); next.session <= first.session {
+		t.Errorf("the session after %d has the id %d: an old token would speak for it", first.session, next.session)
 	}
 }
 
@@ -455,7 +455,7 @@ func TestNamesAreUniqueWithoutRegardToCase(t *testing.T) {
 			err := st.addUser(ctx, console, &u, "hash", 1)
 			wantError(t, "adding", err, c.want)
 			if err == nil {
-				if err := st.deleteUser(ctx, console, u.id, 0); err != nil {
+				if err := st.deleteUser(ctx, console, u.id, 0, 1); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -511,17 +511,17 @@ func exercise(t *testing.T, st *store) {
 		func() error { _, err := st.user(ann.id); return err }(),
 		func() error { _, err := st.passwordHash(ann.id); return err }(),
 		func() error { _, _, err := st.userByLogin("ann"); return err }(),
-		func() error { _, _, err := st.principal(int64(sid), "kid", 0); return notNamed(err, errBadToken) }(),
-		func() error { _, err := st.session(int64(sid)); return err }(),
+		func() error { _, _, err := st.principal(sid.session, "kid", 0); return notNamed(err, errBadToken) }(),
+		func() error { _, err := st.session(sid.session); return err }(),
 		func() error { _, err := st.keySecret("kid", 0); return notNamed(err, errNoKey) }(),
 		func() error { _, err := st.secret(ctx, "refresh", []byte("fresh")); return err }(),
 		func() error {
-			x := session{id: int64(sid), generation: 1, expiresAt: 1 << 40, refreshHash: []byte("next")}
+			x := session{id: sid.session, generation: 1, expiresAt: 1 << 40, refreshHash: []byte("next")}
 			_, err := st.rotate(ctx, &x, []byte{}, 2)
 			return notNamed(err, errNotApplied)
 		}(),
 		st.sessionsOf(ctx, ann.id, 0, func(*session) {}),
-		func() error { st.touch(int64(sid), 2); return st.endReused(ctx, 99) }(),
+		func() error { st.touch(sid.session, 2); return st.endReused(ctx, ann.id, 99, "", 2) }(),
 		st.mayNot(sid, ann.id),
 		st.taken("nobody", "nobody@example.com", 0),
 		st.users(ctx, 0, 1, filter{}, none),
@@ -535,15 +535,22 @@ func exercise(t *testing.T, st *store) {
 		func() error { _, err := st.updateUser(ctx, sid, ann.id, change{username: &name}, 0, 2); return err }(),
 		func() error { _, err := st.updateUser(ctx, sid, ann.id, change{hash: &hash}, 0, 2); return err }(),
 		func() error { _, err := st.updateUser(ctx, sid, ann.id, change{disabled: &yes}, 0, 2); return err }(),
-		st.deleteUser(ctx, sid, ann.id, 0),
-		st.endSession(ctx, sid, root.id, int64(sid)),
-		st.endSessions(ctx, aSession(t, st, root), root.id),
+		st.deleteUser(ctx, sid, ann.id, 0, 1),
+		st.endSession(ctx, sid, root.id, sid.session, 1),
+		st.endSessions(ctx, aSession(t, st, root), root.id, 1),
 		func() error { _, err := st.newestKey(); return err }(),
 		st.ensureKey(ctx, keyRow{"kid", []byte("secret")}, 1, 1),
 		st.rotateKey(ctx, keyRow{"next", []byte("secret")}, 2),
 		func() error { _, err := st.signingKeys(ctx); return err }(),
 		st.retireKeys(ctx, 3),
 		func() error { aSession(t, st, root); _, err := st.sweep(ctx, 0, 1<<41); return err }(),
+		st.events(ctx, 0, 1, eventFilter{}, func(*event) {}),
+		st.events(ctx, 0, 1, eventFilter{userID: 1}, func(*event) {}),
+		st.events(ctx, 0, 1, eventFilter{kind: loggedIn}, func(*event) {}),
+		st.events(ctx, 0, 1, eventFilter{userID: 1, kind: loggedIn}, func(*event) {}),
+		func() error { _, _, err := st.eventsSince(ctx, 0, eventFilter{}, func(*event) {}); return err }(),
+		(&sealer{st: st}).seal(ctx),
+		func() error { _, err := (&sealer{st: st}).trim(ctx, 1<<41, 2); return err }(),
 	} {
 		if err != nil {
 			t.Fatalf("exercise %d: %v", i, err)
@@ -644,6 +651,8 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 		"SCAN (subquery-2)":                                                    "the sessions of one sweep",
 		"SCAN (subquery-1)":                                                    "what the search found by name, at most its limit",
 		"SCAN (subquery-3)":                                                    "what the search found by address, at most its limit",
+		"SCAN seal":                                                            "its last row ends it",
+		"SCAN event":                                                           "the events that one trimming looks at, at most its limit",
 	}
 	conn := another(t, path)
 	for _, query := range queries {
@@ -656,12 +665,12 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 		}
 	}
 
-	t.Run("and every statement of store.go was looked at", func(t *testing.T) {
+	t.Run("and every statement of store.go and trail.go was looked at", func(t *testing.T) {
 		_, files := programFiles(t)
 		keyword := regexp.MustCompile(`\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|FROM|WHERE|ORDER BY)\b`)
-		for _, decl := range files["store.go"].Decls {
+		for _, decl := range slices.Concat(files["store.go"].Decls, files["trail.go"].Decls) {
 			f, ok := decl.(*ast.FuncDecl)
-			if !ok || f.Recv == nil || slices.Contains([]string{"export", "unknownHashes"}, f.Name.Name) {
+			if !ok || f.Recv == nil || slices.Contains([]string{"export", "unknownHashes", "trail"}, f.Name.Name) {
 				continue // inspect and migrate run before there are requests, and these are to read the whole table
 			}
 			ast.Inspect(f, func(n ast.Node) bool {
@@ -1689,7 +1698,7 @@ func TestAnActiveAdminAlwaysStays(t *testing.T) {
 			return err
 		},
 		"deleting": func(st *store, by caller, id int64) error {
-			return st.deleteUser(ctx, by, id, 0)
+			return st.deleteUser(ctx, by, id, 0, 1)
 		},
 	}
 	for act, do := range acts {
@@ -1781,7 +1790,7 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 			return err
 		},
 		"a deletion": func(st *store, by caller, id int64) error {
-			return st.deleteUser(ctx, by, id, 0)
+			return st.deleteUser(ctx, by, id, 0, 1)
 		},
 	}
 	for act, do := range acts {
@@ -1791,10 +1800,10 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 			want  error
 		}{
 			{"after the caller's logout is refused", func(st *store, root user, sid caller) error {
-				return st.endSession(ctx, sid, root.id, int64(sid))
+				return st.endSession(ctx, sid, root.id, sid.session, 1)
 			}, errSessionEnded},
 			{"after the caller's logout everywhere is refused", func(st *store, root user, sid caller) error {
-				return st.endSessions(ctx, sid, root.id)
+				return st.endSessions(ctx, sid, root.id, 1)
 			}, errSessionEnded},
 			{"after the caller was demoted is refused", func(st *store, root user, _ caller) error {
 				_, err := st.updateUser(ctx, console, root.id, change{role: &demoted}, 0, 2)
@@ -1809,7 +1818,7 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 				return err
 			}, errSessionEnded},
 			{"after the caller was deleted is refused", func(st *store, root user, _ caller) error {
-				return st.deleteUser(ctx, console, root.id, 0)
+				return st.deleteUser(ctx, console, root.id, 0, 1)
 			}, errSessionEnded},
 			{"after something else happened is done", func(st *store, _ user, _ caller) error {
 				return add(st, "else")()
@@ -1838,9 +1847,9 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 			ann := aUser(t, st, "ann", member)
 			var nobody caller
 			wantError(t, act, do(st, nobody, ann.id), errSessionEnded)
-			wantError(t, act+" by a session that never was", do(st, 99, ann.id), errSessionEnded)
+			wantError(t, act+" by a session that never was", do(st, caller{session: 99}, ann.id), errSessionEnded)
 			wantError(t, act+" by a stranger", do(st, stranger, ann.id), errForbidden)
-			wantError(t, act+" by a number below all", do(st, stranger-1, ann.id), errSessionEnded)
+			wantError(t, act+" by a number below all", do(st, caller{session: stranger.session - 1}, ann.id), errSessionEnded)
 			if u, err := st.user(ann.id); err != nil || u != ann {
 				t.Errorf("ann is %+v, %v, want her as she was", u, err)
 			}
@@ -1869,12 +1878,12 @@ func TestAChangeOfAVersionThatHasPassedIsRefused(t *testing.T) {
 	}
 	_, err = st.updateUser(ctx, console, ann.id, change{username: &second}, ann.version, 8)
 	wantError(t, "a change of the version before", err, errVersion)
-	wantError(t, "a deletion of the version before", st.deleteUser(ctx, console, ann.id, ann.version), errVersion)
+	wantError(t, "a deletion of the version before", st.deleteUser(ctx, console, ann.id, ann.version, 1), errVersion)
 	if got, err := st.user(ann.id); err != nil || got != want {
 		t.Errorf("the user is %+v, %v, want %+v", got, err, want)
 	}
-	wantError(t, "a deletion of the version that is there", st.deleteUser(ctx, console, ann.id, want.version), nil)
-	wantError(t, "a deletion of who is gone", st.deleteUser(ctx, console, ann.id, want.version), errUserNotFound)
+	wantError(t, "a deletion of the version that is there", st.deleteUser(ctx, console, ann.id, want.version, 1), nil)
+	wantError(t, "a deletion of who is gone", st.deleteUser(ctx, console, ann.id, want.version, 1), errUserNotFound)
 
 	t.Run("and of two changes of one version one is done", func(t *testing.T) {
 		bob := aUser(t, st, "bob", member)
@@ -1942,7 +1951,7 @@ func TestASessionBeginsOnlyForTheUserWhosePasswordWasVerified(t *testing.T) {
 			return err
 		}, errCredentials},
 		{"and not after the user was deleted", func(st *store, id int64) error {
-			return st.deleteUser(ctx, console, id, 0)
+			return st.deleteUser(ctx, console, id, 0, 1)
 		}, errCredentials},
 		{"and after another change all the same", func(st *store, id int64) error {
 			_, err := st.updateUser(ctx, console, id, change{email: &other}, 0, 2)
@@ -2025,13 +2034,13 @@ func TestWhichSessionsAChangeEnds(t *testing.T) {
 			return err
 		}, "own second admin's other's"},
 		{"a deletion ends all of the user's", func(st *store, id int64, s sessions) error {
-			return st.deleteUser(ctx, s.own, id, 0)
+			return st.deleteUser(ctx, s.own, id, 0, 1)
 		}, "admin's other's"},
 		{"a logout ends one", func(st *store, id int64, s sessions) error {
-			return st.endSession(ctx, s.own, id, int64(s.own))
+			return st.endSession(ctx, s.own, id, s.own.session, 1)
 		}, "second admin's other's"},
 		{"a logout everywhere ends all of the user's", func(st *store, id int64, s sessions) error {
-			return st.endSessions(ctx, s.own, id)
+			return st.endSessions(ctx, s.own, id, 1)
 		}, "admin's other's"},
 		{"a new password that comes with a name that is taken ends none", func(st *store, id int64, s sessions) error {
 			taken := "ROOT"
@@ -2042,7 +2051,7 @@ func TestWhichSessionsAChangeEnds(t *testing.T) {
 			return nil
 		}, "own second admin's other's"},
 		{"a refused deletion ends none", func(st *store, id int64, s sessions) error {
-			if err := st.deleteUser(ctx, s.others, id, 0); !errors.Is(err, errForbidden) {
+			if err := st.deleteUser(ctx, s.others, id, 0, 1); !errors.Is(err, errForbidden) {
 				return fmt.Errorf("got the error %v, want %v", err, errForbidden)
 			}
 			return nil
@@ -2065,7 +2074,7 @@ func TestWhichSessionsAChangeEnds(t *testing.T) {
 				if hasSession(t, st, x.sid) {
 					left = append(left, x.name)
 				}
-				rows += scan[int](t, another(t, path), `SELECT count(*) FROM session WHERE id = ?`, int64(x.sid))
+				rows += scan[int](t, another(t, path), `SELECT count(*) FROM session WHERE id = ?`, x.sid.session)
 			}
 			if got := strings.Join(left, " "); got != c.want {
 				t.Errorf("left are %q, want %q", got, c.want)
@@ -2079,9 +2088,9 @@ func TestWhichSessionsAChangeEnds(t *testing.T) {
 		st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 		ann := aUser(t, st, "ann", member)
 		sid := aSession(t, st, ann)
-		wantError(t, "the first time", st.endSession(ctx, sid, ann.id, int64(sid)), nil)
-		wantError(t, "the second time", st.endSession(ctx, sid, ann.id, int64(sid)), errSessionEnded)
-		wantError(t, "everywhere", st.endSessions(ctx, sid, ann.id), errSessionEnded)
+		wantError(t, "the first time", st.endSession(ctx, sid, ann.id, sid.session, 1), nil)
+		wantError(t, "the second time", st.endSession(ctx, sid, ann.id, sid.session, 1), errSessionEnded)
+		wantError(t, "everywhere", st.endSessions(ctx, sid, ann.id, 1), errSessionEnded)
 	})
 }
 
@@ -2120,11 +2129,11 @@ func TestWhoMayAddIsCheckedWhenTheWriteRuns(t *testing.T) {
 			return err
 		}, func(sid caller) caller { return sid }, member, errForbidden},
 		{"an admin who has logged out adds nobody", func(st *store, root user, sid caller) error {
-			return st.endSessions(ctx, console, root.id)
+			return st.endSessions(ctx, console, root.id, 1)
 		}, func(sid caller) caller { return sid }, member, errSessionEnded},
 		{"a stranger adds a member", nil, func(caller) caller { return stranger }, member, nil},
 		{"a stranger adds no admin", nil, func(caller) caller { return stranger }, admin, errForbidden},
-		{"the zero caller adds nobody", nil, func(caller) caller { return 0 }, member, errSessionEnded},
+		{"the zero caller adds nobody", nil, func(caller) caller { return caller{} }, member, errSessionEnded},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
@@ -2159,10 +2168,10 @@ func TestADeferredForeignKeyFailsAlone(t *testing.T) {
 	runSQL(t, another(t, path),
 		`CREATE TABLE bill (id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL REFERENCES user (id) DEFERRABLE INITIALLY DEFERRED)`,
 		`INSERT INTO bill (user_id) VALUES (1)`)
-	wantError(t, "alone", st.deleteUser(ctx, console, ann.id, 0), errReferenced)
+	wantError(t, "alone", st.deleteUser(ctx, console, ann.id, 0, 1), errReferenced)
 	release := holdWriter(t, st)
 	before := enqueue(t, st, add(st, "before"))
-	deletion := enqueue(t, st, func() error { return st.deleteUser(ctx, console, ann.id, 0) })
+	deletion := enqueue(t, st, func() error { return st.deleteUser(ctx, console, ann.id, 0, 1) })
 	after := enqueue(t, st, add(st, "after"))
 	release()
 	errs := answersOf(t, before, deletion, after)
