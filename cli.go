@@ -43,6 +43,7 @@ var commands = []command{
 	{"events verify", "[HEAD]", 0, 1, false, nil, eventsVerify},
 	{"events", "", 0, 0, false, (*cli).eventFlags, eventList},
 	{"adopt", "", 0, 0, false, (*cli).resolveFlag, adopted}, // done before any command runs
+	{"healthcheck", "", 0, 0, false, nil, healthcheck},
 }
 
 func adopted(_ context.Context, c *cli) error {
@@ -116,10 +117,22 @@ func findCommand(args []string) (*command, []string, error) {
 	return nil, nil, usagef("unknown command %q: see userd help", strings.Join(args[:min(2, len(args))], " "))
 }
 
+// setting returns the one setting that the command has, by its flag: where the
+// database is or, for one that asks a running server, where that listens.
+func (cmd *command) setting() string {
+	if cmd.words == "healthcheck" {
+		return "addr"
+	}
+	return "database"
+}
+
 // run runs the command on the database, which a server may have open.
 func (cmd *command) run(ctx context.Context, c *cli) (err error) {
 	if len(c.names) < cmd.least || len(c.names) > cmd.most {
 		return usagef("usage: userd %s", strings.TrimSpace(cmd.words+" [flags] "+cmd.names))
+	}
+	if cmd.setting() != "database" {
+		return cmd.action(ctx, c)
 	}
 	kind, err := inspect(ctx, c.database)
 	if err != nil {

@@ -64,7 +64,7 @@ func (c *cli) configure(cmd *command, args []string, getenv func(string) string)
 	flags.SetOutput(io.Discard)
 	given := make(map[string]string) // by flag
 	for _, o := range options {
-		if cmd == nil || o.flag == "database" { // the rest is about serving
+		if cmd == nil || o.flag == cmd.setting() { // the rest is about serving
 			flags.Func(o.flag, "", func(v string) error { given[o.flag] = v; return nil })
 		}
 	}
@@ -99,7 +99,7 @@ func (c *cli) configure(cmd *command, args []string, getenv func(string) string)
 		} else if v := getenv("PORT"); v != "" && o.env == "ADDR" {
 			value, from = net.JoinHostPort("127.0.0.1", v), "PORT"
 		}
-		if cmd != nil && o.flag != "database" {
+		if cmd != nil && o.flag != cmd.setting() {
 			continue // about serving
 		}
 		if err := o.set(&c.config, value); err != nil {

@@ -47,6 +47,8 @@ var (
 	errLimited = errors.New("too many tries")
 	errBusy    = errors.New("too many passwords at once")
 	errStorage = errors.New("storage failed")
+
+	errNotReady = errors.New("not ready")
 )
 
 // An answer is what a client is told of an error.
@@ -98,6 +100,7 @@ var answers = []answer{
 	{context.Canceled, http.StatusServiceUnavailable, "unavailable", "The request was given up"}, // by its client, who will not read this
 	{errBusy, http.StatusServiceUnavailable, "busy", "Too many passwords to check at once; try again shortly"},
 	{errStorage, http.StatusServiceUnavailable, "unavailable", "The service cannot do this now; try again shortly"},
+	{errNotReady, http.StatusServiceUnavailable, "unavailable", "The service is not ready"},
 }
 
 // unknown answers whatever the table does not name. Its error stays in the log.

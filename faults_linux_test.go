@@ -202,6 +202,11 @@ func testDiskFault(t *testing.T, dir string, fault diskFault, reads bool) {
 		p.must(access, "PUT", "/api/users/1", fmt.Sprintf(`{"username":%q}`, users[0])).want(t, 200, "")
 
 		end := fault(t, p, dir)
+		ready := func(want int) { // it is asked once a second
+			t.Helper()
+			await(t, fmt.Sprint("/readyz is answered ", want), func() bool { return p.must("", "GET", "/readyz", "").status == want })
+		}
+		ready(503)
 		for _, c := range []struct{ token, method, path, body string }{
 			{"", "POST", "/api/register", registerBody("refused", goodPassword)},
 			{access, "PUT", "/api/users/me", `{"username":"refused"}`},
@@ -232,6 +237,7 @@ func testDiskFault(t *testing.T, dir string, fault diskFault, reads bool) {
 			p.end(syscall.SIGKILL)
 			p = startUserd(t, dir, nil)
 		}
+		ready(200)
 		if r := p.must(access, "GET", "/api/users/1", "").want(t, 200, ""); r.field("username") != users[0] {
 			t.Errorf("the user is %s", r.body)
 		}

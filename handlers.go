@@ -25,6 +25,9 @@ type route struct {
 // routes is every path that the server answers.
 func (s *server) routes() []route {
 	return []route{
+		{"GET /healthz", anyone, s.healthz},
+		{"GET /readyz", anyone, s.readyz},
+
 		{"GET /api/test", anyone, s.welcome},
 		{"POST /api/register", anyone, s.register},
 		{"POST /api/login", anyone, s.login},

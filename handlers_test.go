@@ -247,6 +247,8 @@ func TestLogout(t *testing.T) {
 func TestAccess(t *testing.T) {
 	s := newService(t)
 	rows := map[string][4]int{ // the status for a stranger, another member, the member itself, an admin
+		"GET /healthz":           {200, 200, 200, 200},
+		"GET /readyz":            {200, 200, 200, 200},
 		"GET /api/test":          {200, 200, 200, 200},
 		"POST /api/register":     {400, 400, 400, 400},
 		"POST /api/login":        {400, 400, 400, 400},

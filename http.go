@@ -40,6 +40,7 @@ type server struct {
 	log       *slog.Logger
 	now       func() time.Time
 	mux       *http.ServeMux
+	health    *health
 }
 
 // Settings are what the configuration says of how requests are answered.
@@ -54,7 +55,7 @@ type settings struct {
 }
 
 func newServer(c settings, st *store, h *hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
-	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, http.NewServeMux()}
+	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, http.NewServeMux(), newHealth(st)}
 	if c.rateLimit == rateLimitOn {
 		s.limiter = newLimiter()
 	}
@@ -311,6 +312,8 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 	switch {
 	case x.err != nil && answerFor(x.err).status == http.StatusInternalServerError, errors.Is(x.err, errStorage) && !errors.Is(x.err, context.Canceled):
 		level = slog.LevelError
+	case x.err == errNotReady: // why, readyz has logged once
+		level = slog.LevelDebug
 	case x.status == http.StatusServiceUnavailable, errors.Is(x.err, errReused):
 		level = slog.LevelWarn
 	case x.err == nil && (x.r.Method == http.MethodGet || x.r.Method == http.MethodHead):

@@ -21,6 +21,7 @@ Usage:
 	userd events [-follow] [-json] [-after ID] [-user USER] [-type TYPE]
 	userd events verify [HEAD]
 	userd adopt [-resolve suffix|oldest]
+	userd healthcheck
 	userd help
 	userd version
 
@@ -49,6 +50,9 @@ does, after a copy beside it. Where users differ only in the case of a name, tha
 is refused; -resolve suffix renames all but the oldest to NAME-ID and
 LOCAL+ID@HOST, and -resolve oldest deletes all but the oldest.
 
+"healthcheck" asks the server that has this address whether it is ready, for
+containers without curl, and leaves the database alone.
+
 "user export" writes every user, with the password's hash, as CSV or with
 -ndjson as one JSON object a line. "user import" reads both, and the CSV of
 Django's table auth_user, from FILE or, where that is -, from standard input.
@@ -65,7 +69,7 @@ Flags, and the environment variables that they override:
 	-database URL          DATABASE_URL
 		The database: sqlite:///relative.db, sqlite:////absolute.db or a path;
 		sqlite:///app.db if not given. Made if it does not exist. The commands
-		take this flag too, and none of those below.
+		take this flag too, and none of those below; healthcheck takes only -addr.
 	-addr HOST:PORT        ADDR
 		The address to listen on, 127.0.0.1:5000 if not given. Where ADDR is not
 		set, PORT in the environment sets only the port.
@@ -284,7 +288,8 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Li
 	if err != nil {
 		return err
 	}
-	httpServer := newHTTPServer(newServer(c.settings, st, newHasher(defaultCost), keys, refresher, log, time.Now))
+	s := newServer(c.settings, st, newHasher(defaultCost), keys, refresher, log, time.Now)
+	httpServer := newHTTPServer(s)
 	served := make(chan error, 1)
 	go func() { served <- httpServer.Serve(limitConnections(listener, maxConnections)) }()
 	log.Info("serving", "url", "http://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
@@ -317,6 +322,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Li
 		return err
 	case <-ctx.Done():
 	}
+	s.health.draining.Store(true)
 	log.Info("stopping")
 	// Serve returns as soon as Shutdown begins; the requests are done when Shutdown returns.
 	drain, cancelDrain := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)

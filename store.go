@@ -486,6 +486,21 @@ func (s *store) readAside(ctx context.Context, value any, query string) error {
 	return errors.Join(db.QueryRowContext(ctx, query).Scan(value), db.Close())
 }
 
+// probe tells whether the database can be read and written: errStorage where
+// it cannot, the context's error where it has not begun to write in time. The
+// write is committed and synced like any other, and changes nothing: of a row
+// that is set to what it holds SQLite would write nothing, so this one is moved
+// to where it stands. It goes first, because what the readers have cached is
+// then old, and they go to the disk too.
+func (s *store) probe(ctx context.Context) error {
+	err := s.write(ctx, statement{query: `UPDATE counter SET id = id`, none: errStorage})
+	if err != nil {
+		return err
+	}
+	var id int64
+	return s.read(`SELECT user_id FROM counter`, errStorage, []any{&id})
+}
+
 // prepared keeps a prepared statement for each query text, made at first use.
 // The texts are constants of this package, so it stays small.
 type prepared struct {

@@ -543,6 +543,7 @@ func exercise(t *testing.T, st *store) {
 		st.rotateKey(ctx, keyRow{"next", []byte("secret")}, 2),
 		func() error { _, err := st.signingKeys(ctx); return err }(),
 		st.retireKeys(ctx, 3),
+		st.probe(ctx),
 		func() error { aSession(t, st, root); _, err := st.sweep(ctx, 0, 1<<41); return err }(),
 		st.events(ctx, 0, 1, eventFilter{}, func(*event) {}),
 		st.events(ctx, 0, 1, eventFilter{userID: 1}, func(*event) {}),
