@@ -21,6 +21,7 @@ type config struct {
 	settings
 	database       string // an absolute path
 	addr           string
+	metricsAddr    string        // empty: none
 	secret         []byte        // of JWT_SECRET_KEY; empty: the database keeps the key
 	previousSecret []byte        // of JWT_SECRET_KEY_PREVIOUS: its tokens are still good
 	secretFrom     string        // where the signing key is from, for people
@@ -36,7 +37,8 @@ var options = []struct {
 	set                 func(c *config, value string) error
 }{
 	{"DATABASE_URL", "database", "sqlite:///app.db", (*config).setDatabase},
-	{"ADDR", "addr", "127.0.0.1:5000", (*config).setAddr},
+	{"ADDR", "addr", "127.0.0.1:5000", func(c *config, v string) error { return setHostPort(&c.addr, v) }},
+	{"METRICS_ADDR", "metrics-addr", "", (*config).setMetricsAddr},
 	{"JWT_ACCESS_TOKEN_EXPIRES", "access-ttl", "15m", func(c *config, v string) error { return setTTL(&c.accessTTL, v) }},
 	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v) }},
 	{"REGISTRATION", "registration", string(registrationOpen), func(c *config, v string) error {
@@ -134,7 +136,15 @@ func (c *config) setDatabase(v string) error {
 	return err
 }
 
-func (c *config) setAddr(v string) error {
+func (c *config) setMetricsAddr(v string) error {
+	if v == "" {
+		c.metricsAddr = ""
+		return nil
+	}
+	return setHostPort(&c.metricsAddr, v)
+}
+
+func setHostPort(to *string, v string) error {
 	_, port, err := net.SplitHostPort(v)
 	if err != nil {
 		return errors.New("must be HOST:PORT")
@@ -144,7 +154,7 @@ func (c *config) setAddr(v string) error {
 	} else if n == 0 && port != "0" {
 		return errors.New("the port must be a number")
 	}
-	c.addr = v
+	*to = v
 	return nil
 }
 

@@ -27,10 +27,11 @@ func (s *server) routes() []route {
 	return []route{
 		{"GET /healthz", anyone, s.healthz},
 		{"GET /readyz", anyone, s.readyz},
+		{"GET /metrics", adminOnly, s.metrics}, // anyone, on METRICS_ADDR
 
 		{"GET /api/test", anyone, s.welcome},
 		{"POST /api/register", anyone, s.register},
-		{"POST /api/login", anyone, s.login},
+		{"POST /api/login", anyone, s.countedLogin},
 		{"POST /api/refresh", anyone, s.refresh}, // the holder of a refresh token
 		{"POST /api/logout", signedIn, s.logout},
 		{"GET /api/verify", signedIn, s.verify},

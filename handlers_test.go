@@ -249,6 +249,7 @@ func TestAccess(t *testing.T) {
 	rows := map[string][4]int{ // the status for a stranger, another member, the member itself, an admin
 		"GET /healthz":           {200, 200, 200, 200},
 		"GET /readyz":            {200, 200, 200, 200},
+		"GET /metrics":           {401, 403, 403, 200},
 		"GET /api/test":          {200, 200, 200, 200},
 		"POST /api/register":     {400, 400, 400, 400},
 		"POST /api/login":        {400, 400, 400, 400},

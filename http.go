@@ -40,6 +40,7 @@ type server struct {
 	log       *slog.Logger
 	now       func() time.Time
 	mux       *http.ServeMux
+	stats     *stats
 	health    *health
 }
 
@@ -55,7 +56,7 @@ type settings struct {
 }
 
 func newServer(c settings, st *store, h *hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
-	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, http.NewServeMux(), newHealth(st)}
+	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, http.NewServeMux(), newStats(st), newHealth(st)}
 	if c.rateLimit == rateLimitOn {
 		s.limiter = newLimiter()
 	}
@@ -67,10 +68,12 @@ func newServer(c settings, st *store, h *hasher, keys *keyring, r *refresher, lo
 
 // handle makes the mux answer a route: the guard first, then its handler.
 func (s *server) handle(rt route) {
+	stats := s.stats.route(rt.pattern)
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
 		x := w.(*exchange)
 		x.r = r // with the path's values
 		x.routed = true
+		x.stats = stats
 		err := s.admit(x, rt.access)
 		if err == nil {
 			err = rt.handle(x)
@@ -91,8 +94,9 @@ type exchange struct {
 	target int64     // the user that the path's {id} names
 	name   string    // the username of target, where a login failed
 	routed bool      // the mux found a route
-	status int       // of the answer; 0: not begun
-	err    error     // why the request failed
+	stats  *routeStats
+	status int   // of the answer; 0: not begun
+	err    error // why the request failed
 }
 
 // Unwrap lets http.ResponseController reach the connection.
@@ -109,7 +113,7 @@ var (
 // ServeHTTP is the way in for every request.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	x := &exchange{ResponseWriter: w, r: r, s: s, id: requestID()}
+	x := &exchange{ResponseWriter: w, r: r, s: s, stats: s.stats.unrouted, id: requestID()}
 	header := w.Header()
 	header["Content-Type"] = jsonType
 	header["X-Content-Type-Options"] = noSniff
@@ -127,6 +131,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				p = http.ErrAbortHandler // half an answer must not look whole
 			}
 		}
+		x.stats.observe(r.Method, x.status, time.Since(start))
 		s.logRequest(x, start)
 		if p != nil {
 			panic(p)
@@ -261,6 +266,7 @@ func (x *exchange) fail(err error) {
 	}
 	var l *limited
 	if errors.As(err, &l) {
+		x.s.stats.limited.add(l.by)
 		header["Retry-After"] = []string{strconv.FormatInt(int64((l.wait+time.Second-1)/time.Second), 10)}
 	}
 	if accepts(x.r, "application/problem+json") { // RFC 9457

@@ -156,6 +156,17 @@ func (c *limitedConn) Close() error {
 	return err
 }
 
+// noteState is for http.Server.ConnState, and counts the connections.
+func (s *server) noteState(conn net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.stats.connections.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		s.stats.connections.Add(-1)
+	}
+	noteState(conn, state)
+}
+
 // noteState is for http.Server.ConnState. A connection that is new or idle
 // waits for its client until a whole header is there. Where there is no room
 // left, one that has been answered makes some: else whoever asks often enough on

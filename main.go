@@ -73,6 +73,10 @@ Flags, and the environment variables that they override:
 	-addr HOST:PORT        ADDR
 		The address to listen on, 127.0.0.1:5000 if not given. Where ADDR is not
 		set, PORT in the environment sets only the port.
+	-metrics-addr HOST:PORT  METRICS_ADDR
+		Another address, such as 127.0.0.1:9090, on which /metrics, /healthz and
+		/readyz are answered to whoever asks, and nothing else: strangers must not
+		reach it. None if not given; then /metrics needs an admin's token.
 	-access-ttl TIME       JWT_ACCESS_TOKEN_EXPIRES
 		How long an access token is good: a duration such as 15m (which it is
 		if not given), or seconds.
@@ -251,6 +255,13 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 		return err
 	}
 	defer listener.Close()
+	var metricsListener net.Listener // nil: there is none
+	if c.metricsAddr != "" {
+		if metricsListener, err = net.Listen("tcp", c.metricsAddr); err != nil {
+			return err
+		}
+		defer metricsListener.Close()
+	}
 	for setting, secret := range map[string][]byte{c.secretFrom: c.secret, "JWT_SECRET_KEY_PREVIOUS": c.previousSecret} {
 		why := weakSecret(secret)
 		if why == "" {
@@ -270,12 +281,13 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("database %s: %w", c.database, err)
 	}
-	err = serveStore(ctx, c, log, listener, st)
+	err = serveStore(ctx, c, log, listener, metricsListener, st)
 	return errors.Join(err, st.close())
 }
 
-// serveStore serves an open database until ctx ends and the last request is done.
-func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Listener, st *store) error {
+// serveStore serves an open database until ctx ends and the last request is
+// done. metricsListener may be nil.
+func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metricsListener net.Listener, st *store) error {
 	keys, err := loadKeys(ctx, st, &c, time.Now().Unix())
 	if err != nil {
 		return err
@@ -290,9 +302,16 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Li
 	}
 	s := newServer(c.settings, st, newHasher(defaultCost), keys, refresher, log, time.Now)
 	httpServer := newHTTPServer(s)
-	served := make(chan error, 1)
+	served := make(chan error, 2)
 	go func() { served <- httpServer.Serve(limitConnections(listener, maxConnections)) }()
 	log.Info("serving", "url", "http://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
+	if metricsListener != nil {
+		metricsServer := newHTTPServer(s.monitor())
+		metricsServer.ConnState = noteState // they are not counted
+		go func() { served <- metricsServer.Serve(limitConnections(metricsListener, maxMonitors)) }()
+		defer metricsServer.Close() // when the last request is done: until then it tells how that goes
+		log.Info("serving metrics", "url", "http://"+metricsListener.Addr().String())
+	}
 
 	sealer := sealer{st: st, key: sealKeys[0]}
 	defer func() { // after the last request, and the last that stands behind it in time
@@ -310,6 +329,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener net.Li
 		if found, err := st.checkIntegrity(ctx); err != nil && ctx.Err() == nil {
 			log.Error("the database could not be checked", "err", err)
 		} else if err == nil && found != "ok" {
+			s.stats.damaged.Store(true)
 			log.Error("the database is damaged: restore a copy", "found", found)
 		}
 		if n, err := st.unknownHashes(ctx); err == nil && n > 0 {
@@ -344,7 +364,7 @@ func newHTTPServer(s *server) *http.Server {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ConnState:         noteState,
+		ConnState:         s.noteState,
 		ConnContext:       withConn,
 
 		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is answered like any other

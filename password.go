@@ -38,6 +38,7 @@ type hasher struct {
 	slots   chan struct{}
 	waiting atomic.Int64
 	hashed  atomic.Int64
+	refused atomic.Int64 // errBusy
 }
 
 const (
@@ -72,6 +73,7 @@ func (h *hasher) enter(ctx context.Context) (leave func(), err error) {
 	}
 	if h.waiting.Add(1) > int64(waitersPerSlot*cap(h.slots)) {
 		h.waiting.Add(-1)
+		h.refused.Add(1)
 		return nil, errBusy
 	}
 	defer h.waiting.Add(-1)
@@ -81,6 +83,7 @@ func (h *hasher) enter(ctx context.Context) (leave func(), err error) {
 	case h.slots <- struct{}{}:
 		return leave, nil
 	case <-timeout.C:
+		h.refused.Add(1)
 		return nil, errBusy
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting to hash: %w", ctx.Err())

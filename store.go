@@ -236,6 +236,7 @@ const maxSessions = 100
 // An error that is neither one of the named sentinels nor the caller's own
 // cancelled context is errStorage, with its cause wrapped beside it.
 type store struct {
+	path      string
 	readers   *sql.DB
 	readerDSN string
 	reads     prepared
@@ -280,6 +281,7 @@ func openStore(ctx context.Context, path string) (*store, error) {
 	readers.SetMaxIdleConns(readerCount)
 	go w.run()
 	return &store{
+		path:      path,
 		readers:   readers,
 		readerDSN: readerDSN,
 		reads:     prepared{by: readers},
@@ -499,6 +501,29 @@ func (s *store) probe(ctx context.Context) error {
 	}
 	var id int64
 	return s.read(`SELECT user_id FROM counter`, errStorage, []any{&id})
+}
+
+// count returns how many users and sessions there are. It reads an index of
+// each from end to end.
+func (s *store) count(ctx context.Context) (users, sessions int64, err error) {
+	if err = s.readAside(ctx, &users, `SELECT count(*) FROM user`); err == nil {
+		err = s.readAside(ctx, &sessions, `SELECT count(*) FROM session`)
+	}
+	return users, sessions, err
+}
+
+// size returns the bytes of the database file and of its write-ahead log. It
+// asks by their names: to close a descriptor of theirs would drop SQLite's locks.
+func (s *store) size() (file, log int64, err error) {
+	info, err := os.Stat(s.path)
+	if err != nil {
+		return 0, 0, err
+	}
+	wal, err := os.Stat(s.path + "-wal")
+	if err != nil {
+		return 0, 0, err
+	}
+	return info.Size(), wal.Size(), nil
 }
 
 // prepared keeps a prepared statement for each query text, made at first use.

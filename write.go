@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 )
 
@@ -33,6 +34,10 @@ type writer struct {
 	queue chan *pendingWrite
 	quit  chan struct{}
 	done  chan struct{} // closed when run has returned
+
+	took    *histogram    // nanoseconds, of each commit
+	landed  *histogram    // writes, of each commit
+	refused atomic.Uint64 // writes that were errStorage
 }
 
 type pendingWrite struct {
@@ -75,6 +80,9 @@ func openWriter(path string) (*writer, error) {
 		queue: make(chan *pendingWrite, maxGroup),
 		quit:  make(chan struct{}),
 		done:  make(chan struct{}),
+
+		took:   newHistogram(durationBounds),
+		landed: newHistogram(groupBounds),
 	}, nil
 }
 
@@ -83,7 +91,12 @@ func openWriter(path string) (*writer, error) {
 // turn; a cancelled statement would roll back its whole group.
 // It returns the none of a statement that touched no row, errDuplicate for a
 // UNIQUE constraint, the context's error, or errStorage.
-func (w *writer) write(ctx context.Context, statements ...statement) error {
+func (w *writer) write(ctx context.Context, statements ...statement) (err error) {
+	defer func() {
+		if errors.Is(err, errStorage) {
+			w.refused.Add(1)
+		}
+	}()
 	p := &pendingWrite{ctx: ctx, statements: statements, answer: make(chan error, 1)}
 	select {
 	case w.queue <- p:
@@ -190,8 +203,17 @@ func (w *writer) refuseQueue(err error) {
 // rolled back the whole transaction inside SQLite, fails the group, and is
 // returned.
 func (w *writer) commit(group []*pendingWrite) error {
+	start := time.Now()
 	err := w.transact(group)
 	if err == nil {
+		landed := int64(0)
+		for _, p := range group {
+			if p.err == nil {
+				landed++
+			}
+		}
+		w.took.observe(int64(time.Since(start)))
+		w.landed.observe(landed)
 		return nil
 	}
 	w.exec("ROLLBACK") // fails where SQLite has rolled back by itself
