@@ -344,13 +344,7 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 	if info.Size() < 100 { // SQLite's header; it takes a file of one byte for an empty one
 		return 0, fmt.Errorf("%s is not a database", path)
 	}
-	params := []string{"mode=ro", "_busy_timeout=5000"}
-	if quiet, err := isQuiet(path); err != nil {
-		return 0, err
-	} else if quiet {
-		params = append(params, "immutable=1")
-	}
-	db, err := sql.Open("sqlite", dsn(path, params...))
+	db, _, err := openToRead(path)
 	if err != nil {
 		return 0, err
 	}
@@ -405,10 +399,30 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 	return kindUserd, nil
 }
 
+// openToRead opens a database without changing it. What is read of a quiet one
+// holds only while it stays quiet.
+func openToRead(path string) (db *sql.DB, quiet bool, err error) {
+	params := []string{"mode=ro", "_busy_timeout=5000"}
+	quiet, err = isQuiet(path)
+	if err != nil {
+		return nil, false, err
+	}
+	if quiet {
+		params = append(params, "immutable=1")
+	}
+	db, err = sql.Open("sqlite", dsn(path, params...))
+	return db, quiet, err
+}
+
 // isQuiet reports whether the database is in WAL mode and nobody has it open.
 // Read like any other, it would get a -wal and a -shm file beside it, which
 // stay; read as one that nobody changes, it does not.
 func isQuiet(path string) (bool, error) {
+	// SQLite puts the -wal beside the file that a link leads to.
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return false, err
+	}
 	if _, err := os.Stat(path + "-wal"); !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
@@ -462,12 +476,13 @@ func migrateOnce(ctx context.Context, conn *sql.Conn) (done bool, err error) {
 // unknownHashes counts the users whose password hash is in no form that
 // parseHash knows, by its beginning. It reads the whole table.
 func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
-	err = s.readAside(ctx, &n, `
-		SELECT count(*) FROM user WHERE NOT (
-			password_hash GLOB '$argon2i*' OR password_hash GLOB '$scrypt$*' OR password_hash GLOB '$2[aby]$*'
-			OR password_hash GLOB 'scrypt:*' OR password_hash GLOB 'pbkdf2:*' OR password_hash GLOB 'pbkdf2_sha256$*')`)
+	err = s.readAside(ctx, &n, `SELECT count(*) FROM user WHERE `+hashIsUnknown)
 	return n, err
 }
+
+const hashIsUnknown = `NOT (
+	password_hash GLOB '$argon2i*' OR password_hash GLOB '$scrypt$*' OR password_hash GLOB '$2[aby]$*'
+	OR password_hash GLOB 'scrypt:*' OR password_hash GLOB 'pbkdf2:*' OR password_hash GLOB 'pbkdf2_sha256$*')`
 
 // checkIntegrity runs SQLite's full check and returns what it found first, or
 // "ok". It reads the whole file.
@@ -1269,6 +1284,12 @@ func codeOf(err error) int {
 		return e.Code()
 	}
 	return 0
+}
+
+// isDamaged reports whether err says that a file is no database, or no longer one.
+func isDamaged(err error) bool {
+	code := codeOf(err) & 0xff
+	return code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
 }
 
 // isUnfinished reports whether err says that a database opened to be read alone
