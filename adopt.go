@@ -5,12 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 )
 
 // checkTutorial returns an error unless the database is one that the Flask
@@ -227,43 +224,16 @@ func listTwins(ctx context.Context, tx *sql.Tx) error {
 }
 
 // copyBefore writes a consistent copy of the database beside it, over no other
-// file, and returns its path. The copy has that name only when it is whole and
-// on the disk.
+// file, and returns its path.
 func copyBefore(ctx context.Context, db *sql.DB, path string) (string, error) {
-	backup := path + ".before-userd-" + time.Now().UTC().Format("20060102T150405.000Z")
-	part := backup + ".part"
-	// Made here, since SQLite would make it 0644; an empty file it accepts.
-	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return "", err
-	}
-	defer os.Remove(part)
-	defer f.Close()
-	_, err = db.ExecContext(ctx, `VACUUM INTO ?`, part)
+	backup := keptName(path, "userd")
+	part, err := stage(ctx, db, path)
 	if err == nil {
-		err = f.Sync() // VACUUM INTO does not
-	}
-	if err == nil {
-		err = os.Link(part, backup) // unlike Rename, over no other file
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		defer part.discard()
+		err = place(part.name, backup)
 	}
 	if err != nil {
 		return "", fmt.Errorf("copying it to %s: %w", backup, err)
 	}
 	return backup, nil
-}
-
-// syncDir makes the names in a directory durable, where the system can.
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	return nil
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // sqlFiles are the only files that speak to the database.
-var sqlFiles = []string{"store.go", "trail.go", "write.go", "staging.go", "adopt.go"}
+var sqlFiles = []string{"store.go", "trail.go", "write.go", "staging.go", "adopt.go", "backup.go", "check.go"}
 
 // programFiles parses the program: each file of the package but its tests.
 func programFiles(t *testing.T) (*token.FileSet, map[string]*ast.File) {

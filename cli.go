@@ -22,28 +22,40 @@ type command struct {
 	names  string // what follows its flags, for people
 	least  int    // how many names there are
 	most   int
-	makes  bool // the database, where there is none
+	opens  opening
 	flags  func(*cli, *flag.FlagSet)
 	action func(context.Context, *cli) error
 }
 
+// An opening is what happens to the database before a command's action.
+type opening int
+
+const (
+	opened opening = iota // what is there is opened, and a database of Flask's adopted
+	made                  // likewise; where there is none, it is made
+	closed                // nothing: the action has its own way
+)
+
 var commands = []command{
-	{"user add", "NAME EMAIL", 2, 2, true, (*cli).addFlags, userAdd},
-	{"user list", "", 0, 0, false, (*cli).jsonFlag, userList},
-	{"user show", "USER", 1, 1, false, (*cli).jsonFlag, userShow},
-	{"user set", "USER", 1, 1, false, (*cli).setFlags, userSet},
-	{"user passwd", "USER", 1, 1, false, nil, userPasswd},
-	{"user delete", "USER", 1, 1, false, nil, userDelete},
-	{"user import", "FILE", 1, 1, true, (*cli).importFlags, userImport},
-	{"user export", "", 0, 0, false, (*cli).exportFlags, userExport},
-	{"session list", "USER", 1, 1, false, (*cli).jsonFlag, sessionList},
-	{"session end", "USER [SESSION]", 1, 2, false, nil, sessionEnd},
-	{"key list", "", 0, 0, false, (*cli).jsonFlag, keyList},
-	{"key rotate", "", 0, 0, false, nil, keyRotate},
-	{"events verify", "[HEAD]", 0, 1, false, nil, eventsVerify},
-	{"events", "", 0, 0, false, (*cli).eventFlags, eventList},
-	{"adopt", "", 0, 0, false, (*cli).resolveFlag, adopted}, // done before any command runs
-	{"healthcheck", "", 0, 0, false, nil, healthcheck},
+	{"user add", "NAME EMAIL", 2, 2, made, (*cli).addFlags, userAdd},
+	{"user list", "", 0, 0, opened, (*cli).jsonFlag, userList},
+	{"user show", "USER", 1, 1, opened, (*cli).jsonFlag, userShow},
+	{"user set", "USER", 1, 1, opened, (*cli).setFlags, userSet},
+	{"user passwd", "USER", 1, 1, opened, nil, userPasswd},
+	{"user delete", "USER", 1, 1, opened, nil, userDelete},
+	{"user import", "FILE", 1, 1, made, (*cli).importFlags, userImport},
+	{"user export", "", 0, 0, opened, (*cli).exportFlags, userExport},
+	{"session list", "USER", 1, 1, opened, (*cli).jsonFlag, sessionList},
+	{"session end", "USER [SESSION]", 1, 2, opened, nil, sessionEnd},
+	{"key list", "", 0, 0, opened, (*cli).jsonFlag, keyList},
+	{"key rotate", "", 0, 0, opened, nil, keyRotate},
+	{"events verify", "[HEAD]", 0, 1, opened, nil, eventsVerify},
+	{"events", "", 0, 0, opened, (*cli).eventFlags, eventList},
+	{"backup", "FILE", 1, 1, closed, nil, backup},
+	{"restore", "FILE", 1, 1, closed, nil, restore},
+	{"check", "", 0, 0, closed, nil, check},
+	{"adopt", "", 0, 0, opened, (*cli).resolveFlag, adopted}, // done before any command runs
+	{"healthcheck", "", 0, 0, closed, nil, healthcheck},
 }
 
 func adopted(_ context.Context, c *cli) error {
@@ -131,14 +143,14 @@ func (cmd *command) run(ctx context.Context, c *cli) (err error) {
 	if len(c.names) < cmd.least || len(c.names) > cmd.most {
 		return usagef("usage: userd %s", strings.TrimSpace(cmd.words+" [flags] "+cmd.names))
 	}
-	if cmd.setting() != "database" {
+	if cmd.opens == closed {
 		return cmd.action(ctx, c)
 	}
 	kind, err := inspect(ctx, c.database)
 	if err != nil {
 		return err
 	}
-	if kind == kindNone && !cmd.makes {
+	if kind == kindNone && cmd.opens != made {
 		return fmt.Errorf("there is no database %s, or it is empty: see -database", c.database)
 	}
 	if kind == kindTutorial {

@@ -20,6 +20,9 @@ Usage:
 	userd key rotate
 	userd events [-follow] [-json] [-after ID] [-user USER] [-type TYPE]
 	userd events verify [HEAD]
+	userd backup FILE
+	userd restore FILE
+	userd check
 	userd adopt [-resolve suffix|oldest]
 	userd healthcheck
 	userd help
@@ -63,6 +66,12 @@ be higher than any that this database gave out. Each bad row is reported
 on a line of standard error, with its number (a CSV header is row 1); then
 nothing is imported, but with -partial the good rows are, and the exit status is
 still 1. -dry-run only checks.
+
+"backup" writes a copy of the database, as it is at one moment, to FILE, which
+must not be there, or to standard output, where FILE is -. "restore" puts a copy
+in the place of the database, which nobody may have open, and keeps the one
+before beside it; it leaves out ids that may have been given since. "check" reads
+the whole database and prints what is wrong with it, a line each.
 
 Flags, and the environment variables that they override:
 
