@@ -152,11 +152,6 @@ func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error 
 		return &fault{kind: errBusy, text: "Too many event streams are open"}
 	}
 	conn := http.NewResponseController(x.ResponseWriter)
-	// At the deadline of reading, net/http would give the request up for one whose
-	// client has gone.
-	if err := conn.SetReadDeadline(time.Time{}); err != nil {
-		return err
-	}
 	x.Header()["Content-Type"] = []string{"text/event-stream"}
 	x.Header()["X-Accel-Buffering"] = []string{"no"} // nginx would hold it back
 	x.WriteHeader(http.StatusOK)

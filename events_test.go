@@ -434,10 +434,15 @@ func followAt(t testing.TB, base, token, query string, headers ...string) *strea
 // next returns the next block, "" at the end.
 func (f *stream) next() string {
 	f.t.Helper()
+	return f.await(time.After(patience))
+}
+
+func (f *stream) await(timeout <-chan time.Time) string {
+	f.t.Helper()
 	select {
 	case block := <-f.blocks:
 		return block
-	case <-time.After(patience):
+	case <-timeout:
 		f.t.Fatal("nothing has come on the stream")
 		return ""
 	}
@@ -446,8 +451,9 @@ func (f *stream) next() string {
 // nextEvent returns the id and the type of the next event; 0 at the end.
 func (f *stream) nextEvent() (id int64, kind string) {
 	f.t.Helper()
+	timeout := time.After(patience)
 	for {
-		block := f.next()
+		block := f.await(timeout)
 		fields := make(map[string]string)
 		for line := range strings.Lines(block) {
 			name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
@@ -565,8 +571,8 @@ func TestASilentStreamGivesASignOfLife(t *testing.T) {
 	}
 }
 
-// net/http cancels the context of a request whose connection has passed its
-// deadline of reading, and its answer ends at that of writing.
+// net/http takes back the deadline of reading when a request has come whole; that
+// of writing a stream moves itself.
 func TestAStreamOutlivesTheDeadlinesOfARequest(t *testing.T) {
 	s := newService(t)
 	s.hasten()
