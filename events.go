@@ -167,9 +167,6 @@ func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error 
 	for {
 		more := false
 		after, more, err = s.store.eventsSince(ctx, after, only, func(e *event) { out = appendServerSent(out, e) })
-		if ctx.Err() != nil { // the client has gone
-			return nil
-		}
 		if err != nil {
 			return err
 		}
