@@ -134,8 +134,8 @@ type stats struct {
 	connections atomic.Int64
 	damaged     atomic.Bool // the check of the database has found damage
 
-	rows            checkup // of counting these:
-	users, sessions atomic.Int64
+	rows                    checkup // how many there are of these:
+	users, sessions, events atomic.Int64
 }
 
 func newStats(st *store) *stats {
@@ -148,8 +148,13 @@ func newStats(st *store) *stats {
 	// waits 10 seconds.
 	t.rows = checkup{every: time.Minute, patience: 5 * time.Second, ask: func(ctx context.Context) error {
 		users, sessions, err := st.count(ctx)
+		if err != nil {
+			return err
+		}
+		events, err := st.lastEvent()
 		t.users.Store(users)
 		t.sessions.Store(sessions)
+		t.events.Store(events)
 		return err
 	}}
 	return t
@@ -313,6 +318,7 @@ func (s *server) databaseFamilies(p *page) {
 	if s.stats.rows.at(s.now()) == nil { // else how many there are is not known
 		p.gauge("userd_users", "Users, counted at most once a minute.", float64(s.stats.users.Load()))
 		p.gauge("userd_sessions", "Sessions, counted at most once a minute.", float64(s.stats.sessions.Load()))
+		p.counter("userd_events_total", "Events that were ever recorded, looked up at most once a minute.", float64(s.stats.events.Load()))
 	}
 	if file, log, err := s.store.size(); err == nil {
 		p.gauge("userd_database_size_bytes", "Size of the database file.", float64(file))

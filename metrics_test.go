@@ -314,16 +314,16 @@ func TestPasswordHashesAreCounted(t *testing.T) {
 	s.scrape().moved(t, before, samples{"userd_password_hashes_total": 1, "userd_password_hashes_refused_total": 2})
 }
 
-func TestUsersAndSessionsAreCountedOnceAMinute(t *testing.T) {
+func TestRowsAreCountedOnceAMinute(t *testing.T) {
 	s := newService(t)
-	s.scrape().want(t, samples{"userd_users": 0, "userd_sessions": 0})
+	s.scrape().want(t, samples{"userd_users": 0, "userd_sessions": 0, "userd_events_total": 0})
 	s.register("ann")
 	s.login("ann")
 	s.login("ann")
 	s.clock.add(time.Minute - 1)
-	s.scrape().want(t, samples{"userd_users": 0, "userd_sessions": 0})
+	s.scrape().want(t, samples{"userd_users": 0, "userd_sessions": 0, "userd_events_total": 0})
 	s.clock.add(1)
-	s.scrape().want(t, samples{"userd_users": 1, "userd_sessions": 2})
+	s.scrape().want(t, samples{"userd_users": 1, "userd_sessions": 2, "userd_events_total": 3})
 }
 
 func TestCommitsAndFilesAreMeasured(t *testing.T) {
