@@ -45,6 +45,7 @@ func (s *server) routes() []route {
 		{"DELETE /api/users/{id}/sessions", selfOrAdmin, s.endSessions},
 		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, s.endSession},
 		{"GET /api/events", adminOnly, s.listEvents},
+		{"GET /openapi.json", anyone, s.describe},
 	}
 }
 

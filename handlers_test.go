@@ -267,6 +267,7 @@ func TestAccess(t *testing.T) {
 		"DELETE /api/users/{id}/sessions":       {401, 403, 204, 204},
 		"DELETE /api/users/{id}/sessions/{sid}": {401, 403, 404, 404},
 		"GET /api/events":                       {401, 403, 403, 200},
+		"GET /openapi.json":                     {200, 200, 200, 200},
 	}
 	n := 0
 	_, root := s.admin("root")
