@@ -89,11 +89,12 @@ type exchange struct {
 	http.ResponseWriter
 	r      *http.Request
 	s      *server
-	id     string    // X-Request-Id
-	who    principal // who.id is 0 where nobody has signed in
-	target int64     // the user that the path's {id} names
-	name   string    // the username of target, where a login failed
-	routed bool      // the mux found a route
+	conn   *limitedConn // nil: in tests
+	id     string       // X-Request-Id
+	who    principal    // who.id is 0 where nobody has signed in
+	target int64        // the user that the path's {id} names
+	name   string       // the username of target, where a login failed
+	routed bool         // the mux found a route
 	stats  *routeStats
 	status int   // of the answer; 0: not begun
 	err    error // why the request failed
@@ -108,6 +109,7 @@ var (
 	problemType = []string{"application/problem+json"}
 	noSniff     = []string{"nosniff"}
 	noStore     = []string{"no-store"}
+	lastAnswer  = []string{"close"} // in HTTP/2 net/http sends GOAWAY instead
 )
 
 // ServeHTTP is the way in for every request.
@@ -136,8 +138,18 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if p != nil {
 			panic(p)
 		}
-		awaitClient(r) // net/http takes the rest of a body that nobody has read, then sends the answer
 	}()
+	if c, _ := r.Context().Value(connKey{}).(*limitedConn); c != nil {
+		if !c.begin() {
+			x.fail(&fault{kind: errBusy, text: "Too many requests at once; try again shortly"})
+			return
+		}
+		defer c.end() // from here on net/http waits for the client: for the rest of a body that nobody has read, then for it to take the answer
+		x.conn = c
+		if c.l.short.Load() {
+			header["Connection"] = lastAnswer
+		}
+	}
 	if len(s.corsOrigins) > 0 && s.cors(x) {
 		return
 	}
@@ -206,14 +218,21 @@ func (x *exchange) Write(p []byte) (int, error) {
 	if x.status == 0 {
 		x.WriteHeader(http.StatusOK)
 	}
+	return x.write(p)
+}
+
+// write sends a part of the body. Before a long one net/http takes the rest of a
+// request's body that nobody has read, and in HTTP/2 it waits until the client
+// takes more (RFC 9113 section 5.2), with no write to the connection.
+func (x *exchange) write(p []byte) (int, error) {
+	defer x.awaitClient()()
 	return x.ResponseWriter.Write(p)
 }
 
 // send answers with a JSON text.
 func (x *exchange) send(status int, body []byte) error {
 	x.WriteHeader(status)
-	defer awaitClient(x.r)() // before a long answer net/http takes the rest of a body that nobody has read
-	_, err := x.ResponseWriter.Write(body)
+	_, err := x.write(body)
 	if err != nil {
 		return fmt.Errorf("%w: answering: %w", context.Canceled, err) // the client has gone, or reads too slowly
 	}
@@ -279,7 +298,7 @@ func (x *exchange) fail(err error) {
 	}
 	x.status = a.status
 	x.ResponseWriter.WriteHeader(a.status)
-	x.ResponseWriter.Write(append(text, '\n')) // a client that has gone needs no answer
+	x.write(append(text, '\n')) // a client that has gone needs no answer
 }
 
 // challenge is the WWW-Authenticate of a 401 (RFC 6750 section 3).
@@ -410,7 +429,7 @@ func (x *exchange) body() ([]byte, error) {
 	if x.r.ContentLength > maxBody {
 		return nil, errTooLarge
 	}
-	defer awaitClient(x.r)()
+	defer x.awaitClient()()
 	data, err := io.ReadAll(http.MaxBytesReader(x.ResponseWriter, x.r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
 	switch {
@@ -428,7 +447,7 @@ func (x *exchange) hasBody() bool {
 	if x.r.ContentLength >= 0 {
 		return x.r.ContentLength > 0
 	}
-	defer awaitClient(x.r)()
+	defer x.awaitClient()()
 	first := make([]byte, 1)
 	n, _ := io.ReadFull(x.r.Body, first) // an error will come again
 	x.r.Body = struct {

@@ -23,6 +23,8 @@ func limitConnections(l net.Listener, n int) net.Listener {
 		open:     make(map[*limitedConn]struct{}),
 		freed:    make(chan struct{}, 1),
 		closed:   make(chan struct{}),
+
+		mostBeside: int64(n),
 	}
 }
 
@@ -30,6 +32,8 @@ func limitConnections(l net.Listener, n int) net.Listener {
 // those that have waited longest for their client make room: idle ones, and
 // those whose client sends or reads too slowly. To open many and leave them so
 // then shuts nobody out, and a request that runs is never cut off for another.
+// Others are closed when their next request is answered: else whoever asks often
+// enough on all of them, and so never keeps the server waiting, shuts the others out.
 type limitedListener struct {
 	net.Listener
 	closed chan struct{}
@@ -41,6 +45,9 @@ type limitedListener struct {
 	mu   sync.Mutex
 	most int
 	open map[*limitedConn]struct{}
+
+	beside     atomic.Int64 // requests begun while another was, on their connection
+	mostBeside int64
 }
 
 // clientPatience is how long a client may be waited for where room is short: some
@@ -65,7 +72,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &limitedConn{Conn: conn, l: l}
+		c := &limitedConn{Conn: conn, l: l, since: l.now()} // a connection that is new waits for its client
 		l.mu.Lock()
 		l.open[c] = struct{}{}
 		l.mu.Unlock()
@@ -102,7 +109,7 @@ func (l *limitedListener) hasRoom() bool {
 	}
 	var waiting []waiter
 	for c := range l.open {
-		if since := c.since.Load(); since > 0 && since < l.now()-int64(clientPatience) {
+		if since := c.waitsSince(); since > 0 && since < l.now()-int64(clientPatience) {
 			waiting = append(waiting, waiter{c, since})
 		}
 	}
@@ -110,7 +117,7 @@ func (l *limitedListener) hasRoom() bool {
 	l.mu.Unlock()
 	slices.SortFunc(waiting, func(a, b waiter) int { return cmp.Compare(a.since, b.since) })
 	for _, w := range waiting[:min(n, len(waiting))] {
-		if w.c.since.CompareAndSwap(w.since, closing) { // else its request has come by now
+		if w.c.waitsSince() == w.since { // else its request has come by now
 			w.c.Close()
 		}
 	}
@@ -126,22 +133,89 @@ func (l *limitedListener) Close() error {
 	return l.Listener.Close()
 }
 
-// A limitedConn gives its place back when it is closed.
+// A limitedConn gives its place back when it is closed. It waits for its client
+// while none of its requests runs, and while what is written to it does not
+// leave. HTTP/2 runs several requests on one.
 type limitedConn struct {
 	net.Conn
-	l     *limitedListener
-	since atomic.Int64 // when it began to wait for its client, by l.now; 0: it does not wait
+	l *limitedListener
+
+	mu       sync.Mutex
+	requests int   // begun and not ended
+	running  int   // those of them that do not wait for the client
+	since    int64 // when running became 0, by l.now
+	writing  int64 // when the write began that is under way; 0: none
 }
 
-// closing stands for the time of a connection that makes room.
-const closing = -1
+// waitsSince returns when c began to wait for its client, 0 where it does not.
+func (c *limitedConn) waitsSince() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.writing != 0:
+		return c.writing
+	case c.running > 0:
+		return 0
+	}
+	return c.since
+}
 
-func (c *limitedConn) await() { c.since.Store(c.l.now()) }
+// begin notes that a request runs. It refuses one beside another on the same
+// connection where there are as many of those as there may be connections:
+// what requests hold is bounded as in HTTP/1, or nearly, and the first request
+// of a connection is always let in.
+func (c *limitedConn) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.requests > 0 && c.l.beside.Add(1) > c.l.mostBeside {
+		c.l.beside.Add(-1)
+		return false
+	}
+	c.requests++
+	c.running++
+	return true
+}
+
+// end notes that a request which begin let in has ended.
+func (c *limitedConn) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stop()
+	if c.requests--; c.requests > 0 {
+		c.l.beside.Add(-1)
+	}
+}
+
+// await notes that a request waits for the client.
+func (c *limitedConn) await() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stop()
+}
+
+func (c *limitedConn) stop() {
+	if c.running--; c.running == 0 {
+		c.since = c.l.now()
+	}
+}
+
+// goOn notes that a request waits no more.
+func (c *limitedConn) goOn() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.running++
+}
 
 func (c *limitedConn) Write(p []byte) (int, error) {
-	before := c.since.Swap(c.l.now())
-	defer c.since.Store(before)
+	c.noteWriting(c.l.now())
+	defer c.noteWriting(0)
 	return c.Conn.Write(p)
+}
+
+func (c *limitedConn) noteWriting(since int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writing = since
 }
 
 func (c *limitedConn) Close() error {
@@ -156,31 +230,13 @@ func (c *limitedConn) Close() error {
 	return err
 }
 
-// noteState is for http.Server.ConnState, and counts the connections.
+// noteState is for http.Server.ConnState: it counts the connections.
 func (s *server) noteState(conn net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		s.stats.connections.Add(1)
 	case http.StateClosed, http.StateHijacked:
 		s.stats.connections.Add(-1)
-	}
-	noteState(conn, state)
-}
-
-// noteState is for http.Server.ConnState. A connection that is new or idle
-// waits for its client until a whole header is there. Where there is no room
-// left, one that has been answered makes some: else whoever asks often enough on
-// all of them, and so never keeps the server waiting, shuts the others out.
-func noteState(conn net.Conn, state http.ConnState) {
-	c := underlying(conn)
-	switch {
-	case c == nil:
-	case state == http.StateActive:
-		c.since.Store(0)
-	case state == http.StateIdle && c.l.short.Load():
-		c.Close()
-	case state == http.StateNew, state == http.StateIdle:
-		c.await()
 	}
 }
 
@@ -201,13 +257,11 @@ func underlying(conn net.Conn) *limitedConn {
 	return c
 }
 
-// awaitClient notes that a request's connection waits for its client, until
-// done is called.
-func awaitClient(r *http.Request) (done func()) {
-	c, _ := r.Context().Value(connKey{}).(*limitedConn)
-	if c == nil {
+// awaitClient notes that a request waits for its client, until done is called.
+func (x *exchange) awaitClient() (done func()) {
+	if x.conn == nil {
 		return func() {}
 	}
-	c.await()
-	return func() { c.since.Store(0) }
+	x.conn.await()
+	return x.conn.goOn
 }

@@ -291,3 +291,38 @@ func TestTwoThousandIdleConnections(t *testing.T) {
 	s.do(token, "GET", "/api/users/me", "").want(t, 200, "")
 	s.register("bob")
 }
+
+func TestAConnectionWaitsForItsClientWhileNoneOfItsRequestsRuns(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	l := limitConnections(inner, 2).(*limitedListener)
+	c := &limitedConn{l: l, since: l.now()}
+	for _, step := range []struct {
+		claim string
+		do    func()
+		waits bool
+	}{
+		{"new", func() {}, true},
+		{"one runs", func() { c.begin() }, false},
+		{"one of two waits", func() { c.begin(); c.await() }, false},
+		{"both wait", c.await, true},
+		{"one goes on", c.goOn, false},
+		{"it ends, the other waits", c.end, true},
+		{"that goes on", c.goOn, false},
+		{"and ends", c.end, true},
+		{"one runs, and a write does not leave", func() { c.begin(); c.noteWriting(l.now()) }, true},
+		{"it leaves", func() { c.noteWriting(0) }, false},
+		{"one ends", c.end, true},
+	} {
+		step.do()
+		if waits := c.waitsSince() != 0; waits != step.waits {
+			t.Errorf("%s: it waits: %t", step.claim, waits)
+		}
+	}
+	if c.requests != 0 || c.running != 0 || l.beside.Load() != 0 {
+		t.Errorf("left are %d requests, %d running, %d beside", c.requests, c.running, l.beside.Load())
+	}
+}

@@ -316,7 +316,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	log.Info("serving", "url", "http://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
 	if metricsListener != nil {
 		metricsServer := newHTTPServer(s.monitor())
-		metricsServer.ConnState = noteState // they are not counted
+		metricsServer.ConnState = nil // they are not counted
 		go func() { served <- metricsServer.Serve(limitConnections(metricsListener, maxMonitors)) }()
 		defer metricsServer.Close() // when the last request is done: until then it tells how that goes
 		log.Info("serving metrics", "url", "http://"+metricsListener.Addr().String())
