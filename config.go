@@ -11,9 +11,13 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/crypto/acme/autocert"
 )
 
 // A config is the configuration of one run.
@@ -21,6 +25,10 @@ type config struct {
 	settings
 	database       string // an absolute path
 	addr           string
+	domains        []string // of HTTPS_DOMAIN, in lower case
+	acmeDirectory  string
+	tlsCert        string // a file, as tlsKey is; both are given or neither
+	tlsKey         string
 	metricsAddr    string        // empty: none
 	secret         []byte        // of JWT_SECRET_KEY; empty: the database keeps the key
 	previousSecret []byte        // of JWT_SECRET_KEY_PREVIOUS: its tokens are still good
@@ -37,8 +45,12 @@ var options = []struct {
 	set                 func(c *config, value string) error
 }{
 	{"DATABASE_URL", "database", "sqlite:///app.db", (*config).setDatabase},
+	{"HTTPS_DOMAIN", "https-domain", "", (*config).setDomains}, // before ADDR, whose default it moves
 	{"ADDR", "addr", "127.0.0.1:5000", func(c *config, v string) error { return setHostPort(&c.addr, v) }},
 	{"METRICS_ADDR", "metrics-addr", "", (*config).setMetricsAddr},
+	{"ACME_DIRECTORY", "acme-directory", autocert.DefaultACMEDirectory, (*config).setACMEDirectory},
+	{"TLS_CERT", "tls-cert", "", func(c *config, v string) error { return setFile(&c.tlsCert, v) }},
+	{"TLS_KEY", "tls-key", "", func(c *config, v string) error { return setFile(&c.tlsKey, v) }},
 	{"JWT_ACCESS_TOKEN_EXPIRES", "access-ttl", "15m", func(c *config, v string) error { return setTTL(&c.accessTTL, v) }},
 	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v) }},
 	{"REGISTRATION", "registration", string(registrationOpen), func(c *config, v string) error {
@@ -94,6 +106,9 @@ func (c *cli) configure(cmd *command, args []string, getenv func(string) string)
 	}
 	for _, o := range options {
 		value, from := o.standard, o.env
+		if o.env == "ADDR" && len(c.domains) > 0 {
+			value = ":443"
+		}
 		if v, ok := given[o.flag]; ok {
 			value, from = v, "-"+o.flag
 		} else if v := getenv(o.env); v != "" {
@@ -110,6 +125,12 @@ func (c *cli) configure(cmd *command, args []string, getenv func(string) string)
 			}
 			return usagef("%s=%q: %v", from, value, err)
 		}
+	}
+	switch {
+	case (c.tlsCert == "") != (c.tlsKey == ""):
+		return usagef("TLS_CERT and TLS_KEY (-tls-cert and -tls-key) go together: one is not set")
+	case c.tlsCert != "" && len(c.domains) > 0:
+		return usagef("HTTPS_DOMAIN and TLS_CERT are both set: which certificate is meant?")
 	}
 	return c.readSecrets(getenv)
 }
@@ -156,6 +177,49 @@ func setHostPort(to *string, v string) error {
 	}
 	*to = v
 	return nil
+}
+
+// setDomains takes names that a certificate can be had for by ACME: ASCII, and
+// no wildcards, which would take a change in the DNS.
+func (c *config) setDomains(v string) error {
+	c.domains = nil
+	for part := range strings.SplitSeq(strings.ToLower(v), ",") {
+		part = strings.TrimSpace(part)
+		if part == "" || slices.Contains(c.domains, part) {
+			continue
+		}
+		label := `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`
+		good, err := regexp.MatchString(`^(`+label+`\.)+`+label+`$`, part)
+		if _, notAddress := netip.ParseAddr(part); err != nil || !good || len(part) > 253 || notAddress == nil {
+			return fmt.Errorf("%q is no domain name such as example.com, in ASCII (xn--…) and without *", part)
+		}
+		c.domains = append(c.domains, part)
+	}
+	return nil
+}
+
+// setACMEDirectory takes the address of a directory (RFC 8555 section 7.1.1).
+func (c *config) setACMEDirectory(v string) error {
+	u, err := url.Parse(v)
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return errors.New("must be an address that begins with https://")
+	}
+	c.acmeDirectory = v
+	return nil
+}
+
+// setFile takes a file that can be read, or none.
+func setFile(to *string, v string) error {
+	*to = ""
+	if v == "" {
+		return nil
+	}
+	if _, err := os.ReadFile(v); err != nil {
+		return err
+	}
+	var err error
+	*to, err = filepath.Abs(v)
+	return err
 }
 
 // setTTL takes a Go duration or, as Flask-JWT-Extended does, seconds.

@@ -109,7 +109,8 @@ var (
 	problemType = []string{"application/problem+json"}
 	noSniff     = []string{"nosniff"}
 	noStore     = []string{"no-store"}
-	lastAnswer  = []string{"close"} // in HTTP/2 net/http sends GOAWAY instead
+	lastAnswer  = []string{"close"}            // in HTTP/2 net/http sends GOAWAY instead
+	onlyHTTPS   = []string{"max-age=31536000"} // RFC 6797: for a year, browsers come by HTTPS or not at all
 )
 
 // ServeHTTP is the way in for every request.
@@ -121,6 +122,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header["X-Content-Type-Options"] = noSniff
 	header["Cache-Control"] = noStore
 	header["X-Request-Id"] = []string{x.id}
+	if r.TLS != nil {
+		header["Strict-Transport-Security"] = onlyHTTPS
+	}
 
 	defer func() {
 		p := recover()

@@ -29,7 +29,9 @@ Usage:
 	userd version
 
 Without a command it serves until it is interrupted or terminated; then it
-finishes the requests that run, closes the database and exits.
+finishes the requests that run, closes the database and exits. A hangup
+(SIGHUP) makes it read the files of -tls-cert and -tls-key again, and does
+nothing without them.
 
 The commands work on the database, whether a server runs on it or not; one that
 does sees what they did at once. A database of the Flask tutorial is adopted first.
@@ -80,12 +82,25 @@ Flags, and the environment variables that they override:
 		sqlite:///app.db if not given. Made if it does not exist. The commands
 		take this flag too, and none of those below; healthcheck takes only -addr.
 	-addr HOST:PORT        ADDR
-		The address to listen on, 127.0.0.1:5000 if not given. Where ADDR is not
-		set, PORT in the environment sets only the port.
+		The address to listen on, 127.0.0.1:5000 if not given, and with
+		-https-domain :443. Where ADDR is not set, PORT in the environment sets
+		only the port.
 	-metrics-addr HOST:PORT  METRICS_ADDR
 		Another address, such as 127.0.0.1:9090, on which /metrics, /healthz and
 		/readyz are answered to whoever asks, and nothing else: strangers must not
 		reach it. None if not given; then /metrics needs an admin's token.
+	-https-domain NAME,...  HTTPS_DOMAIN
+		Serve HTTPS with certificates for these names, which userd gets and
+		renews by ACME; none if not given. Port 80 on the same host redirects. To
+		set it is to accept the terms of the certificate authority.
+	-acme-directory URL    ACME_DIRECTORY
+		The ACME server, https://acme-v02.api.letsencrypt.org/directory (Let's
+		Encrypt) if not given.
+	-tls-cert FILE         TLS_CERT
+		Serve HTTPS with this certificate, followed by those between it and the
+		root, in PEM; none if not given. It is read again when it changes.
+	-tls-key FILE          TLS_KEY
+		The key of that certificate, likewise; none if not given.
 	-access-ttl TIME       JWT_ACCESS_TOKEN_EXPIRES
 		How long an access token is good: a duration such as 15m (which it is
 		if not given), or seconds.
@@ -258,12 +273,23 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // it means to read the certificate again, and without one nothing
+	defer signal.Stop(hangup)
+	secure, err := newHTTPS(&c, hangup, log)
+	if err != nil {
+		return err
+	}
 	// The port comes first: where it is taken, another userd may hold the file.
 	listener, err := net.Listen("tcp", c.addr)
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
+	if err := secure.listen(c.addr); err != nil {
+		return err
+	}
+	defer secure.close()
 	var metricsListener net.Listener // nil: there is none
 	if c.metricsAddr != "" {
 		if metricsListener, err = net.Listen("tcp", c.metricsAddr); err != nil {
@@ -290,13 +316,13 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("database %s: %w", c.database, err)
 	}
-	err = serveStore(ctx, c, log, listener, metricsListener, st)
+	err = serveStore(ctx, c, log, listener, metricsListener, secure, st)
 	return errors.Join(err, st.close())
 }
 
 // serveStore serves an open database until ctx ends and the last request is
 // done. metricsListener may be nil.
-func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metricsListener net.Listener, st *store) error {
+func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metricsListener net.Listener, secure *https, st *store) error {
 	keys, err := loadKeys(ctx, st, &c, time.Now().Unix())
 	if err != nil {
 		return err
@@ -311,9 +337,9 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	}
 	s := newServer(c.settings, st, newHasher(defaultCost), keys, refresher, log, time.Now)
 	httpServer := newHTTPServer(s)
-	served := make(chan error, 2)
-	go func() { served <- httpServer.Serve(limitConnections(listener, maxConnections)) }()
-	log.Info("serving", "url", "http://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
+	served := make(chan error, 3)
+	go func() { served <- secure.serve(httpServer, limitConnections(listener, maxConnections)) }()
+	log.Info("serving", "url", secure.scheme()+"://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
 	if metricsListener != nil {
 		metricsServer := newHTTPServer(s.monitor())
 		metricsServer.ConnState = nil // they are not counted
@@ -334,6 +360,11 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	defer cancel()
 	background.Go(func() { sweepSessions(ctx, st, log) })
 	background.Go(func() { sealer.run(ctx, c.eventRetention, log) })
+	background.Go(func() {
+		if err := secure.run(ctx); err != nil {
+			served <- err
+		}
+	})
 	background.Go(func() {
 		if found, err := st.checkIntegrity(ctx); err != nil && ctx.Err() == nil {
 			log.Error("the database could not be checked", "err", err)
@@ -375,6 +406,7 @@ func newHTTPServer(s *server) *http.Server {
 		MaxHeaderBytes:    maxHeader,
 		ConnState:         s.noteState,
 		ConnContext:       withConn,
+		HTTP2:             http2Bounds,
 
 		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is answered like any other
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // strangers' broken connections

@@ -1,0 +1,830 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/binary"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/acme"
+)
+
+// A testCert is a certificate that signs itself, in PEM.
+type testCert struct {
+	cert, key []byte
+	leaf      *x509.Certificate
+}
+
+// makeCert makes one for 127.0.0.1 and the names, good from an hour ago for so long.
+func makeCert(t testing.TB, life time.Duration, names ...string) testCert {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now().Add(-time.Hour)
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: "a test of userd"},
+		DNSNames:              names,
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:             begin,
+		NotAfter:              begin.Add(life),
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return testCert{
+		cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		key:  pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}),
+		leaf: leaf,
+	}
+}
+
+const days = 24 * time.Hour
+
+func writeFile(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// write writes the certificate and its key to cert.pem and key.pem.
+func (c testCert) write(t testing.TB, dir string) {
+	t.Helper()
+	writeFile(t, filepath.Join(dir, "cert.pem"), c.cert)
+	writeFile(t, filepath.Join(dir, "key.pem"), c.key)
+}
+
+// trusting returns a client that trusts these certificates and no other.
+func trusting(h2 bool, certs ...testCert) *http.Client {
+	pool := x509.NewCertPool()
+	for _, c := range certs {
+		pool.AddCert(c.leaf)
+	}
+	return &http.Client{
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: h2},
+		Timeout:   patience,
+	}
+}
+
+// startHTTPS starts userd with a certificate in dir.
+func startHTTPS(t *testing.T, dir string, c testCert) *process {
+	t.Helper()
+	c.write(t, dir)
+	p := startUserd(t, dir, []string{"TLS_CERT=cert.pem", "TLS_KEY=key.pem"})
+	p.client = trusting(true, c)
+	t.Cleanup(p.client.CloseIdleConnections)
+	return p
+}
+
+func TestWithACertificateItSpeaksHTTPS(t *testing.T) {
+	t.Parallel()
+	cert := makeCert(t, 90*days, "userd.example")
+	p := startHTTPS(t, t.TempDir(), cert)
+	address, ok := strings.CutPrefix(p.url, "https://")
+	if !ok {
+		t.Fatalf("it serves %s", p.url)
+	}
+	record := p.awaitLog("certificate")
+	if at, _ := time.Parse(time.RFC3339, fmt.Sprint(record["expires"])); !at.Equal(cert.leaf.NotAfter) || fmt.Sprint(record["names"]) != "[userd.example]" {
+		t.Errorf("it logged %v", record)
+	}
+	p.register("ann")
+	token := p.login("ann", goodPassword)
+	p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
+
+	for _, c := range []struct {
+		claim string
+		http2 bool
+		proto string
+	}{{"HTTP/2 to who speaks it", true, "HTTP/2.0"}, {"HTTP/1.1 to who does not", false, "HTTP/1.1"}} {
+		t.Run(c.claim, func(t *testing.T) {
+			client := trusting(c.http2, cert)
+			defer client.CloseIdleConnections()
+			for path, status := range map[string]int{"/api/test": 200, "/api/users": 401, "/none": 404} {
+				resp, err := client.Get(p.url + path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp.Body.Close()
+				if resp.Proto != c.proto || resp.StatusCode != status {
+					t.Errorf("%s: %s %s", path, resp.Proto, resp.Status)
+				}
+				if got := resp.Header["Strict-Transport-Security"]; !slices.Equal(got, []string{"max-age=31536000"}) {
+					t.Errorf("%s: Strict-Transport-Security is %q", path, got)
+				}
+			}
+		})
+	}
+	for version, good := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+		t.Run(tls.VersionName(version), func(t *testing.T) {
+			conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: version})
+			if err == nil {
+				conn.Close()
+			}
+			if (err == nil) != good {
+				t.Errorf("the handshake said %v", err)
+			}
+		})
+	}
+	t.Run("nothing to who speaks no TLS", func(t *testing.T) {
+		resp, err := http.Get("http://" + address + "/api/test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 400 || resp.Header["Strict-Transport-Security"] != nil {
+			t.Errorf("got %s, %v", resp.Status, resp.Header)
+		}
+	})
+	t.Run("and it ends when it is terminated, though a client stays connected", func(t *testing.T) {
+		p.must("", "GET", "/api/test", "")
+		if status := p.end(syscall.SIGTERM); status != 0 {
+			t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
+		}
+	})
+}
+
+func TestPlainAnswersDoNotAskForHTTPS(t *testing.T) {
+	s := newService(t)
+	for _, path := range []string{"/api/test", "/api/users", "/none"} {
+		if r := s.do("", "GET", path, "", "X-Forwarded-Proto: https"); r.header["Strict-Transport-Security"] != nil {
+			t.Errorf("%s: %v", path, r.header)
+		}
+	}
+}
+
+// serial returns the serial number of the certificate that a handshake gets.
+func serial(t *testing.T, address string) *big.Int {
+	t.Helper()
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0].SerialNumber
+}
+
+func TestACertificateIsReplacedWhileItServes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	first, second, third := makeCert(t, 90*days), makeCert(t, 90*days), makeCert(t, 90*days)
+	p := startHTTPS(t, dir, first)
+	address := strings.TrimPrefix(p.url, "https://")
+	hangup := func() {
+		t.Helper()
+		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	becomes := func(c testCert) {
+		t.Helper()
+		for start := time.Now(); serial(t, address).Cmp(c.leaf.SerialNumber) != 0; {
+			if time.Since(start) > patience {
+				t.Fatal("the new certificate is not served")
+			}
+		}
+	}
+	stays := func(c testCert) {
+		t.Helper()
+		if serial(t, address).Cmp(c.leaf.SerialNumber) != 0 {
+			t.Error("another certificate is served")
+		}
+	}
+	becomes(first)
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	ask := func() {
+		t.Helper()
+		io.WriteString(conn, "GET /api/test HTTP/1.1\r\nHost: userd\r\n\r\n")
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("a connection from before: %v", err)
+		}
+		io.Copy(io.Discard, resp.Body)
+	}
+	ask()
+
+	writeFile(t, filepath.Join(dir, "cert.pem"), second.cert[:len(second.cert)/2]) // half written, and the key not yet
+	hangup()
+	if line := p.awaitLog("the new certificate is not used: the one before stays"); line["level"] != "WARN" {
+		t.Errorf("it logged %v", line)
+	}
+	stays(first)
+	second.write(t, dir)
+	hangup()
+	becomes(second)
+	ask()
+	third.write(t, dir) // and no signal
+	becomes(third)
+	ask()
+	if err := os.Remove(filepath.Join(dir, "key.pem")); err != nil {
+		t.Fatal(err)
+	}
+	hangup()
+	stays(third)
+	if status := p.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("exit status %d, want 0", status)
+	}
+	if log := strings.Join(p.log(), "\n"); strings.Contains(log, "PRIVATE") || strings.Contains(log, `"level":"ERROR"`) {
+		t.Errorf("it logged:\n%s", log)
+	}
+}
+
+func TestOnlyACertificateWithItsKeyIsLoaded(t *testing.T) {
+	dir := t.TempDir()
+	good, other := makeCert(t, 90*days), makeCert(t, 90*days)
+	p := &keyPair{certFile: filepath.Join(dir, "cert.pem"), keyFile: filepath.Join(dir, "key.pem")}
+	for _, c := range []struct {
+		claim     string
+		cert, key []byte
+		isNew     bool
+		fault     string
+	}{
+		{"a pair is", good.cert, good.key, true, ""},
+		{"but not again", good.cert, good.key, false, ""},
+		{"another's key is refused", good.cert, other.key, false, "does not match"},
+		{"and said once", good.cert, other.key, false, ""},
+		{"two empty files are refused", nil, nil, false, "PEM"},
+		{"half a certificate is refused", good.cert[:100], good.key, false, "PEM"},
+		{"a key without end is refused", good.cert, good.key[:100], false, "PEM"},
+		{"files the wrong way round are refused", good.key, good.cert, false, "PEM"},
+		{"a chain is loaded", append(slices.Clone(other.cert), good.cert...), other.key, true, ""},
+		{"and the first again", good.cert, good.key, true, ""},
+	} {
+		before := p.loaded.Load()
+		testCert{cert: c.cert, key: c.key}.write(t, dir)
+		isNew, err := p.load()
+		if isNew != c.isNew || (err == nil) != (c.fault == "") || err != nil && !strings.Contains(err.Error(), c.fault) {
+			t.Errorf("%s: got %t, %v", c.claim, isNew, err)
+		}
+		if (p.loaded.Load() != before) != c.isNew {
+			t.Errorf("%s: the certificate changed: %t", c.claim, !c.isNew)
+		}
+	}
+}
+
+func TestACertificateThatEndsSoon(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		life, left time.Duration
+		soon       bool
+	}{
+		{365 * days, 8 * days, false},
+		{365 * days, 6 * days, true},
+		{365 * days, -days, true},
+		{90 * days, 29 * days, false},
+		{6 * days, 2 * days, false}, // about to be renewed
+		{6 * days, 23 * time.Hour, true},
+		{24 * time.Hour, 5 * time.Hour, false},
+	} {
+		leaf := &x509.Certificate{DNSNames: []string{"userd.example"}, NotBefore: now.Add(c.left - c.life), NotAfter: now.Add(c.left)}
+		if endsSoon(leaf, now) != c.soon {
+			t.Errorf("%v of %v are left: want soon %t", c.left, c.life, c.soon)
+		}
+		for _, isNew := range []bool{true, false} {
+			var book logBook
+			logCertificate(slog.New(slog.NewJSONHandler(&book, nil)), leaf, isNew)
+			if warned, told := len(book.records(t, slog.LevelWarn)), len(book.records(t, slog.LevelInfo)); (warned == 1) != c.soon || (told == 1) != (isNew && !c.soon) {
+				t.Errorf("%v of %v are left: it logged %s", c.left, c.life, book.String())
+			}
+		}
+	}
+}
+
+func TestAHangupWithoutACertificateDoesNothing(t *testing.T) {
+	p := startUserd(t, t.TempDir(), nil)
+	for range 3 {
+		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		p.must("", "GET", "/api/test", "").want(t, 200, "")
+	}
+	if status := p.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("exit status %d, want 0", status)
+	}
+}
+
+func TestContradictionsAboutHTTPSAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	good, other := makeCert(t, 90*days), makeCert(t, 90*days)
+	good.write(t, ".")
+	writeFile(t, "other.pem", other.key)
+	for _, c := range []struct {
+		claim   string
+		environ []string
+		words   []string
+	}{
+		{"a certificate without a key", []string{"TLS_CERT=cert.pem"}, []string{"TLS_CERT", "TLS_KEY", "not set"}},
+		{"a key without a certificate", []string{"TLS_KEY=key.pem"}, []string{"TLS_CERT", "TLS_KEY", "not set"}},
+		{"a certificate of one's own and one by ACME", []string{"TLS_CERT=cert.pem", "TLS_KEY=key.pem", "HTTPS_DOMAIN=example.com"}, []string{"HTTPS_DOMAIN", "TLS_CERT", "both"}},
+		{"another certificate's key", []string{"TLS_CERT=cert.pem", "TLS_KEY=other.pem"}, []string{"TLS_CERT", "TLS_KEY", "does not match"}},
+		{"a key in place of the certificate", []string{"TLS_CERT=key.pem", "TLS_KEY=key.pem"}, []string{"TLS_CERT", "PEM"}},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			userdHere(t, "", c.environ).wantFailure(t, 2, c.words...)
+		})
+	}
+	wantFiles(t, dir, "cert.pem", "key.pem", "other.pem")
+}
+
+// serveTLSOn is serveOn with TLS. The client keeps no connections.
+func (s *service) serveTLSOn(most int, options ...func(*http.Server)) (address string, client *http.Client) {
+	s.t.Helper()
+	dir := s.t.TempDir()
+	cert := makeCert(s.t, 90*days)
+	cert.write(s.t, dir)
+	h, err := newHTTPS(&config{tlsCert: filepath.Join(dir, "cert.pem"), tlsKey: filepath.Join(dir, "key.pem")}, nil, s.log)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	web := newHTTPServer(s.server)
+	for _, option := range options {
+		option(web)
+	}
+	s.t.Cleanup(func() { web.Close() })
+	go h.serve(web, limitConnections(inner, most))
+	return inner.Addr().String(), trusting(true, cert)
+}
+
+func TestAHandshakeThatStallsIsCutOff(t *testing.T) {
+	s := newService(t)
+	if got := newHTTPServer(s.server).ReadHeaderTimeout; got != headerTimeout {
+		t.Errorf("a handshake may take %v, want %v", got, headerTimeout)
+	}
+	address, client := s.serveTLSOn(maxConnections, func(web *http.Server) { web.ReadHeaderTimeout = 50 * time.Millisecond })
+	for claim, sent := range map[string]string{
+		"silent":          "",
+		"within a record": "\x16\x03\x01\x02\x00\x01",
+		"within a hello":  "\x16\x03\x01\x00\x05\x01\x00\x01\xfc\x03",
+	} {
+		in := s.stall(address, sent)
+		cut := make(chan error, 1)
+		go func() {
+			_, err := io.Copy(io.Discard, in)
+			cut <- err
+		}()
+		receive(t, "a handshake is cut off that stalls "+claim, cut)
+	}
+	resp, err := client.Get("https://" + address + "/api/test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
+// An h2Client speaks HTTP/2 frame by frame (RFC 9113), to do what no client does.
+type h2Client struct {
+	t    *testing.T
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+const (
+	frameHeaders, frameSettings = 1, 4
+	endStream, endHeaders       = 1, 4
+)
+
+// dialH2 opens a connection and, if it is to begin, sends what a client begins with.
+func dialH2(t *testing.T, address string, begin bool, settings ...byte) *h2Client {
+	t.Helper()
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if got := conn.ConnectionState().NegotiatedProtocol; got != "h2" {
+		t.Fatalf("the protocol is %q", got)
+	}
+	h := &h2Client{t, conn, bufio.NewReader(conn)}
+	if begin {
+		io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+		h.frame(frameSettings, 0, 0, settings)
+	}
+	return h
+}
+
+func (h *h2Client) frame(kind, flags byte, stream uint32, payload []byte) {
+	h.t.Helper()
+	head := []byte{0, byte(len(payload) >> 8), byte(len(payload)), kind, flags}
+	if _, err := h.conn.Write(append(binary.BigEndian.AppendUint32(head, stream), payload...)); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// read returns the next frame of a kind.
+func (h *h2Client) read(kind byte) (payload []byte) {
+	h.t.Helper()
+	h.conn.SetReadDeadline(time.Now().Add(patience))
+	for {
+		head := make([]byte, 9)
+		if _, err := io.ReadFull(h.in, head); err != nil {
+			h.t.Fatal(err)
+		}
+		payload = make([]byte, int(head[0])<<16|int(head[1])<<8|int(head[2]))
+		if _, err := io.ReadFull(h.in, payload); err != nil {
+			h.t.Fatal(err)
+		}
+		if head[3] == kind {
+			return payload
+		}
+	}
+}
+
+// request sends a header, in HPACK without compression (RFC 7541): of a GET, or
+// of a POST with a JSON body that does not come.
+func (h *h2Client) request(stream uint32, method, path string) {
+	h.t.Helper()
+	text := func(s string) string { return string([]byte{byte(len(s))}) + s }
+	header, flags := "\x82", byte(endHeaders|endStream)
+	if method == "POST" {
+		header, flags = "\x83\x0f\x10"+text("application/json"), endHeaders
+	}
+	header = header[:1] + "\x87\x04" + text(path) + "\x01" + text("userd") + header[1:]
+	h.frame(frameHeaders, flags, stream, []byte(header))
+}
+
+func TestAnHTTP2ConnectionIsBounded(t *testing.T) {
+	address, _ := newService(t).serveTLSOn(maxConnections)
+	settings := make(map[uint16]uint32)
+	for payload := dialH2(t, address, true).read(frameSettings); len(payload) >= 6; payload = payload[6:] {
+		settings[binary.BigEndian.Uint16(payload)] = binary.BigEndian.Uint32(payload[2:])
+	}
+	for id, most := range map[uint16]uint32{
+		3: 16,       // streams at once
+		4: maxBody,  // bytes not yet read, of a stream
+		5: 16 << 10, // bytes of a frame
+		6: 16 << 10, // bytes of a header
+	} {
+		if got, ok := settings[id]; !ok || got > most {
+			t.Errorf("setting %d is %d, want at most %d", id, got, most)
+		}
+	}
+	if got := http2Bounds.MaxReceiveBufferPerConnection; got > maxBody {
+		t.Errorf("a connection may hold %d bytes not yet read", got)
+	}
+}
+
+func TestThoseWhoKeepHTTPSWaitingMakeRoom(t *testing.T) {
+	const most = 4
+	noWindow := []byte{0, 4, 0, 0, 0, 0}
+	for _, row := range []struct {
+		name  string
+		stall func(t *testing.T, s *service, address string, bodies <-chan struct{})
+	}{
+		{"within the handshake", func(t *testing.T, s *service, address string, bodies <-chan struct{}) {
+			s.stall(address, "\x16\x03\x01")
+		}},
+		{"after the handshake", func(t *testing.T, s *service, address string, bodies <-chan struct{}) { dialH2(t, address, false) }},
+		{"before the first request", func(t *testing.T, s *service, address string, bodies <-chan struct{}) { dialH2(t, address, true) }},
+		{"idle after a request", func(t *testing.T, s *service, address string, bodies <-chan struct{}) {
+			h := dialH2(t, address, true)
+			h.request(1, "GET", "/api/test")
+			h.read(frameHeaders)
+		}},
+		{"within a body", func(t *testing.T, s *service, address string, bodies <-chan struct{}) {
+			h := dialH2(t, address, true)
+			h.request(1, "POST", "/body")
+			receive(t, "the body is read", bodies)
+		}},
+		{"within a body, and a request beside it done", func(t *testing.T, s *service, address string, bodies <-chan struct{}) {
+			h := dialH2(t, address, true)
+			h.request(1, "POST", "/body")
+			receive(t, "the body is read", bodies)
+			h.request(3, "GET", "/api/test")
+			h.read(frameHeaders)
+		}},
+		{"taking none of an answer", func(t *testing.T, s *service, address string, bodies <-chan struct{}) {
+			h := dialH2(t, address, true, noWindow...)
+			h.request(1, "GET", "/api/test")
+			h.read(frameHeaders)
+		}},
+		{"taking no more of an answer", func(t *testing.T, s *service, address string, bodies <-chan struct{}) {
+			h := dialH2(t, address, true)
+			h.request(1, "GET", "/large")
+			h.read(frameHeaders)
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.keepLog()
+			begun, release := make(chan struct{}), make(chan struct{})
+			s.handle("GET /long", func(x *exchange) error {
+				close(begun)
+				<-release
+				return x.send(200, []byte("{}"))
+			})
+			s.handle("GET /large", func(x *exchange) error { return x.send(200, make([]byte, 1<<20)) })
+			bodies := make(chan struct{}, 1)
+			s.handle("POST /body", func(x *exchange) error {
+				x.r.Body = &toldBody{x.r.Body, bodies}
+				_, err := x.body()
+				return err
+			})
+			address, client := s.serveTLSOn(most)
+			client.Transport.(*http.Transport).DisableKeepAlives = true
+			client.Timeout = 4 * time.Second
+			long := trusting(true)
+			long.Transport = client.Transport.(*http.Transport).Clone()
+			answered := make(chan error, 1)
+			go func() {
+				resp, err := long.Get("https://" + address + "/long")
+				if err == nil {
+					resp.Body.Close()
+				}
+				answered <- err
+			}()
+			receive(t, "the long request runs", begun)
+			for range most {
+				row.stall(t, s, address, bodies)
+			}
+			for range 2 * most {
+				resp, err := client.Get("https://" + address + "/api/test")
+				if err != nil {
+					t.Fatalf("others are not answered: %v", err)
+				}
+				resp.Body.Close()
+			}
+			close(release)
+			if err := receive(t, "the long request ends", answered); err != nil {
+				t.Errorf("a request that ran was cut off: %v", err)
+			}
+		})
+	}
+}
+
+// A toldBody says when it is first read.
+type toldBody struct {
+	io.ReadCloser
+	read chan<- struct{}
+}
+
+func (b *toldBody) Read(p []byte) (int, error) {
+	select {
+	case b.read <- struct{}{}:
+	default:
+	}
+	return b.ReadCloser.Read(p)
+}
+
+func TestRequestsBesideOthersAreBoundedTogether(t *testing.T) {
+	const most = 3
+	s := newService(t)
+	s.keepLog()
+	begun, release := make(chan struct{}, most+1), make(chan struct{})
+	s.handle("GET /long", func(x *exchange) error {
+		begun <- struct{}{}
+		<-release
+		return x.send(200, []byte("{}"))
+	})
+	address, client := s.serveTLSOn(most)
+	get := func(client *http.Client, path string) int {
+		resp, err := client.Get("https://" + address + path)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		resp.Body.Close()
+		if resp.StatusCode == 503 && resp.Header.Get("Retry-After") != "1" {
+			t.Errorf("503 with %v", resp.Header)
+		}
+		return resp.StatusCode
+	}
+	if status := get(client, "/api/test"); status != 200 { // now there is a connection to share
+		t.Fatal(status)
+	}
+	ended := make(chan int, most+1)
+	for range most + 1 {
+		go func() { ended <- get(client, "/long") }()
+		receive(t, "a request runs", begun)
+	}
+	if status := get(client, "/api/test"); status != 503 {
+		t.Errorf("one more on the same connection: %d, want 503", status)
+	}
+	other := &http.Client{Transport: client.Transport.(*http.Transport).Clone(), Timeout: patience}
+	defer other.CloseIdleConnections()
+	if status := get(other, "/api/test"); status != 200 {
+		t.Errorf("the first of another connection: %d, want 200", status)
+	}
+	close(release)
+	for range most + 1 {
+		if status := receive(t, "a request ends", ended); status != 200 {
+			t.Errorf("one that ran: %d", status)
+		}
+	}
+	if status := get(client, "/api/test"); status != 200 {
+		t.Errorf("when they have ended: %d, want 200", status)
+	}
+}
+
+// testACME returns the certificates of domains, and how often a CA was asked,
+// which gives none.
+func testACME(t *testing.T, log *slog.Logger, domains ...string) (a *acmeCerts, dir string, asked *atomic.Int64) {
+	t.Helper()
+	asked = new(atomic.Int64)
+	ca := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		http.Error(w, "out of order", http.StatusForbidden)
+	}))
+	t.Cleanup(ca.Close)
+	dir = t.TempDir()
+	a, err := newACMECerts(&config{database: filepath.Join(dir, "app.db"), domains: domains, acmeDirectory: ca.URL}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.manager.Client.HTTPClient = ca.Client()
+	return a, filepath.Join(dir, "certs"), asked
+}
+
+// handshake returns the certificate's names that a client gets who asks for one.
+func handshake(t *testing.T, a *acmeCerts, name string, protocols ...string) ([]string, error) {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	defer theirs.Close()
+	server := tls.Server(ours, &tls.Config{GetCertificate: a.certificate, NextProtos: []string{"h2", "http/1.1", acme.ALPNProto}})
+	client := tls.Client(theirs, &tls.Config{InsecureSkipVerify: true, ServerName: name, NextProtos: protocols})
+	failed := make(chan error, 1)
+	go func() { failed <- server.Handshake() }()
+	ours.SetDeadline(time.Now().Add(patience))
+	clientErr := client.Handshake()
+	if err := receive(t, "the handshake ends", failed); err != nil || clientErr != nil {
+		return nil, errors.Join(err, clientErr)
+	}
+	return client.ConnectionState().PeerCertificates[0].DNSNames, nil
+}
+
+// A lineWriter is a log, line by line.
+type lineWriter chan string
+
+func (w lineWriter) Write(p []byte) (int, error) {
+	w <- string(p)
+	return len(p), nil
+}
+
+func TestACertificateThatWasKeptIsServedWithoutAsking(t *testing.T) {
+	lines := make(lineWriter, 10)
+	a, dir, asked := testACME(t, slog.New(slog.NewTextHandler(lines, nil)), "userd.example", "other.example")
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the directory is %v, %v", info.Mode(), err)
+	}
+	cert := makeCert(t, 90*days, "userd.example")
+	writeFile(t, filepath.Join(dir, "userd.example"), append(slices.Clone(cert.key), cert.cert...))
+
+	for _, name := range []string{"userd.example", "other.example"} {
+		if names, err := handshake(t, a, name); err == nil {
+			t.Errorf("before there is a certificate, %s got one of %v", name, names)
+		}
+	}
+	if n := asked.Load(); n != 0 {
+		t.Errorf("strangers have made it ask the CA %d times", n)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	a.keep(ctx)
+	got := []string{receive(t, "it logs", lines), receive(t, "it logs", lines)}
+	slices.SortFunc(got, func(a, b string) int {
+		return strings.Compare(a[strings.Index(a, "level="):], b[strings.Index(b, "level="):])
+	})
+	for i, words := range [][]string{
+		{"level=INFO", "certificate", "[userd.example]", "expires="},
+		{"level=WARN", "there is no certificate", "domain=other.example", "out of order", "tries_again_in=30m"},
+	} {
+		for _, word := range words {
+			if !strings.Contains(got[i], word) {
+				t.Errorf("it logged %q, want in it %q", got[i], word)
+			}
+		}
+	}
+	before := asked.Load()
+	for name, good := range map[string]bool{
+		"userd.example": true, "USERD.example": true, "other.example": false, "www.userd.example": false, "": false, "127.0.0.1": false,
+	} {
+		names, err := handshake(t, a, name, "h2", "http/1.1")
+		if (err == nil) != good || good && !slices.Equal(names, []string{"userd.example"}) {
+			t.Errorf("%q: got %v, %v", name, names, err)
+		}
+	}
+	for _, name := range []string{"userd.example", "../userd.example", strings.Repeat("a.", 120) + "example"} {
+		if names, err := handshake(t, a, name, acme.ALPNProto); err == nil {
+			t.Errorf("there is no challenge, and %q got a certificate of %v", name, names)
+		}
+	}
+	if n := asked.Load(); n != before {
+		t.Errorf("strangers have made it ask the CA %d times", n-before)
+	}
+}
+
+func TestPort80(t *testing.T) {
+	a, dir, _ := testACME(t, slog.New(slog.DiscardHandler), "userd.example", "b.example")
+	writeFile(t, filepath.Join(dir, "token+http-01"), []byte("token.thumbprint"))
+	writeFile(t, filepath.Join(dir, "acme_account+key"), []byte("secret"))
+	if err := os.Mkdir(filepath.Join(dir, "dir+http-01"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	web := httptest.NewServer(a.plainHandler())
+	defer web.Close()
+	const challenge = "/.well-known/acme-challenge/"
+	for _, c := range []struct {
+		method, host, target string
+		status               int
+		location, body       string
+	}{
+		{"GET", "userd.example", "/", 301, "https://userd.example/", ""},
+		{"GET", "userd.example", "/api/users?limit=3&q=a%20b", 301, "https://userd.example/api/users?limit=3&q=a%20b", ""},
+		{"HEAD", "userd.example", "/api/users", 301, "https://userd.example/api/users", ""},
+		{"GET", "B.Example:80", "/", 301, "https://b.example/", ""},
+		{"GET", "userd.example", "//evil.example/", 301, "https://userd.example//evil.example/", ""},
+		{"GET", "userd.example", "/a%2f..%2Fb", 301, "https://userd.example/a%2f..%2Fb", ""},
+		{"GET", "userd.example", "x:.evil.example", 301, "https://userd.example", ""},
+		{"GET", "userd.example", "http://evil.example/", 421, "", ""},
+		{"POST", "userd.example", "/api/login", 400, "", "Use HTTPS"},
+		{"PUT", "userd.example", "/api/users/me", 400, "", "Use HTTPS"},
+		{"DELETE", "userd.example", "/api/users/me", 400, "", "Use HTTPS"},
+		{"OPTIONS", "userd.example", "/api/login", 400, "", "Use HTTPS"},
+		{"GET", "evil.example", "/", 421, "", ""},
+		{"GET", "userd.example.evil.example", "/", 421, "", ""},
+		{"GET", "127.0.0.1", "/", 421, "", ""},
+		{"GET", "", "/", 421, "", ""},
+		{"GET", "userd.example", challenge + "token", 200, "", "token.thumbprint"},
+		{"GET", "userd.example:80", challenge + "token", 200, "", "token.thumbprint"},
+		{"GET", "evil.example", challenge + "token", 421, "", ""},
+		{"GET", "userd.example", challenge + "none", 404, "", "Not Found"},
+		{"GET", "userd.example", challenge + "dir", 404, "", "Not Found"},
+		{"GET", "userd.example", challenge + strings.Repeat("x", 300), 404, "", "Not Found"},
+		{"GET", "userd.example", challenge + "../acme_account%2Bkey", 404, "", "Not Found"},
+	} {
+		t.Run(c.method+" "+c.host+" "+c.target, func(t *testing.T) {
+			conn, err := net.Dial("tcp", web.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", c.method, c.target, c.host)
+			resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: c.method})
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(resp.Body)
+			if resp.StatusCode != c.status || resp.Header.Get("Location") != c.location || !strings.Contains(string(body), c.body) {
+				t.Errorf("got %d, %q, %s", resp.StatusCode, resp.Header.Get("Location"), body)
+			}
+			if text := string(body); strings.Contains(text, dir) || strings.Contains(text, "autocert") || strings.Contains(text, "secret") || c.status != 301 && strings.Contains(text, "evil") {
+				t.Errorf("the body is %s", text)
+			}
+			if resp.Header["Strict-Transport-Security"] != nil { // RFC 6797 section 7.2
+				t.Errorf("the header is %v", resp.Header)
+			}
+		})
+	}
+}
