@@ -15,7 +15,7 @@ import (
 )
 
 // peers says that the programs userd works with are installed, and to be tested with.
-var peers = flag.Bool("peers", false, "test with nginx, Flask, PyJWT and promtool of Debian, which must be installed, and with Litestream, which is built")
+var peers = flag.Bool("peers", false, "test with nginx, Flask, PyJWT and promtool of Debian, which must be installed, and with Litestream and Pebble, which are built")
 
 // nginx asks userd who is calling before it lets a request through to a service
 // that knows nothing of tokens: the configuration of the README.

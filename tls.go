@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -59,10 +60,7 @@ func newHTTPS(c *config, hangup <-chan os.Signal, log *slog.Logger) (*https, err
 		}
 		h.config.GetCertificate = h.pair.certificate
 	case len(c.domains) > 0:
-		var err error
-		if h.acme, err = newACMECerts(c, log); err != nil {
-			return nil, err
-		}
+		h.acme = newACMECerts(c, log)
 		h.config.GetCertificate = h.acme.certificate
 		h.config.NextProtos = []string{"h2", "http/1.1", acme.ALPNProto}
 	default:
@@ -78,7 +76,10 @@ func (h *https) scheme() string {
 	return "https"
 }
 
-// listen opens port 80 on the host of addr, for HTTPS_DOMAIN.
+// listen opens port 80 on the host of addr, for HTTPS_DOMAIN, and makes the
+// directory where certificates are kept. The manager would make it too, but
+// with a certificate that it cannot keep it would ask for another at each
+// start, until it gets no more.
 func (h *https) listen(addr string) error {
 	if h == nil || h.acme == nil {
 		return nil
@@ -87,8 +88,13 @@ func (h *https) listen(addr string) error {
 	if err != nil {
 		return err
 	}
-	h.plain, err = net.Listen("tcp", net.JoinHostPort(host, "80"))
-	return err
+	if h.plain, err = net.Listen("tcp", net.JoinHostPort(host, "80")); err != nil {
+		return err
+	}
+	if err := os.Mkdir(h.acme.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
 }
 
 func (h *https) close() {
@@ -218,29 +224,28 @@ func (p *keyPair) reload() {
 
 // acmeCerts are the certificates of HTTPS_DOMAIN, from an ACME server (RFC 8555).
 type acmeCerts struct {
+	dir     string // where they are kept
 	manager *autocert.Manager
 	domains map[string]*atomic.Bool // whether there is a certificate
 	log     *slog.Logger
 }
 
-func newACMECerts(c *config, log *slog.Logger) (*acmeCerts, error) {
-	// The manager would make the directory too, but with a certificate that it
-	// cannot keep it would ask for another at each start, until it gets no more.
-	dir := filepath.Join(filepath.Dir(c.database), "certs")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("a directory for certificates: %w", err)
+func newACMECerts(c *config, log *slog.Logger) *acmeCerts {
+	a := &acmeCerts{
+		dir:     filepath.Join(filepath.Dir(c.database), "certs"),
+		domains: make(map[string]*atomic.Bool),
+		log:     log,
 	}
-	a := &acmeCerts{domains: make(map[string]*atomic.Bool), log: log}
 	for _, d := range c.domains {
 		a.domains[d] = new(atomic.Bool)
 	}
 	a.manager = &autocert.Manager{
 		Prompt:     autocert.AcceptTOS,
-		Cache:      autocert.DirCache(dir),
+		Cache:      autocert.DirCache(a.dir),
 		HostPolicy: autocert.HostWhitelist(c.domains...),
 		Client:     &acme.Client{DirectoryURL: c.acmeDirectory, UserAgent: "userd"},
 	}
-	return a, nil
+	return a
 }
 
 // ask returns the manager's certificate of a domain, which the manager gets

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -20,6 +22,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -219,11 +222,7 @@ func TestACertificateIsReplacedWhileItServes(t *testing.T) {
 	}
 	becomes := func(c testCert) {
 		t.Helper()
-		for start := time.Now(); serial(t, address).Cmp(c.leaf.SerialNumber) != 0; {
-			if time.Since(start) > patience {
-				t.Fatal("the new certificate is not served")
-			}
-		}
+		await(t, "the new certificate is served", func() bool { return serial(t, address).Cmp(c.leaf.SerialNumber) == 0 })
 	}
 	stays := func(c testCert) {
 		t.Helper()
@@ -669,7 +668,7 @@ func TestRequestsBesideOthersAreBoundedTogether(t *testing.T) {
 
 // testACME returns the certificates of domains, and how often a CA was asked,
 // which gives none.
-func testACME(t *testing.T, log *slog.Logger, domains ...string) (a *acmeCerts, dir string, asked *atomic.Int64) {
+func testACME(t *testing.T, log *slog.Logger, domains ...string) (a *acmeCerts, asked *atomic.Int64) {
 	t.Helper()
 	asked = new(atomic.Int64)
 	ca := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -677,13 +676,12 @@ func testACME(t *testing.T, log *slog.Logger, domains ...string) (a *acmeCerts, 
 		http.Error(w, "out of order", http.StatusForbidden)
 	}))
 	t.Cleanup(ca.Close)
-	dir = t.TempDir()
-	a, err := newACMECerts(&config{database: filepath.Join(dir, "app.db"), domains: domains, acmeDirectory: ca.URL}, log)
-	if err != nil {
+	a = newACMECerts(&config{database: filepath.Join(t.TempDir(), "app.db"), domains: domains, acmeDirectory: ca.URL}, log)
+	a.manager.Client.HTTPClient = ca.Client()
+	if err := os.Mkdir(a.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	a.manager.Client.HTTPClient = ca.Client()
-	return a, filepath.Join(dir, "certs"), asked
+	return a, asked
 }
 
 // handshake returns the certificate's names that a client gets who asks for one.
@@ -714,12 +712,9 @@ func (w lineWriter) Write(p []byte) (int, error) {
 
 func TestACertificateThatWasKeptIsServedWithoutAsking(t *testing.T) {
 	lines := make(lineWriter, 10)
-	a, dir, asked := testACME(t, slog.New(slog.NewTextHandler(lines, nil)), "userd.example", "other.example")
-	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
-		t.Errorf("the directory is %v, %v", info.Mode(), err)
-	}
+	a, asked := testACME(t, slog.New(slog.NewTextHandler(lines, nil)), "userd.example", "other.example")
 	cert := makeCert(t, 90*days, "userd.example")
-	writeFile(t, filepath.Join(dir, "userd.example"), append(slices.Clone(cert.key), cert.cert...))
+	writeFile(t, filepath.Join(a.dir, "userd.example"), append(slices.Clone(cert.key), cert.cert...))
 
 	for _, name := range []string{"userd.example", "other.example"} {
 		if names, err := handshake(t, a, name); err == nil {
@@ -766,7 +761,8 @@ func TestACertificateThatWasKeptIsServedWithoutAsking(t *testing.T) {
 }
 
 func TestPort80(t *testing.T) {
-	a, dir, _ := testACME(t, slog.New(slog.DiscardHandler), "userd.example", "b.example")
+	a, _ := testACME(t, slog.New(slog.DiscardHandler), "userd.example", "b.example")
+	dir := a.dir
 	writeFile(t, filepath.Join(dir, "token+http-01"), []byte("token.thumbprint"))
 	writeFile(t, filepath.Join(dir, "acme_account+key"), []byte("secret"))
 	if err := os.Mkdir(filepath.Join(dir, "dir+http-01"), 0o700); err != nil {
@@ -826,5 +822,207 @@ func TestPort80(t *testing.T) {
 				t.Errorf("the header is %v", resp.Header)
 			}
 		})
+	}
+}
+
+// A pebble is Let's Encrypt's ACME server for tests, on loopback, with a name
+// server that finds every name there.
+type pebble struct {
+	directory string
+	trust     string // the file of the certificate that it shows itself
+	roots     *x509.CertPool
+	process   *exec.Cmd
+}
+
+// startPebble starts one that looks for challenges on these ports and whose
+// certificates are good for so many seconds.
+func startPebble(t *testing.T, httpPort, tlsPort, seconds int) *pebble {
+	t.Helper()
+	dir := t.TempDir()
+	const commands, version = "github.com/letsencrypt/pebble/v2/cmd/", "@v2.10.1"
+	build := exec.Command("go", "install", commands+"pebble"+version, commands+"pebble-challtestsrv"+version)
+	build.Env = append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	own := makeCert(t, days)
+	own.write(t, dir)
+	var free []net.Listener
+	for range 4 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		free = append(free, l)
+	}
+	take := func() string {
+		l := free[0]
+		free = free[1:]
+		l.Close()
+		return l.Addr().String()
+	}
+	listen, management, names, namesManagement := take(), take(), take(), take()
+	config, err := json.Marshal(map[string]any{"pebble": map[string]any{
+		"listenAddress":           listen,
+		"managementListenAddress": management,
+		"certificate":             filepath.Join(dir, "cert.pem"),
+		"privateKey":              filepath.Join(dir, "key.pem"),
+		"httpPort":                httpPort,
+		"tlsPort":                 tlsPort,
+		"retryAfter":              map[string]int{"authz": 1, "order": 1},
+		"keyAlgorithm":            "ecdsa",
+		"profiles":                map[string]any{"default": map[string]any{"description": "of a test", "validityPeriod": seconds}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "pebble.json"), config)
+	start := func(name string, args ...string) *exec.Cmd {
+		t.Helper()
+		cmd := exec.Command(filepath.Join(dir, name), args...)
+		cmd.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1")
+		output := new(bytes.Buffer)
+		cmd.Stdout, cmd.Stderr = output, output
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			cmd.Process.Kill()
+			cmd.Wait()
+			if t.Failed() {
+				t.Logf("%s:\n%s", name, output)
+			}
+		})
+		return cmd
+	}
+	start("pebble-challtestsrv", "-dnsserver", names, "-management", namesManagement, "-defaultIPv4", "127.0.0.1", "-defaultIPv6", "",
+		"-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", "")
+	p := &pebble{
+		directory: "https://" + listen + "/dir",
+		trust:     filepath.Join(dir, "cert.pem"),
+		roots:     x509.NewCertPool(),
+		process:   start("pebble", "-config", filepath.Join(dir, "pebble.json"), "-dnsserver", names),
+	}
+	client := trusting(false, own)
+	defer client.CloseIdleConnections()
+	await(t, "pebble listens", func() bool {
+		resp, err := client.Get("https://" + management + "/roots/0")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		root, err := io.ReadAll(resp.Body)
+		return err == nil && p.roots.AppendCertsFromPEM(root)
+	})
+	return p
+}
+
+// startUserd starts userd with a certificate of the pebble's, on the ports that
+// a CA looks at.
+func (p *pebble) startUserd(t *testing.T, dir string) *process {
+	t.Helper()
+	u := startUserd(t, dir, []string{
+		"ADDR=127.0.0.1:443", "HTTPS_DOMAIN=userd.example", "ACME_DIRECTORY=" + p.directory, "SSL_CERT_FILE=" + p.trust,
+	})
+	if u.url != "https://127.0.0.1:443" {
+		t.Errorf("it serves %s", u.url)
+	}
+	u.awaitLog("certificate")
+	u.url = "https://userd.example"
+	u.client = &http.Client{Timeout: patience, Transport: &http.Transport{
+		TLSClientConfig:   &tls.Config{RootCAs: p.roots},
+		ForceAttemptHTTP2: true,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, strings.Replace(address, "userd.example", "127.0.0.1", 1))
+		},
+	}}
+	return u
+}
+
+// certificate returns the one that userd.example shows, verified.
+func (p *pebble) certificate(t *testing.T) *x509.Certificate {
+	t.Helper()
+	conn, err := tls.Dial("tcp", "127.0.0.1:443", &tls.Config{RootCAs: p.roots, ServerName: "userd.example"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0]
+}
+
+func TestPebbleGivesACertificateThatIsKept(t *testing.T) {
+	if !*peers {
+		t.Skip("runs with -peers")
+	}
+	p := startPebble(t, 1, 443, 90*24*60*60) // challenges by TLS alone
+	dir := t.TempDir()
+	u := p.startUserd(t, dir)
+	resp, err := u.client.Get("http://userd.example/api/test?x=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 200 || resp.Request.URL.String() != "https://userd.example/api/test?x=1" || resp.Proto != "HTTP/2.0" || resp.Header.Get("Strict-Transport-Security") == "" {
+		t.Errorf("from port 80 one comes to %s: %s %s, %v", resp.Request.URL, resp.Proto, resp.Status, resp.Header)
+	}
+	u.register("ann")
+	resp, err = u.client.Post("http://userd.example/api/login", "application/json", strings.NewReader(`{"username":"ann","password":"`+goodPassword+`"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 400 || resp.Request.Method != "POST" {
+		t.Errorf("a password in plain text: %s %s", resp.Request.Method, resp.Status)
+	}
+	files, err := os.ReadDir(filepath.Join(dir, "certs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(filepath.Join(dir, "certs")); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("their directory has the mode %v, %v", info.Mode(), err)
+	}
+	for _, f := range files {
+		if info, err := f.Info(); err != nil || info.Mode() != 0o600 {
+			t.Errorf("%s has the mode %v, %v", f.Name(), info.Mode(), err)
+		}
+	}
+	t.Run("a port 80 that is taken is a failure", func(t *testing.T) {
+		other := t.TempDir()
+		userdProcess(t, other, "", []string{"HTTPS_DOMAIN=b.example"}).wantFailure(t, 1, "127.0.0.1:80", "in use")
+		wantFiles(t, other)
+	})
+	t.Run("and so is a port 443", func(t *testing.T) {
+		userdProcess(t, t.TempDir(), "", []string{"HTTPS_DOMAIN=b.example", "ADDR=127.0.0.1:443"}).wantFailure(t, 1, "127.0.0.1:443", "in use")
+	})
+	first := p.certificate(t)
+	if status := u.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(u.log(), "\n"))
+	}
+	p.process.Process.Kill() // who asks for a certificate now gets none
+	u = p.startUserd(t, dir)
+	if !p.certificate(t).Equal(first) {
+		t.Error("after a restart the certificate is another one")
+	}
+	u.login("ann", goodPassword)
+	if status := u.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(u.log(), "\n"))
+	}
+}
+
+func TestPebbleRenewsACertificate(t *testing.T) {
+	if !*peers {
+		t.Skip("runs with -peers")
+	}
+	p := startPebble(t, 80, 1, 25) // challenges by HTTP alone
+	u := p.startUserd(t, t.TempDir())
+	first := p.certificate(t)
+	if life := first.NotAfter.Sub(first.NotBefore); life > 25*time.Second {
+		t.Fatalf("the certificate is good for %v", life)
+	}
+	for !p.certificate(t).NotAfter.After(first.NotAfter) {
+		if time.Now().After(first.NotAfter) {
+			t.Fatal("the certificate has ended and was not renewed")
+		}
+		u.must("", "GET", "/api/test", "").want(t, 200, "")
 	}
 }
