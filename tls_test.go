@@ -231,6 +231,10 @@ func TestACertificateIsReplacedWhileItServes(t *testing.T) {
 		}
 	}
 	becomes(first)
+	hangup() // there is nothing new, and it says what there is
+	await(t, "it says again which certificate it has", func() bool {
+		return strings.Count(strings.Join(p.log(), "\n"), `"msg":"certificate"`) == 2
+	})
 	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
 	if err != nil {
 		t.Fatal(err)
