@@ -129,13 +129,13 @@ func findCommand(args []string) (*command, []string, error) {
 	return nil, nil, usagef("unknown command %q: see userd help", strings.Join(args[:min(2, len(args))], " "))
 }
 
-// setting returns the one setting that the command has, by its flag: where the
-// database is or, for one that asks a running server, where that listens.
-func (cmd *command) setting() string {
+// has reports whether the command has a setting, by its flag: where the database
+// is or, for one that asks a running server, where and how that listens.
+func (cmd *command) has(setting string) bool {
 	if cmd.words == "healthcheck" {
-		return "addr"
+		return setting == "addr" || setting == "https-domain" || setting == "tls-cert"
 	}
-	return "database"
+	return setting == "database"
 }
 
 // run runs the command on the database, which a server may have open.

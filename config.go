@@ -78,7 +78,7 @@ func (c *cli) configure(cmd *command, args []string, getenv func(string) string)
 	flags.SetOutput(io.Discard)
 	given := make(map[string]string) // by flag
 	for _, o := range options {
-		if cmd == nil || o.flag == cmd.setting() { // the rest is about serving
+		if cmd == nil || cmd.has(o.flag) { // the rest is about serving
 			flags.Func(o.flag, "", func(v string) error { given[o.flag] = v; return nil })
 		}
 	}
@@ -116,7 +116,7 @@ func (c *cli) configure(cmd *command, args []string, getenv func(string) string)
 		} else if v := getenv("PORT"); v != "" && o.env == "ADDR" {
 			value, from = net.JoinHostPort("127.0.0.1", v), "PORT"
 		}
-		if cmd != nil && o.flag != cmd.setting() {
+		if cmd != nil && !cmd.has(o.flag) {
 			continue // about serving
 		}
 		if err := o.set(&c.config, value); err != nil {
@@ -127,7 +127,7 @@ func (c *cli) configure(cmd *command, args []string, getenv func(string) string)
 		}
 	}
 	switch {
-	case (c.tlsCert == "") != (c.tlsKey == ""):
+	case cmd == nil && (c.tlsCert == "") != (c.tlsKey == ""):
 		return usagef("TLS_CERT and TLS_KEY (-tls-cert and -tls-key) go together: one is not set")
 	case c.tlsCert != "" && len(c.domains) > 0:
 		return usagef("HTTPS_DOMAIN and TLS_CERT are both set: which certificate is meant?")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -115,7 +116,7 @@ const healthcheckTimeout = 4 * time.Second
 // healthcheck asks the server of this configuration whether it is ready, for
 // containers that have no curl. It leaves the database alone.
 func healthcheck(ctx context.Context, c *cli) error {
-	url, client := readyURL(c.addr)
+	url, client := readyURL(&c.config)
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
@@ -132,11 +133,19 @@ func healthcheck(ctx context.Context, c *cli) error {
 	return err
 }
 
-// readyURL returns where the server that listens on an address is asked whether
-// it is ready, and what asks it: no proxy that the environment names, and no
-// server that the answer does.
-func readyURL(addr string) (string, *http.Client) {
-	host, port, _ := net.SplitHostPort(addr) // which setHostPort has checked
+// readyURL returns where the server of a configuration is asked whether it is
+// ready, and what asks it: no proxy that the environment names, and no server
+// that the answer does. It believes any certificate: it tells no secret, and
+// that of a name is not good for an address.
+func readyURL(c *config) (string, *http.Client) {
+	scheme, trust := "http://", &tls.Config{InsecureSkipVerify: true}
+	if c.tlsCert != "" || len(c.domains) > 0 {
+		scheme = "https://"
+	}
+	if len(c.domains) > 0 {
+		trust.ServerName = c.domains[0]
+	}
+	host, port, _ := net.SplitHostPort(c.addr) // which setHostPort has checked
 	ip, _ := netip.ParseAddr(host)
 	switch ip.Unmap() {
 	case netip.IPv4Unspecified():
@@ -147,9 +156,9 @@ func readyURL(addr string) (string, *http.Client) {
 	if host == "" {
 		host = "127.0.0.1"
 	}
-	return "http://" + net.JoinHostPort(host, port) + "/readyz", &http.Client{
+	return scheme + net.JoinHostPort(host, port) + "/readyz", &http.Client{
 		Timeout:       healthcheckTimeout,
-		Transport:     new(http.Transport),
+		Transport:     &http.Transport{TLSClientConfig: trust},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }

@@ -305,12 +305,16 @@ func TestAServerOnEveryAddressIsAskedOnLoopback(t *testing.T) {
 		"[::ffff:0.0.0.0]:5000":  "http://127.0.0.1:5000/readyz",
 		"[::]:5000":              "http://[::1]:5000/readyz",
 	} {
-		got, client := readyURL(addr)
+		got, client := readyURL(&config{addr: addr})
 		if got != want {
 			t.Errorf("%s is asked at %s, want %s", addr, got, want)
 		}
 		if transport, ok := client.Transport.(*http.Transport); !ok || transport.Proxy != nil {
 			t.Errorf("%s is asked through a proxy that the environment names", addr)
 		}
+	}
+	got, client := readyURL(&config{addr: ":443", domains: []string{"userd.example", "b.example"}})
+	if name := client.Transport.(*http.Transport).TLSClientConfig.ServerName; got != "https://127.0.0.1:443/readyz" || name != "userd.example" {
+		t.Errorf("with certificates by name it is asked at %s for %s", got, name)
 	}
 }

@@ -195,9 +195,20 @@ func TestThoseWhoKeepTheServerWaitingMakeRoom(t *testing.T) {
 func TestThoseWhoAskAgainAndAgainMakeRoom(t *testing.T) {
 	const most = 4
 	s := newService(t)
-	address := s.serveOn(most)
+	t.Run("by HTTP", func(t *testing.T) {
+		t.Parallel()
+		askAgainAndAgain(t, most, "http://"+s.serveOn(most), new(http.Transport))
+	})
+	t.Run("by HTTPS", func(t *testing.T) {
+		t.Parallel()
+		address, client := newService(t).serveTLSOn(most)
+		askAgainAndAgain(t, most, "https://"+address, client.Transport.(*http.Transport))
+	})
+}
+
+func askAgainAndAgain(t *testing.T, most int, url string, transport *http.Transport) {
 	ask := func(client *http.Client) error {
-		resp, err := client.Get("http://" + address + "/api/test")
+		resp, err := client.Get(url + "/api/test")
 		if err == nil {
 			_, err = io.Copy(io.Discard, resp.Body)
 			resp.Body.Close()
@@ -208,7 +219,7 @@ func TestThoseWhoAskAgainAndAgainMakeRoom(t *testing.T) {
 	var wg sync.WaitGroup
 	for range most {
 		wg.Go(func() {
-			client := &http.Client{Transport: &http.Transport{}, Timeout: 10 * time.Second}
+			client := &http.Client{Transport: transport.Clone(), Timeout: 10 * time.Second}
 			defer client.CloseIdleConnections()
 			ask(client)
 			begun <- struct{}{}
@@ -226,7 +237,9 @@ func TestThoseWhoAskAgainAndAgainMakeRoom(t *testing.T) {
 		receive(t, "a client that asks again and again is answered", begun)
 	}
 	for range 2 * most {
-		if err := ask(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 4 * time.Second}); err != nil {
+		once := transport.Clone()
+		once.DisableKeepAlives = true
+		if err := ask(&http.Client{Transport: once, Timeout: 4 * time.Second}); err != nil {
 			t.Errorf("others are not answered: %v", err)
 			break
 		}

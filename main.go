@@ -80,7 +80,8 @@ Flags, and the environment variables that they override:
 	-database URL          DATABASE_URL
 		The database: sqlite:///relative.db, sqlite:////absolute.db or a path;
 		sqlite:///app.db if not given. Made if it does not exist. The commands
-		take this flag too, and none of those below; healthcheck takes only -addr.
+		take this flag too, and none of those below; healthcheck takes
+		only -addr, -https-domain and -tls-cert.
 	-addr HOST:PORT        ADDR
 		The address to listen on, 127.0.0.1:5000 if not given, and with
 		-https-domain :443. Where ADDR is not set, PORT in the environment sets

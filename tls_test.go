@@ -123,7 +123,8 @@ func startHTTPS(t *testing.T, dir string, c testCert) *process {
 func TestWithACertificateItSpeaksHTTPS(t *testing.T) {
 	t.Parallel()
 	cert := makeCert(t, 90*days, "userd.example")
-	p := startHTTPS(t, t.TempDir(), cert)
+	dir := t.TempDir()
+	p := startHTTPS(t, dir, cert)
 	address, ok := strings.CutPrefix(p.url, "https://")
 	if !ok {
 		t.Fatalf("it serves %s", p.url)
@@ -178,6 +179,12 @@ func TestWithACertificateItSpeaksHTTPS(t *testing.T) {
 		resp.Body.Close()
 		if resp.StatusCode != 400 || resp.Header["Strict-Transport-Security"] != nil {
 			t.Errorf("got %s, %v", resp.Status, resp.Header)
+		}
+	})
+	t.Run("and a health check asks by HTTPS", func(t *testing.T) {
+		got := userdProcess(t, dir, "", []string{"ADDR=" + address, "TLS_CERT=cert.pem", "TLS_KEY=key.pem"}, "healthcheck")
+		if want := (result{0, p.url + "/readyz: ready\n", ""}); got != want {
+			t.Errorf("got %+v, want %+v", got, want)
 		}
 	})
 	t.Run("and it ends when it is terminated, though a client stays connected", func(t *testing.T) {
@@ -989,6 +996,10 @@ func TestPebbleGivesACertificateThatIsKept(t *testing.T) {
 		if info, err := f.Info(); err != nil || info.Mode() != 0o600 {
 			t.Errorf("%s has the mode %v, %v", f.Name(), info.Mode(), err)
 		}
+	}
+	check := userdProcess(t, dir, "", []string{"ADDR=127.0.0.1:443", "HTTPS_DOMAIN=userd.example"}, "healthcheck")
+	if want := (result{0, "https://127.0.0.1:443/readyz: ready\n", ""}); check != want {
+		t.Errorf("the health check came to %+v, want %+v", check, want)
 	}
 	t.Run("a port 80 that is taken is a failure", func(t *testing.T) {
 		other := t.TempDir()
