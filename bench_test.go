@@ -11,6 +11,7 @@ package main
 //	server-µs/op  the server's own CPU; it lasts, where throughput is shared with the clients
 //	floor-µs/op   the CPU of the operation's floor, measured right after it
 //	×floor        the one over the other
+//	server-allocs/op, server-B/op  what the server allocates on its heap
 //
 // The floor is a bare net/http server with an answer of 60 bytes or, where a
 // password is hashed, the argon2id hash alone. Only Linux tells the CPU of
@@ -149,8 +150,9 @@ func BenchmarkServer(b *testing.B) {
 	bare := startBenchProcess(b, []string{"-test.run=^TestFloorServer$"}, "USERD_BENCH_FLOOR=1")
 	userd := startBenchUserd(b, path)
 	userd.settle()
-	users := userd.clients(b, benchClients)
+	users := make([]*benchClient, benchClients)
 	for i := range users { // one by one, so that each logs in
+		users[i] = userd.clients(b, 1)[0]
 		benchLoad(b, users[i:i+1], &benchLogin, 1)
 	}
 	for _, op := range benchOps {
@@ -166,8 +168,12 @@ func BenchmarkServer(b *testing.B) {
 				c.user, c.token, c.refresh = users[i].user, users[i].token, users[i].refresh
 			}
 			b.ResetTimer()
+			objects, bytes := userd.allocated(b)
 			cost := userd.costOf(b.N, func() { benchLoad(b, clients, &op, b.N) })
 			b.StopTimer()
+			objectsThen, bytesThen := userd.allocated(b)
+			b.ReportMetric((objectsThen-objects)/float64(b.N), "server-allocs/op")
+			b.ReportMetric((bytesThen-bytes)/float64(b.N), "server-B/op")
 			var floor float64
 			if op.hashes {
 				hashes := min(b.N, 64)
@@ -363,14 +369,30 @@ func TestFloorServer(t *testing.T) {
 
 // A benchProcess is a server in a process of its own.
 type benchProcess struct {
-	addr string
-	pid  int
-	stop func()
+	addr    string
+	metrics string // where it serves them; empty: nowhere
+	pid     int
+	stop    func()
+}
+
+// allocated returns how many objects and bytes the process has allocated so far.
+func (p *benchProcess) allocated(b *testing.B) (objects, bytes float64) {
+	b.Helper()
+	resp, err := http.Get("http://" + p.metrics + "/metrics")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer resp.Body.Close()
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		fmt.Sscanf(lines.Text(), "go_memstats_mallocs_total %g", &objects)
+		fmt.Sscanf(lines.Text(), "go_memstats_alloc_bytes_total %g", &bytes)
+	}
+	return objects, bytes
 }
 
 func startBenchUserd(b *testing.B, path string) *benchProcess {
 	b.Helper()
-	return startBenchProcess(b, nil, "USERD_TEST_RUN_MAIN=1", "DATABASE_URL="+path, "ADDR=127.0.0.1:0", "LOG_FORMAT=json", "JWT_ACCESS_TOKEN_EXPIRES=24h", "RATE_LIMIT=off")
+	return startBenchProcess(b, nil, "USERD_TEST_RUN_MAIN=1", "DATABASE_URL="+path, "ADDR=127.0.0.1:0", "METRICS_ADDR=127.0.0.1:0", "LOG_FORMAT=json", "JWT_ACCESS_TOKEN_EXPIRES=24h", "RATE_LIMIT=off")
 }
 
 // startBenchProcess runs the test binary with no environment but env, and
@@ -395,12 +417,19 @@ func startBenchProcess(b *testing.B, args []string, env ...string) *benchProcess
 	}
 	b.Cleanup(stop)
 	said := ""
+	p := &benchProcess{pid: cmd.Process.Pid, stop: stop}
 	for lines := bufio.NewScanner(stderr); lines.Scan(); {
 		said += lines.Text() + "\n"
-		if _, rest, ok := strings.Cut(lines.Text(), `"url":"http://`); ok {
-			addr, _, _ := strings.Cut(rest, `"`)
+		_, rest, _ := strings.Cut(lines.Text(), `"url":"http://`)
+		url, _, _ := strings.Cut(rest, `"`)
+		if p.addr == "" {
+			p.addr = url
+		} else {
+			p.metrics = url
+		}
+		if p.addr != "" && (p.metrics != "" || args != nil) { // the bare server has none
 			go io.Copy(io.Discard, stderr)
-			return &benchProcess{addr, cmd.Process.Pid, stop}
+			return p
 		}
 	}
 	b.Fatalf("the server did not start:\n%s", said)
