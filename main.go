@@ -142,6 +142,9 @@ The environment alone holds the keys that sign access tokens and seal events:
 		Likewise the key that seals events, at least 32 bytes. If not set, it is
 		kept in the database. "events verify" needs it too.
 
+A socket that systemd hands over (LISTEN_PID, LISTEN_FDS) is taken instead of
+-addr, and systemd is told when userd serves and stops (NOTIFY_SOCKET).
+
 The exit status is 0 when all is done, 1 when it failed, and 2 when the command
 or the configuration is wrong.
 */
@@ -270,6 +273,7 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 		debug.SetGCPercent(collectAt)
 	}
 	log := c.logger(stderr)
+	signal.Ignore(syscall.SIGPIPE) // who reads the log may go: that loses lines, and must not end userd
 	kind, err := inspect(ctx, c.database)
 	if err != nil {
 		return err
@@ -282,7 +286,7 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 		return err
 	}
 	// The port comes first: where it is taken, another userd may hold the file.
-	listener, err := net.Listen("tcp", c.addr)
+	listener, err := listen(c.addr)
 	if err != nil {
 		return err
 	}
@@ -317,8 +321,14 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("database %s: %w", c.database, err)
 	}
+	told := make(chan time.Time, 1) // to stop
+	context.AfterFunc(ctx, func() { told <- time.Now() })
 	err = serveStore(ctx, c, log, listener, metricsListener, secure, st)
-	return errors.Join(err, st.close())
+	if err := errors.Join(err, st.close()); err != nil {
+		return err
+	}
+	log.Info("stopped", "took_ms", time.Since(<-told).Milliseconds())
+	return nil
 }
 
 // serveStore serves an open database until ctx ends and the last request is
@@ -347,6 +357,9 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 		go func() { served <- metricsServer.Serve(limitConnections(metricsListener, maxMonitors)) }()
 		defer metricsServer.Close() // when the last request is done: until then it tells how that goes
 		log.Info("serving metrics", "url", "http://"+metricsListener.Addr().String())
+	}
+	if err := notify("READY=1"); err != nil {
+		log.Warn("systemd does not hear that userd serves", "err", err)
 	}
 
 	sealer := sealer{st: st, key: sealKeys[0]}
@@ -385,6 +398,9 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	}
 	s.health.draining.Store(true)
 	log.Info("stopping")
+	if err := notify("STOPPING=1"); err != nil {
+		log.Warn("systemd does not hear that userd stops", "err", err)
+	}
 	// Serve returns as soon as Shutdown begins; the requests are done when Shutdown returns.
 	drain, cancelDrain := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancelDrain()
