@@ -1,0 +1,19 @@
+FROM --platform=$BUILDPLATFORM golang:1.26 AS build
+ARG TARGETOS TARGETARCH
+WORKDIR /src
+COPY . .
+RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags '-s -w' -o userd . && mkdir data
+
+FROM scratch
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /src/userd /userd
+COPY --from=build --chown=65532:65532 /src/data /data
+USER 65532:65532
+VOLUME /data
+# SQLite sorts what is large in a file, and there is no /tmp.
+ENV TMPDIR=/data
+ENV DATABASE_URL=sqlite:////data/app.db
+ENV ADDR=0.0.0.0:5000
+EXPOSE 5000
+HEALTHCHECK --start-period=30s CMD ["/userd", "healthcheck"]
+ENTRYPOINT ["/userd"]
