@@ -264,6 +264,35 @@ func TestTrimmingIsDoneInSteps(t *testing.T) {
 
 // Two processes on one file seal and trim it at once.
 func TestTwoSealersMakeOneChain(t *testing.T) {
+	t.Run("where one has sealed what the other was about to", func(t *testing.T) {
+		ctx := context.Background()
+		l := newLedger(t, longKey)
+		stale, err := l.lastSeal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		addEvents(t, l.store, 1)
+		l.mustSeal()
+		wantError(t, "the seal that is too late", l.addSeal(ctx, l.key.seal(stale.mac, 13, newDigest().Sum(nil)), stale), nil)
+		if v := l.wantFault(head{}, ""); v.seals != 5 {
+			t.Errorf("got %+v", v)
+		}
+	})
+	t.Run("where one has trimmed what the other was about to", func(t *testing.T) {
+		ctx := context.Background()
+		l := newLedger(t, longKey)
+		upTo, err := l.trimmable(1 << 40)
+		if err != nil {
+			t.Fatal(err)
+		}
+		upTo.anchor = l.key.anchor(upTo)
+		for range 2 {
+			wantError(t, "the trimming", l.store.trim(ctx, upTo, 9), nil)
+		}
+		if got := trailOf(t, l.store, 13); len(got) != 1 {
+			t.Errorf("it is the events %q, want one", got)
+		}
+	})
 	path := filepath.Join(t.TempDir(), "app.db")
 	keys := []sealKey{newSealKey([]byte(longKey))}
 	var group sync.WaitGroup
