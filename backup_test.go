@@ -581,7 +581,7 @@ func TestARestoreBesideAServerIsRefused(t *testing.T) {
 	})
 	t.Run("a server whose file is damaged", func(t *testing.T) {
 		for _, offset := range []int64{0, 100} {
-			dir := t.TempDir()
+			dir := filepath.Dir(makeStore(t, "bob")) // whose first page is not in the log
 			p := startUserd(t, dir, nil)
 			damage(t, filepath.Join(dir, "app.db"), offset, []byte("these are somebody's notes, and no database"))
 			refused(t, dir)
