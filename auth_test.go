@@ -157,6 +157,7 @@ func forgeries(k *signingKey, c claims, now int64) []forgery {
 		{name: "no algorithm", token: inHeader(`"alg":"HS256",`, "")},
 		{name: "two algorithms", token: inHeader(`{`, `{"alg":"none",`)},
 		{name: "a kid that no key has", token: withHeader(`{"alg":"HS256","kid":"other","typ":"JWT"}`)},
+		{name: "a kid that could be ours and that no key has", token: withHeader(kidPrefix + "abcdefgh" + kidSuffix)},
 		{name: "an empty kid", token: withHeader(`{"alg":"HS256","kid":"","typ":"JWT"}`)},
 		{name: "a kid that is a path", token: withHeader(`{"alg":"HS256","kid":"../../dev/null","typ":"JWT"}`)},
 		{name: "a kid that is SQL", token: withHeader(`{"alg":"HS256","kid":"' OR 1=1 --","typ":"JWT"}`)},
@@ -425,6 +426,15 @@ func TestVerifyRefuses(t *testing.T) {
 				t.Errorf("and yet it says %+v", c)
 			}
 		})
+	}
+}
+
+// Else a key that could not be read would be an empty one, which anybody has.
+func TestAKeyThatCannotBeReadVerifiesNothing(t *testing.T) {
+	keys := newKeyring(func(string, int64) ([]byte, error) { return nil, errStorage })
+	token := newKey("abcdefgh", nil).sign(testClaims())
+	if c, err := keys.verify(token, testNow); !errors.Is(err, errStorage) || c != (claims{}) {
+		t.Errorf("got %+v, %v; want %v", c, err, errStorage)
 	}
 }
 

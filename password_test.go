@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net"
 	"runtime"
 	"strings"
 	"testing"
@@ -295,6 +296,7 @@ func TestStale(t *testing.T) {
 		{"a longer key", text(h.cost, 16, 33), true},
 		{"no hash", "", true},
 		{"an unknown form", "pbkdf2:sha256:600000$salt$00", true},
+		{"argon2i", phc{argon2i, h.cost, make([]byte, saltSize), make([]byte, keySize)}.String(), true},
 		{"another spelling", text(h.cost, 16, 32) + "\n", true},
 	} {
 		if got := h.stale(row.hash); got != row.want {
@@ -504,6 +506,41 @@ func TestEveryHashGoesThroughTheGate(t *testing.T) {
 					t.Errorf("at an open gate: %v; %d slots taken, %d wait", err, len(h.slots), h.waiting.Load())
 				}
 			})
+		})
+	}
+}
+
+func TestAClientThatHangsUpGivesItsPlaceInTheQueueBack(t *testing.T) {
+	s := newService(t)
+	_, token := s.member("ann")
+	for range cap(s.hasher.slots) {
+		s.hasher.slots <- struct{}{}
+	}
+	for _, row := range []struct{ name, token, method, path, body string }{
+		{"login", "", "POST", "/api/login", `{"username":"ann","password":"` + goodPassword + `"}`},
+		{"registration", "", "POST", "/api/register", registerBody("bob", goodPassword)},
+		{"a new password", token, "PUT", "/api/users/me", `{"password":"another good password"}`},
+		{"the current password", token, "DELETE", "/api/users/me", `{"current_password":"` + goodPassword + `"}`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			wait := func(n int64) (waited time.Duration) {
+				start := time.Now()
+				for s.hasher.waiting.Load() != n {
+					time.Sleep(time.Millisecond)
+				}
+				return time.Since(start)
+			}
+			conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: userd\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+				row.method, row.path, row.token, len(row.body), row.body)
+			wait(1)
+			conn.Close()
+			if waited := wait(0); waited > maxWait/2 {
+				t.Errorf("it kept its place for %v", waited)
+			}
 		})
 	}
 }

@@ -130,6 +130,8 @@ func TestRefreshForgeries(t *testing.T) {
 	for claim, forged := range map[string]string{
 		"an access token":                    access,
 		"the old token without its tag":      strings.Join(parts[:3], "."),
+		"a word":                             "x",
+		"two parts":                          strings.Join(parts[:2], "."),
 		"another tag":                        strings.Join(parts[:3], ".") + "." + zero,
 		"another secret":                     parts[0] + "." + parts[1] + "." + zero + "." + parts[3],
 		"another generation":                 parts[0] + ".1." + parts[2] + "." + parts[3],
