@@ -394,7 +394,8 @@ func TestTheDocumentsSchemasAndExamplesAreGood(t *testing.T) {
 		for _, e := range examples {
 			good(s, e, at)
 		}
-		if strings.HasSuffix(at, "/content/application/json") && examples == nil && !strings.HasPrefix(at, "/paths//openapi.json") {
+		aProblem, ofItself := strings.HasSuffix(at, "/application/problem+json"), strings.HasPrefix(at, "/paths//openapi.json")
+		if of != nil && strings.Contains(at, "/content/") && examples == nil && !aProblem && !ofItself {
 			t.Errorf("%s: there is no example", at)
 		}
 	})
@@ -989,8 +990,12 @@ func goesWell(w *witness) {
 // followEvents reads the beginning of a stream: where it stands, and one event.
 func (w *witness) followEvents(token string) {
 	op, inPath := w.doc.find("GET", "/api/events")
-	w.holdRequest(op, inPath, "/api/events", "", []string{"Last-Event-ID: 1"})
-	stream := w.follow(token, "", "Last-Event-ID: 1")
+	headers := []string{"Last-Event-ID: 1"}
+	if wrong := w.checkParameters(op, inPath, "/api/events", headers); wrong != nil {
+		w.t.Errorf("a stream of events: %q", wrong)
+	}
+	w.holdRequest(op, inPath, "/api/events", "", headers)
+	stream := w.follow(token, "", headers...)
 	place, first := stream.next(), stream.next()
 	stream.leave()
 	w.holdAnswer(op, reply{200, stream.header, place + "\n" + first + "\n"}, "a stream of events")
