@@ -121,7 +121,6 @@ func (h *https) run(ctx context.Context) error {
 		h.pair.keep(ctx)
 		return nil
 	}
-	h.acme.keep(ctx)
 	plain := &http.Server{
 		Handler:        h.acme.plainHandler(),
 		ReadTimeout:    headerTimeout,
@@ -130,6 +129,7 @@ func (h *https) run(ctx context.Context) error {
 		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // strangers' broken connections
 	}
 	plain.SetKeepAlivesEnabled(false)
+	h.acme.keep(ctx)
 	defer context.AfterFunc(ctx, func() { plain.Close() })()
 	err := plain.Serve(limitConnections(h.plain, maxPlain))
 	if errors.Is(err, http.ErrServerClosed) {
