@@ -112,23 +112,26 @@ func (r *renamer) in(t *testing.T, conn *sql.Conn) (n int) {
 }
 
 // Each copy is one moment: what was acknowledged before is in it, and nothing of
-// what came after, by halves. Writers go on meanwhile, and nobody else can read
-// a byte of it.
+// what came after, by halves. Writers go on meanwhile, for however long it takes,
+// and nobody else can read a byte of it.
 func TestABackupUnderLoadIsOneMoment(t *testing.T) {
 	const writers = 4
 	path := makeLargeStore(t)
+	runSQL(t, another(t, path), `
+		WITH RECURSIVE n(i) AS (SELECT 10001 UNION ALL SELECT i + 1 FROM n WHERE i < 40000)
+		INSERT INTO user (id, username, email, password_hash) SELECT i, 'user' || i, 'user' || i || '@example.com', '$argon2id$' FROM n`)
 	p := startUserd(t, filepath.Dir(path), loadEnviron)
 	renamers, _ := startRenamers(t, p, writers)
-	written := func() (counts []int, all int) {
+	written := func() (counts []int) {
 		for _, r := range renamers {
 			counts = append(counts, len(r.times()))
-			all += len(r.times())
 		}
-		return counts, all
+		return counts
 	}
-	for round := range 3 {
+	stopped := 0 // in the middle of a copy
+	for round := 0; round < 3 || stopped == 0 && round < 10; round++ {
 		file := filepath.Join(t.TempDir(), "copy.db")
-		before, _ := written()
+		before := written()
 		cmd := userdCommand(t, filepath.Dir(path), nil)
 		cmd.Args = []string{"sh", "-c", `umask 0; exec "$0" backup "$1"`, cmd.Path, file}
 		cmd.Path = "/bin/sh"
@@ -137,10 +140,11 @@ func TestABackupUnderLoadIsOneMoment(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { cmd.Process.Kill() })
 		done := make(chan error, 1)
 		go func() { done <- cmd.Wait() }()
 		var err error
-		first, last := -1, 0 // of the writes while the copy grew
+		var during int64 // the size when it was stopped
 		for running := true; running; {
 			select {
 			case err = <-done:
@@ -155,27 +159,42 @@ func TestABackupUnderLoadIsOneMoment(t *testing.T) {
 				if info.Mode().Perm() != 0o600 {
 					t.Fatalf("%s of %d bytes has the mode %v", name, info.Size(), info.Mode())
 				}
-				if name == file && info.Size() < 1<<19 {
+				if name == file && info.Size() < 1<<20 {
 					t.Fatalf("%s has its name and %d bytes", name, info.Size())
 				}
-				if name != file && info.Size() > 0 {
-					if _, last = written(); first < 0 {
-						first = last
-					}
+				if name == file || info.Size() == 0 || during > 0 {
+					continue
 				}
+				cmd.Process.Signal(syscall.SIGSTOP)
+				if info, err = os.Stat(name); err == nil {
+					during = info.Size()
+					counts := written()
+					await(t, "every writer goes on while the copy stands still", func() bool {
+						now := written()
+						for i := range counts {
+							if now[i] < counts[i]+5 {
+								return false
+							}
+						}
+						return true
+					})
+				}
+				cmd.Process.Signal(syscall.SIGCONT)
 			}
 		}
 		if err != nil {
 			t.Fatalf("%v: %s", err, &said)
 		}
-		if first < 0 || last-first <= 2*writers {
-			t.Errorf("round %d: while the copy grew, the writes went from %d to %d only", round, first, last)
+		if info, err := os.Stat(file); err != nil {
+			t.Fatal(err)
+		} else if during > 0 && during < info.Size() {
+			stopped++
 		}
 		conn := another(t, file)
-		if n := scan[int](t, conn, `SELECT count(*) FROM user`); n != 9001+writers || !strings.Contains(said.String(), fmt.Sprintf("%d users", n)) {
+		if n := scan[int](t, conn, `SELECT count(*) FROM user`); n != 39001+writers || !strings.Contains(said.String(), fmt.Sprintf("%d users", n)) {
 			t.Errorf("the copy has %d users; userd said %s", n, &said)
 		}
-		after, _ := written()
+		after := written()
 		for i, r := range renamers {
 			if n := r.in(t, conn); n < before[i]-1 || n > after[i] {
 				t.Errorf("round %d: the copy has %s-%d; %d were written before it and %d after", round, r.name, n, before[i]-1, after[i]-1)
@@ -185,6 +204,10 @@ func TestABackupUnderLoadIsOneMoment(t *testing.T) {
 			t.Errorf("round %d: %s", round, got)
 		}
 	}
+	if stopped == 0 {
+		t.Error("no copy was stopped while it grew")
+	}
+	t.Logf("stopped %d times", stopped)
 }
 
 func TestABackupIsAWholeDatabase(t *testing.T) {
