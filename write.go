@@ -176,13 +176,15 @@ func (w *writer) run() {
 				w.commit(group[i : i+1])
 			}
 		}
+		if isBusy(err) {
+			// They would wait as long again, one group after the other. Before the
+			// group is answered: what comes after that may find the lock free.
+			w.refuseQueue(err)
+		}
 		for _, p := range group {
 			p.answer <- p.err
 		}
 		clear(group)
-		if isBusy(err) {
-			w.refuseQueue(err) // they would wait as long again, one group after the other
-		}
 	}
 }
 
