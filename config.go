@@ -377,7 +377,7 @@ func (c *config) logger(w io.Writer) *slog.Logger {
 	}
 	opts := &slog.HandlerOptions{Level: c.logLevel}
 	if format == "text" {
-		return slog.New(slog.NewTextHandler(w, opts))
+		return slog.New(newLogHandler(slog.NewTextHandler(w, opts)))
 	}
-	return slog.New(slog.NewJSONHandler(w, opts))
+	return slog.New(newLogHandler(slog.NewJSONHandler(w, opts)))
 }

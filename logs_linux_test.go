@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // pipe returns both ends of a pipe, which end with the test.
@@ -43,6 +47,106 @@ func TestALogWhoseReaderHasGoneDoesNotEndIt(t *testing.T) {
 	}
 	r.Close()
 	p.servesOn()
+}
+
+// A pipe that nobody reads stops the one request whose line has no room in it.
+// The others, and the end, go on without their lines, and the log tells of that.
+func TestALogThatNobodyReadsStopsOneRequestAtMost(t *testing.T) {
+	r, w := pipe(t)
+	p := spawnLoggingTo(t, w)
+	p.register("ann")
+	token := p.login("ann", goodPassword)
+	conn, err := w.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Control(func(fd uintptr) { // it is userd's too
+		for _, size := range []int{4096, 1} { // to the last byte
+			for err = syscall.SetNonblock(int(fd), true); err == nil; {
+				_, err = syscall.Write(int(fd), bytes.Repeat([]byte("\n"), size))
+			}
+		}
+		syscall.SetNonblock(int(fd), false)
+	})
+	if err != syscall.EAGAIN {
+		t.Fatal(err)
+	}
+
+	answers := make(chan error, 8)
+	for range cap(answers) {
+		go func() {
+			_, err := p.ask(token, "GET", "/api/users/me", "")
+			answers <- err
+		}()
+	}
+	answered := func(n int) {
+		t.Helper()
+		for range n {
+			if err := receive(t, "a request is answered", answers); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	answered(cap(answers) - 1)
+	start := time.Now()
+	p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
+	if took := time.Since(start); took > logPatience {
+		t.Errorf("when it is known that the log hangs, a request takes %v", took)
+	}
+
+	lines := bufio.NewScanner(r)
+	next := func() (record map[string]any) {
+		for lines.Scan() {
+			if json.Unmarshal(lines.Bytes(), &record) == nil {
+				return record
+			}
+		}
+		t.Fatal("the log has ended")
+		return nil
+	}
+	r.SetReadDeadline(time.Now().Add(patience))
+	for next()["route"] != "GET /api/users/{id}" {
+	}
+	answered(1)
+	p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
+	if record := next(); record["lost_before"] != float64(cap(answers)) {
+		t.Errorf("after %d lost lines the log says %v", cap(answers), record)
+	}
+	p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
+	if record := next(); record["lost_before"] != nil {
+		t.Errorf("and again %v", record)
+	}
+	go io.Copy(io.Discard, r)
+	if status := p.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("exit status %d, want 0", status)
+	}
+}
+
+// With descriptor 2 closed, the next file that is opened, such as the database,
+// could take its place; Go opens another there first.
+func TestWithoutAStandardErrorTheLogGoesNowhere(t *testing.T) {
+	dir := t.TempDir()
+	socket, address := tcpSocket(t)
+	cmd := handed(userdCommand(t, dir, nil), socket)
+	cmd.Args[2] += " 2>&-"
+	p := spawn(t, cmd)
+	p.url = "http://" + address
+	p.servesOn()
+	if names := usernames(t, openTestStore(t, filepath.Join(dir, "app.db"))); len(names) != 1 || len(p.log()) > 0 {
+		t.Errorf("the users are %v, want ann; the log is %q", names, p.log())
+	}
+}
+
+func TestACommandWhoseReaderHasGoneEndsQuietly(t *testing.T) {
+	cmd := userdCommand(t, t.TempDir(), []string{"DATABASE_URL=" + makeStore(t, "ann")}, "user", "list")
+	r, w := pipe(t)
+	r.Close()
+	var stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = w, &stderr
+	err, _ := cmd.Run().(*exec.ExitError)
+	if err == nil || err.Sys().(syscall.WaitStatus).Signal() != syscall.SIGPIPE || stderr.Len() > 0 {
+		t.Errorf("it came to %v and said %q; in a pipeline, SIGPIPE is how a command ends", err, stderr.String())
+	}
 }
 
 func TestALogOnAFullDiskDoesNotEndIt(t *testing.T) {
