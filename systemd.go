@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"net"
 	"os"
 	"strconv"
@@ -20,17 +19,17 @@ func listen(addr string) (net.Listener, error) {
 		return net.Listen("tcp", addr)
 	}
 	if count != "1" {
-		return nil, fmt.Errorf("systemd hands over %s sockets, and userd takes one", count)
+		return nil, usagef("systemd hands over %s sockets, and userd takes one", count)
 	}
 	file := os.NewFile(3, "the socket of systemd")
 	defer file.Close() // the listener has a copy
 	l, err := net.FileListener(file)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file.Name(), err)
+		return nil, usagef("%s: %v", file.Name(), err)
 	}
 	if _, ok := l.(*net.TCPListener); !ok {
 		l.Close()
-		return nil, fmt.Errorf("%s is of %s, not of TCP", file.Name(), l.Addr().Network())
+		return nil, usagef("%s is of %s, not of TCP", file.Name(), l.Addr().Network())
 	}
 	return l, nil
 }
