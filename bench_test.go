@@ -146,6 +146,8 @@ func BenchmarkServer(b *testing.B) {
 		b.ReportMetric(p.memory("VmHWM"), "peak-MiB")
 	})
 
+	b.Run("overload", func(b *testing.B) { benchOverload(b, path) })
+
 	self := &benchProcess{pid: os.Getpid()}
 	bare := startBenchProcess(b, []string{"-test.run=^TestFloorServer$"}, "USERD_BENCH_FLOOR=1")
 	userd := startBenchUserd(b, path)
@@ -189,6 +191,64 @@ func BenchmarkServer(b *testing.B) {
 			}
 		})
 	}
+}
+
+// benchOverload reads again and again while 200 logins a second are asked for,
+// whether answered or not: more than can be hashed. It shows the time of the
+// slowest hundredth of the reads, the server's memory, and how many of the bare
+// hashes that the machine can do the logins are that went well.
+func benchOverload(b *testing.B, path string) {
+	const every = time.Second / 200
+	p := startBenchUserd(b, path)
+	p.settle()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var group sync.WaitGroup
+	var done atomic.Int64
+	login := benchLogin
+	login.status = 0
+	login.after = func(c *benchClient, body []byte) {
+		if strings.Contains(string(body), "access_token") {
+			done.Add(1)
+		}
+	}
+	idle := make(chan *benchClient, 2*200*int(maxWait/time.Second))
+	for _, c := range p.clients(b, cap(idle)) {
+		idle <- c
+	}
+	group.Go(func() {
+		for tick := time.NewTicker(every); ctx.Err() == nil; <-tick.C {
+			c := <-idle
+			group.Go(func() {
+				c.do(&login)
+				idle <- c
+			})
+		}
+	})
+	time.Sleep(maxWait) // until as many wait as may
+	reader := p.clients(b, 1)
+	took := make([]time.Duration, 0, b.N)
+	start := time.Now()
+	before := done.Load()
+	b.ResetTimer()
+	for range b.N {
+		asked := time.Now()
+		benchLoad(b, reader, &benchWelcome, 1)
+		took = append(took, time.Since(asked))
+		time.Sleep(time.Millisecond)
+	}
+	b.StopTimer()
+	logins, elapsed := done.Load()-before, time.Since(start)
+	cancel()
+	group.Wait()
+	start = time.Now()
+	benchHash(64)
+	bare := 64 / time.Since(start).Seconds()
+	slices.Sort(took)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+	b.ReportMetric(p.memory("VmHWM"), "peak-MiB")
+	b.ReportMetric(float64(logins)/elapsed.Seconds()/bare, "×hashes")
 }
 
 // BenchmarkHandler has no HTTP and no other process: it shows what a request
@@ -314,7 +374,7 @@ func benchDatabase(b *testing.B) (path string) {
 		b.Fatal(err)
 	}
 	defer st.close()
-	hash, err := newHasher(defaultCost).hash(context.Background(), goodPassword)
+	hash, err := newHasher(defaultCost).hash(context.Background(), "", goodPassword)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -135,7 +135,7 @@ func (s *server) addUser(ctx context.Context, by caller, u *user, password strin
 	if err := s.store.taken(u.username, u.email, 0); err != nil {
 		return err
 	}
-	hash, err := s.hasher.hash(ctx, password)
+	hash, err := s.hasher.hash(ctx, network(by.address), password)
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func (s *server) try(x *exchange, id int64, hash, name, password string) (bool, 
 	if err != nil {
 		return false, err
 	}
-	ok, err := s.hasher.verify(x.r.Context(), hash, password)
+	ok, err := s.hasher.verify(x.r.Context(), s.network(x), hash, password)
 	if err != nil {
 		return false, err
 	}
@@ -187,7 +187,7 @@ func (s *server) login(x *exchange) error {
 	}
 	newHash := ""
 	if s.hasher.stale(hash) {
-		if newHash, err = s.hasher.hash(x.r.Context(), in.Password); err != nil {
+		if newHash, err = s.hasher.hash(x.r.Context(), s.network(x), in.Password); err != nil {
 			return err
 		}
 	}
@@ -560,7 +560,7 @@ func (s *server) updateUser(x *exchange) error {
 		}
 	}
 	if in.Password != nil {
-		hash, err := s.hasher.hash(x.r.Context(), *in.Password)
+		hash, err := s.hasher.hash(x.r.Context(), s.network(x), *in.Password)
 		if err != nil {
 			return err
 		}

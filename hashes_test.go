@@ -28,11 +28,11 @@ var foreignHashes = []struct{ claim, hash, password string }{
 func TestForeignHashes(t *testing.T) {
 	h := newHasher(cheap)
 	for _, test := range foreignHashes {
-		if ok, err := h.verify(t.Context(), test.hash, test.password); !ok || err != nil {
+		if ok, err := h.verify(t.Context(), "", test.hash, test.password); !ok || err != nil {
 			t.Errorf("%s: %v, %v", test.claim, ok, err)
 		}
 		for _, wrong := range []string{"", test.password + "x", test.password[1:], strings.ToUpper(test.password)} {
-			if ok, err := h.verify(t.Context(), test.hash, wrong); ok || err != nil {
+			if ok, err := h.verify(t.Context(), "", test.hash, wrong); ok || err != nil {
 				t.Errorf("%s: %q is right", test.claim, wrong)
 			}
 		}
@@ -65,10 +65,10 @@ func TestBcryptRefusesWhatItWouldIgnore(t *testing.T) {
 	// crypt(3) of 72 times "a".
 	const hash = "$2b$05$abcdefghijklmnopqrstuuGUnCqbfgs3htOkLrFduUjAyLBw1Rq/u"
 	h := newHasher(cheap)
-	if ok, err := h.verify(t.Context(), hash, strings.Repeat("a", 72)); !ok || err != nil {
+	if ok, err := h.verify(t.Context(), "", hash, strings.Repeat("a", 72)); !ok || err != nil {
 		t.Errorf("72 bytes: %v, %v", ok, err)
 	}
-	if ok, _ := h.verify(t.Context(), hash, strings.Repeat("a", 73)); ok {
+	if ok, _ := h.verify(t.Context(), "", hash, strings.Repeat("a", 73)); ok {
 		t.Error("a 73rd byte is ignored")
 	}
 }

@@ -120,7 +120,7 @@ func (c *cli) hashing(ctx context.Context, in io.Reader, f func(importRow) error
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
 			for r := range rows {
-				hash, err := c.server.hasher.hash(ctx, r.password)
+				hash, err := c.server.hasher.hash(ctx, "", r.password)
 				if err == nil {
 					r.hash = hash
 					mu.Lock()

@@ -910,7 +910,7 @@ func TestAUserIsAddedFromTheCommandLine(t *testing.T) {
 			if err != nil || u.role != member || u.disabled || u.createdAt == 0 {
 				t.Errorf("the user is %+v, %v", u, err)
 			}
-			if ok, err := newHasher(cheap).verify(context.Background(), hash, c.password); err != nil || !ok {
+			if ok, err := newHasher(cheap).verify(context.Background(), "", hash, c.password); err != nil || !ok {
 				t.Errorf("the password is not %q: %v", c.password, err)
 			}
 		})

@@ -308,8 +308,9 @@ func (s *server) requestFamilies(p *page) {
 	p.gauge("userd_connections", "Open connections, idle ones too.", float64(s.stats.connections.Load()))
 	p.counters("userd_logins_total", "Logins by outcome.", "outcome", &s.stats.logins)
 	p.counters("userd_limited_total", "Requests refused by a limit, which answers 429.", "limit", &s.stats.limited)
-	p.gauge("userd_password_hashes_running", "Passwords that are being hashed.", float64(len(s.hasher.slots)))
-	p.gauge("userd_password_hashes_waiting", "Passwords that wait to be hashed.", float64(s.hasher.waiting.Load()))
+	inside, waiting := s.hasher.gate.count()
+	p.gauge("userd_password_hashes_running", "Passwords that are being hashed.", float64(inside))
+	p.gauge("userd_password_hashes_waiting", "Passwords that wait to be hashed.", float64(waiting))
 	p.counter("userd_password_hashes_total", "Passwords that were hashed, to be checked or to be kept.", float64(s.hasher.hashed.Load()))
 	p.counter("userd_password_hashes_refused_total", "Passwords that were not hashed because too many waited, or one too long.", float64(s.hasher.refused.Load()))
 }

@@ -236,20 +236,15 @@ func TestLoginsAreCountedByOutcome(t *testing.T) {
 	s.do("", "POST", "/api/login", `{"username":"ann"}`).want(t, 400, "")
 	s.do("", "POST", "/api/login", `{`).want(t, 400, "")
 
-	for range cap(s.hasher.slots) {
-		s.hasher.slots <- struct{}{}
-	}
-	s.hasher.waiting.Store(int64(waitersPerSlot * cap(s.hasher.slots)))
-	login(homeNet, goodPassword, 503)
-	s.hasher.waiting.Store(0)
+	s.hasher.gate.fill()
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	r := httptest.NewRequestWithContext(gone, "POST", "/api/login", strings.NewReader(`{"username":"ann","password":"`+goodPassword+`"}`))
 	r.Header.Set("Content-Type", "application/json")
 	s.ServeHTTP(httptest.NewRecorder(), r)
-	for range cap(s.hasher.slots) {
-		<-s.hasher.slots
-	}
+	s.hasher.gate.crowd(network(homeNet))
+	login(homeNet, goodPassword, 503)
+	s.hasher.gate.clear()
 
 	runSQL(t, s.store.conn, `PRAGMA busy_timeout = 0`)
 	other := another(t, s.path)
@@ -295,17 +290,15 @@ func TestPasswordHashesAreCounted(t *testing.T) {
 	s.login("ann")
 	s.scrape().moved(t, before, samples{"userd_password_hashes_total": 1, "userd_password_hashes_running": 0, "userd_password_hashes_waiting": 0})
 
-	for range cap(s.hasher.slots) {
-		s.hasher.slots <- struct{}{}
-	}
+	s.hasher.gate.fill()
 	waits := make(chan error, 1)
 	go func() {
-		_, err := s.hasher.hash(context.Background(), goodPassword)
+		_, err := s.hasher.hash(context.Background(), "", goodPassword)
 		waits <- err
 	}()
-	await(t, "a hash waits", func() bool { return s.hasher.waiting.Load() == 1 })
-	s.scrape().want(t, samples{"userd_password_hashes_running": float64(cap(s.hasher.slots)), "userd_password_hashes_waiting": 1})
-	s.hasher.waiting.Add(int64(waitersPerSlot*cap(s.hasher.slots)) - 1)
+	await(t, "a hash waits", func() bool { _, waiting := s.hasher.gate.count(); return waiting == 1 })
+	s.scrape().want(t, samples{"userd_password_hashes_running": float64(s.hasher.gate.slots), "userd_password_hashes_waiting": 1})
+	s.hasher.gate.crowd("127.0.0.0/24")
 	s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).want(t, 503, "busy")
 	s.scrape().moved(t, before, samples{"userd_password_hashes_total": 1, "userd_password_hashes_refused_total": 1})
 	if err := receive(t, "the one that waited too long", waits); err != errBusy {

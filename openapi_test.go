@@ -1158,10 +1158,7 @@ func refusesMany(w *witness) {
 
 func refusesBusy(w *witness) {
 	_, root := w.admin("root")
-	for range cap(w.hasher.slots) {
-		w.hasher.slots <- struct{}{}
-	}
-	w.hasher.waiting.Store(int64(waitersPerSlot * cap(w.hasher.slots)))
+	w.hasher.gate.crowd("127.0.0.0/24")
 	w.do("", "POST", "/api/login", `{"username":"ann","password":"x"}`).want(w.t, 503, "busy")
 	w.do("", "POST", "/api/register", w.doc.example(w.t.(*testing.T), "POST /api/register", 0)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/users", w.doc.example(w.t.(*testing.T), "POST /api/users", 0)).want(w.t, 503, "busy")

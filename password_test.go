@@ -22,7 +22,7 @@ var argon2Vectors = []struct{ password, hash string }{
 
 func mustVerify(t *testing.T, h *hasher, hash, password string, want bool) {
 	t.Helper()
-	ok, err := h.verify(t.Context(), hash, password)
+	ok, err := h.verify(t.Context(), "", hash, password)
 	if err != nil || ok != want {
 		t.Errorf("verify(%q, %q) = %t, %v; want %t", hash, password, ok, err, want)
 	}
@@ -39,7 +39,7 @@ func TestHashVectors(t *testing.T) {
 func TestHash(t *testing.T) {
 	hash := func(t *testing.T, h *hasher, password string) string {
 		t.Helper()
-		text, err := h.hash(t.Context(), password)
+		text, err := h.hash(t.Context(), "", password)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -118,7 +118,7 @@ func unknownHashes(right string) map[string]string {
 
 func TestUnknownHashIsNeverRight(t *testing.T) {
 	h := newHasher(cheap)
-	right, err := h.hash(t.Context(), goodPassword)
+	right, err := h.hash(t.Context(), "", goodPassword)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestUnknownHashTakesTheWorkOfOneOfOurs(t *testing.T) {
 		runtime.ReadMemStats(&after)
 		return (after.TotalAlloc - before.TotalAlloc) >> 10
 	}
-	right, err := h.hash(t.Context(), goodPassword)
+	right, err := h.hash(t.Context(), "", goodPassword)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +275,7 @@ func TestStale(t *testing.T) {
 	text := func(c cost, salt, key int) string {
 		return phc{argon2id, c, make([]byte, salt), make([]byte, key)}.String()
 	}
-	made, err := h.hash(t.Context(), goodPassword)
+	made, err := h.hash(t.Context(), "", goodPassword)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,17 +305,51 @@ func TestStale(t *testing.T) {
 	}
 }
 
-// slotted returns a hasher of so many slots. Inside synctest.Test its channel
-// belongs to the bubble, where time moves only once everybody waits.
 func slotted(slots int) *hasher {
 	h := newHasher(cheap)
-	h.slots = make(chan struct{}, slots)
+	h.gate.slots = slots
 	return h
+}
+
+// fill takes every slot, until leave gives them back.
+func (g *gate) fill() (leave func()) {
+	for range g.slots {
+		if g.join("a filler") != nil {
+			panic("somebody is inside")
+		}
+	}
+	return func() {
+		for range g.slots {
+			g.leave()
+		}
+	}
+}
+
+// crowd also has as many wait as may, all of one network.
+func (g *gate) crowd(from string) {
+	for _, waiting := g.count(); waiting < waitersPerSlot*g.slots; _, waiting = g.count() {
+		g.join(from)
+	}
+}
+
+// clear lets everybody go.
+func (g *gate) clear() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside, g.waiting, g.lines = 0, 0, nil
+}
+
+// mustBeEmpty asks that nobody is inside and nobody waits.
+func (g *gate) mustBeEmpty(t *testing.T) {
+	t.Helper()
+	if inside, waiting := g.count(); inside != 0 || waiting != 0 || len(g.lines) != 0 {
+		t.Errorf("%d are inside and %d wait in %d lines", inside, waiting, len(g.lines))
+	}
 }
 
 func mustEnter(t *testing.T, h *hasher) (leave func()) {
 	t.Helper()
-	leave, err := h.enter(t.Context())
+	leave, err := h.enter(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +357,7 @@ func mustEnter(t *testing.T, h *hasher) (leave func()) {
 }
 
 func TestGateHasASlotForEachCore(t *testing.T) {
-	if got, want := cap(newHasher(defaultCost).slots), runtime.GOMAXPROCS(0); got != want {
+	if got, want := newHasher(defaultCost).gate.slots, runtime.GOMAXPROCS(0); got != want {
 		t.Errorf("%d slots on %d cores", got, want)
 	}
 }
@@ -336,7 +370,7 @@ func TestGateLetsInAsManyAsItHasSlots(t *testing.T) {
 		release := make(chan struct{})
 		for range callers {
 			go func() {
-				leave, err := h.enter(context.Background())
+				leave, err := h.enter(context.Background(), "")
 				if err != nil {
 					t.Error(err)
 					return
@@ -357,9 +391,7 @@ func TestGateLetsInAsManyAsItHasSlots(t *testing.T) {
 		if most != slots || done != callers {
 			t.Errorf("%d at a time, %d in all; want %d and %d", most, done, slots, callers)
 		}
-		if len(h.slots) != 0 || h.waiting.Load() != 0 {
-			t.Errorf("%d slots are taken and %d wait when all have left", len(h.slots), h.waiting.Load())
-		}
+		h.gate.mustBeEmpty(t)
 	})
 }
 
@@ -372,7 +404,7 @@ func TestGateBoundsItsQueue(t *testing.T) {
 		results := make(chan error, slots*waitersPerSlot)
 		for range slots * waitersPerSlot {
 			go func() {
-				_, err := h.enter(context.Background())
+				_, err := h.enter(context.Background(), "")
 				results <- err
 			}()
 		}
@@ -382,7 +414,7 @@ func TestGateBoundsItsQueue(t *testing.T) {
 		}
 
 		start := time.Now()
-		if _, err := h.enter(t.Context()); err != errBusy || !time.Now().Equal(start) {
+		if _, err := h.enter(t.Context(), ""); err != errBusy || !time.Now().Equal(start) {
 			t.Errorf("one more than the queue holds got %v after %v, want errBusy at once", err, time.Since(start))
 		}
 		leave()
@@ -391,7 +423,7 @@ func TestGateBoundsItsQueue(t *testing.T) {
 			t.Error("a place given back did not go to one of the queue")
 		}
 		go func() {
-			_, err := h.enter(context.Background())
+			_, err := h.enter(context.Background(), "")
 			results <- err
 		}()
 		synctest.Wait()
@@ -407,8 +439,8 @@ func TestGateBoundsItsQueue(t *testing.T) {
 		if waited := time.Since(start); waited != maxWait {
 			t.Errorf("they waited %v, want %v", waited, maxWait)
 		}
-		if h.waiting.Load() != 0 {
-			t.Errorf("%d wait when all have gone", h.waiting.Load())
+		if _, waiting := h.gate.count(); waiting != 0 {
+			t.Errorf("%d wait when all have gone", waiting)
 		}
 	})
 }
@@ -421,7 +453,7 @@ func TestGateLetsGoOfWhoHasGone(t *testing.T) {
 		results := make(chan error, waitersPerSlot)
 		for range waitersPerSlot {
 			go func() {
-				_, err := h.enter(ctx)
+				_, err := h.enter(ctx, "")
 				results <- err
 			}()
 		}
@@ -438,7 +470,7 @@ func TestGateLetsGoOfWhoHasGone(t *testing.T) {
 		}
 		entered := make(chan error, 1)
 		go func() {
-			leave, err := h.enter(context.Background())
+			leave, err := h.enter(context.Background(), "")
 			if err == nil {
 				leave()
 			}
@@ -449,42 +481,100 @@ func TestGateLetsGoOfWhoHasGone(t *testing.T) {
 		if err := <-entered; err != nil {
 			t.Errorf("the next one got %v: their places are still taken", err)
 		}
-		if len(h.slots) != 0 || h.waiting.Load() != 0 {
-			t.Errorf("%d slots are taken and %d wait when all have left", len(h.slots), h.waiting.Load())
+		h.gate.mustBeEmpty(t)
+	})
+}
+
+// Whoever sends many passwords, though they be right, waits behind himself.
+func TestGateIsSharedByNetworks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const slots = 2
+		h := slotted(slots)
+		leave := h.gate.fill()
+		ends := make(chan string)
+		ask := func(from string) {
+			go func() {
+				leave, err := h.enter(context.Background(), from)
+				if err != nil {
+					ends <- from + " refused"
+					return
+				}
+				ends <- from
+				leave()
+			}()
+			synctest.Wait()
 		}
+		receive := func(want string) {
+			t.Helper()
+			synctest.Wait()
+			select {
+			case got := <-ends:
+				if got != want {
+					t.Errorf("%s, want %s", got, want)
+				}
+			default:
+				t.Errorf("nothing, want %s", want)
+			}
+		}
+		for range waitersPerSlot * slots {
+			ask("many")
+		}
+		ask("few")
+		receive("many refused") // to make room
+		ask("many")
+		receive("many refused") // itself: its line is the longest
+		ask("few")
+		receive("many refused")
+		ask("one")
+		receive("many refused")
+		leave()
+		synctest.Wait()
+		got := make(map[string]int)
+		for range 2*3 - 1 { // in two turns
+			got[<-ends]++
+			synctest.Wait()
+		}
+		if got["few"] != 2 || got["one"] != 1 || got["many"] != 2 {
+			t.Errorf("let in: %v", got)
+		}
+		for range waitersPerSlot*slots - 5 {
+			<-ends
+		}
+		synctest.Wait()
+		h.gate.mustBeEmpty(t)
 	})
 }
 
 func TestEveryHashGoesThroughTheGate(t *testing.T) {
-	right, err := newHasher(cheap).hash(t.Context(), goodPassword)
+	right, err := newHasher(cheap).hash(t.Context(), "", goodPassword)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, work := range map[string]func(h *hasher, ctx context.Context) error{
 		"a new hash": func(h *hasher, ctx context.Context) error {
-			text, err := h.hash(ctx, goodPassword)
+			text, err := h.hash(ctx, "", goodPassword)
 			if err != nil && text != "" {
 				t.Errorf("%v, and yet %q", err, text)
 			}
 			return err
 		},
 		"the right password": func(h *hasher, ctx context.Context) error {
-			ok, err := h.verify(ctx, right, goodPassword)
+			ok, err := h.verify(ctx, "", right, goodPassword)
 			if ok != (err == nil) {
 				t.Errorf("%t, %v", ok, err)
 			}
 			return err
 		},
 		"a wrong password": func(h *hasher, ctx context.Context) error {
-			_, err := h.verify(ctx, right, "wrong")
+			_, err := h.verify(ctx, "", right, "wrong")
 			return err
 		},
 		"a user who does not exist": func(h *hasher, ctx context.Context) error {
-			_, err := h.verify(ctx, "", goodPassword)
+			_, err := h.verify(ctx, "", "", goodPassword)
 			return err
 		},
 		"a hash of an unknown form": func(h *hasher, ctx context.Context) error {
-			_, err := h.verify(ctx, "pbkdf2:sha256:600000$salt$00", goodPassword)
+			_, err := h.verify(ctx, "", "pbkdf2:sha256:600000$salt$00", goodPassword)
 			return err
 		},
 	} {
@@ -502,9 +592,10 @@ func TestEveryHashGoesThroughTheGate(t *testing.T) {
 					t.Errorf("at a full gate, the client gone: %v", err)
 				}
 				leave()
-				if err := work(h, t.Context()); err != nil || len(h.slots) != 0 || h.waiting.Load() != 0 {
-					t.Errorf("at an open gate: %v; %d slots taken, %d wait", err, len(h.slots), h.waiting.Load())
+				if err := work(h, t.Context()); err != nil {
+					t.Errorf("at an open gate: %v", err)
 				}
+				h.gate.mustBeEmpty(t)
 			})
 		})
 	}
@@ -513,9 +604,7 @@ func TestEveryHashGoesThroughTheGate(t *testing.T) {
 func TestAClientThatHangsUpGivesItsPlaceInTheQueueBack(t *testing.T) {
 	s := newService(t)
 	_, token := s.member("ann")
-	for range cap(s.hasher.slots) {
-		s.hasher.slots <- struct{}{}
-	}
+	defer s.hasher.gate.fill()()
 	for _, row := range []struct{ name, token, method, path, body string }{
 		{"login", "", "POST", "/api/login", `{"username":"ann","password":"` + goodPassword + `"}`},
 		{"registration", "", "POST", "/api/register", registerBody("bob", goodPassword)},
@@ -523,11 +612,9 @@ func TestAClientThatHangsUpGivesItsPlaceInTheQueueBack(t *testing.T) {
 		{"the current password", token, "DELETE", "/api/users/me", `{"current_password":"` + goodPassword + `"}`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			wait := func(n int64) (waited time.Duration) {
+			wait := func(n int) (waited time.Duration) {
 				start := time.Now()
-				for s.hasher.waiting.Load() != n {
-					time.Sleep(time.Millisecond)
-				}
+				await(t, "the queue", func() bool { _, waiting := s.hasher.gate.count(); return waiting == n })
 				return time.Since(start)
 			}
 			conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
@@ -549,10 +636,7 @@ func TestAClientThatHangsUpGivesItsPlaceInTheQueueBack(t *testing.T) {
 func TestFullGateOverHTTP(t *testing.T) {
 	s := newService(t)
 	path, token := s.member("ann")
-	for range cap(s.hasher.slots) {
-		s.hasher.slots <- struct{}{}
-	}
-	s.hasher.waiting.Store(int64(waitersPerSlot * cap(s.hasher.slots)))
+	s.hasher.gate.crowd("127.0.0.0/24")
 	for _, row := range []struct{ name, token, method, path, body string }{
 		{"login with the right password", "", "POST", "/api/login", `{"username":"ann","password":"` + goodPassword + `"}`},
 		{"login with a wrong password", "", "POST", "/api/login", `{"username":"ann","password":"wrong"}`},

@@ -184,13 +184,16 @@ func network(address string) string {
 	return p.String()
 }
 
+// network returns the network that a request comes from.
+func (s *server) network(x *exchange) string { return network(s.clientAddress(x.r)) }
+
 // allow counts a request of x's network, or says errLimited.
 func (s *server) allow(x *exchange, limit int) error {
 	l := s.limiter
 	if l == nil {
 		return nil
 	}
-	now, key := s.now().UnixNano(), l.key(network(s.clientAddress(x.r)))
+	now, key := s.now().UnixNano(), l.key(s.network(x))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := &l.limits[limit]
@@ -218,7 +221,7 @@ func (s *server) attempt(x *exchange, id int64, hash, name string) (*attempt, er
 	if l == nil {
 		return nil, nil
 	}
-	from := network(s.clientAddress(x.r))
+	from := s.network(x)
 	who := []string{"name", strings.Map(foldASCII, name)}
 	if id != 0 {
 		who = []string{"user", strconv.FormatInt(id, 10), hash}

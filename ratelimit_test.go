@@ -232,9 +232,7 @@ func TestANewPasswordClearsTheFailures(t *testing.T) {
 func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 	s := newService(t)
 	s.register("ann")
-	for range cap(s.hasher.slots) { // until all stand at the gate
-		s.hasher.slots <- struct{}{}
-	}
+	leave := s.hasher.gate.fill() // until all stand at the gate
 	const guesses = 30
 	answers := make(chan reply, guesses)
 	var wg sync.WaitGroup
@@ -243,12 +241,8 @@ func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 			answers <- s.do("", "POST", "/api/login", `{"username":"ann","password":"`+wrongPassword+`"}`)
 		})
 	}
-	for s.hasher.waiting.Load() < guesses {
-		time.Sleep(time.Millisecond)
-	}
-	for range cap(s.hasher.slots) {
-		<-s.hasher.slots
-	}
+	await(t, "all stand at the gate", func() bool { _, waiting := s.hasher.gate.count(); return waiting == guesses })
+	leave()
 	wg.Wait()
 	close(answers)
 	count := make(map[int]int)
