@@ -150,6 +150,9 @@ type loginRequest struct {
 // try reports whether a password is that of the user with an id and a hash, or
 // of nobody, whose id is 0 and hash empty, by a name. It counts: errLimited.
 func (s *server) try(x *exchange, id int64, hash, name, password string) (bool, error) {
+	if err := s.allow(x, passwords); err != nil {
+		return false, err
+	}
 	a, err := s.attempt(x, id, hash, name)
 	if err != nil {
 		return false, err
@@ -560,6 +563,9 @@ func (s *server) updateUser(x *exchange) error {
 		}
 	}
 	if in.Password != nil {
+		if err := s.allow(x, passwords); err != nil {
+			return err
+		}
 		hash, err := s.hasher.hash(x.r.Context(), s.network(x), *in.Password)
 		if err != nil {
 			return err

@@ -25,8 +25,13 @@ import (
 	"unicode/utf8"
 )
 
-// maxBody bounds a request's body; the largest that makes sense has 2 KiB.
-const maxBody = 64 << 10
+const (
+	maxBody = 64 << 10 // bytes of a request's body; the largest that makes sense has 2 KiB
+	// Longer bodies than smallBody are read so many at once: else all connections
+	// together could make userd hold maxBody each, by never sending the last byte.
+	smallBody      = 4 << 10
+	maxLargeBodies = 256
+)
 
 // A server answers HTTP. Its parts are set once, by newServer.
 type server struct {
@@ -42,6 +47,7 @@ type server struct {
 	mux       *http.ServeMux
 	stats     *stats
 	health    *health
+	large     chan struct{} // bodies over smallBody that are being read
 }
 
 // Settings are what the configuration says of how requests are answered.
@@ -56,7 +62,7 @@ type settings struct {
 }
 
 func newServer(c settings, st *store, h *hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
-	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, http.NewServeMux(), newStats(st), newHealth(st)}
+	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, http.NewServeMux(), newStats(st), newHealth(st), make(chan struct{}, maxLargeBodies)}
 	if c.rateLimit == rateLimitOn {
 		s.limiter = newLimiter()
 	}
@@ -400,9 +406,14 @@ func (s *server) clientAddress(r *http.Request) string {
 	forwarded := strings.Join(r.Header["X-Forwarded-For"], ",")
 	for s.isTrusted(address) && forwarded != "" {
 		i := strings.LastIndexByte(forwarded, ',')
-		next, err := netip.ParseAddr(strings.TrimSpace(forwarded[i+1:]))
-		if err != nil {
-			break
+		hop := strings.TrimSpace(forwarded[i+1:])
+		next, err := netip.ParseAddr(hop)
+		if err != nil { // some proxies add the port
+			withPort, err := netip.ParseAddrPort(hop)
+			if err != nil {
+				break
+			}
+			next = withPort.Addr()
 		}
 		address = next
 		forwarded = forwarded[:max(i, 0)]
@@ -411,7 +422,7 @@ func (s *server) clientAddress(r *http.Request) string {
 }
 
 func (s *server) isTrusted(address netip.Addr) bool {
-	address = address.Unmap()
+	address = address.Unmap().WithZone("") // a prefix has no zone
 	for _, p := range s.trustedProxies {
 		if p.Contains(address) {
 			return true
@@ -434,7 +445,19 @@ func (x *exchange) body() ([]byte, error) {
 		return nil, errTooLarge
 	}
 	defer x.awaitClient()()
-	data, err := io.ReadAll(http.MaxBytesReader(x.ResponseWriter, x.r.Body, maxBody))
+	body := http.MaxBytesReader(x.ResponseWriter, x.r.Body, maxBody)
+	data, err := io.ReadAll(io.LimitReader(body, smallBody))
+	if err == nil && len(data) == smallBody {
+		select {
+		case x.s.large <- struct{}{}:
+			defer func() { <-x.s.large }()
+		default:
+			return nil, &fault{kind: errBusy, text: "Too many large bodies at once; try again shortly"}
+		}
+		var rest []byte
+		rest, err = io.ReadAll(body)
+		data = append(data, rest...)
+	}
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):

@@ -362,6 +362,26 @@ func TestBodySize(t *testing.T) {
 			s.post("/api/login", row.body, "Content-Type: application/json").want(t, row.status, row.code)
 		})
 	}
+	t.Run("few large ones at once", func(t *testing.T) {
+		for range maxLargeBodies {
+			s.large <- struct{}{}
+		}
+		ask := func(size int) reply {
+			return s.post("/api/login", chunked(sized(size)), "Content-Type: application/json")
+		}
+		ask(smallBody-1).want(t, 401, "invalid_credentials")
+		ask(smallBody+1).want(t, 503, "busy")
+		<-s.large
+		for range 2 { // its place is given back
+			ask(smallBody+1).want(t, 401, "invalid_credentials")
+		}
+		for range maxLargeBodies - 1 {
+			<-s.large
+		}
+		if len(s.large) != 0 {
+			t.Errorf("%d places are taken", len(s.large))
+		}
+	})
 	t.Run("a body that breaks off, even after a whole object", func(t *testing.T) {
 		r := httptest.NewRequest("POST", "/api/login", io.MultiReader(strings.NewReader(sized(100)), iotest.ErrReader(io.ErrUnexpectedEOF)))
 		r.Header.Set("Content-Type", "application/json")
@@ -981,7 +1001,7 @@ func TestClientAddress(t *testing.T) {
 		{"garbage to the right of an address", private, proxy, []string{"198.51.100.7, unknown"}, "10.0.0.1"},
 		{"an empty element at the end", private, proxy, []string{"198.51.100.7,"}, "10.0.0.1"},
 		{"an empty element at the beginning", private, proxy, []string{",198.51.100.7"}, "198.51.100.7"},
-		{"a port after the address", private, proxy, []string{"198.51.100.7:5555"}, "10.0.0.1"},
+		{"a port after the address", private, proxy, []string{"203.0.113.5, 198.51.100.7:5555, [fd00::2]:80"}, "198.51.100.7"},
 		{"a network for an address", private, proxy, []string{"198.51.100.0/24"}, "10.0.0.1"},
 		{"no spaces", private, proxy, []string{"203.0.113.5,198.51.100.7,10.0.0.2"}, "198.51.100.7"},
 		{"many spaces", private, proxy, []string{"  198.51.100.7  ,\t10.0.0.2  "}, "198.51.100.7"},
@@ -992,6 +1012,7 @@ func TestClientAddress(t *testing.T) {
 		{"an IPv4 client in IPv6", private, proxy, []string{"::ffff:198.51.100.7"}, "198.51.100.7"},
 		{"one address is trusted, and not its neighbour", []string{"10.0.0.1/32"}, proxy, []string{"198.51.100.7, 10.0.0.2"}, "10.0.0.2"},
 		{"everybody is trusted", []string{"0.0.0.0/0"}, proxy, []string{"203.0.113.5, 198.51.100.7"}, "203.0.113.5"},
+		{"a proxy with a zone", []string{"fe80::/10"}, "[fe80::1%eth0]:1234", []string{"198.51.100.7"}, "198.51.100.7"},
 		{"a peer without an address", private, "@", []string{"198.51.100.7"}, "@"},
 		{"a peer with a name", private, "pipe:1", []string{"198.51.100.7"}, "pipe"},
 	} {

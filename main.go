@@ -119,8 +119,8 @@ Flags, and the environment variables that they override:
 		The origins, such as https://app.example.com, whose pages may call the
 		API from a browser; none if not given.
 	-rate-limit WHETHER    RATE_LIMIT
-		on (if not given): failed logins, registrations and refreshes are limited;
-		off: they are not, for load tests.
+		on (if not given): failed logins, and what one network asks for in all,
+		are limited; off: they are not, for load tests.
 	-event-retention TIME  EVENT_RETENTION
 		How long events are kept, a duration or seconds: 9600h (400 days) if not
 		given; 0 is for ever.
@@ -162,6 +162,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -257,7 +258,7 @@ const (
 	writeTimeout   = 20 * time.Second // for an answer, or one part of a long one
 	idleTimeout    = 60 * time.Second // between requests
 	maxHeader      = 12 << 10         // bytes; net/http lets in 4 KiB more
-	maxConnections = 8192
+	maxConnections = 4096
 	drainTimeout   = 7 * time.Second // for requests that run when the server is told to stop
 )
 
@@ -267,10 +268,21 @@ const (
 // cost. At 400 it is 20 MB.
 const collectAt = 400
 
+// The Go runtime collects more often than that so as to stay within these bytes.
+// They are more than all connections and all cores hold at once when strangers
+// make them hold what they can: less would turn that into endless collecting.
+const (
+	memoryGoal    = 128 << 20
+	memoryPerCore = 64 << 20 // three of our hashes; adopted ones may take more
+)
+
 // serve runs the server until ctx ends.
 func serve(ctx context.Context, c config, stderr io.Writer) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(collectAt)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryGoal + memoryPerCore*int64(runtime.GOMAXPROCS(0)))
 	}
 	log := c.logger(stderr)
 	signal.Ignore(syscall.SIGPIPE) // who reads the log may go: that loses lines, and must not end userd

@@ -637,6 +637,7 @@ func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T
 		{"the directory can be full", []string{"DIRECTORY=full"}, "", func(c config) any { return c.directory }, directoryFull},
 		{"the directory can be self", nil, "-directory self", func(c config) any { return c.directory }, directorySelf},
 		{"proxies are networks and addresses", []string{"TRUSTED_PROXIES=10.1.2.3/8, ::1,192.0.2.7"}, "", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[10.0.0.0/8 ::1/128 192.0.2.7/32]"},
+		{"IPv4 proxies in IPv6", []string{"TRUSTED_PROXIES=::ffff:10.0.0.0/104,::ffff:192.0.2.7"}, "", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[10.0.0.0/8 192.0.2.7/32]"},
 		{"a flag's proxies replace the variable's", []string{"TRUSTED_PROXIES=10.0.0.0/8"}, "-trusted-proxies 192.0.2.7", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[192.0.2.7/32]"},
 		{"origins are kept as they are", []string{"CORS_ORIGINS=https://app.example.com, http://localhost:3000,"}, "", func(c config) any { return fmt.Sprint(c.corsOrigins) }, "[https://app.example.com http://localhost:3000]"},
 		{"the limits can be off", []string{"RATE_LIMIT=off"}, "", func(c config) any { return c.rateLimit }, rateLimitOff},

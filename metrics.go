@@ -141,7 +141,7 @@ type stats struct {
 func newStats(st *store) *stats {
 	t := &stats{
 		logins:  newCounts("success", "wrong", "disabled", "limited", "busy", "failed", "abandoned", "invalid"),
-		limited: newCounts("user and network", "user", "network", "registration", "refresh"),
+		limited: newCounts("user and network", "user", "network", "registration", "refresh", "password"),
 	}
 	t.unrouted = t.route("")
 	// It reads two indexes from end to end, so not for each that asks. Prometheus

@@ -1142,7 +1142,7 @@ func refusesMany(w *witness) {
 	for range freeFailures {
 		w.service.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`)
 	}
-	for _, limit := range []int{registrations, refreshes} {
+	for _, limit := range []int{registrations, refreshes, passwords} {
 		a := &w.limiter.limits[limit]
 		for range a.burst {
 			a.take(w.limiter.key(network("127.0.0.1")), w.now().UnixNano())

@@ -284,34 +284,41 @@ func TestKnownAndUnknownNamesAreRefusedAlike(t *testing.T) {
 	}
 }
 
-func TestRegistrationsAndRefreshesAreLimitedByNetwork(t *testing.T) {
+func TestANetworkIsLimitedInAll(t *testing.T) {
 	s := newService(t, proxied)
 	s.register("ann")
+	_, token := s.member("bob")
+	right := `{"username":"ann","password":"` + goodPassword + `"}`
 	for _, row := range []struct {
-		path   string
-		limit  int
-		status int
-		wait   int
+		method, path string
+		limit        int
+		body         string
+		code         string
 	}{
-		{"/api/register", registrations, 400, 1},
-		{"/api/refresh", refreshes, 400, 1}, // 50 ms, in whole seconds
+		{"POST", "/api/register", registrations, `{"x":1}`, "unknown_member"},
+		{"POST", "/api/refresh", refreshes, `{"x":1}`, "unknown_member"},
+		{"POST", "/api/login", passwords, right, ""},
+		{"PUT", "/api/users/me", passwords, `{"current_password":"` + goodPassword + `"}`, ""},
+		{"PUT", "/api/users/me", passwords, `{"password":"` + goodPassword + `"}`, ""}, // by a fresh token
 	} {
-		t.Run(row.path, func(t *testing.T) {
+		t.Run(row.path+" "+row.body, func(t *testing.T) {
 			a := &s.limiter.limits[row.limit]
-			ask := func(from string) reply { return s.do("", "POST", row.path, `{"x":1}`, "X-Forwarded-For: "+from) }
+			ask := func(from string) reply { return s.do(token, row.method, row.path, row.body, "X-Forwarded-For: "+from) }
+			status := map[string]int{"unknown_member": 400, "": 200}[row.code]
+			a.given = make(tallies)
 			const left = 3
 			key := s.limiter.key(network(homeNet))
 			for range a.burst - left {
 				a.take(key, s.now().UnixNano())
 			}
 			for range left {
-				ask(homeNet).want(t, row.status, "unknown_member")
+				ask(homeNet).want(t, status, row.code)
 			}
-			ask(homeNet).wantWait(t, row.wait)
-			ask(otherNet).want(t, row.status, "unknown_member")
+			ask(homeNet).wantWait(t, 1) // less, in whole seconds
+			ask(otherNet).want(t, status, row.code)
 			s.clock.add(a.every)
-			ask(homeNet).want(t, row.status, "unknown_member")
-			ask(homeNet).wantWait(t, row.wait)
+			ask(homeNet).want(t, status, row.code)
+			ask(homeNet).wantWait(t, 1) // less, in whole seconds
 		})
 	}
 }
