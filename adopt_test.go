@@ -252,6 +252,7 @@ func TestTheInstanceDirectoryIsSeen(t *testing.T) {
 
 // Killed at any instant of the upgrade, the file is the old one or the new one.
 func TestAdoptionKilledAtAnyInstant(t *testing.T) {
+	t.Parallel()
 	path := flaskDatabase(t, `
 		WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
 		INSERT INTO user (id, username, email, password_hash) SELECT i, 'user' || i, 'user' || i || '@example.com', 'x' FROM n`)

@@ -115,6 +115,7 @@ func (r *renamer) in(t *testing.T, conn *sql.Conn) (n int) {
 // what came after, by halves. Writers go on meanwhile, for however long it takes,
 // and nobody else can read a byte of it.
 func TestABackupUnderLoadIsOneMoment(t *testing.T) {
+	t.Parallel()
 	const writers = 4
 	path := makeLargeStore(t)
 	runSQL(t, another(t, path), `
@@ -345,6 +346,7 @@ func keptOnes(t *testing.T, path string) []string {
 
 // What was done since the copy is undone, and no id that was given since is given again.
 func TestARestoreTakesBackWhatHasChangedButNotIDs(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path, file := filepath.Join(dir, "app.db"), filepath.Join(t.TempDir(), "copy.db")
 	sh := &shell{t, path}
@@ -413,6 +415,7 @@ func TestARestoreWhereNothingIsKnownLeavesIDsOut(t *testing.T) {
 // Whatever state the database is in, the copy takes its place, and what was there
 // is kept.
 func TestARestoreReplacesWhateverIsThere(t *testing.T) {
+	t.Parallel()
 	file := makeStore(t, "ann")
 	runSQL(t, another(t, file), `UPDATE user SET password_hash = '$argon2id$'`)
 	noise := make([]byte, 4096)
@@ -683,6 +686,7 @@ func TestARestoredDatabaseHasTheOwnerOfTheOneBefore(t *testing.T) {
 
 // Killed at any instant, there is the one or the other at the path, whole.
 func TestARestoreKilledAtAnyInstant(t *testing.T) {
+	t.Parallel()
 	file := makeLargeStore(t, "new")
 	base := makeLargeStore(t, "old")
 	found := make(map[string]int)

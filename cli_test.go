@@ -185,6 +185,7 @@ func TestTablesArePrintable(t *testing.T) {
 const someHash = "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"
 
 func TestImport(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		claim  string
 		flags  string

@@ -72,6 +72,7 @@ func copyDatabase(t *testing.T, path string) string {
 }
 
 func TestEachActIsOneEvent(t *testing.T) {
+	t.Parallel()
 	const bob = `"username":"bob","email":"bob@example.com","password":"` + goodPassword + `"`
 	ctx := context.Background()
 	all := newActors(t)
@@ -583,6 +584,7 @@ func TestASilentStreamGivesASignOfLife(t *testing.T) {
 // net/http takes back the deadline of reading when a request has come whole; that
 // of writing a stream moves itself.
 func TestAStreamOutlivesTheDeadlinesOfARequest(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.hasten()
 	s.feed.speak = 20 * time.Millisecond
@@ -688,6 +690,7 @@ func TestASlowReaderOfAStreamIsCutOff(t *testing.T) {
 // Events are written all the while, by two other processes' stores, and the client
 // comes and goes, as does the server.
 func TestNoEventIsLostOrDoubledAcrossReconnectsAndRestarts(t *testing.T) {
+	t.Parallel()
 	const writers, each = 4, 150
 	path := filepath.Join(t.TempDir(), "app.db")
 	s := newServiceOn(t, path)

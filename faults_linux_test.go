@@ -83,6 +83,7 @@ func inject(calls, failure string) diskFault {
 }
 
 func TestAFileSizeLimitRefusesWritesAndNothingIsLost(t *testing.T) {
+	t.Parallel()
 	testDiskFault(t, t.TempDir(), limitFileSize, true)
 }
 

@@ -19,6 +19,7 @@ var faults = flag.Bool("faults", false, "test with disks that fail and power cut
 // A damaged page takes along what is on it, and nothing else: whoever needs it
 // hears 503, and never that a password is wrong or that somebody is not there.
 func TestADamagedPageHarmsOnlyWhatIsOnIt(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "app.db")
 	p := startUserd(t, dir, nil)

@@ -26,6 +26,7 @@ var foreignHashes = []struct{ claim, hash, password string }{
 }
 
 func TestForeignHashes(t *testing.T) {
+	t.Parallel()
 	h := newHasher(cheap)
 	for _, test := range foreignHashes {
 		if ok, err := h.verify(t.Context(), "", test.hash, test.password); !ok || err != nil {

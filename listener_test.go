@@ -249,6 +249,7 @@ func askAgainAndAgain(t *testing.T, most int, url string, transport *http.Transp
 }
 
 func TestFileDescriptorsRunOut(t *testing.T) {
+	t.Parallel()
 	sh, err := exec.LookPath("sh")
 	if err != nil {
 		t.Fatal(err)

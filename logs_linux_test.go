@@ -52,6 +52,7 @@ func TestALogWhoseReaderHasGoneDoesNotEndIt(t *testing.T) {
 // A pipe that nobody reads stops the one request whose line has no room in it.
 // The others, and the end, go on without their lines, and the log tells of that.
 func TestALogThatNobodyReadsStopsOneRequestAtMost(t *testing.T) {
+	t.Parallel()
 	r, w := pipe(t)
 	p := spawnLoggingTo(t, w)
 	p.register("ann")

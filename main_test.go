@@ -960,6 +960,7 @@ func TestAUserWhoCannotBeAddedIsRefusedInOneHelpfulLine(t *testing.T) {
 }
 
 func TestATokenOutlivesARestart(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	p := startUserd(t, dir, nil)
 	p.register("ann")
@@ -1258,6 +1259,7 @@ func (l *load) check(path string, acknowledged func(request string) bool) (found
 func all(string) bool { return true }
 
 func TestTerminatedUnderLoadItFinishesWhatItHasBegun(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	p := startUserd(t, dir, loadEnviron)
 	l := newLoad(p)
@@ -1273,6 +1275,7 @@ func TestTerminatedUnderLoadItFinishesWhatItHasBegun(t *testing.T) {
 }
 
 func TestKilledUnderLoadItKeepsWhatItHasAcknowledged(t *testing.T) {
+	t.Parallel()
 	long := 3 * time.Second
 	if *faults {
 		long = 40 * time.Second

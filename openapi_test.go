@@ -798,6 +798,7 @@ func (d *document) example(t *testing.T, name string, i int) string {
 
 // Every route gives every answer that the document describes, and no other.
 func TestEveryRouteAnswersAsTheDocumentSays(t *testing.T) {
+	t.Parallel()
 	d := readDocument(t)
 	for _, accept := range []string{"", "application/problem+json"} {
 		ask := func(name string, scene func(w *witness), options ...func(*settings)) {

@@ -146,6 +146,7 @@ func TestNetworks(t *testing.T) {
 }
 
 func TestAStrangerDoesNotLockAUserOutOfHerNetwork(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		name string
 		home func(s *service) // how her network is known
@@ -195,6 +196,7 @@ func TestOneNetworkTriesOnlySoManyUsers(t *testing.T) {
 }
 
 func TestANewPasswordClearsTheFailures(t *testing.T) {
+	t.Parallel()
 	const next = "next horse battery"
 	for _, row := range []struct {
 		name  string
@@ -324,6 +326,7 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 }
 
 func TestASuiteThatRegistersAHundredUsersPasses(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	for i := range 100 {
 		s.member(fmt.Sprintf("user%d", i))

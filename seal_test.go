@@ -100,6 +100,7 @@ func trailQuery(t *testing.T, st *store) string {
 // Whatever somebody without the key does to what is sealed, the first range that
 // it touches is named.
 func TestVerifyNamesTheFirstRangeThatDoesNotHold(t *testing.T) {
+	t.Parallel()
 	ledgers := []*ledger{newLedger(t, ""), newLedger(t, longKey)}
 	for _, c := range []struct{ act, sql, fault string }{
 		{"nothing", ``, ""},
@@ -347,6 +348,7 @@ func TestASealerSealsAndTrimsAsTimePasses(t *testing.T) {
 // A running userd seals what happens, and at its end the last of it, under the key
 // that it was given.
 func TestUserdSealsItsEvents(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	environ := []string{"EVENT_SEAL_KEY=" + longKey}
 	p := startUserd(t, dir, environ)

@@ -36,7 +36,7 @@ const patience = 30 * time.Second
 // in a better way: a channel's length, a file's size.
 func await(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for start := time.Now(); !condition(); runtime.Gosched() {
+	for start := time.Now(); !condition(); time.Sleep(time.Millisecond) {
 		if time.Since(start) > patience {
 			t.Fatalf("waited in vain: %s", what)
 		}
@@ -2187,6 +2187,7 @@ func TestADeferredForeignKeyFailsAlone(t *testing.T) {
 // A lock that another process holds is waited for once: what stands in the queue
 // behind the write that waited is answered then, and does not wait as long again.
 func TestWritesBehindOneThatWaitedForALockAreRefusedWithIt(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	other := another(t, path)
