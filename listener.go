@@ -54,6 +54,12 @@ type limitedListener struct {
 // round trips, as a handshake takes.
 const clientPatience = time.Second
 
+// sendBuffer is how many bytes of an answer that its client has not taken the
+// system is asked to hold (Linux takes twice as many). By itself it holds up to 4
+// MB, and whoever asks for the list on every connection and reads nothing would
+// fill gigabytes of the kernel's memory.
+const sendBuffer = 256 << 10
+
 // spareFiles is how many file descriptors are left for the database.
 const spareFiles = 16
 
@@ -71,6 +77,9 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		}
 		if err != nil {
 			return nil, err
+		}
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			tcp.SetWriteBuffer(sendBuffer) // where that fails, the system's own size does
 		}
 		c := &limitedConn{Conn: conn, l: l, since: l.now()} // a connection that is new waits for its client
 		l.mu.Lock()

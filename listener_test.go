@@ -294,6 +294,37 @@ func TestFileDescriptorsRunOut(t *testing.T) {
 	p.register("bob")
 }
 
+// It is the system's memory, of which a client must not fill much by not reading.
+func TestLittleOfAnAnswerIsHeldForAClientThatDoesNotRead(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := limitConnections(inner, 1)
+	defer l.Close()
+	client, err := net.Dial("tcp", inner.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if err := client.(*net.TCPConn).SetReadBuffer(16 << 10); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	held := 0
+	for chunk := make([]byte, 4<<10); err == nil; held += len(chunk) {
+		conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		_, err = conn.Write(chunk)
+	}
+	if held > 1<<20 {
+		t.Errorf("%d bytes are held", held)
+	}
+}
+
 func TestTwoThousandIdleConnections(t *testing.T) {
 	s := newService(t)
 	_, token := s.member("ann")
