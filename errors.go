@@ -98,7 +98,7 @@ var answers = []answer{
 
 	{errLimited, http.StatusTooManyRequests, "too_many_requests", "Too many tries from here; try again after the seconds in Retry-After"},
 	{context.Canceled, http.StatusServiceUnavailable, "unavailable", "The request was given up"}, // by its client, who will not read this
-	{errBusy, http.StatusServiceUnavailable, "busy", "Too many passwords to check at once; try again shortly"},
+	{errBusy, http.StatusServiceUnavailable, "busy", "Too many requests at once; try again shortly"},
 	{errStorage, http.StatusServiceUnavailable, "unavailable", "The service cannot do this now; try again shortly"},
 	{errNotReady, http.StatusServiceUnavailable, "unavailable", "The service is not ready"},
 }

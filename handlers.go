@@ -150,11 +150,12 @@ type loginRequest struct {
 // try reports whether a password is that of the user with an id and a hash, or
 // of nobody, whose id is 0 and hash empty, by a name. It counts: errLimited.
 func (s *server) try(x *exchange, id int64, hash, name, password string) (bool, error) {
-	if err := s.allow(x, passwords); err != nil {
-		return false, err
-	}
 	a, err := s.attempt(x, id, hash, name)
 	if err != nil {
+		return false, err
+	}
+	// What is refused above takes no hash, and nothing from others of its network.
+	if err := s.allow(x, passwords); err != nil {
 		return false, err
 	}
 	ok, err := s.hasher.verify(x.r.Context(), s.network(x), hash, password)

@@ -26,10 +26,10 @@ import (
 )
 
 const (
-	maxBody = 64 << 10 // bytes of a request's body; the largest that makes sense has 2 KiB
+	maxBody = 64 << 10 // bytes of a request's body; two passwords of escapes alone take 12 KiB
 	// Longer bodies than smallBody are read so many at once: else all connections
 	// together could make userd hold maxBody each, by never sending the last byte.
-	smallBody      = 4 << 10
+	smallBody      = 8 << 10
 	maxLargeBodies = 256
 )
 
@@ -151,7 +151,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	if c, _ := r.Context().Value(connKey{}).(*limitedConn); c != nil {
 		if !c.begin() {
-			x.fail(&fault{kind: errBusy, text: "Too many requests at once; try again shortly"})
+			x.fail(errBusy)
 			return
 		}
 		defer c.end() // from here on net/http waits for the client: for the rest of a body that nobody has read, then for it to take the answer
@@ -446,13 +446,13 @@ func (x *exchange) body() ([]byte, error) {
 	}
 	defer x.awaitClient()()
 	body := http.MaxBytesReader(x.ResponseWriter, x.r.Body, maxBody)
-	data, err := io.ReadAll(io.LimitReader(body, smallBody))
-	if err == nil && len(data) == smallBody {
+	data, err := io.ReadAll(io.LimitReader(body, smallBody+1))
+	if err == nil && len(data) > smallBody {
 		select {
 		case x.s.large <- struct{}{}:
 			defer func() { <-x.s.large }()
 		default:
-			return nil, &fault{kind: errBusy, text: "Too many large bodies at once; try again shortly"}
+			return nil, errBusy
 		}
 		var rest []byte
 		rest, err = io.ReadAll(body)

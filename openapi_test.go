@@ -1166,6 +1166,11 @@ func refusesBusy(w *witness) {
 	for _, method := range []string{"PUT", "PATCH", "DELETE"} {
 		w.do(root, method, "/api/users/me", `{"current_password":"x"}`).want(w.t, 503, "busy")
 	}
+	for range cap(w.large) {
+		w.large <- struct{}{}
+	}
+	w.do("", "POST", "/api/refresh", sized(smallBody+1)).want(w.t, 503, "busy")
+	w.do(root, "POST", "/api/logout", sized(smallBody+1)).want(w.t, 503, "busy")
 	for range cap(w.feed.places) {
 		w.feed.places <- struct{}{}
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -545,6 +546,29 @@ func TestGateIsSharedByNetworks(t *testing.T) {
 	})
 }
 
+// A turn that comes when the waiter has just gone is the next one's.
+func TestGateLosesNoTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := slotted(1)
+		var group sync.WaitGroup
+		for range 500 {
+			leave := h.gate.fill()
+			ctx, cancel := context.WithCancel(t.Context())
+			group.Go(func() {
+				if leave, err := h.enter(ctx, "a network"); err == nil {
+					leave()
+				}
+			})
+			synctest.Wait()
+			go cancel()
+			go leave()
+			synctest.Wait()
+		}
+		group.Wait()
+		h.gate.mustBeEmpty(t)
+	})
+}
+
 func TestEveryHashGoesThroughTheGate(t *testing.T) {
 	right, err := newHasher(cheap).hash(t.Context(), "", goodPassword)
 	if err != nil {
@@ -624,6 +648,11 @@ func TestAClientThatHangsUpGivesItsPlaceInTheQueueBack(t *testing.T) {
 			fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: userd\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
 				row.method, row.path, row.token, len(row.body), row.body)
 			wait(1)
+			s.hasher.gate.mu.Lock()
+			if from := s.hasher.gate.lines[0].from; from != "127.0.0.0/24" {
+				t.Errorf("it waits in the line of %q", from)
+			}
+			s.hasher.gate.mu.Unlock()
 			conn.Close()
 			if waited := wait(0); waited > maxWait/2 {
 				t.Errorf("it kept its place for %v", waited)

@@ -325,6 +325,21 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 	}
 }
 
+// What is refused for one user takes nothing from the others of the network.
+func TestANeighbourWhoIsRefusedKeepsNobodyWaiting(t *testing.T) {
+	s := newService(t, proxied)
+	s.register("ann")
+	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+	for i := range s.limiter.limits[passwords].burst {
+		status := 401
+		if i >= freeFailures {
+			status = 429
+		}
+		s.tryLogin(homeNet, "nobody", wrongPassword).want(t, status, "")
+	}
+	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+}
+
 func TestASuiteThatRegistersAHundredUsersPasses(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
