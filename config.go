@@ -257,11 +257,11 @@ func (c *config) setProxies(v string) error {
 		if address, aerr := netip.ParseAddr(part); aerr == nil {
 			prefix, err = address.Prefix(address.BitLen())
 		}
-		if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 { // addresses are compared as IPv4
-			prefix = netip.PrefixFrom(a.Unmap(), prefix.Bits()-96)
-		}
 		if err != nil {
 			return fmt.Errorf("%q is neither an address nor a CIDR such as 10.0.0.0/8", part)
+		}
+		if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 { // addresses are compared as IPv4
+			prefix = netip.PrefixFrom(a.Unmap(), prefix.Bits()-96)
 		}
 		c.trustedProxies = append(c.trustedProxies, prefix.Masked())
 	}

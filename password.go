@@ -69,8 +69,8 @@ func (h *hasher) enter(ctx context.Context, from string) (leave func(), err erro
 
 // A gate lets in as many at once as it has slots. A bounded number waits, for at
 // most maxWait. They stand in a line for each network, and the lines take turns;
-// where too many wait, the last of the longest line is refused. Whoever sends
-// many passwords, right ones too, so makes nobody wait but his own network.
+// where too many wait, the last of the longest line is refused. So a network that
+// sends many passwords, right ones too, costs each other one turn.
 type gate struct {
 	slots int
 
@@ -104,7 +104,7 @@ func (g *gate) enter(ctx context.Context, from string) error {
 	defer timeout.Stop()
 	var err error
 	select {
-	case err := <-w:
+	case err = <-w:
 		return err
 	case <-timeout.C:
 		err = errBusy
@@ -207,9 +207,9 @@ func (h *hasher) hash(ctx context.Context, from, password string) (string, error
 	return phc{argon2id, h.cost, salt, key}.String(), nil
 }
 
-// verify reports, to a network, whether the password is the one that was hashed. An empty
-// hash, that of a user who does not exist, takes the work of one of ours and
-// is never right: time must not tell which names exist. A hash in a form it
+// verify reports, to a network, whether the password is the one that was hashed.
+// An empty hash, that of a user who does not exist, takes the work of one of ours
+// and is never right: time must not tell which names exist. A hash in a form it
 // does not know is never right either.
 func (h *hasher) verify(ctx context.Context, from, hash, password string) (bool, error) {
 	check, known := parseHash(hash)
