@@ -554,12 +554,14 @@ func TestGateLosesNoTurn(t *testing.T) {
 		for range 500 {
 			leave := h.gate.fill()
 			ctx, cancel := context.WithCancel(t.Context())
-			group.Go(func() {
-				if leave, err := h.enter(ctx, "a network"); err == nil {
-					leave()
-				}
-			})
-			synctest.Wait()
+			for _, ctx := range []context.Context{ctx, t.Context()} { // the second stays
+				group.Go(func() {
+					if leave, err := h.enter(ctx, "a network"); err == nil {
+						leave()
+					}
+				})
+				synctest.Wait()
+			}
 			go cancel()
 			go leave()
 			synctest.Wait()
@@ -567,6 +569,28 @@ func TestGateLosesNoTurn(t *testing.T) {
 		group.Wait()
 		h.gate.mustBeEmpty(t)
 	})
+}
+
+// Else the garbage of many hashes piles up: the collector runs rarely by itself.
+func TestTheGarbageOfHashesIsCollected(t *testing.T) {
+	h := slotted(2)
+	collected := func() uint32 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if _, err := h.hash(t.Context(), "", goodPassword); err != nil {
+			t.Fatal(err)
+		}
+		runtime.ReadMemStats(&after)
+		return after.NumForcedGC - before.NumForcedGC
+	}
+	if n := collected(); n != 1 {
+		t.Errorf("%d times after the last hash that ran", n)
+	}
+	leave := mustEnter(t, h)
+	defer leave()
+	if n := collected() + collected(); n != 1 {
+		t.Errorf("%d times after two hashes beside another", n)
+	}
 }
 
 func TestEveryHashGoesThroughTheGate(t *testing.T) {
