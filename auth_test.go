@@ -999,3 +999,33 @@ func sameClaims(a, b claims) bool {
 	a.kid, b.kid = "", ""
 	return a == b
 }
+
+// Another header, though its key's holder signed it, is no key's. Nor does it cost
+// a read of the database; nor does a key's own, but the first time.
+func TestOnlyTheHeaderOfAKeyIsLookedUp(t *testing.T) {
+	const kid = "abcdefgh"
+	var asked []string
+	keys := newKeyring(func(kid string, _ int64) ([]byte, error) {
+		asked = append(asked, kid)
+		return []byte("secret"), nil
+	})
+	for _, header := range []string{"", kid, kidPrefix + kid, kid + kidSuffix, kidPrefix + kidSuffix, kidPrefix + "ABCDEFGH" + kidSuffix, kidPrefix + kid + "," + kidSuffix} {
+		if _, err := keys.named(encode64(header), testNow); err != errBadToken {
+			t.Errorf("%q: %v", header, err)
+		}
+	}
+	if _, err := keys.named(encode64(kidPrefix+kid+kidSuffix)+"=", testNow); err != errBadToken {
+		t.Errorf("padded: %v", err)
+	}
+	if len(asked) != 0 {
+		t.Errorf("looked up %q", asked)
+	}
+	for range 2 {
+		if _, err := keys.named(encode64(kidPrefix+kid+kidSuffix), testNow); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(asked) != 1 {
+		t.Errorf("looked up %q", asked)
+	}
+}
