@@ -6,80 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 )
-
-// checkTutorial returns an error unless the database is one that the Flask
-// tutorial's app wrote and that can be adopted: a table user with its four
-// columns. Further columns and tables may be there.
-func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
-	rows, err := db.QueryContext(ctx, `SELECT name, type, "notnull", dflt_value IS NULL, pk FROM pragma_table_info('user')`)
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", path, err)
-	}
-	defer rows.Close()
-	missing := []string{"id", "username", "email", "password_hash"}
-	var clashing, demanding []string
-	for rows.Next() {
-		var name, declared string
-		var notNull, noDefault bool
-		var key int
-		if err := rows.Scan(&name, &declared, &notNull, &noDefault, &key); err != nil {
-			return fmt.Errorf("reading %s: %w", path, err)
-		}
-		i := slices.Index(missing, strings.ToLower(name))
-		switch {
-		case i >= 0 && missing[i] == "id" && (key != 1 || !strings.EqualFold(declared, "INTEGER")):
-			// not the row's id, so it could be anything
-		case i >= 0:
-			missing = slices.Delete(missing, i, i+1)
-		case strings.Contains(addColumns, "ADD COLUMN "+strings.ToLower(name)+" "):
-			clashing = append(clashing, name)
-		case notNull && noDefault:
-			demanding = append(demanding, name)
-		}
-	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-		return fmt.Errorf("reading %s: %w", path, err)
-	}
-	switch {
-	case len(missing) > 0:
-		return fmt.Errorf("%s is another program's database", path)
-	case len(clashing) > 0:
-		return fmt.Errorf("%s: userd needs the name of the column %s of the table user: rename it", path, strings.Join(clashing, ", "))
-	case len(demanding) > 0:
-		return fmt.Errorf("%s: userd cannot fill the column %s of the table user, which must not be NULL: give it a default", path, strings.Join(demanding, ", "))
-	}
-	var names string
-	err = db.QueryRowContext(ctx, `
-		SELECT coalesce(group_concat(name, ', '), '') FROM sqlite_schema WHERE name IN (
-			'counter', 'session', 'signing_key', 'secret', 'event', 'seal',
-			'user_username', 'user_email', 'user_admin', 'user_disabled', 'session_user', 'event_user', 'event_type')`).Scan(&names)
-	if err == nil && names != "" {
-		err = fmt.Errorf("userd needs the names %s, which tables or indexes have: rename them", names)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	var highest int64
-	err = db.QueryRowContext(ctx, `SELECT coalesce(max(id), 0) FROM user`).Scan(&highest)
-	if err == nil && highest > maxID {
-		err = fmt.Errorf("the user with the id %d has a higher one than userd can go on from", highest)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	var n int
-	err = db.QueryRowContext(ctx, `SELECT count(*) FROM user WHERE username IS NULL OR email IS NULL OR password_hash IS NULL`).Scan(&n)
-	if err == nil && n > 0 {
-		err = fmt.Errorf("%d users lack a username, an email or a password_hash", n)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
-}
 
 // A resolution says what becomes of users whose names differ only in case,
 // which the tutorial allowed and userd does not. The oldest, the one with the

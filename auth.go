@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"hash"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -253,18 +252,6 @@ func unquote(value []byte) string {
 		return ""
 	}
 	return string(value[1 : len(value)-1])
-}
-
-var errID = errors.New("not a positive integer in its shortest form")
-
-// parseID reads a positive integer written as strconv writes it: no sign, no
-// leading zero, no fraction or exponent. One number has one name.
-func parseID(s string) (int64, error) {
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || n <= 0 || s[0] == '+' || s[0] == '0' {
-		return 0, errID
-	}
-	return n, nil
 }
 
 // randomKey returns a new key with a secret of 256 bits, as long as the hash

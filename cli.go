@@ -3,11 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -58,11 +58,6 @@ var commands = []command{
 	{"healthcheck", "", 0, 0, closed, nil, healthcheck},
 }
 
-func adopted(_ context.Context, c *cli) error {
-	_, err := fmt.Fprintf(c.stdout, "%s is userd's\n", c.database)
-	return err
-}
-
 // A cli is one run of a command.
 type cli struct {
 	config
@@ -86,33 +81,7 @@ type cli struct {
 	eventType eventType
 }
 
-func (c *cli) addFlags(f *flag.FlagSet) { f.BoolVar(&c.admin, "admin", false, "") }
 func (c *cli) jsonFlag(f *flag.FlagSet) { f.BoolVar(&c.json, "json", false, "") }
-
-func (c *cli) exportFlags(f *flag.FlagSet) { f.BoolVar(&c.ndjson, "ndjson", false, "") }
-
-func (c *cli) resolveFlag(f *flag.FlagSet) {
-	f.Func("resolve", "", func(v string) error { return setWord(&c.resolve, v, resolveByID, removeOthers) })
-}
-
-func (c *cli) importFlags(f *flag.FlagSet) {
-	f.BoolVar(&c.dryRun, "dry-run", false, "")
-	f.BoolVar(&c.partial, "partial", false, "")
-}
-
-func (c *cli) setFlags(f *flag.FlagSet) {
-	f.Func("username", "", func(v string) error { c.change.username = &v; return nil })
-	f.Func("email", "", func(v string) error { c.change.email = &v; return nil })
-	f.Func("role", "", func(v string) error { c.change.role = new(role); return setWord(c.change.role, v, member, admin) })
-	f.Func("disabled", "", func(v string) error {
-		disabled := v == "true"
-		c.change.disabled = &disabled
-		if !disabled && v != "false" {
-			return errors.New("must be true or false")
-		}
-		return nil
-	})
-}
 
 // findCommand takes the words of a command off the arguments. No words, or a
 // flag first, is serving: nil.
@@ -127,6 +96,72 @@ func findCommand(args []string) (*command, []string, error) {
 		}
 	}
 	return nil, nil, usagef("unknown command %q: see userd help", strings.Join(args[:min(2, len(args))], " "))
+}
+
+// configure reads the flags of a command, or of serving where cmd is nil,
+// wherever they stand among its names; they go over the environment, and that
+// over the defaults. Every error is flag.ErrHelp or a usageError of one line
+// that names the setting.
+func (c *cli) configure(cmd *command, args []string, getenv func(string) string) error {
+	flags := flag.NewFlagSet("userd", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	given := make(map[string]string) // by flag
+	for _, o := range options {
+		if cmd == nil || cmd.has(o.flag) { // the rest is about serving
+			flags.Func(o.flag, "", func(v string) error { given[o.flag] = v; return nil })
+		}
+	}
+	if cmd != nil && cmd.flags != nil {
+		cmd.flags(c, flags)
+	}
+	// flag stops at the first name; what follows may be flags again, but for what follows --.
+	for len(args) > 0 {
+		if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+			return err
+		} else if err != nil {
+			return usagef("%v", err)
+		}
+		parsed, rest := len(args)-flags.NArg(), flags.Args()
+		if parsed > 0 && args[parsed-1] == "--" {
+			c.names = append(c.names, rest...)
+			break
+		}
+		if args = rest; len(rest) > 0 {
+			c.names, args = append(c.names, rest[0]), rest[1:]
+		}
+	}
+	if cmd == nil && len(c.names) > 0 {
+		return usagef("unknown command %q: see userd help", c.names[0])
+	}
+	for _, o := range options {
+		value, from := o.standard, o.env
+		if o.env == "ADDR" && len(c.domains) > 0 {
+			value = ":443"
+		}
+		if v, ok := given[o.flag]; ok {
+			value, from = v, "-"+o.flag
+		} else if v := getenv(o.env); v != "" {
+			value = v
+		} else if v := getenv("PORT"); v != "" && o.env == "ADDR" {
+			value, from = net.JoinHostPort("127.0.0.1", v), "PORT"
+		}
+		if cmd != nil && !cmd.has(o.flag) {
+			continue // about serving
+		}
+		if err := o.set(&c.config, value); err != nil {
+			if from == "PORT" {
+				value = getenv("PORT")
+			}
+			return usagef("%s=%q: %v", from, value, err)
+		}
+	}
+	switch {
+	case cmd == nil && (c.tlsCert == "") != (c.tlsKey == ""):
+		return usagef("TLS_CERT and TLS_KEY (-tls-cert and -tls-key) go together: one is not set")
+	case c.tlsCert != "" && len(c.domains) > 0:
+		return usagef("HTTPS_DOMAIN and TLS_CERT are both set: which certificate is meant?")
+	}
+	return c.readSecrets(getenv)
 }
 
 // has reports whether the command has a setting, by its flag: where the database
@@ -173,6 +208,7 @@ type told struct {
 }
 
 func (t *told) Error() string { return t.text }
+
 func (t *told) Unwrap() error { return t.cause }
 
 // explain puts what a client would be told in the place of the errors that
@@ -188,218 +224,6 @@ func explain(err error) error {
 	if a := answerFor(err); a.err != nil {
 		return &told{a.text, err}
 	}
-	return err
-}
-
-// user returns the user that a name on the command line means: a username, an
-// e-mail address, or id=7.
-func (c *cli) user() (user, error) { return c.userNamed(c.names[0]) }
-
-func (c *cli) userNamed(name string) (user, error) {
-	var u user
-	var err error
-	if digits, ok := strings.CutPrefix(name, "id="); ok {
-		id, perr := parseID(digits)
-		if perr != nil {
-			return u, usagef("%q: an id is a positive integer", name)
-		}
-		u, err = c.server.store.user(id)
-	} else {
-		u, _, err = c.server.store.userByLogin(name)
-	}
-	if errors.Is(err, errUserNotFound) {
-		return u, &fault{kind: errUserNotFound, text: fmt.Sprintf("there is no user %q; an id is written id=7", name)}
-	}
-	return u, err
-}
-
-func userAdd(ctx context.Context, c *cli) error {
-	password, err := c.readPassword(ctx)
-	if err != nil {
-		return err
-	}
-	u := user{username: c.names[0], email: c.names[1], role: member}
-	if c.admin {
-		u.role = admin
-	}
-	if err := c.server.addUser(ctx, console, &u, password); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(c.stdout, "added %s %s, id %d\n", u.role, u.username, u.id)
-	return err
-}
-
-func userList(ctx context.Context, c *cli) error {
-	return c.print(func(row func(u *user)) error {
-		return c.server.store.users(ctx, 0, -1, filter{}, row)
-	})
-}
-
-func userShow(ctx context.Context, c *cli) error {
-	u, err := c.user()
-	if err != nil {
-		return err
-	}
-	return c.print(func(row func(u *user)) error {
-		row(&u)
-		return nil
-	})
-}
-
-// print writes the users that each gives to row: as a table, or with -json as
-// one object a line.
-func (c *cli) print(each func(row func(*user)) error) error {
-	out := bufio.NewWriter(c.stdout)
-	if c.json {
-		var line []byte
-		err := each(func(u *user) {
-			line = append(appendUser(line[:0], u, viewAll), '\n')
-			out.Write(line)
-		})
-		return errors.Join(err, out.Flush())
-	}
-	table := newTable(out, "ID", "USERNAME", "EMAIL", "ROLE", "DISABLED", "LAST LOGIN")
-	err := each(func(u *user) {
-		table.row(u.id, u.username, u.email, u.role, u.disabled, when(u.lastLoginAt))
-	})
-	return errors.Join(err, table.flush(), out.Flush())
-}
-
-func userSet(ctx context.Context, c *cli) error {
-	if c.change == (change{}) {
-		return usagef("user set takes -username, -email, -role or -disabled")
-	}
-	u, err := c.user()
-	if err != nil {
-		return err
-	}
-	if err := c.change.check(&u, nil); err != nil {
-		return err
-	}
-	u, err = c.server.store.updateUser(ctx, console, u.id, c.change, 0, c.server.now().Unix())
-	if err != nil {
-		return err
-	}
-	return c.print(func(row func(u *user)) error {
-		row(&u)
-		return nil
-	})
-}
-
-func userPasswd(ctx context.Context, c *cli) error {
-	u, err := c.user()
-	if err != nil {
-		return err
-	}
-	password, err := c.readPassword(ctx)
-	if err != nil {
-		return err
-	}
-	var set change
-	if err := set.check(&u, &password); err != nil {
-		return err
-	}
-	hash, err := c.server.hasher.hash(ctx, "", password)
-	if err != nil {
-		return err
-	}
-	set.hash = &hash
-	if _, err := c.server.store.updateUser(ctx, console, u.id, set, 0, c.server.now().Unix()); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(c.stdout, "the password of %s is changed, and all sessions are ended\n", u.username)
-	return err
-}
-
-func userDelete(ctx context.Context, c *cli) error {
-	u, err := c.user()
-	if err != nil {
-		return err
-	}
-	if err := c.server.store.deleteUser(ctx, console, u.id, 0, c.server.now().Unix()); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(c.stdout, "deleted %s, id %d\n", u.username, u.id)
-	return err
-}
-
-func sessionList(ctx context.Context, c *cli) error {
-	u, err := c.user()
-	if err != nil {
-		return err
-	}
-	out := bufio.NewWriter(c.stdout)
-	table := newTable(out, "ID", "CREATED", "LAST USED", "EXPIRES", "ADDRESS", "USER AGENT")
-	lines := json.NewEncoder(out)
-	err = c.server.store.sessionsOf(ctx, u.id, c.server.now().Unix(), func(x *session) {
-		if c.json {
-			lines.Encode(newSessionAnswer(x, 0))
-			return
-		}
-		table.row(x.id, when(x.createdAt), when(x.lastUsedAt), when(x.expiresAt), x.address, x.userAgent)
-	})
-	if !c.json {
-		err = errors.Join(err, table.flush())
-	}
-	return errors.Join(err, out.Flush())
-}
-
-func sessionEnd(ctx context.Context, c *cli) error {
-	u, err := c.user()
-	if err != nil {
-		return err
-	}
-	if len(c.names) == 1 {
-		if err := c.server.store.endSessions(ctx, console, u.id, c.server.now().Unix()); err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(c.stdout, "all sessions of %s are ended\n", u.username)
-		return err
-	}
-	sid, err := parseID(c.names[1])
-	if err != nil {
-		return usagef("%q: a session is a positive integer", c.names[1])
-	}
-	if err := c.server.store.endSession(ctx, console, u.id, sid, c.server.now().Unix()); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(c.stdout, "session %d of %s has ended\n", sid, u.username)
-	return err
-}
-
-func keyList(ctx context.Context, c *cli) error {
-	keys, err := c.server.store.signingKeys(ctx)
-	if err != nil {
-		return err
-	}
-	if c.json {
-		lines := json.NewEncoder(c.stdout)
-		for _, k := range keys {
-			err = errors.Join(err, lines.Encode(struct {
-				KID       string    `json:"kid"`
-				CreatedAt time.Time `json:"created_at"`
-				RetiredAt time.Time `json:"retired_at,omitzero"`
-				GoodUntil time.Time `json:"good_until,omitzero"`
-			}{k.kid, utc(k.createdAt), utc(k.retiredAt), utc(k.goodUntil)}))
-		}
-		return err
-	}
-	table := newTable(c.stdout, "KID", "CREATED", "RETIRED", "GOOD UNTIL")
-	for _, k := range keys {
-		table.row(k.kid, when(k.createdAt), when(k.retiredAt), when(k.goodUntil))
-	}
-	return table.flush()
-}
-
-func keyRotate(ctx context.Context, c *cli) error {
-	if len(c.secret) > 0 {
-		return fmt.Errorf("%s is set, and signs: put it in JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
-	}
-	key := randomKey()
-	if err := c.server.store.rotateKey(ctx, key, c.server.now().Unix()); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(c.stdout, "%s signs from now on\n", key.kid)
 	return err
 }
 
@@ -444,13 +268,6 @@ func printable(s string) string {
 	}, s)
 }
 
-func utc(unix int64) (t time.Time) {
-	if unix != 0 {
-		t = time.Unix(unix, 0).UTC()
-	}
-	return t
-}
-
 func when(unix int64) string {
 	if unix == 0 {
 		return "-"
@@ -493,4 +310,28 @@ func hideInput(f *os.File) (restore func(), err error) {
 		return cmd.Run()
 	}
 	return func() { stty("echo") }, stty("-echo")
+}
+
+// open opens a file, or standard input for -.
+func (c *cli) open(name string) (io.ReadCloser, error) {
+	if name == "-" {
+		return io.NopCloser(c.stdin), nil
+	}
+	return os.Open(name)
+}
+
+// progress returns what tells, on a terminal and once a second, how far a long
+// work is.
+func (c *cli) progress() func(format string, n int) {
+	f, ok := c.stderr.(*os.File)
+	if !ok || !isTerminal(f) {
+		return func(string, int) {}
+	}
+	last := time.Now()
+	return func(format string, n int) {
+		if now := time.Now(); now.Sub(last) >= time.Second {
+			last = now
+			fmt.Fprintf(c.stderr, "\r\x1b[K"+format+"\r", n)
+		}
+	}
 }

@@ -2,9 +2,7 @@ package main
 
 import (
 	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -12,12 +10,49 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/crypto/acme/autocert"
+)
+
+// Settings are what the configuration says of how requests are answered.
+type settings struct {
+	accessTTL      time.Duration
+	refreshTTL     time.Duration
+	registration   registration
+	directory      directory
+	trustedProxies []netip.Prefix
+	corsOrigins    []string
+	rateLimit      rateLimit
+}
+
+// registration says who makes users.
+type registration string
+
+const (
+	registrationOpen   registration = "open"   // anyone
+	registrationClosed registration = "closed" // admins
+)
+
+// directory says what a member sees of others.
+type directory string
+
+const (
+	directoryFull  directory = "full"  // id, username, email
+	directoryNames directory = "names" // id, username
+	directorySelf  directory = "self"  // nothing
+)
+
+// rateLimit says whether there is a limiter.
+type rateLimit string
+
+const (
+	rateLimitOn  rateLimit = "on"
+	rateLimitOff rateLimit = "off" // for load tests
 )
 
 // A config is the configuration of one run.
@@ -67,72 +102,6 @@ var options = []struct {
 	{"EVENT_RETENTION", "event-retention", "9600h", (*config).setRetention},
 	{"LOG_FORMAT", "log-format", "", func(c *config, v string) error { return setWord(&c.logFormat, v, "", "text", "json") }},
 	{"LOG_LEVEL", "log-level", "info", func(c *config, v string) error { return setLevel(&c.logLevel, v) }},
-}
-
-// configure reads the flags of a command, or of serving where cmd is nil,
-// wherever they stand among its names; they go over the environment, and that
-// over the defaults. Every error is flag.ErrHelp or a usageError of one line
-// that names the setting.
-func (c *cli) configure(cmd *command, args []string, getenv func(string) string) error {
-	flags := flag.NewFlagSet("userd", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	given := make(map[string]string) // by flag
-	for _, o := range options {
-		if cmd == nil || cmd.has(o.flag) { // the rest is about serving
-			flags.Func(o.flag, "", func(v string) error { given[o.flag] = v; return nil })
-		}
-	}
-	if cmd != nil && cmd.flags != nil {
-		cmd.flags(c, flags)
-	}
-	// flag stops at the first name; what follows may be flags again, but for what follows --.
-	for len(args) > 0 {
-		if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-			return err
-		} else if err != nil {
-			return usagef("%v", err)
-		}
-		parsed, rest := len(args)-flags.NArg(), flags.Args()
-		if parsed > 0 && args[parsed-1] == "--" {
-			c.names = append(c.names, rest...)
-			break
-		}
-		if args = rest; len(rest) > 0 {
-			c.names, args = append(c.names, rest[0]), rest[1:]
-		}
-	}
-	if cmd == nil && len(c.names) > 0 {
-		return usagef("unknown command %q: see userd help", c.names[0])
-	}
-	for _, o := range options {
-		value, from := o.standard, o.env
-		if o.env == "ADDR" && len(c.domains) > 0 {
-			value = ":443"
-		}
-		if v, ok := given[o.flag]; ok {
-			value, from = v, "-"+o.flag
-		} else if v := getenv(o.env); v != "" {
-			value = v
-		} else if v := getenv("PORT"); v != "" && o.env == "ADDR" {
-			value, from = net.JoinHostPort("127.0.0.1", v), "PORT"
-		}
-		if cmd != nil && !cmd.has(o.flag) {
-			continue // about serving
-		}
-		if err := o.set(&c.config, value); err != nil {
-			if from == "PORT" {
-				value = getenv("PORT")
-			}
-			return usagef("%s=%q: %v", from, value, err)
-		}
-	}
-	switch {
-	case cmd == nil && (c.tlsCert == "") != (c.tlsKey == ""):
-		return usagef("TLS_CERT and TLS_KEY (-tls-cert and -tls-key) go together: one is not set")
-	case c.tlsCert != "" && len(c.domains) > 0:
-		return usagef("HTTPS_DOMAIN and TLS_CERT are both set: which certificate is meant?")
-	}
-	return c.readSecrets(getenv)
 }
 
 // setDatabase takes what SQLAlchemy takes for SQLite, or a path.
@@ -369,18 +338,16 @@ func weakSecret(secret []byte) string {
 	return ""
 }
 
-// logger returns the log, in text for people and in JSON for programs.
-func (c *config) logger(w io.Writer) *slog.Logger {
-	format := c.logFormat
-	if format == "" {
-		format = "json"
-		if f, ok := w.(*os.File); ok && isTerminal(f) {
-			format = "text"
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && !strings.Contains(v, s.Value[:min(12, len(s.Value))]) {
+			v += " " + s.Value
 		}
 	}
-	opts := &slog.HandlerOptions{Level: c.logLevel}
-	if format == "text" {
-		return slog.New(newLogHandler(slog.NewTextHandler(w, opts)))
-	}
-	return slog.New(newLogHandler(slog.NewJSONHandler(w, opts)))
+	return v + " " + info.GoVersion
 }

@@ -3,8 +3,20 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 )
+
+// A usageError is a wrong command or configuration: exit status 2.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+
+func usagef(format string, args ...any) error {
+	return &usageError{fmt.Sprintf(format, args...)}
+}
 
 // The errors a client can be answered with. Code returns them wrapped in what
 // it was doing; answerFor turns them into a status, and only there.
@@ -132,3 +144,34 @@ func (f *fault) Error() string {
 }
 
 func (f *fault) Unwrap() error { return f.kind }
+
+// fieldErrors gathers what is wrong with the fields of a body.
+type fieldErrors map[string]string
+
+func (f fieldErrors) add(name, why string) {
+	if why != "" {
+		f[name] = why
+	}
+}
+
+// err returns an error that names each field and its fault, or nil.
+func (f fieldErrors) err() error {
+	if len(f) == 0 {
+		return nil
+	}
+	var text []string
+	for name, why := range f {
+		text = append(text, name+" "+why)
+	}
+	slices.Sort(text)
+	return &fault{kind: errInvalid, text: "Not valid: " + strings.Join(text, "; "), fields: f}
+}
+
+// shorten cuts what a client sent to what an error should repeat of it.
+func shorten(s string) string {
+	const most = 64
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}

@@ -1,14 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
-	"flag"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -119,9 +115,6 @@ func newFeed() *feed {
 	return f
 }
 
-// streamBatch is how many events are read at a time.
-const streamBatch = 500
-
 // streamEvents sends the events after an id, -1 for the newest, and those to come,
 // as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 // It asks the database for them, and so sees what other processes write too. A
@@ -213,80 +206,4 @@ func appendServerSent(b []byte, e *event) []byte {
 		panic(err) // strings, numbers and a time
 	}
 	return fmt.Appendf(b, "id: %d\nevent: %s\ndata: %s\n\n", e.id, e.kind, data)
-}
-
-func (c *cli) eventFlags(f *flag.FlagSet) {
-	c.jsonFlag(f)
-	f.BoolVar(&c.follow, "follow", false, "")
-	f.StringVar(&c.eventUser, "user", "", "")
-	f.Func("type", "", func(v string) error { return setWord(&c.eventType, v, eventTypes...) })
-	c.after = -1
-	f.Func("after", "", func(v string) (err error) {
-		if c.after = 0; v != "0" {
-			c.after, err = parseID(v)
-		}
-		return err
-	})
-}
-
-// eventList prints events, and with -follow those to come.
-func eventList(ctx context.Context, c *cli) error {
-	only := eventFilter{kind: c.eventType}
-	if c.eventUser != "" {
-		u, err := c.userNamed(c.eventUser)
-		// A user who is deleted is known by the id alone.
-		if errors.Is(err, errUserNotFound) && strings.HasPrefix(c.eventUser, "id=") {
-			u.id, err = parseID(strings.TrimPrefix(c.eventUser, "id="))
-		}
-		if err != nil {
-			return err
-		}
-		only.userID = u.id
-	}
-	after := max(c.after, 0)
-	if c.follow && c.after < 0 {
-		var err error
-		if after, err = c.server.store.lastEvent(); err != nil {
-			return err
-		}
-	}
-	const row = "%-8v  %-20v  %-14v  %-8v  %-8v  %-8v  %-15v  %v\n"
-	out := bufio.NewWriter(c.stdout)
-	lines := json.NewEncoder(out)
-	if !c.json {
-		fmt.Fprintf(out, row, "ID", "AT", "TYPE", "ACTOR", "USER", "SESSION", "ADDRESS", "CHANGES")
-	}
-	for {
-		next, more, err := c.server.store.eventsSince(ctx, after, only, func(e *event) {
-			if c.json {
-				lines.Encode(newEventAnswer(e))
-				return
-			}
-			fmt.Fprintf(out, row, e.id, when(e.at), printable(string(e.kind)), idOrDash(e.actorID), idOrDash(e.userID), idOrDash(e.sessionID), printable(e.address), printable(e.changes))
-		})
-		if err := out.Flush(); err != nil {
-			return err
-		}
-		if c.follow && ctx.Err() != nil {
-			return nil
-		}
-		if err != nil || !more && !c.follow {
-			return err
-		}
-		if after = next; more {
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(newFeed().poll):
-		}
-	}
-}
-
-func idOrDash(id int64) string {
-	if id == 0 {
-		return "-"
-	}
-	return strconv.FormatInt(id, 10)
 }

@@ -1,94 +1,34 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"mime"
 	"net"
 	"net/http"
-	"net/netip"
-	"reflect"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf16"
-	"unicode/utf8"
 )
 
+// Bounds on what one connection may take; a stranger can open many.
 const (
-	maxBody = 64 << 10 // bytes of a request's body; two passwords of escapes alone take 12 KiB
-	// Longer bodies than smallBody are read so many at once: else all connections
-	// together could make userd hold maxBody each, by never sending the last byte.
-	smallBody      = 8 << 10
-	maxLargeBodies = 256
+	headerTimeout  = 5 * time.Second  // for a request's header to arrive
+	requestTimeout = 10 * time.Second // and its body too
+	writeTimeout   = 20 * time.Second // for an answer, or one part of a long one
+	idleTimeout    = 60 * time.Second // between requests
+	maxHeader      = 12 << 10         // bytes; net/http lets in 4 KiB more
+	maxConnections = 4096
+	drainTimeout   = 7 * time.Second // for requests that run when the server is told to stop
 )
-
-// A server answers HTTP. Its parts are set once, by newServer.
-type server struct {
-	settings
-	store     *store
-	hasher    *hasher
-	keys      *keyring
-	refresher *refresher
-	limiter   *limiter // nil: RATE_LIMIT=off
-	feed      *feed
-	log       *slog.Logger
-	now       func() time.Time
-	mux       *http.ServeMux
-	stats     *stats
-	health    *health
-	large     chan struct{} // bodies over smallBody that are being read
-}
-
-// Settings are what the configuration says of how requests are answered.
-type settings struct {
-	accessTTL      time.Duration
-	refreshTTL     time.Duration
-	registration   registration
-	directory      directory
-	trustedProxies []netip.Prefix
-	corsOrigins    []string
-	rateLimit      rateLimit
-}
-
-func newServer(c settings, st *store, h *hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
-	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, http.NewServeMux(), newStats(st), newHealth(st), make(chan struct{}, maxLargeBodies)}
-	if c.rateLimit == rateLimitOn {
-		s.limiter = newLimiter()
-	}
-	for _, rt := range s.routes() {
-		s.handle(rt)
-	}
-	return s
-}
-
-// handle makes the mux answer a route: the guard first, then its handler.
-func (s *server) handle(rt route) {
-	stats := s.stats.route(rt.pattern)
-	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
-		x := w.(*exchange)
-		x.r = r // with the path's values
-		x.routed = true
-		x.stats = stats
-		err := s.admit(x, rt.access)
-		if err == nil {
-			err = rt.handle(x)
-		}
-		if err != nil {
-			x.fail(err)
-		}
-	})
-}
 
 // An exchange is one request and its answer on the way through the server.
 type exchange struct {
@@ -388,298 +328,36 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
-// clientAddress returns the address of the client: the peer's or, where the
-// peer is a trusted proxy, the last address of X-Forwarded-For that is not one.
-// What stands to the left of it is the client's own invention.
-func (s *server) clientAddress(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
+func utc(unix int64) (t time.Time) {
+	if unix != 0 {
+		t = time.Unix(unix, 0).UTC()
 	}
-	if len(s.trustedProxies) == 0 {
-		return host
-	}
-	address, err := netip.ParseAddr(host)
-	if err != nil {
-		return host
-	}
-	forwarded := strings.Join(r.Header["X-Forwarded-For"], ",")
-	for s.isTrusted(address) && forwarded != "" {
-		i := strings.LastIndexByte(forwarded, ',')
-		hop := strings.TrimSpace(forwarded[i+1:])
-		next, err := netip.ParseAddr(hop)
-		if err != nil { // some proxies add the port
-			withPort, err := netip.ParseAddrPort(hop)
-			if err != nil {
-				break
-			}
-			next = withPort.Addr()
-		}
-		address = next
-		forwarded = forwarded[:max(i, 0)]
-	}
-	return address.Unmap().String()
+	return t
 }
 
-func (s *server) isTrusted(address netip.Addr) bool {
-	address = address.Unmap().WithZone("") // a prefix has no zone
-	for _, p := range s.trustedProxies {
-		if p.Contains(address) {
-			return true
-		}
-	}
-	return false
-}
-
-// body returns the request's body: JSON, at most maxBody.
-func (x *exchange) body() ([]byte, error) {
-	mediaType, params, err := mime.ParseMediaType(x.r.Header.Get("Content-Type"))
-	if err != nil || mediaType != "application/json" || x.r.Header.Get("Content-Encoding") != "" {
-		return nil, errMediaType
-	}
-	if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") {
-		return nil, errMediaType
-	}
-	// Refused by its length before a byte is read, it is not invited by 100 Continue.
-	if x.r.ContentLength > maxBody {
-		return nil, errTooLarge
-	}
-	defer x.awaitClient()()
-	body := http.MaxBytesReader(x.ResponseWriter, x.r.Body, maxBody)
-	data, err := io.ReadAll(io.LimitReader(body, smallBody+1))
-	if err == nil && len(data) > smallBody {
-		select {
-		case x.s.large <- struct{}{}:
-			defer func() { <-x.s.large }()
-		default:
-			return nil, errBusy
-		}
-		var rest []byte
-		rest, err = io.ReadAll(body)
-		data = append(data, rest...)
-	}
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		return nil, errTooLarge
-	case err != nil:
-		return nil, &fault{kind: errMalformedBody, text: "The body did not arrive whole"}
-	}
-	return data, nil
-}
-
-// hasBody reports whether the request came with a body. One of unknown length
-// may turn out to be empty.
-func (x *exchange) hasBody() bool {
-	if x.r.ContentLength >= 0 {
-		return x.r.ContentLength > 0
-	}
-	defer x.awaitClient()()
-	first := make([]byte, 1)
-	n, _ := io.ReadFull(x.r.Body, first) // an error will come again
-	x.r.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(first[:n]), x.r.Body), x.r.Body}
-	return n > 0
-}
-
-// decode reads the request's body into a T, a struct whose fields have json
-// tags. It is stricter than encoding/json: exactly one object of valid UTF-8,
-// no member twice, none unknown or in another case, none null unless its field
-// is a json.RawMessage, no NUL and no half of a surrogate pair in a string.
-// Where programs differ in what they make of a text, one checks what another
-// uses.
-func decode[T any](x *exchange) (in T, err error) {
-	data, err := x.body()
-	if err != nil {
-		return in, err
-	}
-	return in, decodeBody(data, &in)
-}
-
-func decodeBody(data []byte, in any) error {
-	t := reflect.TypeOf(in).Elem()
-	err := eachMember(data, func(name string, value []byte) error {
-		i := 0
-		for i < t.NumField() && t.Field(i).Tag.Get("json") != name {
-			i++
-		}
-		if i == t.NumField() {
-			return &fault{kind: errUnknownMember, text: fmt.Sprintf("The body has the member %q, which this route does not know", shorten(name))}
-		}
-		if t.Field(i).Type == reflect.TypeFor[json.RawMessage]() {
-			return nil
-		}
-		if string(value) == "null" {
-			return wrongType(name, t.Field(i).Type)
-		}
-		if value[0] == '"' && hasBadEscape(value) {
-			return &fault{kind: errMalformedBody, text: fmt.Sprintf("The member %q holds an escape that is no character", name)}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	err = json.Unmarshal(data, in)
-	var mistyped *json.UnmarshalTypeError
-	if errors.As(err, &mistyped) {
-		return wrongType(mistyped.Field, mistyped.Type)
-	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", errMalformedBody, err)
-	}
-	return nil
-}
-
-// hasBadEscape reports whether a valid JSON string escapes a NUL or half of a
-// surrogate pair. encoding/json would make U+FFFD of the half, and one password
-// of many.
-func hasBadEscape(value []byte) bool {
-	for i := 0; i < len(value); i++ {
-		if value[i] != '\\' {
-			continue
-		}
-		if i++; value[i] != 'u' {
-			continue
-		}
-		r := hexRune(value[i+1:])
-		i += 4
-		if utf16.IsSurrogate(r) {
-			if !bytes.HasPrefix(value[i+1:], []byte(`\u`)) || utf16.DecodeRune(r, hexRune(value[i+3:])) == utf8.RuneError {
-				return true
-			}
-			i += 6
-		}
-		if r == 0 {
-			return true
-		}
-	}
-	return false
-}
-
-// hexRune returns the code unit that the four hexadecimal digits of an escape name.
-func hexRune(digits []byte) rune {
-	n, err := strconv.ParseUint(string(digits[:4]), 16, 16)
-	if err != nil {
-		panic(err) // of valid JSON
-	}
-	return rune(n)
-}
-
-func wrongType(name string, t reflect.Type) error {
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	want := map[reflect.Kind]string{reflect.String: "a string", reflect.Bool: "true or false"}[t.Kind()]
-	return &fault{
-		kind:   errWrongType,
-		text:   fmt.Sprintf("The member %q must be %s", name, want),
-		fields: map[string]string{name: "must be " + want},
+// noteState is for http.Server.ConnState: it counts the connections.
+func (s *server) noteState(conn net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.stats.connections.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		s.stats.connections.Add(-1)
 	}
 }
 
-// shorten cuts what a client sent to what an error should repeat of it.
-func shorten(s string) string {
-	const most = 64
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
+// connKey is the key of a request's *limitedConn in its context.
+type connKey struct{}
+
+// withConn is for http.Server.ConnContext.
+func withConn(ctx context.Context, conn net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, underlying(conn))
 }
 
-// maxMembers bounds the search for a member that stands twice.
-const maxMembers = 64
-
-// eachMember calls f with the name and the JSON text of each member of the one
-// object that data is. It refuses what is not valid JSON in valid UTF-8, and a
-// name that stands twice: parsers differ in which of the two they take
-// (RFC 8259 section 4).
-func eachMember(data []byte, f func(name string, value []byte) error) error {
-	if len(data) == 0 {
-		return &fault{kind: errMalformedBody, text: "The body is empty"}
+// awaitClient notes that a request waits for its client, until done is called.
+func (x *exchange) awaitClient() (done func()) {
+	if x.conn == nil {
+		return func() {}
 	}
-	if !utf8.Valid(data) {
-		return &fault{kind: errMalformedBody, text: "The body is not valid UTF-8"}
-	}
-	if !json.Valid(data) {
-		return &fault{kind: errMalformedBody, text: "The body is not valid JSON"}
-	}
-	// From here on the syntax is known to be right; what is left is to find the ends.
-	rest := bytes.TrimLeft(data, " \t\r\n")
-	if rest[0] != '{' {
-		return errMalformedBody
-	}
-	var seen [maxMembers]string
-	for n := 0; ; n++ {
-		rest = bytes.TrimLeft(rest[1:], " \t\r\n") // after { or ,
-		if rest[0] == '}' {
-			return nil
-		}
-		end := valueEnd(rest)
-		name := unquoteName(rest[:end])
-		if n == maxMembers {
-			return &fault{kind: errMalformedBody, text: "The body has too many members"}
-		}
-		for _, s := range seen[:n] {
-			if s == name {
-				return &fault{kind: errDuplicateMember, text: fmt.Sprintf("The member %q appears twice in the body", shorten(name))}
-			}
-		}
-		seen[n] = name
-		rest = bytes.TrimLeft(rest[end:], " \t\r\n")
-		rest = bytes.TrimLeft(rest[1:], " \t\r\n") // after :
-		end = valueEnd(rest)
-		if err := f(name, rest[:end]); err != nil {
-			return err
-		}
-		rest = bytes.TrimLeft(rest[end:], " \t\r\n")
-		if rest[0] == '}' {
-			return nil
-		}
-	}
-}
-
-func unquoteName(quoted []byte) string {
-	if bytes.IndexByte(quoted, '\\') < 0 {
-		return string(quoted[1 : len(quoted)-1])
-	}
-	var name string
-	json.Unmarshal(quoted, &name) // a valid string of a valid text
-	return name
-}
-
-// valueEnd returns the length of the value that valid JSON begins with.
-func valueEnd(data []byte) int {
-	depth := 0
-	for i := 0; i < len(data); i++ {
-		switch data[i] {
-		case '"':
-			for i++; data[i] != '"'; i++ {
-				if data[i] == '\\' {
-					i++
-				}
-			}
-		case '{', '[':
-			depth++
-			continue
-		case '}', ']':
-			if depth == 0 {
-				return i
-			}
-			depth--
-		case ',', ':', ' ', '\t', '\r', '\n':
-			if depth == 0 {
-				return i
-			}
-			continue
-		default: // within a number or a word
-			continue
-		}
-		if depth == 0 {
-			return i + 1
-		}
-	}
-	return len(data)
+	x.conn.await()
+	return x.conn.goOn
 }

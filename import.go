@@ -6,15 +6,20 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 )
+
+func (c *cli) importFlags(f *flag.FlagSet) {
+	f.BoolVar(&c.dryRun, "dry-run", false, "")
+	f.BoolVar(&c.partial, "partial", false, "")
+}
 
 // An importRow is one user of an import file.
 type importRow struct {
@@ -99,14 +104,6 @@ func userImport(ctx context.Context, c *cli) error {
 		return fmt.Errorf("bad rows that were left out: %d", bad)
 	}
 	return nil
-}
-
-// open opens a file, or standard input for -.
-func (c *cli) open(name string) (io.ReadCloser, error) {
-	if name == "-" {
-		return io.NopCloser(c.stdin), nil
-	}
-	return os.Open(name)
 }
 
 // hashing reads the rows of in and calls f with the good ones, their passwords
@@ -354,65 +351,4 @@ func parseTime(s string) (int64, error) {
 		}
 	}
 	return 0, errors.New("no time")
-}
-
-// progress returns what tells, on a terminal and once a second, how far a long
-// work is.
-func (c *cli) progress() func(format string, n int) {
-	f, ok := c.stderr.(*os.File)
-	if !ok || !isTerminal(f) {
-		return func(string, int) {}
-	}
-	last := time.Now()
-	return func(format string, n int) {
-		if now := time.Now(); now.Sub(last) >= time.Second {
-			last = now
-			fmt.Fprintf(c.stderr, "\r\x1b[K"+format+"\r", n)
-		}
-	}
-}
-
-// userExport writes every user as it stands at one moment.
-func userExport(ctx context.Context, c *cli) error {
-	out := bufio.NewWriterSize(c.stdout, 1<<16)
-	progress := c.progress()
-	n := 0
-	if c.ndjson {
-		var line []byte
-		err := c.server.store.export(ctx, func(u *user, hash string) {
-			n++
-			progress("%d users written", n)
-			line = appendUser(line[:0], u, viewAll)
-			line = append(line[:len(line)-1], `,"password_hash":`...)
-			line = append(appendString(line, hash), "}\n"...)
-			out.Write(line)
-		})
-		return errors.Join(err, out.Flush())
-	}
-	rows := csv.NewWriter(out)
-	rows.Write(exportColumns)
-	err := c.server.store.export(ctx, func(u *user, hash string) {
-		n++
-		progress("%d users written", n)
-		rows.Write([]string{
-			fmt.Sprint(u.id),
-			u.username,
-			u.email,
-			hash,
-			string(u.role),
-			fmt.Sprint(u.disabled),
-			exportTime(u.createdAt),
-			exportTime(u.updatedAt),
-			exportTime(u.lastLoginAt),
-		})
-	})
-	rows.Flush()
-	return errors.Join(err, rows.Error(), out.Flush())
-}
-
-func exportTime(unix int64) string {
-	if unix == 0 {
-		return ""
-	}
-	return when(unix)
 }

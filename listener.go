@@ -2,11 +2,9 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"crypto/tls"
 	"errors"
 	"net"
-	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -239,24 +237,6 @@ func (c *limitedConn) Close() error {
 	return err
 }
 
-// noteState is for http.Server.ConnState: it counts the connections.
-func (s *server) noteState(conn net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		s.stats.connections.Add(1)
-	case http.StateClosed, http.StateHijacked:
-		s.stats.connections.Add(-1)
-	}
-}
-
-// connKey is the key of a request's *limitedConn in its context.
-type connKey struct{}
-
-// withConn is for http.Server.ConnContext.
-func withConn(ctx context.Context, conn net.Conn) context.Context {
-	return context.WithValue(ctx, connKey{}, underlying(conn))
-}
-
 // underlying returns the limitedConn below a connection, or nil.
 func underlying(conn net.Conn) *limitedConn {
 	if t, ok := conn.(*tls.Conn); ok {
@@ -264,13 +244,4 @@ func underlying(conn net.Conn) *limitedConn {
 	}
 	c, _ := conn.(*limitedConn)
 	return c
-}
-
-// awaitClient notes that a request waits for its client, until done is called.
-func (x *exchange) awaitClient() (done func()) {
-	if x.conn == nil {
-		return func() {}
-	}
-	x.conn.await()
-	return x.conn.goOn
 }

@@ -9,14 +9,6 @@ import (
 	"time"
 )
 
-// rateLimit says whether there is a limiter.
-type rateLimit string
-
-const (
-	rateLimitOn  rateLimit = "on"
-	rateLimitOff rateLimit = "off" // for load tests
-)
-
 // A limiter bounds what a stranger can try. It counts by network, a /24 of IPv4
 // or a /64 of IPv6, since whoever has one address of those has all of them. It
 // lives in memory: a restart forgets, which nobody outside can bring about.
@@ -86,6 +78,7 @@ type limited struct {
 }
 
 func (e *limited) Error() string { return "limited by " + e.by + " for " + e.wait.String() }
+
 func (e *limited) Unwrap() error { return errLimited }
 
 // A tally is what a limiter knows under one key. Times are in Unix nanoseconds.

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"hash"
 	"log/slog"
-	"strings"
 	"time"
 )
 
@@ -269,29 +268,4 @@ func validSeal(keys []sealKey, prev seal, x *seal, d digest) bool {
 		}
 	}
 	return false
-}
-
-// eventsVerify says whether the events are as they were sealed.
-func eventsVerify(ctx context.Context, c *cli) error {
-	var noted head
-	if len(c.names) == 1 {
-		id, mac, _ := strings.Cut(c.names[0], ":")
-		var err error
-		if noted.eventID, err = parseID(id); err != nil || len(mac) != 2*sha256.Size {
-			return usagef("%q: a head is what events verify has printed, ID:SEAL", c.names[0])
-		}
-		noted.mac = strings.ToLower(mac)
-	}
-	keys, err := loadSealKeys(ctx, c.server.store, c.sealSecret)
-	if err != nil {
-		return err
-	}
-	v, err := verifyEvents(ctx, c.server.store, keys, noted)
-	if v.seals > 0 {
-		fmt.Fprintf(c.stdout, "events that hold: %d, in %d seals\nhead: %s\n", v.events, v.seals, v.head)
-	}
-	if err == nil {
-		_, err = fmt.Fprintf(c.stdout, "newest events not sealed yet: %d\n", v.unsealed)
-	}
-	return err
 }

@@ -9,10 +9,107 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
 )
+
+type loginRequest struct {
+	Username string `json:"username"`
+	Password string `json:"password"`
+}
+
+// try reports whether a password is that of the user with an id and a hash, or
+// of nobody, whose id is 0 and hash empty, by a name. It counts: errLimited.
+func (s *server) try(x *exchange, id int64, hash, name, password string) (bool, error) {
+	a, err := s.attempt(x, id, hash, name)
+	if err != nil {
+		return false, err
+	}
+	// What is refused above takes no hash, and nothing from others of its network.
+	if err := s.allow(x, passwords); err != nil {
+		return false, err
+	}
+	ok, err := s.hasher.verify(x.r.Context(), s.network(x), hash, password)
+	if err != nil {
+		return false, err
+	}
+	return ok, a.settle(ok)
+}
+
+// login starts a session. A name nobody has costs what a wrong password costs.
+func (s *server) login(x *exchange) error {
+	in, err := decode[loginRequest](x)
+	if err != nil {
+		return err
+	}
+	if in.Username == "" || in.Password == "" {
+		return errLoginFields
+	}
+	u, hash, err := s.store.userByLogin(in.Username)
+	if err != nil && err != errUserNotFound {
+		return err
+	}
+	x.target, x.name = u.id, u.username // for the log of a failure: of a name that nobody has, nothing
+	ok, err := s.try(x, u.id, hash, in.Username, in.Password)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errCredentials
+	}
+	if u.disabled {
+		return errUserDisabled
+	}
+	newHash := ""
+	if s.hasher.stale(hash) {
+		if newHash, err = s.hasher.hash(x.r.Context(), s.network(x), in.Password); err != nil {
+			return err
+		}
+	}
+	now := s.now()
+	token := s.refresher.first()
+	session := s.newSession(x, now, token)
+	session.userID = u.id
+	key, err := s.store.addSession(x.r.Context(), &session, hash, newHash)
+	if err != nil {
+		return err
+	}
+	x.who.id, x.who.session = u.id, session.id // for the log
+	return s.sendTokens(x, &session, key, token, now, true)
+}
+
+// userAgent returns what a session keeps of its client's User-Agent.
+func userAgent(r *http.Request) string {
+	const most = 256
+	text := strings.ToValidUTF8(r.UserAgent(), "\uFFFD")
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "")
+	}
+	return text
+}
+
+// confirm asks that the caller proved just now to be its user: by a login that
+// gave this very token, or by the password. A stolen refresh token alone must
+// not take a user over.
+func (s *server) confirm(x *exchange, password *string) error {
+	if password == nil {
+		if x.who.fresh {
+			return nil
+		}
+		return errNotFresh
+	}
+	hash, err := s.store.passwordHash(x.who.id)
+	if err != nil {
+		return err
+	}
+	ok, err := s.try(x, x.who.id, hash, "", *password)
+	if err == nil && !ok {
+		err = errWrongPassword
+	}
+	return err
+}
 
 // A refresh token is SESSION.GENERATION.SECRET.TAG: whose it is, how many came
 // before it, 256 random bits and a tag over the three. Each use gives the next
@@ -208,4 +305,111 @@ func (s *server) sendTokens(x *exchange, session *session, key keyRow, t refresh
 		ExpiresIn:    int64(s.accessTTL / time.Second),
 		RefreshToken: s.refresher.format(&t),
 	})
+}
+
+// logout ends the caller's session, and with ?all=true each of the caller's.
+func (s *server) logout(x *exchange) error {
+	if x.hasBody() {
+		if _, err := decode[struct{}](x); err != nil {
+			return err
+		}
+	}
+	q, err := x.query("all")
+	if err != nil {
+		return err
+	}
+	all, err := boolParameter(q, "all")
+	if err != nil {
+		return err
+	}
+	if all != nil && *all {
+		err = s.store.endSessions(x.r.Context(), x.caller(), x.who.id, s.now().Unix())
+	} else {
+		err = s.store.endSession(x.r.Context(), x.caller(), x.who.id, x.who.session, s.now().Unix())
+	}
+	if err != nil {
+		return err
+	}
+	x.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+type verifyAnswer struct {
+	ID       int64  `json:"id"`
+	Username string `json:"username"`
+	Role     role   `json:"role"`
+}
+
+// verify tells a reverse proxy who is calling, so that it can let a request
+// through to a service that knows nothing of tokens. A name that a header
+// cannot carry is percent-encoded.
+func (s *server) verify(x *exchange) error {
+	header := x.Header()
+	header.Set("X-User-Id", strconv.FormatInt(x.who.id, 10))
+	header.Set("X-User-Name", url.PathEscape(x.who.username))
+	header.Set("X-User-Role", string(x.who.role))
+	return x.sendJSON(http.StatusOK, verifyAnswer{x.who.id, x.who.username, x.who.role})
+}
+
+// listSessions answers with a user's live sessions, the oldest first.
+func (s *server) listSessions(x *exchange) error {
+	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	list := []sessionAnswer{}
+	err := s.store.sessionsOf(x.r.Context(), x.target, s.now().Unix(), func(v *session) {
+		list = append(list, newSessionAnswer(v, x.who.session))
+	})
+	if err != nil {
+		return err
+	}
+	return x.sendJSON(http.StatusOK, list)
+}
+
+type sessionAnswer struct {
+	ID         int64     `json:"id"`
+	CreatedAt  time.Time `json:"created_at"`
+	LastUsedAt time.Time `json:"last_used_at"`
+	Address    string    `json:"address"`
+	UserAgent  string    `json:"user_agent"`
+	ExpiresAt  time.Time `json:"expires_at"`
+	Current    bool      `json:"current"`
+}
+
+// newSessionAnswer returns what is shown of a session to one whose own is current.
+func newSessionAnswer(x *session, current int64) sessionAnswer {
+	return sessionAnswer{
+		ID:         x.id,
+		CreatedAt:  utc(x.createdAt),
+		LastUsedAt: utc(x.lastUsedAt),
+		Address:    x.address,
+		UserAgent:  x.userAgent,
+		ExpiresAt:  utc(x.expiresAt),
+		Current:    x.id == current,
+	}
+}
+
+// endSessions ends every session of a user.
+func (s *server) endSessions(x *exchange) error {
+	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	if err := s.store.endSessions(x.r.Context(), x.caller(), x.target, s.now().Unix()); err != nil {
+		return err
+	}
+	x.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// endSession ends one session of a user.
+func (s *server) endSession(x *exchange) error {
+	sid, err := parseID(x.r.PathValue("sid"))
+	if err != nil {
+		return errSessionNotFound
+	}
+	if err := s.store.endSession(x.r.Context(), x.caller(), x.target, sid, s.now().Unix()); err != nil {
+		return err
+	}
+	x.WriteHeader(http.StatusNoContent)
+	return nil
 }

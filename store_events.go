@@ -6,32 +6,6 @@ import (
 	"fmt"
 )
 
-// eventTables is the second migration: what happened, and the seals on it.
-const eventTables = `
-	-- One act each, which changed something. The id is the cursor of the feed. It
-	-- needs no AUTOINCREMENT, which would write to one table more: the newest event
-	-- is never deleted, so no id is given twice.
-	CREATE TABLE event (
-		id         INTEGER NOT NULL PRIMARY KEY,
-		at         INTEGER NOT NULL,
-		type       TEXT NOT NULL,
-		actor_id   INTEGER NOT NULL, -- the user who did it; 0: nobody who was signed in
-		user_id    INTEGER NOT NULL, -- to whom; 0: to nobody
-		session_id INTEGER NOT NULL, -- that began or ended, else that it was asked in; 0: none
-		address    TEXT NOT NULL,    -- of the client; 'console': the command line; empty: userd itself
-		changes    TEXT NOT NULL     -- the names of what changed, by commas, some as name=value
-	);
-	CREATE INDEX event_user ON event (user_id);
-	CREATE INDEX event_type ON event (type);
-
-	-- Every event up to event_id, since the seal before.
-	CREATE TABLE seal (
-		event_id INTEGER NOT NULL PRIMARY KEY,
-		key_id   TEXT NOT NULL,
-		mac      BLOB NOT NULL,
-		anchor   BLOB NOT NULL DEFAULT x'' -- where all events up to it are trimmed: the proof that they were to be
-	);`
-
 // An eventType says what kind of act an event was.
 type eventType string
 
@@ -147,6 +121,9 @@ func (s *store) lastEvent() (id int64, err error) {
 	err = s.read(`SELECT coalesce(max(id), 0) FROM event`, errStorage, []any{&id})
 	return id, err
 }
+
+// streamBatch is how many events are read at a time.
+const streamBatch = 500
 
 // eventsSince calls f for events with ids above after, in id order, streamBatch at
 // most, and returns the id to go on from and whether there are more now. It looks

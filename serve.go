@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// collectAt is GOGC where the environment does not set it: how many percent the
+// heap grows before garbage is collected. A server's heap is a few MB, and at
+// Go's 100 it is collected after every few hundred requests, for 15 % of their
+// cost. At 400 it is 20 MB.
+const collectAt = 400
+
+// The Go runtime collects more often than that so as to stay within these bytes.
+// They are more than all connections and all cores hold at once when strangers
+// make them hold what they can: less would turn that into endless collecting.
+const (
+	memoryGoal    = 128 << 20
+	memoryPerCore = 64 << 20 // three of our hashes; adopted ones may take more
+)
+
+// serve runs the server until ctx ends.
+func serve(ctx context.Context, c config, stderr io.Writer) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(collectAt)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryGoal + memoryPerCore*int64(runtime.GOMAXPROCS(0)))
+	}
+	log := c.logger(stderr)
+	signal.Ignore(syscall.SIGPIPE) // who reads the log may go: that loses lines, and must not end userd
+	kind, err := inspect(ctx, c.database)
+	if err != nil {
+		return err
+	}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // it means to read the certificate again, and without one nothing
+	defer signal.Stop(hangup)
+	secure, err := newHTTPS(&c, hangup, log)
+	if err != nil {
+		return err
+	}
+	// The port comes first: where it is taken, another userd may hold the file.
+	listener, err := listen(c.addr)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	if err := secure.listen(c.addr); err != nil {
+		return err
+	}
+	defer secure.close()
+	var metricsListener net.Listener // nil: there is none
+	if c.metricsAddr != "" {
+		if metricsListener, err = net.Listen("tcp", c.metricsAddr); err != nil {
+			return err
+		}
+		defer metricsListener.Close()
+	}
+	for setting, secret := range map[string][]byte{c.secretFrom: c.secret, "JWT_SECRET_KEY_PREVIOUS": c.previousSecret} {
+		why := weakSecret(secret)
+		if why == "" {
+			continue
+		}
+		if !isLoopback(listener.Addr()) {
+			return usagef("%s: %s", setting, why)
+		}
+		log.Warn(why+": fine only while nobody else can reach this address", "setting", setting)
+	}
+	if kind == kindTutorial {
+		if err := adopt(ctx, c.database, refuse, func(text string) { log.Info(text) }); err != nil {
+			return err
+		}
+	}
+	st, err := openStore(ctx, c.database)
+	if err != nil {
+		return fmt.Errorf("database %s: %w", c.database, err)
+	}
+	told := make(chan time.Time, 1) // to stop
+	context.AfterFunc(ctx, func() { told <- time.Now() })
+	err = serveStore(ctx, c, log, listener, metricsListener, secure, st)
+	if err := errors.Join(err, st.close()); err != nil {
+		return err
+	}
+	log.Info("stopped", "took_ms", time.Since(<-told).Milliseconds())
+	return nil
+}
+
+// serveStore serves an open database until ctx ends and the last request is
+// done. metricsListener may be nil.
+func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metricsListener net.Listener, secure *https, st *store) error {
+	keys, err := loadKeys(ctx, st, &c, time.Now().Unix())
+	if err != nil {
+		return err
+	}
+	refresher, err := loadRefresher(ctx, st)
+	if err != nil {
+		return err
+	}
+	sealKeys, err := loadSealKeys(ctx, st, c.sealSecret)
+	if err != nil {
+		return err
+	}
+	s := newServer(c.settings, st, newHasher(defaultCost), keys, refresher, log, time.Now)
+	httpServer := newHTTPServer(s)
+	served := make(chan error, 3)
+	go func() { served <- secure.serve(httpServer, limitConnections(listener, maxConnections)) }()
+	log.Info("serving", "url", secure.scheme()+"://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
+	if metricsListener != nil {
+		metricsServer := newHTTPServer(s.monitor())
+		metricsServer.ConnState = nil // they are not counted
+		go func() { served <- metricsServer.Serve(limitConnections(metricsListener, maxMonitors)) }()
+		defer metricsServer.Close() // when the last request is done: until then it tells how that goes
+		log.Info("serving metrics", "url", "http://"+metricsListener.Addr().String())
+	}
+	if err := notify("READY=1"); err != nil {
+		log.Warn("systemd does not hear that userd serves", "err", err)
+	}
+
+	sealer := sealer{st: st, key: sealKeys[0]}
+	defer func() { // after the last request, and the last that stands behind it in time
+		if err := sealer.seal(context.WithoutCancel(ctx)); err != nil {
+			log.Warn("the last events are not sealed: the next start does it", "err", err)
+		}
+	}()
+	var background sync.WaitGroup
+	defer background.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	background.Go(func() { sweepSessions(ctx, st, log) })
+	background.Go(func() { sealer.run(ctx, c.eventRetention, log) })
+	background.Go(func() {
+		if err := secure.run(ctx); err != nil {
+			served <- err
+		}
+	})
+	background.Go(func() {
+		if found, err := st.checkIntegrity(ctx); err != nil && ctx.Err() == nil {
+			log.Error("the database could not be checked", "err", err)
+		} else if err == nil && found != "ok" {
+			s.stats.damaged.Store(true)
+			log.Error("the database is damaged: restore a copy", "found", found)
+		}
+		if n, err := st.unknownHashes(ctx); err == nil && n > 0 {
+			log.Warn("some users have a password hash in no known form and cannot log in", "users", n)
+		}
+	})
+
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	s.health.draining.Store(true)
+	log.Info("stopping")
+	if err := notify("STOPPING=1"); err != nil {
+		log.Warn("systemd does not hear that userd stops", "err", err)
+	}
+	// Serve returns as soon as Shutdown begins; the requests are done when Shutdown returns.
+	drain, cancelDrain := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancelDrain()
+	if err := httpServer.Shutdown(drain); err != nil {
+		log.Warn("some requests did not end in time and were cut off", "after", drainTimeout)
+		httpServer.Close()
+	}
+	return nil
+}
+
+// newHTTPServer returns what reads requests for s; on a listener of
+// limitConnections.
+func newHTTPServer(s *server) *http.Server {
+	web := &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       requestTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ConnState:         s.noteState,
+		ConnContext:       withConn,
+		HTTP2:             http2Bounds,
+
+		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is answered like any other
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // strangers' broken connections
+	}
+	web.RegisterOnShutdown(s.feed.end)
+	return web
+}
+
+// sweepSessions deletes sessions that are over, a few at a time, until ctx ends.
+func sweepSessions(ctx context.Context, st *store, log *slog.Logger) {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	var after int64
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			var err error
+			if after, err = st.sweep(ctx, after, now.Unix()); err != nil && ctx.Err() == nil {
+				log.Warn("sessions that are over could not be deleted", "err", err)
+			}
+		}
+	}
+}
+
+func isLoopback(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
+// logger returns the log, in text for people and in JSON for programs.
+func (c *config) logger(w io.Writer) *slog.Logger {
+	format := c.logFormat
+	if format == "" {
+		format = "json"
+		if f, ok := w.(*os.File); ok && isTerminal(f) {
+			format = "text"
+		}
+	}
+	opts := &slog.HandlerOptions{Level: c.logLevel}
+	if format == "text" {
+		return slog.New(newLogHandler(slog.NewTextHandler(w, opts)))
+	}
+	return slog.New(newLogHandler(slog.NewJSONHandler(w, opts)))
+}
+
+// logPatience is how long a record of the log waits for the one that is being written.
+const logPatience = time.Second
+
+// A logHandler gives a record up where the one before is not taken: a pipe that
+// somebody holds and does not read, as a collector of logs that hangs, would else
+// stop each request that has something to log, and the end of the server too.
+// It stops the one that writes. The next record that is written tells how many
+// were lost.
+type logHandler struct {
+	slog.Handler
+	turn chan struct{} // holds whoever writes
+	lost atomic.Int64  // since the last one that was written
+}
+
+func newLogHandler(h slog.Handler) *logHandler {
+	return &logHandler{Handler: h, turn: make(chan struct{}, 1)}
+}
+
+func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
+	select {
+	case h.turn <- struct{}{}: // without a timer, as nearly always
+	default:
+		wait := logPatience
+		if h.lost.Load() > 0 {
+			wait = 0 // others have waited for this one
+		}
+		select {
+		case h.turn <- struct{}{}:
+		case <-time.After(wait):
+			h.lost.Add(1)
+			return nil
+		}
+	}
+	defer func() { <-h.turn }()
+	if n := h.lost.Swap(0); n > 0 {
+		r.AddAttrs(slog.Int64("lost_before", n))
+	}
+	return h.Handler.Handle(ctx, r)
+}

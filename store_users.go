@@ -1,0 +1,406 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// A user is one row of the table user, without the password's hash.
+type user struct {
+	id          int64
+	username    string
+	email       string
+	role        role
+	disabled    bool
+	createdAt   int64 // Unix seconds, as all times here
+	updatedAt   int64
+	lastLoginAt int64 // 0: never
+	version     int64 // counts the changes a client can see; the ETag
+}
+
+// userColumns and (*user).Scan are the one list of a user's columns, in step. A
+// row comes as one text, because the driver's work for each column of a result
+// (its name, its declared type, a lock, a value on the heap) costs more than
+// reading all nine off a text.
+const userColumns = `
+	json_array(
+		user.id,
+		user.username,
+		user.email,
+		user.role,
+		user.disabled,
+		user.created_at,
+		user.updated_at,
+		user.last_login_at,
+		user.version
+	)`
+
+// Scan is for database/sql: it reads a row of userColumns.
+func (u *user) Scan(row any) error {
+	text, _ := row.(string)
+	a := jsonArray{rest: text}
+	u.id = a.integer()
+	u.username = a.text()
+	u.email = a.text()
+	u.role = role(a.text())
+	u.disabled = a.integer() != 0
+	u.createdAt = a.integer()
+	u.updatedAt = a.integer()
+	u.lastLoginAt = a.integer()
+	u.version = a.integer()
+	return a.err
+}
+
+// columns returns where a row of userColumns, and then more, is to be scanned.
+func (u *user) columns(more ...any) []any { return append([]any{u}, more...) }
+
+// A jsonArray is what is left of an array that SQLite's json_array made, without
+// white space.
+type jsonArray struct {
+	rest string
+	err  error // the first
+}
+
+// next takes the next element off; it is empty where there is none.
+func (a *jsonArray) next() string {
+	if a.rest == "" {
+		return ""
+	}
+	rest, end, quoted := a.rest[1:], 0, false // after [ or ,
+	for ; end < len(rest); end++ {
+		if c := rest[end]; c == '\\' {
+			end++
+		} else if c == '"' {
+			quoted = !quoted
+		} else if (c == ',' || c == ']') && !quoted {
+			break
+		}
+	}
+	end = min(end, len(rest))
+	a.rest = rest[end:]
+	return rest[:end]
+}
+
+func (a *jsonArray) integer() int64 {
+	n, err := strconv.ParseInt(a.next(), 10, 64)
+	if err != nil && a.err == nil {
+		a.err = err
+	}
+	return n
+}
+
+func (a *jsonArray) text() (s string) {
+	element := a.next()
+	if n := len(element); n >= 2 && element[0] == '"' && strings.IndexByte(element, '\\') < 0 {
+		return element[1 : n-1]
+	}
+	if err := json.Unmarshal([]byte(element), &s); err != nil && a.err == nil {
+		a.err = err
+	}
+	return s
+}
+
+// user returns the user with this id, or errUserNotFound.
+func (s *store) user(id int64) (u user, err error) {
+	err = s.read(`SELECT`+userColumns+` FROM user WHERE id = ?`, errUserNotFound, u.columns(), id)
+	return u, err
+}
+
+// userByLogin returns the user whose username, or else whose e-mail address,
+// is login in any case, with the password's hash; or errUserNotFound. The
+// username goes first because an adopted one may equal another's address.
+func (s *store) userByLogin(login string) (u user, hash string, err error) {
+	var rank int
+	err = s.read(`
+		SELECT`+userColumns+`, user.password_hash, 0 AS rank FROM user WHERE username = ?1 COLLATE NOCASE
+		UNION ALL
+		SELECT`+userColumns+`, user.password_hash, 1 AS rank FROM user WHERE email = ?1 COLLATE NOCASE
+		ORDER BY rank LIMIT 1`, errUserNotFound, u.columns(&hash, &rank), login)
+	return u, hash, err
+}
+
+// passwordHash returns the hash of a user's password, or errUserNotFound.
+func (s *store) passwordHash(id int64) (hash string, err error) {
+	err = s.read(`SELECT password_hash FROM user WHERE id = ?`, errUserNotFound, []any{&hash}, id)
+	return hash, err
+}
+
+// taken returns errUsernameTaken or errEmailTaken where a user other than
+// except has one of them already, in any case; else nil.
+func (s *store) taken(username, email string, except int64) error {
+	var name, address bool
+	err := s.read(`
+		SELECT EXISTS (SELECT 1 FROM user WHERE username = ?1 COLLATE NOCASE AND id <> ?3),
+		       EXISTS (SELECT 1 FROM user WHERE email = ?2 COLLATE NOCASE AND id <> ?3)`,
+		errStorage, []any{&name, &address}, username, email, except)
+	switch {
+	case err != nil:
+		return err
+	case name:
+		return errUsernameTaken
+	case address:
+		return errEmailTaken
+	}
+	return nil
+}
+
+// whichTaken explains a failed UNIQUE constraint; other errors pass as they are.
+func (s *store) whichTaken(err error, username, email string, except int64) error {
+	if !errors.Is(err, errDuplicate) {
+		return err
+	}
+	if taken := s.taken(username, email, except); taken != nil {
+		return taken
+	}
+	return fmt.Errorf("%w: a name in the way has just gone", errStorage)
+}
+
+// A filter narrows a list of users. Its zero value lets every user through.
+type filter struct {
+	role     role  // empty: any
+	disabled *bool // nil: either
+}
+
+// users calls f for at most limit users with ids above after, in id order.
+// The user f is given is reused for the next row.
+func (s *store) users(ctx context.Context, after int64, limit int, only filter, f func(*user)) error {
+	var u user
+	var disabled any
+	if only.disabled != nil {
+		disabled = *only.disabled
+	}
+	const (
+		from  = `SELECT` + userColumns + ` FROM user WHERE `
+		page  = `id > ?1 ORDER BY id LIMIT ?2`
+		match = `(?3 = '' OR role = ?3) AND (?4 IS NULL OR disabled = ?4) AND ` + page
+	)
+	// SQLite uses a partial index only where the query repeats its condition.
+	query := from + match
+	switch {
+	case only.role == "" && only.disabled == nil:
+		return s.eachRow(ctx, from+page, u.columns(), func() { f(&u) }, after, limit)
+	case only.role == admin:
+		query = from + `role = 'admin' AND ` + match
+	case only.disabled != nil && *only.disabled:
+		query = from + `disabled = 1 AND ` + match
+	}
+	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, after, limit, only.role, disabled)
+}
+
+// export calls f with each user and its password's hash, in id order, all as of
+// one moment.
+func (s *store) export(ctx context.Context, f func(u *user, hash string)) error {
+	var u user
+	var hash string
+	return s.eachRow(ctx, `SELECT`+userColumns+`, user.password_hash FROM user ORDER BY id`,
+		u.columns(&hash), func() { f(&u, hash) })
+}
+
+// search calls f, in name order, for at most limit users whose username, or
+// where byEmail is true whose e-mail address, begins with prefix in any case.
+// It reads at most limit entries of each of two indexes, whatever the prefix.
+func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit int, f func(*user)) error {
+	var u user
+	// Every string with the prefix sorts below the prefix and the last code point.
+	const byName = `SELECT id FROM user INDEXED BY user_username
+		WHERE username >= ?1 COLLATE NOCASE AND username < ?1 || char(0x10FFFF) COLLATE NOCASE
+		ORDER BY username COLLATE NOCASE LIMIT ?2`
+	const byAddress = `SELECT id FROM user INDEXED BY user_email
+		WHERE email >= ?1 COLLATE NOCASE AND email < ?1 || char(0x10FFFF) COLLATE NOCASE
+		ORDER BY email COLLATE NOCASE LIMIT ?2`
+	query := `SELECT` + userColumns + ` FROM user WHERE id IN (SELECT id FROM (` + byName + `)`
+	if byEmail {
+		query += ` UNION SELECT id FROM (` + byAddress + `)`
+	}
+	query += `) ORDER BY username COLLATE NOCASE LIMIT ?2`
+	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, prefix, limit)
+}
+
+// addUser adds a user for by and gives it its id; u's id, times and version are
+// set here. It returns errSessionEnded, errForbidden, errUsernameTaken or
+// errEmailTaken.
+func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, now int64) error {
+	created := ""
+	if u.role == admin {
+		created = "role=admin"
+	}
+	err := s.write(ctx,
+		statement{
+			// The Flask app, where somebody went back to it for a while, moved no counter.
+			query: `
+				INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at)
+				SELECT 1 + max(user_id, (SELECT coalesce(max(id), 0) FROM user)), ?3, ?4, ?5, ?6, ?7, ?8, ?8 FROM counter
+				WHERE ?2 = -2 AND ?6 = 'member' OR ` + mayChange + `
+				RETURNING` + userColumns,
+			args: []any{nil, by.session, u.username, u.email, hash, u.role, u.disabled, now},
+			into: u.columns(),
+			none: errNotApplied,
+		},
+		statement{query: `UPDATE counter SET user_id = (SELECT max(id) FROM user)`},
+		event{at: now, kind: userCreated, userID: justMade, changes: created}.by(by))
+	if errors.Is(err, errNotApplied) {
+		if err := s.mayNot(by, 0); err != nil {
+			return err
+		}
+		return errForbidden
+	}
+	return s.whichTaken(err, u.username, u.email, 0)
+}
+
+// mayChange is the condition of every change of a user, checked as it runs: ?1
+// is the user, ?2 the caller. What was allowed when a request came in may not
+// be any more when it has waited for its turn.
+const mayChange = `(?2 = -1 OR EXISTS (
+	SELECT 1 FROM session JOIN user AS asker ON asker.id = session.user_id
+	WHERE session.id = ?2 AND asker.disabled = 0 AND (asker.id = ?1 OR asker.role = 'admin')))`
+
+// otherAdmin says that an active admin other than the row at hand exists.
+const otherAdmin = `EXISTS (
+	SELECT 1 FROM user AS other WHERE other.role = 'admin' AND other.disabled = 0 AND other.id <> user.id)`
+
+// A change holds new values of a user's columns; nil leaves one as it is.
+type change struct {
+	username *string
+	email    *string
+	hash     *string
+	role     *role
+	disabled *bool
+}
+
+// names tells what a change sets, and to what where that names nobody and is no secret.
+func (c *change) names() string {
+	var names []string
+	if c.username != nil {
+		names = append(names, "username")
+	}
+	if c.email != nil {
+		names = append(names, "email")
+	}
+	if c.hash != nil {
+		names = append(names, "password")
+	}
+	if c.role != nil {
+		names = append(names, "role="+string(*c.role))
+	}
+	if c.disabled != nil {
+		names = append(names, "disabled="+strconv.FormatBool(*c.disabled))
+	}
+	return strings.Join(names, ",")
+}
+
+// updateUser makes the change for by and returns the user as it now is. Where
+// version is not 0 the user must still have that version. A new password ends
+// the user's sessions, but not the one that asked; disabling ends them all.
+// It returns errSessionEnded, errForbidden, errUserNotFound, errVersion,
+// errLastAdmin, errUsernameTaken or errEmailTaken.
+func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, version, now int64) (u user, err error) {
+	statements := []statement{{
+		query: `
+			UPDATE user SET
+				username = coalesce(?3, username),
+				email = coalesce(?4, email),
+				password_hash = coalesce(?5, password_hash),
+				role = coalesce(?6, role),
+				disabled = coalesce(?7, disabled),
+				updated_at = ?8,
+				version = version + 1
+			WHERE id = ?1
+				AND (?9 = 0 OR version = ?9)
+				AND ` + mayChange + `
+				AND (role <> 'admin' OR disabled <> 0
+					OR (coalesce(?6, role) = 'admin' AND coalesce(?7, disabled) = 0)
+					OR ` + otherAdmin + `)
+			RETURNING` + userColumns,
+		args: []any{id, by.session, c.username, c.email, c.hash, c.role, c.disabled, now, version},
+		into: u.columns(),
+		none: errNotApplied,
+	}}
+	if c.disabled != nil && *c.disabled {
+		statements = append(statements, statement{
+			query: `DELETE FROM session WHERE user_id = ?`,
+			args:  []any{id},
+		})
+	} else if c.hash != nil {
+		statements = append(statements, statement{
+			query: `DELETE FROM session WHERE user_id = ? AND id <> ?`,
+			args:  []any{id, by.session},
+		})
+	}
+	statements = append(statements, event{at: now, kind: userChanged, userID: id, changes: c.names()}.by(by))
+	err = s.write(ctx, statements...)
+	if errors.Is(err, errNotApplied) {
+		return user{}, s.whyNot(by, id, version)
+	}
+	var username, email string
+	if c.username != nil {
+		username = *c.username
+	}
+	if c.email != nil {
+		email = *c.email
+	}
+	return u, s.whichTaken(err, username, email, id)
+}
+
+// deleteUser deletes a user and its sessions for by. Version and errors are as
+// in updateUser; errReferenced is where another program's table refers to it.
+func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int64) error {
+	err := s.write(ctx,
+		statement{
+			query: `
+				DELETE FROM user
+				WHERE id = ?1
+					AND (?3 = 0 OR version = ?3)
+					AND ` + mayChange + `
+					AND (role <> 'admin' OR disabled <> 0 OR ` + otherAdmin + `)`,
+			args: []any{id, by.session, version},
+			none: errNotApplied,
+		},
+		statement{
+			query: `DELETE FROM session WHERE user_id = ?`,
+			args:  []any{id},
+		},
+		event{at: now, kind: userDeleted, userID: id}.by(by))
+	if errors.Is(err, errNotApplied) {
+		return s.whyNot(by, id, version)
+	}
+	return err
+}
+
+// whyNot explains a change that did not apply, in the order in which a client
+// wants to know: who it is, what it may do, what is there, what has changed.
+func (s *store) whyNot(by caller, id, version int64) error {
+	if err := s.mayNot(by, id); err != nil {
+		return err
+	}
+	u, err := s.user(id)
+	if err != nil {
+		return err
+	}
+	if version != 0 && u.version != version {
+		return errVersion
+	}
+	return errLastAdmin
+}
+
+// mayNot says why mayChange does not hold: errSessionEnded or errForbidden; nil
+// where it does.
+func (s *store) mayNot(by caller, id int64) error {
+	if by.session == console.session {
+		return nil
+	}
+	if by.session == stranger.session {
+		return errForbidden
+	}
+	var asker user
+	err := s.read(`SELECT`+userColumns+`
+		FROM session JOIN user ON user.id = session.user_id
+		WHERE session.id = ? AND user.disabled = 0`, errSessionEnded, asker.columns(), by.session)
+	if err == nil && asker.id != id && asker.role != admin {
+		err = errForbidden
+	}
+	return err
+}

@@ -1,0 +1,475 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+type registerRequest struct {
+	Username string `json:"username"`
+	Email    string `json:"email"`
+	Password string `json:"password"`
+}
+
+func (s *server) register(x *exchange) error {
+	if s.registration != registrationOpen {
+		return errRegistrationClosed
+	}
+	if err := s.allow(x, registrations); err != nil {
+		return err
+	}
+	in, err := decode[registerRequest](x)
+	if err != nil {
+		return err
+	}
+	u := user{username: in.Username, email: in.Email, role: member}
+	if err := s.addUser(x.r.Context(), stranger.from(s.clientAddress(x.r)), &u, in.Password); err != nil {
+		return err
+	}
+	x.Header().Set("Location", userPath(u.id))
+	return x.send(http.StatusCreated, append(appendUser(nil, &u, viewEmail), '\n'))
+}
+
+type createRequest struct {
+	Username string `json:"username"`
+	Email    string `json:"email"`
+	Password string `json:"password"`
+	Role     *role  `json:"role"`
+}
+
+func (s *server) createUser(x *exchange) error {
+	in, err := decode[createRequest](x)
+	if err != nil {
+		return err
+	}
+	u := user{username: in.Username, email: in.Email, role: member}
+	if in.Role != nil {
+		u.role = *in.Role
+	}
+	if err := s.addUser(x.r.Context(), x.caller(), &u, in.Password); err != nil {
+		return err
+	}
+	x.Header().Set("Location", userPath(u.id))
+	return x.sendUser(http.StatusCreated, &u, viewAll)
+}
+
+// addUser checks and adds a user for by and gives it its id. The cheap checks go
+// before the hash.
+func (s *server) addUser(ctx context.Context, by caller, u *user, password string) error {
+	if u.username == "" || u.email == "" || password == "" {
+		return errRegisterFields
+	}
+	wrong := make(fieldErrors)
+	wrong.add("username", checkUsername(u.username))
+	wrong.add("email", checkEmail(u.email))
+	wrong.add("password", checkPassword(password, u.username, u.email))
+	wrong.add("role", checkRole(u.role))
+	if err := wrong.err(); err != nil {
+		return err
+	}
+	if err := s.store.taken(u.username, u.email, 0); err != nil {
+		return err
+	}
+	hash, err := s.hasher.hash(ctx, network(by.address), password)
+	if err != nil {
+		return err
+	}
+	return s.store.addUser(ctx, by, u, hash, s.now().Unix())
+}
+
+const (
+	listPage   = 500  // users read at a time for a list without a limit
+	maxLimit   = 1000 // users or events of a page
+	searchSize = 100  // users that a search finds if not told
+)
+
+// listUsers answers with all users, a page of them, or those that q finds.
+func (s *server) listUsers(x *exchange) error {
+	q, err := x.query("limit", "after", "q", "role", "disabled")
+	if err != nil {
+		return err
+	}
+	limit, after, err := pageOf(q)
+	if err != nil {
+		return err
+	}
+	var only filter
+	if q.Has("role") {
+		only.role = role(q.Get("role"))
+		if why := checkRole(only.role); why != "" {
+			return badParameter("role", why)
+		}
+	}
+	if only.disabled, err = boolParameter(q, "disabled"); err != nil {
+		return err
+	}
+	if x.who.role != admin && (q.Has("role") || q.Has("disabled")) {
+		return &fault{kind: errForbidden, text: "Only an admin may filter by role or disabled"}
+	}
+	prefix := q.Get("q")
+	if q.Has("q") {
+		if len(q) > 2 || len(q) == 2 && limit == 0 {
+			return badParameter("q", "can be combined only with limit")
+		}
+		if prefix == "" || !utf8.ValidString(prefix) || strings.ContainsRune(prefix, 0) {
+			return badParameter("q", "must be the beginning of a name")
+		}
+	}
+	switch {
+	case x.who.role != admin && s.directory == directorySelf:
+		list := newUserArray(s, x)
+		if x.who.id > after && (hasPrefixFold(x.who.username, prefix) || hasPrefixFold(x.who.email, prefix)) {
+			list.add(&x.who.user)
+		}
+		return x.send(http.StatusOK, list.end())
+	case prefix != "":
+		return s.searchUsers(x, prefix, int(limit))
+	case limit > 0:
+		return s.pageUsers(x, q, after, int(limit), only)
+	}
+	return s.streamUsers(x, after, only)
+}
+
+func hasPrefixFold(s, prefix string) bool {
+	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
+}
+
+// searchUsers answers with the users whose name begins with prefix. A member
+// finds by e-mail address only where it may see the addresses.
+func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
+	if limit == 0 {
+		limit = searchSize
+	}
+	list := newUserArray(s, x)
+	byEmail := x.who.role == admin || s.directory == directoryFull
+	if err := s.store.search(x.r.Context(), prefix, byEmail, limit, list.add); err != nil {
+		return err
+	}
+	return x.send(http.StatusOK, list.end())
+}
+
+// pageUsers answers with at most limit users after an id, and a Link to the
+// next page where there is one.
+func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, only filter) error {
+	list := newUserArray(s, x)
+	n, last, more := 0, after, false
+	err := s.store.users(x.r.Context(), after, limit+1, only, func(u *user) {
+		if n++; n > limit {
+			more = true
+			return
+		}
+		last = u.id
+		list.add(u)
+	})
+	if err != nil {
+		return err
+	}
+	if more {
+		x.linkNext(q, last)
+	}
+	return x.send(http.StatusOK, list.end())
+}
+
+// streamUsers answers with every user after an id, by short reads and in
+// constant memory. The answer is as large as the table, so each part of it
+// gets the time that other answers get whole; a failure midway breaks the
+// connection, since half a list must not look like a whole one.
+func (s *server) streamUsers(x *exchange, after int64, only filter) error {
+	list := newUserArray(s, x)
+	deadline := http.NewResponseController(x.ResponseWriter)
+	for {
+		n := 0
+		err := s.store.users(x.r.Context(), after, listPage, only, func(u *user) {
+			n++
+			after = u.id
+			list.add(u)
+		})
+		if err != nil {
+			return err
+		}
+		if n < listPage {
+			break
+		}
+		if err := deadline.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+			return err
+		}
+		if err := x.send(http.StatusOK, list.json); err != nil {
+			return err
+		}
+		list.json = list.json[:0]
+	}
+	return x.send(http.StatusOK, list.end())
+}
+
+// A userArray is a JSON array of users in the making.
+type userArray struct {
+	s     *server
+	who   *principal
+	json  []byte
+	comma bool
+}
+
+func newUserArray(s *server, x *exchange) *userArray {
+	return &userArray{s: s, who: &x.who, json: []byte{'['}}
+}
+
+func (l *userArray) add(u *user) {
+	if l.comma {
+		l.json = append(l.json, ',')
+	}
+	l.comma = true
+	l.json = appendUser(l.json, u, l.s.viewOf(l.who, u.id))
+}
+
+func (l *userArray) end() []byte { return append(l.json, "]\n"...) }
+
+func (s *server) getUser(x *exchange) error {
+	u, err := s.targetUser(x)
+	if err != nil {
+		return err
+	}
+	v := s.viewOf(&x.who, u.id)
+	if v == viewAll && matches(x.r.Header.Values("If-None-Match"), u.version, true) {
+		x.Header().Set("ETag", etag(u.version))
+		x.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	return x.sendUser(http.StatusOK, u, v)
+}
+
+// targetUser returns the user that the path names. The caller's own row has
+// been read already.
+func (s *server) targetUser(x *exchange) (*user, error) {
+	if x.target == x.who.id {
+		return &x.who.user, nil
+	}
+	u, err := s.store.user(x.target)
+	return &u, err
+}
+
+type updateRequest struct {
+	Username        *string `json:"username"`
+	Email           *string `json:"email"`
+	Password        *string `json:"password"`
+	Role            *role   `json:"role"`
+	Disabled        *bool   `json:"disabled"`
+	CurrentPassword *string `json:"current_password"`
+
+	// Ignored, so that what was fetched can be sent back.
+	ID          json.RawMessage `json:"id"`
+	CreatedAt   json.RawMessage `json:"created_at"`
+	UpdatedAt   json.RawMessage `json:"updated_at"`
+	LastLoginAt json.RawMessage `json:"last_login_at"`
+}
+
+// updateUser changes the given fields of a user. A field that is given as it
+// stands is no change: it needs no right, and an adopted user whose name breaks
+// today's rules can change the others.
+func (s *server) updateUser(x *exchange) error {
+	in, err := decode[updateRequest](x)
+	if err != nil {
+		return err
+	}
+	u, err := s.targetUser(x)
+	if err != nil {
+		return err
+	}
+	version, err := ifMatch(x.r, u)
+	if err != nil {
+		return err
+	}
+	c := change{
+		username: unlessSame(in.Username, u.username),
+		email:    unlessSame(in.Email, u.email),
+		role:     unlessSame(in.Role, u.role),
+		disabled: unlessSame(in.Disabled, u.disabled),
+	}
+	if (c.role != nil || c.disabled != nil) && x.who.role != admin {
+		return &fault{kind: errForbidden, text: "Only an admin sets role and disabled"}
+	}
+	if err := c.check(u, in.Password); err != nil {
+		return err
+	}
+	if c.email != nil || in.Password != nil || in.CurrentPassword != nil {
+		if err := s.confirm(x, in.CurrentPassword); err != nil {
+			return err
+		}
+	}
+	if in.Password != nil {
+		if err := s.allow(x, passwords); err != nil {
+			return err
+		}
+		hash, err := s.hasher.hash(x.r.Context(), s.network(x), *in.Password)
+		if err != nil {
+			return err
+		}
+		c.hash = &hash
+	}
+	if c != (change{}) {
+		changed, err := s.store.updateUser(x.r.Context(), x.caller(), u.id, c, version, s.now().Unix())
+		if err != nil {
+			return err
+		}
+		u = &changed
+	} else {
+		// Nothing is written, so nothing has been checked since before the body
+		// came, which may be long ago.
+		if err := s.admit(x, selfOrAdmin); err != nil {
+			return err
+		}
+		if u, err = s.targetUser(x); err != nil {
+			return err
+		}
+	}
+	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
+}
+
+// check says what is wrong with the new values of a change of u and with its
+// new password, nil where there is none.
+func (c *change) check(u *user, password *string) error {
+	wrong := make(fieldErrors)
+	username, email := u.username, u.email
+	if c.username != nil {
+		username = *c.username
+		wrong.add("username", checkUsername(username))
+	}
+	if c.email != nil {
+		email = *c.email
+		wrong.add("email", checkEmail(email))
+	}
+	if c.role != nil {
+		wrong.add("role", checkRole(*c.role))
+	}
+	if password != nil {
+		wrong.add("password", checkPassword(*password, username, email))
+	}
+	return wrong.err()
+}
+
+// unlessSame returns given, or nil where it is what stands already.
+func unlessSame[T comparable](given *T, stands T) *T {
+	if given != nil && *given == stands {
+		return nil
+	}
+	return given
+}
+
+type deleteRequest struct {
+	CurrentPassword *string `json:"current_password"`
+}
+
+func (s *server) deleteUser(x *exchange) error {
+	var in deleteRequest
+	if x.hasBody() {
+		var err error
+		if in, err = decode[deleteRequest](x); err != nil {
+			return err
+		}
+	}
+	u, err := s.targetUser(x)
+	if err != nil {
+		return err
+	}
+	version, err := ifMatch(x.r, u)
+	if err != nil {
+		return err
+	}
+	if u.id == x.who.id || in.CurrentPassword != nil {
+		if err := s.confirm(x, in.CurrentPassword); err != nil {
+			return err
+		}
+	}
+	if err := s.store.deleteUser(x.r.Context(), x.caller(), u.id, version, s.now().Unix()); err != nil {
+		return err
+	}
+	return x.send(http.StatusOK, []byte(`{"message":"User deleted successfully"}`+"\n"))
+}
+
+// A view is how much of a user somebody sees.
+type view int
+
+const (
+	viewName  view = iota // id, username
+	viewEmail             // and email
+	viewAll               // and the rest
+)
+
+// viewOf returns how much of the user id who sees.
+func (s *server) viewOf(who *principal, id int64) view {
+	switch {
+	case who.id == id || who.role == admin:
+		return viewAll
+	case s.directory == directoryFull:
+		return viewEmail
+	}
+	return viewName
+}
+
+// appendUser appends a user in JSON; what the view hides is left out. By hand,
+// because a list is made of nothing else.
+func appendUser(b []byte, u *user, v view) []byte {
+	b = append(b, `{"id":`...)
+	b = strconv.AppendInt(b, u.id, 10)
+	b = append(b, `,"username":`...)
+	b = appendString(b, u.username)
+	if v >= viewEmail {
+		b = append(b, `,"email":`...)
+		b = appendString(b, u.email)
+	}
+	if v == viewAll {
+		b = append(b, `,"role":`...)
+		b = appendString(b, string(u.role))
+		b = append(b, `,"disabled":`...)
+		b = strconv.AppendBool(b, u.disabled)
+		b = append(b, `,"created_at":`...)
+		b = appendTime(b, u.createdAt)
+		b = append(b, `,"updated_at":`...)
+		b = appendTime(b, u.updatedAt)
+		b = append(b, `,"last_login_at":`...)
+		b = appendTime(b, u.lastLoginAt)
+	}
+	return append(b, '}')
+}
+
+// appendString appends s as a JSON string. A name under today's rules needs no
+// escape; an adopted one may.
+func appendString(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
+			quoted, err := json.Marshal(s)
+			if err != nil {
+				panic(err) // a string
+			}
+			return append(b, quoted...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
+}
+
+// appendTime appends a time, or null for one that is not known.
+func appendTime(b []byte, unix int64) []byte {
+	if unix == 0 {
+		return append(b, "null"...)
+	}
+	b = append(b, '"')
+	b = time.Unix(unix, 0).UTC().AppendFormat(b, time.RFC3339)
+	return append(b, '"')
+}
+
+// sendUser answers with a user, and with its ETag where all of it is shown.
+func (x *exchange) sendUser(status int, u *user, v view) error {
+	if v == viewAll {
+		x.Header()["Etag"] = []string{etag(u.version)}
+	}
+	return x.send(status, append(appendUser(make([]byte, 0, 256), u, v), '\n'))
+}
+
+func userPath(id int64) string { return "/api/users/" + strconv.FormatInt(id, 10) }
