@@ -48,6 +48,7 @@ func backups(t *testing.T, path string) []string {
 }
 
 func TestAdoptedUsersGoOn(t *testing.T) {
+	t.Parallel()
 	path := flaskDatabase(t, `ALTER TABLE user ADD COLUMN shoe_size INTEGER`, `UPDATE user SET shoe_size = 44`)
 	before := flaskUsers(t, path)
 	sh := &shell{t, path}
@@ -119,6 +120,7 @@ func TestAdoptedUsersGoOn(t *testing.T) {
 
 // The Flask app adds users while somebody has gone back to it: no id clashes.
 func TestTheCounterPassesIDsThatOthersGave(t *testing.T) {
+	t.Parallel()
 	path := flaskDatabase(t)
 	(&shell{t, path}).run(0, "", "adopt")
 	s := newServiceOn(t, path)
@@ -131,6 +133,7 @@ func TestTheCounterPassesIDsThatOthersGave(t *testing.T) {
 // Another program's table may forbid that a user goes: that is no failure of
 // the storage, and of nobody else's write.
 func TestDeletingAUserThatOtherDataRefersTo(t *testing.T) {
+	t.Parallel()
 	path := flaskDatabase(t, `CREATE TABLE bill (id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL REFERENCES user (id))`, `INSERT INTO bill (user_id) VALUES (1)`)
 	(&shell{t, path}).run(0, "", "adopt")
 	s := newServiceOn(t, path)
@@ -140,6 +143,7 @@ func TestDeletingAUserThatOtherDataRefersTo(t *testing.T) {
 }
 
 func TestTwinsAreRefusedOrResolved(t *testing.T) {
+	t.Parallel()
 	twins := []string{
 		`INSERT INTO user (id, username, email, password_hash) VALUES (7, 'ANN', 'seven@example.com', 'x'), (8, 'Ann', 'eight', 'x'), (9, 'nine', 'ANN@example.com', 'x'), (10, 'ten', 'EIGHT', 'x')`,
 	}
@@ -193,6 +197,7 @@ func TestTwinsAreRefusedOrResolved(t *testing.T) {
 
 // What cannot be adopted is refused, and left as it is.
 func TestWhatIsNotAdopted(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		claim string
 		sql   []string
@@ -226,6 +231,7 @@ func TestWhatIsNotAdopted(t *testing.T) {
 // Flask-SQLAlchemy 3 puts app.db under instance/. An empty one beside it would
 // look as if every user were gone.
 func TestTheInstanceDirectoryIsSeen(t *testing.T) {
+	t.Parallel()
 	for _, empty := range []bool{false, true} {
 		path := flaskDatabase(t)
 		dir := filepath.Dir(path)
@@ -303,6 +309,7 @@ func TestAdoptionKilledAtAnyInstant(t *testing.T) {
 
 // A hash that nothing here knows is a failed login, and one warning at the start.
 func TestUnknownHashesAreWarnedOf(t *testing.T) {
+	t.Parallel()
 	path := flaskDatabase(t, `UPDATE user SET password_hash = 'md5$x$5f4dcc3b5aa765d61d8327deb882cf99' WHERE id IN (1, 2)`)
 	p := startUserd(t, filepath.Dir(path), nil)
 	if n := p.awaitLog("some users have a password hash in no known form and cannot log in")["users"]; n != 2.0 {
@@ -375,6 +382,7 @@ func TestFlaskWithManyUsers(t *testing.T) {
 
 // Several that start at once on one database of the tutorial: one adopts it.
 func TestAdoptionByTwoAtOnce(t *testing.T) {
+	t.Parallel()
 	path := flaskDatabase(t)
 	done := make(chan error, 4)
 	for range cap(done) {
@@ -397,6 +405,7 @@ func TestAdoptionByTwoAtOnce(t *testing.T) {
 // file, which whoever only reads cannot take back: the next start must go on all
 // the same. Copied in the middle of one, the files are as the killed leave them.
 func TestAJournalThatAKilledProcessLeftIsTakenBack(t *testing.T) {
+	t.Parallel()
 	path := flaskDatabase(t)
 	want := flaskUsers(t, path)
 	conn := another(t, path)

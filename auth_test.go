@@ -330,6 +330,7 @@ func manyMembers(n int) string {
 
 // RFC 7515 appendix A.1.
 func TestMACVector(t *testing.T) {
+	t.Parallel()
 	secret, err := base64.RawURLEncoding.DecodeString("AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow")
 	if err != nil {
 		t.Fatal(err)
@@ -345,6 +346,7 @@ func TestMACVector(t *testing.T) {
 }
 
 func TestSignThenVerify(t *testing.T) {
+	t.Parallel()
 	secret := []byte("0123456789abcdef0123456789abcdef")
 	for _, row := range []struct {
 		name   string
@@ -384,6 +386,7 @@ func TestSignThenVerify(t *testing.T) {
 }
 
 func TestVerifyAccepts(t *testing.T) {
+	t.Parallel()
 	k, c := testKey(), testClaims()
 	with := func(change func(*claims)) claims {
 		c := c
@@ -415,6 +418,7 @@ func TestVerifyAccepts(t *testing.T) {
 }
 
 func TestVerifyRefuses(t *testing.T) {
+	t.Parallel()
 	keys := ringOf(testKey())
 	for _, row := range forgeries(keys.configured[0], testClaims(), testNow) {
 		t.Run(row.name, func(t *testing.T) {
@@ -431,6 +435,7 @@ func TestVerifyRefuses(t *testing.T) {
 
 // Else a key that could not be read would be an empty one, which anybody has.
 func TestAKeyThatCannotBeReadVerifiesNothing(t *testing.T) {
+	t.Parallel()
 	keys := newKeyring(func(string, int64) ([]byte, error) { return nil, errStorage })
 	token := newKey("abcdefgh", nil).sign(testClaims())
 	if c, err := keys.verify(token, testNow); !errors.Is(err, errStorage) || c != (claims{}) {
@@ -439,6 +444,7 @@ func TestAKeyThatCannotBeReadVerifiesNothing(t *testing.T) {
 }
 
 func TestForgeriesOverHTTP(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	s.do(token, "GET", path, "").want(t, 200, "")
@@ -472,6 +478,7 @@ func TestForgeriesOverHTTP(t *testing.T) {
 }
 
 func TestAuthorizationHeader(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	const (
@@ -526,6 +533,7 @@ func TestAuthorizationHeader(t *testing.T) {
 }
 
 func TestTokenOfAnotherUsersSession(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	annPath, ann := s.member("ann")
 	bobPath, bob := s.member("bob")
@@ -554,6 +562,7 @@ func TestTokenOfAnotherUsersSession(t *testing.T) {
 }
 
 func TestTokenOfALogin(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, first := s.member("ann")
 	s.clock.add(time.Second)
@@ -582,6 +591,7 @@ func TestTokenOfALogin(t *testing.T) {
 }
 
 func TestSessionEndsOnTheNextRequest(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		name string
 		end  func(s *service, path, token, admin string) reply
@@ -626,6 +636,7 @@ func TestSessionEndsOnTheNextRequest(t *testing.T) {
 }
 
 func TestSessionEndsAtItsTime(t *testing.T) {
+	t.Parallel()
 	s := newService(t, func(c *settings) { c.accessTTL, c.refreshTTL = 2*time.Hour, time.Hour })
 	path, token := s.member("ann")
 	s.clock.add(time.Hour - time.Second)
@@ -635,6 +646,7 @@ func TestSessionEndsAtItsTime(t *testing.T) {
 }
 
 func TestRoleCountsOnTheNextRequest(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, root := s.admin("root")
 	path, ann := s.member("ann")
@@ -647,6 +659,7 @@ func TestRoleCountsOnTheNextRequest(t *testing.T) {
 }
 
 func TestAdmit(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, annToken := s.member("ann") // user 1
 	s.register("bob")              // user 2
@@ -718,6 +731,7 @@ func TestAdmit(t *testing.T) {
 }
 
 func TestEveryRouteSaysWhoMayCallIt(t *testing.T) {
+	t.Parallel()
 	for _, rt := range new(server).routes() {
 		if rt.access <= nobody || rt.access > byDirectory {
 			t.Errorf("%s: access %d", rt.pattern, rt.access)
@@ -726,6 +740,7 @@ func TestEveryRouteSaysWhoMayCallIt(t *testing.T) {
 }
 
 func TestKeys(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	open := func(t *testing.T) (*store, string) {
 		path := filepath.Join(t.TempDir(), "app.db")
@@ -870,6 +885,7 @@ func TestKeys(t *testing.T) {
 }
 
 func TestParseID(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		text string
 		want int64 // 0: refused
@@ -1003,6 +1019,7 @@ func sameClaims(a, b claims) bool {
 // Another header, though its key's holder signed it, is no key's. Nor does it cost
 // a read of the database; nor does a key's own, but the first time.
 func TestOnlyTheHeaderOfAKeyIsLookedUp(t *testing.T) {
+	t.Parallel()
 	const kid = "abcdefgh"
 	var asked []string
 	keys := newKeyring(func(kid string, _ int64) ([]byte, error) {

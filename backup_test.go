@@ -212,6 +212,7 @@ func TestABackupUnderLoadIsOneMoment(t *testing.T) {
 }
 
 func TestABackupIsAWholeDatabase(t *testing.T) {
+	t.Parallel()
 	path := makeStore(t, "ann", "bob")
 	dir := filepath.Dir(path)
 	before := snapshot(t, dir)
@@ -238,6 +239,7 @@ func TestABackupIsAWholeDatabase(t *testing.T) {
 }
 
 func TestABackupThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
+	t.Parallel()
 	path := makeStore(t, "ann")
 	dir := filepath.Dir(path)
 	there := filepath.Join(dir, "there.db")
@@ -284,6 +286,7 @@ func TestABackupThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
 
 // A full disk, a signal, a pipe that nobody reads any more: the copy is gone.
 func TestABackupThatFailsLeavesNothing(t *testing.T) {
+	t.Parallel()
 	path := makeLargeStore(t, "ann")
 	dir := filepath.Dir(path)
 	t.Run("by a file that must not grow", func(t *testing.T) {
@@ -399,6 +402,7 @@ func TestARestoreTakesBackWhatHasChangedButNotIDs(t *testing.T) {
 
 // Where what was there knows nothing of the ids given since, many are left out.
 func TestARestoreWhereNothingIsKnownLeavesIDsOut(t *testing.T) {
+	t.Parallel()
 	file := makeStore(t, "ann", "bob")
 	for claim, path := range map[string]string{
 		"on a new machine":                   filepath.Join(t.TempDir(), "app.db"),
@@ -510,6 +514,7 @@ func contents(t *testing.T, path string) (sums [2]string) {
 
 // Copies as others make them.
 func TestARestoreTakesCopiesOfAnyMaking(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		claim string
 		make  func(t *testing.T, path string)
@@ -547,6 +552,7 @@ func TestARestoreTakesCopiesOfAnyMaking(t *testing.T) {
 }
 
 func TestARestoreThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
+	t.Parallel()
 	good := makeStore(t, "ann")
 	damaged := makeStore(t, "ann")
 	damage(t, damaged, firstPage(t, damaged, "user_email"), make([]byte, 4096))
@@ -586,6 +592,7 @@ func TestARestoreThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
 // As long as anybody has the database open, nothing is touched; also where it is
 // damaged under a server.
 func TestARestoreBesideAServerIsRefused(t *testing.T) {
+	t.Parallel()
 	file := makeStore(t, "ann")
 	refused := func(t *testing.T, dir string) {
 		t.Helper()
@@ -633,6 +640,7 @@ func TestARestoreBesideAServerIsRefused(t *testing.T) {
 // A server that had the old file open, and waited for the lock, writes nothing
 // into it, nor a log beside the new one.
 func TestWhoOpenedTheOldFileCannotWriteBesideTheNew(t *testing.T) {
+	t.Parallel()
 	path := makeStore(t, "old")
 	late := another(t, path) // open, and no statement run
 	if got := userdProcess(t, filepath.Dir(path), "", nil, "restore", makeStore(t, "ann")); got.status != 0 {
@@ -649,6 +657,7 @@ func TestWhoOpenedTheOldFileCannotWriteBesideTheNew(t *testing.T) {
 }
 
 func TestARestoreBehindALinkKeepsTheLink(t *testing.T) {
+	t.Parallel()
 	path := makeStore(t, "old")
 	link := filepath.Join(t.TempDir(), "link.db")
 	if err := os.Symlink(path, link); err != nil {
@@ -666,6 +675,7 @@ func TestARestoreBehindALinkKeepsTheLink(t *testing.T) {
 
 // Root restores for the user that the server runs as.
 func TestARestoredDatabaseHasTheOwnerOfTheOneBefore(t *testing.T) {
+	t.Parallel()
 	path := makeStore(t, "old")
 	uid := os.Getuid()
 	if uid == 0 {
@@ -753,6 +763,7 @@ func TestARestoreKilledAtAnyInstant(t *testing.T) {
 }
 
 func TestACheckTellsWhatIsWrong(t *testing.T) {
+	t.Parallel()
 	noise := bytes.Repeat([]byte{0xa5}, 4096)
 	sql := func(queries ...string) func(t *testing.T, path string) {
 		return func(t *testing.T, path string) { runSQL(t, another(t, path), queries...) }
@@ -823,6 +834,7 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 }
 
 func TestACheckBesideAServer(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	p := startUserd(t, dir, nil)
 	p.register("ann")
@@ -849,6 +861,7 @@ func TestACheckBesideAServer(t *testing.T) {
 
 // A database behind a link is read with its log, which stands beside the file.
 func TestADatabaseBehindALinkIsReadWithItsLog(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	link := filepath.Join(t.TempDir(), "link.db")

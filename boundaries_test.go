@@ -57,6 +57,7 @@ func imports(t *testing.T, file *ast.File) []string {
 }
 
 func TestEachImportStandsOnlyWhereItsSubjectLives(t *testing.T) {
+	t.Parallel()
 	_, files := programFiles(t)
 	for name, file := range files {
 		for _, path := range imports(t, file) {
@@ -79,6 +80,7 @@ func TestEachImportStandsOnlyWhereItsSubjectLives(t *testing.T) {
 var sqlText = regexp.MustCompile(`\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|CREATE (TABLE|INDEX)|PRAGMA|COLLATE|BEGIN IMMEDIATE|SAVEPOINT)\s`)
 
 func TestSQLStandsOnlyInTheStore(t *testing.T) {
+	t.Parallel()
 	fset, files := programFiles(t)
 	found := make(map[string]int)
 	for name, file := range files {
@@ -107,6 +109,7 @@ var interfaceMethods = []string{"Accept", "Close", "Error", "Flush", "Handle", "
 // A package main exports nothing to anybody. What is lower-case and unused, the
 // tools find; what is upper-case could lie dead for years.
 func TestNothingIsExported(t *testing.T) {
+	t.Parallel()
 	fset, files := programFiles(t)
 	for _, file := range files {
 		ast.Inspect(file, func(n ast.Node) bool {
@@ -141,6 +144,7 @@ func TestNothingIsExported(t *testing.T) {
 }
 
 func TestTheModuleRequiresSQLiteAndCryptoAlone(t *testing.T) {
+	t.Parallel()
 	data, err := os.ReadFile("go.mod")
 	if err != nil {
 		t.Fatal(err)
@@ -183,6 +187,7 @@ func TestTheModuleRequiresSQLiteAndCryptoAlone(t *testing.T) {
 }
 
 func TestSecurityNamesTestsThatExist(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("SECURITY.md")
 	if err != nil {
 		t.Fatal(err)

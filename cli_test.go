@@ -41,6 +41,7 @@ func (sh *shell) run(status int, stdin string, args ...string) (stdout, stderr s
 
 // The command line changes what a running server serves, at once.
 func TestCommandsOnARunningServer(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.clock.t = time.Now() // the command line has no other clock
 	sh := &shell{t, s.path}
@@ -100,6 +101,7 @@ func TestCommandsOnARunningServer(t *testing.T) {
 
 // What fails says so in one line, with the status that scripts go by.
 func TestCommandsThatFail(t *testing.T) {
+	t.Parallel()
 	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
 	for _, args := range []string{"user list", "user show ann", "user passwd ann", "user export", "session list ann", "key list", "key rotate"} {
 		if _, text := sh.run(1, goodPassword, strings.Fields(args)...); !strings.Contains(text, "no database") {
@@ -151,6 +153,7 @@ func TestCommandsThatFail(t *testing.T) {
 }
 
 func TestUserListAndShow(t *testing.T) {
+	t.Parallel()
 	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
 	sh.run(0, goodPassword, "user", "add", "-admin", "root", "root@example.com")
 	sh.run(0, goodPassword, "user", "add", "ann", "ann@example.com")
@@ -172,6 +175,7 @@ func TestUserListAndShow(t *testing.T) {
 
 // A stranger's User-Agent must not steer the terminal of whoever lists sessions.
 func TestTablesArePrintable(t *testing.T) {
+	t.Parallel()
 	var out bytes.Buffer
 	table := newTable(&out, "A", "B")
 	table.row("x\x1b[2J\u009b\r\ny\tz", 7)
@@ -271,6 +275,7 @@ func TestImport(t *testing.T) {
 
 // What an import brings in can log in, and ids go on above the highest.
 func TestImportedUsersLogIn(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	sh := &shell{t, s.path}
 	file := filepath.Join(t.TempDir(), "users.csv")
@@ -294,6 +299,7 @@ func TestImportedUsersLogIn(t *testing.T) {
 
 // An export, imported into an empty database, gives the same users.
 func TestExportImportRoundTrip(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	s.admin("root")
@@ -315,6 +321,7 @@ func TestExportImportRoundTrip(t *testing.T) {
 // Somebody who registers a name between the check and the import: the row is
 // bad, and nothing is half there.
 func TestImportRace(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	st, err := openStaging(t.Context(), s.path)
 	if err != nil {
@@ -350,6 +357,7 @@ func TestImportRace(t *testing.T) {
 
 // A large import builds its indexes anew; they must hold the same rules.
 func TestLargeImportKeepsTheIndexes(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("zoe")
 	var file strings.Builder
@@ -369,6 +377,7 @@ func TestLargeImportKeepsTheIndexes(t *testing.T) {
 
 // Users of Django, and of anything that keeps bcrypt, log in after an import.
 func TestImportedHashesLogIn(t *testing.T) {
+	t.Parallel()
 	hashes := make(map[string]string)
 	for _, f := range foreignHashes {
 		hashes[f.claim] = f.hash

@@ -208,6 +208,7 @@ func aSessionWith(t *testing.T, st *store, userID int64) {
 
 // A write and its event are one: where the event cannot be written, nothing is.
 func TestAnActWithoutItsEventDoesNotHappen(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, token := s.member("ann")
 	runSQL(t, another(t, s.path), `CREATE TRIGGER refuse BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'no'); END`)
@@ -226,6 +227,7 @@ func TestAnActWithoutItsEventDoesNotHappen(t *testing.T) {
 }
 
 func TestWithTheUserThePersonIsGoneFromTheEvents(t *testing.T) {
+	t.Parallel()
 	a := newActors(t)
 	a.do(a.ann, "PUT", "/api/users/me", `{"username":"anna","email":"anna@example.com","password":"another good one"}`).want(t, 200, "")
 	a.do(a.root, "DELETE", "/api/users/2", "").want(t, 200, "")
@@ -242,6 +244,7 @@ func TestWithTheUserThePersonIsGoneFromTheEvents(t *testing.T) {
 }
 
 func TestEventsArePagedByCursor(t *testing.T) {
+	t.Parallel()
 	a := newActors(t) // events 1 to 4
 	for range 3 {
 		a.login("ann")
@@ -306,6 +309,7 @@ func addEvents(t testing.TB, st *store, n int) {
 }
 
 func TestEventListsUseTheirIndexes(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		only eventFilter
 		step string
@@ -329,6 +333,7 @@ func TestEventListsUseTheirIndexes(t *testing.T) {
 }
 
 func TestBadParametersOfEvents(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, root := s.admin("root")
 	const stream = "Accept: text/event-stream"
@@ -497,6 +502,7 @@ func (s *service) hasten() {
 }
 
 func TestAStreamFollowsTheEvents(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.hasten()
 	_, root := s.admin("root") // events 1 and 2
@@ -564,6 +570,7 @@ func TestAStreamFollowsTheEvents(t *testing.T) {
 }
 
 func TestASilentStreamGivesASignOfLife(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.hasten()
 	s.feed.speak = 30 * time.Millisecond
@@ -606,6 +613,7 @@ func TestAStreamOutlivesTheDeadlinesOfARequest(t *testing.T) {
 }
 
 func TestAStreamEndsWithTheRightToIt(t *testing.T) {
+	t.Parallel()
 	yes, demoted := true, member
 	for _, c := range []struct {
 		claim string
@@ -656,6 +664,7 @@ func TestAStreamEndsWithTheRightToIt(t *testing.T) {
 }
 
 func TestAStreamWhoseClientHasGoneIsGone(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.hasten()
 	_, root := s.admin("root")
@@ -673,6 +682,7 @@ func TestAStreamWhoseClientHasGoneIsGone(t *testing.T) {
 }
 
 func TestASlowReaderOfAStreamIsCutOff(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.hasten()
 	s.feed.write = 50 * time.Millisecond
@@ -751,6 +761,7 @@ func TestNoEventIsLostOrDoubledAcrossReconnectsAndRestarts(t *testing.T) {
 }
 
 func TestStreamsEndBeforeTheServerDoes(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	p := startUserd(t, dir, nil)
 	userdProcess(t, dir, goodPassword+"\n", nil, "user", "add", "-admin", "root", "root@example.com")
@@ -776,6 +787,7 @@ func TestStreamsEndBeforeTheServerDoes(t *testing.T) {
 }
 
 func TestEventsOnTheCommandLine(t *testing.T) {
+	t.Parallel()
 	a := newActors(t)
 	a.do(a.ann, "DELETE", "/api/users/me", "").want(t, 200, "")
 	sh := &shell{t, a.path}

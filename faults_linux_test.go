@@ -88,6 +88,7 @@ func TestAFileSizeLimitRefusesWritesAndNothingIsLost(t *testing.T) {
 }
 
 func TestADirectoryThatCannotBeWrittenLosesNothing(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "app.db")
 	command := func() *exec.Cmd { return userdCommand(t, dir, nil) }
@@ -100,7 +101,7 @@ func TestADirectoryThatCannotBeWrittenLosesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		reachable := filepath.Join(t.TempDir(), "userd")
+		reachable := filepath.Join(programDir(t), "userd")
 		copyFile(t, binary, reachable)
 		command = func() *exec.Cmd {
 			cmd := userdCommand(t, dir, nil)
@@ -155,6 +156,7 @@ func TestADirectoryThatCannotBeWrittenLosesNothing(t *testing.T) {
 }
 
 func TestADiskThatFailsRefusesWritesAndNothingIsLost(t *testing.T) {
+	t.Parallel()
 	if !*faults {
 		t.Skip("runs with -faults")
 	}

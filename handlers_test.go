@@ -16,6 +16,7 @@ import (
 
 // The tutorial's own seven requests, and what it says they answer.
 func TestTutorial(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	expect := func(r reply, status int, body string) {
 		t.Helper()
@@ -45,6 +46,7 @@ func TestTutorial(t *testing.T) {
 
 // The tutorial's error texts, to the letter.
 func TestTutorialErrors(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("ann")
 	for _, test := range []struct {
@@ -74,6 +76,7 @@ func TestTutorialErrors(t *testing.T) {
 }
 
 func TestRegisterNamesEachWrongField(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	long := strings.Repeat
 	for _, test := range []struct {
@@ -137,6 +140,7 @@ func TestRegisterNamesEachWrongField(t *testing.T) {
 }
 
 func TestRegistrationClosed(t *testing.T) {
+	t.Parallel()
 	s := newService(t, func(c *settings) { c.registration = registrationClosed })
 	_, root := s.admin("root")
 	s.do("", "POST", "/api/register", `{"username":"ann","email":"ann@example.com","password":"testpass"}`).want(t, 403, "registration_closed")
@@ -146,6 +150,7 @@ func TestRegistrationClosed(t *testing.T) {
 // Two registrations of one name at the same moment: one user, and the other is
 // told what stands in its way.
 func TestRegisterRace(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	var wg sync.WaitGroup
 	results := make([]reply, 8)
@@ -170,6 +175,7 @@ func TestRegisterRace(t *testing.T) {
 }
 
 func TestLoginTakesNameOrAddressInAnyCase(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("Ann")
 	for _, name := range []string{"Ann", "ANN", "ann@example.com", "aNN@EXAMPLE.com"} {
@@ -185,6 +191,7 @@ func TestLoginTakesNameOrAddressInAnyCase(t *testing.T) {
 
 // An older, cheaper hash is replaced by the login that proves it.
 func TestLoginReplacesAWeakHash(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, _ := s.register("ann")
 	before, err := s.store.passwordHash(1)
@@ -211,6 +218,7 @@ func TestLoginReplacesAWeakHash(t *testing.T) {
 }
 
 func TestDisabledUser(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	_, root := s.admin("root")
@@ -224,6 +232,7 @@ func TestDisabledUser(t *testing.T) {
 }
 
 func TestLogout(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, one := s.member("ann")
 	two, three := s.login("ann"), s.login("ann")
@@ -245,6 +254,7 @@ func TestLogout(t *testing.T) {
 // Who may call what: for each route, whether it admits a stranger, a member
 // whom it does not concern, the member whom it does, and an admin.
 func TestAccess(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	rows := map[string][4]int{ // the status for a stranger, another member, the member itself, an admin
 		"GET /healthz":           {200, 200, 200, 200},
@@ -305,6 +315,7 @@ func TestAccess(t *testing.T) {
 
 // A member against another member: nothing it sends changes or shows more.
 func TestMemberAgainstMember(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	victim, token := s.member("victim")
 	_, mallory := s.member("mallory")
@@ -331,6 +342,7 @@ func TestMemberAgainstMember(t *testing.T) {
 // What a member sees of another, of itself and of the list, and what an admin
 // sees, under each DIRECTORY.
 func TestDirectory(t *testing.T) {
+	t.Parallel()
 	keys := func(r reply) string {
 		var object map[string]any
 		json.Unmarshal([]byte(r.body), &object)
@@ -404,6 +416,7 @@ func TestDirectory(t *testing.T) {
 }
 
 func TestListPages(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, token := s.member("u01")
 	for i := 2; i <= 7; i++ {
@@ -442,6 +455,7 @@ func TestListPages(t *testing.T) {
 }
 
 func TestListFilters(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, token := s.member("ann")
 	bob, _ := s.register("bob")
@@ -473,6 +487,7 @@ func TestListFilters(t *testing.T) {
 }
 
 func TestSearchIsInNameOrderAndCapped(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, root := s.admin("root")
 	for _, name := range []string{"zoe", "Mia", "mike", "max", "MILA", "m_x", "m%x"} {
@@ -503,6 +518,7 @@ func TestSearchIsInNameOrderAndCapped(t *testing.T) {
 
 // A list is read and sent in parts; nothing is lost or doubled between them.
 func TestListStreamsEveryUser(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, token := s.member("ann")
 	const n = 2*listPage + 1
@@ -524,6 +540,7 @@ func TestListStreamsEveryUser(t *testing.T) {
 }
 
 func TestCreateUser(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, root := s.admin("root")
 	r := s.do(root, "POST", "/api/users", `{"username":"ann","email":"ann@example.com","password":"correct horse battery","role":"admin"}`).want(t, 201, "")
@@ -537,6 +554,7 @@ func TestCreateUser(t *testing.T) {
 }
 
 func TestUpdateMerges(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	s.register("bob")
@@ -570,6 +588,7 @@ func TestUpdateMerges(t *testing.T) {
 }
 
 func TestChangedPasswordEndsTheOtherSessions(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	other := s.login("ann")
@@ -586,6 +605,7 @@ func TestChangedPasswordEndsTheOtherSessions(t *testing.T) {
 }
 
 func TestRoles(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	rootPath, root := s.admin("root")
 	path, token := s.member("ann")
@@ -598,6 +618,7 @@ func TestRoles(t *testing.T) {
 }
 
 func TestLastAdminStays(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	rootPath, root := s.admin("root")
 	ann, _ := s.register("ann")
@@ -614,6 +635,7 @@ func TestLastAdminStays(t *testing.T) {
 }
 
 func TestDelete(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	_, root := s.admin("root")
@@ -630,6 +652,7 @@ func TestDelete(t *testing.T) {
 }
 
 func TestIDs(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	_, root := s.admin("root")
@@ -643,6 +666,7 @@ func TestIDs(t *testing.T) {
 }
 
 func TestETag(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	tag := s.do(token, "GET", path, "").header.Get("ETag")
@@ -663,6 +687,7 @@ func TestETag(t *testing.T) {
 
 // Of many changes that name one version, one is made.
 func TestLostUpdates(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	var wg sync.WaitGroup
@@ -689,6 +714,7 @@ func TestLostUpdates(t *testing.T) {
 
 // A token not from a login may not take the user over; the password may.
 func TestFresh(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	c, err := s.keys.verify(token, s.clock.now().Unix())

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,20 +12,63 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 )
 
-// TestMain lets the tests run userd as a process: the test binary is userd when
-// it is told so.
+// TestMain lets the tests run userd as a process: if the environment asks for
+// it, the test binary is userd.
 func TestMain(m *testing.M) {
 	if os.Getenv("USERD_TEST_RUN_MAIN") != "" {
 		main()
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	os.Exit(runTests(m))
+}
+
+// runTests runs the tests on databases in memory if the system has a place for
+// them: a sync to a disk takes longer than most tests. Benchmarks measure it,
+// and so use the disk.
+func runTests(m *testing.M) int {
+	flag.Parse()
+	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == fmt.Sprint(runtime.GOMAXPROCS(0)) {
+		parallel.Value.Set(fmt.Sprint(4 * runtime.GOMAXPROCS(0))) // many tests wait
+	}
+	if os.Getenv("TMPDIR") == "" && flag.Lookup("test.bench").Value.String() == "" && hasMemoryDir() {
+		dir, err := os.MkdirTemp(memoryDir, "userd-test-")
+		if err == nil {
+			err = os.Chmod(dir, 0o755) // some tests run userd as another user
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		os.Setenv("TMPDIR", dir)
+	}
+	return m.Run()
+}
+
+// diskDir is the system's directory for temporary files, before runTests sets
+// another.
+var diskDir = os.TempDir()
+
+// programDir returns a directory for programs that a test builds or copies:
+// memoryDir may forbid to run them.
+func programDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(diskDir, "userd-test-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755) // other users run them too
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // cheap is a cost that lets a test hash often.

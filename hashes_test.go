@@ -45,6 +45,7 @@ func TestForeignHashes(t *testing.T) {
 
 // A login replaces each with a hash of ours, and the next login still works.
 func TestForeignHashesAreReplaced(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("ann")
 	for _, test := range foreignHashes {
@@ -63,6 +64,7 @@ func TestForeignHashesAreReplaced(t *testing.T) {
 
 // bcrypt looks at 72 bytes; whatever follows must not be accepted unseen.
 func TestBcryptRefusesWhatItWouldIgnore(t *testing.T) {
+	t.Parallel()
 	// crypt(3) of 72 times "a".
 	const hash = "$2b$05$abcdefghijklmnopqrstuuGUnCqbfgs3htOkLrFduUjAyLBw1Rq/u"
 	h := newHasher(cheap)
@@ -77,6 +79,7 @@ func TestBcryptRefusesWhatItWouldIgnore(t *testing.T) {
 // Whoever writes a hash must not choose what verifying it costs, nor crash the
 // verifier.
 func TestHashesRefused(t *testing.T) {
+	t.Parallel()
 	salt, hex64 := "aBcD1234eFgH5678", strings.Repeat("ab", 64)
 	for claim, hash := range map[string]string{
 		"nothing":                               "",

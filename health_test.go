@@ -27,6 +27,7 @@ const (
 )
 
 func TestReadyzTellsWhetherTheDatabaseCanBeReadAndWritten(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		claim string
 		fault func(t *testing.T, s *service) (end func())
@@ -103,6 +104,7 @@ func TestReadyzTellsWhetherTheDatabaseCanBeReadAndWritten(t *testing.T) {
 }
 
 func TestTheDatabaseIsAskedAtMostOnceASecond(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	commits := countCommits(t, s.store)
 	asked := func(want int64) {
@@ -133,6 +135,7 @@ func TestTheDatabaseIsAskedAtMostOnceASecond(t *testing.T) {
 }
 
 func TestAStuckDatabaseIsNotReadyAndAskedNoMore(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	book := s.keepLog()
 	s.health.database.patience = 20 * time.Millisecond
@@ -159,6 +162,7 @@ func TestAStuckDatabaseIsNotReadyAndAskedNoMore(t *testing.T) {
 
 // SQLite leaves out a write of what stands there already.
 func TestAProbeReallyWrites(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	aUser(t, st, "ann", member)
@@ -183,6 +187,7 @@ func TestAProbeReallyWrites(t *testing.T) {
 }
 
 func TestWhileItDrainsItIsNotReady(t *testing.T) {
+	t.Parallel()
 	p := startUserd(t, t.TempDir(), []string{"METRICS_ADDR=127.0.0.1:0"})
 	watched, _ := p.awaitLog("serving metrics")["url"].(string)
 	get := func(path string) int {
@@ -234,6 +239,7 @@ func TestWhileItDrainsItIsNotReady(t *testing.T) {
 }
 
 func TestHealthcheckAsksTheRunningServer(t *testing.T) {
+	t.Parallel()
 	p := startUserd(t, t.TempDir(), []string{"ADDR=0.0.0.0:0"})
 	_, port, err := net.SplitHostPort(strings.TrimPrefix(p.url, "http://"))
 	if err != nil {
@@ -295,6 +301,7 @@ func TestHealthcheckFailsWhereTheServerIsNotReady(t *testing.T) {
 }
 
 func TestAServerOnEveryAddressIsAskedOnLoopback(t *testing.T) {
+	t.Parallel()
 	for addr, want := range map[string]string{
 		"127.0.0.1:5000":         "http://127.0.0.1:5000/readyz",
 		"192.0.2.7:80":           "http://192.0.2.7:80/readyz",

@@ -195,6 +195,7 @@ var badBodies = []struct {
 }
 
 func TestBadBodies(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	for _, row := range badBodies {
 		t.Run(row.name, func(t *testing.T) {
@@ -214,6 +215,7 @@ func TestBadBodies(t *testing.T) {
 }
 
 func TestWrongTypeNamesTheField(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, token := s.admin("root")
 	for _, row := range []struct{ body, field, want string }{
@@ -246,6 +248,7 @@ func TestWrongTypeNamesTheField(t *testing.T) {
 }
 
 func TestDecodeBody(t *testing.T) {
+	t.Parallel()
 	text := func(s string) *string { return &s }
 	yes, root := true, admin
 	for _, row := range []struct {
@@ -286,6 +289,7 @@ func TestDecodeBody(t *testing.T) {
 }
 
 func TestEachMember(t *testing.T) {
+	t.Parallel()
 	t.Run("gives each member in order, its value as it is written", func(t *testing.T) {
 		const text = ` { "a" : 1 , "" : [ { "x" : "}" } , "]" ] ,"b\"\u0041":"\"}",` + "\n" + `"c":{},"d":[],"e":-1.5E+3,"f":null} `
 		var got []string
@@ -342,6 +346,7 @@ func sized(n int) string {
 }
 
 func TestBodySize(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	// Without its own type net/http cannot know its length and sends chunks.
 	chunked := func(body string) io.Reader { return iotest.DataErrReader(strings.NewReader(body)) }
@@ -395,6 +400,7 @@ func TestBodySize(t *testing.T) {
 }
 
 func TestOnlyAGoodBodyIsInvited(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, token := s.member("ann")
 	const (
@@ -436,6 +442,7 @@ func (b unreadBody) Read([]byte) (int, error) {
 }
 
 func TestWhoIsCallingComesBeforeTheBody(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.member("ann")
 	_, bob := s.member("bob")
@@ -465,6 +472,7 @@ func TestWhoIsCallingComesBeforeTheBody(t *testing.T) {
 }
 
 func TestContentType(t *testing.T) {
+	t.Parallel()
 	s := newService(t, unlimited)
 	for _, row := range []struct {
 		name    string
@@ -505,6 +513,7 @@ func TestContentType(t *testing.T) {
 }
 
 func TestPathsAndMethods(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, token := s.member("ann")
 	const (
@@ -570,6 +579,7 @@ func TestPathsAndMethods(t *testing.T) {
 }
 
 func TestHEAD(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	for _, row := range []struct {
@@ -601,6 +611,7 @@ func TestHEAD(t *testing.T) {
 }
 
 func TestHeadersOfEveryAnswer(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.keepLog()
 	s.handle("GET /panic", func(*exchange) error { panic("oh no") })
@@ -666,6 +677,7 @@ func TestHeadersOfEveryAnswer(t *testing.T) {
 }
 
 func TestProblemJSON(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.keepLog()
 	s.handle("GET /panic", func(*exchange) error { panic("oh no") })
@@ -749,6 +761,7 @@ func wantLogged(t *testing.T, book *logBook, texts ...string) (record map[string
 }
 
 func TestUnknownFailure(t *testing.T) {
+	t.Parallel()
 	const secret = "the disk of db-7 is full"
 	for _, row := range []struct {
 		name string
@@ -781,6 +794,7 @@ func TestUnknownFailure(t *testing.T) {
 }
 
 func TestFailureWhenTheClientHasGone(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		name   string
 		fail   func(x *exchange) error
@@ -805,6 +819,7 @@ func TestFailureWhenTheClientHasGone(t *testing.T) {
 }
 
 func TestHalfAnAnswerBreaksTheConnection(t *testing.T) {
+	t.Parallel()
 	half := func(x *exchange) {
 		if err := x.send(200, []byte(`[{"id":1},`)); err != nil {
 			panic(err)
@@ -856,6 +871,7 @@ func TestHalfAnAnswerBreaksTheConnection(t *testing.T) {
 }
 
 func TestNoSecretReachesTheLog(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	book := s.keepLog()
 	const password, wrong, next = "old-Secret-pass", "wrong-Secret-pass", "new-Secret-pass"
@@ -896,6 +912,7 @@ func TestNoSecretReachesTheLog(t *testing.T) {
 }
 
 func TestLogTellsWhoAndWhat(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	book := s.keepLog()
 	_, token := s.member("ann")
@@ -974,6 +991,7 @@ func TestLogTellsWhoAndWhat(t *testing.T) {
 }
 
 func TestClientAddress(t *testing.T) {
+	t.Parallel()
 	const proxy = "10.0.0.1:1234"
 	private := []string{"10.0.0.0/8", "fd00::/8"}
 	for _, row := range []struct {
@@ -1036,6 +1054,7 @@ func TestClientAddress(t *testing.T) {
 }
 
 func TestAnswers(t *testing.T) {
+	t.Parallel()
 	word := regexp.MustCompile(`^[a-z]+(_[a-z]+)*$`)
 	said := make(map[[2]string]error)
 	for _, a := range append(slices.Clone(answers), unknown) {
@@ -1067,6 +1086,7 @@ func TestAnswers(t *testing.T) {
 
 // A new sentinel without a row would be answered with 500.
 func TestEachErrorHasAnAnswer(t *testing.T) {
+	t.Parallel()
 	file, err := parser.ParseFile(token.NewFileSet(), "errors.go", nil, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -1100,6 +1120,7 @@ func TestEachErrorHasAnAnswer(t *testing.T) {
 }
 
 func TestOneAnswerPerRequest(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		name   string
 		answer func(x *exchange) error
@@ -1141,6 +1162,7 @@ func (closedWriter) Write([]byte) (int, error) { return 0, net.ErrClosed }
 
 // A long answer must stop where nobody reads it.
 func TestSendTellsThatTheClientHasGone(t *testing.T) {
+	t.Parallel()
 	x := &exchange{ResponseWriter: closedWriter{httptest.NewRecorder()}, r: httptest.NewRequest("GET", "/", nil), routed: true}
 	if err := x.send(http.StatusOK, []byte("[")); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("send: %v", err)
@@ -1213,6 +1235,7 @@ func checkDecode[T any](t *testing.T, data []byte) {
 
 // An empty body whose length is not told beforehand is empty, too.
 func TestAnEmptyChunkedBodyIsNone(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	r, err := http.NewRequest("POST", s.url+"/api/logout", io.NopCloser(strings.NewReader("")))
@@ -1234,6 +1257,7 @@ func TestAnEmptyChunkedBodyIsNone(t *testing.T) {
 
 // What was true before a slow body came may not be any more.
 func TestAnUpdateOfNothingIsCheckedAfterItsBody(t *testing.T) {
+	t.Parallel()
 	s := newService(t, func(c *settings) { c.directory = directorySelf })
 	path, _ := s.register("ann")
 	_, root := s.admin("root")
@@ -1267,6 +1291,7 @@ func TestAnUpdateOfNothingIsCheckedAfterItsBody(t *testing.T) {
 
 // A stranger chooses the method, and would choose what fills the log.
 func TestALongMethodIsLoggedShort(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	book := s.keepLog()
 	s.do("", strings.Repeat("A", 10_000), "/api/test", "").want(t, 405, "method_not_allowed")
@@ -1276,6 +1301,7 @@ func TestALongMethodIsLoggedShort(t *testing.T) {
 }
 
 func TestCORS(t *testing.T) {
+	t.Parallel()
 	const listed = "https://app.example.com"
 	open := func(c *settings) { c.corsOrigins = []string{listed, "http://localhost:3000"} }
 	for _, row := range []struct {
@@ -1328,6 +1354,7 @@ func TestCORS(t *testing.T) {
 
 // A line of the log that a stranger could make up would hide what he did.
 func TestNoInputBreaksALineOfTheLog(t *testing.T) {
+	t.Parallel()
 	const evil = "x\r\n{\"level\":\"INFO\",\"msg\":\"forged\"}\x1b[31m\u2028"
 	for _, format := range []string{"text", "json"} {
 		t.Run(format, func(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 // http.Server.Shutdown waits, without regard to its context, until Accept has
 // returned.
 func TestAListenerWithAllItsConnectionsTakenCanBeClosed(t *testing.T) {
+	t.Parallel()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -81,6 +82,7 @@ func (c *countedConn) Close() error {
 }
 
 func TestNoMoreConnectionsAreOpenAtOnceThanAllowed(t *testing.T) {
+	t.Parallel()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -296,6 +298,7 @@ func TestFileDescriptorsRunOut(t *testing.T) {
 
 // It is the system's memory, of which a client must not fill much by not reading.
 func TestLittleOfAnAnswerIsHeldForAClientThatDoesNotRead(t *testing.T) {
+	t.Parallel()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -326,6 +329,7 @@ func TestLittleOfAnAnswerIsHeldForAClientThatDoesNotRead(t *testing.T) {
 }
 
 func TestTwoThousandIdleConnections(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, token := s.member("ann")
 	address := s.serveOn(maxConnections)
@@ -338,6 +342,7 @@ func TestTwoThousandIdleConnections(t *testing.T) {
 }
 
 func TestAConnectionWaitsForItsClientWhileNoneOfItsRequestsRuns(t *testing.T) {
+	t.Parallel()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

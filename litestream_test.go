@@ -21,7 +21,7 @@ func TestLitestream(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
 	}
-	bin := t.TempDir()
+	bin := programDir(t)
 	build := exec.Command("go", "install", "github.com/benbjohnson/litestream/cmd/litestream@v0.5.18")
 	build.Env = append(os.Environ(), "GOBIN="+bin, "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {

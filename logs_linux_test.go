@@ -39,6 +39,7 @@ func (p *process) servesOn() {
 // Go ends a process that writes to a standard error that nobody reads, as a
 // command in a pipeline should.
 func TestALogWhoseReaderHasGoneDoesNotEndIt(t *testing.T) {
+	t.Parallel()
 	r, w := pipe(t)
 	p := spawnLoggingTo(t, w)
 	w.Close()
@@ -126,6 +127,7 @@ func TestALogThatNobodyReadsStopsOneRequestAtMost(t *testing.T) {
 // With descriptor 2 closed, the next file that is opened, such as the database,
 // could take its place; Go opens another there first.
 func TestWithoutAStandardErrorTheLogGoesNowhere(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	socket, address := tcpSocket(t)
 	cmd := handed(userdCommand(t, dir, nil), socket)
@@ -139,6 +141,7 @@ func TestWithoutAStandardErrorTheLogGoesNowhere(t *testing.T) {
 }
 
 func TestACommandWhoseReaderHasGoneEndsQuietly(t *testing.T) {
+	t.Parallel()
 	cmd := userdCommand(t, t.TempDir(), []string{"DATABASE_URL=" + makeStore(t, "ann")}, "user", "list")
 	r, w := pipe(t)
 	r.Close()
@@ -151,6 +154,7 @@ func TestACommandWhoseReaderHasGoneEndsQuietly(t *testing.T) {
 }
 
 func TestALogOnAFullDiskDoesNotEndIt(t *testing.T) {
+	t.Parallel()
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -162,6 +166,7 @@ func TestALogOnAFullDiskDoesNotEndIt(t *testing.T) {
 // What collects logs takes a write for a line, and lines of several processes
 // in one file do not mix.
 func TestEachLineOfTheLogIsOneWrite(t *testing.T) {
+	t.Parallel()
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0) // keeps writes apart
 	if err != nil {
 		t.Fatal(err)
@@ -190,6 +195,7 @@ func TestEachLineOfTheLogIsOneWrite(t *testing.T) {
 
 // logrotate's copytruncate cuts the file off while userd has it open.
 func TestALogFileThatIsTruncatedHasNoHole(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "userd.log")
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {

@@ -310,6 +310,7 @@ func wantFiles(t *testing.T, dir string, names ...string) {
 }
 
 func TestWithoutConfigurationItServes(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	p := startUserd(t, dir, nil)
 	r := p.must("", "GET", "/api/test", "").want(t, 200, "")
@@ -358,6 +359,7 @@ func TestWithoutConfigurationItServes(t *testing.T) {
 }
 
 func TestAnInterruptEndsItToo(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	p := startUserd(t, dir, nil)
 	if status := p.end(os.Interrupt); status != 0 {
@@ -470,6 +472,7 @@ func TestTheDefaultsAreTheTutorials(t *testing.T) {
 }
 
 func TestVersionIsOneLine(t *testing.T) {
+	t.Parallel()
 	got := userdProcess(t, t.TempDir(), "", nil, "version")
 	if got.status != 0 || got.stderr != "" || !regexp.MustCompile(`^userd \S.* `+regexp.QuoteMeta(runtime.Version())+`\n$`).MatchString(got.stdout) {
 		t.Errorf("got %+v", got)
@@ -604,6 +607,7 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 }
 
 func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		claim   string
 		environ []string
@@ -659,6 +663,7 @@ func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T
 }
 
 func TestFlagsMayStandBeforeAndAfterNames(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		args  string
 		names string
@@ -770,6 +775,7 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 }
 
 func TestATakenPortIsAFailureThatLeavesNothing(t *testing.T) {
+	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -781,6 +787,7 @@ func TestATakenPortIsAFailureThatLeavesNothing(t *testing.T) {
 }
 
 func TestAFileThatIsNotItsOwnIsRefusedAndLeftAsItIs(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		claim string
 		make  func(t *testing.T) (path string)
@@ -873,6 +880,7 @@ func TestTheDatabaseIsWhereItsURLSays(t *testing.T) {
 }
 
 func TestAnAdminAddedBesideARunningServerSignsInAtOnce(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	p := startUserd(t, dir, nil)
 	annID := p.register("ann")
@@ -920,6 +928,7 @@ func TestAUserIsAddedFromTheCommandLine(t *testing.T) {
 }
 
 func TestAUserWhoCannotBeAddedIsRefusedInOneHelpfulLine(t *testing.T) {
+	t.Parallel()
 	path := makeStore(t, "ann")
 	for _, c := range []struct {
 		claim       string
@@ -994,6 +1003,7 @@ func TestATokenOutlivesARestart(t *testing.T) {
 
 // As with a restart that overlaps.
 func TestTwoServersThatBeginAtOnceMakeOneDatabaseWithOneKey(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	one, two := spawnUserd(t, dir, nil), spawnUserd(t, dir, nil)
 	one.awaitServing()
@@ -1300,6 +1310,7 @@ func TestKilledUnderLoadItKeepsWhatItHasAcknowledged(t *testing.T) {
 }
 
 func TestARequestThatRunsIsFinishedBeforeItEnds(t *testing.T) {
+	t.Parallel()
 	p := startUserd(t, t.TempDir(), nil)
 	id := p.register("ann")
 	token := p.login("ann", goodPassword)

@@ -109,6 +109,7 @@ func requests(route, method string, status int) string {
 func withOrigin(c *settings) { c.corsOrigins = []string{"https://app.example.com"} }
 
 func TestEachRequestIsCountedByRouteMethodAndStatus(t *testing.T) {
+	t.Parallel()
 	s := newService(t, withOrigin)
 	s.keepLog()
 	s.handle("GET /panic", func(*exchange) error { panic("oh no") })
@@ -166,6 +167,7 @@ func TestEachRequestIsCountedByRouteMethodAndStatus(t *testing.T) {
 }
 
 func TestADurationFallsIntoItsBucket(t *testing.T) {
+	t.Parallel()
 	r := new(routeStats)
 	for _, took := range []time.Duration{1, 100 * time.Microsecond, 100*time.Microsecond + 1, 2 * time.Second, 10 * time.Second, time.Hour} {
 		r.observe("GET", 200, took)
@@ -186,6 +188,7 @@ func TestADurationFallsIntoItsBucket(t *testing.T) {
 }
 
 func TestNothingThatAStrangerChoosesMakesANewSeries(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.keepLog()
 	ask := func(method, path string) {
@@ -218,6 +221,7 @@ func TestNothingThatAStrangerChoosesMakesANewSeries(t *testing.T) {
 }
 
 func TestLoginsAreCountedByOutcome(t *testing.T) {
+	t.Parallel()
 	s := newService(t, proxied)
 	s.keepLog()
 	_, root := s.admin("root")
@@ -272,6 +276,7 @@ func TestLoginsAreCountedByOutcome(t *testing.T) {
 }
 
 func TestARefusalIsCountedByItsLimit(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	for _, a := range s.limiter.limits {
 		name := a.name
@@ -308,6 +313,7 @@ func TestPasswordHashesAreCounted(t *testing.T) {
 }
 
 func TestRowsAreCountedOnceAMinute(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.scrape().want(t, samples{"userd_users": 0, "userd_sessions": 0, "userd_events_total": 0})
 	s.register("ann")
@@ -320,6 +326,7 @@ func TestRowsAreCountedOnceAMinute(t *testing.T) {
 }
 
 func TestCommitsAndFilesAreMeasured(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	before := s.scrape()
 	s.register("ann")
@@ -358,6 +365,7 @@ func TestCommitsAndFilesAreMeasured(t *testing.T) {
 }
 
 func TestOpenConnectionsAreCounted(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	address := s.serveOn(10)
 	var conns []net.Conn
@@ -380,6 +388,7 @@ func TestOpenConnectionsAreCounted(t *testing.T) {
 }
 
 func TestTheProgramTellsOfItself(t *testing.T) {
+	t.Parallel()
 	got := newService(t).scrape()
 	names := []string{"go_goroutines", "go_memstats_heap_alloc_bytes", "go_memstats_alloc_bytes_total", "go_memstats_next_gc_bytes", "go_memstats_sys_bytes", "go_gc_duration_seconds_count"}
 	if runtime.GOOS == "linux" {
@@ -408,6 +417,7 @@ func TestTheProgramTellsOfItself(t *testing.T) {
 }
 
 func TestEachOfManyRequestsIsCountedWhileOthersRead(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	const clients, each = 16, 200
 	var asking, reading sync.WaitGroup
@@ -461,6 +471,7 @@ func TestObservingARequestAllocatesNothing(t *testing.T) {
 }
 
 func TestMetricsAreNotPublic(t *testing.T) {
+	t.Parallel()
 	s := newService(t, withOrigin)
 	_, member := s.member("ann")
 	_, admin := s.admin("root")
@@ -482,6 +493,7 @@ func TestMetricsAreNotPublic(t *testing.T) {
 }
 
 func TestTheAddressOfTheMetricsAnswersNothingElse(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	p := startUserd(t, dir, []string{"METRICS_ADDR=127.0.0.1:0"})
 	main := p.url
@@ -526,6 +538,7 @@ func TestTheAddressOfTheMetricsAnswersNothingElse(t *testing.T) {
 }
 
 func TestDamageShowsInTheMetrics(t *testing.T) {
+	t.Parallel()
 	path := makeStore(t, "ann")
 	damage(t, path, firstPage(t, path, "user_email"), make([]byte, 4096))
 	p := startUserd(t, t.TempDir(), []string{"METRICS_ADDR=127.0.0.1:0", "DATABASE_URL=" + path})
@@ -536,6 +549,7 @@ func TestDamageShowsInTheMetrics(t *testing.T) {
 
 // What README tells people to watch is there.
 func TestReadmeNamesMetricsThatExist(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)

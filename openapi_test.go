@@ -273,6 +273,7 @@ func (d *document) checkText(schema object, text, at string) []string {
 }
 
 func TestCheckRefuses(t *testing.T) {
+	t.Parallel()
 	d := readDocument(t)
 	for _, row := range []struct{ claim, schema, good, bad string }{
 		{"another type", `{"type":"string"}`, `"x"`, `1`},
@@ -365,6 +366,7 @@ func (d *document) eachSchema(f func(at string, schema, of object)) {
 // Each schema uses known keywords alone and says what it wants, and each example
 // and default is good by its schema.
 func TestTheDocumentsSchemasAndExamplesAreGood(t *testing.T) {
+	t.Parallel()
 	d := readDocument(t)
 	n := 0
 	good := func(schema object, v any, at string) {
@@ -405,6 +407,7 @@ func TestTheDocumentsSchemasAndExamplesAreGood(t *testing.T) {
 }
 
 func TestTheDocumentHasTheRoutesAndWhoMayCallThem(t *testing.T) {
+	t.Parallel()
 	words := map[access]string{anyone: "anyone", signedIn: "signed in", adminOnly: "admin", selfOrAdmin: "self or admin", byDirectory: "by directory"}
 	described, routes, ids := make(map[string]string), make(map[string]string), make(map[any]bool)
 	d := readDocument(t)
@@ -449,6 +452,7 @@ func TestTheDocumentHasTheRoutesAndWhoMayCallThem(t *testing.T) {
 
 // The codes and their statuses, in the document and in README.
 func TestTheDocumentHasTheErrors(t *testing.T) {
+	t.Parallel()
 	d := readDocument(t)
 	statuses := make(map[string]int)
 	for _, a := range append(slices.Clone(answers), unknown) {
@@ -499,6 +503,7 @@ func TestTheDocumentHasTheErrors(t *testing.T) {
 }
 
 func TestTheDocumentHasTheTypesOfEvents(t *testing.T) {
+	t.Parallel()
 	listed := readDocument(t).resolve(object{"$ref": "#/components/schemas/EventType"})["enum"]
 	if want := fmt.Sprint(eventTypes); fmt.Sprint(listed) != want {
 		t.Errorf("the document lists %v, there are %s", listed, want)
@@ -527,6 +532,7 @@ func memberNames(request any) []string {
 }
 
 func TestTheDocumentHasTheMembersOfEachBody(t *testing.T) {
+	t.Parallel()
 	d := readDocument(t)
 	for _, op := range d.operations() {
 		request, has := bodies[op.name]
@@ -1203,6 +1209,7 @@ func refusesWithoutDatabase(w *witness) {
 
 // A 500 is the same for each route.
 func TestAFailureOfUserdsOwn(t *testing.T) {
+	t.Parallel()
 	d := readDocument(t)
 	response := d.object["components"].(object)["responses"].(object)["InternalError"]
 	for _, accept := range []string{"application/json", "application/problem+json"} {
@@ -1220,6 +1227,7 @@ func TestAFailureOfUserdsOwn(t *testing.T) {
 }
 
 func TestTheDocumentIsServedAsItIs(t *testing.T) {
+	t.Parallel()
 	r := newService(t).do("", "GET", "/openapi.json", "").want(t, 200, "")
 	file, err := os.ReadFile("openapi.json")
 	if err != nil {

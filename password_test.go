@@ -30,6 +30,7 @@ func mustVerify(t *testing.T, h *hasher, hash, password string, want bool) {
 }
 
 func TestHashVectors(t *testing.T) {
+	t.Parallel()
 	h := newHasher(cheap)
 	for _, v := range argon2Vectors {
 		mustVerify(t, h, v.hash, v.password, true)
@@ -38,6 +39,7 @@ func TestHashVectors(t *testing.T) {
 }
 
 func TestHash(t *testing.T) {
+	t.Parallel()
 	hash := func(t *testing.T, h *hasher, password string) string {
 		t.Helper()
 		text, err := h.hash(t.Context(), "", password)
@@ -118,6 +120,7 @@ func unknownHashes(right string) map[string]string {
 }
 
 func TestUnknownHashIsNeverRight(t *testing.T) {
+	t.Parallel()
 	h := newHasher(cheap)
 	right, err := h.hash(t.Context(), "", goodPassword)
 	if err != nil {
@@ -160,6 +163,7 @@ func TestUnknownHashTakesTheWorkOfOneOfOurs(t *testing.T) {
 }
 
 func TestParsePHC(t *testing.T) {
+	t.Parallel()
 	text := func(m, t, p, salt, key int) string {
 		return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s", m, t, p,
 			base64.RawStdEncoding.EncodeToString(make([]byte, salt)), base64.RawStdEncoding.EncodeToString(make([]byte, key)))
@@ -272,6 +276,7 @@ func FuzzParsePHC(f *testing.F) {
 }
 
 func TestStale(t *testing.T) {
+	t.Parallel()
 	h := newHasher(cost{memory: 64, passes: 2, threads: 1})
 	text := func(c cost, salt, key int) string {
 		return phc{argon2id, c, make([]byte, salt), make([]byte, key)}.String()
@@ -650,6 +655,7 @@ func TestEveryHashGoesThroughTheGate(t *testing.T) {
 }
 
 func TestAClientThatHangsUpGivesItsPlaceInTheQueueBack(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, token := s.member("ann")
 	defer s.hasher.gate.fill()()
@@ -687,6 +693,7 @@ func TestAClientThatHangsUpGivesItsPlaceInTheQueueBack(t *testing.T) {
 
 // At a full gate an answer other than 503 would come from no hash at all.
 func TestFullGateOverHTTP(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	s.hasher.gate.crowd("127.0.0.0/24")
@@ -709,6 +716,7 @@ func TestFullGateOverHTTP(t *testing.T) {
 }
 
 func TestCheckPassword(t *testing.T) {
+	t.Parallel()
 	const (
 		short     = "must have at least 8 characters"
 		long      = "must have at most 1024 bytes"
@@ -764,6 +772,7 @@ func TestCheckPassword(t *testing.T) {
 // An entry that another rule stops, or that has a capital letter, would be of
 // no use.
 func TestEachCommonPasswordIsFound(t *testing.T) {
+	t.Parallel()
 	if len(common) < 100 {
 		t.Errorf("only %d passwords", len(common))
 	}

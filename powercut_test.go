@@ -293,6 +293,7 @@ func (d *disk) leave(t *testing.T, r *rand.Rand, dir string) {
 // the system calls of a userd under load: of what was not synced, anything may
 // be missing, old or torn. What was acknowledged before must be there.
 func TestAPowerCutLosesNothingAcknowledged(t *testing.T) {
+	t.Parallel()
 	if !*faults {
 		t.Skip("runs with -faults")
 	}

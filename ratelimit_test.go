@@ -40,6 +40,7 @@ const (
 )
 
 func TestGuessingTakesLongerAndLonger(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"ann", "nobody"} {
 		t.Run(name, func(t *testing.T) {
 			s := newService(t, proxied)
@@ -59,6 +60,7 @@ func TestGuessingTakesLongerAndLonger(t *testing.T) {
 }
 
 func TestARightPasswordIsRefusedWhileGuessesAre(t *testing.T) {
+	t.Parallel()
 	s := newService(t, proxied)
 	s.register("ann")
 	for range freeFailures {
@@ -74,6 +76,7 @@ func TestARightPasswordIsRefusedWhileGuessesAre(t *testing.T) {
 }
 
 func TestFailuresAreForgotten(t *testing.T) {
+	t.Parallel()
 	s := newService(t, proxied)
 	s.register("ann")
 	for range freeFailures - 1 {
@@ -85,6 +88,7 @@ func TestFailuresAreForgotten(t *testing.T) {
 }
 
 func TestEachSpellingOfAUserCountsAsTheUser(t *testing.T) {
+	t.Parallel()
 	s := newService(t, proxied)
 	s.register("Ann")
 	for _, name := range []string{"Ann", "ann", "ANN", "ann@example.com", "Ann@Example.COM"} {
@@ -109,6 +113,7 @@ func TestEachSpellingOfAUserCountsAsTheUser(t *testing.T) {
 }
 
 func TestAWrongCurrentPasswordCounts(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	for i := range freeFailures {
@@ -126,6 +131,7 @@ func TestAWrongCurrentPasswordCounts(t *testing.T) {
 }
 
 func TestNetworks(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		a, b string
 		same bool
@@ -181,6 +187,7 @@ func TestAStrangerDoesNotLockAUserOutOfHerNetwork(t *testing.T) {
 }
 
 func TestOneNetworkTriesOnlySoManyUsers(t *testing.T) {
+	t.Parallel()
 	s := newService(t, proxied)
 	s.register("ann")
 	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
@@ -232,6 +239,7 @@ func TestANewPasswordClearsTheFailures(t *testing.T) {
 
 // Whoever asks in parallel passes the first check many times over.
 func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("ann")
 	leave := s.hasher.gate.fill() // until all stand at the gate
@@ -257,6 +265,7 @@ func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 }
 
 func TestManyRightLoginsAtOnce(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("ann")
 	var wg sync.WaitGroup
@@ -269,6 +278,7 @@ func TestManyRightLoginsAtOnce(t *testing.T) {
 }
 
 func TestKnownAndUnknownNamesAreRefusedAlike(t *testing.T) {
+	t.Parallel()
 	s := newService(t, proxied)
 	s.register("ann")
 	refused := func(name string) reply {
@@ -287,6 +297,7 @@ func TestKnownAndUnknownNamesAreRefusedAlike(t *testing.T) {
 }
 
 func TestANetworkIsLimitedInAll(t *testing.T) {
+	t.Parallel()
 	s := newService(t, proxied)
 	s.register("ann")
 	_, token := s.member("bob")
@@ -327,6 +338,7 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 
 // What is refused for one user takes nothing from the others of the network.
 func TestANeighbourWhoIsRefusedKeepsNobodyWaiting(t *testing.T) {
+	t.Parallel()
 	s := newService(t, proxied)
 	s.register("ann")
 	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
@@ -349,6 +361,7 @@ func TestASuiteThatRegistersAHundredUsersPasses(t *testing.T) {
 }
 
 func TestTheLimiterCanBeOff(t *testing.T) {
+	t.Parallel()
 	s := newService(t, unlimited)
 	s.register("ann")
 	for range 2 * freeFailures {
@@ -358,6 +371,7 @@ func TestTheLimiterCanBeOff(t *testing.T) {
 }
 
 func TestTheLimiterSurvivesAFlood(t *testing.T) {
+	t.Parallel()
 	table := make(tallies)
 	now := int64(time.Hour)
 	guesser := tally{failures: 20, until: now + int64(maxDelay), gone: now + 20*int64(forgiveness)}
@@ -374,6 +388,7 @@ func TestTheLimiterSurvivesAFlood(t *testing.T) {
 }
 
 func TestTheLogTellsOfFailedLoginsAndLimits(t *testing.T) {
+	t.Parallel()
 	s := newService(t, proxied)
 	s.register("ann")
 	book := s.keepLog()

@@ -20,6 +20,7 @@ func (s *service) pair(name string) (access, refresh string) {
 }
 
 func TestRefreshGivesANewPair(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, _ := s.register("ann")
 	access, first := s.pair("ann")
@@ -50,6 +51,7 @@ func TestRefreshGivesANewPair(t *testing.T) {
 
 // A refreshed session lives on; one that is left alone ends.
 func TestSessionExpires(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("ann")
 	_, token := s.pair("ann")
@@ -67,6 +69,7 @@ func TestSessionExpires(t *testing.T) {
 
 // The token before the live one is answered with the live one, for 10 s.
 func TestRefreshGrace(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, _ := s.register("ann")
 	_, first := s.pair("ann")
@@ -81,6 +84,7 @@ func TestRefreshGrace(t *testing.T) {
 }
 
 func TestRefreshReuseEndsTheSession(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		claim string
 		steal func(s *service, first, second string) (stolen string)
@@ -117,6 +121,7 @@ func TestRefreshReuseEndsTheSession(t *testing.T) {
 
 // Whoever does not hold a token that userd wrote ends nobody's session.
 func TestRefreshForgeries(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("ann")
 	access, token := s.pair("ann")
@@ -154,6 +159,7 @@ func TestRefreshForgeries(t *testing.T) {
 // A token of a generation that the database has not given out, as after going
 // back to an older copy, is refused and ends nothing.
 func TestRefreshFromTheFuture(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("ann")
 	_, token := s.pair("ann")
@@ -171,6 +177,7 @@ func TestRefreshFromTheFuture(t *testing.T) {
 
 // Of many parallel refreshes each is answered, all with the one successor.
 func TestParallelRefresh(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("ann")
 	_, token := s.pair("ann")
@@ -195,6 +202,7 @@ func TestParallelRefresh(t *testing.T) {
 
 // What the database keeps of a refresh token is no refresh token.
 func TestRefreshTokenIsNotInTheDatabase(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("ann")
 	_, token := s.pair("ann")
@@ -209,6 +217,7 @@ func TestRefreshTokenIsNotInTheDatabase(t *testing.T) {
 }
 
 func TestRefreshEndsWithTheSession(t *testing.T) {
+	t.Parallel()
 	for claim, end := range map[string]func(s *service, access, root string){
 		"logout":   func(s *service, access, root string) { s.do(access, "POST", "/api/logout", "").want(s.t, 204, "") },
 		"deletion": func(s *service, access, root string) { s.do(access, "DELETE", "/api/users/me", "").want(s.t, 200, "") },
@@ -231,6 +240,7 @@ func TestRefreshEndsWithTheSession(t *testing.T) {
 }
 
 func TestSessionList(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, _ := s.register("ann")
 	s.admin("root")
@@ -271,6 +281,7 @@ func TestSessionList(t *testing.T) {
 }
 
 func TestLastUsedIsWrittenOnceAMinute(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	used := func() int64 {
@@ -294,6 +305,7 @@ func TestLastUsedIsWrittenOnceAMinute(t *testing.T) {
 }
 
 func TestLastLoginShowsToSelfAndAdmin(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, _ := s.register("ann")
 	_, root := s.admin("root")
@@ -308,6 +320,7 @@ func TestLastLoginShowsToSelfAndAdmin(t *testing.T) {
 }
 
 func TestSweep(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("ann")
 	now := s.clock.now().Unix()
@@ -357,6 +370,7 @@ func count(t *testing.T, s *service, table string) (n int) {
 }
 
 func TestKeyRotation(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, old := s.member("ann")
 	if err := s.store.rotateKey(t.Context(), randomKey(), s.clock.now().Unix()); err != nil {
@@ -401,6 +415,7 @@ func header(token string) string {
 // The configured key signs with PyJWT's own header; the one before it still
 // verifies, and so do the database's.
 func TestConfiguredKeys(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, fromDatabase := s.member("ann")
 	use := func(secret, previous string) {
@@ -427,6 +442,7 @@ func TestConfiguredKeys(t *testing.T) {
 }
 
 func TestVerify(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	_, token := s.member("ann")
 	r := s.do(token, "GET", "/api/verify", "").want(t, 200, "")

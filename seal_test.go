@@ -65,6 +65,7 @@ func (l *ledger) wantFault(noted head, words string) verdict {
 var longKey = strings.Repeat("seal", 8)
 
 func TestSealedEventsHold(t *testing.T) {
+	t.Parallel()
 	l := newLedger(t, "")
 	v := l.wantFault(head{}, "")
 	if v.events != 12 || v.seals != 4 || v.unsealed != 1 || v.head.eventID != 12 {
@@ -144,6 +145,7 @@ func TestVerifyNamesTheFirstRangeThatDoesNotHold(t *testing.T) {
 
 // What is cut off at the end shows only against a head that was noted elsewhere.
 func TestAHeadShowsWhatWasCutOff(t *testing.T) {
+	t.Parallel()
 	l := newLedger(t, longKey)
 	noted := l.wantFault(head{}, "").head
 	other := another(t, l.path)
@@ -171,6 +173,7 @@ func TestAHeadShowsWhatWasCutOff(t *testing.T) {
 // Who can write the file has the key that it holds: what that sealed counts only
 // up to a head that was noted before there was another.
 func TestTheDatabasesOwnKeyVouchesForNothingOnceThereIsAnother(t *testing.T) {
+	t.Parallel()
 	l := newLedger(t, "")
 	noted := l.wantFault(head{}, "").head
 	var err error
@@ -187,6 +190,7 @@ func TestTheDatabasesOwnKeyVouchesForNothingOnceThereIsAnother(t *testing.T) {
 }
 
 func TestTrimmingLeavesWhatVerifies(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	l := newLedger(t, longKey)
 	noted := l.wantFault(head{}, "").head
@@ -230,6 +234,7 @@ func TestTrimmingLeavesWhatVerifies(t *testing.T) {
 }
 
 func TestTheNewestEventIsNeverDeleted(t *testing.T) {
+	t.Parallel()
 	l := newLedger(t, "")
 	l.mustSeal()
 	for range 3 {
@@ -246,6 +251,7 @@ func TestTheNewestEventIsNeverDeleted(t *testing.T) {
 }
 
 func TestTrimmingIsDoneInSteps(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	l := &ledger{store: openTestStore(t, path), t: t, path: path}
 	l.keys = []sealKey{newSealKey([]byte(longKey))}
@@ -265,6 +271,7 @@ func TestTrimmingIsDoneInSteps(t *testing.T) {
 
 // Two processes on one file seal and trim it at once.
 func TestTwoSealersMakeOneChain(t *testing.T) {
+	t.Parallel()
 	t.Run("where one has sealed what the other was about to", func(t *testing.T) {
 		ctx := context.Background()
 		l := newLedger(t, longKey)
@@ -320,6 +327,7 @@ func TestTwoSealersMakeOneChain(t *testing.T) {
 }
 
 func TestASealerSealsAndTrimsAsTimePasses(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		retention time.Duration
 		trims     bool
@@ -381,6 +389,7 @@ func TestUserdSealsItsEvents(t *testing.T) {
 
 // No two lists of events are the same bytes to a seal.
 func TestADigestTellsEventsApart(t *testing.T) {
+	t.Parallel()
 	sums := make(map[string]event)
 	for _, e := range []event{
 		{}, {id: 1}, {at: 1}, {actorID: 1}, {userID: 1}, {sessionID: 1}, {kind: "a"}, {address: "a"}, {changes: "a"},

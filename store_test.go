@@ -289,6 +289,7 @@ func snapshot(t *testing.T, dir string) string {
 }
 
 func TestEveryConnectionOfTheStoreHasItsPragmas(t *testing.T) {
+	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	conns := map[string]*sql.Conn{"the writer": st.conn}
 	for _, name := range []string{"one reader", "another reader"} {
@@ -319,6 +320,7 @@ func TestEveryConnectionOfTheStoreHasItsPragmas(t *testing.T) {
 }
 
 func TestTheFilesOfTheDatabaseAreTheirOwnersAlone(t *testing.T) {
+	t.Parallel()
 	defer syscall.Umask(syscall.Umask(0)) // so that the mode is the program's and not the umask's
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
@@ -336,6 +338,7 @@ func TestTheFilesOfTheDatabaseAreTheirOwnersAlone(t *testing.T) {
 
 // The paths that a DSN could misread.
 func TestADatabaseIsMadeAtThePathThatWasGiven(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{
 		"app.db",
 		"with a space.db",
@@ -375,6 +378,7 @@ func TestADatabaseIsMadeAtThePathThatWasGiven(t *testing.T) {
 }
 
 func TestAnIDIsNeverGivenTwice(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st, err := openStore(context.Background(), path)
 	if err != nil {
@@ -415,6 +419,7 @@ func TestAnIDIsNeverGivenTwice(t *testing.T) {
 }
 
 func TestSessionIDsAreNeverGivenTwice(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st, err := openStore(context.Background(), path)
 	if err != nil {
@@ -435,6 +440,7 @@ func TestSessionIDsAreNeverGivenTwice(t *testing.T) {
 }
 
 func TestNamesAreUniqueWithoutRegardToCase(t *testing.T) {
+	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	ctx := context.Background()
 	ann, bob := aUser(t, st, "Ann", member), aUser(t, st, "bob", member)
@@ -592,6 +598,7 @@ func plan(t *testing.T, conn *sql.Conn, query string) string {
 
 // Names that the rules of today would refuse come from adopted databases.
 func TestEveryUserIsReadAsItStandsInTheDatabase(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	conn := another(t, path)
@@ -612,6 +619,7 @@ func TestEveryUserIsReadAsItStandsInTheDatabase(t *testing.T) {
 }
 
 func TestARowThatIsNoUserIsAnError(t *testing.T) {
+	t.Parallel()
 	for _, row := range []any{
 		nil,
 		int64(1),
@@ -632,6 +640,7 @@ func TestARowThatIsNoUserIsAnError(t *testing.T) {
 }
 
 func TestNoStatementReadsAWholeTable(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	exercise(t, st)
@@ -693,6 +702,7 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 }
 
 func TestListsUseTheIndexMadeForThem(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	yes := true
 	for _, c := range []struct {
@@ -747,6 +757,7 @@ func TestListsUseTheIndexMadeForThem(t *testing.T) {
 }
 
 func TestASearchFindsByTheBeginningOfANameInAnyCase(t *testing.T) {
+	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	for _, u := range []user{
 		{username: "Bob", email: "zed@example.com"},
@@ -800,6 +811,7 @@ func TestASearchFindsByTheBeginningOfANameInAnyCase(t *testing.T) {
 }
 
 func TestAListHoldsTheUsersThatItsFilterLetsThrough(t *testing.T) {
+	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	ctx := context.Background()
 	yes, no := true, false
@@ -864,6 +876,7 @@ func countCommits(t *testing.T, st *store) *atomic.Int64 {
 }
 
 func TestWritesThatWaitShareOneCommit(t *testing.T) {
+	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	commits := countCommits(t, st)
 	release := holdWriter(t, st)
@@ -887,6 +900,7 @@ func TestWritesThatWaitShareOneCommit(t *testing.T) {
 }
 
 func TestAFullQueueIsWrittenInGroupsOfBoundedSize(t *testing.T) {
+	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	commits := countCommits(t, st)
 	release := holdWriter(t, st)
@@ -916,6 +930,7 @@ func TestAFullQueueIsWrittenInGroupsOfBoundedSize(t *testing.T) {
 }
 
 func TestManyWritersAtOnceAllLand(t *testing.T) {
+	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	const writers, each = 64, 20
 	var wg sync.WaitGroup
@@ -937,6 +952,7 @@ func TestManyWritersAtOnceAllLand(t *testing.T) {
 }
 
 func TestAWriteThatFailsInAGroupFailsAloneAndWhole(t *testing.T) {
+	t.Parallel()
 	errNothing := errors.New("nothing to do")
 	tick := statement{query: `UPDATE counter SET user_id = user_id + 1`} // the first statement, which must be undone
 	insert := func(id int64, name string) statement {
@@ -999,6 +1015,7 @@ func TestAWriteThatFailsInAGroupFailsAloneAndWhole(t *testing.T) {
 }
 
 func TestAnErrorThatIsNoConstraintFailsItsWholeGroup(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		claim string
 		query string
@@ -1027,6 +1044,7 @@ func TestAnErrorThatIsNoConstraintFailsItsWholeGroup(t *testing.T) {
 }
 
 func TestACommitThatFailsFailsItsWholeGroup(t *testing.T) {
+	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	var refuse atomic.Bool
 	err := st.conn.Raw(func(c any) error {
@@ -1054,6 +1072,7 @@ func TestACommitThatFailsFailsItsWholeGroup(t *testing.T) {
 }
 
 func TestAWriteThatIsCancelledWhileItWaitsIsNotRun(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		claim  string
 		cancel func(context.Context) (context.Context, context.CancelFunc)
@@ -1103,6 +1122,7 @@ func (c expired) Err() error {
 }
 
 func TestAWriteThatIsCancelledWhileItRunsLandsWithItsGroup(t *testing.T) {
+	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -1128,6 +1148,7 @@ func TestAWriteThatIsCancelledWhileItRunsLandsWithItsGroup(t *testing.T) {
 }
 
 func TestAFullDiskFailsTheWholeGroupAndLeavesNothing(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	ctx := context.Background()
@@ -1177,6 +1198,7 @@ func TestAFullDiskFailsTheWholeGroupAndLeavesNothing(t *testing.T) {
 }
 
 func TestAnotherProgramsWriteIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	other := another(t, path)
@@ -1207,6 +1229,7 @@ func TestAnotherProgramsWriteIsWaitedFor(t *testing.T) {
 }
 
 func TestAfterCloseTheStoreAnswersWithAnError(t *testing.T) {
+	t.Parallel()
 	st, err := openStore(context.Background(), filepath.Join(t.TempDir(), "app.db"))
 	if err != nil {
 		t.Fatal(err)
@@ -1226,6 +1249,7 @@ func TestAfterCloseTheStoreAnswersWithAnError(t *testing.T) {
 }
 
 func TestCloseWaitsForTheWritesInTheQueue(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st, err := openStore(context.Background(), path)
 	if err != nil {
@@ -1252,6 +1276,7 @@ func TestCloseWaitsForTheWritesInTheQueue(t *testing.T) {
 // A write that comes as the store closes is done or refused: an acknowledged
 // one is there afterwards, and no caller waits for ever.
 func TestAWriteBesideCloseIsDoneOrRefused(t *testing.T) {
+	t.Parallel()
 	for round := range 10 {
 		path := filepath.Join(t.TempDir(), "app.db")
 		st, err := openStore(context.Background(), path)
@@ -1286,6 +1311,7 @@ func TestAWriteBesideCloseIsDoneOrRefused(t *testing.T) {
 }
 
 func TestCloseLeavesTheDatabaseFileAlone(t *testing.T) {
+	t.Parallel()
 	path := makeStore(t, "ann", "bob")
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil {
@@ -1297,6 +1323,7 @@ func TestCloseLeavesTheDatabaseFileAlone(t *testing.T) {
 }
 
 func TestTheWriteAheadLogStaysSmallUnderManySmallWrites(t *testing.T) {
+	t.Parallel()
 	const writes, most = 20000, 8 << 20
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
@@ -1331,6 +1358,7 @@ func TestTheWriteAheadLogStaysSmallUnderManySmallWrites(t *testing.T) {
 }
 
 func TestANewDatabaseHasTheNewestSchema(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		claim string
 		path  string
@@ -1369,6 +1397,7 @@ func emptyFile(t *testing.T) string {
 }
 
 func TestANewDatabaseCanBeOpenedByManyAtOnce(t *testing.T) {
+	t.Parallel()
 	const rounds, openers = 10, 4
 	for round := range rounds {
 		path := filepath.Join(t.TempDir(), "app.db")
@@ -1416,6 +1445,7 @@ func TestANewDatabaseCanBeOpenedByManyAtOnce(t *testing.T) {
 // The lock that another process holds while it makes the same database. SQLite
 // waits for no lock when it changes the journal's mode.
 func TestADatabaseThatAnotherProcessIsMakingIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	path := makeDatabase(t, `VACUUM`)
 	other := another(t, path)
 	runSQL(t, other, `BEGIN IMMEDIATE`)
@@ -1443,7 +1473,7 @@ func TestADatabaseThatAnotherProcessIsMakingIsWaitedFor(t *testing.T) {
 	wantError(t, "close", got.st.close(), nil)
 }
 
-func TestAMigrationThatFailsLeavesTheDatabaseAsItWas(t *testing.T) {
+func TestAMigrationThatFailsLeavesTheDatabaseAsItWas(t *testing.T) { // not parallel: it replaces migrations
 	known := migrations
 	t.Cleanup(func() { migrations = known })
 	failing := append(slices.Clone(known), `
@@ -1531,6 +1561,7 @@ func firstPage(t *testing.T, path, table string) int64 {
 }
 
 func TestInspectRefusesWhatIsNoDatabaseOfUserdsAndLeavesItAsItIs(t *testing.T) {
+	t.Parallel()
 	aFile := func(content string) func(t *testing.T) string {
 		return func(t *testing.T) string {
 			path := emptyFile(t)
@@ -1670,6 +1701,7 @@ func TestInspectRefusesWhatIsNoDatabaseOfUserdsAndLeavesItAsItIs(t *testing.T) {
 // What a killed server leaves stands in the write-ahead log and not in the
 // database file.
 func TestInspectReadsAWriteAheadLogThatWasLeftBehind(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	aUser(t, st, "ann", member)
@@ -1687,6 +1719,7 @@ func TestInspectReadsAWriteAheadLogThatWasLeftBehind(t *testing.T) {
 }
 
 func TestAnActiveAdminAlwaysStays(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	demoted, disabled := member, true
 	acts := map[string]func(st *store, by caller, id int64) error{
@@ -1783,6 +1816,7 @@ func TestAnActiveAdminAlwaysStays(t *testing.T) {
 }
 
 func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	demoted, disabled, name := member, true, "changed"
 	acts := map[string]func(st *store, by caller, id int64) error{
@@ -1868,6 +1902,7 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 }
 
 func TestAChangeOfAVersionThatHasPassedIsRefused(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	ann := aUser(t, st, "ann", member)
@@ -1904,6 +1939,7 @@ func TestAChangeOfAVersionThatHasPassedIsRefused(t *testing.T) {
 }
 
 func TestAUserHasAtMostAHundredSessionsAndTheOldestEnds(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	ann, bob := aUser(t, st, "ann", member), aUser(t, st, "bob", member)
@@ -1936,6 +1972,7 @@ func TestAUserHasAtMostAHundredSessionsAndTheOldestEnds(t *testing.T) {
 }
 
 func TestASessionBeginsOnlyForTheUserWhosePasswordWasVerified(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	yes, other := true, "other hash"
 	for _, c := range []struct {
@@ -2002,6 +2039,7 @@ func TestASessionBeginsOnlyForTheUserWhosePasswordWasVerified(t *testing.T) {
 }
 
 func TestWhichSessionsAChangeEnds(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	yes, no, hash, name := true, false, "new hash", "anna"
 	type sessions struct{ own, second, admins, others caller }
@@ -2115,6 +2153,7 @@ func notNamed(err, sentinel error) error {
 // An admin who is no admin any more when its turn comes adds nobody; whoever
 // registers adds a member alone.
 func TestWhoMayAddIsCheckedWhenTheWriteRuns(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	demoted := member
 	for _, c := range []struct {
@@ -2162,6 +2201,7 @@ func TestWhoMayAddIsCheckedWhenTheWriteRuns(t *testing.T) {
 // A foreign key that is deferred to the commit fails there: the write at fault
 // must not take its group along.
 func TestADeferredForeignKeyFailsAlone(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)

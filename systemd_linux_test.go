@@ -70,6 +70,7 @@ func spawnLoggingTo(t *testing.T, stderr *os.File) *process {
 }
 
 func TestASocketOfSystemdIsServedAcrossARestart(t *testing.T) {
+	t.Parallel()
 	socket, address := tcpSocket(t)
 	dir := t.TempDir()
 	p := spawn(t, handed(userdCommand(t, dir, []string{"ADDR=127.0.0.1:1"}), socket)) // which it could not open
@@ -97,6 +98,7 @@ func TestASocketOfSystemdIsServedAcrossARestart(t *testing.T) {
 }
 
 func TestWhatSystemdMayNotHandOver(t *testing.T) {
+	t.Parallel()
 	tcp, _ := tcpSocket(t)
 	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -126,6 +128,7 @@ func TestWhatSystemdMayNotHandOver(t *testing.T) {
 }
 
 func TestASocketForAnotherProcessIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	socket, address := tcpSocket(t)
 	cmd := userdCommand(t, t.TempDir(), []string{"LISTEN_FDS=1", "LISTEN_PID=1"})
 	cmd.ExtraFiles = []*os.File{socket}
@@ -175,6 +178,7 @@ func TestSystemdIsToldWhenItServesAndWhenItStops(t *testing.T) {
 }
 
 func TestASystemdThatDoesNotListenIsOnlyWarnedOf(t *testing.T) {
+	t.Parallel()
 	p := startUserd(t, t.TempDir(), []string{"NOTIFY_SOCKET=/nowhere/notify"})
 	p.awaitLog("systemd does not hear that userd serves")
 	p.must("", "GET", "/api/test", "").want(t, 200, "")

@@ -196,6 +196,7 @@ func TestWithACertificateItSpeaksHTTPS(t *testing.T) {
 }
 
 func TestPlainAnswersDoNotAskForHTTPS(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	for _, path := range []string{"/api/test", "/api/users", "/none"} {
 		if r := s.do("", "GET", path, "", "X-Forwarded-Proto: https"); r.header["Strict-Transport-Security"] != nil {
@@ -286,6 +287,7 @@ func TestACertificateIsReplacedWhileItServes(t *testing.T) {
 }
 
 func TestOnlyACertificateWithItsKeyIsLoaded(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	good, other := makeCert(t, 90*days), makeCert(t, 90*days)
 	p := &keyPair{certFile: filepath.Join(dir, "cert.pem"), keyFile: filepath.Join(dir, "key.pem")}
@@ -319,6 +321,7 @@ func TestOnlyACertificateWithItsKeyIsLoaded(t *testing.T) {
 }
 
 func TestACertificateThatEndsSoon(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	for _, c := range []struct {
 		life, left time.Duration
@@ -347,6 +350,7 @@ func TestACertificateThatEndsSoon(t *testing.T) {
 }
 
 func TestAHangupWithoutACertificateDoesNothing(t *testing.T) {
+	t.Parallel()
 	p := startUserd(t, t.TempDir(), nil)
 	for range 3 {
 		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
@@ -407,6 +411,7 @@ func (s *service) serveTLSOn(most int, options ...func(*http.Server)) (address s
 }
 
 func TestAHandshakeThatStallsIsCutOff(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	if got := newHTTPServer(s.server).ReadHeaderTimeout; got != headerTimeout {
 		t.Errorf("a handshake may take %v, want %v", got, headerTimeout)
@@ -499,6 +504,7 @@ func (h *h2Client) request(stream uint32, method, path string) {
 }
 
 func TestAnHTTP2ConnectionIsBounded(t *testing.T) {
+	t.Parallel()
 	address, _ := newService(t).serveTLSOn(maxConnections)
 	settings := make(map[uint16]uint32)
 	for payload := dialH2(t, address, true).read(frameSettings); len(payload) >= 6; payload = payload[6:] {
@@ -623,6 +629,7 @@ func (b *toldBody) Read(p []byte) (int, error) {
 }
 
 func TestRequestsBesideOthersAreBoundedTogether(t *testing.T) {
+	t.Parallel()
 	const most = 3
 	s := newService(t)
 	s.keepLog()
@@ -717,6 +724,7 @@ func (w lineWriter) Write(p []byte) (int, error) {
 }
 
 func TestACertificateThatWasKeptIsServedWithoutAsking(t *testing.T) {
+	t.Parallel()
 	lines := make(lineWriter, 10)
 	a, asked := testACME(t, slog.New(slog.NewTextHandler(lines, nil)), "userd.example", "other.example")
 	cert := makeCert(t, 90*days, "userd.example")
@@ -767,6 +775,7 @@ func TestACertificateThatWasKeptIsServedWithoutAsking(t *testing.T) {
 }
 
 func TestPort80(t *testing.T) {
+	t.Parallel()
 	a, _ := testACME(t, slog.New(slog.DiscardHandler), "userd.example", "b.example")
 	dir := a.dir
 	writeFile(t, filepath.Join(dir, "token+http-01"), []byte("token.thumbprint"))
@@ -844,7 +853,7 @@ type pebble struct {
 // certificates are good for so many seconds.
 func startPebble(t *testing.T, httpPort, tlsPort, seconds int) *pebble {
 	t.Helper()
-	dir := t.TempDir()
+	dir := programDir(t)
 	const commands, version = "github.com/letsencrypt/pebble/v2/cmd/", "@v2.10.1"
 	build := exec.Command("go", "install", commands+"pebble"+version, commands+"pebble-challtestsrv"+version)
 	build.Env = append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=0")

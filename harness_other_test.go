@@ -1,0 +1,7 @@
+//go:build !linux
+
+package main
+
+const memoryDir = ""
+
+func hasMemoryDir() bool { return false }
