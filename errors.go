@@ -67,7 +67,7 @@ var (
 type answer struct {
 	err    error
 	status int
-	code   string // stable, for programs; README lists each
+	code   string // stable, for programs; docs/api.md lists each
 	text   string // for people; the tutorial's wording where it has one
 }
 

@@ -14,9 +14,9 @@ import (
 // machine that is not overloaded, where it is about a second.
 const lossWindow = 10 * time.Second
 
-// Litestream copies from a server under load, by the configuration of the README.
-// Both are killed; what was acknowledged before the window is in the copy, and
-// the server and Litestream go on from it.
+// Litestream copies from a server under load, with the configuration in
+// docs/operations.md. Both are killed. The copy must contain everything that was
+// acknowledged before the window, and both must be able to continue from it.
 func TestLitestream(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
@@ -30,14 +30,14 @@ func TestLitestream(t *testing.T) {
 
 	dir := t.TempDir()
 	path := filepath.Join(dir, "app.db")
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile("docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, block, found := strings.Cut(string(readme), "```yaml\ndbs:")
+	_, block, found := strings.Cut(string(page), "```yaml\ndbs:")
 	block, _, found2 := strings.Cut(block, "```")
 	if !found || !found2 {
-		t.Fatal("README shows no litestream.yml")
+		t.Fatal("docs/operations.md has no litestream.yml")
 	}
 	config := filepath.Join(t.TempDir(), "litestream.yml")
 	block = strings.NewReplacer("/var/lib/userd/app.db", path, "/mnt/backup/userd", filepath.Join(t.TempDir(), "replica")).Replace("dbs:" + block)

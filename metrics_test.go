@@ -547,10 +547,10 @@ func TestDamageShowsInTheMetrics(t *testing.T) {
 	parseMetrics(t, p.must("", "GET", "/metrics", "").want(t, 200, "").body).want(t, samples{"userd_database_damaged": 1})
 }
 
-// What README tells people to watch is there.
-func TestReadmeNamesMetricsThatExist(t *testing.T) {
+// Every metric that docs/operations.md names exists.
+func TestTheDocumentationNamesMetricsThatExist(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("README.md")
+	text, err := os.ReadFile("docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -564,16 +564,16 @@ func TestReadmeNamesMetricsThatExist(t *testing.T) {
 	}
 	found := regexp.MustCompile(`\b(userd|process|go|http_request)_[a-z_]+\b`).FindAllString(string(text), -1)
 	if len(found) < 10 {
-		t.Errorf("README names %d metrics", len(found))
+		t.Errorf("docs/operations.md names only %d metrics", len(found))
 	}
 	for _, name := range found {
 		if !names[name] && !(runtime.GOOS != "linux" && strings.HasPrefix(name, "process_")) {
-			t.Errorf("README names %s, which there is not", name)
+			t.Errorf("docs/operations.md names the metric %s, which does not exist", name)
 		}
 	}
 }
 
-// promtool judges the names, and the rules of README.
+// promtool checks the names of the metrics and the rules in docs/operations.md.
 func TestPromtoolAcceptsTheMetrics(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
@@ -588,14 +588,14 @@ func TestPromtoolAcceptsTheMetrics(t *testing.T) {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)
 	}
 
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile("docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rules, found := strings.Cut(string(readme), "```yaml\ngroups:\n")
+	_, rules, found := strings.Cut(string(page), "```yaml\ngroups:\n")
 	rules, _, found2 := strings.Cut(rules, "```")
 	if !found || !found2 {
-		t.Fatal("README shows no rules")
+		t.Fatal("docs/operations.md has no rules")
 	}
 	file := filepath.Join(t.TempDir(), "rules.yml")
 	if err := os.WriteFile(file, []byte("groups:\n"+rules), 0o600); err != nil {

@@ -450,7 +450,7 @@ func TestTheDocumentHasTheRoutesAndWhoMayCallThem(t *testing.T) {
 	}
 }
 
-// The codes and their statuses, in the document and in README.
+// The OpenAPI document and docs/api.md list every error code with its status.
 func TestTheDocumentHasTheErrors(t *testing.T) {
 	t.Parallel()
 	d := readDocument(t)
@@ -485,20 +485,20 @@ func TestTheDocumentHasTheErrors(t *testing.T) {
 		t.Errorf("answered with are %v\nthere are         %v", used, statuses)
 	}
 
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile("docs/api.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := make(map[string]int)
-	for _, row := range regexp.MustCompile(`(?m)^\| ([45]\d\d) \|(.*)\|$`).FindAllStringSubmatch(string(readme), -1) {
+	listedCodes := make(map[string]int)
+	for _, row := range regexp.MustCompile(`(?m)^\| ([45]\d\d) \|(.*)\|$`).FindAllStringSubmatch(string(page), -1) {
 		for _, code := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(row[2], -1) {
-			if code[1] != "current_password" { // a member, in what to do about a code
-				told[code[1]], _ = strconv.Atoi(row[1])
+			if code[1] != "current_password" { // a member of a body, not a code
+				listedCodes[code[1]], _ = strconv.Atoi(row[1])
 			}
 		}
 	}
-	if !maps.Equal(told, statuses) {
-		t.Errorf("README tells of %v\nthere are       %v", told, statuses)
+	if !maps.Equal(listedCodes, statuses) {
+		t.Errorf("docs/api.md lists %v\nthe errors are    %v", listedCodes, statuses)
 	}
 }
 

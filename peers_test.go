@@ -17,8 +17,8 @@ import (
 // peers says that the programs userd works with are installed, and to be tested with.
 var peers = flag.Bool("peers", false, "test with nginx, Flask, PyJWT and promtool of Debian, which must be installed, and with Litestream and Pebble, which are built")
 
-// nginx asks userd who is calling before it lets a request through to a service
-// that knows nothing of tokens: the configuration of the README.
+// nginx, with the configuration in docs/proxy.md, asks userd who is calling before
+// it passes a request to a service that knows nothing of tokens.
 func TestNginxAuthRequest(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
@@ -30,14 +30,14 @@ func TestNginxAuthRequest(t *testing.T) {
 	}))
 	defer behind.Close()
 
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile("docs/proxy.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, block, found := strings.Cut(string(readme), "```nginx\n")
+	_, block, found := strings.Cut(string(page), "```nginx\n")
 	block, _, found2 := strings.Cut(block, "```")
 	if !found || !found2 {
-		t.Fatal("README shows no nginx configuration")
+		t.Fatal("docs/proxy.md has no nginx configuration")
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
