@@ -1,0 +1,104 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+// maxReadmeLines and maxColumns bound the README, which is a front page.
+const (
+	maxReadmeLines = 160
+	maxColumns     = 100
+)
+
+// documentation returns the text of the documents at the top level and of each page of docs/, by path.
+func documentation(t *testing.T) map[string]string {
+	t.Helper()
+	paths, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := make(map[string]string)
+	for _, path := range append(paths, "README.md", "SECURITY.md", "CHANGELOG.md") {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[filepath.ToSlash(path)] = string(data)
+	}
+	return texts
+}
+
+func TestTheReadmeIsAFrontPage(t *testing.T) {
+	t.Parallel()
+	text := documentation(t)["README.md"]
+	if n := strings.Count(text, "\n"); n > maxReadmeLines {
+		t.Errorf("README.md has %d lines, more than %d", n, maxReadmeLines)
+	}
+	for line := range strings.Lines(text) {
+		if n := utf8.RuneCountInString(strings.TrimSpace(line)); n > maxColumns {
+			t.Errorf("README.md has a line of %d columns, more than %d: %s", n, maxColumns, line)
+		}
+	}
+	for _, command := range []string{"go run .", "go test ./..."} {
+		if !strings.Contains(text, "\n"+command+"\n") {
+			t.Errorf("README.md does not show the command %q", command)
+		}
+	}
+}
+
+// notInAnchors are the characters that GitHub drops from a heading to make its anchor.
+var notInAnchors = regexp.MustCompile(`[^\p{L}\p{N}_ -]`)
+
+// headingAnchors returns the anchors of a page's headings.
+func headingAnchors(text string) map[string]bool {
+	found := make(map[string]bool)
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(text, -1) {
+		plain := notInAnchors.ReplaceAllString(strings.ToLower(heading[1]), "")
+		found[strings.ReplaceAll(plain, " ", "-")] = true
+	}
+	return found
+}
+
+func TestLinksInTheDocumentationResolve(t *testing.T) {
+	t.Parallel()
+	texts := documentation(t)
+	checked := 0
+	for path, text := range texts {
+		for _, link := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllStringSubmatch(text, -1) {
+			if strings.Contains(link[1], "://") {
+				continue
+			}
+			checked++
+			file, anchor, _ := strings.Cut(link[1], "#")
+			target := path
+			if file != "" {
+				target = filepath.ToSlash(filepath.Join(filepath.Dir(path), file))
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s, which does not exist", path, link[1])
+			} else if anchor != "" && !headingAnchors(texts[target])[anchor] {
+				t.Errorf("%s links to %s, but %s has no such heading", path, link[1], target)
+			}
+		}
+	}
+	if checked < 50 {
+		t.Errorf("only %d links were checked", checked)
+	}
+}
+
+// Each page of docs/ can be reached from the table of contents.
+func TestTheTableOfContentsIsComplete(t *testing.T) {
+	t.Parallel()
+	texts := documentation(t)
+	for path := range texts {
+		name, inDocs := strings.CutPrefix(path, "docs/")
+		if inDocs && name != "README.md" && !strings.Contains(texts["docs/README.md"], "]("+name+")") {
+			t.Errorf("docs/README.md does not link to %s", name)
+		}
+	}
+}
