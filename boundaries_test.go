@@ -210,7 +210,7 @@ func TestSecurityNamesTestsThatExist(t *testing.T) {
 	}
 	for _, name := range promised {
 		if !strings.Contains(string(tests), "func "+string(name[1])+"(") {
-			t.Errorf("SECURITY.md names %s, which there is not", name[1])
+			t.Errorf("SECURITY.md names the test %s, which does not exist", name[1])
 		}
 	}
 }
