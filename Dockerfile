@@ -10,7 +10,7 @@ COPY --from=build /src/userd /userd
 COPY --from=build --chown=65532:65532 /src/data /data
 USER 65532:65532
 VOLUME /data
-# SQLite sorts what is large in a file, and there is no /tmp.
+# SQLite writes large sorts to a temporary file, and the image has no /tmp.
 ENV TMPDIR=/data
 ENV DATABASE_URL=sqlite:////data/app.db
 ENV ADDR=0.0.0.0:5000
