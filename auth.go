@@ -322,7 +322,7 @@ func (s *server) admit(x *exchange, a access) error {
 	default:
 		var err error
 		if x.target, err = parseID(id); err != nil {
-			return &fault{kind: errUserNotFound, text: "There is no such user: an id is a positive integer, or me"}
+			return errUserNotFound.with("There is no such user: an id is a positive integer, or me")
 		}
 	}
 	switch {

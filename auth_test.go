@@ -423,7 +423,7 @@ func TestVerifyRefuses(t *testing.T) {
 	for _, row := range forgeries(keys.configured[0], testClaims(), testNow) {
 		t.Run(row.name, func(t *testing.T) {
 			c, err := keys.verify(row.token, testNow)
-			if !errors.Is(err, row.want) || answerFor(err).err != row.want {
+			if !errors.Is(err, row.want) || answerFor(err) != row.want {
 				t.Errorf("got %v, answered %s; want %v", err, answerFor(err).code, row.want)
 			}
 			if c != (claims{}) && row.want == errBadToken {

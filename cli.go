@@ -217,11 +217,11 @@ func explain(err error) error {
 	if err == nil || errors.Is(err, errStorage) {
 		return err
 	}
-	var f *fault
-	if errors.As(err, &f) && f.text != "" {
-		return &told{f.text, err}
+	var d *detailedError
+	if errors.As(err, &d) {
+		return &told{d.text, err}
 	}
-	if a := answerFor(err); a.err != nil {
+	if a := answerFor(err); a != errInternal {
 		return &told{a.text, err}
 	}
 	return err

@@ -46,7 +46,7 @@ func (c *cli) userNamed(name string) (user, error) {
 		u, _, err = c.server.store.userByLogin(name)
 	}
 	if errors.Is(err, errUserNotFound) {
-		return u, &fault{kind: errUserNotFound, text: fmt.Sprintf("there is no user %q; an id is written id=7", name)}
+		return u, errUserNotFound.with("there is no user %q; an id is written id=7", name)
 	}
 	return u, err
 }

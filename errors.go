@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 )
 
-// A usageError is a wrong command or configuration: exit status 2.
+// A usageError reports a wrong command or configuration. Its exit status is 2.
 type usageError struct{ text string }
 
 func (e *usageError) Error() string { return e.text }
@@ -18,134 +17,102 @@ func usagef(format string, args ...any) error {
 	return &usageError{fmt.Sprintf(format, args...)}
 }
 
-// The errors a client can be answered with. Code returns them wrapped in what
-// it was doing; answerFor turns them into a status, and only there.
+// An apiError is an error that a client may see. Code returns one, wrapped in
+// what it was doing; answerFor finds it again.
+type apiError struct {
+	status int    // of HTTP
+	code   string // stable, for programs; docs/api.md lists them
+	text   string // for people; the tutorial's text if the tutorial has one
+}
+
+func (e *apiError) Error() string { return e.text }
+
+// with returns e with a text that says more. The text must be fit for a client:
+// it never repeats the text of another error.
+func (e *apiError) with(format string, args ...any) *detailedError {
+	return &detailedError{apiError: e, text: fmt.Sprintf(format, args...)}
+}
+
+// A detailedError is an apiError with details of one request.
+type detailedError struct {
+	*apiError
+	text   string
+	fields map[string]string // field name to what is wrong with it; may be nil
+}
+
+func (e *detailedError) Error() string { return e.text }
+func (e *detailedError) Unwrap() error { return e.apiError }
+
+// Every error that a client may see, declared once.
 var (
-	errMalformedBody   = errors.New("malformed body")
-	errDuplicateMember = errors.New("duplicate member")
-	errUnknownMember   = errors.New("unknown member")
-	errWrongType       = errors.New("wrong type")
-	errInvalid         = errors.New("invalid value")
-	errBadParameter    = errors.New("bad query parameter")
-	errRegisterFields  = errors.New("a field of registration is missing")
-	errLoginFields     = errors.New("a field of login is missing")
-	errUsernameTaken   = errors.New("username taken")
-	errEmailTaken      = errors.New("email taken")
+	errMalformedBody   = &apiError{400, "malformed_body", "The body must be one JSON object"}
+	errDuplicateMember = &apiError{400, "duplicate_member", "A member appears twice in the body"}
+	errUnknownMember   = &apiError{400, "unknown_member", "The body has a member this route does not know"}
+	errWrongType       = &apiError{400, "wrong_type", "A member of the body has the wrong type"}
+	errInvalid         = &apiError{400, "invalid_fields", "Some fields are not valid"}
+	errBadParameter    = &apiError{400, "bad_parameter", "A query parameter is not valid"}
+	errRegisterFields  = &apiError{400, "missing_fields", "Username, email, and password are required"}
+	errLoginFields     = &apiError{400, "missing_fields", "Username and password are required"}
+	errUsernameTaken   = &apiError{400, "username_taken", "Username already exists"}
+	errEmailTaken      = &apiError{400, "email_taken", "Email already exists"}
 
-	errCredentials   = errors.New("invalid credentials")
-	errNoRefresh     = errors.New("no refresh token")
-	errNoToken       = errors.New("no token")
-	errBadToken      = errors.New("invalid token")
-	errExpiredToken  = errors.New("expired token")
-	errSessionEnded  = errors.New("session ended")
-	errReused        = errors.New("refresh token reused")
-	errNotFresh      = errors.New("fresh login required")
-	errWrongPassword = errors.New("wrong current password")
+	errCredentials   = &apiError{401, "invalid_credentials", "Invalid credentials"}
+	errNoRefresh     = &apiError{401, "missing_token", "Send the refresh token, as refresh_token in the body or as Authorization: Bearer"}
+	errNoToken       = &apiError{401, "missing_token", "Log in, and send the access token as Authorization: Bearer"}
+	errExpiredToken  = &apiError{401, "expired_token", "The token has expired"}
+	errSessionEnded  = &apiError{401, "session_ended", "The session of this token has ended"}
+	errReused        = &apiError{401, "reused_token", "This refresh token was used before, so its session has ended: log in again"}
+	errBadToken      = &apiError{401, "invalid_token", "The token is not valid"}
+	errNotFresh      = &apiError{401, "fresh_login_required", "Log in again, or send your current_password"}
+	errWrongPassword = &apiError{401, "wrong_password", "The current password is wrong"}
 
-	errForbidden          = errors.New("forbidden")
-	errUserDisabled       = errors.New("user disabled")
-	errRegistrationClosed = errors.New("registration closed")
+	errForbidden          = &apiError{403, "forbidden", "Only the user itself or an admin may do this"}
+	errUserDisabled       = &apiError{403, "user_disabled", "This user is disabled"}
+	errRegistrationClosed = &apiError{403, "registration_closed", "Registration is closed: an admin adds users"}
 
-	errNotFound        = errors.New("no such path")
-	errUserNotFound    = errors.New("no such user")
-	errSessionNotFound = errors.New("no such session")
-	errMethod          = errors.New("method not allowed")
-	errLastAdmin       = errors.New("last active admin")
-	errReferenced      = errors.New("referenced by other data")
-	errVersion         = errors.New("version mismatch")
-	errTooLarge        = errors.New("body too large")
-	errMediaType       = errors.New("unsupported media type")
+	errNotFound        = &apiError{404, "not_found", "There is nothing at this path"}
+	errUserNotFound    = &apiError{404, "user_not_found", "User not found"}
+	errSessionNotFound = &apiError{404, "session_not_found", "Session not found"}
+	errMethod          = &apiError{405, "method_not_allowed", "This method is not allowed here; Allow lists those that are"}
+	errLastAdmin       = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}
+	errReferenced      = &apiError{409, "user_referenced", "Another program's data in the database refers to this user"}
+	errVersion         = &apiError{412, "version_mismatch", "The user has changed since it was read"}
+	errTooLarge        = &apiError{413, "body_too_large", "The body is larger than 64 KiB"}
+	errMediaType       = &apiError{415, "unsupported_media_type", "Send Content-Type: application/json"}
+	errLimited         = &apiError{429, "too_many_requests", "Too many tries from here; try again after the seconds in Retry-After"}
 
-	errLimited = errors.New("too many tries")
-	errBusy    = errors.New("too many passwords at once")
-	errStorage = errors.New("storage failed")
+	errBusy     = &apiError{503, "busy", "Too many requests at once; try again shortly"}
+	errStorage  = &apiError{503, "unavailable", "The service cannot do this now; try again shortly"}
+	errNotReady = &apiError{503, "unavailable", "The service is not ready"}
+	errGivenUp  = &apiError{503, "unavailable", "The request was given up"} // by the client, which will not read this
 
-	errNotReady = errors.New("not ready")
+	errInternal = &apiError{500, "internal", "Internal server error"} // of every error that names none of these
 )
 
-// An answer is what a client is told of an error.
-type answer struct {
-	err    error
-	status int
-	code   string // stable, for programs; docs/api.md lists each
-	text   string // for people; the tutorial's wording where it has one
-}
-
-// answers is ordered: the first row whose error matches speaks.
-var answers = []answer{
-	{errMalformedBody, http.StatusBadRequest, "malformed_body", "The body must be one JSON object"},
-	{errDuplicateMember, http.StatusBadRequest, "duplicate_member", "A member appears twice in the body"},
-	{errUnknownMember, http.StatusBadRequest, "unknown_member", "The body has a member this route does not know"},
-	{errWrongType, http.StatusBadRequest, "wrong_type", "A member of the body has the wrong type"},
-	{errInvalid, http.StatusBadRequest, "invalid_fields", "Some fields are not valid"},
-	{errBadParameter, http.StatusBadRequest, "bad_parameter", "A query parameter is not valid"},
-	{errRegisterFields, http.StatusBadRequest, "missing_fields", "Username, email, and password are required"},
-	{errLoginFields, http.StatusBadRequest, "missing_fields", "Username and password are required"},
-	{errUsernameTaken, http.StatusBadRequest, "username_taken", "Username already exists"},
-	{errEmailTaken, http.StatusBadRequest, "email_taken", "Email already exists"},
-
-	{errCredentials, http.StatusUnauthorized, "invalid_credentials", "Invalid credentials"},
-	{errNoRefresh, http.StatusUnauthorized, "missing_token", "Send the refresh token, as refresh_token in the body or as Authorization: Bearer"},
-	{errNoToken, http.StatusUnauthorized, "missing_token", "Log in, and send the access token as Authorization: Bearer"},
-	{errExpiredToken, http.StatusUnauthorized, "expired_token", "The token has expired"},
-	{errSessionEnded, http.StatusUnauthorized, "session_ended", "The session of this token has ended"},
-	{errReused, http.StatusUnauthorized, "reused_token", "This refresh token was used before, so its session has ended: log in again"},
-	{errBadToken, http.StatusUnauthorized, "invalid_token", "The token is not valid"},
-	{errNotFresh, http.StatusUnauthorized, "fresh_login_required", "Log in again, or send your current_password"},
-	{errWrongPassword, http.StatusUnauthorized, "wrong_password", "The current password is wrong"},
-
-	{errForbidden, http.StatusForbidden, "forbidden", "Only the user itself or an admin may do this"},
-	{errUserDisabled, http.StatusForbidden, "user_disabled", "This user is disabled"},
-	{errRegistrationClosed, http.StatusForbidden, "registration_closed", "Registration is closed: an admin adds users"},
-
-	{errNotFound, http.StatusNotFound, "not_found", "There is nothing at this path"},
-	{errUserNotFound, http.StatusNotFound, "user_not_found", "User not found"},
-	{errSessionNotFound, http.StatusNotFound, "session_not_found", "Session not found"},
-	{errMethod, http.StatusMethodNotAllowed, "method_not_allowed", "This method is not allowed here; Allow lists those that are"},
-	{errLastAdmin, http.StatusConflict, "last_admin", "The last active admin cannot be deleted, demoted or disabled"},
-	{errReferenced, http.StatusConflict, "user_referenced", "Another program's data in the database refers to this user"},
-	{errVersion, http.StatusPreconditionFailed, "version_mismatch", "The user has changed since it was read"},
-	{errTooLarge, http.StatusRequestEntityTooLarge, "body_too_large", "The body is larger than 64 KiB"},
-	{errMediaType, http.StatusUnsupportedMediaType, "unsupported_media_type", "Send Content-Type: application/json"},
-
-	{errLimited, http.StatusTooManyRequests, "too_many_requests", "Too many tries from here; try again after the seconds in Retry-After"},
-	{context.Canceled, http.StatusServiceUnavailable, "unavailable", "The request was given up"}, // by its client, who will not read this
-	{errBusy, http.StatusServiceUnavailable, "busy", "Too many requests at once; try again shortly"},
-	{errStorage, http.StatusServiceUnavailable, "unavailable", "The service cannot do this now; try again shortly"},
-	{errNotReady, http.StatusServiceUnavailable, "unavailable", "The service is not ready"},
-}
-
-// unknown answers whatever the table does not name. Its error stays in the log.
-var unknown = answer{nil, http.StatusInternalServerError, "internal", "Internal server error"}
-
-// answerFor finds what to tell a client of err.
-func answerFor(err error) answer {
-	for _, a := range answers {
-		if errors.Is(err, a.err) {
-			return a
-		}
+// answerFor returns what to tell a client of err: the one place that turns an
+// error into a status.
+func answerFor(err error) *apiError {
+	var e *apiError
+	switch {
+	case errors.Is(err, context.Canceled): // also if the database reports it
+		return errGivenUp
+	case errors.As(err, &e):
+		return e
 	}
-	return unknown
+	return errInternal
 }
 
-// A fault is one of the errors above with details meant for the client's eyes.
-// It never carries the text of another error.
-type fault struct {
-	kind   error
-	text   string            // stands in for the table's text; empty: the table's
-	fields map[string]string // what is wrong with each field
+// A storageError reports that the database could not do something. It is an
+// errStorage to clients; only the log and the command line see its cause.
+type storageError struct {
+	doing string
+	cause error
 }
 
-func (f *fault) Error() string {
-	if f.text == "" {
-		return f.kind.Error()
-	}
-	return f.kind.Error() + ": " + f.text
-}
+func (e *storageError) Error() string   { return "database: " + e.doing + ": " + e.cause.Error() }
+func (e *storageError) Unwrap() []error { return []error{errStorage, e.cause} }
 
-func (f *fault) Unwrap() error { return f.kind }
-
-// fieldErrors gathers what is wrong with the fields of a body.
+// fieldErrors collects what is wrong with the fields of a body, by field name.
 type fieldErrors map[string]string
 
 func (f fieldErrors) add(name, why string) {
@@ -154,7 +121,7 @@ func (f fieldErrors) add(name, why string) {
 	}
 }
 
-// err returns an error that names each field and its fault, or nil.
+// err returns an error that names each field and what is wrong with it, or nil.
 func (f fieldErrors) err() error {
 	if len(f) == 0 {
 		return nil
@@ -164,7 +131,7 @@ func (f fieldErrors) err() error {
 		text = append(text, name+" "+why)
 	}
 	slices.Sort(text)
-	return &fault{kind: errInvalid, text: "Not valid: " + strings.Join(text, "; "), fields: f}
+	return &detailedError{errInvalid, "Not valid: " + strings.Join(text, "; "), f}
 }
 
 // shorten cuts what a client sent to what an error should repeat of it.

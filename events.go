@@ -127,7 +127,7 @@ func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error 
 	}
 	if last := x.r.Header.Get("Last-Event-ID"); last != "" && last != "0" {
 		if after, err = parseID(last); err != nil {
-			return &fault{kind: errBadParameter, text: "Last-Event-ID must be the id of an event"}
+			return errBadParameter.with("Last-Event-ID must be the id of an event")
 		}
 	} else if last == "0" {
 		after = 0
@@ -136,13 +136,13 @@ func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error 
 		after = newest
 	}
 	if after > newest { // else it would be silent until others have that id
-		return &fault{kind: errBadParameter, text: fmt.Sprintf("There is no event %d yet: was the database restored from an older copy?", after)}
+		return errBadParameter.with("There is no event %d yet: was the database restored from an older copy?", after)
 	}
 	select {
 	case s.feed.places <- struct{}{}:
 		defer func() { <-s.feed.places }()
 	default:
-		return &fault{kind: errBusy, text: "Too many event streams are open"}
+		return errBusy.with("Too many event streams are open")
 	}
 	conn := http.NewResponseController(x.ResponseWriter)
 	x.Header()["Content-Type"] = []string{"text/event-stream"}

@@ -218,12 +218,9 @@ func (x *exchange) fail(err error) {
 	}
 	a := answerFor(err)
 	body := failure{Error: a.text, Code: a.code}
-	var f *fault
-	if errors.As(err, &f) {
-		if f.text != "" {
-			body.Error = f.text
-		}
-		body.Fields = f.fields
+	var d *detailedError
+	if errors.As(err, &d) {
+		body.Error, body.Fields = d.text, d.fields
 	}
 	header := x.Header()
 	header["Content-Type"] = jsonType // the mux has set its own

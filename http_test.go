@@ -7,9 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"io"
 	"log/slog"
 	"net"
@@ -771,7 +768,7 @@ func TestUnknownFailure(t *testing.T) {
 		{"an error nobody knows", func(x *exchange) error { return errors.New(secret) }, []string{secret}},
 		{"a panic with a text", func(x *exchange) error { panic(secret) }, []string{secret, "http_test.go"}},
 		{"a panic with an error that has an answer", func(x *exchange) error { panic(fmt.Errorf("%w: %s", errForbidden, secret)) }, []string{secret, "http_test.go"}},
-		{"a panic of the runtime", func(x *exchange) error { return (*fault)(nil).Unwrap() }, []string{"nil pointer", "http_test.go"}},
+		{"a panic of the runtime", func(x *exchange) error { return (*detailedError)(nil).Unwrap() }, []string{"nil pointer", "http_test.go"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := newService(t)
@@ -1050,72 +1047,6 @@ func TestClientAddress(t *testing.T) {
 				t.Errorf("got %q, want %q", got, row.want)
 			}
 		})
-	}
-}
-
-func TestAnswers(t *testing.T) {
-	t.Parallel()
-	word := regexp.MustCompile(`^[a-z]+(_[a-z]+)*$`)
-	said := make(map[[2]string]error)
-	for _, a := range append(slices.Clone(answers), unknown) {
-		name := fmt.Sprintf("%s (%v)", a.code, a.err)
-		if a.status < 400 || a.status > 599 || http.StatusText(a.status) == "" {
-			t.Errorf("%s: status %d", name, a.status)
-		}
-		if !word.MatchString(a.code) || a.text == "" {
-			t.Errorf("%s: %q", name, a.text)
-		}
-		if other, twice := said[[2]string{a.code, a.text}]; twice {
-			t.Errorf("%s says what %v says", name, other)
-		}
-		said[[2]string{a.code, a.text}] = a.err
-		if a.err == nil {
-			continue
-		}
-		if got := answerFor(fmt.Errorf("doing something: %w", a.err)); got != a {
-			t.Errorf("%s is answered as %s", name, got.code)
-		}
-		if got := answerFor(&fault{kind: a.err, text: "x"}); got != a {
-			t.Errorf("a fault of %s is answered as %s", name, got.code)
-		}
-	}
-	if got := answerFor(errors.New("x")); got != unknown {
-		t.Errorf("an unknown error is answered as %s", got.code)
-	}
-}
-
-// A new sentinel without a row would be answered with 500.
-func TestEachErrorHasAnAnswer(t *testing.T) {
-	t.Parallel()
-	file, err := parser.ParseFile(token.NewFileSet(), "errors.go", nil, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var named, rows []string
-	ast.Inspect(file, func(n ast.Node) bool {
-		switch n := n.(type) {
-		case *ast.ValueSpec:
-			if name := n.Names[0].Name; strings.HasPrefix(name, "err") {
-				named = append(named, name)
-			}
-		case *ast.CompositeLit:
-			if len(n.Elts) == 4 {
-				switch name := n.Elts[0].(type) {
-				case *ast.Ident:
-					if name.Name != "nil" {
-						rows = append(rows, name.Name)
-					}
-				case *ast.SelectorExpr: // context.Canceled has its name from elsewhere
-					named, rows = append(named, name.Sel.Name), append(rows, name.Sel.Name)
-				}
-			}
-		}
-		return true
-	})
-	slices.Sort(named)
-	slices.Sort(rows)
-	if len(rows) != len(answers) || !slices.Equal(named, rows) {
-		t.Errorf("errors %q\nanswers %q", named, rows)
 	}
 }
 

@@ -260,10 +260,7 @@ func readNDJSON(in io.Reader, f func(importRow, string) error) error {
 			}
 			return nil
 		})
-		var fault *fault
-		if errors.As(err, &fault) && fault.text != "" {
-			why = fault.text
-		} else if err != nil {
+		if err != nil {
 			why = err.Error()
 		} else {
 			why = row.fill(fields)
@@ -334,7 +331,7 @@ func (r *importRow) fill(fields map[string]string) string {
 		}
 	}
 	if err := wrong.err(); err != nil {
-		return err.(*fault).text
+		return err.Error()
 	}
 	return ""
 }

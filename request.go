@@ -59,7 +59,7 @@ func (x *exchange) body() ([]byte, error) {
 	case errors.As(err, &tooLarge):
 		return nil, errTooLarge
 	case err != nil:
-		return nil, &fault{kind: errMalformedBody, text: "The body did not arrive whole"}
+		return nil, errMalformedBody.with("The body did not arrive whole")
 	}
 	return data, nil
 }
@@ -102,7 +102,7 @@ func decodeBody(data []byte, in any) error {
 			i++
 		}
 		if i == t.NumField() {
-			return &fault{kind: errUnknownMember, text: fmt.Sprintf("The body has the member %q, which this route does not know", shorten(name))}
+			return errUnknownMember.with("The body has the member %q, which this route does not know", shorten(name))
 		}
 		if t.Field(i).Type == reflect.TypeFor[json.RawMessage]() {
 			return nil
@@ -111,7 +111,7 @@ func decodeBody(data []byte, in any) error {
 			return wrongType(name, t.Field(i).Type)
 		}
 		if value[0] == '"' && hasBadEscape(value) {
-			return &fault{kind: errMalformedBody, text: fmt.Sprintf("The member %q holds an escape that is no character", name)}
+			return errMalformedBody.with("The member %q holds an escape that is no character", name)
 		}
 		return nil
 	})
@@ -169,11 +169,9 @@ func wrongType(name string, t reflect.Type) error {
 		t = t.Elem()
 	}
 	want := map[reflect.Kind]string{reflect.String: "a string", reflect.Bool: "true or false"}[t.Kind()]
-	return &fault{
-		kind:   errWrongType,
-		text:   fmt.Sprintf("The member %q must be %s", name, want),
-		fields: map[string]string{name: "must be " + want},
-	}
+	err := errWrongType.with("The member %q must be %s", name, want)
+	err.fields = map[string]string{name: "must be " + want}
+	return err
 }
 
 // maxMembers bounds the search for a member that stands twice.
@@ -185,13 +183,13 @@ const maxMembers = 64
 // (RFC 8259 section 4).
 func eachMember(data []byte, f func(name string, value []byte) error) error {
 	if len(data) == 0 {
-		return &fault{kind: errMalformedBody, text: "The body is empty"}
+		return errMalformedBody.with("The body is empty")
 	}
 	if !utf8.Valid(data) {
-		return &fault{kind: errMalformedBody, text: "The body is not valid UTF-8"}
+		return errMalformedBody.with("The body is not valid UTF-8")
 	}
 	if !json.Valid(data) {
-		return &fault{kind: errMalformedBody, text: "The body is not valid JSON"}
+		return errMalformedBody.with("The body is not valid JSON")
 	}
 	// From here on the syntax is known to be right; what is left is to find the ends.
 	rest := bytes.TrimLeft(data, " \t\r\n")
@@ -207,11 +205,11 @@ func eachMember(data []byte, f func(name string, value []byte) error) error {
 		end := valueEnd(rest)
 		name := unquoteName(rest[:end])
 		if n == maxMembers {
-			return &fault{kind: errMalformedBody, text: "The body has too many members"}
+			return errMalformedBody.with("The body has too many members")
 		}
 		for _, s := range seen[:n] {
 			if s == name {
-				return &fault{kind: errDuplicateMember, text: fmt.Sprintf("The member %q appears twice in the body", shorten(name))}
+				return errDuplicateMember.with("The member %q appears twice in the body", shorten(name))
 			}
 		}
 		seen[n] = name
@@ -276,7 +274,7 @@ func valueEnd(data []byte) int {
 func (x *exchange) query(names ...string) (url.Values, error) {
 	q, err := url.ParseQuery(x.r.URL.RawQuery)
 	if err != nil {
-		return nil, &fault{kind: errBadParameter, text: "The query is malformed"}
+		return nil, errBadParameter.with("The query is malformed")
 	}
 	for name, values := range q {
 		if !slices.Contains(names, name) {
@@ -290,11 +288,9 @@ func (x *exchange) query(names ...string) (url.Values, error) {
 }
 
 func badParameter(name, why string) error {
-	return &fault{
-		kind:   errBadParameter,
-		text:   fmt.Sprintf("The query parameter %q %s", name, why),
-		fields: map[string]string{name: why},
-	}
+	err := errBadParameter.with("The query parameter %q %s", name, why)
+	err.fields = map[string]string{name: why}
+	return err
 }
 
 // boolParameter returns a query parameter that is true or false; nil: absent.

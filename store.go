@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
@@ -233,28 +232,28 @@ func (s *store) read(query string, none error, dest []any, args ...any) error {
 	case errors.Is(err, sql.ErrNoRows):
 		return none
 	}
-	return fmt.Errorf("%w: reading: %w", errStorage, err)
+	return &storageError{"reading", err}
 }
 
 // eachRow calls f after scanning each row of a query into dest.
 func (s *store) eachRow(ctx context.Context, query string, dest []any, f func(), args ...any) error {
 	stmt, err := s.reads.get(query)
 	if err != nil {
-		return fmt.Errorf("%w: reading: %w", errStorage, err)
+		return &storageError{"reading", err}
 	}
 	rows, err := stmt.QueryContext(ctx, args...)
 	if err != nil {
-		return fmt.Errorf("%w: reading: %w", errStorage, err)
+		return &storageError{"reading", err}
 	}
 	defer rows.Close()
 	for rows.Next() {
 		if err := rows.Scan(dest...); err != nil {
-			return fmt.Errorf("%w: reading a row: %w", errStorage, err)
+			return &storageError{"reading a row", err}
 		}
 		f()
 	}
 	if err := rows.Err(); err != nil {
-		return fmt.Errorf("%w: reading: %w", errStorage, err)
+		return &storageError{"reading", err}
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 )
@@ -156,7 +155,7 @@ func (s *store) whichTaken(err error, username, email string, except int64) erro
 	if taken := s.taken(username, email, except); taken != nil {
 		return taken
 	}
-	return fmt.Errorf("%w: a name in the way has just gone", errStorage)
+	return &storageError{"writing", errors.New("the user that had the name has just gone")}
 }
 
 // A filter narrows a list of users. Its zero value lets every user through.

@@ -110,7 +110,7 @@ func (s *server) listUsers(x *exchange) error {
 		return err
 	}
 	if x.who.role != admin && (q.Has("role") || q.Has("disabled")) {
-		return &fault{kind: errForbidden, text: "Only an admin may filter by role or disabled"}
+		return errForbidden.with("Only an admin may filter by role or disabled")
 	}
 	prefix := q.Get("q")
 	if q.Has("q") {
@@ -291,7 +291,7 @@ func (s *server) updateUser(x *exchange) error {
 		disabled: unlessSame(in.Disabled, u.disabled),
 	}
 	if (c.role != nil || c.disabled != nil) && x.who.role != admin {
-		return &fault{kind: errForbidden, text: "Only an admin sets role and disabled"}
+		return errForbidden.with("Only an admin sets role and disabled")
 	}
 	if err := c.check(u, in.Password); err != nil {
 		return err

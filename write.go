@@ -54,7 +54,7 @@ const maxGroup = 256
 // waited for: what a large import takes, and less than a server has to stop in.
 const busyTimeout = 7 * time.Second
 
-var errClosing = fmt.Errorf("%w: closing", errStorage)
+var errClosing = &storageError{"writing", errors.New("the database is closing")}
 
 func openWriter(path string) (*writer, error) {
 	db, err := sql.Open("sqlite", dsn(path, "mode=rw", fmt.Sprintf("_busy_timeout=%d", busyTimeout.Milliseconds()), "_journal_mode=WAL", "_synchronous=FULL", "_foreign_keys=1", "_txlock=immediate"))
@@ -193,7 +193,7 @@ func (w *writer) refuseQueue(err error) {
 	for {
 		select {
 		case p := <-w.queue:
-			p.answer <- fmt.Errorf("%w: writing: %w", errStorage, err)
+			p.answer <- &storageError{"writing", err}
 		default:
 			return
 		}
@@ -227,7 +227,7 @@ func (w *writer) commit(group []*pendingWrite) error {
 		// a power cut now can still bring it back, until a later write has succeeded.
 		w.exec(fmt.Sprintf("PRAGMA application_id = %d", applicationID))
 	}
-	failed := fmt.Errorf("%w: writing: %w", errStorage, err)
+	var failed error = &storageError{"writing", err}
 	var refused *refusal
 	if errors.As(err, &refused) {
 		failed = refused.error
@@ -289,7 +289,7 @@ func (w *writer) step(st statement) error {
 	case isReferenced(err):
 		return &refusal{errReferenced}
 	case isConstraint(err): // which only a mistake in this program can break
-		return &refusal{fmt.Errorf("%w: writing: %w", errStorage, err)}
+		return &refusal{&storageError{"writing", err}}
 	case err == st.none:
 		return &refusal{err}
 	}
