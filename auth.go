@@ -301,9 +301,9 @@ type principal struct {
 	fresh   bool
 }
 
-// caller returns the principal of x as one who asks for a write.
+// caller returns the principal of x as the caller of a write.
 func (x *exchange) caller() caller {
-	return caller{x.who.session, x.who.id, x.s.clientAddress(x.r)}
+	return caller{kind: sessionCaller, user: x.who.id, session: x.who.session, address: x.s.clientAddress(x.r)}
 }
 
 // admit lets x through to a route of access a, or says why not. It sets x.who
@@ -359,6 +359,7 @@ func (s *server) authenticate(x *exchange) error {
 		s.store.touch(c.session, now)
 	}
 	x.who = principal{user: u, session: c.session, fresh: c.fresh}
+	x.logUser = u.id
 	return nil
 }
 

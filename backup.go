@@ -370,12 +370,12 @@ func liftIDs(ctx context.Context, path string, old *claimed) error {
 	}
 	for _, st := range []statement{
 		// One with a lower counter than the copy's did not follow from it, and knows nothing.
-		{query: `UPDATE counter SET user_id = iif(?1 >= user_id, ?1, user_id + ?2)`, args: []any{old.user, idGap}},
+		{query: `UPDATE counter SET user_id = iif(@old >= user_id, @old, user_id + @gap)`, args: args{"old": old.user, "gap": idGap}},
 		{query: `INSERT INTO sqlite_sequence (name, seq) SELECT 'session', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'session')`},
-		{query: `UPDATE sqlite_sequence SET seq = max(seq, ?1) + ?2 WHERE name = 'session'`, args: []any{old.session, idGap}},
+		{query: `UPDATE sqlite_sequence SET seq = max(seq, @old) + @gap WHERE name = 'session'`, args: args{"old": old.session, "gap": idGap}},
 	} {
 		if err == nil {
-			_, err = db.ExecContext(ctx, st.query, st.args...)
+			_, err = db.ExecContext(ctx, st.query, st.args.list()...)
 		}
 	}
 	return errors.Join(err, db.Close())

@@ -264,13 +264,9 @@ func BenchmarkHandler(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer st.close()
-	_, hash, err := st.userByLogin("user1")
-	if err != nil {
-		b.Fatal(err)
-	}
 	now := time.Now()
 	login := session{userID: 1, createdAt: now.Unix(), expiresAt: now.Add(24 * time.Hour).Unix(), refreshHash: []byte("hash")}
-	if _, err := st.addSession(context.Background(), &login, hash, ""); err != nil {
+	if _, err := st.startSession(context.Background(), &login, 0, ""); err != nil {
 		b.Fatal(err)
 	}
 	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))
@@ -386,14 +382,14 @@ func benchDatabase(b *testing.B) (path string) {
 	err = st.write(context.Background(),
 		statement{
 			query: `
-				WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+				WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < @users)
 				INSERT INTO user (id, username, email, password_hash, created_at, updated_at)
-				SELECT i, 'user' || i, 'user' || i || '@example.com', ?2, ?3, ?3 FROM n`,
-			args: []any{benchUsers, hash, time.Now().Unix()},
+				SELECT i, 'user' || i, 'user' || i || '@example.com', @hash, @now, @now FROM n`,
+			args: args{"users": benchUsers, "hash": hash, "now": time.Now().Unix()},
 		},
 		statement{
-			query: `UPDATE counter SET user_id = ?`,
-			args:  []any{benchUsers},
+			query: `UPDATE counter SET user_id = @users`,
+			args:  args{"users": benchUsers},
 		})
 	if err != nil {
 		b.Fatal(err)

@@ -92,8 +92,8 @@ func TestEachActIsOneEvent(t *testing.T) {
 		{"a user added on the command line", func(t *testing.T, a *actors) { aUser(t, a.store, "bob", member) },
 			`user_created actor=0 user=3 session=0 "console" ""`},
 		{"a registration that is refused", func(t *testing.T, a *actors) {
-			wantError(t, "the write", a.store.addUser(ctx, stranger, &user{username: "ANN", email: "a@example.com", role: member}, "", 1), errUsernameTaken)
-			wantError(t, "the write", a.store.addUser(ctx, stranger, &user{username: "bob", email: "a@example.com", role: admin}, "", 1), errForbidden)
+			wantError(t, "the write", a.store.addUser(ctx, caller{kind: strangerCaller}, &user{username: "ANN", email: "a@example.com", role: member}, "", 1), errUsernameTaken)
+			wantError(t, "the write", a.store.addUser(ctx, caller{kind: strangerCaller}, &user{username: "bob", email: "a@example.com", role: admin}, "", 1), errForbidden)
 		}, ""},
 		{"a login", func(t *testing.T, a *actors) { a.login("ann") },
 			`login actor=2 user=2 session=3 "127.0.0.1" ""`},
@@ -108,7 +108,7 @@ func TestEachActIsOneEvent(t *testing.T) {
 			a.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(t, 401, "")
 		}, ""},
 		{"a login that is too late", func(t *testing.T, a *actors) {
-			_, err := a.store.addSession(ctx, &session{userID: 2}, "another hash", "")
+			_, err := a.store.startSession(ctx, &session{userID: 2}, 7, "")
 			wantError(t, "the write", err, errCredentials)
 		}, ""},
 		{"a change of a name", func(t *testing.T, a *actors) {
@@ -194,12 +194,12 @@ func TestEachActIsOneEvent(t *testing.T) {
 	}
 }
 
-// aSessionWith starts a session of a user, whatever its hash is.
+// aSessionWith starts a session of a user, whatever its credentials are.
 func aSessionWith(t *testing.T, st *store, userID int64) {
 	t.Helper()
-	hash, err := st.passwordHash(userID)
+	c, err := st.credentials(userID)
 	if err == nil {
-		_, err = st.addSession(context.Background(), &session{userID: userID, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("hash")}, hash, "")
+		_, err = st.startSession(context.Background(), &session{userID: userID, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("hash")}, c.stamp, "")
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -298,10 +298,10 @@ func addEvents(t testing.TB, st *store, n int) {
 	t.Helper()
 	err := st.write(context.Background(), statement{
 		query: `
-			WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+			WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < @n)
 			INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes)
 			SELECT 1777777777, 'login', 0, 0, i, '192.0.2.1', '' FROM n`,
-		args: []any{n},
+		args: args{"n": n},
 	})
 	if err != nil {
 		t.Fatal(err)

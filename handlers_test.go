@@ -194,25 +194,25 @@ func TestLoginReplacesAWeakHash(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	path, _ := s.register("ann")
-	before, err := s.store.passwordHash(1)
+	before, err := s.store.credentials(1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.hasher.cost = cost{memory: 16, passes: 2, threads: 1}
 	s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(t, 401, "")
-	if hash, _ := s.store.passwordHash(1); hash != before {
+	if c, _ := s.store.credentials(1); c != before {
 		t.Error("a wrong password replaced the hash")
 	}
 	token := s.login("ann")
-	after, _ := s.store.passwordHash(1)
-	if after == before || !strings.Contains(after, "m=16,t=2,p=1") {
-		t.Errorf("the hash is %s", after)
+	after, _ := s.store.credentials(1)
+	if after == before || !strings.Contains(after.hash, "m=16,t=2,p=1") {
+		t.Errorf("the hash is %s", after.hash)
 	}
 	if tag := s.do(token, "GET", path, "").header.Get("ETag"); tag != `"1"` {
 		t.Errorf("a new hash moved the version to %s", tag)
 	}
 	s.login("ann")
-	if again, _ := s.store.passwordHash(1); again != after {
+	if again, _ := s.store.credentials(1); again != after {
 		t.Error("a good hash was replaced")
 	}
 }

@@ -49,14 +49,14 @@ func TestForeignHashesAreReplaced(t *testing.T) {
 	s := newService(t)
 	s.register("ann")
 	for _, test := range foreignHashes {
-		if err := s.store.write(t.Context(), statement{query: `UPDATE user SET password_hash = ?`, args: []any{test.hash}}); err != nil {
+		if err := s.store.write(t.Context(), statement{query: `UPDATE user SET password_hash = @hash`, args: args{"hash": test.hash}}); err != nil {
 			t.Fatal(err)
 		}
 		body := `{"username":"ann","password":"` + test.password + `"}`
 		s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(t, 401, "invalid_credentials")
 		s.do("", "POST", "/api/login", body).want(t, 200, "")
-		if hash, _ := s.store.passwordHash(1); s.hasher.stale(hash) {
-			t.Errorf("%s: still %s", test.claim, hash)
+		if c, _ := s.store.credentials(1); s.hasher.stale(c.hash) {
+			t.Errorf("%s: still %s", test.claim, c.hash)
 		}
 		s.do("", "POST", "/api/login", body).want(t, 200, "")
 	}

@@ -33,14 +33,18 @@ const (
 // An exchange is one request and its answer on the way through the server.
 type exchange struct {
 	http.ResponseWriter
-	r      *http.Request
-	s      *server
-	conn   *limitedConn // nil: in tests
-	id     string       // X-Request-Id
-	who    principal    // who.id is 0 where nobody has signed in
-	target int64        // the user that the path's {id} names
-	name   string       // the username of target, where a login failed
-	routed bool         // the mux found a route
+	r    *http.Request
+	s    *server
+	conn *limitedConn // nil: in tests
+	id   string       // X-Request-Id
+	who  principal    // who.id is 0 if the request has not been authenticated
+
+	// For the log line; nothing is decided by these.
+	logUser int64  // the user that the request is by; 0: unknown
+	name    string // the username of target, if a login failed
+
+	target int64 // the user that the path's {id} names
+	routed bool  // the mux found a route
 	stats  *routeStats
 	status int   // of the answer; 0: not begun
 	err    error // why the request failed
@@ -303,10 +307,10 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 		slog.Int64("took_us", time.Since(start).Microseconds()),
 		slog.String("client", s.clientAddress(x.r)),
 	)
-	if x.who.id != 0 {
-		attrs = append(attrs, slog.Int64("user", x.who.id))
+	if x.logUser != 0 {
+		attrs = append(attrs, slog.Int64("user", x.logUser))
 	}
-	if x.target != 0 && x.target != x.who.id {
+	if x.target != 0 && x.target != x.logUser {
 		attrs = append(attrs, slog.Int64("target", x.target))
 	}
 	if x.err != nil {

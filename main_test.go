@@ -915,11 +915,11 @@ func TestAUserIsAddedFromTheCommandLine(t *testing.T) {
 				t.Fatalf("got %+v, want %+v", got, want)
 			}
 			st := openTestStore(t, filepath.Join(dir, "other.db"))
-			u, hash, err := st.userByLogin(name)
+			u, login, err := st.userByLogin(name)
 			if err != nil || u.role != member || u.disabled || u.createdAt == 0 {
 				t.Errorf("the user is %+v, %v", u, err)
 			}
-			if ok, err := newHasher(cheap).verify(context.Background(), "", hash, c.password); err != nil || !ok {
+			if ok, err := newHasher(cheap).verify(context.Background(), "", login.hash, c.password); err != nil || !ok {
 				t.Errorf("the password is not %q: %v", c.password, err)
 			}
 		})

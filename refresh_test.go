@@ -330,8 +330,8 @@ func TestSweep(t *testing.T) {
 			expires++
 		}
 		err := s.store.write(t.Context(), statement{
-			query: `INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (1, 1, 1, ?, '', '')`,
-			args:  []any{expires},
+			query: `INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (1, 1, 1, @expires, '', '')`,
+			args:  args{"expires": expires},
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -21,7 +21,11 @@ const applicationID = 0x75736572
 // transaction each; PRAGMA user_version counts those done. They only ever add
 // tables, indexes, and columns with constant defaults: rebuilding a table would
 // empty others that cascade from it.
-var migrations = []string{tutorialTable + addColumns + restOfSchema, eventTables}
+var migrations = []string{
+	tutorialTable + addColumns + restOfSchema,
+	eventTables,
+	addAuthStamp,
+}
 
 // The first migration in three parts: a database of the Flask tutorial has the
 // first of them already (adopt.go).
@@ -92,6 +96,11 @@ const (
 		value BLOB NOT NULL
 	) WITHOUT ROWID;`
 )
+
+// addAuthStamp is the third migration: a counter that grows with each change of
+// a user's password or of disabled, so that a login that began before such a
+// change fails.
+const addAuthStamp = `ALTER TABLE user ADD COLUMN auth_stamp INTEGER NOT NULL DEFAULT 0;`
 
 // eventTables is the second migration: what happened, and the seals on it.
 const eventTables = `
@@ -278,7 +287,7 @@ func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
 			// not the row's id, so it could be anything
 		case i >= 0:
 			missing = slices.Delete(missing, i, i+1)
-		case strings.Contains(addColumns, "ADD COLUMN "+strings.ToLower(name)+" "):
+		case strings.Contains(addColumns+addAuthStamp, "ADD COLUMN "+strings.ToLower(name)+" "):
 			clashing = append(clashing, name)
 		case notNull && noDefault:
 			demanding = append(demanding, name)

@@ -20,14 +20,64 @@ type loginRequest struct {
 	Password string `json:"password"`
 }
 
-// try reports whether a password is that of the user with an id and a hash, or
-// of nobody, whose id is 0 and hash empty, by a name. It counts: errLimited.
-func (s *server) try(x *exchange, id int64, hash, name, password string) (bool, error) {
+// login starts a session of the user that the name and the password prove.
+func (s *server) login(x *exchange) error {
+	in, err := decode[loginRequest](x)
+	if err != nil {
+		return err
+	}
+	if in.Username == "" || in.Password == "" {
+		return errLoginFields
+	}
+	p, err := s.prove(x, in.Username, in.Password)
+	if err != nil {
+		return err
+	}
+	return s.startSession(x, p)
+}
+
+// A provenUser is a user who has just proven who it is. Only prove makes one.
+type provenUser struct {
+	id      int64
+	stamp   int64  // auth_stamp when the proof began
+	newHash string // of the same password, if the stored hash is outdated; otherwise empty
+}
+
+// prove checks a login name and a password. It returns errCredentials,
+// errUserDisabled after the right password only, or errLimited. An unknown name
+// takes as long as a wrong password.
+func (s *server) prove(x *exchange, name, password string) (p provenUser, err error) {
+	u, c, err := s.store.userByLogin(name)
+	if err != nil && err != errUserNotFound {
+		return p, err
+	}
+	x.target, x.name = u.id, u.username // logged if this fails; an unknown name is not
+	ok, err := s.matchesPassword(x, u.id, c.hash, name, password)
+	switch {
+	case err != nil:
+		return p, err
+	case !ok:
+		return p, errCredentials
+	case u.disabled:
+		return p, errUserDisabled
+	}
+	p = provenUser{id: u.id, stamp: c.stamp}
+	if s.hasher.stale(c.hash) {
+		p.newHash, err = s.hasher.hash(x.r.Context(), s.network(x), password)
+	}
+	return p, err
+}
+
+// matchesPassword reports whether a password is the one of the user with this id
+// and hash. An unknown user has the id 0 and an empty hash; its name is then what
+// is counted. Every call counts toward the limits: it returns errLimited.
+func (s *server) matchesPassword(x *exchange, id int64, hash, name, password string) (bool, error) {
 	a, err := s.attempt(x, id, hash, name)
 	if err != nil {
 		return false, err
 	}
-	// What is refused above takes no hash, and nothing from others of its network.
+	// After the limits above: a refused password costs no hash, so it must not use
+	// up what others of its network may have checked.
 	if err := s.allow(x, passwords); err != nil {
 		return false, err
 	}
@@ -38,45 +88,19 @@ func (s *server) try(x *exchange, id int64, hash, name, password string) (bool, 
 	return ok, a.settle(ok)
 }
 
-// login starts a session. A name nobody has costs what a wrong password costs.
-func (s *server) login(x *exchange) error {
-	in, err := decode[loginRequest](x)
-	if err != nil {
-		return err
-	}
-	if in.Username == "" || in.Password == "" {
-		return errLoginFields
-	}
-	u, hash, err := s.store.userByLogin(in.Username)
-	if err != nil && err != errUserNotFound {
-		return err
-	}
-	x.target, x.name = u.id, u.username // for the log of a failure: of a name that nobody has, nothing
-	ok, err := s.try(x, u.id, hash, in.Username, in.Password)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return errCredentials
-	}
-	if u.disabled {
-		return errUserDisabled
-	}
-	newHash := ""
-	if s.hasher.stale(hash) {
-		if newHash, err = s.hasher.hash(x.r.Context(), s.network(x), in.Password); err != nil {
-			return err
-		}
-	}
+// startSession starts a session of a proven user and answers with its tokens. No
+// other function starts sessions. A password or a state that changed after the
+// proof began is errCredentials.
+func (s *server) startSession(x *exchange, p provenUser) error {
 	now := s.now()
 	token := s.refresher.first()
 	session := s.newSession(x, now, token)
-	session.userID = u.id
-	key, err := s.store.addSession(x.r.Context(), &session, hash, newHash)
+	session.userID = p.id
+	key, err := s.store.startSession(x.r.Context(), &session, p.stamp, p.newHash)
 	if err != nil {
 		return err
 	}
-	x.who.id, x.who.session = u.id, session.id // for the log
+	x.logUser = p.id
 	return s.sendTokens(x, &session, key, token, now, true)
 }
 
@@ -90,21 +114,21 @@ func userAgent(r *http.Request) string {
 	return text
 }
 
-// confirm asks that the caller proved just now to be its user: by a login that
-// gave this very token, or by the password. A stolen refresh token alone must
-// not take a user over.
-func (s *server) confirm(x *exchange, password *string) error {
+// requireProof returns nil if the caller has just proven to be its user: by the
+// login that minted this very token or, if it is not nil, by the password. A
+// stolen refresh token must not be enough to take an account over.
+func (s *server) requireProof(x *exchange, password *string) error {
 	if password == nil {
 		if x.who.fresh {
 			return nil
 		}
 		return errNotFresh
 	}
-	hash, err := s.store.passwordHash(x.who.id)
+	c, err := s.store.credentials(x.who.id)
 	if err != nil {
 		return err
 	}
-	ok, err := s.try(x, x.who.id, hash, "", *password)
+	ok, err := s.matchesPassword(x, x.who.id, c.hash, "", *password)
 	if err == nil && !ok {
 		err = errWrongPassword
 	}
@@ -246,7 +270,7 @@ func (s *server) refresh(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	x.who.id, x.who.session = session.userID, session.id // for the log
+	x.logUser = session.userID
 	return s.sendTokens(x, &session, key, next, now, false)
 }
 
@@ -263,7 +287,7 @@ func (s *server) successor(x *exchange, presented, next refreshToken, now time.T
 		key, err := s.store.newestKey()
 		return live, key, err
 	case live.generation > presented.generation:
-		x.who.id = live.userID // for the log: somebody has this user's token
+		x.logUser = live.userID // whose token was stolen
 		if err := s.store.endReused(x.r.Context(), live.userID, live.id, s.clientAddress(x.r), now.Unix()); err != nil {
 			return session{}, keyRow{}, err
 		}

@@ -210,7 +210,7 @@ func (st *staging) commit(ctx context.Context, now int64) (n int64, err error) {
 	}
 	if err == nil {
 		e := event{at: now, kind: usersImported, changes: fmt.Sprintf("users=%d", n)}.by(console)
-		_, err = tx.ExecContext(ctx, e.query, e.args...)
+		_, err = tx.ExecContext(ctx, e.query, e.args.list()...)
 	}
 	if err == nil {
 		err = tx.Commit()

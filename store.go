@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -15,26 +16,34 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// A caller says who asks for a write, and from where. The write's own SQL checks
-// the rights of the session's user at the instant it runs; the rest is for the
-// event. The zero caller may do nothing.
+// A callerKind says how a caller is known.
+type callerKind string
+
+const (
+	consoleCaller  callerKind = "console"  // the command line, which can open the database file
+	strangerCaller callerKind = "stranger" // a client without a token: it may add a member
+	sessionCaller  callerKind = "session"  // a user, known by an access token
+)
+
+// A caller is the one that asks for a write. The write's own SQL checks the
+// caller's rights when it runs: they may have changed since the request came in.
+// The address is only for the event. The zero caller may do nothing.
 type caller struct {
-	session int64 // that it was asked in, or one of the below
-	user    int64 // of the session
+	kind    callerKind
+	user    int64 // 0: none
+	session int64 // of the user; 0: none
 	address string
 }
 
-var (
-	// console is whoever can open the database file: the command line.
-	console = caller{session: -1, address: "console"}
-	// stranger is whoever registers; it may add a member, and nothing else.
-	stranger = caller{session: -2}
-)
+// console is the command line.
+var console = caller{kind: consoleCaller, address: "console"}
 
-// from returns the caller with the address of a client.
-func (by caller) from(address string) caller {
-	by.address = address
-	return by
+// with returns a copy of the values that also names the caller: @caller and
+// @session, as mayChange reads them.
+func (c caller) with(values args) args {
+	values = maps.Clone(values)
+	values["caller"], values["session"] = string(c.kind), c.session
+	return values
 }
 
 // A store is the database file and every statement that runs on it. Reads go to
@@ -146,7 +155,7 @@ func (s *store) readAside(ctx context.Context, value any, query string) error {
 // to where it stands. It goes first, because what the readers have cached is
 // then old, and they go to the disk too.
 func (s *store) probe(ctx context.Context) error {
-	err := s.write(ctx, statement{query: `UPDATE counter SET id = id`, none: errStorage})
+	err := s.write(ctx, statement{query: `UPDATE counter SET id = id`, ifNone: errStorage})
 	if err != nil {
 		return err
 	}

@@ -62,32 +62,40 @@ func (e *event) columns(more ...any) []any {
 	}, more...)
 }
 
-// justMade stands in an event for the id of the user or the session that an
-// earlier statement of the same write has made.
-const justMade = -1
-
 // by returns the statement that records the event as an act of a caller.
 func (e event) by(who caller) statement {
 	e.actorID, e.address = who.user, who.address
 	if e.sessionID == 0 {
-		e.sessionID = max(who.session, 0)
+		e.sessionID = who.session
 	}
 	return e.statement()
 }
 
-// statement returns the statement that records the event, as the last of the
-// act's own write.
+// statement returns the statement that records the event. It belongs at the end
+// of the act's own write.
 func (e event) statement() statement {
 	return statement{
-		query: `
-			INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes)
-			VALUES (?1, ?2, ?3,
-				iif(?4 = -1, (SELECT user_id FROM counter), ?4),
-				iif(?5 = -1, (SELECT max(id) FROM session), ?5),
-				?6, ?7)`,
-		args: []any{e.at, string(e.kind), e.actorID, e.userID, e.sessionID, e.address, e.changes},
+		query: insertEvent,
+		args: args{
+			"at":      e.at,
+			"type":    string(e.kind),
+			"actor":   e.actorID,
+			"user":    e.userID,
+			"session": e.sessionID,
+			"address": e.address,
+			"changes": e.changes,
+		},
 	}
 }
+
+// The queries of an event's statement. The last two take the id of the user or
+// the session that the same write has just made.
+const (
+	intoEvent             = `INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes) `
+	insertEvent           = intoEvent + `VALUES (@at, @type, @actor, @user, @session, @address, @changes)`
+	insertNewUserEvent    = intoEvent + `SELECT @at, @type, @actor, user_id, @session, @address, @changes FROM counter`
+	insertNewSessionEvent = intoEvent + `SELECT @at, @type, @actor, @user, max(id), @address, @changes FROM session`
+)
 
 // An eventFilter narrows a list of events. Its zero value lets every event through.
 type eventFilter struct {
@@ -180,8 +188,8 @@ func (s *store) addSeal(ctx context.Context, x, prev seal) error {
 	return s.write(ctx, statement{
 		query: `
 			INSERT INTO seal (event_id, key_id, mac)
-			SELECT ?1, ?2, ?3 WHERE (SELECT coalesce(max(event_id), 0) FROM seal) = ?4`,
-		args: []any{x.eventID, x.keyID, x.mac, prev.eventID},
+			SELECT @event, @key, @mac WHERE (SELECT coalesce(max(event_id), 0) FROM seal) = @previous`,
+		args: args{"event": x.eventID, "key": x.keyID, "mac": x.mac, "previous": prev.eventID},
 	})
 }
 
@@ -209,19 +217,19 @@ func (s *store) trimmable(before int64) (x seal, err error) {
 func (s *store) trim(ctx context.Context, upTo seal, now int64) error {
 	err := s.write(ctx,
 		statement{
-			query: `UPDATE seal SET anchor = ?2 WHERE event_id = ?1 AND EXISTS (SELECT 1 FROM event WHERE id <= ?1)`,
-			args:  []any{upTo.eventID, upTo.anchor},
-			none:  errNotApplied,
+			query:  `UPDATE seal SET anchor = @anchor WHERE event_id = @event AND EXISTS (SELECT 1 FROM event WHERE id <= @event)`,
+			args:   args{"event": upTo.eventID, "anchor": upTo.anchor},
+			ifNone: errNotApplied,
 		},
 		// Before the deletion: the newest event must never be among the deleted.
 		event{at: now, kind: eventsTrimmed, changes: fmt.Sprintf("until=%d", upTo.eventID)}.statement(),
 		statement{
-			query: `DELETE FROM event WHERE id <= ?`,
-			args:  []any{upTo.eventID},
+			query: `DELETE FROM event WHERE id <= @event`,
+			args:  args{"event": upTo.eventID},
 		},
 		statement{
-			query: `DELETE FROM seal WHERE event_id < ?`,
-			args:  []any{upTo.eventID},
+			query: `DELETE FROM seal WHERE event_id < @event`,
+			args:  args{"event": upTo.eventID},
 		})
 	if errors.Is(err, errNotApplied) {
 		err = nil

@@ -50,50 +50,62 @@ func (x *session) columns(more ...any) []any {
 	}, more...)
 }
 
-// addSession starts a session of a user whose password was just verified
-// against hash, gives it its id, and returns the key to sign its token. It ends
-// the oldest of the user's sessions past maxSessions. Where newHash is not empty
-// it replaces the hash, which moves no version: a client sees nothing of it. A
-// password or a state of the user that has changed since hash was read is
-// errCredentials.
-func (s *store) addSession(ctx context.Context, x *session, hash, newHash string) (key keyRow, err error) {
-	if newHash == "" {
-		newHash = hash
+// startSession stores a new session of a user, sets its id, and returns the key
+// that signs its access token. It ends the user's oldest sessions past
+// maxSessions. newHash, if not empty, replaces the password's hash by a better
+// one of the same password.
+// It returns errCredentials if the user's auth_stamp is no longer the stamp that
+// was read before the password was checked, or if the user is disabled.
+func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string) (key keyRow, err error) {
+	values := args{
+		"user":     x.userID,
+		"stamp":    stamp,
+		"new_hash": newHash,
+		"now":      x.createdAt,
+		"expires":  x.expiresAt,
+		"address":  x.address,
+		"agent":    x.userAgent,
+		"refresh":  x.refreshHash,
+		"most":     maxSessions,
 	}
+	record := event{at: x.createdAt, kind: loggedIn, actorID: x.userID, userID: x.userID, address: x.address}.statement()
+	record.query = insertNewSessionEvent
 	err = s.write(ctx,
 		statement{
 			query: `
-				UPDATE user SET last_login_at = ?2, password_hash = ?4
-				WHERE id = ?1 AND password_hash = ?3 AND disabled = 0`,
-			args: []any{x.userID, x.createdAt, hash, newHash},
-			none: errCredentials,
+				UPDATE user SET
+					last_login_at = @now,
+					password_hash = coalesce(nullif(@new_hash, ''), password_hash)
+				WHERE id = @user AND auth_stamp = @stamp AND disabled = 0`,
+			args:   values,
+			ifNone: errCredentials,
 		},
 		statement{
 			query: `
 				INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent, refresh_hash, rotated_at)
-				VALUES (?1, ?2, ?2, ?3, ?4, ?5, ?6, ?2)
+				VALUES (@user, @now, @now, @expires, @address, @agent, @refresh, @now)
 				RETURNING id`,
-			args: []any{x.userID, x.createdAt, x.expiresAt, x.address, x.userAgent, x.refreshHash},
-			into: []any{&x.id},
+			args: values,
+			scan: []any{&x.id},
 		},
-		event{at: x.createdAt, kind: loggedIn, actorID: x.userID, userID: x.userID, sessionID: justMade, address: x.address}.statement(),
+		record,
 		statement{
 			query: `
-				DELETE FROM session WHERE user_id = ?1 AND id <= (
-					SELECT id FROM session WHERE user_id = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)`,
-			args: []any{x.userID, maxSessions},
+				DELETE FROM session WHERE user_id = @user AND id <= (
+					SELECT id FROM session WHERE user_id = @user ORDER BY id DESC LIMIT 1 OFFSET @most)`,
+			args: values,
 		},
 		statement{
 			query: selectNewestKey,
-			into:  []any{&key.kid, &key.secret},
+			scan:  []any{&key.kid, &key.secret},
 		})
 	return key, err
 }
 
-// principal returns the user of a session and when the session was last used,
-// or errSessionEnded where the session is over or its user is gone or disabled.
-// A key of the database that is retired and past its time is errBadToken; kid
-// is empty for a key of the configuration.
+// principal returns the user of a session and when the session was last used. It
+// returns errSessionEnded if the session has ended or its user is deleted or
+// disabled, and errBadToken if kid names a key of the database whose tokens are
+// no longer good. kid is empty for a key of the configuration.
 func (s *store) principal(sid int64, kid string, now int64) (u user, lastUsedAt int64, err error) {
 	var keyGood bool
 	err = s.read(`SELECT`+userColumns+`, session.last_used_at,
@@ -107,15 +119,15 @@ func (s *store) principal(sid int64, kid string, now int64) (u user, lastUsedAt 
 	return u, lastUsedAt, err
 }
 
-// touchEvery is how long a session's last use may go unwritten, in seconds: a
+// touchEvery is how old, in seconds, the recorded last use of a session may be: a
 // read must not cost a write.
 const touchEvery = 60
 
-// touch notes, without waiting, that a session is used.
+// touch records, without waiting, that a session is in use.
 func (s *store) touch(sid, now int64) {
 	s.writeLater(statement{
-		query: `UPDATE session SET last_used_at = ?2 WHERE id = ?1 AND last_used_at <= ?2 - ?3`,
-		args:  []any{sid, now, touchEvery},
+		query: `UPDATE session SET last_used_at = @now WHERE id = @id AND last_used_at <= @now - @every`,
+		args:  args{"id": sid, "now": now, "every": touchEvery},
 	})
 }
 
@@ -132,49 +144,58 @@ func (s *store) sessionsOf(ctx context.Context, userID, now int64, f func(*sessi
 		x.columns(), func() { f(&x) }, userID, now)
 }
 
-// rotate puts next in the place of the live refresh token of a session, which
-// must have the given generation and hash, and returns the key to sign its
-// access token. x brings the new hash and the times and client of now; it comes
-// back with the session's user. Where the session is over, or another token is
-// live, it is errNotApplied.
+// rotate replaces the live refresh token of a session, which must have the given
+// hash and the generation before x's, and returns the key that signs its access
+// token. x has the new token's hash and the current times and client; rotate
+// sets x's user. It returns errNotApplied if the session has ended, if its user
+// is disabled, or if another token is live.
 func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) (key keyRow, err error) {
 	err = s.write(ctx,
 		statement{
 			query: `
 				UPDATE session SET
-					generation = generation + 1,
-					refresh_hash = ?4,
-					rotated_at = ?5,
-					last_used_at = ?5,
-					expires_at = ?6,
-					address = ?7,
-					user_agent = ?8
-				WHERE id = ?1 AND generation = ?2 AND refresh_hash = ?3 AND expires_at > ?5
+					generation = @generation,
+					refresh_hash = @new_hash,
+					rotated_at = @now,
+					last_used_at = @now,
+					expires_at = @expires,
+					address = @address,
+					user_agent = @agent
+				WHERE id = @id AND generation = @generation - 1 AND refresh_hash = @old_hash AND expires_at > @now
 					AND EXISTS (SELECT 1 FROM user WHERE user.id = session.user_id AND user.disabled = 0)
 				RETURNING user_id`,
-			args: []any{x.id, x.generation - 1, hash, x.refreshHash, now, x.expiresAt, x.address, x.userAgent},
-			into: []any{&x.userID},
-			none: errNotApplied,
+			args: args{
+				"id":         x.id,
+				"generation": x.generation,
+				"old_hash":   hash,
+				"new_hash":   x.refreshHash,
+				"now":        now,
+				"expires":    x.expiresAt,
+				"address":    x.address,
+				"agent":      x.userAgent,
+			},
+			scan:   []any{&x.userID},
+			ifNone: errNotApplied,
 		},
 		statement{
 			query: selectNewestKey,
-			into:  []any{&key.kid, &key.secret},
+			scan:  []any{&key.kid, &key.secret},
 		})
 	return key, err
 }
 
-// endSession ends a session for by, or returns errSessionEnded,
-// errForbidden or, where the user has no such session, errSessionNotFound.
+// endSession ends a session of a user for a caller. It returns errSessionEnded,
+// errForbidden, or errSessionNotFound if the user does not have this session.
 func (s *store) endSession(ctx context.Context, by caller, userID, sid, now int64) error {
 	err := s.write(ctx,
 		statement{
-			query: `DELETE FROM session WHERE user_id = ?1 AND id = ?3 AND ` + mayChange,
-			args:  []any{userID, by.session, sid},
-			none:  errNotApplied,
+			query:  `DELETE FROM session WHERE user_id = @id AND id = @ended AND ` + mayChange,
+			args:   by.with(args{"id": userID, "ended": sid}),
+			ifNone: errNotApplied,
 		},
 		event{at: now, kind: sessionEnded, userID: userID, sessionID: sid}.by(by))
 	if errors.Is(err, errNotApplied) {
-		if err := s.mayNot(by, userID); err != nil {
+		if err := s.authorizationError(by, userID); err != nil {
 			return err
 		}
 		return errSessionNotFound
@@ -182,29 +203,31 @@ func (s *store) endSession(ctx context.Context, by caller, userID, sid, now int6
 	return err
 }
 
-// endSessions ends every session of a user for by. That there is none is fine.
+// endSessions ends every session of a user for a caller. A user without sessions
+// is not an error. It returns errSessionEnded or errForbidden.
 func (s *store) endSessions(ctx context.Context, by caller, userID, now int64) error {
 	err := s.write(ctx,
 		statement{
-			query: `DELETE FROM session WHERE user_id = ?1 AND ` + mayChange,
-			args:  []any{userID, by.session},
-			none:  errNotApplied,
+			query:  `DELETE FROM session WHERE user_id = @id AND ` + mayChange,
+			args:   by.with(args{"id": userID}),
+			ifNone: errNotApplied,
 		},
 		event{at: now, kind: sessionsEnded, userID: userID}.by(by))
 	if errors.Is(err, errNotApplied) {
-		return s.mayNot(by, userID)
+		return s.authorizationError(by, userID)
 	}
 	return err
 }
 
-// endReused ends a session of a user whose refresh token came back, from an
-// address. That it has ended already is fine.
+// endReused ends a session of a user because one of its refresh tokens was used
+// twice, the second time from an address. A session that has already ended is
+// not an error.
 func (s *store) endReused(ctx context.Context, userID, sid int64, address string, now int64) error {
 	err := s.write(ctx,
 		statement{
-			query: `DELETE FROM session WHERE id = ?`,
-			args:  []any{sid},
-			none:  errNotApplied,
+			query:  `DELETE FROM session WHERE id = @id`,
+			args:   args{"id": sid},
+			ifNone: errNotApplied,
 		},
 		event{at: now, kind: tokenReused, userID: userID, sessionID: sid, address: address}.statement())
 	if errors.Is(err, errNotApplied) {
@@ -228,14 +251,14 @@ func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err er
 		errStorage, []any{&n, &next, &over, &oldKeys}, after, now, sweepSize)
 	if err == nil && over > 0 {
 		err = s.write(ctx, statement{
-			query: `DELETE FROM session WHERE id > ?1 AND id <= ?2 AND expires_at <= ?3`,
-			args:  []any{after, next, now},
+			query: `DELETE FROM session WHERE id > @after AND id <= @last AND expires_at <= @now`,
+			args:  args{"after": after, "last": next, "now": now},
 		})
 	}
 	if err == nil && oldKeys > 0 {
 		err = s.write(ctx, statement{
-			query: `DELETE FROM signing_key WHERE id > ?1 AND NOT ` + keyIsGood,
-			args:  []any{0, now},
+			query: `DELETE FROM signing_key WHERE retired_at > 0 AND retired_at + token_ttl <= @now`,
+			args:  args{"now": now},
 		})
 	}
 	if n < sweepSize {
@@ -250,7 +273,7 @@ type keyRow struct {
 	secret []byte
 }
 
-// keyIsGood is the condition that tokens of a key are good at ?2.
+// keyIsGood holds if tokens of a key are still good at ?2.
 const keyIsGood = `(retired_at = 0 OR retired_at + token_ttl > ?2)`
 
 // selectNewestKey selects the key that signs now. A token is signed under the key
@@ -276,8 +299,8 @@ func (s *store) signingKeys(ctx context.Context) (keys []signingKeyInfo, err err
 	return keys, err
 }
 
-// newestKey returns the database's key that signs; its kid is empty where there
-// is none, because the configuration has one.
+// newestKey returns the database's key that signs. Its kid is empty if there is
+// none, because the configuration has a key.
 func (s *store) newestKey() (key keyRow, err error) {
 	err = s.read(selectNewestKey, errNoKey, []any{&key.kid, &key.secret})
 	if errors.Is(err, errNoKey) {
@@ -286,7 +309,7 @@ func (s *store) newestKey() (key keyRow, err error) {
 	return key, err
 }
 
-// keySecret returns the secret of a key that is not past its time, or errNoKey.
+// keySecret returns the secret of a key whose tokens are still good, or errNoKey.
 func (s *store) keySecret(kid string, now int64) (secret []byte, err error) {
 	err = s.read(`SELECT secret FROM signing_key WHERE kid = ?1 AND `+keyIsGood,
 		errNoKey, []any{&secret}, kid, now)
@@ -295,8 +318,8 @@ func (s *store) keySecret(kid string, now int64) (secret []byte, err error) {
 
 var errNoKey = errors.New("no signing key")
 
-// ensureKey adds key as the signing key unless there is one, and notes that
-// tokens of ttl seconds are signed from now on.
+// ensureKey adds key as the signing key if the database has none, and records
+// that it signs tokens of ttl seconds from now on.
 func (s *store) ensureKey(ctx context.Context, key keyRow, ttl, now int64) error {
 	var one int
 	err := s.read(`SELECT 1 FROM signing_key WHERE retired_at = 0 AND token_ttl >= ?`, errNoKey, []any{&one}, ttl)
@@ -307,12 +330,12 @@ func (s *store) ensureKey(ctx context.Context, key keyRow, ttl, now int64) error
 		statement{
 			query: `
 				INSERT INTO signing_key (kid, secret, created_at)
-				SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM signing_key WHERE retired_at = 0)`,
-			args: []any{key.kid, key.secret, now},
+				SELECT @kid, @secret, @now WHERE NOT EXISTS (SELECT 1 FROM signing_key WHERE retired_at = 0)`,
+			args: args{"kid": key.kid, "secret": key.secret, "now": now},
 		},
 		statement{
-			query: `UPDATE signing_key SET token_ttl = ?1 WHERE retired_at = 0 AND token_ttl < ?1`,
-			args:  []any{ttl},
+			query: `UPDATE signing_key SET token_ttl = @ttl WHERE retired_at = 0 AND token_ttl < @ttl`,
+			args:  args{"ttl": ttl},
 		})
 }
 
@@ -323,8 +346,8 @@ func (s *store) retireKeys(ctx context.Context, now int64) error {
 		return err
 	}
 	return s.write(ctx, statement{
-		query: `UPDATE signing_key SET retired_at = ? WHERE retired_at = 0`,
-		args:  []any{now},
+		query: `UPDATE signing_key SET retired_at = @now WHERE retired_at = 0`,
+		args:  args{"now": now},
 	})
 }
 
@@ -334,26 +357,26 @@ func (s *store) rotateKey(ctx context.Context, key keyRow, now int64) error {
 		statement{
 			query: `
 				INSERT INTO signing_key (kid, secret, created_at, token_ttl)
-				SELECT ?1, ?2, ?3, coalesce(max(token_ttl), 0) FROM signing_key`,
-			args: []any{key.kid, key.secret, now},
+				SELECT @kid, @secret, @now, coalesce(max(token_ttl), 0) FROM signing_key`,
+			args: args{"kid": key.kid, "secret": key.secret, "now": now},
 		},
 		statement{
-			query: `UPDATE signing_key SET retired_at = ?2 WHERE kid <> ?1 AND retired_at = 0`,
-			args:  []any{key.kid, now},
+			query: `UPDATE signing_key SET retired_at = @now WHERE kid <> @kid AND retired_at = 0`,
+			args:  args{"kid": key.kid, "now": now},
 		},
 		event{at: now, kind: keyRotated, changes: "kid=" + key.kid}.by(console))
 }
 
-// secret returns the named secret of this database; the first to ask gives it
-// the value fresh.
+// secret returns the named secret of this database. If it has none of that name,
+// fresh becomes it.
 func (s *store) secret(ctx context.Context, name string, fresh []byte) (value []byte, err error) {
 	const query = `SELECT value FROM secret WHERE name = ?`
 	if err = s.read(query, errNoKey, []any{&value}, name); !errors.Is(err, errNoKey) {
 		return value, err
 	}
 	err = s.write(ctx, statement{
-		query: `INSERT INTO secret (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`,
-		args:  []any{name, fresh},
+		query: `INSERT INTO secret (name, value) VALUES (@name, @value) ON CONFLICT DO NOTHING`,
+		args:  args{"name": name, "value": fresh},
 	})
 	if err == nil {
 		err = s.read(query, errStorage, []any{&value}, name)

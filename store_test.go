@@ -88,7 +88,7 @@ func newHold() *hold {
 }
 
 func (h *hold) statement() statement {
-	return statement{query: `SELECT test_hold(?)`, args: []any{h.id}, into: []any{new(int64)}}
+	return statement{query: `SELECT test_hold(@id)`, args: args{"id": h.id}, scan: []any{new(int64)}}
 }
 
 // holdWriter keeps the store's writer busy, so that what is written next waits
@@ -152,10 +152,10 @@ func aUser(t *testing.T, st *store, name string, r role) user {
 func aSession(t *testing.T, st *store, u user) caller {
 	t.Helper()
 	x := session{userID: u.id, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("hash")}
-	if _, err := st.addSession(context.Background(), &x, "hash", ""); err != nil {
+	if _, err := st.startSession(context.Background(), &x, 0, ""); err != nil {
 		t.Fatal(err)
 	}
-	return caller{session: x.id, user: u.id}
+	return caller{kind: sessionCaller, session: x.id, user: u.id}
 }
 
 // add returns a write that adds a user, for enqueue.
@@ -482,9 +482,9 @@ func TestNamesAreUniqueWithoutRegardToCase(t *testing.T) {
 	})
 	t.Run("a user is found by either name in any case, as it was typed", func(t *testing.T) {
 		for _, login := range []string{"bob", "BOB", "bob@example.com", "Bob@Example.Com"} {
-			u, hash, err := st.userByLogin(login)
-			if err != nil || u.id != bob.id || u.username != "bob" || hash != "hash" {
-				t.Errorf("%s: got %+v, %q, %v", login, u, hash, err)
+			u, c, err := st.userByLogin(login)
+			if err != nil || u.id != bob.id || u.username != "bob" || c.hash != "hash" {
+				t.Errorf("%s: got %+v, %+v, %v", login, u, c, err)
 			}
 		}
 		if _, _, err := st.userByLogin("nobody"); err != errUserNotFound {
@@ -515,7 +515,7 @@ func exercise(t *testing.T, st *store) {
 	yes, no, hash, name, none := true, false, "hash", "bob", func(*user) {}
 	for i, err := range []error{
 		func() error { _, err := st.user(ann.id); return err }(),
-		func() error { _, err := st.passwordHash(ann.id); return err }(),
+		func() error { _, err := st.credentials(ann.id); return err }(),
 		func() error { _, _, err := st.userByLogin("ann"); return err }(),
 		func() error { _, _, err := st.principal(sid.session, "kid", 0); return notNamed(err, errBadToken) }(),
 		func() error { _, err := st.session(sid.session); return err }(),
@@ -528,7 +528,7 @@ func exercise(t *testing.T, st *store) {
 		}(),
 		st.sessionsOf(ctx, ann.id, 0, func(*session) {}),
 		func() error { st.touch(sid.session, 2); return st.endReused(ctx, ann.id, 99, "", 2) }(),
-		st.mayNot(sid, ann.id),
+		st.authorizationError(sid, ann.id),
 		st.taken("nobody", "nobody@example.com", 0),
 		st.users(ctx, 0, 1, filter{}, none),
 		st.users(ctx, 0, 1, filter{role: member}, none),
@@ -565,10 +565,10 @@ func exercise(t *testing.T, st *store) {
 	}
 }
 
-// plan returns what SQLite does to run a query, one step a line.
+// plan returns the steps in which SQLite runs a query, one a line.
 func plan(t *testing.T, conn *sql.Conn, query string) string {
 	t.Helper()
-	n := 0 // of the query's parameters
+	n := 0 // of the query's positional parameters
 	for _, match := range regexp.MustCompile(`\?(\d*)`).FindAllStringSubmatch(query, -1) {
 		i := n + 1
 		if match[1] != "" {
@@ -576,7 +576,11 @@ func plan(t *testing.T, conn *sql.Conn, query string) string {
 		}
 		n = max(n, i)
 	}
-	rows, err := conn.QueryContext(context.Background(), "EXPLAIN QUERY PLAN "+query, make([]any, n)...)
+	values := make([]any, n)
+	for _, match := range regexp.MustCompile(`@(\w+)`).FindAllStringSubmatch(query, -1) {
+		values = append(values, sql.Named(match[1], nil))
+	}
+	rows, err := conn.QueryContext(context.Background(), "EXPLAIN QUERY PLAN "+query, values...)
 	if err != nil {
 		t.Fatalf("%s: %v", query, err)
 	}
@@ -957,8 +961,8 @@ func TestAWriteThatFailsInAGroupFailsAloneAndWhole(t *testing.T) {
 	tick := statement{query: `UPDATE counter SET user_id = user_id + 1`} // the first statement, which must be undone
 	insert := func(id int64, name string) statement {
 		return statement{
-			query: `INSERT INTO user (id, username, email, password_hash) VALUES (?1, ?2, ?2, '')`,
-			args:  []any{id, name},
+			query: `INSERT INTO user (id, username, email, password_hash) VALUES (@id, @name, @name, '')`,
+			args:  args{"id": id, "name": name},
 		}
 	}
 	for _, c := range []struct {
@@ -971,9 +975,9 @@ func TestAWriteThatFailsInAGroupFailsAloneAndWhole(t *testing.T) {
 		{"a name that is taken in a write of one statement", []statement{insert(50, "ANN")}, errDuplicate},
 		{"a name that is taken before another statement", []statement{insert(50, "ANN"), tick}, errDuplicate},
 		{"a condition that does not hold, after another statement",
-			[]statement{tick, {query: `DELETE FROM user WHERE id = 99`, none: errNothing}}, errNothing},
+			[]statement{tick, {query: `DELETE FROM user WHERE id = 99`, ifNone: errNothing}}, errNothing},
 		{"a condition that does not hold, of a statement that returns a row",
-			[]statement{tick, {query: `DELETE FROM user WHERE id = 99 RETURNING id`, into: []any{new(int64)}, none: errNothing}}, errNothing},
+			[]statement{tick, {query: `DELETE FROM user WHERE id = 99 RETURNING id`, scan: []any{new(int64)}, ifNone: errNothing}}, errNothing},
 		{"a value that must not be NULL, after another statement",
 			[]statement{tick, {query: `UPDATE user SET email = NULL`}}, errStorage},
 		{"a value that must not be NULL, in a write of one statement",
@@ -1211,8 +1215,8 @@ func TestAnotherProgramsWriteIsWaitedFor(t *testing.T) {
 	ours := &pendingWrite{
 		ctx: context.Background(),
 		statements: []statement{{
-			query: `UPDATE user SET username = 'ours' WHERE username = 'theirs'`,
-			none:  errNotApplied,
+			query:  `UPDATE user SET username = 'ours' WHERE username = 'theirs'`,
+			ifNone: errNotApplied,
 		}},
 		answer: make(chan error, 1),
 	}
@@ -1243,7 +1247,7 @@ func TestAfterCloseTheStoreAnswersWithAnError(t *testing.T) {
 	}
 	_, err = st.user(ann.id)
 	wantError(t, "a read by a statement that was prepared", err, errStorage)
-	_, err = st.passwordHash(ann.id)
+	_, err = st.credentials(ann.id)
 	wantError(t, "a read by a new statement", err, errStorage)
 	wantError(t, "a list", st.users(context.Background(), 0, 1, filter{}, func(*user) {}), errStorage)
 }
@@ -1335,7 +1339,7 @@ func TestTheWriteAheadLogStaysSmallUnderManySmallWrites(t *testing.T) {
 		// log as it is.
 		err := st.write(context.Background(), statement{
 			query: `UPDATE counter SET user_id = user_id + 1 RETURNING user_id`,
-			into:  []any{new(int64)},
+			scan:  []any{new(int64)},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -1881,10 +1885,11 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 			ann := aUser(t, st, "ann", member)
 			var nobody caller
-			wantError(t, act, do(st, nobody, ann.id), errSessionEnded)
-			wantError(t, act+" by a session that never was", do(st, caller{session: 99}, ann.id), errSessionEnded)
-			wantError(t, act+" by a stranger", do(st, stranger, ann.id), errForbidden)
-			wantError(t, act+" by a number below all", do(st, caller{session: stranger.session - 1}, ann.id), errSessionEnded)
+			wantError(t, act, do(st, nobody, ann.id), errForbidden)
+			wantError(t, act+" by a session that does not exist", do(st, caller{kind: sessionCaller, session: 99}, ann.id), errSessionEnded)
+			wantError(t, act+" by a session without a number", do(st, caller{kind: sessionCaller, user: ann.id}, ann.id), errSessionEnded)
+			wantError(t, act+" by a stranger", do(st, caller{kind: strangerCaller}, ann.id), errForbidden)
+			wantError(t, act+" by an unknown kind of caller", do(st, caller{kind: "other", session: aSession(t, st, aUser(t, st, "root", admin)).session}, ann.id), errForbidden)
 			if u, err := st.user(ann.id); err != nil || u != ann {
 				t.Errorf("ann is %+v, %v, want her as she was", u, err)
 			}
@@ -1960,7 +1965,7 @@ func TestAUserHasAtMostAHundredSessionsAndTheOldestEnds(t *testing.T) {
 	for range 50 {
 		wg.Go(func() {
 			x := session{userID: ann.id, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("hash")}
-			if _, err := st.addSession(context.Background(), &x, "hash", ""); err != nil {
+			if _, err := st.startSession(context.Background(), &x, 0, ""); err != nil {
 				t.Error(err)
 			}
 		})
@@ -1988,6 +1993,19 @@ func TestASessionBeginsOnlyForTheUserWhosePasswordWasVerified(t *testing.T) {
 			_, err := st.updateUser(ctx, console, id, change{disabled: &yes}, 0, 2)
 			return err
 		}, errCredentials},
+		{"and not after the user was disabled and enabled again", func(st *store, id int64) error {
+			no := false
+			_, err := st.updateUser(ctx, console, id, change{disabled: &yes}, 0, 2)
+			if err == nil {
+				_, err = st.updateUser(ctx, console, id, change{disabled: &no}, 0, 3)
+			}
+			return err
+		}, errCredentials},
+		{"and not after the same password was set again", func(st *store, id int64) error {
+			same := "hash"
+			_, err := st.updateUser(ctx, console, id, change{hash: &same}, 0, 2)
+			return err
+		}, errCredentials},
 		{"and not after the user was deleted", func(st *store, id int64) error {
 			return st.deleteUser(ctx, console, id, 0, 1)
 		}, errCredentials},
@@ -2005,12 +2023,12 @@ func TestASessionBeginsOnlyForTheUserWhosePasswordWasVerified(t *testing.T) {
 			}
 			before, _ := st.user(ann.id)
 			x := session{userID: ann.id, createdAt: 5, expiresAt: 9, address: "192.0.2.1", userAgent: "curl", refreshHash: []byte("hash")}
-			_, err := st.addSession(ctx, &x, "hash", "new hash")
+			_, err := st.startSession(ctx, &x, 0, "new hash")
 			wantError(t, "the session", err, c.want)
-			hash, hashErr := st.passwordHash(ann.id)
+			login, loginErr := st.credentials(ann.id)
 			sessions := scan[int](t, another(t, path), `SELECT count(*) FROM session`)
 			if c.want != nil {
-				if hash == "new hash" {
+				if login.hash == "new hash" {
 					t.Error("the hash was replaced")
 				}
 				if sessions != 0 {
@@ -2018,8 +2036,8 @@ func TestASessionBeginsOnlyForTheUserWhosePasswordWasVerified(t *testing.T) {
 				}
 				return
 			}
-			if hashErr != nil || hash != "new hash" {
-				t.Errorf("the hash is %q, %v, want the new one", hash, hashErr)
+			if loginErr != nil || login.hash != "new hash" {
+				t.Errorf("the hash is %q, %v, want the new one", login.hash, loginErr)
 			}
 			u, _, err := st.principal(x.id, "", 6)
 			if err != nil || u.id != ann.id || u.lastLoginAt != 5 {
@@ -2171,9 +2189,9 @@ func TestWhoMayAddIsCheckedWhenTheWriteRuns(t *testing.T) {
 		{"an admin who has logged out adds nobody", func(st *store, root user, sid caller) error {
 			return st.endSessions(ctx, console, root.id, 1)
 		}, func(sid caller) caller { return sid }, member, errSessionEnded},
-		{"a stranger adds a member", nil, func(caller) caller { return stranger }, member, nil},
-		{"a stranger adds no admin", nil, func(caller) caller { return stranger }, admin, errForbidden},
-		{"the zero caller adds nobody", nil, func(caller) caller { return caller{} }, member, errSessionEnded},
+		{"a stranger adds a member", nil, func(caller) caller { return caller{kind: strangerCaller} }, member, nil},
+		{"a stranger adds no admin", nil, func(caller) caller { return caller{kind: strangerCaller} }, admin, errForbidden},
+		{"the zero caller adds nobody", nil, func(caller) caller { return caller{} }, member, errForbidden},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))

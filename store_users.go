@@ -109,23 +109,29 @@ func (s *store) user(id int64) (u user, err error) {
 	return u, err
 }
 
-// userByLogin returns the user whose username, or else whose e-mail address,
-// is login in any case, with the password's hash; or errUserNotFound. The
-// username goes first because an adopted one may equal another's address.
-func (s *store) userByLogin(login string) (u user, hash string, err error) {
-	var rank int
-	err = s.read(`
-		SELECT`+userColumns+`, user.password_hash, 0 AS rank FROM user WHERE username = ?1 COLLATE NOCASE
-		UNION ALL
-		SELECT`+userColumns+`, user.password_hash, 1 AS rank FROM user WHERE email = ?1 COLLATE NOCASE
-		ORDER BY rank LIMIT 1`, errUserNotFound, u.columns(&hash, &rank), login)
-	return u, hash, err
+// credentials are what a user's login is checked against.
+type credentials struct {
+	hash  string // of the password; empty: no such user
+	stamp int64  // auth_stamp: it grows with each change of the password or of disabled
 }
 
-// passwordHash returns the hash of a user's password, or errUserNotFound.
-func (s *store) passwordHash(id int64) (hash string, err error) {
-	err = s.read(`SELECT password_hash FROM user WHERE id = ?`, errUserNotFound, []any{&hash}, id)
-	return hash, err
+// userByLogin returns the user, with its credentials, whose username or, if
+// there is none, whose e-mail address is login, in any case; or errUserNotFound.
+// The username comes first because an adopted one may equal another's address.
+func (s *store) userByLogin(login string) (u user, c credentials, err error) {
+	var rank int
+	err = s.read(`
+		SELECT`+userColumns+`, user.password_hash, user.auth_stamp, 0 AS rank FROM user WHERE username = ?1 COLLATE NOCASE
+		UNION ALL
+		SELECT`+userColumns+`, user.password_hash, user.auth_stamp, 1 AS rank FROM user WHERE email = ?1 COLLATE NOCASE
+		ORDER BY rank LIMIT 1`, errUserNotFound, u.columns(&c.hash, &c.stamp, &rank), login)
+	return u, c, err
+}
+
+// credentials returns the credentials of a user, or errUserNotFound.
+func (s *store) credentials(id int64) (c credentials, err error) {
+	err = s.read(`SELECT password_hash, auth_stamp FROM user WHERE id = ?`, errUserNotFound, []any{&c.hash, &c.stamp}, id)
+	return c, err
 }
 
 // taken returns errUsernameTaken or errEmailTaken where a user other than
@@ -147,8 +153,8 @@ func (s *store) taken(username, email string, except int64) error {
 	return nil
 }
 
-// whichTaken explains a failed UNIQUE constraint; other errors pass as they are.
-func (s *store) whichTaken(err error, username, email string, except int64) error {
+// takenError explains a failed UNIQUE constraint; other errors pass as they are.
+func (s *store) takenError(err error, username, email string, except int64) error {
 	if !errors.Is(err, errDuplicate) {
 		return err
 	}
@@ -219,45 +225,63 @@ func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit i
 	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, prefix, limit)
 }
 
-// addUser adds a user for by and gives it its id; u's id, times and version are
-// set here. It returns errSessionEnded, errForbidden, errUsernameTaken or
-// errEmailTaken.
+// addUser adds a user for a caller and sets u's id, times and version. It
+// returns errSessionEnded, errForbidden, errUsernameTaken or errEmailTaken.
 func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, now int64) error {
 	created := ""
 	if u.role == admin {
 		created = "role=admin"
 	}
+	record := event{at: now, kind: userCreated, changes: created}.by(by)
+	record.query = insertNewUserEvent
 	err := s.write(ctx,
 		statement{
-			// The Flask app, where somebody went back to it for a while, moved no counter.
+			// The larger of the counter and the highest id: the Flask app, if it ran
+			// again for a while, moved no counter.
 			query: `
 				INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at)
-				SELECT 1 + max(user_id, (SELECT coalesce(max(id), 0) FROM user)), ?3, ?4, ?5, ?6, ?7, ?8, ?8 FROM counter
-				WHERE ?2 = -2 AND ?6 = 'member' OR ` + mayChange + `
+				SELECT
+					1 + max(user_id, (SELECT coalesce(max(id), 0) FROM user)),
+					@username,
+					@email,
+					@hash,
+					@role,
+					@disabled,
+					@now,
+					@now
+				FROM counter
+				WHERE @caller = 'stranger' AND @role = 'member' OR ` + mayChange + `
 				RETURNING` + userColumns,
-			args: []any{nil, by.session, u.username, u.email, hash, u.role, u.disabled, now},
-			into: u.columns(),
-			none: errNotApplied,
+			args: by.with(args{
+				"id":       nil, // no user yet, so only an admin may
+				"username": u.username,
+				"email":    u.email,
+				"hash":     hash,
+				"role":     u.role,
+				"disabled": u.disabled,
+				"now":      now,
+			}),
+			scan:   u.columns(),
+			ifNone: errNotApplied,
 		},
 		statement{query: `UPDATE counter SET user_id = (SELECT max(id) FROM user)`},
-		event{at: now, kind: userCreated, userID: justMade, changes: created}.by(by))
+		record)
 	if errors.Is(err, errNotApplied) {
-		if err := s.mayNot(by, 0); err != nil {
+		if err := s.authorizationError(by, 0); err != nil {
 			return err
 		}
 		return errForbidden
 	}
-	return s.whichTaken(err, u.username, u.email, 0)
+	return s.takenError(err, u.username, u.email, 0)
 }
 
-// mayChange is the condition of every change of a user, checked as it runs: ?1
-// is the user, ?2 the caller. What was allowed when a request came in may not
-// be any more when it has waited for its turn.
-const mayChange = `(?2 = -1 OR EXISTS (
+// mayChange is the condition of every change of the user @id. It holds if the
+// caller may make the change when the statement runs.
+const mayChange = `(@caller = 'console' OR @caller = 'session' AND EXISTS (
 	SELECT 1 FROM session JOIN user AS asker ON asker.id = session.user_id
-	WHERE session.id = ?2 AND asker.disabled = 0 AND (asker.id = ?1 OR asker.role = 'admin')))`
+	WHERE session.id = @session AND asker.disabled = 0 AND (asker.id = @id OR asker.role = 'admin')))`
 
-// otherAdmin says that an active admin other than the row at hand exists.
+// otherAdmin holds if an active admin other than the current row exists.
 const otherAdmin = `EXISTS (
 	SELECT 1 FROM user AS other WHERE other.role = 'admin' AND other.disabled = 0 AND other.id <> user.id)`
 
@@ -270,7 +294,8 @@ type change struct {
 	disabled *bool
 }
 
-// names tells what a change sets, and to what where that names nobody and is no secret.
+// names returns the names of what the change sets, separated by commas. Only a
+// role and a state show their new value: they neither name a person nor are secret.
 func (c *change) names() string {
 	var names []string
 	if c.username != nil {
@@ -291,48 +316,53 @@ func (c *change) names() string {
 	return strings.Join(names, ",")
 }
 
-// updateUser makes the change for by and returns the user as it now is. Where
-// version is not 0 the user must still have that version. A new password ends
-// the user's sessions, but not the one that asked; disabling ends them all.
+// updateUser changes a user for a caller and returns the user as it then is. A
+// version other than 0 must still be the user's. A new password ends the user's
+// sessions except the caller's; disabling the user ends all of them.
 // It returns errSessionEnded, errForbidden, errUserNotFound, errVersion,
 // errLastAdmin, errUsernameTaken or errEmailTaken.
 func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, version, now int64) (u user, err error) {
+	values := by.with(args{
+		"id":       id,
+		"username": c.username,
+		"email":    c.email,
+		"hash":     c.hash,
+		"role":     c.role,
+		"disabled": c.disabled,
+		"now":      now,
+		"version":  version,
+	})
 	statements := []statement{{
 		query: `
 			UPDATE user SET
-				username = coalesce(?3, username),
-				email = coalesce(?4, email),
-				password_hash = coalesce(?5, password_hash),
-				role = coalesce(?6, role),
-				disabled = coalesce(?7, disabled),
-				updated_at = ?8,
-				version = version + 1
-			WHERE id = ?1
-				AND (?9 = 0 OR version = ?9)
+				username = coalesce(@username, username),
+				email = coalesce(@email, email),
+				password_hash = coalesce(@hash, password_hash),
+				role = coalesce(@role, role),
+				disabled = coalesce(@disabled, disabled),
+				updated_at = @now,
+				version = version + 1,
+				auth_stamp = auth_stamp + (@hash IS NOT NULL OR @disabled IS NOT NULL)
+			WHERE id = @id
+				AND (@version = 0 OR version = @version)
 				AND ` + mayChange + `
 				AND (role <> 'admin' OR disabled <> 0
-					OR (coalesce(?6, role) = 'admin' AND coalesce(?7, disabled) = 0)
+					OR (coalesce(@role, role) = 'admin' AND coalesce(@disabled, disabled) = 0)
 					OR ` + otherAdmin + `)
 			RETURNING` + userColumns,
-		args: []any{id, by.session, c.username, c.email, c.hash, c.role, c.disabled, now, version},
-		into: u.columns(),
-		none: errNotApplied,
+		args:   values,
+		scan:   u.columns(),
+		ifNone: errNotApplied,
 	}}
 	if c.disabled != nil && *c.disabled {
-		statements = append(statements, statement{
-			query: `DELETE FROM session WHERE user_id = ?`,
-			args:  []any{id},
-		})
+		statements = append(statements, statement{query: `DELETE FROM session WHERE user_id = @id`, args: values})
 	} else if c.hash != nil {
-		statements = append(statements, statement{
-			query: `DELETE FROM session WHERE user_id = ? AND id <> ?`,
-			args:  []any{id, by.session},
-		})
+		statements = append(statements, statement{query: `DELETE FROM session WHERE user_id = @id AND id <> @session`, args: values})
 	}
 	statements = append(statements, event{at: now, kind: userChanged, userID: id, changes: c.names()}.by(by))
 	err = s.write(ctx, statements...)
 	if errors.Is(err, errNotApplied) {
-		return user{}, s.whyNot(by, id, version)
+		return user{}, s.notAppliedError(by, id, version)
 	}
 	var username, email string
 	if c.username != nil {
@@ -341,38 +371,37 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	if c.email != nil {
 		email = *c.email
 	}
-	return u, s.whichTaken(err, username, email, id)
+	return u, s.takenError(err, username, email, id)
 }
 
-// deleteUser deletes a user and its sessions for by. Version and errors are as
-// in updateUser; errReferenced is where another program's table refers to it.
+// deleteUser deletes a user and its sessions for a caller. Version and errors
+// are as in updateUser. It also returns errReferenced, if a row of another
+// program's table refers to the user.
 func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int64) error {
+	values := by.with(args{"id": id, "version": version})
 	err := s.write(ctx,
 		statement{
 			query: `
 				DELETE FROM user
-				WHERE id = ?1
-					AND (?3 = 0 OR version = ?3)
+				WHERE id = @id
+					AND (@version = 0 OR version = @version)
 					AND ` + mayChange + `
 					AND (role <> 'admin' OR disabled <> 0 OR ` + otherAdmin + `)`,
-			args: []any{id, by.session, version},
-			none: errNotApplied,
+			args:   values,
+			ifNone: errNotApplied,
 		},
-		statement{
-			query: `DELETE FROM session WHERE user_id = ?`,
-			args:  []any{id},
-		},
+		statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
 		event{at: now, kind: userDeleted, userID: id}.by(by))
 	if errors.Is(err, errNotApplied) {
-		return s.whyNot(by, id, version)
+		return s.notAppliedError(by, id, version)
 	}
 	return err
 }
 
-// whyNot explains a change that did not apply, in the order in which a client
-// wants to know: who it is, what it may do, what is there, what has changed.
-func (s *store) whyNot(by caller, id, version int64) error {
-	if err := s.mayNot(by, id); err != nil {
+// notAppliedError explains why a change of a user did not apply: the caller's
+// session first, then its rights, the user, and the user's version.
+func (s *store) notAppliedError(by caller, id, version int64) error {
+	if err := s.authorizationError(by, id); err != nil {
 		return err
 	}
 	u, err := s.user(id)
@@ -385,13 +414,14 @@ func (s *store) whyNot(by caller, id, version int64) error {
 	return errLastAdmin
 }
 
-// mayNot says why mayChange does not hold: errSessionEnded or errForbidden; nil
-// where it does.
-func (s *store) mayNot(by caller, id int64) error {
-	if by.session == console.session {
+// authorizationError explains why mayChange does not hold: errSessionEnded or
+// errForbidden. It returns nil if mayChange holds.
+func (s *store) authorizationError(by caller, id int64) error {
+	switch by.kind {
+	case consoleCaller:
 		return nil
-	}
-	if by.session == stranger.session {
+	case sessionCaller:
+	default:
 		return errForbidden
 	}
 	var asker user

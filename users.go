@@ -29,7 +29,7 @@ func (s *server) register(x *exchange) error {
 		return err
 	}
 	u := user{username: in.Username, email: in.Email, role: member}
-	if err := s.addUser(x.r.Context(), stranger.from(s.clientAddress(x.r)), &u, in.Password); err != nil {
+	if err := s.addUser(x.r.Context(), caller{kind: strangerCaller, address: s.clientAddress(x.r)}, &u, in.Password); err != nil {
 		return err
 	}
 	x.Header().Set("Location", userPath(u.id))
@@ -297,7 +297,7 @@ func (s *server) updateUser(x *exchange) error {
 		return err
 	}
 	if c.email != nil || in.Password != nil || in.CurrentPassword != nil {
-		if err := s.confirm(x, in.CurrentPassword); err != nil {
+		if err := s.requireProof(x, in.CurrentPassword); err != nil {
 			return err
 		}
 	}
@@ -381,7 +381,7 @@ func (s *server) deleteUser(x *exchange) error {
 		return err
 	}
 	if u.id == x.who.id || in.CurrentPassword != nil {
-		if err := s.confirm(x, in.CurrentPassword); err != nil {
+		if err := s.requireProof(x, in.CurrentPassword); err != nil {
 			return err
 		}
 	}

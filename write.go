@@ -9,14 +9,28 @@ import (
 	"time"
 )
 
-// A statement is one step of a write. The first carries the write's conditions:
-// where it fails by them, it has done nothing, and the others are not run. One
-// further on may fail so too, but that costs the whole group another run.
+// A statement is one step of a write. The first statement carries the write's
+// conditions: if they do not hold, it changes nothing, and the others do not
+// run. A later statement may fail in the same way, but then the whole group runs
+// again.
 type statement struct {
-	query string // a constant
-	args  []any
-	into  []any // where the row of a RETURNING goes; nil: there is none
-	none  error // the error where it touches no row; nil: that is fine
+	query  string // a constant
+	args   args
+	scan   []any // destinations for the row that the query returns; nil: it returns none
+	ifNone error // the error if the query touches no row; nil: that is fine
+}
+
+// args are the values of a query's named parameters, without their @. A query
+// need not use all of them.
+type args map[string]any
+
+// list returns the arguments as database/sql takes them.
+func (a args) list() []any {
+	list := make([]any, 0, len(a))
+	for name, value := range a {
+		list = append(list, sql.Named(name, value))
+	}
+	return list
 }
 
 var (
@@ -89,7 +103,7 @@ func openWriter(path string) (*writer, error) {
 // write runs the statements as one: all of them take effect, durably, before
 // it returns nil, or none. The context counts only while the write waits its
 // turn; a cancelled statement would roll back its whole group.
-// It returns the none of a statement that touched no row, errDuplicate for a
+// It returns the ifNone of a statement that touched no row, errDuplicate for a
 // UNIQUE constraint, the context's error, or errStorage.
 func (w *writer) write(ctx context.Context, statements ...statement) (err error) {
 	defer func() {
@@ -290,7 +304,7 @@ func (w *writer) step(st statement) error {
 		return &refusal{errReferenced}
 	case isConstraint(err): // which only a mistake in this program can break
 		return &refusal{&storageError{"writing", err}}
-	case err == st.none:
+	case err == st.ifNone:
 		return &refusal{err}
 	}
 	return err
@@ -301,23 +315,23 @@ func (w *writer) perform(st statement) error {
 	if err != nil {
 		return err
 	}
-	if st.into == nil {
-		result, err := stmt.Exec(st.args...)
+	if st.scan == nil {
+		result, err := stmt.Exec(st.args.list()...)
 		if err != nil {
 			return err
 		}
-		if st.none != nil {
+		if st.ifNone != nil {
 			if n, err := result.RowsAffected(); err != nil {
 				return err
 			} else if n == 0 {
-				return st.none
+				return st.ifNone
 			}
 		}
 		return nil
 	}
 	// Every row is taken: a statement that is closed before its end has not
 	// done all of its work.
-	rows, err := stmt.Query(st.args...)
+	rows, err := stmt.Query(st.args.list()...)
 	if err != nil {
 		return err
 	}
@@ -325,15 +339,15 @@ func (w *writer) perform(st statement) error {
 	found := false
 	for rows.Next() {
 		found = true
-		if err := rows.Scan(st.into...); err != nil {
+		if err := rows.Scan(st.scan...); err != nil {
 			return err
 		}
 	}
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	if !found && st.none != nil {
-		return st.none
+	if !found && st.ifNone != nil {
+		return st.ifNone
 	}
 	return nil
 }
