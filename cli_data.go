@@ -117,7 +117,7 @@ func eventList(ctx context.Context, c *cli) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(newFeed().poll):
+		case <-time.After(followEvery):
 		}
 	}
 }

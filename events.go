@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// An eventAnswer is what is shown of an event; what it has not is left out.
+// An eventAnswer is an event as clients and the command line see it.
 type eventAnswer struct {
 	ID        int64     `json:"id"`
 	Type      eventType `json:"type"`
@@ -38,9 +38,11 @@ func newEventAnswer(e *event) eventAnswer {
 	return a
 }
 
-const eventPage = 100 // events of a page if not told
+// eventPage is how many events a page has if the request does not say.
+const eventPage = 100
 
-// listEvents answers with a page of events, or follows them where that is asked for.
+// listEvents answers with a page of events, or with a stream of them if the
+// request accepts one.
 func (s *server) listEvents(x *exchange) error {
 	q, err := x.query("limit", "after", "user", "type")
 	if err != nil {
@@ -85,125 +87,167 @@ func (s *server) listEvents(x *exchange) error {
 	return x.sendJSON(http.StatusOK, list)
 }
 
-// A feed is what the event streams of a server have in common.
+// A feed holds what all event streams of a server share.
 type feed struct {
-	places chan struct{} // one for each that is open
-	ending chan struct{} // closed when the server is told to stop
-	end    func()
+	slots    chan struct{} // holds one token for each open stream
+	stopping chan struct{} // closed when the server stops
+	stop     func()        // closes stopping; may be called more than once
 
-	poll  time.Duration // between two looks for new events
-	ask   time.Duration // how long a stream goes on for one who may not have it any more
-	speak time.Duration // the longest silence
-	write time.Duration // for one part of a stream to be sent
+	pollEvery    time.Duration // between two reads of the database
+	recheckEvery time.Duration // between two checks that the reader may still read
+	pingEvery    time.Duration // the longest silence
+	writeTimeout time.Duration // for one part of a stream
 }
 
-// maxStreams is how many event streams can be open: each holds a connection, and
+// maxStreams is how many event streams can be open. Each holds a connection and
 // reads the database five times a second.
 const maxStreams = 64
 
+// followEvery is how often new events are looked for.
+const followEvery = 200 * time.Millisecond
+
 func newFeed() *feed {
 	f := &feed{
-		places: make(chan struct{}, maxStreams),
-		ending: make(chan struct{}),
-		poll:   200 * time.Millisecond,
-		ask:    time.Second,
-		// Below writeTimeout, at which HTTP/2 ends a stream that is silent.
-		speak: 15 * time.Second,
-		write: writeTimeout,
+		slots:        make(chan struct{}, maxStreams),
+		stopping:     make(chan struct{}),
+		pollEvery:    followEvery,
+		recheckEvery: time.Second,
+		pingEvery:    15 * time.Second, // HTTP/2 ends a stream that is silent for writeTimeout
+		writeTimeout: writeTimeout,
 	}
-	f.end = sync.OnceFunc(func() { close(f.ending) })
+	f.stop = sync.OnceFunc(func() { close(f.stopping) })
 	return f
 }
 
-// streamEvents sends the events after an id, -1 for the newest, and those to come,
-// as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
-// It asks the database for them, and so sees what other processes write too. A
-// client that reads too slowly is cut off: with the id of the last event that it
-// has, it goes on from there.
+// streamEvents sends the events after an id, and then each new one, as
+// server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+// An id of -1 means the newest. It reads the database, and so sees the events of
+// other processes too. A client that reads too slowly loses its connection; it
+// can come back with the id of the last event that it received.
 func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error {
-	newest, err := s.store.lastEvent()
+	after, err := s.streamStart(x, after)
 	if err != nil {
 		return err
 	}
-	if last := x.r.Header.Get("Last-Event-ID"); last != "" && last != "0" {
-		if after, err = parseID(last); err != nil {
-			return errBadParameter.with("Last-Event-ID must be the id of an event")
-		}
-	} else if last == "0" {
-		after = 0
-	}
-	if after < 0 {
-		after = newest
-	}
-	if after > newest { // else it would be silent until others have that id
-		return errBadParameter.with("There is no event %d yet: was the database restored from an older copy?", after)
-	}
 	select {
-	case s.feed.places <- struct{}{}:
-		defer func() { <-s.feed.places }()
+	case s.feed.slots <- struct{}{}:
+		defer func() { <-s.feed.slots }()
 	default:
 		return errBusy.with("Too many event streams are open")
 	}
-	conn := http.NewResponseController(x.ResponseWriter)
 	x.Header()["Content-Type"] = []string{"text/event-stream"}
-	x.Header()["X-Accel-Buffering"] = []string{"no"} // nginx would hold it back
+	x.Header()["X-Accel-Buffering"] = []string{"no"} // nginx would hold events back
 	x.WriteHeader(http.StatusOK)
 	if x.r.Method == http.MethodHead {
 		return nil
 	}
-	ctx := x.r.Context()
-	// The place first, so that a connection lost before the first event loses none.
-	out := fmt.Appendf(nil, "id: %d\n\n", after)
-	asked, spoken := time.Now(), time.Now()
-	// The end of an answer is written after this returns.
-	defer func() { conn.SetWriteDeadline(time.Now().Add(s.feed.write)) }()
+	out := eventWriter{x, s.feed, http.NewResponseController(x.ResponseWriter), time.Now()}
+	// net/http writes the end of the answer after this returns.
+	defer func() { out.conn.SetWriteDeadline(time.Now().Add(s.feed.writeTimeout)) }()
+	// The starting point first: a connection that breaks before the first event
+	// then loses none.
+	text := fmt.Appendf(nil, "id: %d\n\n", after)
+	rechecked := time.Now()
 	for {
 		more := false
-		after, more, err = s.store.eventsSince(ctx, after, only, func(e *event) { out = appendServerSent(out, e) })
+		after, more, err = s.store.eventsSince(x.r.Context(), after, only, func(e *event) { text = appendServerSent(text, e) })
 		if err != nil {
 			return err
 		}
-		now := time.Now()
-		if len(out) == 0 && now.Sub(spoken) >= s.feed.speak {
-			// A comment for whoever waits for a sign of life, and how far it has looked.
-			out = fmt.Appendf(out, ":\nid: %d\n\n", after)
+		if err := out.write(text, after); err != nil {
+			return err
 		}
-		if len(out) > 0 {
-			if err := conn.SetWriteDeadline(now.Add(s.feed.write)); err != nil {
-				return err
-			}
-			if err := x.send(http.StatusOK, out); err != nil {
-				return err
-			}
-			if err := conn.Flush(); err != nil {
-				return fmt.Errorf("%w: answering: %w", context.Canceled, err)
-			}
-			out, spoken = out[:0], now
-		}
-		pause := s.feed.poll
-		if more {
-			pause = 0
-		}
-		select {
-		case <-ctx.Done():
+		text = text[:0]
+		if !s.feed.wait(x.r.Context(), more) {
 			return nil
-		case <-s.feed.ending:
-			return nil
-		case <-time.After(pause):
 		}
-		if time.Since(asked) >= s.feed.ask {
+		if time.Since(rechecked) >= s.feed.recheckEvery {
 			if s.admit(x, adminOnly) != nil {
-				return nil // whoever comes back is told why
+				return nil // the reader learns the reason when it comes back
 			}
-			asked = time.Now()
+			rechecked = time.Now()
 		}
 	}
+}
+
+// streamStart returns the id after which a stream starts: Last-Event-ID, if the
+// request has one, otherwise after, or the newest event's id if that is -1.
+func (s *server) streamStart(x *exchange, after int64) (int64, error) {
+	newest, err := s.store.lastEvent()
+	if err != nil {
+		return 0, err
+	}
+	switch last := x.r.Header.Get("Last-Event-ID"); last {
+	case "":
+	case "0":
+		after = 0
+	default:
+		if after, err = parseID(last); err != nil {
+			return 0, errBadParameter.with("Last-Event-ID must be the id of an event")
+		}
+	}
+	if after < 0 {
+		after = newest
+	}
+	if after > newest { // the stream would be silent until other events have these ids
+		return 0, errBadParameter.with("Event %d does not exist yet: was the database restored from an older copy?", after)
+	}
+	return after, nil
+}
+
+// wait waits until it is time to look for new events: not at all if there are
+// more. It returns false if the stream is to end.
+func (f *feed) wait(ctx context.Context, more bool) bool {
+	pause := f.pollEvery
+	if more {
+		pause = 0
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-f.stopping:
+		return false
+	case <-time.After(pause):
+		return true
+	}
+}
+
+// An eventWriter sends the parts of a stream.
+type eventWriter struct {
+	x       *exchange
+	feed    *feed
+	conn    *http.ResponseController
+	written time.Time // when the last part was sent
+}
+
+// write sends a text. If the text is empty and the stream has been silent for
+// pingEvery, it sends a comment, which keeps the connection open, and the id up
+// to which there was no event.
+func (w *eventWriter) write(text []byte, after int64) error {
+	now := time.Now()
+	if len(text) == 0 && now.Sub(w.written) >= w.feed.pingEvery {
+		text = fmt.Appendf(text, ":\nid: %d\n\n", after)
+	}
+	if len(text) == 0 {
+		return nil
+	}
+	if err := w.conn.SetWriteDeadline(now.Add(w.feed.writeTimeout)); err != nil {
+		return err
+	}
+	if err := w.x.send(http.StatusOK, text); err != nil {
+		return err
+	}
+	if err := w.conn.Flush(); err != nil {
+		return fmt.Errorf("%w: answering: %w", context.Canceled, err)
+	}
+	w.written = now
+	return nil
 }
 
 func appendServerSent(b []byte, e *event) []byte {
 	data, err := json.Marshal(newEventAnswer(e))
 	if err != nil {
-		panic(err) // strings, numbers and a time
+		panic(err) // strings, numbers and a time cannot fail
 	}
 	return fmt.Appendf(b, "id: %d\nevent: %s\ndata: %s\n\n", e.id, e.kind, data)
 }

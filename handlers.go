@@ -54,7 +54,7 @@ func (s *server) routes() []route {
 		{"GET /readyz", anyone, s.readyz},
 		{"GET /metrics", adminOnly, s.metrics}, // anyone, on METRICS_ADDR
 
-		{"GET /api/test", anyone, s.welcome},
+		{"GET /api/test", anyone, s.test},
 		{"POST /api/register", anyone, s.register},
 		{"POST /api/login", anyone, s.countedLogin},
 		{"POST /api/refresh", anyone, s.refresh}, // the holder of a refresh token
@@ -70,7 +70,7 @@ func (s *server) routes() []route {
 		{"DELETE /api/users/{id}/sessions", selfOrAdmin, s.endSessions},
 		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, s.endSession},
 		{"GET /api/events", adminOnly, s.listEvents},
-		{"GET /openapi.json", anyone, s.describe},
+		{"GET /openapi.json", anyone, s.openAPI},
 	}
 }
 
@@ -92,7 +92,7 @@ func (s *server) handle(rt route) {
 	})
 }
 
-func (s *server) welcome(x *exchange) error {
+func (s *server) test(x *exchange) error {
 	return x.send(http.StatusOK, []byte(`{"message":"Welcome to the User Management Microservice!"}`+"\n"))
 }
 
@@ -199,6 +199,6 @@ func (s *server) readyz(x *exchange) error {
 //go:embed openapi.json
 var openAPI []byte
 
-func (s *server) describe(x *exchange) error {
+func (s *server) openAPI(x *exchange) error {
 	return x.send(http.StatusOK, openAPI)
 }

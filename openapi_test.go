@@ -1177,8 +1177,8 @@ func refusesBusy(w *witness) {
 	}
 	w.do("", "POST", "/api/refresh", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/logout", sized(smallBody+1)).want(w.t, 503, "busy")
-	for range cap(w.feed.places) {
-		w.feed.places <- struct{}{}
+	for range cap(w.feed.slots) {
+		w.feed.slots <- struct{}{}
 	}
 	w.do(root, "GET", "/api/events", "", "Accept: text/event-stream").want(w.t, 503, "busy")
 }

@@ -196,7 +196,7 @@ func newHTTPServer(s *server) *http.Server {
 		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is answered like any other
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // strangers' broken connections
 	}
-	web.RegisterOnShutdown(s.feed.end)
+	web.RegisterOnShutdown(s.feed.stop)
 	return web
 }
 
