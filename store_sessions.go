@@ -5,7 +5,7 @@ import (
 	"errors"
 )
 
-// maxSessions is how many sessions a user can have; past it the oldest ends.
+// maxSessions is how many sessions a user can have. One more ends the oldest.
 const maxSessions = 100
 
 // A session is one login of a user.
@@ -22,7 +22,7 @@ type session struct {
 	rotatedAt   int64
 }
 
-// sessionColumns and (*session).columns are the one list of a session's columns, in step.
+// sessionColumns and (*session).columns list a session's columns in the same order.
 const sessionColumns = `
 	session.id,
 	session.user_id,
@@ -236,12 +236,13 @@ func (s *store) endReused(ctx context.Context, userID, sid int64, address string
 	return err
 }
 
-// sweepSize is how many sessions one sweep looks at.
+// sweepSize is how many sessions one sweep reads.
 const sweepSize = 1000
 
-// sweep deletes what is over among the sweepSize sessions after an id, and the
-// keys past their time. It returns where to go on, 0 at the end. By id and in
-// small steps, it needs no index that each refresh would have to move.
+// sweep deletes the expired ones of the next sweepSize sessions after an id, and
+// the keys whose tokens have all expired. It returns the id to continue from, 0
+// at the end. In small steps by id, it needs no index on the expiry, which every
+// refresh would have to update.
 func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err error) {
 	var n, over, oldKeys int
 	err = s.read(`
@@ -267,7 +268,7 @@ func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err er
 	return next, err
 }
 
-// A keyRow is a row of signing_key: a key's name and what makes its tokens.
+// A keyRow is a row of signing_key: a key's id and its secret.
 type keyRow struct {
 	kid    string
 	secret []byte
@@ -276,19 +277,20 @@ type keyRow struct {
 // keyIsGood holds if tokens of a key are still good at ?2.
 const keyIsGood = `(retired_at = 0 OR retired_at + token_ttl > ?2)`
 
-// selectNewestKey selects the key that signs now. A token is signed under the key
-// that is read with its session: a key rotated elsewhere signs from then on.
+// selectNewestKey selects the key that signs now. It runs in the write that
+// starts or refreshes a session: a key that another process rotated signs from
+// then on.
 const selectNewestKey = `SELECT kid, secret FROM signing_key WHERE retired_at = 0 ORDER BY id DESC LIMIT 1`
 
-// A signingKeyInfo is what may be shown of a signing key.
+// A signingKeyInfo is a signing key without its secret.
 type signingKeyInfo struct {
 	kid       string
 	createdAt int64
-	retiredAt int64 // 0: it signs
-	goodUntil int64 // for its last token; 0: it signs
+	retiredAt int64 // 0: the key signs
+	goodUntil int64 // when its last token expires; 0: the key signs
 }
 
-// signingKeys returns the keys in the database, the newest first.
+// signingKeys returns the database's signing keys, the newest first.
 func (s *store) signingKeys(ctx context.Context) (keys []signingKeyInfo, err error) {
 	var k signingKeyInfo
 	err = s.eachRow(ctx, `
@@ -339,7 +341,7 @@ func (s *store) ensureKey(ctx context.Context, key keyRow, ttl, now int64) error
 		})
 }
 
-// retireKeys retires every signing key, because the configuration has one.
+// retireKeys retires every key of the database, because the configuration has one.
 func (s *store) retireKeys(ctx context.Context, now int64) error {
 	key, err := s.newestKey()
 	if err != nil || key.kid == "" {
@@ -351,7 +353,7 @@ func (s *store) retireKeys(ctx context.Context, now int64) error {
 	})
 }
 
-// rotateKey makes key the one that signs and retires the others.
+// rotateKey adds key, which signs from now on, and retires the others.
 func (s *store) rotateKey(ctx context.Context, key keyRow, now int64) error {
 	return s.write(ctx,
 		statement{

@@ -529,7 +529,7 @@ func exercise(t *testing.T, st *store) {
 		st.sessionsOf(ctx, ann.id, 0, func(*session) {}),
 		func() error { st.touch(sid.session, 2); return st.endReused(ctx, ann.id, 99, "", 2) }(),
 		st.authorizationError(sid, ann.id),
-		st.taken("nobody", "nobody@example.com", 0),
+		st.checkFree("nobody", "nobody@example.com", 0),
 		st.users(ctx, 0, 1, filter{}, none),
 		st.users(ctx, 0, 1, filter{role: member}, none),
 		st.users(ctx, 0, 1, filter{role: admin}, none),

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// A user is one row of the table user, without the password's hash.
+// A user is one row of the table user, without the credentials.
 type user struct {
 	id          int64
 	username    string
@@ -18,13 +18,13 @@ type user struct {
 	createdAt   int64 // Unix seconds, as all times here
 	updatedAt   int64
 	lastLoginAt int64 // 0: never
-	version     int64 // counts the changes a client can see; the ETag
+	version     int64 // counts the changes that a client can see; the ETag
 }
 
-// userColumns and (*user).Scan are the one list of a user's columns, in step. A
-// row comes as one text, because the driver's work for each column of a result
-// (its name, its declared type, a lock, a value on the heap) costs more than
-// reading all nine off a text.
+// userColumns and (*user).Scan list a user's columns in the same order. A row is
+// one JSON text, because the driver's work for each column of a result (its name,
+// its declared type, a lock, a value on the heap) costs more than parsing all
+// nine from a text.
 const userColumns = `
 	json_array(
 		user.id,
@@ -38,7 +38,7 @@ const userColumns = `
 		user.version
 	)`
 
-// Scan is for database/sql: it reads a row of userColumns.
+// Scan implements sql.Scanner for a row of userColumns.
 func (u *user) Scan(row any) error {
 	text, _ := row.(string)
 	a := jsonArray{rest: text}
@@ -54,17 +54,17 @@ func (u *user) Scan(row any) error {
 	return a.err
 }
 
-// columns returns where a row of userColumns, and then more, is to be scanned.
+// columns returns the destinations of a row of userColumns followed by more.
 func (u *user) columns(more ...any) []any { return append([]any{u}, more...) }
 
-// A jsonArray is what is left of an array that SQLite's json_array made, without
+// A jsonArray is the rest of an array that SQLite's json_array made, which has no
 // white space.
 type jsonArray struct {
 	rest string
-	err  error // the first
+	err  error // the first that occurred
 }
 
-// next takes the next element off; it is empty where there is none.
+// next removes and returns the next element, or returns "" at the end.
 func (a *jsonArray) next() string {
 	if a.rest == "" {
 		return ""
@@ -134,9 +134,9 @@ func (s *store) credentials(id int64) (c credentials, err error) {
 	return c, err
 }
 
-// taken returns errUsernameTaken or errEmailTaken where a user other than
-// except has one of them already, in any case; else nil.
-func (s *store) taken(username, email string, except int64) error {
+// checkFree returns errUsernameTaken or errEmailTaken if a user other than except
+// already has one of them, in any case.
+func (s *store) checkFree(username, email string, except int64) error {
 	var name, address bool
 	err := s.read(`
 		SELECT EXISTS (SELECT 1 FROM user WHERE username = ?1 COLLATE NOCASE AND id <> ?3),
@@ -153,25 +153,26 @@ func (s *store) taken(username, email string, except int64) error {
 	return nil
 }
 
-// takenError explains a failed UNIQUE constraint; other errors pass as they are.
+// takenError says which name a failed UNIQUE constraint was about. It returns
+// other errors unchanged.
 func (s *store) takenError(err error, username, email string, except int64) error {
 	if !errors.Is(err, errDuplicate) {
 		return err
 	}
-	if taken := s.taken(username, email, except); taken != nil {
+	if taken := s.checkFree(username, email, except); taken != nil {
 		return taken
 	}
 	return &storageError{"writing", errors.New("the user that had the name has just gone")}
 }
 
-// A filter narrows a list of users. Its zero value lets every user through.
+// A filter narrows a list of users. The zero filter matches every user.
 type filter struct {
 	role     role  // empty: any
 	disabled *bool // nil: either
 }
 
 // users calls f for at most limit users with ids above after, in id order.
-// The user f is given is reused for the next row.
+// f must not keep its argument: it is reused for the next row.
 func (s *store) users(ctx context.Context, after int64, limit int, only filter, f func(*user)) error {
 	var u user
 	var disabled any
@@ -183,7 +184,7 @@ func (s *store) users(ctx context.Context, after int64, limit int, only filter, 
 		page  = `id > ?1 ORDER BY id LIMIT ?2`
 		match = `(?3 = '' OR role = ?3) AND (?4 IS NULL OR disabled = ?4) AND ` + page
 	)
-	// SQLite uses a partial index only where the query repeats its condition.
+	// SQLite uses a partial index only if the query repeats its condition.
 	query := from + match
 	switch {
 	case only.role == "" && only.disabled == nil:
@@ -196,7 +197,7 @@ func (s *store) users(ctx context.Context, after int64, limit int, only filter, 
 	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, after, limit, only.role, disabled)
 }
 
-// export calls f with each user and its password's hash, in id order, all as of
+// export calls f with each user and the hash of its password, in id order, as of
 // one moment.
 func (s *store) export(ctx context.Context, f func(u *user, hash string)) error {
 	var u user
@@ -205,12 +206,12 @@ func (s *store) export(ctx context.Context, f func(u *user, hash string)) error 
 		u.columns(&hash), func() { f(&u, hash) })
 }
 
-// search calls f, in name order, for at most limit users whose username, or
-// where byEmail is true whose e-mail address, begins with prefix in any case.
-// It reads at most limit entries of each of two indexes, whatever the prefix.
+// search calls f, in name order, for at most limit users whose username begins
+// with prefix, in any case, or whose e-mail address does if byEmail is true. It
+// reads at most limit entries of each index, whatever the prefix is.
 func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit int, f func(*user)) error {
 	var u user
-	// Every string with the prefix sorts below the prefix and the last code point.
+	// Every string with the prefix sorts below the prefix followed by the last code point.
 	const byName = `SELECT id FROM user INDEXED BY user_username
 		WHERE username >= ?1 COLLATE NOCASE AND username < ?1 || char(0x10FFFF) COLLATE NOCASE
 		ORDER BY username COLLATE NOCASE LIMIT ?2`
@@ -285,7 +286,7 @@ const mayChange = `(@caller = 'console' OR @caller = 'session' AND EXISTS (
 const otherAdmin = `EXISTS (
 	SELECT 1 FROM user AS other WHERE other.role = 'admin' AND other.disabled = 0 AND other.id <> user.id)`
 
-// A change holds new values of a user's columns; nil leaves one as it is.
+// A change holds new values of a user's columns. nil leaves a column unchanged.
 type change struct {
 	username *string
 	email    *string

@@ -59,8 +59,8 @@ func (s *server) createUser(x *exchange) error {
 	return x.sendUser(http.StatusCreated, &u, viewAll)
 }
 
-// addUser checks and adds a user for by and gives it its id. The cheap checks go
-// before the hash.
+// addUser validates u and the password, adds the user for a caller, and sets u's
+// id. The cheap checks come before the hash.
 func (s *server) addUser(ctx context.Context, by caller, u *user, password string) error {
 	if u.username == "" || u.email == "" || password == "" {
 		return errRegisterFields
@@ -73,7 +73,7 @@ func (s *server) addUser(ctx context.Context, by caller, u *user, password strin
 	if err := wrong.err(); err != nil {
 		return err
 	}
-	if err := s.store.taken(u.username, u.email, 0); err != nil {
+	if err := s.store.checkFree(u.username, u.email, 0); err != nil {
 		return err
 	}
 	hash, err := s.hasher.hash(ctx, network(by.address), password)
@@ -84,12 +84,13 @@ func (s *server) addUser(ctx context.Context, by caller, u *user, password strin
 }
 
 const (
-	listPage   = 500  // users read at a time for a list without a limit
+	listPage   = 500  // users that a list without a limit reads at a time
 	maxLimit   = 1000 // users or events of a page
-	searchSize = 100  // users that a search finds if not told
+	searchSize = 100  // users that a search without a limit finds at most
 )
 
-// listUsers answers with all users, a page of them, or those that q finds.
+// listUsers answers with all users, with a page of them, or with those that q
+// finds.
 func (s *server) listUsers(x *exchange) error {
 	q, err := x.query("limit", "after", "q", "role", "disabled")
 	if err != nil {
@@ -141,7 +142,7 @@ func hasPrefixFold(s, prefix string) bool {
 }
 
 // searchUsers answers with the users whose name begins with prefix. A member
-// finds by e-mail address only where it may see the addresses.
+// also searches e-mail addresses, if it may see them.
 func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
 	if limit == 0 {
 		limit = searchSize
@@ -154,8 +155,8 @@ func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
 	return x.send(http.StatusOK, list.end())
 }
 
-// pageUsers answers with at most limit users after an id, and a Link to the
-// next page where there is one.
+// pageUsers answers with at most limit users after an id, and with a Link to the
+// next page if there is one.
 func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, only filter) error {
 	list := newUserArray(s, x)
 	n, last, more := 0, after, false
@@ -176,10 +177,10 @@ func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, on
 	return x.send(http.StatusOK, list.end())
 }
 
-// streamUsers answers with every user after an id, by short reads and in
-// constant memory. The answer is as large as the table, so each part of it
-// gets the time that other answers get whole; a failure midway breaks the
-// connection, since half a list must not look like a whole one.
+// streamUsers answers with every user after an id, in short reads and constant
+// memory. The answer is as large as the table, so each part has the time that
+// other answers have as a whole. A failure in the middle breaks the connection:
+// half a list must not look like a whole one.
 func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 	list := newUserArray(s, x)
 	deadline := http.NewResponseController(x.ResponseWriter)
@@ -207,7 +208,7 @@ func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 	return x.send(http.StatusOK, list.end())
 }
 
-// A userArray is a JSON array of users in the making.
+// A userArray builds a JSON array of users, as one principal sees them.
 type userArray struct {
 	s     *server
 	who   *principal
@@ -243,8 +244,8 @@ func (s *server) getUser(x *exchange) error {
 	return x.sendUser(http.StatusOK, u, v)
 }
 
-// targetUser returns the user that the path names. The caller's own row has
-// been read already.
+// targetUser returns the user that the path names. The principal's own row has
+// already been read.
 func (s *server) targetUser(x *exchange) (*user, error) {
 	if x.target == x.who.id {
 		return &x.who.user, nil
@@ -261,16 +262,16 @@ type updateRequest struct {
 	Disabled        *bool   `json:"disabled"`
 	CurrentPassword *string `json:"current_password"`
 
-	// Ignored, so that what was fetched can be sent back.
+	// Ignored, so that a client can send back what it fetched.
 	ID          json.RawMessage `json:"id"`
 	CreatedAt   json.RawMessage `json:"created_at"`
 	UpdatedAt   json.RawMessage `json:"updated_at"`
 	LastLoginAt json.RawMessage `json:"last_login_at"`
 }
 
-// updateUser changes the given fields of a user. A field that is given as it
-// stands is no change: it needs no right, and an adopted user whose name breaks
-// today's rules can change the others.
+// updateUser changes the given fields of a user. A field with its current value
+// is not a change: it needs no right, and an adopted user whose name breaks
+// today's rules can still change other fields.
 func (s *server) updateUser(x *exchange) error {
 	in, err := decode[updateRequest](x)
 	if err != nil {
@@ -318,8 +319,8 @@ func (s *server) updateUser(x *exchange) error {
 		}
 		u = &changed
 	} else {
-		// Nothing is written, so nothing has been checked since before the body
-		// came, which may be long ago.
+		// No write checks the rights here, and the body may have taken long to
+		// arrive: check them again.
 		if err := s.admit(x, selfOrAdmin); err != nil {
 			return err
 		}
@@ -330,8 +331,8 @@ func (s *server) updateUser(x *exchange) error {
 	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
 }
 
-// check says what is wrong with the new values of a change of u and with its
-// new password, nil where there is none.
+// check returns what is wrong with the new values of a change of u and with its
+// new password, which is nil if the password does not change.
 func (c *change) check(u *user, password *string) error {
 	wrong := make(fieldErrors)
 	username, email := u.username, u.email
@@ -352,9 +353,9 @@ func (c *change) check(u *user, password *string) error {
 	return wrong.err()
 }
 
-// unlessSame returns given, or nil where it is what stands already.
-func unlessSame[T comparable](given *T, stands T) *T {
-	if given != nil && *given == stands {
+// unlessSame returns given, or nil if it is the current value.
+func unlessSame[T comparable](given *T, current T) *T {
+	if given != nil && *given == current {
 		return nil
 	}
 	return given
@@ -391,7 +392,7 @@ func (s *server) deleteUser(x *exchange) error {
 	return x.send(http.StatusOK, []byte(`{"message":"User deleted successfully"}`+"\n"))
 }
 
-// A view is how much of a user somebody sees.
+// A view is how much of a user a principal sees.
 type view int
 
 const (
@@ -400,7 +401,7 @@ const (
 	viewAll               // and the rest
 )
 
-// viewOf returns how much of the user id who sees.
+// viewOf returns how much a principal sees of the user with this id.
 func (s *server) viewOf(who *principal, id int64) view {
 	switch {
 	case who.id == id || who.role == admin:
@@ -411,8 +412,8 @@ func (s *server) viewOf(who *principal, id int64) view {
 	return viewName
 }
 
-// appendUser appends a user in JSON; what the view hides is left out. By hand,
-// because a list is made of nothing else.
+// appendUser appends a user as JSON, without what the view hides. It does not use
+// encoding/json because most of a list's time is spent here.
 func appendUser(b []byte, u *user, v view) []byte {
 	b = append(b, `{"id":`...)
 	b = strconv.AppendInt(b, u.id, 10)
@@ -437,14 +438,14 @@ func appendUser(b []byte, u *user, v view) []byte {
 	return append(b, '}')
 }
 
-// appendString appends s as a JSON string. A name under today's rules needs no
-// escape; an adopted one may.
+// appendString appends s as a JSON string. Names that follow today's rules need
+// no escapes; adopted names may.
 func appendString(b []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
 			quoted, err := json.Marshal(s)
 			if err != nil {
-				panic(err) // a string
+				panic(err) // a string cannot fail
 			}
 			return append(b, quoted...)
 		}
@@ -454,7 +455,7 @@ func appendString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// appendTime appends a time, or null for one that is not known.
+// appendTime appends a time, or null if it is unknown.
 func appendTime(b []byte, unix int64) []byte {
 	if unix == 0 {
 		return append(b, "null"...)
@@ -464,7 +465,7 @@ func appendTime(b []byte, unix int64) []byte {
 	return append(b, '"')
 }
 
-// sendUser answers with a user, and with its ETag where all of it is shown.
+// sendUser answers with a user, and with its ETag if the view shows all of it.
 func (x *exchange) sendUser(status int, u *user, v view) error {
 	if v == viewAll {
 		x.Header()["Etag"] = []string{etag(u.version)}
