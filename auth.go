@@ -294,13 +294,6 @@ const (
 	byDirectory // self, admin, and others unless DIRECTORY=self
 )
 
-// A principal is who is calling: a user, by a session, known by an access token.
-type principal struct {
-	user
-	session int64
-	fresh   bool
-}
-
 // caller returns the principal of x as the caller of a write.
 func (x *exchange) caller() caller {
 	return caller{kind: sessionCaller, user: x.who.id, session: x.who.session, address: x.s.clientAddress(x.r)}
@@ -377,6 +370,47 @@ func bearer(x *exchange) (string, error) {
 		}
 	}
 	return "", errNoToken
+}
+
+// requireProof returns nil if the caller has just proven to be its user: by the
+// login that minted this very token or, if it is not nil, by the password. A
+// stolen refresh token must not be enough to take an account over.
+func (s *server) requireProof(x *exchange, password *string) error {
+	if password == nil {
+		if x.who.fresh {
+			return nil
+		}
+		return errNotFresh
+	}
+	c, err := s.store.credentials(x.who.id)
+	if err != nil {
+		return err
+	}
+	ok, err := s.matchesPassword(x, x.who.id, c.hash, "", *password)
+	if err == nil && !ok {
+		err = errWrongPassword
+	}
+	return err
+}
+
+// matchesPassword reports whether a password is the one of the user with this id
+// and hash. An unknown user has the id 0 and an empty hash; its name is then what
+// is counted. Every call counts toward the limits: it returns errLimited.
+func (s *server) matchesPassword(x *exchange, id int64, hash, name, password string) (bool, error) {
+	a, err := s.attempt(x, id, hash, name)
+	if err != nil {
+		return false, err
+	}
+	// After the limits above: a refused password costs no hash, so it must not use
+	// up what others of its network may have checked.
+	if err := s.allow(x, passwords); err != nil {
+		return false, err
+	}
+	ok, err := s.hasher.verify(x.r.Context(), s.network(x), hash, password)
+	if err != nil {
+		return false, err
+	}
+	return ok, a.settle(ok)
 }
 
 // newClaims returns the claims of an access token for a session, minted now.

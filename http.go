@@ -30,6 +30,13 @@ const (
 	drainTimeout   = 7 * time.Second // for requests that run when the server is told to stop
 )
 
+// A principal is who is calling: a user, by a session, known by an access token.
+type principal struct {
+	user
+	session int64
+	fresh   bool
+}
+
 // An exchange is one request and its answer on the way through the server.
 type exchange struct {
 	http.ResponseWriter

@@ -68,26 +68,6 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 	return p, err
 }
 
-// matchesPassword reports whether a password is the one of the user with this id
-// and hash. An unknown user has the id 0 and an empty hash; its name is then what
-// is counted. Every call counts toward the limits: it returns errLimited.
-func (s *server) matchesPassword(x *exchange, id int64, hash, name, password string) (bool, error) {
-	a, err := s.attempt(x, id, hash, name)
-	if err != nil {
-		return false, err
-	}
-	// After the limits above: a refused password costs no hash, so it must not use
-	// up what others of its network may have checked.
-	if err := s.allow(x, passwords); err != nil {
-		return false, err
-	}
-	ok, err := s.hasher.verify(x.r.Context(), s.network(x), hash, password)
-	if err != nil {
-		return false, err
-	}
-	return ok, a.settle(ok)
-}
-
 // startSession starts a session of a proven user and answers with its tokens. No
 // other function starts sessions. A password or a state that changed after the
 // proof began is errCredentials.
@@ -112,27 +92,6 @@ func userAgent(r *http.Request) string {
 		text = strings.ToValidUTF8(text[:most], "")
 	}
 	return text
-}
-
-// requireProof returns nil if the caller has just proven to be its user: by the
-// login that minted this very token or, if it is not nil, by the password. A
-// stolen refresh token must not be enough to take an account over.
-func (s *server) requireProof(x *exchange, password *string) error {
-	if password == nil {
-		if x.who.fresh {
-			return nil
-		}
-		return errNotFresh
-	}
-	c, err := s.store.credentials(x.who.id)
-	if err != nil {
-		return err
-	}
-	ok, err := s.matchesPassword(x, x.who.id, c.hash, "", *password)
-	if err == nil && !ok {
-		err = errWrongPassword
-	}
-	return err
 }
 
 // A refresh token is SESSION.GENERATION.SECRET.TAG: whose it is, how many came

@@ -6,14 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
-	"net/url"
 	"os"
-	"path/filepath"
-	"strings"
-	"sync"
-
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // A callerKind says how a caller is known.
@@ -111,17 +104,6 @@ func (s *store) close() error {
 	return errors.Join(s.readers.Close(), s.writer.close())
 }
 
-// dsn names the database file to the driver. Pragmas stand in it because one
-// run by Exec would reach one connection of the pool.
-func dsn(path string, params ...string) string {
-	path = filepath.ToSlash(path)
-	if !strings.HasPrefix(path, "/") { // C:/…
-		path = "/" + path
-	}
-	u := url.URL{Scheme: "file", Path: path, RawQuery: strings.Join(params, "&")}
-	return u.String()
-}
-
 // unknownHashes counts the users whose password hash is in no form that
 // parseHash knows, by its beginning. It reads the whole table.
 func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
@@ -186,47 +168,6 @@ func (s *store) size() (file, log int64, err error) {
 	return info.Size(), wal.Size(), nil
 }
 
-// prepared keeps a prepared statement for each query text, made at first use.
-// The texts are constants of this package, so it stays small.
-type prepared struct {
-	by interface {
-		PrepareContext(context.Context, string) (*sql.Stmt, error)
-	}
-	mu    sync.RWMutex
-	stmts map[string]*sql.Stmt
-}
-
-func (p *prepared) get(query string) (*sql.Stmt, error) {
-	p.mu.RLock()
-	stmt := p.stmts[query]
-	p.mu.RUnlock()
-	if stmt != nil {
-		return stmt, nil
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if stmt := p.stmts[query]; stmt != nil {
-		return stmt, nil
-	}
-	stmt, err := p.by.PrepareContext(context.Background(), query)
-	if err != nil {
-		return nil, err
-	}
-	if p.stmts == nil {
-		p.stmts = make(map[string]*sql.Stmt)
-	}
-	p.stmts[query] = stmt
-	return stmt, nil
-}
-
-func (p *prepared) close() error {
-	var errs []error
-	for _, stmt := range p.stmts {
-		errs = append(errs, stmt.Close())
-	}
-	return errors.Join(errs...)
-}
-
 // read scans the one row of a query into dest; no row is the error none.
 // It takes no context: a lookup ends in microseconds, and one that could be
 // cancelled would cost a goroutine each in the driver.
@@ -265,46 +206,4 @@ func (s *store) eachRow(ctx context.Context, query string, dest []any, f func(),
 		return &storageError{"reading", err}
 	}
 	return nil
-}
-
-// codeOf returns SQLite's extended result code of an error
-// (https://www.sqlite.org/rescode.html), 0 where it is none of SQLite's.
-func codeOf(err error) int {
-	var e *sqlite.Error
-	if errors.As(err, &e) {
-		return e.Code()
-	}
-	return 0
-}
-
-// isDamaged reports whether err says that a file is no database, or no longer one.
-func isDamaged(err error) bool {
-	code := codeOf(err) & 0xff
-	return code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
-}
-
-// isUnfinished reports whether err says that a database opened to be read alone
-// has a transaction to be taken back.
-func isUnfinished(err error) bool { return codeOf(err) == sqlite3.SQLITE_READONLY_ROLLBACK }
-
-// isBusy reports whether err says that another process holds the lock.
-func isBusy(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_BUSY }
-
-// isIOError reports whether err says that the system refused to read, write or sync.
-func isIOError(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_IOERR }
-
-// isConstraint reports whether err says that a statement broke a constraint or
-// had a value of the wrong type: SQLite has then undone that statement and nothing else.
-func isConstraint(err error) bool {
-	code := codeOf(err) & 0xff
-	return code == sqlite3.SQLITE_CONSTRAINT || code == sqlite3.SQLITE_MISMATCH
-}
-
-// isReferenced reports whether err is a failed FOREIGN KEY constraint: of
-// another program's table, as userd has none.
-func isReferenced(err error) bool { return codeOf(err) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY }
-
-// isDuplicate reports whether err is a failed UNIQUE constraint.
-func isDuplicate(err error) bool {
-	return codeOf(err) == sqlite3.SQLITE_CONSTRAINT_UNIQUE || codeOf(err) == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
 }

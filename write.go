@@ -5,8 +5,15 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // A statement is one step of a write. The first statement carries the write's
@@ -354,4 +361,98 @@ func (w *writer) perform(st statement) error {
 
 func (w *writer) exec(query string) error {
 	return w.step(statement{query: query})
+}
+
+// dsn names the database file to the driver. Pragmas stand in it because one
+// run by Exec would reach one connection of the pool.
+func dsn(path string, params ...string) string {
+	path = filepath.ToSlash(path)
+	if !strings.HasPrefix(path, "/") { // C:/…
+		path = "/" + path
+	}
+	u := url.URL{Scheme: "file", Path: path, RawQuery: strings.Join(params, "&")}
+	return u.String()
+}
+
+// prepared keeps a prepared statement for each query text, made at first use.
+// The texts are constants of this package, so it stays small.
+type prepared struct {
+	by interface {
+		PrepareContext(context.Context, string) (*sql.Stmt, error)
+	}
+	mu    sync.RWMutex
+	stmts map[string]*sql.Stmt
+}
+
+func (p *prepared) get(query string) (*sql.Stmt, error) {
+	p.mu.RLock()
+	stmt := p.stmts[query]
+	p.mu.RUnlock()
+	if stmt != nil {
+		return stmt, nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if stmt := p.stmts[query]; stmt != nil {
+		return stmt, nil
+	}
+	stmt, err := p.by.PrepareContext(context.Background(), query)
+	if err != nil {
+		return nil, err
+	}
+	if p.stmts == nil {
+		p.stmts = make(map[string]*sql.Stmt)
+	}
+	p.stmts[query] = stmt
+	return stmt, nil
+}
+
+func (p *prepared) close() error {
+	var errs []error
+	for _, stmt := range p.stmts {
+		errs = append(errs, stmt.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// codeOf returns SQLite's extended result code of an error
+// (https://www.sqlite.org/rescode.html), 0 where it is none of SQLite's.
+func codeOf(err error) int {
+	var e *sqlite.Error
+	if errors.As(err, &e) {
+		return e.Code()
+	}
+	return 0
+}
+
+// isDamaged reports whether err says that a file is no database, or no longer one.
+func isDamaged(err error) bool {
+	code := codeOf(err) & 0xff
+	return code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
+}
+
+// isUnfinished reports whether err says that a database opened to be read alone
+// has a transaction to be taken back.
+func isUnfinished(err error) bool { return codeOf(err) == sqlite3.SQLITE_READONLY_ROLLBACK }
+
+// isBusy reports whether err says that another process holds the lock.
+func isBusy(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_BUSY }
+
+// isIOError reports whether err says that the system refused to read, write or sync.
+func isIOError(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_IOERR }
+
+// isConstraint reports whether err says that a statement broke a constraint or
+// had a value of the wrong type: SQLite has then undone that statement and nothing else.
+func isConstraint(err error) bool {
+	code := codeOf(err) & 0xff
+	return code == sqlite3.SQLITE_CONSTRAINT || code == sqlite3.SQLITE_MISMATCH
+}
+
+// isReferenced reports whether err is a failed FOREIGN KEY constraint: of
+// another program's table, as userd has none.
+func isReferenced(err error) bool { return codeOf(err) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY }
+
+// isDuplicate reports whether err is a failed UNIQUE constraint.
+func isDuplicate(err error) bool {
+	return codeOf(err) == sqlite3.SQLITE_CONSTRAINT_UNIQUE || codeOf(err) == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
 }
