@@ -305,7 +305,10 @@ func boolParameter(q url.Values, name string) (*bool, error) {
 	return &value, nil
 }
 
-// pageOf returns the limit and the after of a list, 0 where they are not given.
+// maxLimit is how many users or events a page may have.
+const maxLimit = 1000
+
+// pageOf returns the limit and after parameters of a list, 0 if they are absent.
 func pageOf(q url.Values) (limit, after int64, err error) {
 	if q.Has("limit") {
 		if limit, err = parseID(q.Get("limit")); err != nil || limit > maxLimit {

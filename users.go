@@ -84,9 +84,8 @@ func (s *server) addUser(ctx context.Context, by caller, u *user, password strin
 }
 
 const (
-	listPage   = 500  // users that a list without a limit reads at a time
-	maxLimit   = 1000 // users or events of a page
-	searchSize = 100  // users that a search without a limit finds at most
+	listPage   = 500 // users that a list without a limit reads at a time
+	searchSize = 100 // users that a search without a limit finds at most
 )
 
 // listUsers answers with all users, with a page of them, or with those that q
@@ -124,7 +123,7 @@ func (s *server) listUsers(x *exchange) error {
 	}
 	switch {
 	case x.who.role != admin && s.directory == directorySelf:
-		list := newUserArray(s, x)
+		list := s.newUserArray(x)
 		if x.who.id > after && (hasPrefixFold(x.who.username, prefix) || hasPrefixFold(x.who.email, prefix)) {
 			list.add(&x.who.user)
 		}
@@ -147,7 +146,7 @@ func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
 	if limit == 0 {
 		limit = searchSize
 	}
-	list := newUserArray(s, x)
+	list := s.newUserArray(x)
 	byEmail := x.who.role == admin || s.directory == directoryFull
 	if err := s.store.search(x.r.Context(), prefix, byEmail, limit, list.add); err != nil {
 		return err
@@ -158,7 +157,7 @@ func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
 // pageUsers answers with at most limit users after an id, and with a Link to the
 // next page if there is one.
 func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, only filter) error {
-	list := newUserArray(s, x)
+	list := s.newUserArray(x)
 	n, last, more := 0, after, false
 	err := s.store.users(x.r.Context(), after, limit+1, only, func(u *user) {
 		if n++; n > limit {
@@ -182,7 +181,7 @@ func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, on
 // other answers have as a whole. A failure in the middle breaks the connection:
 // half a list must not look like a whole one.
 func (s *server) streamUsers(x *exchange, after int64, only filter) error {
-	list := newUserArray(s, x)
+	list := s.newUserArray(x)
 	deadline := http.NewResponseController(x.ResponseWriter)
 	for {
 		n := 0
@@ -210,14 +209,13 @@ func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 
 // A userArray builds a JSON array of users, as one principal sees them.
 type userArray struct {
-	s     *server
-	who   *principal
-	json  []byte
-	comma bool
+	viewOf func(id int64) view
+	json   []byte
+	comma  bool
 }
 
-func newUserArray(s *server, x *exchange) *userArray {
-	return &userArray{s: s, who: &x.who, json: []byte{'['}}
+func (s *server) newUserArray(x *exchange) *userArray {
+	return &userArray{viewOf: func(id int64) view { return s.viewOf(&x.who, id) }, json: []byte{'['}}
 }
 
 func (l *userArray) add(u *user) {
@@ -225,7 +223,7 @@ func (l *userArray) add(u *user) {
 		l.json = append(l.json, ',')
 	}
 	l.comma = true
-	l.json = appendUser(l.json, u, l.s.viewOf(l.who, u.id))
+	l.json = appendUser(l.json, u, l.viewOf(u.id))
 }
 
 func (l *userArray) end() []byte { return append(l.json, "]\n"...) }
