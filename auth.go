@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Claims are what an access token says (RFC 7519), by the names and in the
-// order of Flask-JWT-Extended, and the session it belongs to.
+// Claims are the claims of an access token (RFC 7519): those of
+// Flask-JWT-Extended, in its order, and the session that the token belongs to.
 type claims struct {
 	fresh     bool // minted by a login, not by a refresh
 	issued    int64
@@ -28,25 +28,26 @@ type claims struct {
 	kid       string // of the key that signed it; not a claim
 }
 
-// tokenType is the claim that keeps another kind of token, signed with the
-// same key by another service, from being taken for an access token.
+// tokenType is the claim "type" of an access token. Another service may sign other
+// kinds of token with the same key; this claim tells them apart.
 const tokenType = "access"
 
-// maxToken is the longest token looked at, in bytes; userd's have about 330.
+// maxToken is the length, in bytes, of the longest token that is checked. userd's
+// tokens have about 330.
 const maxToken = 1024
 
 // A signingKey signs access tokens with HMAC-SHA-256, "HS256" of RFC 7518
-// section 3.2, and knows no other algorithm.
+// section 3.2. It supports no other algorithm.
 type signingKey struct {
-	kid    string // empty: it is from the configuration
+	kid    string // empty: the key is from the configuration
 	secret []byte
 	header string    // the encoded JOSE header of every token it signs
-	macs   sync.Pool // of hash.Hash: taking the key in costs as much as half a token
+	macs   sync.Pool // of hash.Hash: setting one up costs half as much as a token
 }
 
-// newKey returns a key. A key named by kid is one of several in the database;
-// the keys from the configuration have no kid, so that their tokens have the
-// very header that PyJWT writes.
+// newKey returns a key. The keys of the database have a kid. Those of the
+// configuration have none, so the header of their tokens is the one that PyJWT
+// writes.
 func newKey(kid string, secret []byte) *signingKey {
 	header := `{"alg":"HS256","typ":"JWT"}`
 	if kid != "" {
@@ -73,7 +74,7 @@ func (k *signingKey) mac(input string) []byte {
 	return sum
 }
 
-// sign returns the token of c.
+// sign returns a token with these claims.
 func (k *signingKey) sign(c claims) string {
 	payload := fmt.Appendf(nil, `{"fresh":%t,"iat":%d,"jti":"%s","type":"%s","sub":"%d","nbf":%d,"exp":%d,"sid":"%d"}`,
 		c.fresh, c.issued, c.id, tokenType, c.subject, c.notBefore, c.expires, c.session)
@@ -81,18 +82,18 @@ func (k *signingKey) sign(c claims) string {
 	return input + "." + base64.RawURLEncoding.EncodeToString(k.mac(input))
 }
 
-// A keyring holds the keys whose tokens are good: those of the configuration,
-// and those of the database, which are looked up when a token first names them.
+// A keyring holds the keys whose tokens are valid: those of the configuration, and
+// those of the database, which it looks up when a token first names them.
 type keyring struct {
-	configured []*signingKey // the first signs; none: the database's newest does
+	configured []*signingKey // the first signs; if empty, the database's newest key signs
 	lookup     func(kid string, now int64) (secret []byte, err error)
 
 	mu       sync.RWMutex
-	byHeader map[string]*signingKey // of the database. A kid's secret never changes; that it is still good is asked with the session
+	byHeader map[string]*signingKey // of the database; store.principal checks that they are still good
 }
 
-// newKeyring returns a keyring of keys of the configuration and of those that
-// lookup finds. lookup returns errNoKey for a kid that nobody has.
+// newKeyring returns a keyring of the configured keys and of those that lookup
+// finds. lookup returns errNoKey for an unknown kid.
 func newKeyring(lookup func(kid string, now int64) ([]byte, error), configured ...*signingKey) *keyring {
 	return &keyring{
 		configured: configured,
@@ -101,8 +102,8 @@ func newKeyring(lookup func(kid string, now int64) ([]byte, error), configured .
 	}
 }
 
-// signer returns the key to sign with: that of the configuration, or else the
-// database's newest, which row is.
+// signer returns the key that signs: the first of the configuration or, if there
+// is none, the database's newest, which is row.
 func (k *keyring) signer(row keyRow) *signingKey {
 	if len(k.configured) > 0 {
 		return k.configured[0]
@@ -110,7 +111,8 @@ func (k *keyring) signer(row keyRow) *signingKey {
 	return newKey(row.kid, row.secret)
 }
 
-// named returns the key that the header of a token names, or errBadToken.
+// named returns the database's key that the header of a token names, or
+// errBadToken.
 func (k *keyring) named(header string, now int64) (*signingKey, error) {
 	k.mu.RLock()
 	key := k.byHeader[header]
@@ -133,20 +135,20 @@ func (k *keyring) named(header string, now int64) (*signingKey, error) {
 	}
 	key = newKey(kid, secret)
 	k.mu.Lock()
-	k.byHeader[header] = key // as many as the database has
+	k.byHeader[header] = key // the map grows no larger than the table of keys
 	k.mu.Unlock()
 	return key, nil
 }
 
-// kidPattern is what randomKey makes.
+// kidPattern matches the kids that randomKey makes.
 var kidPattern = regexp.MustCompile(`^[a-z2-7]{8}$`)
 
 // verify returns the claims of a token that one of the keys signed and that is
-// good at now, Unix seconds; otherwise errBadToken or, where time alone is
-// against it, errExpiredToken; errStorage where a key could not be looked up.
-// Nothing in a token is looked at before its signature holds, but its header,
-// which must be a key's own byte for byte: with no header parsed, none of alg,
-// jwk, jku and crit is the token's to choose, and kid only among our own.
+// valid at now, in Unix seconds. It returns errBadToken, errExpiredToken if the
+// token is valid except for its age, or errStorage if it could not look up a key.
+// Before the signature is checked, only the header is read: it must equal a key's
+// own header byte for byte. No header is parsed, so a token cannot choose alg,
+// jwk, jku or crit, and it can choose kid only among our own keys.
 func (k *keyring) verify(token string, now int64) (claims, error) {
 	if len(token) > maxToken {
 		return claims{}, errBadToken
@@ -181,7 +183,7 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	}
 	c, err := parseClaims(data)
 	if err != nil {
-		return claims{}, errBadToken // alone: what is wrong with a claim is no fault of a body
+		return claims{}, errBadToken // without err, which speaks of a request's body
 	}
 	if c.issued > now || c.notBefore > now {
 		return claims{}, errBadToken
@@ -193,9 +195,9 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	return c, nil
 }
 
-// decodeBase64URL accepts the one spelling of each value that RFC 7515 allows:
-// unpadded, the trailing bits zero, and none of the line breaks that Go's
-// decoder skips. Two spellings would be two tokens for one signature.
+// decodeBase64URL decodes the only spelling that RFC 7515 allows: without
+// padding, with zero trailing bits, and without the line breaks that Go's decoder
+// skips. Two spellings would be two tokens with one signature.
 func decodeBase64URL(s string) ([]byte, bool) {
 	if strings.ContainsAny(s, "\r\n") {
 		return nil, false
@@ -206,9 +208,9 @@ func decodeBase64URL(s string) ([]byte, bool) {
 
 var errClaims = errors.New("claims missing or malformed")
 
-// parseClaims reads the claims of a token whose signature holds. Another holder
-// of the key may have written it: each claim that userd relies on must be there
-// in its one form. Others are ignored, as RFC 7519 section 4 asks.
+// parseClaims reads the claims of a token whose signature is valid. Another holder
+// of the key may have written the token, so each claim that userd relies on must
+// exist in its only valid form. Other claims are ignored (RFC 7519 section 4).
 func parseClaims(data []byte) (c claims, err error) {
 	var kind string
 	seen := 0
@@ -245,8 +247,8 @@ func parseClaims(data []byte) (c claims, err error) {
 	return c, err
 }
 
-// unquote returns what stands between the quotes of a JSON string that needs
-// no escape, and "" for any other value.
+// unquote returns the text of a JSON string without escapes, and "" for any other
+// value.
 func unquote(value []byte) string {
 	if len(value) < 2 || value[0] != '"' || strings.IndexByte(string(value), '\\') >= 0 {
 		return ""
@@ -262,8 +264,8 @@ func randomKey() keyRow {
 	return keyRow{strings.ToLower(rand.Text()[:8]), secret}
 }
 
-// loadKeys returns the keyring of a configuration and a database. Where the
-// configuration has no key, the database keeps one, made at the first start.
+// loadKeys returns the keyring of a configuration and a database. If the
+// configuration has no key, the database has one, made at the first start.
 func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, error) {
 	if len(c.secret) == 0 {
 		if err := st.ensureKey(ctx, randomKey(), int64(c.accessTTL/time.Second), now); err != nil {
@@ -271,7 +273,7 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 		}
 		return newKeyring(st.keySecret), nil
 	}
-	// Else whoever has one from an old copy of the database could sign for ever.
+	// Otherwise a key that leaked with an old copy of the database would sign for ever.
 	if err := st.retireKeys(ctx, now); err != nil {
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
@@ -282,7 +284,7 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 	return newKeyring(st.keySecret, configured...), nil
 }
 
-// An access says who may call a route. The zero access is nobody.
+// An access says who may call a route. The zero access admits nobody.
 type access int
 
 const (
@@ -290,8 +292,8 @@ const (
 	anyone
 	signedIn
 	adminOnly
-	selfOrAdmin // of the user that {id} names
-	byDirectory // self, admin, and others unless DIRECTORY=self
+	selfOrAdmin // the user that {id} names, and admins
+	byDirectory // likewise, and other users unless DIRECTORY=self
 )
 
 // caller returns the principal of x as the caller of a write.
@@ -299,8 +301,8 @@ func (x *exchange) caller() caller {
 	return caller{kind: sessionCaller, user: x.who.id, session: x.who.session, address: x.s.clientAddress(x.r)}
 }
 
-// admit lets x through to a route of access a, or says why not. It sets x.who
-// and, where the path has an {id}, x.target; "me" is the principal's own.
+// admit returns nil if x may call a route with this access. It sets x.who and, if
+// the path has an {id}, x.target. "me" means the principal's own id.
 func (s *server) admit(x *exchange, a access) error {
 	if a == anyone {
 		return nil
@@ -328,9 +330,9 @@ func (s *server) admit(x *exchange, a access) error {
 	return errForbidden
 }
 
-// authenticate sets x.who from the request's token. The user's and the
-// session's rows are read each time: a logout, a deletion, a disabled user or a
-// changed role act on the very next request.
+// authenticate sets x.who from the request's token. It reads the user's and the
+// session's rows each time: a logout, a deletion, a disabled user or a changed
+// role takes effect on the next request.
 func (s *server) authenticate(x *exchange) error {
 	token, err := bearer(x)
 	if err != nil {
@@ -413,7 +415,7 @@ func (s *server) matchesPassword(x *exchange, id int64, hash, name, password str
 	return ok, a.settle(ok)
 }
 
-// newClaims returns the claims of an access token for a session, minted now.
+// newClaims returns the claims of a new access token of a session.
 func newClaims(x *session, now time.Time, ttl time.Duration, fresh bool) claims {
 	return claims{
 		fresh:     fresh,

@@ -19,25 +19,25 @@ import (
 	"time"
 )
 
-// Bounds on what one connection may take; a stranger can open many.
+// Limits of one connection. A stranger can open many.
 const (
 	headerTimeout  = 5 * time.Second  // for a request's header to arrive
-	requestTimeout = 10 * time.Second // and its body too
+	requestTimeout = 10 * time.Second // for the header and the body
 	writeTimeout   = 20 * time.Second // for an answer, or one part of a long one
 	idleTimeout    = 60 * time.Second // between requests
-	maxHeader      = 12 << 10         // bytes; net/http lets in 4 KiB more
+	maxHeader      = 12 << 10         // bytes; net/http adds 4 KiB
 	maxConnections = 4096
-	drainTimeout   = 7 * time.Second // for requests that run when the server is told to stop
+	drainTimeout   = 7 * time.Second // for the running requests when the server stops
 )
 
-// A principal is who is calling: a user, by a session, known by an access token.
+// A principal is the user who is calling, known by an access token of a session.
 type principal struct {
 	user
 	session int64
 	fresh   bool
 }
 
-// An exchange is one request and its answer on the way through the server.
+// An exchange is one request and its answer.
 type exchange struct {
 	http.ResponseWriter
 	r    *http.Request
@@ -53,24 +53,24 @@ type exchange struct {
 	target int64 // the user that the path's {id} names
 	routed bool  // the mux found a route
 	stats  *routeStats
-	status int   // of the answer; 0: not begun
-	err    error // why the request failed
+	status int   // of the answer; 0: not yet sent
+	err    error // why the request failed; nil: it did not
 }
 
 // Unwrap lets http.ResponseController reach the connection.
 func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 
-// The header values that every answer has, made once.
+// Header values, allocated once.
 var (
 	jsonType    = []string{"application/json; charset=utf-8"}
 	problemType = []string{"application/problem+json"}
 	noSniff     = []string{"nosniff"}
 	noStore     = []string{"no-store"}
 	lastAnswer  = []string{"close"}            // in HTTP/2 net/http sends GOAWAY instead
-	onlyHTTPS   = []string{"max-age=31536000"} // RFC 6797: for a year, browsers come by HTTPS or not at all
+	onlyHTTPS   = []string{"max-age=31536000"} // RFC 6797: browsers use only HTTPS for a year
 )
 
-// ServeHTTP is the way in for every request.
+// ServeHTTP answers every request.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	x := &exchange{ResponseWriter: w, r: r, s: s, stats: s.stats.unrouted, id: requestID()}
@@ -91,7 +91,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				x.fail(x.err)
 				p = nil
 			} else {
-				p = http.ErrAbortHandler // half an answer must not look whole
+				p = http.ErrAbortHandler // half an answer must not look like a whole one
 			}
 		}
 		x.stats.observe(r.Method, x.status, time.Since(start))
@@ -105,7 +105,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			x.fail(errBusy)
 			return
 		}
-		defer c.end() // from here on net/http waits for the client: for the rest of a body that nobody has read, then for it to take the answer
+		defer c.end() // afterwards net/http waits for the client: for the rest of the body, and to take the answer
 		x.conn = c
 		if c.l.short.Load() {
 			header["Connection"] = lastAnswer
@@ -117,17 +117,17 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(x, r)
 }
 
-// requestID returns 16 hexadecimal digits that no other request of these days has.
+// requestID returns 16 random hexadecimal digits.
 func requestID() string {
 	var id [8]byte
 	binary.BigEndian.PutUint64(id[:], rand.Uint64())
 	return hex.EncodeToString(id[:])
 }
 
-// cors lets pages of the listed origins read the answers and ask beforehand
-// whether they may send a request (https://fetch.spec.whatwg.org/#http-cors-protocol);
-// it reports whether that question was all. Cookies are not spoken of: userd
-// has none, and a page must hold the token that it sends.
+// cors lets pages of the configured origins read the answers
+// (https://fetch.spec.whatwg.org/#http-cors-protocol). It answers preflight
+// requests, and then returns true. It allows no credentials: userd has no
+// cookies, and a page sends its token itself.
 func (s *server) cors(x *exchange) (preflight bool) {
 	header := x.Header()
 	header["Vary"] = []string{"Origin"}
@@ -148,8 +148,8 @@ func (s *server) cors(x *exchange) (preflight bool) {
 	return true
 }
 
-// WriteHeader sends the status. Where the mux answers by itself, in plain
-// text, there is no route: it is answered here instead, in JSON.
+// WriteHeader sends the status. If no route matches, the mux answers by itself, in
+// plain text: this answers in JSON instead.
 func (x *exchange) WriteHeader(status int) {
 	if x.status != 0 {
 		return
@@ -159,7 +159,7 @@ func (x *exchange) WriteHeader(status int) {
 		if status == http.StatusMethodNotAllowed {
 			x.fail(errMethod)
 		} else {
-			x.Header().Del("Location") // of a path that only needs cleaning
+			x.Header().Del("Location") // where the mux redirects to a clean path
 			x.fail(errNotFound)
 		}
 		return
@@ -171,7 +171,7 @@ func (x *exchange) WriteHeader(status int) {
 	x.ResponseWriter.WriteHeader(status)
 }
 
-// Write sends a part of the body; of an answer by the mux, nothing.
+// Write sends a part of the body. It discards the body of the mux's own answers.
 func (x *exchange) Write(p []byte) (int, error) {
 	if x.err != nil {
 		return len(p), nil
@@ -182,15 +182,16 @@ func (x *exchange) Write(p []byte) (int, error) {
 	return x.write(p)
 }
 
-// write sends a part of the body. Before a long one net/http takes the rest of a
-// request's body that nobody has read, and in HTTP/2 it waits until the client
-// takes more (RFC 9113 section 5.2), with no write to the connection.
+// write sends a part of the body. net/http may wait for the client meanwhile
+// without writing to the connection: it reads the rest of the request's body
+// first, and HTTP/2 has flow control (RFC 9113 section 5.2).
 func (x *exchange) write(p []byte) (int, error) {
 	defer x.awaitClient()()
 	return x.ResponseWriter.Write(p)
 }
 
-// send answers with a JSON text.
+// send answers with a status and a body, which is JSON unless the handler has set
+// another type.
 func (x *exchange) send(status int, body []byte) error {
 	x.WriteHeader(status)
 	_, err := x.write(body)
@@ -209,23 +210,23 @@ func (x *exchange) sendJSON(status int, v any) error {
 	return x.send(status, append(body, '\n'))
 }
 
-// A failure is the body of an answer to an error.
+// A failure is the body of an error's answer.
 type failure struct {
 	Error  string            `json:"error"`
 	Code   string            `json:"code"`
 	Fields map[string]string `json:"fields,omitempty"`
 
-	// RFC 9457, where it was asked for; its type is then the default, about:blank.
+	// RFC 9457, if the client accepts it. Its type is the default, about:blank.
 	Title  string `json:"title,omitempty"`
 	Status int    `json:"status,omitempty"`
 	Detail string `json:"detail,omitempty"`
 }
 
-// fail answers with an error: the one place where an error becomes a status.
+// fail answers with an error.
 func (x *exchange) fail(err error) {
 	x.err = err
 	if x.status != 0 {
-		panic(http.ErrAbortHandler) // too late to say so
+		panic(http.ErrAbortHandler) // too late for another status
 	}
 	a := answerFor(err)
 	body := failure{Error: a.text, Code: a.code}
@@ -252,14 +253,14 @@ func (x *exchange) fail(err error) {
 	}
 	text, err := json.Marshal(body)
 	if err != nil {
-		panic(err) // strings and a number
+		panic(err) // strings and a number cannot fail
 	}
 	x.status = a.status
 	x.ResponseWriter.WriteHeader(a.status)
 	x.write(append(text, '\n')) // a client that has gone needs no answer
 }
 
-// challenge is the WWW-Authenticate of a 401 (RFC 6750 section 3).
+// challenge returns the WWW-Authenticate header of a 401 (RFC 6750 section 3).
 func challenge(err error) string {
 	for _, bad := range []error{errBadToken, errExpiredToken, errSessionEnded, errReused} {
 		if errors.Is(err, bad) {
@@ -272,7 +273,7 @@ func challenge(err error) string {
 	return "Bearer"
 }
 
-// accepts reports whether the request asks for a media type by name.
+// accepts reports whether the request names a media type in Accept.
 func accepts(r *http.Request, mediaType string) bool {
 	for _, value := range r.Header["Accept"] {
 		for part := range strings.SplitSeq(value, ",") {
@@ -280,7 +281,7 @@ func accepts(r *http.Request, mediaType string) bool {
 			if err != nil || t != mediaType {
 				continue
 			}
-			if q, err := strconv.ParseFloat(params["q"], 64); err != nil || q > 0 { // 0 is a refusal, RFC 9110 section 12.4.2
+			if q, err := strconv.ParseFloat(params["q"], 64); err != nil || q > 0 { // 0 means not acceptable, RFC 9110 section 12.4.2
 				return true
 			}
 		}
@@ -288,14 +289,14 @@ func accepts(r *http.Request, mediaType string) bool {
 	return false
 }
 
-// logRequest writes the one line of a request. Reads that went well are many
-// and tell little: they are for the level debug.
+// logRequest writes the log line of a request. Successful reads are frequent and
+// say little, so their level is debug.
 func (s *server) logRequest(x *exchange, start time.Time) {
 	level := slog.LevelInfo
 	switch {
 	case x.err != nil && answerFor(x.err).status == http.StatusInternalServerError, errors.Is(x.err, errStorage) && !errors.Is(x.err, context.Canceled):
 		level = slog.LevelError
-	case x.err == errNotReady: // why, readyz has logged once
+	case x.err == errNotReady: // readyz has logged the reason once
 		level = slog.LevelDebug
 	case x.status == http.StatusServiceUnavailable, errors.Is(x.err, errReused):
 		level = slog.LevelWarn
@@ -343,7 +344,7 @@ func utc(unix int64) (t time.Time) {
 	return t
 }
 
-// noteState is for http.Server.ConnState: it counts the connections.
+// noteState counts the connections, as http.Server.ConnState.
 func (s *server) noteState(conn net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
@@ -361,7 +362,7 @@ func withConn(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, underlying(conn))
 }
 
-// awaitClient notes that a request waits for its client, until done is called.
+// awaitClient records that a request waits for its client, until done is called.
 func (x *exchange) awaitClient() (done func()) {
 	if x.conn == nil {
 		return func() {}

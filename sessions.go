@@ -84,7 +84,7 @@ func (s *server) startSession(x *exchange, p provenUser) error {
 	return s.sendTokens(x, &session, key, token, now, true)
 }
 
-// userAgent returns what a session keeps of its client's User-Agent.
+// userAgent returns the part of the client's User-Agent that a session stores.
 func userAgent(r *http.Request) string {
 	const most = 256
 	text := strings.ToValidUTF8(r.UserAgent(), "\uFFFD")
@@ -94,24 +94,24 @@ func userAgent(r *http.Request) string {
 	return text
 }
 
-// A refresh token is SESSION.GENERATION.SECRET.TAG: whose it is, how many came
-// before it, 256 random bits and a tag over the three. Each use gives the next
-// generation, so a stolen token shows: sooner or later thief and owner both
-// use the same one (OAuth 2.0 Security BCP, RFC 9700 section 4.14.2).
+// A refreshToken is SESSION.GENERATION.SECRET.TAG: the session's id, the number of
+// earlier tokens, 256 random bits, and a tag over the three. Each use makes the
+// next generation, so a theft becomes visible: sooner or later both the thief and
+// the owner use the same token (OAuth 2.0 Security BCP, RFC 9700 section 4.14.2).
 type refreshToken struct {
 	session    int64
 	generation int64
 	secret     [sha256.Size]byte
 }
 
-// refreshGrace is how long, in seconds, the token just before the live one is
-// answered with that same live one. A lost answer, or two tabs that refresh at
-// once, throw nobody out; a thief gains what the owner's next refresh shows.
+// refreshGrace is how long, in seconds, the token before the live one still gets
+// the live one as its answer. Without it, a lost answer or two tabs that refresh
+// at the same time would end the session.
 const refreshGrace = 10
 
-// A refresher makes and knows refresh tokens. Its key is kept in the database
-// and nowhere else: JWT_SECRET_KEY may be known to other services, which could
-// otherwise compute the successors of tokens they see.
+// A refresher makes and recognizes refresh tokens. Its key is only in the database.
+// Other services may know JWT_SECRET_KEY; with it they could compute the
+// successors of the tokens that they see.
 type refresher struct{ key []byte }
 
 func loadRefresher(ctx context.Context, st *store) (*refresher, error) {
@@ -124,7 +124,7 @@ func loadRefresher(ctx context.Context, st *store) (*refresher, error) {
 	return &refresher{key}, nil
 }
 
-// mac returns HMAC-SHA-256 of a text under the key, apart for each use.
+// mac returns the HMAC-SHA-256 of a text for one use of the key.
 func (r *refresher) mac(use, text string) (sum [sha256.Size]byte) {
 	h := hmac.New(sha256.New, r.key)
 	h.Write([]byte(use + ":" + text))
@@ -132,8 +132,8 @@ func (r *refresher) mac(use, text string) (sum [sha256.Size]byte) {
 	return sum
 }
 
-// hash is what the database keeps of a secret: nothing that could be used. A
-// fast hash will do for 256 random bits.
+// hash returns the SHA-256 of the secret, which is all that the database stores. A
+// fast hash is enough for 256 random bits.
 func (t *refreshToken) hash() []byte {
 	sum := sha256.Sum256(t.secret[:])
 	return sum[:]
@@ -150,9 +150,9 @@ func (r *refresher) format(t *refreshToken) string {
 	return text + "." + base64.RawURLEncoding.EncodeToString(tag[:])
 }
 
-// parse returns the token that format wrote as s, or errBadToken. A token that
-// userd did not write is refused before anything is looked up: nobody ends a
-// session by guessing.
+// parse returns the token that format wrote as s, or errBadToken. It refuses a
+// token that userd did not write before any look-up: a guessed token cannot end a
+// session.
 func (r *refresher) parse(s string) (t refreshToken, err error) {
 	if len(s) > maxToken {
 		return t, errBadToken
@@ -177,13 +177,13 @@ func (r *refresher) parse(s string) (t refreshToken, err error) {
 	return t, nil
 }
 
-// first returns the token of a new session, whose id is still to come.
+// first returns the first token of a session whose id is not known yet.
 func (r *refresher) first() (t refreshToken) {
 	rand.Read(t.secret[:])
 	return t
 }
 
-// next returns the successor of t, the same one each time.
+// next returns the successor of t, always the same one.
 func (r *refresher) next(t refreshToken) refreshToken {
 	return refreshToken{t.session, t.generation + 1, r.mac("next", t.untagged())}
 }
@@ -192,9 +192,9 @@ type refreshRequest struct {
 	RefreshToken string `json:"refresh_token"`
 }
 
-// refresh answers a refresh token with a new pair of tokens. The token comes in
-// the body, or else in the Authorization header, as Flask-JWT-Extended's clients
-// send it; one that always sends its access token there can use the body.
+// refresh exchanges a refresh token for a new pair of tokens. The token is in the
+// body or, as the clients of Flask-JWT-Extended send it, in the Authorization
+// header. Clients that always send their access token there use the body.
 func (s *server) refresh(x *exchange) error {
 	if err := s.allow(x, refreshes); err != nil {
 		return err
@@ -233,7 +233,8 @@ func (s *server) refresh(x *exchange) error {
 	return s.sendTokens(x, &session, key, next, now, false)
 }
 
-// successor decides what becomes of a refresh token that is not the live one.
+// successor answers a refresh token that is not the live one: with the live one
+// during the grace, otherwise with an error. A reused token ends its session.
 func (s *server) successor(x *exchange, presented, next refreshToken, now time.Time) (session, keyRow, error) {
 	live, err := s.store.session(presented.session)
 	if err != nil {
@@ -252,14 +253,14 @@ func (s *server) successor(x *exchange, presented, next refreshToken, now time.T
 		}
 		return session{}, keyRow{}, errReused
 	case live.generation == presented.generation && hmac.Equal(live.refreshHash, presented.hash()):
-		return session{}, keyRow{}, errSessionEnded // it is live, but its user is disabled
+		return session{}, keyRow{}, errSessionEnded // the token is live, but its user is disabled
 	}
-	// Not yet given out by this database: it was restored from an older copy.
+	// This database never issued the token: it was restored from an older copy.
 	return session{}, keyRow{}, errBadToken
 }
 
-// newSession returns the session of a login or refresh now, by the client of x,
-// with t as its live token.
+// newSession returns the session of a login or a refresh by the client of x, with
+// t as its live token.
 func (s *server) newSession(x *exchange, now time.Time, t refreshToken) session {
 	return session{
 		id:          t.session,
@@ -279,7 +280,7 @@ type tokenAnswer struct {
 	RefreshToken string `json:"refresh_token"`
 }
 
-// sendTokens answers a login or a refresh.
+// sendTokens answers a login or a refresh with a pair of tokens.
 func (s *server) sendTokens(x *exchange, session *session, key keyRow, t refreshToken, now time.Time, fresh bool) error {
 	t.session = session.id
 	return x.sendJSON(http.StatusOK, tokenAnswer{
@@ -290,7 +291,8 @@ func (s *server) sendTokens(x *exchange, session *session, key keyRow, t refresh
 	})
 }
 
-// logout ends the caller's session, and with ?all=true each of the caller's.
+// logout ends the caller's session or, with ?all=true, all of the caller's
+// sessions.
 func (s *server) logout(x *exchange) error {
 	if x.hasBody() {
 		if _, err := decode[struct{}](x); err != nil {
@@ -323,9 +325,9 @@ type verifyAnswer struct {
 	Role     role   `json:"role"`
 }
 
-// verify tells a reverse proxy who is calling, so that it can let a request
-// through to a service that knows nothing of tokens. A name that a header
-// cannot carry is percent-encoded.
+// verify tells a reverse proxy who is calling, so that the proxy can pass a request
+// on to a service that knows nothing of tokens. It percent-encodes what a header
+// cannot carry.
 func (s *server) verify(x *exchange) error {
 	header := x.Header()
 	header.Set("X-User-Id", strconv.FormatInt(x.who.id, 10))
@@ -359,7 +361,8 @@ type sessionAnswer struct {
 	Current    bool      `json:"current"`
 }
 
-// newSessionAnswer returns what is shown of a session to one whose own is current.
+// newSessionAnswer returns a session as a client sees it whose own session is
+// current.
 func newSessionAnswer(x *session, current int64) sessionAnswer {
 	return sessionAnswer{
 		ID:         x.id,
