@@ -196,7 +196,7 @@ func (s *server) readyz(x *exchange) error {
 // openAPI is the OpenAPI document of the routes. It is written by hand: what is
 // made from code says what the code does, and so cannot be held against it.
 //
-//go:embed openapi.json
+//go:embed assets/openapi.json
 var openAPI []byte
 
 func (s *server) openAPI(x *exchange) error {

@@ -1229,7 +1229,7 @@ func TestAFailureOfUserdsOwn(t *testing.T) {
 func TestTheDocumentIsServedAsItIs(t *testing.T) {
 	t.Parallel()
 	r := newService(t).do("", "GET", "/openapi.json", "").want(t, 200, "")
-	file, err := os.ReadFile("openapi.json")
+	file, err := os.ReadFile("assets/openapi.json")
 	if err != nil {
 		t.Fatal(err)
 	}
