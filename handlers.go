@@ -193,8 +193,8 @@ func (s *server) readyz(x *exchange) error {
 	return x.send(http.StatusOK, statusOK)
 }
 
-// openAPI is the OpenAPI document of the routes. It is written by hand: what is
-// made from code says what the code does, and so cannot be held against it.
+// openAPI is the OpenAPI document of the routes. It is written by hand: a
+// document generated from the code could not be checked against the code.
 //
 //go:embed assets/openapi.json
 var openAPI []byte
