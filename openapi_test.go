@@ -7,105 +7,82 @@ import (
 	"math"
 	"mime"
 	"net/http"
-	"net/url"
+	"net/http/httptest"
 	"os"
+	"path"
 	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unicode/utf8"
 )
 
-// An object is one of openapi.json.
+// An object is a JSON object.
 type object = map[string]any
 
-// A document is openapi.json, and what has been seen of it in real exchanges.
+// A document is openapi.json.
 type document struct {
-	object
-	seen     map[string]bool  // operations' statuses, types, codes and parameters
-	answers  map[string][]any // by operation and status
-	requests map[string][]any // bodies that were accepted, by operation
-	left     map[string]bool  // members that were once left out, by their schema
+	Security   []object
+	Paths      map[string]map[string]json.RawMessage
+	Others     map[string]message `json:"x-other-requests"`
+	Components struct {
+		Schemas   map[string]object
+		Responses map[string]message
+	}
+	operations []*operation // of Paths
+	other      *operation   // any other request
+
+	places map[uintptr]string // of schemas, by the address of their map
+
+	mu   sync.Mutex
+	seen map[string]string // facts that real exchanges have shown, each with one of them
 }
 
-func readDocument(t *testing.T) *document {
-	t.Helper()
-	d := &document{nil, make(map[string]bool), make(map[string][]any), make(map[string][]any), make(map[string]bool)}
-	if err := json.Unmarshal(openAPI, &d.object); err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
-// resolve returns what v is, or refers to.
-func (d *document) resolve(v any) object {
-	o, _ := v.(object)
-	ref, ok := o["$ref"].(string)
-	if !ok {
-		return o
-	}
-	var at any = d.object
-	for name := range strings.SplitSeq(strings.TrimPrefix(ref, "#/"), "/") {
-		parent, _ := at.(object)
-		at = parent[name]
-	}
-	target, ok := at.(object)
-	if !ok {
-		panic("openapi.json refers to " + ref + ", which is not in it")
-	}
-	return target
-}
-
-// An operation is one method of one path.
 type operation struct {
-	name string // as a route's pattern
-	object
-	parameters []object // the path's too
+	name        string // like the pattern of a route
+	OperationID string
+	Access      string   `json:"x-access"`
+	Security    []object // nil: the document's
+	Parameters  []value
+	RequestBody message
+	Responses   map[string]message // by status
 }
 
-func (d *document) operations() []operation {
-	var list []operation
-	for path, item := range d.object["paths"].(object) {
-		item := item.(object)
-		for method, op := range item {
-			if method == "parameters" {
-				continue
-			}
-			o := operation{name: strings.ToUpper(method) + " " + path, object: op.(object)}
-			shared, _ := item["parameters"].([]any)
-			own, _ := o.object["parameters"].([]any)
-			for _, p := range slices.Concat(shared, own) {
-				o.parameters = append(o.parameters, d.resolve(p))
-			}
-			list = append(list, o)
-		}
-	}
-	slices.SortFunc(list, func(a, b operation) int { return strings.Compare(a.name, b.name) })
-	return list
+// A message is a request's body or a response.
+type message struct {
+	Required bool
+	Headers  map[string]value
+	Content  map[string]value // by media type; nil: no body
 }
 
-// examples returns the examples of a media type, a parameter or a header.
-func (d *document) examples(v object) []any {
+// A value is a parameter, a header or a body.
+type value struct {
+	Name, In string // of a parameter
+	Required bool
+	Schema   object
+	Example  any
+	Examples map[string]struct{ Value any }
+}
+
+// examples returns the examples, sorted by name.
+func (v value) examples() []any {
 	var list []any
-	if e, ok := v["example"]; ok {
-		list = append(list, e)
+	if v.Example != nil {
+		list = append(list, v.Example)
 	}
-	named, _ := v["examples"].(object)
-	for _, name := range slices.Sorted(maps.Keys(named)) {
-		list = append(list, d.resolve(named[name])["value"])
+	for _, name := range slices.Sorted(maps.Keys(v.Examples)) {
+		list = append(list, v.Examples[name].Value)
 	}
 	return list
 }
 
-// codes returns the codes of an error answer, which its examples list.
-func (d *document) codes(response object) []string {
-	var list []string
-	content, _ := response["content"].(object)
-	asJSON, _ := content["application/json"].(object)
-	for _, e := range d.examples(asJSON) {
+// codes returns the error codes in the examples of a response.
+func (m message) codes() (list []string) {
+	for _, e := range m.Content["application/json"].examples() {
 		if e, ok := e.(object); ok && e["code"] != nil {
 			list = append(list, e["code"].(string))
 		}
@@ -113,345 +90,375 @@ func (d *document) codes(response object) []string {
 	return list
 }
 
-// check returns what is wrong with v by a schema of openapi.json: by each
-// keyword that it uses, and a keyword that is not known here is wrong too. In
-// one thing it is stricter than JSON Schema: a member that is not described is
-// wrong where nothing says that others may be there.
-func (d *document) check(schema object, v any, at string) (wrong []string) {
-	say := func(format string, args ...any) { wrong = append(wrong, at+": "+fmt.Sprintf(format, args...)) }
-	text, isText := v.(string)
-	number, isNumber := v.(float64)
-	members, isObject := v.(object)
-	items, isArray := v.([]any)
-	for keyword, arg := range schema {
-		switch keyword {
-		case "description", "default", "examples":
-		case "$ref":
-			wrong = append(wrong, d.check(d.resolve(schema), v, at)...)
-		case "type":
-			types, several := arg.([]any)
-			if !several {
-				types = []any{arg}
-			}
-			_, isBool := v.(bool)
-			is := map[any]bool{
-				"string": isText, "object": isObject, "array": isArray, "boolean": isBool,
-				"null": v == nil, "integer": isNumber && number == math.Trunc(number),
-			}
-			if !slices.ContainsFunc(types, func(t any) bool { return is[t] }) {
-				say("%v is no %v", v, arg)
-			}
-		case "const":
-			if !reflect.DeepEqual(v, arg) {
-				say("%v is not %v", v, arg)
-			}
-		case "enum":
-			if !slices.Contains(arg.([]any), v) {
-				say("%v is none of %v", v, arg)
-			}
-		case "pattern":
-			if isText && !regexp.MustCompile(arg.(string)).MatchString(text) {
-				say("%q does not match %s", text, arg)
-			}
-		case "minLength":
-			if isText && float64(utf8.RuneCountInString(text)) < arg.(float64) {
-				say("%q is shorter than %v", text, arg)
-			}
-		case "maxLength":
-			if isText && float64(utf8.RuneCountInString(text)) > arg.(float64) {
-				say("%q is longer than %v", text, arg)
-			}
-		case "minimum":
-			if isNumber && number < arg.(float64) {
-				say("%v is below %v", v, arg)
-			}
-		case "maximum":
-			if isNumber && number > arg.(float64) {
-				say("%v is above %v", v, arg)
-			}
-		case "format":
-			switch arg {
-			case "password", "int64": // the one is for people, the other in type
-			case "date-time":
-				if _, err := time.Parse(time.RFC3339, text); isText && (err != nil || !strings.HasSuffix(text, "Z")) {
-					say("%q is no time in UTC", text)
-				}
-			case "email":
-				if isText && checkEmail(text) != "" {
-					say("%q is no address", text)
-				}
-			default:
-				say("unknown format %v", arg)
-			}
-		case "required":
-			for _, name := range arg.([]any) {
-				if _, ok := members[name.(string)]; isObject && !ok {
-					say("%v is missing", name)
-				}
-			}
-		case "dependentRequired":
-			for name, others := range arg.(object) {
-				for _, other := range others.([]any) {
-					_, is := members[name]
-					if _, ok := members[other.(string)]; is && !ok {
-						say("%v is missing beside %s", other, name)
-					}
-				}
-			}
-		case "properties":
-			for name, s := range arg.(object) {
-				if value, ok := members[name]; ok {
-					wrong = append(wrong, d.check(s.(object), value, at+"."+name)...)
-				}
-			}
-		case "additionalProperties": // below
-		case "items":
-			for i, item := range items {
-				wrong = append(wrong, d.check(arg.(object), item, fmt.Sprintf("%s[%d]", at, i))...)
-			}
-		default:
-			say("unknown keyword %s", keyword)
+func readDocument(t *testing.T) *document {
+	t.Helper()
+	decode := func(text []byte, v any) {
+		t.Helper()
+		if err := json.Unmarshal(text, v); err != nil {
+			t.Fatal(err)
 		}
 	}
-	properties, some := schema["properties"].(object)
-	more, said := schema["additionalProperties"]
-	if some || said {
-		for name, value := range members {
-			if properties[name] != nil || more == true {
-				continue
-			}
-			if s, ok := more.(object); ok {
-				wrong = append(wrong, d.check(s, value, at+"."+name)...)
-			} else {
-				say("%s is not described", name)
-			}
+	var raw object
+	decode(openAPI, &raw)
+	text, err := json.Marshal(inline(raw, raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &document{places: make(map[uintptr]string), seen: make(map[string]string)}
+	decode(text, d)
+	for path, item := range d.Paths {
+		var shared []value
+		if text, ok := item["parameters"]; ok {
+			decode(text, &shared)
+			delete(item, "parameters")
+		}
+		for method, text := range item {
+			op := &operation{name: strings.ToUpper(method) + " " + path}
+			decode(text, op)
+			op.Parameters = slices.Concat(shared, op.Parameters)
+			d.operations = append(d.operations, op)
 		}
 	}
-	return wrong
+	d.other = &operation{name: "any other request", Responses: d.Others}
+	for at, s := range d.schemas() {
+		d.places[reflect.ValueOf(s).Pointer()] = at
+	}
+	return d
 }
 
-// note keeps which members of a real body were left out.
-func (d *document) note(schema object, v any) {
-	properties, _ := schema["properties"].(object)
-	members, isObject := v.(object)
-	for name, s := range properties {
-		if value, ok := members[name]; ok {
-			d.note(s.(object), value)
-		} else if isObject {
-			d.left[memberKey(schema, name)] = true
+// inline replaces each reference in v by its target, except those to schemas.
+func inline(root object, v any) any {
+	switch v := v.(type) {
+	case []any:
+		for i := range v {
+			v[i] = inline(root, v[i])
+		}
+	case object:
+		if ref, ok := v["$ref"].(string); ok && !strings.HasPrefix(ref, "#/components/schemas/") {
+			at := strings.Split(ref, "/") // "#", "components", kind and name
+			return inline(root, root["components"].(object)[at[2]].(object)[at[3]].(object))
+		}
+		for name := range v {
+			v[name] = inline(root, v[name])
 		}
 	}
-	if schema["$ref"] != nil {
-		d.note(d.resolve(schema), v)
-	}
-	if s, ok := schema["items"].(object); ok {
-		list, _ := v.([]any)
-		for _, item := range list {
-			d.note(s, item)
+	return v
+}
+
+// values returns each parameter, header and body by its place.
+func (d *document) values() map[string]value {
+	all := make(map[string]value)
+	for _, op := range append(d.operations, d.other) {
+		for _, p := range op.Parameters {
+			all[op.name+" "+p.In+" "+p.Name] = p
 		}
-	}
-}
-
-func memberKey(schema object, name string) string {
-	return fmt.Sprint(reflect.ValueOf(schema).Pointer(), name)
-}
-
-// checkText is check for a value that travels as text: in a header, a path or a
-// query.
-func (d *document) checkText(schema object, text, at string) []string {
-	var v any = text
-	s := schema
-	for s["$ref"] != nil {
-		s = d.resolve(s)
-	}
-	if s["type"] == "integer" || s["type"] == "boolean" {
-		if json.Unmarshal([]byte(text), &v) != nil {
-			return []string{at + ": " + text}
+		for kind, v := range op.RequestBody.Content {
+			all[op.name+" body "+kind] = v
 		}
-	}
-	return d.check(schema, v, at)
-}
-
-func TestCheckRefuses(t *testing.T) {
-	t.Parallel()
-	d := readDocument(t)
-	for _, row := range []struct{ claim, schema, good, bad string }{
-		{"another type", `{"type":"string"}`, `"x"`, `1`},
-		{"a fraction for an integer", `{"type":"integer"}`, `1`, `1.5`},
-		{"neither of two types", `{"type":["string","null"]}`, `null`, `false`},
-		{"another constant", `{"const":"Bearer"}`, `"Bearer"`, `"bearer"`},
-		{"what is not listed", `{"enum":["a","b"]}`, `"b"`, `"c"`},
-		{"another pattern", `{"pattern":"^a$"}`, `"a"`, `"ab"`},
-		{"what is too short", `{"minLength":2}`, `"ää"`, `"ä"`},
-		{"what is too long", `{"maxLength":1}`, `"ä"`, `"ää"`},
-		{"what is too small", `{"minimum":1}`, `1`, `0`},
-		{"what is too large", `{"maximum":1}`, `1`, `2`},
-		{"a time in another zone", `{"format":"date-time"}`, `"2026-05-04T03:02:01Z"`, `"2026-05-04T03:02:01+02:00"`},
-		{"what is no address", `{"format":"email"}`, `"a@b"`, `"a"`},
-		{"a format that it does not know", `{"format":"password"}`, `"x"`, ``},
-		{"a missing member", `{"required":["a"]}`, `{"a":1}`, `{}`},
-		{"a member without another", `{"dependentRequired":{"a":["b"]}}`, `{"a":1,"b":1}`, `{"a":1}`},
-		{"a wrong member", `{"properties":{"a":{"type":"string"}}}`, `{"a":"x"}`, `{"a":1}`},
-		{"a member that is not described", `{"properties":{"a":{}}}`, `{}`, `{"b":1}`},
-		{"a wrong member among others", `{"additionalProperties":{"type":"string"}}`, `{"b":"x"}`, `{"b":1}`},
-		{"any member", `{"additionalProperties":false}`, `{}`, `{"b":1}`},
-		{"a wrong item", `{"items":{"type":"string"}}`, `["x"]`, `["x",1]`},
-		{"what the other schema refuses", `{"$ref":"#/components/schemas/Role"}`, `"admin"`, `"root"`},
-		{"what stands beside the other schema", `{"$ref":"#/components/schemas/User","required":["email"]}`, `{"id":1,"username":"a","email":"b"}`, `{"id":1,"username":"a"}`},
-	} {
-		t.Run(row.claim, func(t *testing.T) {
-			var schema object
-			var good, bad any
-			for text, v := range map[string]any{row.schema: &schema, row.good: &good, row.bad: &bad} {
-				if err := json.Unmarshal([]byte(text), v); text != "" && err != nil {
-					t.Fatal(err)
-				}
+		for status, response := range op.Responses {
+			for name, h := range response.Headers {
+				all[op.name+" "+status+" header "+http.CanonicalHeaderKey(name)] = h
 			}
-			if wrong := d.check(schema, good, "value"); wrong != nil {
-				t.Errorf("%s is refused: %v", row.good, wrong)
+			for kind, v := range response.Content {
+				all[op.name+" "+status+" body "+kind] = v
 			}
-			if row.bad != "" && d.check(schema, bad, "value") == nil {
-				t.Errorf("%s is let through", row.bad)
-			}
-		})
-	}
-	for _, schema := range []object{{"oneOf": []any{}}, {"format": "uuid"}, {"typ": "string"}} {
-		if d.check(schema, "x", "value") == nil {
-			t.Errorf("%v is let through", schema)
 		}
 	}
+	return all
 }
 
-// eachSchema calls f with each schema, in whole and in part, and with what it
-// is the schema of where that is a media type, a parameter or a header.
-func (d *document) eachSchema(f func(at string, schema, of object)) {
-	var in func(s, of object, at string)
-	in = func(s, of object, at string) {
-		f(at, s, of)
+// schemas returns each schema and each part of one, by its place.
+func (d *document) schemas() map[string]object {
+	all := make(map[string]object)
+	var add func(at string, s object)
+	add = func(at string, s object) {
+		all[at] = s
 		for _, part := range []string{"items", "additionalProperties"} {
 			if s, ok := s[part].(object); ok {
-				in(s, nil, at+"/"+part)
+				add(at+"/"+part, s)
 			}
 		}
 		properties, _ := s["properties"].(object)
 		for name, s := range properties {
-			in(s.(object), nil, at+"/"+name)
+			add(at+"."+name, s.(object))
 		}
 	}
-	var walk func(v any, at string)
-	walk = func(v any, at string) {
-		switch v := v.(type) {
-		case []any:
-			for i, v := range v {
-				walk(v, fmt.Sprint(at, "/", i))
-			}
-		case object:
-			if schema, ok := v["schema"].(object); ok {
-				in(schema, v, at)
-			}
-			for name, v := range v {
-				if schemas, ok := v.(object); ok && name == "schemas" {
-					for name, s := range schemas {
-						in(s.(object), nil, at+"/"+name)
-					}
-				} else if name != "schema" && name != "example" && name != "value" {
-					walk(v, at+"/"+name)
-				}
-			}
-		}
+	for at, v := range d.values() {
+		add(at, v.Schema)
 	}
-	walk(d.object, "")
+	for name, s := range d.Components.Schemas {
+		add(name, s)
+	}
+	return all
 }
 
-// Each schema uses known keywords alone and says what it wants, and each example
-// and default is good by its schema.
-func TestTheDocumentsSchemasAndExamplesAreGood(t *testing.T) {
-	t.Parallel()
-	d := readDocument(t)
-	n := 0
-	good := func(schema object, v any, at string) {
-		n++
-		for _, wrong := range d.check(schema, v, at) {
-			t.Error(wrong)
+// resolve returns the schema that a reference names.
+func (d *document) resolve(ref any) object {
+	s := d.Components.Schemas[path.Base(ref.(string))]
+	if s == nil {
+		panic(ref.(string) + " does not exist")
+	}
+	return s
+}
+
+// Findings are the result of checking a value against a schema.
+type findings struct {
+	d      *document
+	faults []string
+	absent []string // described members that the value does not have
+}
+
+// check checks a value. It is stricter than JSON Schema: a keyword that it does
+// not know is a fault, and so is a member without a description, unless
+// additionalProperties allows it.
+func (d *document) check(schema object, v any, at string) findings {
+	f := findings{d: d}
+	f.check(schema, v, at)
+	return f
+}
+
+func (f *findings) check(schema object, v any, at string) {
+	require := func(ok bool, format string, args ...any) {
+		if !ok {
+			f.faults = append(f.faults, fmt.Sprintf("%s: %v ", at, v)+fmt.Sprintf(format, args...))
 		}
 	}
-	d.eachSchema(func(at string, s, of object) {
-		for _, wrong := range d.check(s, nil, at) {
-			if strings.Contains(wrong, ": unknown keyword ") || strings.Contains(wrong, ": unknown format ") {
-				t.Error(wrong)
+	text, isText := v.(string)
+	number, isNumber := v.(float64)
+	members, isObject := v.(object)
+	items, isArray := v.([]any)
+	_, isBool := v.(bool)
+	has := func(name any) bool { _, ok := members[name.(string)]; return ok }
+	for keyword, arg := range schema {
+		switch keyword {
+		case "description", "default", "examples":
+		case "$ref":
+			f.check(f.d.resolve(arg), v, at)
+		case "type":
+			is := map[any]bool{
+				"string": isText, "object": isObject, "array": isArray, "boolean": isBool, "null": v == nil,
+				"integer": isNumber && number == math.Trunc(number),
+			}
+			types, several := arg.([]any)
+			if !several {
+				types = []any{arg}
+			}
+			require(slices.ContainsFunc(types, func(t any) bool { return is[t] }), "is not of type %v", arg)
+		case "const":
+			require(v == arg, "is not %v", arg)
+		case "enum":
+			require(slices.Contains(arg.([]any), v), "is not in %v", arg)
+		case "pattern":
+			require(!isText || regexp.MustCompile(arg.(string)).MatchString(text), "does not match %s", arg)
+		case "minLength":
+			require(!isText || float64(utf8.RuneCountInString(text)) >= arg.(float64), "is shorter than %v", arg)
+		case "maxLength":
+			require(!isText || float64(utf8.RuneCountInString(text)) <= arg.(float64), "is longer than %v", arg)
+		case "minimum":
+			require(!isNumber || number >= arg.(float64), "is below %v", arg)
+		case "maximum":
+			require(!isNumber || number <= arg.(float64), "is above %v", arg)
+		case "format":
+			_, err := time.Parse(time.RFC3339, text)
+			valid, known := map[any]bool{
+				"password":  true, // for people
+				"int64":     true, // as the type says
+				"date-time": err == nil && strings.HasSuffix(text, "Z"),
+				"email":     checkEmail(text) == "",
+			}[arg]
+			require(known, "has the unknown format %v", arg)
+			require(!isText || valid, "does not have the format %v", arg)
+		case "required":
+			for _, name := range arg.([]any) {
+				require(!isObject || has(name), "has no %v", name)
+			}
+		case "dependentRequired":
+			for name, others := range arg.(object) {
+				for _, other := range others.([]any) {
+					require(!has(name) || has(other), "has %s, but no %v", name, other)
+				}
+			}
+		case "properties", "additionalProperties": // below
+		case "items":
+			for i, item := range items {
+				f.check(arg.(object), item, fmt.Sprintf("%s[%d]", at, i))
+			}
+		default:
+			require(false, "has the unknown keyword %s", keyword)
+		}
+	}
+	properties, _ := schema["properties"].(object)
+	more, restricted := schema["additionalProperties"]
+	for name := range properties {
+		if isObject && !has(name) {
+			f.absent = append(f.absent, f.d.places[reflect.ValueOf(schema).Pointer()]+"."+name)
+		}
+	}
+	for name, value := range members {
+		part, described := properties[name].(object)
+		if !described {
+			part, described = more.(object)
+		}
+		if described {
+			f.check(part, value, at+"."+name)
+		} else {
+			require(more == true || properties == nil && !restricted, "has %s, which is not described", name)
+		}
+	}
+}
+
+// checkText checks a header or a parameter, which are text.
+func (d *document) checkText(schema object, text, at string) []string {
+	target := schema
+	for target["$ref"] != nil {
+		target = d.resolve(target["$ref"])
+	}
+	var v any = text
+	if target["type"] == "integer" || target["type"] == "boolean" {
+		json.Unmarshal([]byte(text), &v) // if it fails, the text has the wrong type
+	}
+	return d.check(schema, v, at).faults
+}
+
+func TestSchemaCheck(t *testing.T) {
+	t.Parallel()
+	d := readDocument(t)
+	for _, row := range []struct{ claim, schema, good, bad string }{
+		{"refuses another type", `{"type":"string"}`, `"x"`, `1`},
+		{"refuses a fraction for an integer", `{"type":"integer"}`, `1`, `1.5`},
+		{"refuses a value of neither of two types", `{"type":["string","null"]}`, `null`, `false`},
+		{"refuses another constant", `{"const":"Bearer"}`, `"Bearer"`, `"bearer"`},
+		{"refuses a word that is not listed", `{"enum":["a","b"]}`, `"b"`, `"c"`},
+		{"refuses another pattern", `{"pattern":"^a$"}`, `"a"`, `"ab"`},
+		{"refuses a short text", `{"minLength":2}`, `"ää"`, `"ä"`},
+		{"refuses a long text", `{"maxLength":1}`, `"ä"`, `"ää"`},
+		{"refuses a small number", `{"minimum":1}`, `1`, `0`},
+		{"refuses a large number", `{"maximum":1}`, `1`, `2`},
+		{"refuses a time in another zone", `{"format":"date-time"}`, `"2026-05-04T03:02:01Z"`, `"2026-05-04T03:02:01+02:00"`},
+		{"refuses a text that is not an address", `{"format":"email"}`, `"a@b"`, `"a"`},
+		{"refuses a missing member", `{"required":["a"]}`, `{"a":1}`, `{}`},
+		{"refuses a member without another", `{"dependentRequired":{"a":["b"]}}`, `{"a":1,"b":1}`, `{"a":1}`},
+		{"refuses an invalid member", `{"properties":{"a":{"type":"string"}}}`, `{"a":"x"}`, `{"a":1}`},
+		{"refuses a member that is not described", `{"properties":{"a":{}}}`, `{}`, `{"b":1}`},
+		{"refuses an invalid additional member", `{"additionalProperties":{"type":"string"}}`, `{"b":"x"}`, `{"b":1}`},
+		{"refuses any additional member", `{"additionalProperties":false}`, `{}`, `{"b":1}`},
+		{"refuses any member but additional ones", `{"properties":{"a":{"type":"string"}},"additionalProperties":true}`, `{"a":"x","b":1}`, `{"a":1}`},
+		{"refuses an invalid item", `{"items":{"type":"string"}}`, `["x"]`, `["x",1]`},
+		{"refuses a fault by a referenced schema", `{"$ref":"#/components/schemas/Role"}`, `"admin"`, `"root"`},
+		{"refuses a fault by a keyword next to a reference", `{"$ref":"#/components/schemas/User","required":["email"]}`, `{"id":1,"username":"a","email":"b"}`, `{"id":1,"username":"a"}`},
+	} {
+		var schema object
+		var good, bad any
+		for text, v := range map[string]any{row.schema: &schema, row.good: &good, row.bad: &bad} {
+			if err := json.Unmarshal([]byte(text), v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if faults := d.check(schema, good, "value").faults; faults != nil {
+			t.Errorf("it refuses %s: %v", row.good, faults)
+		}
+		if d.check(schema, bad, "value").faults == nil {
+			t.Errorf("%s: it accepts %s", row.claim, row.bad)
+		}
+	}
+	for _, schema := range []object{{"oneOf": []any{}}, {"format": "uuid"}, {"typ": "string"}} {
+		if d.check(schema, nil, "value").faults == nil {
+			t.Errorf("it accepts %v", schema)
+		}
+	}
+}
+
+// Every schema restricts its values by known keywords, and every example and
+// default is valid.
+func TestDocumentSchemasAndExamples(t *testing.T) {
+	t.Parallel()
+	d := readDocument(t)
+	examples := 0
+	valid := func(schema object, v any, at string) {
+		examples++
+		for _, fault := range d.check(schema, v, at).faults {
+			t.Error(fault)
+		}
+	}
+	for at, s := range d.schemas() {
+		for _, fault := range d.check(s, nil, at).faults {
+			if strings.Contains(fault, " has the unknown ") {
+				t.Error(fault)
 			}
 		}
 		if s["type"] == nil && s["$ref"] == nil && s["const"] == nil && s["description"] != "Ignored." ||
 			s["type"] == "object" && s["properties"] == nil && s["additionalProperties"] == nil ||
 			s["type"] == "array" && s["items"] == nil {
-			t.Errorf("%s: nearly anything would be good", at)
+			t.Errorf("%s accepts nearly any value", at)
 		}
-		examples, _ := s["examples"].([]any)
-		if of != nil {
-			examples = append(examples, d.examples(of)...)
-		}
+		list, _ := s["examples"].([]any)
 		if v, ok := s["default"]; ok {
-			examples = append(examples, v)
+			list = append(list, v)
 		}
-		for _, e := range examples {
-			good(s, e, at)
+		for _, e := range list {
+			valid(s, e, at)
 		}
-		aProblem, ofItself := strings.HasSuffix(at, "/application/problem+json"), strings.HasPrefix(at, "/paths//openapi.json")
-		if of != nil && strings.Contains(at, "/content/") && examples == nil && !aProblem && !ofItself {
-			t.Errorf("%s: there is no example", at)
+	}
+	for at, v := range d.values() {
+		for _, e := range v.examples() {
+			valid(v.Schema, e, at)
 		}
-	})
-	if n < 50 {
-		t.Errorf("only %d examples were found", n)
+		if v.examples() == nil && strings.Contains(at, " body ") && !strings.HasSuffix(at, "/problem+json") && !strings.HasPrefix(at, "GET /openapi.json ") {
+			t.Errorf("%s has no example", at)
+		}
+	}
+	if examples < 300 {
+		t.Errorf("only %d examples were found", examples)
 	}
 }
 
-func TestTheDocumentHasTheRoutesAndWhoMayCallThem(t *testing.T) {
+// A component without a use would not be checked.
+func TestDocumentUsesItsComponents(t *testing.T) {
 	t.Parallel()
-	words := map[access]string{anyone: "anyone", signedIn: "signed in", adminOnly: "admin", selfOrAdmin: "self or admin", byDirectory: "by directory"}
-	described, routes, ids := make(map[string]string), make(map[string]string), make(map[any]bool)
-	d := readDocument(t)
-	if want := []any{object{"accessToken": []any{}}}; !reflect.DeepEqual(d.object["security"], want) {
-		t.Errorf("what is asked for where nothing else is said: %v, want %v", d.object["security"], want)
+	var d struct{ Components map[string]object }
+	if err := json.Unmarshal(openAPI, &d); err != nil {
+		t.Fatal(err)
 	}
-	for _, op := range d.operations() {
-		described[op.name] = op.object["x-access"].(string)
-		security, said := op.object["security"].([]any)
-		free := said && (len(security) == 0 || slices.ContainsFunc(security, func(s any) bool { return len(s.(object)) == 0 }))
-		if free != (described[op.name] == "anyone") {
-			t.Errorf("%s is for %s, and its security is %v", op.name, described[op.name], op.object["security"])
-		}
-		if id := op.object["operationId"]; id == nil || ids[id] {
-			t.Errorf("%s: operationId %v", op.name, id)
-		} else {
-			ids[id] = true
-		}
-		inPath := 0
-		for _, p := range op.parameters {
-			if p["in"] == "path" {
-				inPath++
-				if !strings.Contains(op.name, "{"+p["name"].(string)+"}") {
-					t.Errorf("%s has no {%s}", op.name, p["name"])
-				}
+	delete(d.Components, "securitySchemes") // used by name
+	for kind, components := range d.Components {
+		for name := range components {
+			if !strings.Contains(string(openAPI), `"#/components/`+kind+"/"+name+`"`) {
+				t.Errorf("components/%s/%s is not used", kind, name)
 			}
 		}
-		if inPath != strings.Count(op.name, "{") {
-			t.Errorf("%s: not each part of the path is described", op.name)
+	}
+}
+
+func TestDocumentRoutesAndAccess(t *testing.T) {
+	t.Parallel()
+	words := map[access]string{anyone: "anyone", signedIn: "signed in", adminOnly: "admin", selfOrAdmin: "self or admin", byDirectory: "by directory"}
+	d := readDocument(t)
+	if want := []object{{"accessToken": []any{}}}; !reflect.DeepEqual(d.Security, want) {
+		t.Errorf("the default security is %v, want %v", d.Security, want)
+	}
+	described, routes, ids := make(map[string]string), make(map[string]string), make(map[string]bool)
+	for _, op := range d.operations {
+		described[op.name] = op.Access
+		anonymous := op.Security != nil && (len(op.Security) == 0 || slices.ContainsFunc(op.Security, func(s object) bool { return len(s) == 0 }))
+		if anonymous != (op.Access == "anyone") {
+			t.Errorf("%s is for %s, but its security is %v", op.name, op.Access, op.Security)
 		}
+		if op.OperationID == "" || ids[op.OperationID] {
+			t.Errorf("%s: operationId %q is missing or not unique", op.name, op.OperationID)
+		}
+		ids[op.OperationID] = true
 	}
 	for _, rt := range new(server).routes() {
 		routes[rt.pattern] = words[rt.access]
 	}
 	if !maps.Equal(described, routes) {
-		for _, name := range slices.Sorted(maps.Keys(routes)) {
-			t.Logf("%-40s %-15s in the document: %s", name, routes[name], described[name])
-		}
-		t.Errorf("described are %v\nroutes are    %v", described, routes)
+		t.Errorf("the document has %v\nthe routes are    %v", described, routes)
 	}
 }
 
-// The OpenAPI document and docs/api.md list every error code with its status.
-func TestTheDocumentHasTheErrors(t *testing.T) {
+// The codes and statuses of errors are the same in the code, in the document
+// and in docs/api.md.
+func TestDocumentErrors(t *testing.T) {
 	t.Parallel()
 	d := readDocument(t)
 	statuses := make(map[string]int)
@@ -459,58 +466,53 @@ func TestTheDocumentHasTheErrors(t *testing.T) {
 		statuses[a.code] = a.status
 	}
 	var listed []string
-	for _, code := range d.resolve(object{"$ref": "#/components/schemas/Code"})["enum"].([]any) {
+	for _, code := range d.Components.Schemas["Code"]["enum"].([]any) {
 		listed = append(listed, code.(string))
 	}
 	slices.Sort(listed)
-	if codes := slices.Sorted(maps.Keys(statuses)); !slices.Equal(codes, listed) {
+	if codes := slices.Sorted(maps.Keys(statuses)); !slices.Equal(listed, codes) {
 		t.Errorf("the document lists %q\nthe errors have    %q", listed, codes)
 	}
 	used := make(map[string]int)
-	responses := func(name string, all object) {
-		for status, response := range all {
-			for _, code := range d.codes(d.resolve(response)) {
+	for _, op := range append(d.operations, d.other) {
+		for status, response := range op.Responses {
+			for _, code := range response.codes() {
 				used[code], _ = strconv.Atoi(status)
 				if used[code] != statuses[code] {
-					t.Errorf("%s: %s is under %s, and is %d", name, code, status, statuses[code])
+					t.Errorf("%s: %s has the status %s, want %d", op.name, code, status, statuses[code])
 				}
 			}
 		}
 	}
-	for _, op := range d.operations() {
-		responses(op.name, op.object["responses"].(object))
-	}
-	responses("any other request", d.object["x-other-requests"].(object))
 	if !maps.Equal(used, statuses) {
-		t.Errorf("answered with are %v\nthere are         %v", used, statuses)
+		t.Errorf("the examples have %v\nthe errors are    %v", used, statuses)
 	}
-
 	page, err := os.ReadFile("docs/api.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	listedCodes := make(map[string]int)
+	onPage := make(map[string]int)
 	for _, row := range regexp.MustCompile(`(?m)^\| ([45]\d\d) \|(.*)\|$`).FindAllStringSubmatch(string(page), -1) {
 		for _, code := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(row[2], -1) {
 			if code[1] != "current_password" { // a member of a body, not a code
-				listedCodes[code[1]], _ = strconv.Atoi(row[1])
+				onPage[code[1]], _ = strconv.Atoi(row[1])
 			}
 		}
 	}
-	if !maps.Equal(listedCodes, statuses) {
-		t.Errorf("docs/api.md lists %v\nthe errors are    %v", listedCodes, statuses)
+	if !maps.Equal(onPage, statuses) {
+		t.Errorf("docs/api.md has %v\nthe errors are  %v", onPage, statuses)
 	}
 }
 
-func TestTheDocumentHasTheTypesOfEvents(t *testing.T) {
+func TestDocumentEventTypes(t *testing.T) {
 	t.Parallel()
-	listed := readDocument(t).resolve(object{"$ref": "#/components/schemas/EventType"})["enum"]
+	listed := readDocument(t).Components.Schemas["EventType"]["enum"]
 	if want := fmt.Sprint(eventTypes); fmt.Sprint(listed) != want {
-		t.Errorf("the document lists %v, there are %s", listed, want)
+		t.Errorf("the document lists %v, want %s", listed, want)
 	}
 }
 
-// bodies are what the routes that read a body make of it.
+// bodies has the decoded body of each route that reads one.
 var bodies = map[string]any{
 	"POST /api/register":     registerRequest{},
 	"POST /api/login":        loginRequest{},
@@ -522,50 +524,54 @@ var bodies = map[string]any{
 	"DELETE /api/users/{id}": deleteRequest{},
 }
 
-// memberNames returns the members of a request's body, in order.
-func memberNames(request any) []string {
+// memberNames returns the JSON names of a struct's fields, in order.
+func memberNames(v any) []string {
 	names := []string{}
-	for i := range reflect.TypeOf(request).NumField() {
-		names = append(names, reflect.TypeOf(request).Field(i).Tag.Get("json"))
+	for i := range reflect.TypeOf(v).NumField() {
+		names = append(names, reflect.TypeOf(v).Field(i).Tag.Get("json"))
 	}
 	return names
 }
 
-func TestTheDocumentHasTheMembersOfEachBody(t *testing.T) {
+func TestDocumentMembersOfBodies(t *testing.T) {
 	t.Parallel()
 	d := readDocument(t)
-	for _, op := range d.operations() {
+	for _, op := range d.operations {
 		request, has := bodies[op.name]
-		body, described := op.object["requestBody"].(object)
-		if has != described {
-			t.Errorf("%s reads a body: %t; described: %t", op.name, has, described)
+		if has != (op.RequestBody.Content != nil) {
+			t.Errorf("%s reads a body: %t; the document has one: %t", op.name, has, !has)
 		}
-		if !has || !described {
+		if !has {
 			continue
 		}
-		schema := d.resolve(body["content"].(object)["application/json"].(object)["schema"])
+		schema := op.RequestBody.Content["application/json"].Schema
+		if schema["$ref"] != nil {
+			schema = d.resolve(schema["$ref"])
+		}
 		properties, _ := schema["properties"].(object)
-		names := memberNames(request)
-		slices.Sort(names)
+		names := slices.Sorted(slices.Values(memberNames(request)))
 		if got := slices.Sorted(maps.Keys(properties)); !slices.Equal(got, names) {
-			t.Errorf("%s: described are %q, read are %q", op.name, got, names)
+			t.Errorf("%s: the document has %q, the route reads %q", op.name, got, names)
 		}
 		if schema["additionalProperties"] != false {
-			t.Errorf("%s: other members are refused", op.name)
+			t.Errorf("%s: the document allows other members", op.name)
 		}
 	}
 }
 
-// A witness asks a service and holds each answer, and each request that was
-// accepted, to the document.
+// A witness sends requests to a service, and checks each answer and each
+// accepted request against the document.
 type witness struct {
 	*service
 	doc    *document
 	accept string // of each request
 }
 
-// undescribed are headers that every answer has, or that HTTP itself describes.
-var undescribed = []string{"Cache-Control", "Content-Length", "Content-Type", "Date", "X-Content-Type-Options"}
+// commonHeaders are part of every answer, or defined by HTTP itself.
+var commonHeaders = []string{"Cache-Control", "Content-Length", "Content-Type", "Date", "X-Content-Type-Options"}
+
+// invalidRequest has the codes of requests that the document also refuses.
+var invalidRequest = []string{"malformed_body", "unknown_member", "wrong_type", "missing_fields", "invalid_fields", "bad_parameter"}
 
 func (w *witness) do(token, method, path, body string, headers ...string) reply {
 	w.t.Helper()
@@ -575,201 +581,159 @@ func (w *witness) do(token, method, path, body string, headers ...string) reply 
 		headers = append(headers, "Accept: "+w.accept)
 	}
 	r := w.service.do(token, method, path, body, headers...)
-	op, values := w.doc.find(method, path)
+	op, parameters := w.doc.find(method, path, headers)
 	at := fmt.Sprintf("%s %s: %d", method, path, r.status)
-	w.holdAnswer(op, r, at)
-	if op.object == nil {
+	w.observeAnswer(op, r, at)
+	if op == w.doc.other {
 		return r
 	}
-	// What the service refuses for its form, the document refuses, and the other way round.
-	wrong := append(w.checkParameters(op, values, path, headers), w.checkBody(op, body)...)
+	faults := w.doc.checkRequest(op, parameters, body)
 	switch code := r.field("code"); {
-	case r.status < 400 && wrong != nil:
-		w.t.Errorf("%s: %s is accepted, and by the document wrong: %q", at, body, wrong)
-	case wrong == nil && slices.Contains([]string{"malformed_body", "unknown_member", "wrong_type", "missing_fields", "invalid_fields", "bad_parameter"}, code):
-		w.t.Errorf("%s: %s is %s, and by the document right", at, body, code)
+	case r.status < 400 && faults != nil:
+		w.t.Errorf("%s: the service accepts %s, the document refuses it: %q", at, body, faults)
+	case faults == nil && slices.Contains(invalidRequest, code):
+		w.t.Errorf("%s: the service refuses %s with %s, the document accepts it", at, body, code)
 	}
 	if r.status < 400 {
-		w.holdRequest(op, values, path, body, headers)
+		w.observeRequest(op, parameters, body, at)
 	}
 	return r
 }
 
-// find returns the operation of a request and the values in its path; without
-// an object where there is none.
-func (d *document) find(method, path string) (operation, map[string]string) {
-	path, _, _ = strings.Cut(path, "?")
-	parts := strings.Split(path, "/")
-	for _, op := range d.operations() {
-		opMethod, template, _ := strings.Cut(op.name, " ")
-		names := strings.Split(template, "/")
-		if opMethod != method || len(names) != len(parts) {
-			continue
-		}
-		values, same := make(map[string]string), true
-		for i, name := range names {
-			if strings.HasPrefix(name, "{") {
-				values[strings.Trim(name, "{}")] = parts[i]
-			} else if name != parts[i] {
-				same = false
+// find returns the operation of a request, and the request's parameters by
+// place and name. Of the headers it returns only those that may be parameters.
+func (d *document) find(method, path string, headers []string) (*operation, map[string]string) {
+	op, parameters, mux := d.other, make(map[string]string), http.NewServeMux()
+	for _, candidate := range d.operations {
+		mux.HandleFunc(candidate.name, func(_ http.ResponseWriter, r *http.Request) {
+			op = candidate
+			for _, name := range regexp.MustCompile(`{(\w+)}`).FindAllStringSubmatch(op.name, -1) {
+				parameters["path "+name[1]] = r.PathValue(name[1])
 			}
-		}
-		if same {
-			return op, values
-		}
-	}
-	return operation{name: "any other request"}, nil
-}
-
-func (w *witness) holdAnswer(op operation, r reply, at string) {
-	w.t.Helper()
-	responses, _ := op.object["responses"].(object)
-	if op.object == nil {
-		responses = w.doc.object["x-other-requests"].(object)
-	}
-	status := strconv.Itoa(r.status)
-	response := w.doc.resolve(responses[status])
-	if response == nil {
-		w.t.Errorf("%s is not described: %s", at, r.body)
-		return
-	}
-	headers, _ := response["headers"].(object)
-	known := slices.Clone(undescribed)
-	for name, h := range headers {
-		h := w.doc.resolve(h)
-		name = http.CanonicalHeaderKey(name)
-		known = append(known, name)
-		if values := r.header[name]; len(values) == 1 {
-			for _, wrong := range w.doc.checkText(h["schema"].(object), values[0], at+": "+name) {
-				w.t.Error(wrong)
+			for name, values := range r.URL.Query() {
+				parameters["query "+name] = values[0]
 			}
-			w.doc.seen[op.name+" "+status+" "+name] = true
-		} else if h["required"] == true || len(values) > 1 {
-			w.t.Errorf("%s: %s: %q", at, name, values)
-		} else {
-			w.doc.seen[op.name+" "+status+" without "+name] = true
-		}
+		})
 	}
-	for name := range r.header {
-		if !slices.Contains(known, name) {
-			w.t.Errorf("%s: the header %s is not described", at, name)
-		}
-	}
-	content, has := response["content"].(object)
-	if !has {
-		if r.body != "" {
-			w.t.Errorf("%s: an answer without a body: %s", at, r.body)
-		}
-		w.doc.seen[op.name+" "+status] = true
-		return
-	}
-	kind, _, err := mime.ParseMediaType(r.header.Get("Content-Type"))
-	if err != nil {
-		w.t.Fatalf("%s: %v", at, err)
-	}
-	described, _ := content[kind].(object)
-	if described == nil {
-		w.t.Errorf("%s: %s is not described", at, kind)
-		return
-	}
-	var body any = r.body
-	if strings.HasSuffix(kind, "json") {
-		if err := json.Unmarshal([]byte(r.body), &body); err != nil {
-			w.t.Fatalf("%s: %v: %s", at, err, r.body)
-		}
-	}
-	for _, wrong := range w.doc.check(described["schema"].(object), body, at) {
-		w.t.Error(wrong)
-	}
-	w.doc.note(described["schema"].(object), body)
-	code := ""
-	if r.status >= 400 {
-		if code = r.field("code"); !slices.Contains(w.doc.codes(response), code) {
-			w.t.Errorf("%s: no example has the code %s: %s", at, code, r.body)
-		}
-	}
-	w.doc.seen[strings.TrimSpace(op.name+" "+status+" "+kind+" "+code)] = true
-	key := op.name + " " + status
-	w.doc.answers[key] = append(w.doc.answers[key], masked(body))
-}
-
-// given returns the parameters of a request that the document describes,
-// as text by name, and the names of others.
-func (op operation) given(inPath map[string]string, path string, headers []string) (known map[string]string, others []string) {
-	_, rawQuery, _ := strings.Cut(path, "?")
-	query, _ := url.ParseQuery(rawQuery)
-	known = maps.Clone(inPath)
-	for name := range query {
-		known[name] = query.Get(name)
-	}
+	mux.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(method, path, nil))
 	for _, h := range headers {
 		if name, value, _ := strings.Cut(h, ": "); strings.HasPrefix(name, "If-") || name == "Last-Event-ID" {
-			known[name] = value
+			parameters["header "+name] = value
 		}
 	}
-	for name := range known {
-		if !slices.ContainsFunc(op.parameters, func(p object) bool { return p["name"] == name }) {
-			others = append(others, name)
-		}
-	}
-	return known, others
+	return op, parameters
 }
 
-// checkParameters returns what the document has against a request's parameters.
-func (w *witness) checkParameters(op operation, inPath map[string]string, path string, headers []string) (wrong []string) {
-	given, others := op.given(inPath, path, headers)
-	for _, name := range others {
-		wrong = append(wrong, name+" is not described")
-	}
-	for _, p := range op.parameters {
-		if text, ok := given[p["name"].(string)]; ok {
-			wrong = append(wrong, w.doc.checkText(p["schema"].(object), text, p["name"].(string))...)
+// checkRequest returns the faults of a request's parameters and body.
+func (d *document) checkRequest(op *operation, parameters map[string]string, body string) (faults []string) {
+	for name, text := range parameters {
+		i := slices.IndexFunc(op.Parameters, func(p value) bool { return p.In+" "+p.Name == name })
+		if i < 0 {
+			faults = append(faults, name+" is not described")
+		} else {
+			faults = append(faults, d.checkText(op.Parameters[i].Schema, text, name)...)
 		}
 	}
-	return wrong
-}
-
-// holdRequest keeps what was accepted.
-func (w *witness) holdRequest(op operation, inPath map[string]string, path, body string, headers []string) {
-	given, _ := op.given(inPath, path, headers)
-	for name := range given {
-		w.doc.seen[op.name+" parameter "+name] = true
-	}
-	described, ok := op.object["requestBody"].(object)
-	if !ok {
-		return
-	}
-	if body == "" {
-		w.doc.seen[op.name+" without a body"] = true
-		return
-	}
+	described, has := op.RequestBody.Content["application/json"]
 	var v any
-	if json.Unmarshal([]byte(body), &v) == nil {
-		w.doc.requests[op.name] = append(w.doc.requests[op.name], masked(v))
-		w.doc.note(described["content"].(object)["application/json"].(object)["schema"].(object), v)
+	switch err := json.Unmarshal([]byte(body), &v); {
+	case body == "" && op.RequestBody.Required:
+		return append(faults, "the body is missing")
+	case body == "":
+		return faults
+	case !has:
+		return append(faults, "the body is not described")
+	case err != nil:
+		return append(faults, err.Error())
+	}
+	return append(faults, d.check(described.Schema, v, "body").faults...)
+}
+
+// saw records facts that a real exchange has shown.
+func (d *document) saw(at string, facts ...string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, fact := range facts {
+		d.seen[fact] = at
 	}
 }
 
-// checkBody returns what the document has against a request's body.
-func (w *witness) checkBody(op operation, body string) []string {
+// observeRequest records a request that was accepted.
+func (w *witness) observeRequest(op *operation, parameters map[string]string, body, at string) {
 	w.t.Helper()
-	described, ok := op.object["requestBody"].(object)
-	switch {
-	case !ok && body == "", ok && body == "" && described["required"] == false:
-		return nil
-	case !ok || body == "":
-		return []string{"a body that is there, or is not"}
+	for name := range parameters {
+		w.doc.saw(at, op.name+" "+name)
 	}
-	var v any
-	if err := json.Unmarshal([]byte(body), &v); err != nil {
-		return []string{err.Error()}
+	if op.RequestBody.Content != nil {
+		w.observeBody(op.RequestBody, op.name, "application/json", "", body, at)
 	}
-	return w.doc.check(described["content"].(object)["application/json"].(object)["schema"].(object), v, "body")
 }
 
-// masked is a body without the tokens in it, which are new each time.
-func masked(v any) any {
-	if o, ok := v.(object); ok && (o["access_token"] != nil || o["refresh_token"] != nil) {
+// observeAnswer checks and records an answer.
+func (w *witness) observeAnswer(op *operation, r reply, at string) {
+	w.t.Helper()
+	key := op.name + " " + strconv.Itoa(r.status)
+	response := op.Responses[strconv.Itoa(r.status)]
+	kind, _, _ := mime.ParseMediaType(r.header.Get("Content-Type"))
+	code := ""
+	if r.status >= 400 {
+		code = r.field("code")
+	}
+	w.observeBody(response, key, kind, code, r.body, at)
+	for name, h := range response.Headers {
+		name = http.CanonicalHeaderKey(name)
+		if text := r.header.Get(name); text == "" {
+			w.doc.saw(at, key+" without "+name)
+		} else {
+			w.report(w.doc.checkText(h.Schema, text, at+": "+name))
+		}
+	}
+	for name, values := range r.header {
+		if !slices.Contains(commonHeaders, name) {
+			w.doc.saw(at, key+" header "+name)
+		}
+		if len(values) > 1 {
+			w.t.Errorf("%s: %s appears twice: %q", at, name, values)
+		}
+	}
+}
+
+// observeBody checks and records the body of an answer or of an accepted request.
+func (w *witness) observeBody(m message, key, kind, code, text, at string) {
+	w.t.Helper()
+	if text == "" {
+		w.doc.saw(at, key+" without body")
+		return
+	}
+	key += " body " + kind
+	w.doc.saw(at+": "+text, key, key+" code "+code)
+	var body any = text
+	if strings.HasSuffix(kind, "json") {
+		if err := json.Unmarshal([]byte(text), &body); err != nil {
+			w.t.Fatalf("%s: %v: %s", at, err, text)
+		}
+	}
+	f := w.doc.check(m.Content[kind].Schema, body, at)
+	w.report(f.faults)
+	w.doc.saw(at, f.absent...)
+	for i, example := range m.Content[kind].examples() {
+		part, isText := example.(string)
+		if isText && strings.Contains(text, part) || reflect.DeepEqual(withoutTokens(body), withoutTokens(example)) {
+			w.doc.saw(at, fmt.Sprint(key, " example ", i))
+		}
+	}
+}
+
+func (w *witness) report(faults []string) {
+	w.t.Helper()
+	for _, fault := range faults {
+		w.t.Error(fault)
+	}
+}
+
+// withoutTokens returns a body without its tokens, which are always new.
+func withoutTokens(v any) any {
+	if o, ok := v.(object); ok {
 		o = maps.Clone(o)
 		delete(o, "access_token")
 		delete(o, "refresh_token")
@@ -778,153 +742,128 @@ func masked(v any) any {
 	return v
 }
 
-// like reports whether an answer is what an example shows: of a text, some lines.
-func like(answer, example any) bool {
-	text, isText := answer.(string)
-	part, _ := example.(string)
-	return reflect.DeepEqual(answer, example) || isText && part != "" && strings.Contains(text, part)
-}
-
-// example returns one of an operation's examples of a request's body.
-func (d *document) example(t *testing.T, name string, i int) string {
-	t.Helper()
-	for _, op := range d.operations() {
-		if op.name == name {
-			e := d.examples(op.object["requestBody"].(object)["content"].(object)["application/json"].(object))
-			text, err := json.Marshal(e[i])
-			if err != nil {
-				t.Fatal(err)
-			}
-			return string(text)
-		}
-	}
-	t.Fatalf("there is no %s", name)
-	return ""
-}
-
-// Every route gives every answer that the document describes, and no other.
-func TestEveryRouteAnswersAsTheDocumentSays(t *testing.T) {
-	t.Parallel()
-	d := readDocument(t)
-	for _, accept := range []string{"", "application/problem+json"} {
-		ask := func(name string, scene func(w *witness), options ...func(*settings)) {
-			t.Run(strings.TrimSpace(accept+" "+name), func(t *testing.T) {
-				scene(&witness{newService(t, options...), d, accept})
-			})
-		}
-		ask("what goes well", goesWell)
-		ask("tokens", refusesTokens)
-		ask("bodies and parameters", refusesBodies)
-		ask("rights", refusesOthers)
-		ask("names of others", func(w *witness) {
-			_, ann := w.member("ann")
-			w.admin("root")
-			w.do(ann, "GET", "/api/users/2", "").want(w.t, 200, "")
-			w.do(ann, "GET", "/api/users", "").want(w.t, 200, "")
-		}, func(c *settings) { c.directory = directoryFull })
-		ask("nothing of others", func(w *witness) {
-			_, ann := w.member("ann")
-			w.do(ann, "GET", "/api/users/2", "").want(w.t, 403, "forbidden")
-			w.do(ann, "GET", "/api/users", "").want(w.t, 200, "")
-		}, func(c *settings) { c.directory = directorySelf })
-		ask("closed registration", func(w *witness) {
-			w.do("", "POST", "/api/register", d.example(t, "POST /api/register", 0)).want(w.t, 403, "registration_closed")
-		}, func(c *settings) { c.registration = registrationClosed })
-		ask("conflicts", refusesConflicts)
-		ask("proofs of the user", refusesProofs)
-		ask("too many tries", refusesMany)
-		ask("a full gate", refusesBusy)
-		ask("a database that fails", refusesWithoutDatabase)
-		t.Run(strings.TrimSpace(accept+" adopted users"), func(t *testing.T) {
-			path := flaskDatabase(t,
-				`CREATE TABLE bill (id INTEGER PRIMARY KEY, username VARCHAR(80) NOT NULL REFERENCES user (username))`,
-				`INSERT INTO bill (username) VALUES ('ann')`)
-			(&shell{t, path}).run(0, "", "adopt")
-			w := &witness{newServiceOn(t, path), d, accept}
-			r := w.do("", "POST", "/api/login", `{"username":"ann","password":"short"}`).want(t, 200, "")
-			ann := r.field("access_token")
-			w.do(ann, "GET", "/api/users/me", "").want(t, 200, "")
-			w.do(ann, "PUT", "/api/users/me", `{"username":"anne"}`).want(t, 409, "user_referenced")
-			w.do(ann, "PATCH", "/api/users/me", `{"username":"anne"}`).want(t, 409, "user_referenced")
-			w.do(ann, "DELETE", "/api/users/me", "").want(t, 409, "user_referenced")
-		})
-	}
-	if t.Failed() {
-		return
-	}
-	if list := d.alwaysThere(); list != nil {
-		t.Errorf("never left out, and yet not required: %q", list)
-	}
-	for _, op := range append(d.operations(), operation{name: "any other request", object: object{"responses": d.object["x-other-requests"]}}) {
-		for _, p := range op.parameters {
-			if !d.seen[fmt.Sprint(op.name, " parameter ", p["name"])] {
-				t.Errorf("%s: the parameter %s was never used", op.name, p["name"])
-			}
-		}
-		if body, ok := op.object["requestBody"].(object); ok {
-			if body["required"] != !d.seen[op.name+" without a body"] {
-				t.Errorf("%s: that a body is required is %v", op.name, body["required"])
-			}
-			for _, e := range d.examples(body["content"].(object)["application/json"].(object)) {
-				if !slices.ContainsFunc(d.requests[op.name], func(v any) bool { return reflect.DeepEqual(v, masked(e)) }) {
-					t.Errorf("%s: no request was like the example %v", op.name, e)
-				}
-			}
-		}
-		for status, response := range op.object["responses"].(object) {
-			if status == "500" {
-				continue // nothing known brings it about: TestAFailureOfUserdsOwn
-			}
-			response, at := d.resolve(response), op.name+" "+status
-			headers, _ := response["headers"].(object)
-			for name, h := range headers {
-				always := !d.seen[at+" without "+http.CanonicalHeaderKey(name)]
-				if required := d.resolve(h)["required"] == true; required != always || !d.seen[at+" "+http.CanonicalHeaderKey(name)] {
-					t.Errorf("%s: %s is always there: %t; required: %t", at, name, always, required)
-				}
-			}
-			content, has := response["content"].(object)
-			if !has && !d.seen[at] {
-				t.Errorf("%s was never seen", at)
-			}
-			codes := d.codes(response)
-			if codes == nil {
-				codes = []string{""}
-			}
-			for kind, described := range content {
-				for _, code := range codes {
-					if key := strings.TrimSpace(at + " " + kind + " " + code); !d.seen[key] {
-						t.Errorf("%s was never seen", key)
-					}
-				}
-				for _, e := range d.examples(described.(object)) {
-					if !slices.ContainsFunc(d.answers[at], func(v any) bool { return like(v, masked(e)) }) {
-						t.Errorf("%s: no answer was like the example %v", at, e)
-					}
-				}
+// facts returns what real exchanges must show, and nothing else: each
+// parameter, header, body, error code and example, and the absence of each
+// optional header, body and member.
+func (d *document) facts() map[string]bool {
+	facts := make(map[string]bool)
+	add := func(parts ...any) { facts[fmt.Sprint(parts...)] = true }
+	for at, v := range d.values() {
+		add(at)
+		for i := range v.examples() {
+			if strings.Contains(at, " body ") {
+				add(at, " example ", i)
 			}
 		}
 	}
-}
-
-// alwaysThere returns the members that no real body has left out, and that the
-// document does not say are required.
-func (d *document) alwaysThere() (list []string) {
-	d.eachSchema(func(at string, s, _ object) {
+	for at, s := range d.schemas() {
 		properties, _ := s["properties"].(object)
 		required, _ := s["required"].([]any)
 		for name := range properties {
-			if !d.left[memberKey(s, name)] && !slices.Contains(required, any(name)) {
-				list = append(list, at+"/"+name)
+			if !slices.Contains(required, any(name)) {
+				add(at, ".", name)
+			}
+		}
+	}
+	addMessage := func(key string, m message) {
+		for name, h := range m.Headers {
+			if !h.Required {
+				add(key, " without ", http.CanonicalHeaderKey(name))
+			}
+		}
+		codes := m.codes()
+		if codes == nil {
+			codes = []string{""}
+		}
+		for kind := range m.Content {
+			for _, code := range codes {
+				add(key, " body ", kind, " code ", code)
+			}
+		}
+	}
+	for _, op := range append(d.operations, d.other) {
+		addMessage(op.name, op.RequestBody)
+		if op.RequestBody.Content != nil && !op.RequestBody.Required {
+			add(op.name, " without body")
+		}
+		for status, response := range op.Responses {
+			addMessage(op.name+" "+status, response)
+			if response.Content == nil {
+				add(op.name, " ", status, " without body")
+			}
+		}
+	}
+	return facts
+}
+
+// reportUndescribed fails the test if an exchange has shown another fact.
+func (d *document) reportUndescribed(t *testing.T) {
+	t.Helper()
+	facts := d.facts()
+	for fact, at := range d.seen {
+		if !facts[fact] {
+			t.Errorf("%q is not described: %s", fact, at)
+		}
+	}
+}
+
+// example returns the i-th example of an operation's body.
+func (d *document) example(t testing.TB, name string, i int) string {
+	t.Helper()
+	at := slices.IndexFunc(d.operations, func(op *operation) bool { return op.name == name })
+	text, err := json.Marshal(d.operations[at].RequestBody.Content["application/json"].examples()[i])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// Every route gives every answer that the document describes, and no other.
+func TestEveryRouteAnswersAsDocumented(t *testing.T) {
+	t.Parallel()
+	d := readDocument(t)
+	asUsual := func(*settings) {}
+	t.Run("scenes", func(t *testing.T) {
+		for _, scene := range []struct {
+			name     string
+			play     func(*witness)
+			settings func(*settings)
+		}{
+			{"success", goesWell, asUsual},
+			{"tokens", refusesTokens, asUsual},
+			{"bodies and parameters", refusesBodies, asUsual},
+			{"rights", refusesOthers, asUsual},
+			{"full directory", fullDirectory, func(c *settings) { c.directory = directoryFull }},
+			{"no directory", noDirectory, func(c *settings) { c.directory = directorySelf }},
+			{"closed registration", refusesRegistration, func(c *settings) { c.registration = registrationClosed }},
+			{"conflicts", refusesConflicts, asUsual},
+			{"proofs", refusesProofs, asUsual},
+			{"too many attempts", refusesMany, asUsual},
+			{"overload", refusesBusy, asUsual},
+			{"failing database", refusesWithoutDatabase, asUsual},
+			{"adopted users", refusesReferenced, asUsual},
+		} {
+			for _, accept := range []string{"", "application/problem+json"} {
+				t.Run(strings.TrimSpace(scene.name+" "+accept), func(t *testing.T) {
+					t.Parallel()
+					scene.play(&witness{newService(t, scene.settings), d, accept})
+				})
 			}
 		}
 	})
-	slices.Sort(list)
-	return list
+	d.reportUndescribed(t)
+	if t.Failed() {
+		return
+	}
+	for fact := range d.facts() {
+		if d.seen[fact] == "" && !strings.Contains(fact, " 500 ") { // TestInternalError
+			t.Errorf("%q was never seen", fact)
+		}
+	}
 }
 
 func goesWell(w *witness) {
-	t, d := w.t.(*testing.T), w.doc
+	t, d := w.t, w.doc
 	w.do("", "GET", "/api/test", "").want(t, 200, "")
 	w.do("", "GET", "/openapi.json", "").want(t, 200, "")
 	w.do("", "GET", "/healthz", "").want(t, 200, "")
@@ -972,7 +911,7 @@ func goesWell(w *witness) {
 	ann = r.field("access_token")
 	w.do("", "POST", "/api/refresh", `{"refresh_token":"`+r.field("refresh_token")+`"}`).want(t, 200, "")
 
-	// From a token that is not fresh, the current password is needed.
+	// With a token from a refresh, the current password is required.
 	w.do(ann, "PATCH", "/api/users/1", d.example(t, "PATCH /api/users/{id}", 1)).want(t, 200, "")
 	w.do(ann, "PUT", "/api/users/1", `{"password":"correct horse battery","current_password":"staple and paper clip"}`).want(t, 200, "")
 	w.do(ann, "POST", "/api/logout", "").want(t, 204, "")
@@ -994,29 +933,26 @@ func goesWell(w *witness) {
 	w.do("", "POST", "/api/login", d.example(t, "POST /api/login", 0)).want(t, 200, "")
 }
 
-// followEvents reads the beginning of a stream: where it stands, and one event.
+// followEvents reads the beginning of a stream: its position and one event.
 func (w *witness) followEvents(token string) {
-	op, inPath := w.doc.find("GET", "/api/events")
+	const at = "a stream of events"
 	headers := []string{"Last-Event-ID: 1"}
-	if wrong := w.checkParameters(op, inPath, "/api/events", headers); wrong != nil {
-		w.t.Errorf("a stream of events: %q", wrong)
-	}
-	w.holdRequest(op, inPath, "/api/events", "", headers)
+	op, parameters := w.doc.find("GET", "/api/events", headers)
+	w.report(w.doc.checkRequest(op, parameters, ""))
+	w.observeRequest(op, parameters, "", at)
 	stream := w.follow(token, "", headers...)
-	place, first := stream.next(), stream.next()
+	position, first := stream.next(), stream.next()
 	stream.leave()
-	w.holdAnswer(op, reply{200, stream.header, place + "\n" + first + "\n"}, "a stream of events")
+	w.observeAnswer(op, reply{200, stream.header, position + "\n" + first + "\n"}, at)
 	_, data, _ := strings.Cut(first, "data: ")
 	var e any
 	if err := json.Unmarshal([]byte(data), &e); err != nil {
 		w.t.Fatalf("%v: %s", err, first)
 	}
-	for _, wrong := range w.doc.check(object{"$ref": "#/components/schemas/Event"}, e, "an event of a stream") {
-		w.t.Error(wrong)
-	}
+	w.report(w.doc.check(w.doc.Components.Schemas["Event"], e, at).faults)
 }
 
-// paths calls f with the method and path of each route, about the caller itself.
+// paths calls f with the method and path of each route. The caller is the {id}.
 func (w *witness) paths(f func(rt route, method, path string)) {
 	for _, rt := range w.routes() {
 		method, path, _ := strings.Cut(rt.pattern, " ")
@@ -1167,8 +1103,8 @@ func refusesBusy(w *witness) {
 	_, root := w.admin("root")
 	w.hasher.gate.crowd("127.0.0.0/24")
 	w.do("", "POST", "/api/login", `{"username":"ann","password":"x"}`).want(w.t, 503, "busy")
-	w.do("", "POST", "/api/register", w.doc.example(w.t.(*testing.T), "POST /api/register", 0)).want(w.t, 503, "busy")
-	w.do(root, "POST", "/api/users", w.doc.example(w.t.(*testing.T), "POST /api/users", 0)).want(w.t, 503, "busy")
+	w.do("", "POST", "/api/register", w.doc.example(w.t, "POST /api/register", 0)).want(w.t, 503, "busy")
+	w.do(root, "POST", "/api/users", w.doc.example(w.t, "POST /api/users", 0)).want(w.t, 503, "busy")
 	for _, method := range []string{"PUT", "PATCH", "DELETE"} {
 		w.do(root, method, "/api/users/me", `{"current_password":"x"}`).want(w.t, 503, "busy")
 	}
@@ -1183,11 +1119,11 @@ func refusesBusy(w *witness) {
 	w.do(root, "GET", "/api/events", "", "Accept: text/event-stream").want(w.t, 503, "busy")
 }
 
-// Every route that needs the database is answered 503 without it, and no other.
+// Without a database, every route that needs one answers 503, and no other does.
 func refusesWithoutDatabase(w *witness) {
 	w.register("ann")
 	ann, refresh := w.pair("ann")
-	w.service.do(refresh, "POST", "/api/refresh", "").want(w.t, 200, "") // so that what became of it must be read
+	w.service.do(refresh, "POST", "/api/refresh", "").want(w.t, 200, "") // so that its session must be read
 	w.keepLog()
 	if err := w.store.readers.Close(); err != nil {
 		w.t.Fatal(err)
@@ -1201,32 +1137,68 @@ func refusesWithoutDatabase(w *witness) {
 		case "POST /api/refresh":
 			token = refresh
 		case "POST /api/login", "POST /api/register":
-			body = w.doc.example(w.t.(*testing.T), rt.pattern, 0)
+			body = w.doc.example(w.t, rt.pattern, 0)
 		}
 		w.do(token, method, path, body).want(w.t, 503, "unavailable")
 	})
 }
 
-// A 500 is the same for each route.
-func TestAFailureOfUserdsOwn(t *testing.T) {
+func fullDirectory(w *witness) {
+	_, ann := w.member("ann")
+	w.admin("root")
+	w.do(ann, "GET", "/api/users/2", "").want(w.t, 200, "")
+	w.do(ann, "GET", "/api/users", "").want(w.t, 200, "")
+}
+
+func noDirectory(w *witness) {
+	_, ann := w.member("ann")
+	w.do(ann, "GET", "/api/users/2", "").want(w.t, 403, "forbidden")
+	w.do(ann, "GET", "/api/users", "").want(w.t, 200, "")
+}
+
+func refusesRegistration(w *witness) {
+	w.do("", "POST", "/api/register", w.doc.example(w.t, "POST /api/register", 0)).want(w.t, 403, "registration_closed")
+}
+
+// Another table refers to the user.
+func refusesReferenced(w *witness) {
+	t := w.t.(*testing.T)
+	path := flaskDatabase(t,
+		`CREATE TABLE bill (id INTEGER PRIMARY KEY, username VARCHAR(80) NOT NULL REFERENCES user (username))`,
+		`INSERT INTO bill (username) VALUES ('ann')`)
+	(&shell{t, path}).run(0, "", "adopt")
+	w.service = newServiceOn(t, path)
+	r := w.do("", "POST", "/api/login", `{"username":"ann","password":"short"}`).want(t, 200, "")
+	ann := r.field("access_token")
+	w.do(ann, "GET", "/api/users/me", "").want(t, 200, "")
+	w.do(ann, "PUT", "/api/users/me", `{"username":"anne"}`).want(t, 409, "user_referenced")
+	w.do(ann, "PATCH", "/api/users/me", `{"username":"anne"}`).want(t, 409, "user_referenced")
+	w.do(ann, "DELETE", "/api/users/me", "").want(t, 409, "user_referenced")
+}
+
+// The answer 500 is the same for every route.
+func TestInternalError(t *testing.T) {
 	t.Parallel()
 	d := readDocument(t)
-	response := d.object["components"].(object)["responses"].(object)["InternalError"]
+	internal := d.Components.Responses["InternalError"]
+	panics := &operation{name: "GET /panic", Responses: map[string]message{"500": internal}}
 	for _, accept := range []string{"application/json", "application/problem+json"} {
 		w := &witness{newService(t), d, accept}
 		w.keepLog()
 		w.handle("GET /panic", func(*exchange) error { panic("oh no") })
 		r := w.service.do("", "GET", "/panic", "", "Accept: "+accept).want(t, 500, "internal")
-		w.holdAnswer(operation{"GET /panic", object{"responses": object{"500": response}}, nil}, r, "GET /panic")
+		w.observeAnswer(panics, r, panics.name)
 	}
-	for _, op := range d.operations() {
-		if !reflect.DeepEqual(d.resolve(op.object["responses"].(object)["500"]), d.resolve(response)) {
-			t.Errorf("%s has another 500", op.name)
+	for _, op := range d.operations {
+		if !reflect.DeepEqual(op.Responses["500"], internal) {
+			t.Errorf("%s describes another 500", op.name)
 		}
 	}
+	d.operations = append(d.operations, panics)
+	d.reportUndescribed(t)
 }
 
-func TestTheDocumentIsServedAsItIs(t *testing.T) {
+func TestDocumentIsServedUnchanged(t *testing.T) {
 	t.Parallel()
 	r := newService(t).do("", "GET", "/openapi.json", "").want(t, 200, "")
 	file, err := os.ReadFile("assets/openapi.json")
@@ -1234,6 +1206,6 @@ func TestTheDocumentIsServedAsItIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r.body != string(file) {
-		t.Errorf("got %d bytes, the file has %d", len(r.body), len(file))
+		t.Errorf("the answer has %d bytes, the file %d", len(r.body), len(file))
 	}
 }
