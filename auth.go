@@ -408,7 +408,7 @@ func (s *server) matchesPassword(x *exchange, id int64, hash, name, password str
 	if err := s.allow(x, passwords); err != nil {
 		return false, err
 	}
-	ok, err := s.hasher.verify(x.r.Context(), s.network(x), hash, password)
+	ok, err := s.hasher.Verify(x.r.Context(), s.network(x), hash, password)
 	if err != nil {
 		return false, err
 	}

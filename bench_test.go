@@ -48,6 +48,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/argon2"
+
+	"userd/internal/passhash"
 )
 
 var (
@@ -212,7 +214,7 @@ func benchOverload(b *testing.B, path string) {
 			done.Add(1)
 		}
 	}
-	idle := make(chan *benchClient, 2*200*int(maxWait/time.Second))
+	idle := make(chan *benchClient, 2*200*int(passhash.MaxWait/time.Second))
 	for _, c := range p.clients(b, cap(idle)) {
 		idle <- c
 	}
@@ -225,7 +227,7 @@ func benchOverload(b *testing.B, path string) {
 			})
 		}
 	})
-	time.Sleep(maxWait) // until as many wait as may
+	time.Sleep(passhash.MaxWait) // until as many wait as may
 	reader := p.clients(b, 1)
 	took := make([]time.Duration, 0, b.N)
 	start := time.Now()
@@ -271,7 +273,7 @@ func BenchmarkHandler(b *testing.B) {
 	}
 	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))
 	token := keys.configured[0].sign(newClaims(&login, now, 24*time.Hour, true))
-	s := newServer(settings{directory: directoryNames}, st, newHasher(cheap), keys, nil, slog.New(slog.DiscardHandler), time.Now)
+	s := newServer(settings{directory: directoryNames}, st, passhash.New(cheap), keys, nil, slog.New(slog.DiscardHandler), time.Now)
 
 	for _, op := range []struct{ name, path string }{{"read", "/api/users/1"}, {"page", "/api/users?limit=100"}} {
 		b.Run(op.name, func(b *testing.B) {
@@ -317,7 +319,7 @@ func BenchmarkObserve(b *testing.B) {
 			b.Fatal(err)
 		}
 		defer st.close()
-		s := newServer(settings{}, st, newHasher(cheap), newKeyring(st.keySecret), nil, slog.New(slog.DiscardHandler), time.Now)
+		s := newServer(settings{}, st, passhash.New(cheap), newKeyring(st.keySecret), nil, slog.New(slog.DiscardHandler), time.Now)
 		for _, r := range s.stats.routes {
 			for _, status := range []int{200, 401, 404, 503} {
 				r.observe("GET", status, time.Millisecond)
@@ -375,7 +377,7 @@ func benchDatabase(b *testing.B) (path string) {
 		b.Fatal(err)
 	}
 	defer st.close()
-	hash, err := newHasher(defaultCost).hash(context.Background(), "", goodPassword)
+	hash, err := passhash.New(passhash.Default()).Hash(context.Background(), "", goodPassword)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -399,12 +401,13 @@ func benchDatabase(b *testing.B) (path string) {
 
 // benchHash makes n hashes, as many at once as there are cores.
 func benchHash(n int) {
+	c := passhash.Default()
 	var begun atomic.Int64
 	var group sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		group.Go(func() {
 			for begun.Add(1) <= int64(n) {
-				argon2.IDKey([]byte(goodPassword), make([]byte, saltSize), defaultCost.passes, defaultCost.memory, defaultCost.threads, keySize)
+				argon2.IDKey([]byte(goodPassword), make([]byte, 16), c.Passes, c.Memory, c.Threads, 32)
 			}
 		})
 	}

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"userd/internal/passhash"
 )
 
 // A command is one that the command line has beside serving.
@@ -197,7 +199,7 @@ func (cmd *command) run(ctx context.Context, c *cli) (err error) {
 	if err != nil {
 		return fmt.Errorf("database %s: %w", c.database, err)
 	}
-	c.server = &server{store: st, hasher: newHasher(defaultCost), now: time.Now}
+	c.server = &server{store: st, hasher: passhash.New(passhash.Default()), now: time.Now}
 	return explain(errors.Join(cmd.action(ctx, c), st.close()))
 }
 

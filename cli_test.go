@@ -379,7 +379,7 @@ func TestLargeImportKeepsTheIndexes(t *testing.T) {
 func TestImportedHashesLogIn(t *testing.T) {
 	t.Parallel()
 	hashes := make(map[string]string)
-	for _, f := range foreignHashes {
+	for _, f := range foreignHashes(t) {
 		hashes[f.claim] = f.hash
 	}
 	for claim, file := range map[string]string{

@@ -137,7 +137,7 @@ func userPasswd(ctx context.Context, c *cli) error {
 	if err := set.check(&u, &password); err != nil {
 		return err
 	}
-	hash, err := c.server.hasher.hash(ctx, "", password)
+	hash, err := c.server.hasher.Hash(ctx, "", password)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"userd/internal/passhash"
 )
 
 // A usageError reports a wrong command or configuration. Its exit status is 2.
@@ -96,6 +98,8 @@ func answerFor(err error) *apiError {
 	switch {
 	case errors.Is(err, context.Canceled): // also if the database reports it
 		return errGivenUp
+	case errors.Is(err, passhash.ErrBusy):
+		return errBusy
 	case errors.As(err, &e):
 		return e
 	}

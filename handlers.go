@@ -9,13 +9,15 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"userd/internal/passhash"
 )
 
 // A server answers HTTP. Its parts are set once, by newServer.
 type server struct {
 	settings
 	store     *store
-	hasher    *hasher
+	hasher    *passhash.Hasher
 	keys      *keyring
 	refresher *refresher
 	limiter   *limiter // nil: RATE_LIMIT=off
@@ -28,7 +30,7 @@ type server struct {
 	large     chan struct{} // bodies over smallBody that are being read
 }
 
-func newServer(c settings, st *store, h *hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
+func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
 	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, http.NewServeMux(), newStats(st), newHealth(st), make(chan struct{}, maxLargeBodies)}
 	if c.rateLimit == rateLimitOn {
 		s.limiter = newLimiter()

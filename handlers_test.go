@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"userd/internal/passhash"
 )
 
 // The tutorial's own seven requests, and what it says they answer.
@@ -198,7 +200,7 @@ func TestLoginReplacesAWeakHash(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.hasher.cost = cost{memory: 16, passes: 2, threads: 1}
+	s.hasher = passhash.New(passhash.Cost{Memory: 16, Passes: 2, Threads: 1})
 	s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(t, 401, "")
 	if c, _ := s.store.credentials(1); c != before {
 		t.Error("a wrong password replaced the hash")

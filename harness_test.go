@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"userd/internal/passhash"
 )
 
 // TestMain lets the tests run userd as a process: if the environment asks for
@@ -72,7 +74,7 @@ func programDir(t testing.TB) string {
 }
 
 // cheap is a cost that lets a test hash often.
-var cheap = cost{memory: 8, passes: 1, threads: 1}
+var cheap = passhash.Cost{Memory: 8, Passes: 1, Threads: 1}
 
 // goodPassword is a password that every rule lets through.
 const goodPassword = "correct horse battery"
@@ -134,7 +136,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newServer(c, st, newHasher(cheap), keys, refresher, testLog(t), clock.now)
+	s := newServer(c, st, passhash.New(cheap), keys, refresher, testLog(t), clock.now)
 	web := httptest.NewServer(s)
 	t.Cleanup(web.Close)
 	return &service{s, t, web.URL, clock, path, web}
@@ -278,6 +280,45 @@ func (s *service) admin(name string) (path, token string) {
 		s.t.Fatal(err)
 	}
 	return userPath(u.id), s.login(name)
+}
+
+// occupyHasher takes every turn to hash, until release gives them back.
+func (s *service) occupyHasher() (release func()) {
+	s.t.Helper()
+	var turns []func()
+	for range runtime.GOMAXPROCS(0) {
+		done, err := s.hasher.Turn(context.Background(), "a test")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		turns = append(turns, done)
+	}
+	return func() {
+		for _, done := range turns {
+			done()
+		}
+	}
+}
+
+// crowdHasher fills the queue of an occupied hasher with callers of one network,
+// until disperse sends them away. They leave by themselves after passhash.MaxWait.
+func (s *service) crowdHasher(from string) (disperse func()) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var crowd sync.WaitGroup
+	full := passhash.MaxWaitingPerCore * runtime.GOMAXPROCS(0)
+	for range full - s.hasher.Stats().Waiting {
+		crowd.Go(func() {
+			if done, err := s.hasher.Turn(ctx, from); err == nil {
+				done()
+			}
+		})
+	}
+	await(s.t, "the hasher's queue is full", func() bool { return s.hasher.Stats().Waiting == full })
+	return func() {
+		cancel()
+		crowd.Wait()
+	}
 }
 
 // signer returns the key that signs the service's tokens.

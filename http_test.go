@@ -961,7 +961,8 @@ func TestLogTellsWhoAndWhat(t *testing.T) {
 		})
 	}
 	t.Run("too much at once is a warning", func(t *testing.T) {
-		s.hasher.gate.crowd("127.0.0.0/24")
+		defer s.occupyHasher()()
+		defer s.crowdHasher("127.0.0.0/24")()
 		s.do("", "POST", "/api/login", sized(60)).want(t, 503, "busy")
 		if got := last(t); got["level"] != "WARN" || got["code"] != "busy" {
 			t.Errorf("logged %v", got)

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"userd/internal/passhash"
 )
 
 func (c *cli) importFlags(f *flag.FlagSet) {
@@ -117,7 +119,7 @@ func (c *cli) hashing(ctx context.Context, in io.Reader, f func(importRow) error
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
 			for r := range rows {
-				hash, err := c.server.hasher.hash(ctx, "", r.password)
+				hash, err := c.server.hasher.Hash(ctx, "", r.password)
 				if err == nil {
 					r.hash = hash
 					mu.Lock()
@@ -288,7 +290,7 @@ func (r *importRow) fill(fields map[string]string) string {
 	case r.password != "":
 		wrong.add("password", checkPassword(r.password, u.username, u.email))
 	default:
-		if _, ok := parseHash(r.hash); !ok {
+		if !passhash.Known(r.hash) {
 			wrong.add("password_hash", "is in no known form")
 		}
 	}

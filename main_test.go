@@ -27,6 +27,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"userd/internal/passhash"
 )
 
 // userdCommand returns the command that runs userd in dir, with this
@@ -919,7 +921,7 @@ func TestAUserIsAddedFromTheCommandLine(t *testing.T) {
 			if err != nil || u.role != member || u.disabled || u.createdAt == 0 {
 				t.Errorf("the user is %+v, %v", u, err)
 			}
-			if ok, err := newHasher(cheap).verify(context.Background(), "", login.hash, c.password); err != nil || !ok {
+			if ok, err := passhash.New(cheap).Verify(context.Background(), "", login.hash, c.password); err != nil || !ok {
 				t.Errorf("the password is not %q: %v", c.password, err)
 			}
 		})

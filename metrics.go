@@ -15,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"userd/internal/passhash"
 )
 
 // A histogram counts values by their size.
@@ -191,7 +193,7 @@ func loginOutcome(err error) string {
 		return "disabled"
 	case errors.Is(err, errLimited):
 		return "limited"
-	case errors.Is(err, errBusy):
+	case errors.Is(err, errBusy), errors.Is(err, passhash.ErrBusy):
 		return "busy"
 	case errors.Is(err, context.Canceled):
 		return "abandoned"
@@ -308,11 +310,11 @@ func (s *server) requestFamilies(p *page) {
 	p.gauge("userd_connections", "Open connections, idle ones too.", float64(s.stats.connections.Load()))
 	p.counters("userd_logins_total", "Logins by outcome.", "outcome", &s.stats.logins)
 	p.counters("userd_limited_total", "Requests refused by a limit, which answers 429.", "limit", &s.stats.limited)
-	inside, waiting := s.hasher.gate.count()
-	p.gauge("userd_password_hashes_running", "Passwords that are being hashed.", float64(inside))
-	p.gauge("userd_password_hashes_waiting", "Passwords that wait to be hashed.", float64(waiting))
-	p.counter("userd_password_hashes_total", "Passwords that were hashed, to be checked or to be kept.", float64(s.hasher.hashed.Load()))
-	p.counter("userd_password_hashes_refused_total", "Passwords that were not hashed because too many waited, or one too long.", float64(s.hasher.refused.Load()))
+	hashes := s.hasher.Stats()
+	p.gauge("userd_password_hashes_running", "Passwords that are being hashed.", float64(hashes.Running))
+	p.gauge("userd_password_hashes_waiting", "Passwords that wait to be hashed.", float64(hashes.Waiting))
+	p.counter("userd_password_hashes_total", "Passwords that were hashed, to be checked or to be kept.", float64(hashes.Hashed))
+	p.counter("userd_password_hashes_refused_total", "Passwords that were not hashed because too many waited, or one too long.", float64(hashes.Refused))
 }
 
 func (s *server) databaseFamilies(p *page) {

@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"userd/internal/passhash"
 )
 
 // Samples are the values of a page of metrics, by name and labels.
@@ -240,15 +242,16 @@ func TestLoginsAreCountedByOutcome(t *testing.T) {
 	s.do("", "POST", "/api/login", `{"username":"ann"}`).want(t, 400, "")
 	s.do("", "POST", "/api/login", `{`).want(t, 400, "")
 
-	s.hasher.gate.fill()
+	release := s.occupyHasher()
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	r := httptest.NewRequestWithContext(gone, "POST", "/api/login", strings.NewReader(`{"username":"ann","password":"`+goodPassword+`"}`))
 	r.Header.Set("Content-Type", "application/json")
 	s.ServeHTTP(httptest.NewRecorder(), r)
-	s.hasher.gate.crowd(network(homeNet))
+	disperse := s.crowdHasher(network(homeNet))
 	login(homeNet, goodPassword, 503)
-	s.hasher.gate.clear()
+	disperse()
+	release()
 
 	runSQL(t, s.store.conn, `PRAGMA busy_timeout = 0`)
 	other := another(t, s.path)
@@ -295,18 +298,18 @@ func TestPasswordHashesAreCounted(t *testing.T) {
 	s.login("ann")
 	s.scrape().moved(t, before, samples{"userd_password_hashes_total": 1, "userd_password_hashes_running": 0, "userd_password_hashes_waiting": 0})
 
-	s.hasher.gate.fill()
+	defer s.occupyHasher()()
 	waits := make(chan error, 1)
 	go func() {
-		_, err := s.hasher.hash(context.Background(), "", goodPassword)
+		_, err := s.hasher.Hash(context.Background(), "", goodPassword)
 		waits <- err
 	}()
-	await(t, "a hash waits", func() bool { _, waiting := s.hasher.gate.count(); return waiting == 1 })
-	s.scrape().want(t, samples{"userd_password_hashes_running": float64(s.hasher.gate.slots), "userd_password_hashes_waiting": 1})
-	s.hasher.gate.crowd("127.0.0.0/24")
+	await(t, "a hash waits", func() bool { return s.hasher.Stats().Waiting == 1 })
+	s.scrape().want(t, samples{"userd_password_hashes_running": float64(runtime.GOMAXPROCS(0)), "userd_password_hashes_waiting": 1})
+	defer s.crowdHasher("127.0.0.0/24")()
 	s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).want(t, 503, "busy")
 	s.scrape().moved(t, before, samples{"userd_password_hashes_total": 1, "userd_password_hashes_refused_total": 1})
-	if err := receive(t, "the one that waited too long", waits); err != errBusy {
+	if err := receive(t, "the one that waited too long", waits); err != passhash.ErrBusy {
 		t.Error(err)
 	}
 	s.scrape().moved(t, before, samples{"userd_password_hashes_total": 1, "userd_password_hashes_refused_total": 2})

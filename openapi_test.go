@@ -1101,7 +1101,8 @@ func refusesMany(w *witness) {
 
 func refusesBusy(w *witness) {
 	_, root := w.admin("root")
-	w.hasher.gate.crowd("127.0.0.0/24")
+	defer w.occupyHasher()()
+	defer w.crowdHasher("127.0.0.0/24")()
 	w.do("", "POST", "/api/login", `{"username":"ann","password":"x"}`).want(w.t, 503, "busy")
 	w.do("", "POST", "/api/register", w.doc.example(w.t, "POST /api/register", 0)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/users", w.doc.example(w.t, "POST /api/users", 0)).want(w.t, 503, "busy")

@@ -242,7 +242,7 @@ func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	s.register("ann")
-	leave := s.hasher.gate.fill() // until all stand at the gate
+	leave := s.occupyHasher() // until all stand at the gate
 	const guesses = 30
 	answers := make(chan reply, guesses)
 	var wg sync.WaitGroup
@@ -251,7 +251,7 @@ func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 			answers <- s.do("", "POST", "/api/login", `{"username":"ann","password":"`+wrongPassword+`"}`)
 		})
 	}
-	await(t, "all stand at the gate", func() bool { _, waiting := s.hasher.gate.count(); return waiting == guesses })
+	await(t, "all stand at the gate", func() bool { return s.hasher.Stats().Waiting == guesses })
 	leave()
 	wg.Wait()
 	close(answers)

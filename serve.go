@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"userd/internal/passhash"
 )
 
 // collectAt is GOGC where the environment does not set it: how many percent the
@@ -114,7 +116,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	if err != nil {
 		return err
 	}
-	s := newServer(c.settings, st, newHasher(defaultCost), keys, refresher, log, time.Now)
+	s := newServer(c.settings, st, passhash.New(passhash.Default()), keys, refresher, log, time.Now)
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
 	go func() { served <- secure.serve(httpServer, limitConnections(listener, maxConnections)) }()

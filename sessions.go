@@ -62,8 +62,8 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 		return p, errUserDisabled
 	}
 	p = provenUser{id: u.id, stamp: c.stamp}
-	if s.hasher.stale(c.hash) {
-		p.newHash, err = s.hasher.hash(x.r.Context(), s.network(x), password)
+	if s.hasher.Stale(c.hash) {
+		p.newHash, err = s.hasher.Hash(x.r.Context(), s.network(x), password)
 	}
 	return p, err
 }

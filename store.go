@@ -105,7 +105,7 @@ func (s *store) close() error {
 }
 
 // unknownHashes counts the users whose password hash is in no form that
-// parseHash knows, by its beginning. It reads the whole table.
+// passhash knows, by its beginning. It reads the whole table.
 func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
 	err = s.readAside(ctx, &n, `SELECT count(*) FROM user WHERE `+hashIsUnknown)
 	return n, err

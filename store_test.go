@@ -34,7 +34,7 @@ const patience = 30 * time.Second
 
 // await returns when the condition holds. It is for what cannot be waited for
 // in a better way: a channel's length, a file's size.
-func await(t *testing.T, what string, condition func() bool) {
+func await(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for start := time.Now(); !condition(); time.Sleep(time.Millisecond) {
 		if time.Since(start) > patience {

@@ -76,7 +76,7 @@ func (s *server) addUser(ctx context.Context, by caller, u *user, password strin
 	if err := s.store.checkFree(u.username, u.email, 0); err != nil {
 		return err
 	}
-	hash, err := s.hasher.hash(ctx, network(by.address), password)
+	hash, err := s.hasher.Hash(ctx, network(by.address), password)
 	if err != nil {
 		return err
 	}
@@ -304,7 +304,7 @@ func (s *server) updateUser(x *exchange) error {
 		if err := s.allow(x, passwords); err != nil {
 			return err
 		}
-		hash, err := s.hasher.hash(x.r.Context(), s.network(x), *in.Password)
+		hash, err := s.hasher.Hash(x.r.Context(), s.network(x), *in.Password)
 		if err != nil {
 			return err
 		}

@@ -1,9 +1,7 @@
-package main
+package passhash
 
 import (
-	"context"
 	"crypto/pbkdf2"
-	"crypto/rand"
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
@@ -12,233 +10,13 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash"
-	"runtime"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
-	"time"
 
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/bcrypt"
 	"golang.org/x/crypto/scrypt"
 )
-
-// A cost is what one argon2id hash takes.
-type cost struct {
-	memory  uint32 // KiB
-	passes  uint32
-	threads uint8
-}
-
-// defaultCost is the second of OWASP's equivalent settings for argon2id
-// (Password Storage Cheat Sheet): 19 MiB, 2 passes, 1 thread; about 25 ms on
-// one core. One thread, because more would escape the gate below.
-var defaultCost = cost{memory: 19456, passes: 2, threads: 1}
-
-const (
-	saltSize = 16 // bytes, RFC 9106 section 3.1
-	keySize  = 32
-)
-
-// A hasher hashes and verifies passwords behind a gate: one hash per core at a
-// time, since more would only make all of them slower and hold 19 MiB each.
-type hasher struct {
-	cost    cost
-	gate    gate
-	hashed  atomic.Int64
-	refused atomic.Int64 // errBusy
-}
-
-func newHasher(c cost) *hasher {
-	return &hasher{cost: c, gate: gate{slots: runtime.GOMAXPROCS(0)}}
-}
-
-// enter waits for a place, in the line of the network that asks for the hash,
-// and returns what gives it back. It returns errBusy, or the context's error
-// when the client has gone: its place goes to the next.
-func (h *hasher) enter(ctx context.Context, from string) (leave func(), err error) {
-	if err := h.gate.enter(ctx, from); err != nil {
-		if err == errBusy {
-			h.refused.Add(1)
-		}
-		return nil, err
-	}
-	return func() {
-		// Each hash leaves 19 MiB of garbage, of which the collector, made to run
-		// rarely (collectAt), would let many pile up: once for all cores it is
-		// collected at once, and when the last of them is done.
-		inside, _ := h.gate.count()
-		if h.hashed.Add(1)%int64(h.gate.slots) == 0 || inside == 1 {
-			runtime.GC()
-		}
-		h.gate.leave()
-	}, nil
-}
-
-// hash returns the PHC string of a password under a new salt, for a network.
-func (h *hasher) hash(ctx context.Context, from, password string) (string, error) {
-	leave, err := h.enter(ctx, from)
-	if err != nil {
-		return "", err
-	}
-	defer leave()
-	salt := make([]byte, saltSize)
-	rand.Read(salt)
-	key := argon2.IDKey([]byte(password), salt, h.cost.passes, h.cost.memory, h.cost.threads, keySize)
-	return phc{argon2id, h.cost, salt, key}.String(), nil
-}
-
-// verify reports, to a network, whether the password is the one that was hashed.
-// An empty hash, that of a user who does not exist, takes the work of one of ours
-// and is never right: time must not tell which names exist. A hash in a form it
-// does not know is never right either.
-func (h *hasher) verify(ctx context.Context, from, hash, password string) (bool, error) {
-	check, known := parseHash(hash)
-	if !known {
-		check = phc{argon2id, h.cost, make([]byte, saltSize), make([]byte, keySize)}.check
-	}
-	leave, err := h.enter(ctx, from)
-	if err != nil {
-		return false, err
-	}
-	defer leave()
-	return check(password) && known, nil
-}
-
-// stale reports whether a hash is not what hash would make today.
-func (h *hasher) stale(hash string) bool {
-	p, ok := parsePHC(hash)
-	return !ok || p.variant != argon2id || p.cost != h.cost || len(p.salt) != saltSize || len(p.key) != keySize
-}
-
-// A gate lets in as many at once as it has slots. A bounded number waits, for at
-// most maxWait. They stand in a line for each network, and the lines take turns;
-// where too many wait, the last of the longest line is refused. So a network that
-// sends many passwords, right ones too, costs each other one turn.
-type gate struct {
-	slots int
-
-	mu      sync.Mutex
-	inside  int
-	waiting int
-	lines   []line // none is empty; the first has the next turn
-}
-
-type line struct {
-	from    string
-	waiters []chan error // each is told one thing: nil is to go in
-}
-
-const (
-	// maxWait is below what a client waits before it asks again, which would
-	// only add to the load.
-	maxWait = 2 * time.Second
-	// waitersPerSlot at 25 ms a hash are served within maxWait; letting in more
-	// would keep connections open only to refuse them later.
-	waitersPerSlot = 80
-)
-
-// enter returns nil when the caller is inside, errBusy, or the context's error.
-func (g *gate) enter(ctx context.Context, from string) error {
-	w := g.join(from)
-	if w == nil {
-		return nil
-	}
-	timeout := time.NewTimer(maxWait)
-	defer timeout.Stop()
-	var err error
-	select {
-	case err = <-w:
-		return err
-	case <-timeout.C:
-		err = errBusy
-	case <-ctx.Done():
-		err = fmt.Errorf("waiting to hash: %w", ctx.Err())
-	}
-	if !g.quit(from, w) && <-w == nil { // its turn has come just now
-		g.leave()
-	}
-	return err
-}
-
-// join goes in, and returns nil, or stands in line and returns what will tell
-// the outcome.
-func (g *gate) join(from string) chan error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.inside < g.slots { // then nobody waits
-		g.inside++
-		return nil
-	}
-	i := g.lineOf(from)
-	if i < 0 {
-		i = len(g.lines)
-		g.lines = append(g.lines, line{from: from})
-	}
-	w := make(chan error, 1)
-	g.lines[i].waiters = append(g.lines[i].waiters, w)
-	if g.waiting++; g.waiting > waitersPerSlot*g.slots {
-		for j, l := range g.lines {
-			if len(l.waiters) > len(g.lines[i].waiters) {
-				i = j
-			}
-		}
-		g.take(i, len(g.lines[i].waiters)-1) <- errBusy
-	}
-	return w
-}
-
-// quit takes a waiter out of the line, or returns false where it is out already.
-func (g *gate) quit(from string, w chan error) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	i := g.lineOf(from)
-	if i < 0 {
-		return false
-	}
-	n := slices.Index(g.lines[i].waiters, w)
-	if n < 0 {
-		return false
-	}
-	g.take(i, n)
-	return true
-}
-
-// leave lets in the first of the line whose turn it is, which is then the last.
-func (g *gate) leave() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.waiting == 0 {
-		g.inside--
-		return
-	}
-	g.lines = append(g.lines[1:], g.lines[0])
-	g.take(len(g.lines)-1, 0) <- nil
-}
-
-func (g *gate) lineOf(from string) int {
-	return slices.IndexFunc(g.lines, func(l line) bool { return l.from == from })
-}
-
-// take takes the nth waiter out of a line, and the line away where that was all.
-func (g *gate) take(i, n int) chan error {
-	l := &g.lines[i]
-	w := l.waiters[n]
-	g.waiting--
-	if l.waiters = slices.Delete(l.waiters, n, n+1); len(l.waiters) == 0 {
-		g.lines = slices.Delete(g.lines, i, i+1)
-	}
-	return w
-}
-
-// count returns how many are inside and how many wait.
-func (g *gate) count() (inside, waiting int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.inside, g.waiting
-}
 
 // Whoever can write a hash into the database, an import among them, must not
 // choose what verifying it costs. The caps let in the defaults of the systems
@@ -295,7 +73,7 @@ func equal(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }
 // $argon2id$v=19$m=19456,t=2,p=1$SALT$KEY.
 type phc struct {
 	variant string
-	cost
+	Cost
 	salt, key []byte
 }
 
@@ -305,7 +83,7 @@ const (
 )
 
 func (p phc) String() string {
-	return fmt.Sprintf("$%s$v=%d$m=%d,t=%d,p=%d$", p.variant, argon2.Version, p.memory, p.passes, p.threads) +
+	return fmt.Sprintf("$%s$v=%d$m=%d,t=%d,p=%d$", p.variant, argon2.Version, p.Memory, p.Passes, p.Threads) +
 		base64.RawStdEncoding.EncodeToString(p.salt) + "$" +
 		base64.RawStdEncoding.EncodeToString(p.key)
 }
@@ -315,7 +93,7 @@ func (p phc) check(password string) bool {
 	if p.variant == argon2i {
 		derive = argon2.Key
 	}
-	return equal(p.key, derive([]byte(password), p.salt, p.passes, p.memory, p.threads, uint32(len(p.key))))
+	return equal(p.key, derive([]byte(password), p.salt, p.Passes, p.Memory, p.Threads, uint32(len(p.key))))
 }
 
 // parsePHC reads what String writes, with any cost up to the caps. It accepts
@@ -326,7 +104,7 @@ func parsePHC(s string) (p phc, ok bool) {
 		return p, false
 	}
 	p.variant = fields[1]
-	if n, err := fmt.Sscanf(fields[3], "m=%d,t=%d,p=%d", &p.memory, &p.passes, &p.threads); n != 3 || err != nil {
+	if n, err := fmt.Sscanf(fields[3], "m=%d,t=%d,p=%d", &p.Memory, &p.Passes, &p.Threads); n != 3 || err != nil {
 		return p, false
 	}
 	var err1, err2 error
@@ -334,9 +112,9 @@ func parsePHC(s string) (p phc, ok bool) {
 	p.key, err2 = base64.RawStdEncoding.DecodeString(fields[5])
 	ok = err1 == nil && err2 == nil &&
 		(p.variant == argon2id || p.variant == argon2i) &&
-		p.passes >= 1 && p.passes <= maxPasses &&
-		p.threads >= 1 && p.threads <= maxThreads &&
-		p.memory >= 8*uint32(p.threads) && p.memory <= maxMemory &&
+		p.Passes >= 1 && p.Passes <= maxPasses &&
+		p.Threads >= 1 && p.Threads <= maxThreads &&
+		p.Memory >= 8*uint32(p.Threads) && p.Memory <= maxMemory &&
 		len(p.salt) >= 8 && // as the specification asks
 		goodSizes(p.salt, p.key) &&
 		p.String() == s
@@ -397,7 +175,7 @@ func parseWerkzeugScrypt(s string) (func(string) bool, bool) {
 
 // pbkdf2Check returns the check of a PBKDF2 hash, RFC 8018 section 5.2.
 func pbkdf2Check(h func() hash.Hash, iterations string, salt, key []byte) (func(string) bool, bool) {
-	n, err := parseID(iterations)
+	n, err := parseCount(iterations)
 	if err != nil || n > maxIterations || !goodSizes(salt, key) {
 		return nil, false
 	}
@@ -405,6 +183,16 @@ func pbkdf2Check(h func() hash.Hash, iterations string, salt, key []byte) (func(
 		got, err := pbkdf2.Key(h, password, salt, int(n), len(key))
 		return err == nil && equal(got, key)
 	}, true
+}
+
+// parseCount reads a positive integer written as strconv writes it: no sign, no
+// leading zero.
+func parseCount(s string) (int64, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n <= 0 || s[0] == '+' || s[0] == '0' {
+		return 0, strconv.ErrSyntax
+	}
+	return n, nil
 }
 
 func parseWerkzeugPBKDF2(s string) (func(string) bool, bool) {
