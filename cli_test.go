@@ -380,7 +380,7 @@ func TestImportedHashesLogIn(t *testing.T) {
 	t.Parallel()
 	hashes := make(map[string]string)
 	for _, f := range foreignHashes(t) {
-		hashes[f.claim] = f.hash
+		hashes[f.format] = f.hash
 	}
 	for claim, file := range map[string]string{
 		"Django's auth_user": "id,password,last_login,is_superuser,username,first_name,last_name,email,is_staff,is_active,date_joined\n" +

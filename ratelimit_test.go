@@ -242,7 +242,7 @@ func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	s.register("ann")
-	leave := s.occupyHasher() // until all stand at the gate
+	release := s.occupyHasher() // until all guesses wait for it
 	const guesses = 30
 	answers := make(chan reply, guesses)
 	var wg sync.WaitGroup
@@ -251,8 +251,8 @@ func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 			answers <- s.do("", "POST", "/api/login", `{"username":"ann","password":"`+wrongPassword+`"}`)
 		})
 	}
-	await(t, "all stand at the gate", func() bool { return s.hasher.Stats().Waiting == guesses })
-	leave()
+	await(t, "all guesses wait", func() bool { return s.hasher.Stats().Waiting == guesses })
+	release()
 	wg.Wait()
 	close(answers)
 	count := make(map[int]int)

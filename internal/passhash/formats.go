@@ -18,40 +18,33 @@ import (
 	"golang.org/x/crypto/scrypt"
 )
 
-// Whoever can write a hash into the database, an import among them, must not
-// choose what verifying it costs. The caps let in the defaults of the systems
-// that write these forms, and about twice as much; the dearest takes some two
-// seconds of one core.
+// The caps on what a stored hash may ask for; the package comment gives the reason.
 const (
-	maxMemory     = 128 << 10 // KiB; Django's argon2 takes 100 MiB
+	maxMemory     = 128 << 10 // KiB; Django's argon2 uses 100 MiB
 	maxPasses     = 10
-	maxThreads    = 16
-	maxIterations = 2_000_000 // of PBKDF2; Django 6 takes 1,200,000
-	maxBcryptCost = 14
+	maxThreads    = 16        // also scrypt's p
+	maxIterations = 2_000_000 // of PBKDF2; Django 6 uses 1,200,000
+	maxBcryptCost = 14        // the default is 10 to 12
 
-	maxHashLength = 512 // bytes of the text
-	minKey        = 16  // bytes of what a hash is compared with
-	maxKey        = 64
-	maxSalt       = 64
+	maxHashLength = 512 // bytes of the whole text
+	minKeySize    = 16  // bytes
+	maxKeySize    = 64
+	maxSaltSize   = 64
 )
 
-// parseHash reads a password hash in any of the forms known here and returns
-// what checks a password against it:
-//
-//	$argon2id$v=19$m=…,t=…,p=…$SALT$KEY and $argon2i$…  PHC string format
-//	$scrypt$ln=…,r=…,p=…$SALT$KEY                       PHC string format, passlib
-//	$2a$…, $2b$… and $2y$…                              bcrypt
-//	scrypt:N:r:p$SALT$HEX                               Werkzeug
-//	pbkdf2:sha1|sha256|sha512:N$SALT$HEX                Werkzeug
-//	pbkdf2_sha256$N$SALT$BASE64                         Django
-func parseHash(s string) (check func(password string) bool, ok bool) {
+// A matcher reports whether a password is the one that was hashed.
+type matcher func(password string) bool
+
+// parse reads a hash in any of the formats of the package comment. This is the only
+// list of them: every other package asks Known.
+func parse(s string) (m matcher, known bool) {
 	if len(s) > maxHashLength {
 		return nil, false
 	}
 	switch {
 	case strings.HasPrefix(s, "$argon2"):
-		p, ok := parsePHC(s)
-		return p.check, ok
+		a, ok := parseArgon2(s)
+		return a.matches, ok
 	case strings.HasPrefix(s, "$scrypt$"):
 		return parsePHCScrypt(s)
 	case strings.HasPrefix(s, "$2"):
@@ -61,20 +54,16 @@ func parseHash(s string) (check func(password string) bool, ok bool) {
 	case strings.HasPrefix(s, "pbkdf2:"):
 		return parseWerkzeugPBKDF2(s)
 	case strings.HasPrefix(s, "pbkdf2_sha256$"):
-		return parseDjango(s)
+		return parseDjangoPBKDF2(s)
 	}
 	return nil, false
 }
 
-// equal compares in constant time.
+// equal compares keys in constant time.
 func equal(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }
 
-// A phc is an argon2 hash in the PHC string format,
-// $argon2id$v=19$m=19456,t=2,p=1$SALT$KEY.
-type phc struct {
-	variant string
-	Cost
-	salt, key []byte
+func validSizes(salt, key []byte) bool {
+	return len(salt) >= 1 && len(salt) <= maxSaltSize && len(key) >= minKeySize && len(key) <= maxKeySize
 }
 
 const (
@@ -82,53 +71,54 @@ const (
 	argon2i  = "argon2i"
 )
 
-func (p phc) String() string {
-	return fmt.Sprintf("$%s$v=%d$m=%d,t=%d,p=%d$", p.variant, argon2.Version, p.Memory, p.Passes, p.Threads) +
-		base64.RawStdEncoding.EncodeToString(p.salt) + "$" +
-		base64.RawStdEncoding.EncodeToString(p.key)
+// An argon2Hash is a hash in the PHC string format.
+type argon2Hash struct {
+	variant string // argon2id or argon2i
+	Cost
+	salt, key []byte
 }
 
-func (p phc) check(password string) bool {
+// String returns $argon2id$v=19$m=19456,t=2,p=1$SALT$KEY.
+func (a argon2Hash) String() string {
+	return fmt.Sprintf("$%s$v=%d$m=%d,t=%d,p=%d$%s$%s", a.variant, argon2.Version, a.Memory, a.Passes, a.Threads,
+		base64.RawStdEncoding.EncodeToString(a.salt), base64.RawStdEncoding.EncodeToString(a.key))
+}
+
+func (a argon2Hash) matches(password string) bool {
 	derive := argon2.IDKey
-	if p.variant == argon2i {
+	if a.variant == argon2i {
 		derive = argon2.Key
 	}
-	return equal(p.key, derive([]byte(password), p.salt, p.Passes, p.Memory, p.Threads, uint32(len(p.key))))
+	return equal(a.key, derive([]byte(password), a.salt, a.Passes, a.Memory, a.Threads, uint32(len(a.key))))
 }
 
-// parsePHC reads what String writes, with any cost up to the caps. It accepts
-// one spelling of each hash only.
-func parsePHC(s string) (p phc, ok bool) {
+// parseArgon2 reads the text that String writes and accepts no other spelling of it.
+func parseArgon2(s string) (a argon2Hash, ok bool) {
 	fields := strings.Split(s, "$") // "", variant, version, cost, salt, key
 	if len(fields) != 6 {
-		return p, false
+		return a, false
 	}
-	p.variant = fields[1]
-	if n, err := fmt.Sscanf(fields[3], "m=%d,t=%d,p=%d", &p.Memory, &p.Passes, &p.Threads); n != 3 || err != nil {
-		return p, false
+	a.variant = fields[1]
+	_, err := fmt.Sscanf(fields[3], "m=%d,t=%d,p=%d", &a.Memory, &a.Passes, &a.Threads)
+	if err != nil {
+		return a, false
 	}
 	var err1, err2 error
-	p.salt, err1 = base64.RawStdEncoding.DecodeString(fields[4])
-	p.key, err2 = base64.RawStdEncoding.DecodeString(fields[5])
+	a.salt, err1 = base64.RawStdEncoding.DecodeString(fields[4])
+	a.key, err2 = base64.RawStdEncoding.DecodeString(fields[5])
 	ok = err1 == nil && err2 == nil &&
-		(p.variant == argon2id || p.variant == argon2i) &&
-		p.Passes >= 1 && p.Passes <= maxPasses &&
-		p.Threads >= 1 && p.Threads <= maxThreads &&
-		p.Memory >= 8*uint32(p.Threads) && p.Memory <= maxMemory &&
-		len(p.salt) >= 8 && // as the specification asks
-		goodSizes(p.salt, p.key) &&
-		p.String() == s
-	return p, ok
+		(a.variant == argon2id || a.variant == argon2i) &&
+		a.Cost.valid() &&
+		len(a.salt) >= 8 && // the specification's minimum
+		validSizes(a.salt, a.key) &&
+		a.String() == s
+	return a, ok
 }
 
-func goodSizes(salt, key []byte) bool {
-	return len(salt) >= 1 && len(salt) <= maxSalt && len(key) >= minKey && len(key) <= maxKey
-}
-
-// scryptCheck returns the check of a scrypt hash, RFC 7914.
-func scryptCheck(n, r, p int, salt, key []byte) (func(string) bool, bool) {
+// matchScrypt returns the matcher of a scrypt hash (RFC 7914), which needs n*r/8 KiB.
+func matchScrypt(n, r, p int, salt, key []byte) (matcher, bool) {
 	if n < 2 || n > 1<<20 || r < 1 || r > 64 || p < 1 || p > maxThreads ||
-		n&(n-1) != 0 || n*r/8 > maxMemory || n*r*p/8 > maxPasses*maxMemory/2 || !goodSizes(salt, key) {
+		n&(n-1) != 0 || n*r/8 > maxMemory || n*r*p/8 > maxPasses*maxMemory/2 || !validSizes(salt, key) {
 		return nil, false
 	}
 	return func(password string) bool {
@@ -137,14 +127,14 @@ func scryptCheck(n, r, p int, salt, key []byte) (func(string) bool, bool) {
 	}, true
 }
 
-func parsePHCScrypt(s string) (func(string) bool, bool) {
+func parsePHCScrypt(s string) (matcher, bool) {
 	fields := strings.Split(s, "$") // "", "scrypt", cost, salt, key
 	if len(fields) != 5 {
 		return nil, false
 	}
 	var ln, r, p int
-	if _, err := fmt.Sscanf(fields[2], "ln=%d,r=%d,p=%d", &ln, &r, &p); err != nil || ln < 1 || ln > 20 ||
-		fields[2] != fmt.Sprintf("ln=%d,r=%d,p=%d", ln, r, p) {
+	_, err := fmt.Sscanf(fields[2], "ln=%d,r=%d,p=%d", &ln, &r, &p)
+	if err != nil || ln < 1 || ln > 20 || fields[2] != fmt.Sprintf("ln=%d,r=%d,p=%d", ln, r, p) {
 		return nil, false
 	}
 	salt, err1 := base64.RawStdEncoding.Strict().DecodeString(fields[3])
@@ -152,51 +142,44 @@ func parsePHCScrypt(s string) (func(string) bool, bool) {
 	if err1 != nil || err2 != nil {
 		return nil, false
 	}
-	return scryptCheck(1<<ln, r, p, salt, key)
+	return matchScrypt(1<<ln, r, p, salt, key)
 }
 
-// parseWerkzeugScrypt reads method$salt$hex; the salt is its text.
-func parseWerkzeugScrypt(s string) (func(string) bool, bool) {
-	fields := strings.Split(s, "$")
+// parseWerkzeugScrypt uses the text of the salt as the salt, as Werkzeug does.
+func parseWerkzeugScrypt(s string) (matcher, bool) {
+	fields := strings.Split(s, "$") // scrypt:N:r:p, salt, key
 	if len(fields) != 3 {
 		return nil, false
 	}
 	var n, r, p int
-	if _, err := fmt.Sscanf(fields[0], "scrypt:%d:%d:%d", &n, &r, &p); err != nil ||
-		fields[0] != fmt.Sprintf("scrypt:%d:%d:%d", n, r, p) {
+	_, err := fmt.Sscanf(fields[0], "scrypt:%d:%d:%d", &n, &r, &p)
+	if err != nil || fields[0] != fmt.Sprintf("scrypt:%d:%d:%d", n, r, p) {
 		return nil, false
 	}
 	key, err := hex.DecodeString(fields[2])
 	if err != nil {
 		return nil, false
 	}
-	return scryptCheck(n, r, p, []byte(fields[1]), key)
+	return matchScrypt(n, r, p, []byte(fields[1]), key)
 }
 
-// pbkdf2Check returns the check of a PBKDF2 hash, RFC 8018 section 5.2.
-func pbkdf2Check(h func() hash.Hash, iterations string, salt, key []byte) (func(string) bool, bool) {
-	n, err := parseCount(iterations)
-	if err != nil || n > maxIterations || !goodSizes(salt, key) {
+// matchPBKDF2 returns the matcher of a PBKDF2 hash (RFC 8018 section 5.2). The key
+// has the size of h, because each further block would cost all iterations again.
+func matchPBKDF2(h func() hash.Hash, iterations string, salt, key []byte) (matcher, bool) {
+	n, err := strconv.Atoi(iterations)
+	if err != nil || n < 1 || n > maxIterations || iterations != strconv.Itoa(n) ||
+		len(key) != h().Size() || !validSizes(salt, key) {
 		return nil, false
 	}
 	return func(password string) bool {
-		got, err := pbkdf2.Key(h, password, salt, int(n), len(key))
+		got, err := pbkdf2.Key(h, password, salt, n, len(key))
 		return err == nil && equal(got, key)
 	}, true
 }
 
-// parseCount reads a positive integer written as strconv writes it: no sign, no
-// leading zero.
-func parseCount(s string) (int64, error) {
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || n <= 0 || s[0] == '+' || s[0] == '0' {
-		return 0, strconv.ErrSyntax
-	}
-	return n, nil
-}
-
-func parseWerkzeugPBKDF2(s string) (func(string) bool, bool) {
-	fields := strings.Split(s, "$")
+// parseWerkzeugPBKDF2 uses the text of the salt as the salt, as Werkzeug does.
+func parseWerkzeugPBKDF2(s string) (matcher, bool) {
+	fields := strings.Split(s, "$") // pbkdf2:HASH:N, salt, key
 	if len(fields) != 3 {
 		return nil, false
 	}
@@ -206,31 +189,31 @@ func parseWerkzeugPBKDF2(s string) (func(string) bool, bool) {
 	}
 	h := map[string]func() hash.Hash{"sha1": sha1.New, "sha256": sha256.New, "sha512": sha512.New}[method[1]]
 	key, err := hex.DecodeString(fields[2])
-	if h == nil || err != nil || len(key) != h().Size() {
-		return nil, false // a longer key would cost its several blocks each
+	if h == nil || err != nil {
+		return nil, false
 	}
-	return pbkdf2Check(h, method[2], []byte(fields[1]), key)
+	return matchPBKDF2(h, method[2], []byte(fields[1]), key)
 }
 
-func parseDjango(s string) (func(string) bool, bool) {
+// parseDjangoPBKDF2 uses the text of the salt as the salt, as Django does.
+func parseDjangoPBKDF2(s string) (matcher, bool) {
 	fields := strings.Split(s, "$") // "pbkdf2_sha256", iterations, salt, key
 	if len(fields) != 4 {
 		return nil, false
 	}
 	key, err := base64.StdEncoding.Strict().DecodeString(fields[3])
-	if err != nil || len(key) != sha256.Size {
+	if err != nil {
 		return nil, false
 	}
-	return pbkdf2Check(sha256.New, fields[1], []byte(fields[2]), key)
+	return matchPBKDF2(sha256.New, fields[1], []byte(fields[2]), key)
 }
 
-// maxBcryptPassword is what bcrypt looks at; the rest it would ignore, so that
-// a longer password would be right whatever it ends in.
+// maxBcryptPassword is the number of bytes that bcrypt looks at. It ignores the
+// rest, so a longer password would match whatever its end.
 const maxBcryptPassword = 72
 
-func parseBcrypt(s string) (func(string) bool, bool) {
-	const length = 60
-	if len(s) != length || !strings.Contains("aby", s[2:3]) || s[3] != '$' || s[6] != '$' {
+func parseBcrypt(s string) (matcher, bool) {
+	if len(s) != 60 || !strings.Contains("aby", s[2:3]) || s[3] != '$' || s[6] != '$' {
 		return nil, false
 	}
 	cost, err := strconv.Atoi(s[4:6])

@@ -1,4 +1,39 @@
-// Package passhash hashes and verifies passwords.
+// Package passhash hashes passwords with argon2id and verifies hashes that other
+// programs made.
+//
+// # Formats
+//
+// Hash writes argon2id in the PHC string format. Verify accepts these formats:
+//
+//	$argon2id$v=19$m=…,t=…,p=…$SALT$KEY and $argon2i$…  PHC string format
+//	$scrypt$ln=…,r=…,p=…$SALT$KEY                       PHC string format, passlib
+//	$2a$…, $2b$… and $2y$…                              bcrypt
+//	scrypt:N:r:p$SALT$HEX                               Werkzeug
+//	pbkdf2:sha1|sha256|sha512:N$SALT$HEX                Werkzeug
+//	pbkdf2_sha256$N$SALT$BASE64                         Django
+//
+// Stale tells which of them to replace: every hash but those that Hash writes
+// today. The right moment is a login, the only one at which the password is known.
+//
+// # Costs
+//
+// A stored hash names its own cost, so anyone who can write hashes, for example
+// with an import, could make Verify slow. Verify therefore refuses hashes above
+// fixed caps. They admit the defaults of the programs above and about twice as
+// much: 128 MiB of memory and about two seconds of one core.
+//
+// Verify needs the same time for an unknown hash, or for the empty hash of a user
+// who does not exist, as for a hash that Hash wrote.
+//
+// # The queue
+//
+// A Hasher hashes one password per core at a time. More would slow all of them
+// down and need Cost.Memory each. Other calls wait, at most MaxWaitingPerCore for
+// each core and at most MaxWait long; then they return ErrBusy.
+//
+// Every call names the network of its client. The networks take turns, and the
+// network with the most waiting calls is the first to be refused. So a network that
+// sends many passwords, even correct ones, delays any other by one turn only.
 package passhash
 
 import (
@@ -11,121 +46,137 @@ import (
 	"golang.org/x/crypto/argon2"
 )
 
-// ErrBusy says that too many wait for their password to be hashed, or that one
-// waited too long.
-var ErrBusy = errors.New("too many passwords at once")
+// ErrBusy means that the queue was full, or that a call waited for MaxWait.
+var ErrBusy = errors.New("too many passwords to hash")
 
-// A Cost is what one argon2id hash takes.
+// A Cost is the cost of one argon2 hash.
 type Cost struct {
-	Memory  uint32 // KiB
+	Memory  uint32 // KiB; at least 8 for each thread
 	Passes  uint32
 	Threads uint8
 }
 
-// Default is the second of OWASP's equivalent settings for argon2id
-// (Password Storage Cheat Sheet): 19 MiB, 2 passes, 1 thread; about 25 ms on
-// one core. One thread, because more would escape the gate below.
+// Default returns 19 MiB, 2 passes and 1 thread: the second of OWASP's equivalent
+// settings for argon2id (Password Storage Cheat Sheet), about 25 ms of one core.
+// It has one thread because more would use cores that the queue gives to others.
 func Default() Cost { return Cost{Memory: 19456, Passes: 2, Threads: 1} }
 
+// valid reports whether argon2 accepts the cost and Verify's caps admit it.
+func (c Cost) valid() bool {
+	return c.Passes >= 1 && c.Passes <= maxPasses &&
+		c.Threads >= 1 && c.Threads <= maxThreads &&
+		c.Memory >= 8*uint32(c.Threads) && c.Memory <= maxMemory
+}
+
 const (
-	saltSize = 16 // bytes, RFC 9106 section 3.1
-	keySize  = 32
+	saltSize = 16 // bytes; RFC 9106 section 3.1
+	keySize  = 32 // bytes
 )
 
-// A Hasher hashes and verifies passwords behind a gate: one hash per core at a
-// time, since more would only make all of them slower and hold 19 MiB each.
+// A Hasher hashes and verifies passwords, one per core at a time. Its methods may
+// be called concurrently.
 type Hasher struct {
 	cost    Cost
-	gate    gate
+	queue   queue
 	hashed  atomic.Int64
-	refused atomic.Int64 // ErrBusy
+	refused atomic.Int64
 }
 
+// New returns a Hasher that makes hashes of a cost, with a turn for each core that
+// Go may use now. It panics if Verify would refuse such hashes.
 func New(c Cost) *Hasher {
-	return &Hasher{cost: c, gate: gate{slots: runtime.GOMAXPROCS(0)}}
-}
-
-// enter waits for a place, in the line of the network that asks for the hash,
-// and returns what gives it back. It returns ErrBusy, or the context's error
-// when the client has gone: its place goes to the next.
-func (h *Hasher) enter(ctx context.Context, from string) (leave func(), err error) {
-	if err := h.gate.enter(ctx, from); err != nil {
-		if err == ErrBusy {
-			h.refused.Add(1)
-		}
-		return nil, err
+	if !c.valid() {
+		panic("passhash: the cost is outside the caps")
 	}
-	return func() {
-		// Each hash leaves 19 MiB of garbage, of which the collector, made to run
-		// rarely (collectAt), would let many pile up: once for all cores it is
-		// collected at once, and when the last of them is done.
-		inside, _ := h.gate.count()
-		if h.hashed.Add(1)%int64(h.gate.slots) == 0 || inside == 1 {
-			runtime.GC()
-		}
-		h.gate.leave()
-	}, nil
+	return &Hasher{cost: c, queue: queue{cores: runtime.GOMAXPROCS(0)}}
 }
 
-// Hash returns the PHC string of a password under a new salt, for a network.
+// Hash returns the argon2id hash of a password with a new salt. from names the
+// network of the client that waits for it. The error is ErrBusy, or wraps that of
+// ctx, which ends the waiting but not the hashing. Hash accepts passwords of any
+// length: the caller limits it.
 func (h *Hasher) Hash(ctx context.Context, from, password string) (string, error) {
-	leave, err := h.enter(ctx, from)
-	if err != nil {
-		return "", err
-	}
-	defer leave()
 	salt := make([]byte, saltSize)
 	rand.Read(salt)
-	key := argon2.IDKey([]byte(password), salt, h.cost.Passes, h.cost.Memory, h.cost.Threads, keySize)
-	return phc{argon2id, h.cost, salt, key}.String(), nil
+	var key []byte
+	if err := h.run(ctx, from, func() { key = h.derive(password, salt) }); err != nil {
+		return "", err
+	}
+	return argon2Hash{argon2id, h.cost, salt, key}.String(), nil
 }
 
-// Verify reports, to a network, whether the password is the one that was hashed.
-// An empty hash, that of a user who does not exist, takes the work of one of ours
-// and is never right: time must not tell which names exist. A hash in a form it
-// does not know is never right either.
+// Verify reports whether hash is a hash of the password; from and the error are as
+// for Hash. An unknown hash never matches. Verifying it takes as long as verifying
+// a hash that Hash wrote: the time must not tell which users exist.
 func (h *Hasher) Verify(ctx context.Context, from, hash, password string) (bool, error) {
-	check, known := parseHash(hash)
+	matches, known := parse(hash)
 	if !known {
-		check = phc{argon2id, h.cost, make([]byte, saltSize), make([]byte, keySize)}.check
+		matches = func(password string) bool {
+			h.derive(password, make([]byte, saltSize))
+			return false
+		}
 	}
-	leave, err := h.enter(ctx, from)
-	if err != nil {
-		return false, err
-	}
-	defer leave()
-	return check(password) && known, nil
+	var ok bool
+	err := h.run(ctx, from, func() { ok = matches(password) })
+	return ok, err
 }
 
-// Turn waits at the gate as Hash and Verify do, and returns what gives the place
-// back.
-func (h *Hasher) Turn(ctx context.Context, from string) (leave func(), err error) {
-	if err := h.gate.enter(ctx, from); err != nil {
-		return nil, err
-	}
-	return h.gate.leave, nil
+func (h *Hasher) derive(password string, salt []byte) []byte {
+	return argon2.IDKey([]byte(password), salt, h.cost.Passes, h.cost.Memory, h.cost.Threads, keySize)
 }
 
-// Known reports whether a hash is in a form that Verify knows.
+// Known reports whether Verify accepts the format and the cost of a hash.
 func Known(hash string) bool {
-	_, known := parseHash(hash)
+	_, known := parse(hash)
 	return known
 }
 
-// Stats are what a Hasher does now, and has done.
-type Stats struct {
-	Running, Waiting int
-	Hashed, Refused  int64 // since New
-}
-
-// Stats returns what the Hasher does now, and has done.
-func (h *Hasher) Stats() Stats {
-	inside, waiting := h.gate.count()
-	return Stats{Running: inside, Waiting: waiting, Hashed: h.hashed.Load(), Refused: h.refused.Load()}
-}
-
-// Stale reports whether a hash is not what Hash would make today.
+// Stale reports whether a hash differs in format, cost or size from those that Hash
+// writes, so that a new hash should replace it.
 func (h *Hasher) Stale(hash string) bool {
-	p, ok := parsePHC(hash)
-	return !ok || p.variant != argon2id || p.Cost != h.cost || len(p.salt) != saltSize || len(p.key) != keySize
+	a, known := parseArgon2(hash)
+	return !known || a.variant != argon2id || a.Cost != h.cost || len(a.salt) != saltSize || len(a.key) != keySize
+}
+
+// Turn waits in the queue as Hash and Verify do, for other work that keeps a core
+// busy. The caller calls done when that work ends. The error is that of Hash.
+func (h *Hasher) Turn(ctx context.Context, from string) (done func(), err error) {
+	if err := h.queue.wait(ctx, from); err != nil {
+		return nil, err
+	}
+	return h.queue.done, nil
+}
+
+// run waits for a turn and then calls work, which hashes one password.
+func (h *Hasher) run(ctx context.Context, from string, work func()) error {
+	if err := h.queue.wait(ctx, from); err != nil {
+		if err == ErrBusy {
+			h.refused.Add(1)
+		}
+		return err
+	}
+	defer h.queue.done()
+	work()
+	// Each hash leaves Cost.Memory of garbage, and a server may make the collector
+	// run rarely (GOGC). So collect it once for every round of cores, and when no
+	// other hash is running.
+	running, _ := h.queue.count()
+	if h.hashed.Add(1)%int64(h.queue.cores) == 0 || running == 1 {
+		runtime.GC()
+	}
+	return nil
+}
+
+// Stats describe the work of a Hasher.
+type Stats struct {
+	Running int   // turns that have not ended
+	Waiting int   // calls that wait for a turn
+	Hashed  int64 // passwords hashed by Hash and Verify since New
+	Refused int64 // calls of Hash and Verify that returned ErrBusy since New
+}
+
+// Stats returns the current numbers.
+func (h *Hasher) Stats() Stats {
+	running, waiting := h.queue.count()
+	return Stats{running, waiting, h.hashed.Load(), h.refused.Load()}
 }

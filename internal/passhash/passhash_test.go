@@ -16,119 +16,125 @@ var cheap = Cost{Memory: 8, Passes: 1, Threads: 1}
 
 const goodPassword = "correct horse battery"
 
-// Vectors of the reference implementation (phc-winner-argon2, src/test.c,
-// Argon2id, version 0x13): those that take little memory.
-var argon2Vectors = []struct{ password, hash string }{
-	{"password", "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4"},
-	{"password", "$argon2id$v=19$m=256,t=2,p=2$c29tZXNhbHQ$bQk8UB/VmZZF4Oo79iDXuL5/0ttZwg2f/5U52iv1cDc"},
+func mustHash(t *testing.T, h *Hasher, password string) string {
+	t.Helper()
+	hash, err := h.Hash(t.Context(), "", password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hash
 }
 
 func mustVerify(t *testing.T, h *Hasher, hash, password string, want bool) {
 	t.Helper()
 	ok, err := h.Verify(t.Context(), "", hash, password)
 	if err != nil || ok != want {
-		t.Errorf("verify(%q, %q) = %t, %v; want %t", hash, password, ok, err, want)
-	}
-}
-
-func TestHashVectors(t *testing.T) {
-	h := New(cheap)
-	for _, v := range argon2Vectors {
-		mustVerify(t, h, v.hash, v.password, true)
-		mustVerify(t, h, v.hash, v.password+" ", false)
+		t.Errorf("Verify(%q, %q) = %t, %v; want %t", hash, password, ok, err, want)
 	}
 }
 
 func TestHash(t *testing.T) {
-	hash := func(t *testing.T, h *Hasher, password string) string {
-		t.Helper()
-		text, err := h.Hash(t.Context(), "", password)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return text
-	}
-	t.Run("costs what OWASP asks", func(t *testing.T) {
+	t.Parallel()
+	t.Run("has the default cost", func(t *testing.T) {
+		t.Parallel()
 		h := New(Default())
-		text := hash(t, h, goodPassword)
-		if !strings.HasPrefix(text, "$argon2id$v=19$m=19456,t=2,p=1$") {
-			t.Error(text)
+		hash := mustHash(t, h, goodPassword)
+		if !strings.HasPrefix(hash, "$argon2id$v=19$m=19456,t=2,p=1$") {
+			t.Error(hash)
 		}
-		mustVerify(t, h, text, goodPassword, true)
+		mustVerify(t, h, hash, goodPassword, true)
 	})
 	t.Run("has a salt of 16 bytes and a key of 32", func(t *testing.T) {
-		p, ok := parsePHC(hash(t, New(cheap), goodPassword))
-		if !ok || p.Cost != cheap || len(p.salt) != 16 || len(p.key) != 32 {
-			t.Errorf("%+v, %t", p, ok)
+		t.Parallel()
+		a, ok := parseArgon2(mustHash(t, New(cheap), goodPassword))
+		if !ok || a.Cost != cheap || len(a.salt) != 16 || len(a.key) != 32 {
+			t.Errorf("%+v, %t", a, ok)
 		}
 	})
-	t.Run("has another salt each time", func(t *testing.T) {
+	t.Run("has a new salt each time", func(t *testing.T) {
+		t.Parallel()
 		h := New(cheap)
-		a, b := hash(t, h, goodPassword), hash(t, h, goodPassword)
-		pa, _ := parsePHC(a)
-		pb, _ := parsePHC(b)
-		if string(pa.salt) == string(pb.salt) || string(pa.key) == string(pb.key) {
-			t.Errorf("%s and %s", a, b)
+		one, two := mustHash(t, h, goodPassword), mustHash(t, h, goodPassword)
+		a, _ := parseArgon2(one)
+		b, _ := parseArgon2(two)
+		if string(a.salt) == string(b.salt) || string(a.key) == string(b.key) {
+			t.Errorf("%s and %s", one, two)
 		}
-		mustVerify(t, h, a, goodPassword, true)
-		mustVerify(t, h, b, goodPassword, true)
+		mustVerify(t, h, one, goodPassword, true)
+		mustVerify(t, h, two, goodPassword, true)
 	})
-	t.Run("is of the whole password", func(t *testing.T) {
+	t.Run("depends on every byte of the password", func(t *testing.T) {
+		t.Parallel()
 		h := New(cheap)
 		long := strings.Repeat("p", 1024)
-		text := hash(t, h, long)
-		mustVerify(t, h, text, long, true)
-		mustVerify(t, h, text, long[1:], false)
-		mustVerify(t, h, text, long[:len(long)-1]+"q", false)
-		mustVerify(t, h, text, long+"p", false)
+		hash := mustHash(t, h, long)
+		mustVerify(t, h, hash, long, true)
+		mustVerify(t, h, hash, long[1:], false)
+		mustVerify(t, h, hash, long[:len(long)-1]+"q", false)
+		mustVerify(t, h, hash, long+"p", false)
 	})
-	t.Run("is of the password as it was typed", func(t *testing.T) {
+	t.Run("does not normalize the password", func(t *testing.T) {
+		t.Parallel()
 		h := New(cheap)
-		text := hash(t, h, "Pässword £5 ")
-		mustVerify(t, h, text, "Pässword £5 ", true)
+		hash := mustHash(t, h, "Pässword £5 ")
+		mustVerify(t, h, hash, "Pässword £5 ", true)
 		for _, other := range []string{"pässword £5 ", "Pässword £5", "Pa\u0308ssword £5 ", "Password £5 ", ""} {
-			mustVerify(t, h, text, other, false)
+			mustVerify(t, h, hash, other, false)
 		}
 	})
 	t.Run("verifies at the cost it was made with", func(t *testing.T) {
+		t.Parallel()
 		for _, c := range []Cost{{8, 1, 1}, {64, 3, 1}, {64, 1, 4}} {
-			mustVerify(t, New(Cost{16, 2, 1}), hash(t, New(c), goodPassword), goodPassword, true)
+			mustVerify(t, New(Cost{16, 2, 1}), mustHash(t, New(c), goodPassword), goodPassword, true)
 		}
 	})
 }
 
-// unknownHashes returns hashes in no form that verify knows: of other programs,
-// and what becomes of a right one on its way through them.
-func unknownHashes(right string) map[string]string {
-	zeroKey := phc{argon2id, cheap, make([]byte, saltSize), make([]byte, keySize)}.String()
-	return map[string]string{
-		"no hash":                         "",
-		"a word":                          "password",
-		"the password itself":             goodPassword,
-		"PBKDF2 without its count":        "pbkdf2:sha256$salt$0000000000000000000000000000000000000000000000000000000000000000",
-		"bcrypt of another minor version": "$2x$12$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy",
-		"argon2d":                         strings.Replace(right, "argon2id", "argon2d", 1),
-		"an unsalted key":                 strings.Replace(right, "argon2id", "argon2id$", 1),
-		"a line break after it":           right + "\n",
-		"a space before it":               " " + right,
-		"a key cut to nothing":            right[:strings.LastIndexByte(right, '$')+1],
-		"no key":                          right[:strings.LastIndexByte(right, '$')],
-		"a cost above the cap":            strings.Replace(right, "m=8,", fmt.Sprintf("m=%d,", maxMemory+1), 1),
-		"no passes":                       strings.Replace(right, "t=1,", "t=0,", 1),
-		"a key of zeros and a field more": zeroKey + "$",
+func TestNewRefusesACostOutsideTheCaps(t *testing.T) {
+	t.Parallel()
+	for _, c := range []Cost{{}, {Memory: 7, Passes: 1, Threads: 1}, {Memory: maxMemory + 1, Passes: 1, Threads: 1}} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("New(%+v) did not panic", c)
+				}
+			}()
+			New(c)
+		}()
 	}
 }
 
-func TestUnknownHashIsNeverRight(t *testing.T) {
-	h := New(cheap)
-	right, err := h.Hash(t.Context(), "", goodPassword)
-	if err != nil {
-		t.Fatal(err)
+// unknownHashes returns hashes that Verify does not know: of other programs, and
+// damaged copies of a right one.
+func unknownHashes(right string) map[string]string {
+	zeroKey := argon2Hash{argon2id, cheap, make([]byte, saltSize), make([]byte, keySize)}.String()
+	return map[string]string{
+		"empty":                            "",
+		"a word":                           "password",
+		"the password itself":              goodPassword,
+		"PBKDF2 without its count":         "pbkdf2:sha256$salt$0000000000000000000000000000000000000000000000000000000000000000",
+		"bcrypt of another minor version":  "$2x$12$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy",
+		"argon2d":                          strings.Replace(right, "argon2id", "argon2d", 1),
+		"an empty field before the cost":   strings.Replace(right, "argon2id", "argon2id$", 1),
+		"a line break after it":            right + "\n",
+		"a space before it":                " " + right,
+		"an empty key":                     right[:strings.LastIndexByte(right, '$')+1],
+		"no key":                           right[:strings.LastIndexByte(right, '$')],
+		"memory above the cap":             strings.Replace(right, "m=8,", fmt.Sprintf("m=%d,", maxMemory+1), 1),
+		"no passes":                        strings.Replace(right, "t=1,", "t=0,", 1),
+		"a key of zeros and a field after": zeroKey + "$",
 	}
+}
+
+func TestUnknownHashNeverMatches(t *testing.T) {
+	t.Parallel()
+	h := New(cheap)
+	right := mustHash(t, h, goodPassword)
 	mustVerify(t, h, right, goodPassword, true)
 	for name, hash := range unknownHashes(right) {
 		t.Run(name, func(t *testing.T) {
-			if _, ok := parsePHC(hash); ok {
+			t.Parallel()
+			if Known(hash) {
 				t.Fatalf("%q is known", hash)
 			}
 			for _, password := range []string{goodPassword, "", hash, strings.Repeat("\x00", keySize)} {
@@ -138,45 +144,40 @@ func TestUnknownHashIsNeverRight(t *testing.T) {
 	}
 }
 
-// The memory that argon2 takes is what tells, without a clock, that it ran.
-func TestUnknownHashTakesTheWorkOfOneOfOurs(t *testing.T) {
+// The memory that argon2 allocates shows, without a clock, that it ran. This test
+// must not run in parallel with others, which allocate too.
+func TestVerifyingAnUnknownHashCostsOneHash(t *testing.T) {
 	h := New(Cost{Memory: 1 << 10, Passes: 1, Threads: 1})
-	taken := func(hash string) uint64 {
+	allocated := func(hash string) (kib uint64) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		mustVerify(t, h, hash, goodPassword, false)
 		runtime.ReadMemStats(&after)
 		return (after.TotalAlloc - before.TotalAlloc) >> 10
 	}
-	right, err := h.Hash(t.Context(), "", goodPassword)
-	if err != nil {
-		t.Fatal(err)
-	}
+	right := mustHash(t, h, goodPassword)
 	for name, hash := range unknownHashes(strings.Replace(right, "m=1024,", "m=8,", 1)) {
 		t.Run(name, func(t *testing.T) {
-			if kib := taken(hash); kib < 1<<10 || kib >= 2<<10 {
-				t.Errorf("took %d KiB, one of ours takes %d", kib, 1<<10)
+			if kib := allocated(hash); kib < 1<<10 || kib >= 2<<10 {
+				t.Errorf("allocated %d KiB; a hash needs %d", kib, 1<<10)
 			}
 		})
 	}
 }
 
 func TestStale(t *testing.T) {
+	t.Parallel()
 	h := New(Cost{Memory: 64, Passes: 2, Threads: 1})
 	text := func(c Cost, salt, key int) string {
-		return phc{argon2id, c, make([]byte, salt), make([]byte, key)}.String()
-	}
-	made, err := h.Hash(t.Context(), "", goodPassword)
-	if err != nil {
-		t.Fatal(err)
+		return argon2Hash{argon2id, c, make([]byte, salt), make([]byte, key)}.String()
 	}
 	for _, row := range []struct {
 		name string
 		hash string
 		want bool
 	}{
-		{"one that hash made", made, false},
-		{"one of the same cost", text(h.cost, 16, 32), false},
+		{"made by Hash", mustHash(t, h, goodPassword), false},
+		{"the same cost", text(h.cost, 16, 32), false},
 		{"less memory", text(Cost{63, 2, 1}, 16, 32), true},
 		{"more memory", text(Cost{65, 2, 1}, 16, 32), true},
 		{"fewer passes", text(Cost{64, 1, 1}, 16, 32), true},
@@ -185,49 +186,51 @@ func TestStale(t *testing.T) {
 		{"a longer salt", text(h.cost, 17, 32), true},
 		{"a shorter key", text(h.cost, 16, 16), true},
 		{"a longer key", text(h.cost, 16, 33), true},
-		{"no hash", "", true},
-		{"an unknown form", "pbkdf2:sha256:600000$salt$00", true},
-		{"argon2i", phc{argon2i, h.cost, make([]byte, saltSize), make([]byte, keySize)}.String(), true},
+		{"empty", "", true},
+		{"an unknown format", "pbkdf2:sha256:600000$salt$00", true},
+		{"argon2i", argon2Hash{argon2i, h.cost, make([]byte, saltSize), make([]byte, keySize)}.String(), true},
 		{"another spelling", text(h.cost, 16, 32) + "\n", true},
 	} {
 		if got := h.Stale(row.hash); got != row.want {
-			t.Errorf("%s: stale = %t", row.name, got)
+			t.Errorf("%s: Stale = %t", row.name, got)
+		}
+	}
+	for _, foreign := range foreignHashes(t) {
+		if !h.Stale(foreign.hash) {
+			t.Errorf("%s: not stale", foreign.format)
 		}
 	}
 }
 
-// Else the garbage of many hashes piles up: the collector runs rarely by itself.
-func TestTheGarbageOfHashesIsCollected(t *testing.T) {
-	h := slotted(2)
-	collected := func() uint32 {
+// Without forced collections, the garbage of many hashes would pile up.
+// This test must not run in parallel with others, which collect too.
+func TestGarbageOfExpensiveHashesIsCollected(t *testing.T) {
+	collections := func(h *Hasher) uint32 {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		if _, err := h.Hash(t.Context(), "", goodPassword); err != nil {
-			t.Fatal(err)
-		}
+		mustHash(t, h, goodPassword)
 		runtime.ReadMemStats(&after)
 		return after.NumForcedGC - before.NumForcedGC
 	}
-	if n := collected(); n != 1 {
-		t.Errorf("%d times after the last hash that ran", n)
+	expensive := newWithCores(2)
+	if n := collections(expensive); n != 1 {
+		t.Errorf("%d collections after a hash while no other was running", n)
 	}
-	leave := mustEnter(t, h)
-	defer leave()
-	if n := collected() + collected(); n != 1 {
-		t.Errorf("%d times after two hashes beside another", n)
+	done := mustTurn(t, expensive)
+	defer done()
+	if n := collections(expensive) + collections(expensive); n != 1 {
+		t.Errorf("%d collections after two hashes while another was running", n)
 	}
 }
 
-func TestEveryHashGoesThroughTheGate(t *testing.T) {
-	right, err := New(cheap).Hash(t.Context(), "", goodPassword)
-	if err != nil {
-		t.Fatal(err)
-	}
+func TestEveryHashWaitsForItsTurn(t *testing.T) {
+	t.Parallel()
+	right := mustHash(t, New(cheap), goodPassword)
 	for name, work := range map[string]func(h *Hasher, ctx context.Context) error{
 		"a new hash": func(h *Hasher, ctx context.Context) error {
-			text, err := h.Hash(ctx, "", goodPassword)
-			if err != nil && text != "" {
-				t.Errorf("%v, and yet %q", err, text)
+			hash, err := h.Hash(ctx, "", goodPassword)
+			if err != nil && hash != "" {
+				t.Errorf("error %v with the hash %q", err, hash)
 			}
 			return err
 		},
@@ -246,29 +249,36 @@ func TestEveryHashGoesThroughTheGate(t *testing.T) {
 			_, err := h.Verify(ctx, "", "", goodPassword)
 			return err
 		},
-		"a hash of an unknown form": func(h *Hasher, ctx context.Context) error {
+		"an unknown hash": func(h *Hasher, ctx context.Context) error {
 			_, err := h.Verify(ctx, "", "pbkdf2:sha256:600000$salt$00", goodPassword)
 			return err
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				h := slotted(1)
-				leave := mustEnter(t, h)
+				h := newWithCores(1)
+				done := mustTurn(t, h)
 				start := time.Now()
 				if err := work(h, t.Context()); err != ErrBusy || time.Since(start) != MaxWait {
-					t.Errorf("at a full gate: %v after %v, want ErrBusy after %v", err, time.Since(start), MaxWait)
+					t.Errorf("without a turn: %v after %v, want ErrBusy after %v", err, time.Since(start), MaxWait)
 				}
-				gone, cancel := context.WithCancel(t.Context())
+				canceled, cancel := context.WithCancel(t.Context())
 				cancel()
-				if err := work(h, gone); !errors.Is(err, context.Canceled) {
-					t.Errorf("at a full gate, the client gone: %v", err)
+				if err := work(h, canceled); !errors.Is(err, context.Canceled) {
+					t.Errorf("without a turn and with its context canceled: %v", err)
 				}
-				leave()
+				if got, want := h.Stats(), (Stats{Running: 1, Refused: 1}); got != want {
+					t.Errorf("the stats are %+v, want %+v", got, want)
+				}
+				done()
 				if err := work(h, t.Context()); err != nil {
-					t.Errorf("at an open gate: %v", err)
+					t.Errorf("with a turn: %v", err)
 				}
-				h.gate.mustBeEmpty(t)
+				if got, want := h.Stats(), (Stats{Hashed: 1, Refused: 1}); got != want {
+					t.Errorf("the stats are %+v, want %+v", got, want)
+				}
+				h.queue.mustBeEmpty(t)
 			})
 		})
 	}
