@@ -71,6 +71,8 @@ func (c Cost) valid() bool {
 const (
 	saltSize = 16 // bytes; RFC 9106 section 3.1
 	keySize  = 32 // bytes
+
+	minGarbage = 1 << 10 // KiB for each hash
 )
 
 // A Hasher hashes and verifies passwords, one per core at a time. Its methods may
@@ -157,14 +159,21 @@ func (h *Hasher) run(ctx context.Context, from string, work func()) error {
 	}
 	defer h.queue.done()
 	work()
-	// Each hash leaves Cost.Memory of garbage, and a server may make the collector
-	// run rarely (GOGC). So collect it once for every round of cores, and when no
-	// other hash is running.
-	running, _ := h.queue.count()
-	if h.hashed.Add(1)%int64(h.queue.cores) == 0 || running == 1 {
+	h.collectGarbage(h.hashed.Add(1))
+	return nil
+}
+
+// collectGarbage runs the garbage collector after every hash that completes a round
+// of all cores, and after a hash while no other is running. Each hash leaves
+// Cost.Memory of garbage, and a server may make the collector run rarely (GOGC).
+// Below minGarbage, a collection would cost more than the hash.
+func (h *Hasher) collectGarbage(hashed int64) {
+	if h.cost.Memory < minGarbage {
+		return
+	}
+	if running, _ := h.queue.count(); running == 1 || hashed%int64(h.queue.cores) == 0 {
 		runtime.GC()
 	}
-	return nil
 }
 
 // Stats describe the work of a Hasher.

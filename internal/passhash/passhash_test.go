@@ -202,9 +202,9 @@ func TestStale(t *testing.T) {
 	}
 }
 
-// Without forced collections, the garbage of many hashes would pile up.
-// This test must not run in parallel with others, which collect too.
-func TestGarbageOfExpensiveHashesIsCollected(t *testing.T) {
+// Without forced collections, the garbage of many hashes would pile up. After cheap
+// hashes they would cost more than the hashes themselves. This test must not run in parallel with others, which collect too.
+func TestGarbageIsCollectedAfterExpensiveHashes(t *testing.T) {
 	collections := func(h *Hasher) uint32 {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
@@ -212,7 +212,8 @@ func TestGarbageOfExpensiveHashesIsCollected(t *testing.T) {
 		runtime.ReadMemStats(&after)
 		return after.NumForcedGC - before.NumForcedGC
 	}
-	expensive := newWithCores(2)
+	expensive := New(Cost{Memory: 1 << 10, Passes: 1, Threads: 1})
+	expensive.queue.cores = 2
 	if n := collections(expensive); n != 1 {
 		t.Errorf("%d collections after a hash while no other was running", n)
 	}
@@ -220,6 +221,9 @@ func TestGarbageOfExpensiveHashesIsCollected(t *testing.T) {
 	defer done()
 	if n := collections(expensive) + collections(expensive); n != 1 {
 		t.Errorf("%d collections after two hashes while another was running", n)
+	}
+	if n := collections(New(Cost{Memory: 1<<10 - 1, Passes: 1, Threads: 1})); n != 0 {
+		t.Errorf("%d collections after a cheap hash", n)
 	}
 }
 
