@@ -22,7 +22,9 @@ import (
 const (
 	maxMemory     = 128 << 10 // KiB; Django's argon2 uses 100 MiB
 	maxPasses     = 10
-	maxThreads    = 16        // also scrypt's p
+	maxThreads    = 16 // also scrypt's p
+	maxScryptLogN = 20 // N is 2^20
+	maxScryptR    = 64
 	maxIterations = 2_000_000 // of PBKDF2; Django 6 uses 1,200,000
 	maxBcryptCost = 14        // the default is 10 to 12
 
@@ -66,9 +68,47 @@ func validSizes(salt, key []byte) bool {
 	return len(salt) >= 1 && len(salt) <= maxSaltSize && len(key) >= minKeySize && len(key) <= maxKeySize
 }
 
+// parseNumber reads a decimal number from 1 to max, without a sign or a leading zero.
+func parseNumber(s string, max int) (n int, ok bool) {
+	n, err := strconv.Atoi(s)
+	return n, err == nil && n >= 1 && n <= max && s[0] != '+' && s[0] != '0'
+}
+
+// A parameter is a number after a prefix.
+type parameter struct {
+	prefix string
+	max    int
+}
+
+// parseParameters reads parameters between separators, such as m=19456,t=2,p=1.
+func parseParameters(s, separator string, parameters ...parameter) (values []int, ok bool) {
+	fields := strings.Split(s, separator)
+	if len(fields) != len(parameters) {
+		return nil, false
+	}
+	for i, p := range parameters {
+		text, found := strings.CutPrefix(fields[i], p.prefix)
+		n, ok := parseNumber(text, p.max)
+		if !found || !ok {
+			return nil, false
+		}
+		values = append(values, n)
+	}
+	return values, true
+}
+
+// decodeBase64 decodes the only spelling of some bytes in base64 without padding.
+// Strict refuses superfluous bits, but no line breaks.
+func decodeBase64(s string) (data []byte, ok bool) {
+	data, err := base64.RawStdEncoding.Strict().DecodeString(s)
+	return data, err == nil && len(s) == base64.RawStdEncoding.EncodedLen(len(data))
+}
+
 const (
 	argon2id = "argon2id"
 	argon2i  = "argon2i"
+
+	argon2Version = "v=19" // argon2.Version
 )
 
 // An argon2Hash is a hash in the PHC string format.
@@ -80,7 +120,7 @@ type argon2Hash struct {
 
 // String returns $argon2id$v=19$m=19456,t=2,p=1$SALT$KEY.
 func (a argon2Hash) String() string {
-	return fmt.Sprintf("$%s$v=%d$m=%d,t=%d,p=%d$%s$%s", a.variant, argon2.Version, a.Memory, a.Passes, a.Threads,
+	return fmt.Sprintf("$%s$%s$m=%d,t=%d,p=%d$%s$%s", a.variant, argon2Version, a.Memory, a.Passes, a.Threads,
 		base64.RawStdEncoding.EncodeToString(a.salt), base64.RawStdEncoding.EncodeToString(a.key))
 }
 
@@ -95,30 +135,28 @@ func (a argon2Hash) matches(password string) bool {
 // parseArgon2 reads the text that String writes and accepts no other spelling of it.
 func parseArgon2(s string) (a argon2Hash, ok bool) {
 	fields := strings.Split(s, "$") // "", variant, version, cost, salt, key
-	if len(fields) != 6 {
+	if len(fields) != 6 || fields[0] != "" || fields[2] != argon2Version {
 		return a, false
 	}
-	a.variant = fields[1]
-	_, err := fmt.Sscanf(fields[3], "m=%d,t=%d,p=%d", &a.Memory, &a.Passes, &a.Threads)
-	if err != nil {
+	cost, ok := parseParameters(fields[3], ",", parameter{"m=", maxMemory}, parameter{"t=", maxPasses}, parameter{"p=", maxThreads})
+	if !ok {
 		return a, false
 	}
-	var err1, err2 error
-	a.salt, err1 = base64.RawStdEncoding.DecodeString(fields[4])
-	a.key, err2 = base64.RawStdEncoding.DecodeString(fields[5])
-	ok = err1 == nil && err2 == nil &&
+	salt, ok1 := decodeBase64(fields[4])
+	key, ok2 := decodeBase64(fields[5])
+	a = argon2Hash{fields[1], Cost{uint32(cost[0]), uint32(cost[1]), uint8(cost[2])}, salt, key}
+	ok = ok1 && ok2 &&
 		(a.variant == argon2id || a.variant == argon2i) &&
 		a.Cost.valid() &&
-		len(a.salt) >= 8 && // the specification's minimum
-		validSizes(a.salt, a.key) &&
-		a.String() == s
+		len(salt) >= 8 && // the specification's minimum
+		validSizes(salt, key)
 	return a, ok
 }
 
 // matchScrypt returns the matcher of a scrypt hash (RFC 7914), which needs n*r/8 KiB.
+// The caller has checked that each number is below its cap, so none overflows.
 func matchScrypt(n, r, p int, salt, key []byte) (matcher, bool) {
-	if n < 2 || n > 1<<20 || r < 1 || r > 64 || p < 1 || p > maxThreads ||
-		n&(n-1) != 0 || n*r/8 > maxMemory || n*r*p/8 > maxPasses*maxMemory/2 || !validSizes(salt, key) {
+	if n < 2 || n&(n-1) != 0 || n*r/8 > maxMemory || n*r*p/8 > maxPasses*maxMemory/2 || !validSizes(salt, key) {
 		return nil, false
 	}
 	return func(password string) bool {
@@ -132,9 +170,8 @@ func parsePHCScrypt(s string) (matcher, bool) {
 	if len(fields) != 5 {
 		return nil, false
 	}
-	var ln, r, p int
-	_, err := fmt.Sscanf(fields[2], "ln=%d,r=%d,p=%d", &ln, &r, &p)
-	if err != nil || ln < 1 || ln > 20 || fields[2] != fmt.Sprintf("ln=%d,r=%d,p=%d", ln, r, p) {
+	cost, ok := parseParameters(fields[2], ",", parameter{"ln=", maxScryptLogN}, parameter{"r=", maxScryptR}, parameter{"p=", maxThreads})
+	if !ok {
 		return nil, false
 	}
 	salt, err1 := base64.RawStdEncoding.Strict().DecodeString(fields[3])
@@ -142,7 +179,7 @@ func parsePHCScrypt(s string) (matcher, bool) {
 	if err1 != nil || err2 != nil {
 		return nil, false
 	}
-	return matchScrypt(1<<ln, r, p, salt, key)
+	return matchScrypt(1<<cost[0], cost[1], cost[2], salt, key)
 }
 
 // parseWerkzeugScrypt uses the text of the salt as the salt, as Werkzeug does.
@@ -151,24 +188,20 @@ func parseWerkzeugScrypt(s string) (matcher, bool) {
 	if len(fields) != 3 {
 		return nil, false
 	}
-	var n, r, p int
-	_, err := fmt.Sscanf(fields[0], "scrypt:%d:%d:%d", &n, &r, &p)
-	if err != nil || fields[0] != fmt.Sprintf("scrypt:%d:%d:%d", n, r, p) {
-		return nil, false
-	}
+	numbers := strings.TrimPrefix(fields[0], "scrypt:")
+	cost, ok := parseParameters(numbers, ":", parameter{"", 1 << maxScryptLogN}, parameter{"", maxScryptR}, parameter{"", maxThreads})
 	key, err := hex.DecodeString(fields[2])
-	if err != nil {
+	if !ok || err != nil {
 		return nil, false
 	}
-	return matchScrypt(n, r, p, []byte(fields[1]), key)
+	return matchScrypt(cost[0], cost[1], cost[2], []byte(fields[1]), key)
 }
 
 // matchPBKDF2 returns the matcher of a PBKDF2 hash (RFC 8018 section 5.2). The key
 // has the size of h, because each further block would cost all iterations again.
 func matchPBKDF2(h func() hash.Hash, iterations string, salt, key []byte) (matcher, bool) {
-	n, err := strconv.Atoi(iterations)
-	if err != nil || n < 1 || n > maxIterations || iterations != strconv.Itoa(n) ||
-		len(key) != h().Size() || !validSizes(salt, key) {
+	n, ok := parseNumber(iterations, maxIterations)
+	if !ok || len(key) != h().Size() || !validSizes(salt, key) {
 		return nil, false
 	}
 	return func(password string) bool {
