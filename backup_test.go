@@ -22,7 +22,7 @@ import (
 // manyUsers is what makes a copy take a while.
 const manyUsers = `
 	WITH RECURSIVE n(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)
-	INSERT INTO user (id, username, email, password_hash) SELECT i, 'user' || i, 'user' || i || '@example.com', '$argon2id$' FROM n`
+	INSERT INTO user (id, username, email, password_hash) SELECT i, 'user' || i, 'user' || i || '@example.com', '` + someHash + `' FROM n`
 
 // makeLargeStore is makeStore with many users more.
 func makeLargeStore(t *testing.T, names ...string) (path string) {
@@ -120,7 +120,7 @@ func TestABackupUnderLoadIsOneMoment(t *testing.T) {
 	path := makeLargeStore(t)
 	runSQL(t, another(t, path), `
 		WITH RECURSIVE n(i) AS (SELECT 10001 UNION ALL SELECT i + 1 FROM n WHERE i < 40000)
-		INSERT INTO user (id, username, email, password_hash) SELECT i, 'user' || i, 'user' || i || '@example.com', '$argon2id$' FROM n`)
+		INSERT INTO user (id, username, email, password_hash) SELECT i, 'user' || i, 'user' || i || '@example.com', '`+someHash+`' FROM n`)
 	p := startUserd(t, filepath.Dir(path), loadEnviron)
 	renamers, _ := startRenamers(t, p, writers)
 	written := func() (counts []int) {
@@ -421,7 +421,7 @@ func TestARestoreWhereNothingIsKnownLeavesIDsOut(t *testing.T) {
 func TestARestoreReplacesWhateverIsThere(t *testing.T) {
 	t.Parallel()
 	file := makeStore(t, "ann")
-	runSQL(t, another(t, file), `UPDATE user SET password_hash = '$argon2id$'`)
+	runSQL(t, another(t, file), `UPDATE user SET password_hash = '`+someHash+`'`)
 	noise := make([]byte, 4096)
 	for i := range noise {
 		noise[i] = byte(i*i>>3 ^ i*31)
@@ -777,7 +777,11 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 			[]string{"session 1 is one of user 9, whom there is not"}},
 		{"a role that there is not", sql(`UPDATE user SET role = 'king' || char(27) WHERE id = 1`), []string{`user 1 has the role 'king?'`}},
 		{"a state that there is not", sql(`UPDATE user SET disabled = 2 WHERE id = 1`), []string{"user 1 has 2 as disabled"}},
-		{"a hash that nobody knows", sql(`UPDATE user SET password_hash = 'md5' WHERE id = 2`), []string{"user 2 has a password hash in no known form"}},
+		{"an unknown hash", sql(`UPDATE user SET password_hash = 'md5' WHERE id = 2`), []string{"user 2 has a password hash in no known form"}},
+		{"a damaged hash", sql(`UPDATE user SET password_hash = '$argon2id$' WHERE id = 2`), []string{"user 2 has a password hash in no known form"}},
+		{"no hash", sql(`PRAGMA writable_schema = ON`, `UPDATE sqlite_schema SET sql = replace(sql, 'password_hash VARCHAR(128) NOT NULL', 'password_hash VARCHAR(128)') WHERE name = 'user'`,
+			`PRAGMA writable_schema = RESET`, `UPDATE user SET password_hash = NULL WHERE id = 2`), []string{"user 2 has a password hash in no known form"}},
+		{"many unknown hashes", sql(manyUsers, `UPDATE user SET password_hash = 'md5'`), []string{"user 1 has a password hash in no known form", moreFindings}},
 		{"a counter behind the users", sql(`UPDATE counter SET user_id = 1`), []string{"the last user id given out is 1, and there is a user 2"}},
 		{"no counter", sql(`DELETE FROM counter`), []string{"the counter of user ids is gone"}},
 		{"a key that is too short", sql(`INSERT INTO signing_key (kid, secret, created_at) VALUES ('k', x'00', 1)`), []string{"signing key k has only 1 bytes"}},
@@ -785,7 +789,7 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 		{"an index that lets case pass", sql(`DROP INDEX user_email; CREATE UNIQUE INDEX user_email ON user (email)`), []string{"another index user_email"}},
 		{"no column", sql(`ALTER TABLE user DROP COLUMN version`), []string{"there is no column version of the table user"}},
 		{"two things", sql(`DROP INDEX user_username`, `UPDATE counter SET user_id = 1`), []string{"no index user_username", "there is a user 2"}},
-		{"many of one", sql(manyUsers, `UPDATE user SET role = 'king'`), []string{"user 1 has the role 'king'", "and more like this"}},
+		{"many of one", sql(manyUsers, `UPDATE user SET role = 'king'`), []string{"user 1 has the role 'king'", moreFindings}},
 		{"a damaged index", func(t *testing.T, path string) { damage(t, path, firstPage(t, path, "user_email"), noise) }, []string{"page"}},
 		{"a damaged table", func(t *testing.T, path string) { damage(t, path, firstPage(t, path, "user"), noise) }, []string{"malformed"}},
 		{"a damaged schema", func(t *testing.T, path string) { damage(t, path, 100, noise[:3000]) }, []string{"malformed"}},
@@ -804,7 +808,7 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 			u := user{username: "root", email: "root@example.com", role: admin}
 			v := user{username: "ann", email: "ann@example.com", role: member}
 			for _, u := range []*user{&u, &v} {
-				if err := st.addUser(context.Background(), console, u, "$argon2id$", 1); err != nil {
+				if err := st.addUser(context.Background(), console, u, someHash, 1); err != nil {
 					t.Fatal(err)
 				}
 			}

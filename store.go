@@ -4,9 +4,12 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
+
+	"userd/internal/passhash"
 )
 
 // A callerKind says how a caller is known.
@@ -104,11 +107,49 @@ func (s *store) close() error {
 	return errors.Join(s.readers.Close(), s.writer.close())
 }
 
-// unknownHashes counts the users whose password hash is in no form that
-// passhash knows, by its beginning. It reads the whole table.
+// unknownHashes counts the users whose password hash is unknown. Like readAside,
+// it uses a connection of its own.
 func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
-	err = s.readAside(ctx, &n, `SELECT count(*) FROM user WHERE `+hashIsUnknown)
-	return n, err
+	db, err := s.openAside()
+	if err != nil {
+		return 0, err
+	}
+	err = eachUnknownHash(ctx, db, func(int64) (more bool) { n++; return true })
+	return n, errors.Join(err, db.Close())
+}
+
+// eachUnknownHash calls f with the id of each user whose password hash passhash
+// does not know, until f returns false. It reads the whole table.
+func eachUnknownHash(ctx context.Context, db *sql.DB, f func(id int64) (more bool)) error {
+	rows, err := db.QueryContext(ctx, `SELECT id, coalesce(password_hash, '') FROM user ORDER BY id`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id int64
+		var hash string
+		if err := rows.Scan(&id, &hash); err != nil {
+			return err
+		}
+		if !passhash.Known(hash) && !f(id) {
+			break
+		}
+	}
+	return rows.Err()
+}
+
+// unknownHashes adds a line for each user whose password hash is unknown.
+func (x *examination) unknownHashes(ctx context.Context, db *sql.DB) error {
+	n := 0
+	return eachUnknownHash(ctx, db, func(id int64) (more bool) {
+		if n++; n > mostFindings {
+			x.findings = append(x.findings, moreFindings)
+			return false
+		}
+		x.findings = append(x.findings, fmt.Sprintf("user %d has a password hash in no known form, and cannot log in", id))
+		return true
+	})
 }
 
 // checkIntegrity runs SQLite's full check and returns what it found first, or
@@ -118,12 +159,16 @@ func (s *store) checkIntegrity(ctx context.Context) (found string, err error) {
 	return found, err
 }
 
-// readAside scans the one value of a query that reads very much. It runs on a
-// connection of its own, so that no request waits for it, and with few pages in
-// memory: reading each once, it gains nothing from more, and SQLite's allocator
-// would not give them back.
+// openAside opens a connection for queries that read very much, so that no request
+// waits for them. It keeps few pages in memory: such a query reads each page once,
+// so more would gain nothing, and SQLite's allocator would not give them back.
+func (s *store) openAside() (*sql.DB, error) {
+	return sql.Open("sqlite", s.readerDSN+"&_pragma=cache_size(-256)") // KiB
+}
+
+// readAside scans the only value of a query that reads very much.
 func (s *store) readAside(ctx context.Context, value any, query string) error {
-	db, err := sql.Open("sqlite", s.readerDSN+"&_pragma=cache_size(-256)") // KiB
+	db, err := s.openAside()
 	if err != nil {
 		return err
 	}
