@@ -92,7 +92,7 @@ func TestHash(t *testing.T) {
 
 func TestNewRefusesACostOutsideTheCaps(t *testing.T) {
 	t.Parallel()
-	for _, c := range []Cost{{}, {Memory: 7, Passes: 1, Threads: 1}, {Memory: maxMemory + 1, Passes: 1, Threads: 1}} {
+	for _, c := range []Cost{{}, {7, 1, 1}, {maxMemory + 1, 1, 1}, {64, 0, 1}, {64, maxPasses + 1, 1}, {64, 1, 0}, {1 << 10, 1, maxThreads + 1}} {
 		func() {
 			defer func() {
 				if recover() == nil {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -255,27 +255,78 @@ func TestCallsOfANetworkWaitInOrder(t *testing.T) {
 }
 
 // A turn can come at the moment when its caller gives up; it then goes to the next.
+// The caller has seen only the end of its context, so cancel comes first.
 func TestNoTurnIsLost(t *testing.T) {
+	t.Parallel()
+	for name, others := range map[string]int{"with another call of the network": 1, "with no other call": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				h := newWithCores(1)
+				var ended atomic.Int64
+				call := func(ctx context.Context) {
+					go func() {
+						if done, err := h.Turn(ctx, "a network"); err == nil {
+							done()
+						}
+						ended.Add(1)
+					}()
+					synctest.Wait()
+				}
+				for range 200 {
+					done := mustTurn(t, h)
+					ctx, cancel := context.WithCancel(t.Context())
+					call(ctx)
+					for range others {
+						call(t.Context())
+					}
+					cancel()
+					done()
+					synctest.Wait()
+					h.queue.mustBeEmpty(t)
+				}
+				if got, want := ended.Load(), int64(200*(1+others)); got != want {
+					t.Errorf("%d calls ended, want %d", got, want)
+				}
+			})
+		})
+	}
+}
+
+// A call can be refused at the moment when it gives up; it then has no turn to end.
+func TestARefusedCallThatGivesUpEndsNoTurn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := newWithCores(1)
-		var group sync.WaitGroup
-		for range 500 {
+		for range 20 {
 			done := mustTurn(t, h)
 			ctx, cancel := context.WithCancel(t.Context())
-			for _, ctx := range []context.Context{ctx, t.Context()} { // only the first gives up
-				group.Go(func() {
-					if done, err := h.Turn(ctx, "a network"); err == nil {
+			all, cancelAll := context.WithCancel(t.Context())
+			call := func(ctx context.Context, from string) {
+				go func() {
+					if done, err := h.Turn(ctx, from); err == nil {
+						t.Error("a turn came while another call had it")
 						done()
 					}
-				})
-				synctest.Wait()
+				}()
 			}
-			go cancel()
-			go done()
+			for range MaxWaitingPerCore - 1 {
+				call(all, "many")
+			}
 			synctest.Wait()
+			call(ctx, "many")
+			synctest.Wait()
+			cancel()
+			if w := h.queue.join("few"); w == nil {
+				t.Fatal("the queue is not full")
+			} else {
+				synctest.Wait()
+				h.queue.abandon("few", w)
+			}
+			cancelAll()
+			synctest.Wait()
+			done()
+			h.queue.mustBeEmpty(t)
 		}
-		group.Wait()
-		h.queue.mustBeEmpty(t)
 	})
 }
