@@ -226,6 +226,7 @@ func TestParseArgon2(t *testing.T) {
 		{"the parameters in another order", "$argon2id$v=19$t=2,m=19456,p=1$" + salt + "$" + key, false},
 		{"an additional parameter", "$argon2id$v=19$m=19456,t=2,p=1,data=AA$" + salt + "$" + key, false},
 		{"a missing parameter", "$argon2id$v=19$m=19456,t=2$" + salt + "$" + key, false},
+		{"a parameter without its name", "$argon2id$v=19$m=19456,2,p=1$" + salt + "$" + key, false},
 		{"a leading zero", "$argon2id$v=19$m=019456,t=2,p=1$" + salt + "$" + key, false},
 		{"a plus sign", "$argon2id$v=19$m=19456,t=+2,p=1$" + salt + "$" + key, false},
 		{"a minus sign", "$argon2id$v=19$m=-19456,t=2,p=1$" + salt + "$" + key, false},
