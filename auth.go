@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"userd/internal/strictjson"
 )
 
 // Claims are the claims of an access token (RFC 7519): those of
@@ -214,7 +216,7 @@ var errClaims = errors.New("claims missing or malformed")
 func parseClaims(data []byte) (c claims, err error) {
 	var kind string
 	seen := 0
-	err = eachMember(data, func(name string, value []byte) error {
+	err = strictjson.Members(data, func(name string, value []byte) error {
 		seen++
 		switch name {
 		case "fresh":

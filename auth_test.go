@@ -21,6 +21,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"userd/internal/strictjson"
 )
 
 // testNow is when the tokens of the tests without a service are looked at.
@@ -204,7 +206,7 @@ func forgeries(k *signingKey, c claims, now int64) []forgery {
 		{name: "a byte order mark before the payload", token: withPayload("\ufeff" + payload)},
 		{name: "invalid UTF-8 in the jti", token: withClaim("jti", "\"\xff\"")},
 		{name: "invalid UTF-8 in a claim that is not read", token: withClaim("more", "\"\xff\"")},
-		{name: "more claims than a token needs", token: withPayload(strings.Replace(payload, "}", manyMembers(maxMembers-7)+"}", 1))},
+		{name: "more claims than a token needs", token: withPayload(strings.Replace(payload, "}", manyMembers(strictjson.MaxMembers-7)+"}", 1))},
 
 		{name: "a subject that stands twice", token: withPayload(strings.Replace(payload, "{", `{"sub":"2",`, 1))},
 		{name: "a subject that stands twice, once with an escape", token: withPayload(strings.Replace(payload, "{", `{"\u0073ub":"2",`, 1))},
@@ -405,7 +407,7 @@ func TestVerifyAccepts(t *testing.T) {
 		{"a token that is not fresh", claimsText(c, "fresh", "false"), with(func(c *claims) { c.fresh = false })},
 		{"the last second before the exp", claimsText(c, "exp", fmt.Sprint(testNow+1)), with(func(c *claims) { c.expires = testNow + 1 })},
 		{"the largest exp", claimsText(c, "exp", "9223372036854775807"), with(func(c *claims) { c.expires = math.MaxInt64 })},
-		{"as many claims as a token may have", strings.Replace(payload, "}", manyMembers(maxMembers-8)+"}", 1), c},
+		{"as many claims as a token may have", strings.Replace(payload, "}", manyMembers(strictjson.MaxMembers-8)+"}", 1), c},
 		{"the longest token", pad(payload, maxToken, func(text string) int { return len(signInput(k, k.header+"."+encode64(text))) }), c},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -16,7 +16,6 @@ import (
 	"net/url"
 	"reflect"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -242,98 +241,6 @@ func TestWrongTypeNamesTheField(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestDecodeBody(t *testing.T) {
-	t.Parallel()
-	text := func(s string) *string { return &s }
-	yes, root := true, admin
-	for _, row := range []struct {
-		name string
-		body string
-		want updateRequest
-	}{
-		{"an empty object", `{}`, updateRequest{}},
-		{"an empty object between spaces", " \t\r\n{ \t\r\n} \t\r\n", updateRequest{}},
-		{"one member", `{"username":"ann"}`, updateRequest{Username: text("ann")}},
-		{"an empty string, which is not the same as none", `{"username":""}`, updateRequest{Username: text("")}},
-		{"spaces everywhere", " {\n\t\"username\" : \"ann\" ,\r\n \"disabled\" :\ttrue } ", updateRequest{Username: text("ann"), Disabled: &yes}},
-		{"another order", `{"disabled":true,"role":"admin","username":"ann"}`, updateRequest{Username: text("ann"), Role: &root, Disabled: &yes}},
-		{"a name with an escape", `{"\u0075sername":"ann"}`, updateRequest{Username: text("ann")}},
-		{"what looks like the end of a string", `{"username":"\\","email":"\"}","password":"\\\",{"}`, updateRequest{Username: text(`\`), Email: text(`"}`), Password: text(`\",{`)}},
-		{"every short escape", `{"password":"\b\f\n\r\t\"\\\/"}`, updateRequest{Password: text("\b\f\n\r\t\"\\/")}},
-		{"an escaped letter", `{"password":"\u00e9"}`, updateRequest{Password: text("é")}},
-		{"a surrogate pair", `{"password":"\ud83d\ude00"}`, updateRequest{Password: text("😀")}},
-		{"a backslash before u0000", `{"password":"\\u0000"}`, updateRequest{Password: text(`\u0000`)}},
-		{"a backslash before ud800", `{"password":"\\ud800"}`, updateRequest{Password: text(`\ud800`)}},
-		{"the replacement character", "{\"password\":\"\ufffd\"}", updateRequest{Password: text("\ufffd")}},
-		{"the replacement character as an escape", `{"password":"\ufffd"}`, updateRequest{Password: text("\ufffd")}},
-		{"the replacement character beside another's escape", "{\"password\":\"\ufffd\\u00e9\"}", updateRequest{Password: text("\ufffdé")}},
-		{"the last code point", `{"password":"\udbff\udfff"}`, updateRequest{Password: text("\U0010ffff")}},
-		{"read-only members of any type", `{"id":[1,{"a":"]}"}],"created_at":null,"updated_at":"x","last_login_at":1.5e3,"role":"admin"}`, updateRequest{
-			Role: &root, ID: json.RawMessage(`[1,{"a":"]}"}]`), CreatedAt: json.RawMessage(`null`), UpdatedAt: json.RawMessage(`"x"`), LastLoginAt: json.RawMessage(`1.5e3`),
-		}},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			var got updateRequest
-			if err := decodeBody([]byte(row.body), &got); err != nil || !reflect.DeepEqual(got, row.want) {
-				gotText, _ := json.Marshal(got)
-				wantText, _ := json.Marshal(row.want)
-				t.Errorf("got %s, %v\nwant %s", gotText, err, wantText)
-			}
-		})
-	}
-}
-
-func TestEachMember(t *testing.T) {
-	t.Parallel()
-	t.Run("gives each member in order, its value as it is written", func(t *testing.T) {
-		const text = ` { "a" : 1 , "" : [ { "x" : "}" } , "]" ] ,"b\"\u0041":"\"}",` + "\n" + `"c":{},"d":[],"e":-1.5E+3,"f":null} `
-		var got []string
-		err := eachMember([]byte(text), func(name string, value []byte) error {
-			got = append(got, name+"="+string(value))
-			return nil
-		})
-		want := []string{`a=1`, `=[ { "x" : "}" } , "]" ]`, `b"A="\"}"`, `c={}`, `d=[]`, `e=-1.5E+3`, `f=null`}
-		if err != nil || !slices.Equal(got, want) {
-			t.Errorf("got %q, %v\nwant %q", got, err, want)
-		}
-	})
-	t.Run("stops at the first error", func(t *testing.T) {
-		n := 0
-		err := eachMember([]byte(`{"a":1,"b":2,"c":3}`), func(name string, value []byte) error {
-			if n++; name == "b" {
-				return errInvalid
-			}
-			return nil
-		})
-		if err != errInvalid || n != 2 {
-			t.Errorf("got %v after %d", err, n)
-		}
-	})
-	for _, row := range []struct {
-		name    string
-		members int
-		want    error
-	}{
-		{"takes 64 members", 64, nil},
-		{"refuses 65 members", 65, errMalformedBody},
-		{"refuses thousands of members", 5000, errMalformedBody},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			n := 0
-			err := eachMember([]byte("{"+manyMembers(row.members)[1:]+"}"), func(string, []byte) error { n++; return nil })
-			if !errors.Is(err, row.want) || n != min(row.members, maxMembers) {
-				t.Errorf("got %v after %d members", err, n)
-			}
-		})
-	}
-	t.Run("looks for a name that stands twice up to the last member", func(t *testing.T) {
-		err := eachMember([]byte("{"+manyMembers(63)[1:]+`,"m0":1}`), func(string, []byte) error { return nil })
-		if !errors.Is(err, errDuplicateMember) {
-			t.Errorf("got %v", err)
-		}
-	})
 }
 
 // sized returns a body for login that decodes and has n bytes.
@@ -1101,67 +1008,6 @@ func TestSendTellsThatTheClientHasGone(t *testing.T) {
 	}
 	if err := x.sendJSON(http.StatusOK, "x"); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("sendJSON: %v", err)
-	}
-}
-
-// FuzzDecodeBody holds that decodeBody accepts nothing that encoding/json
-// refuses or reads otherwise, and no member twice.
-func FuzzDecodeBody(f *testing.F) {
-	for _, row := range badBodies {
-		f.Add([]byte(row.body))
-	}
-	for _, seed := range []string{
-		`{}`, `{"username":"ann","email":"ann@example.com","password":"correct horse battery"}`,
-		`{"\u0075sername":"\\","email":"\"}","password":"\ud83d\ude00","role":"admin","disabled":true}`,
-		` { "id" : [ { "a" : "}" } , 1.5e3 ] , "created_at" : null , "updated_at" : {} , "disabled" : false } `,
-	} {
-		f.Add([]byte(seed))
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		checkDecode[registerRequest](t, data)
-		checkDecode[updateRequest](t, data)
-		checkDecode[struct{}](t, data)
-	})
-}
-
-func checkDecode[T any](t *testing.T, data []byte) {
-	var got, want T
-	if err := decodeBody(data, &got); err != nil {
-		if a := answerFor(err); a.status != http.StatusBadRequest {
-			t.Errorf("%q is answered as %s: %v", data, a.code, err)
-		}
-		return
-	}
-	strict := json.NewDecoder(bytes.NewReader(data))
-	strict.DisallowUnknownFields()
-	if err := strict.Decode(&want); err != nil {
-		t.Fatalf("%q is accepted: %v", data, err)
-	}
-	if _, err := strict.Token(); err != io.EOF {
-		t.Errorf("%q is accepted, with more after the object", data)
-	}
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("%q is read as %+v, want %+v", data, got, want)
-	}
-
-	tokens := json.NewDecoder(bytes.NewReader(data))
-	if first, err := tokens.Token(); first != json.Delim('{') {
-		t.Fatalf("%q is accepted: it begins with %v, %v", data, first, err)
-	}
-	seen := make(map[string]bool)
-	for tokens.More() {
-		name, err := tokens.Token()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if seen[name.(string)] {
-			t.Errorf("%q is accepted with %q twice", data, name)
-		}
-		seen[name.(string)] = true
-		var value json.RawMessage
-		if err := tokens.Decode(&value); err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 

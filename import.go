@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"userd/internal/passhash"
+	"userd/internal/strictjson"
 )
 
 func (c *cli) importFlags(f *flag.FlagSet) {
@@ -243,7 +244,7 @@ func readNDJSON(in io.Reader, f func(importRow, string) error) error {
 		row := importRow{number: number}
 		fields := make(map[string]string)
 		why := ""
-		err := eachMember(lines.Bytes(), func(name string, value []byte) error {
+		err := strictjson.Members(lines.Bytes(), func(name string, value []byte) error {
 			var v any
 			if err := json.Unmarshal(value, &v); err != nil {
 				return err
@@ -263,7 +264,7 @@ func readNDJSON(in io.Reader, f func(importRow, string) error) error {
 			return nil
 		})
 		if err != nil {
-			why = err.Error()
+			why = bodyError(err).Error()
 		} else {
 			why = row.fill(fields)
 		}

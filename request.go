@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,12 +10,11 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf16"
-	"unicode/utf8"
+
+	"userd/internal/strictjson"
 )
 
 const (
@@ -80,193 +78,38 @@ func (x *exchange) hasBody() bool {
 	return n > 0
 }
 
-// decode reads the request's body into a T, a struct whose fields have json
-// tags. It is stricter than encoding/json: exactly one object of valid UTF-8,
-// no member twice, none unknown or in another case, none null unless its field
-// is a json.RawMessage, no NUL and no half of a surrogate pair in a string.
-// Where programs differ in what they make of a text, one checks what another
-// uses.
+// decode reads the request's body into a T, a struct as strictjson.Unmarshal
+// requires it.
 func decode[T any](x *exchange) (in T, err error) {
 	data, err := x.body()
 	if err != nil {
 		return in, err
 	}
-	return in, decodeBody(data, &in)
+	return in, bodyError(strictjson.Unmarshal(data, &in))
 }
 
-func decodeBody(data []byte, in any) error {
-	t := reflect.TypeOf(in).Elem()
-	err := eachMember(data, func(name string, value []byte) error {
-		i := 0
-		for i < t.NumField() && t.Field(i).Tag.Get("json") != name {
-			i++
-		}
-		if i == t.NumField() {
-			return errUnknownMember.with("The body has the member %q, which this route does not know", shorten(name))
-		}
-		if t.Field(i).Type == reflect.TypeFor[json.RawMessage]() {
-			return nil
-		}
-		if string(value) == "null" {
-			return wrongType(name, t.Field(i).Type)
-		}
-		if value[0] == '"' && hasBadEscape(value) {
-			return errMalformedBody.with("The member %q holds an escape that is no character", name)
-		}
-		return nil
-	})
-	if err != nil {
+// bodyError returns the error that tells a client why strictjson refused its
+// body. It returns other errors as they are.
+func bodyError(err error) error {
+	e, ok := errors.AsType[*strictjson.Error](err)
+	if !ok {
 		return err
 	}
-	err = json.Unmarshal(data, in)
-	var mistyped *json.UnmarshalTypeError
-	if errors.As(err, &mistyped) {
-		return wrongType(mistyped.Field, mistyped.Type)
+	name := shorten(e.Member)
+	switch e.Kind {
+	case strictjson.Duplicate:
+		return errDuplicateMember.with("The member %q %s in the body", name, e.Text)
+	case strictjson.Unknown:
+		return errUnknownMember.with("The body has the member %q, which this route does not know", name)
+	case strictjson.WrongType:
+		err := errWrongType.with("The member %q %s", name, e.Text)
+		err.fields = map[string]string{e.Member: e.Text}
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", errMalformedBody, err)
+	if e.Member == "" {
+		return errMalformedBody.with("The body %s", e.Text)
 	}
-	return nil
-}
-
-// hasBadEscape reports whether a valid JSON string escapes a NUL or half of a
-// surrogate pair. encoding/json would make U+FFFD of the half, and one password
-// of many.
-func hasBadEscape(value []byte) bool {
-	for i := 0; i < len(value); i++ {
-		if value[i] != '\\' {
-			continue
-		}
-		if i++; value[i] != 'u' {
-			continue
-		}
-		r := hexRune(value[i+1:])
-		i += 4
-		if utf16.IsSurrogate(r) {
-			if !bytes.HasPrefix(value[i+1:], []byte(`\u`)) || utf16.DecodeRune(r, hexRune(value[i+3:])) == utf8.RuneError {
-				return true
-			}
-			i += 6
-		}
-		if r == 0 {
-			return true
-		}
-	}
-	return false
-}
-
-// hexRune returns the code unit that the four hexadecimal digits of an escape name.
-func hexRune(digits []byte) rune {
-	n, err := strconv.ParseUint(string(digits[:4]), 16, 16)
-	if err != nil {
-		panic(err) // of valid JSON
-	}
-	return rune(n)
-}
-
-func wrongType(name string, t reflect.Type) error {
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	want := map[reflect.Kind]string{reflect.String: "a string", reflect.Bool: "true or false"}[t.Kind()]
-	err := errWrongType.with("The member %q must be %s", name, want)
-	err.fields = map[string]string{name: "must be " + want}
-	return err
-}
-
-// maxMembers bounds the search for a member that stands twice.
-const maxMembers = 64
-
-// eachMember calls f with the name and the JSON text of each member of the one
-// object that data is. It refuses what is not valid JSON in valid UTF-8, and a
-// name that stands twice: parsers differ in which of the two they take
-// (RFC 8259 section 4).
-func eachMember(data []byte, f func(name string, value []byte) error) error {
-	if len(data) == 0 {
-		return errMalformedBody.with("The body is empty")
-	}
-	if !utf8.Valid(data) {
-		return errMalformedBody.with("The body is not valid UTF-8")
-	}
-	if !json.Valid(data) {
-		return errMalformedBody.with("The body is not valid JSON")
-	}
-	// From here on the syntax is known to be right; what is left is to find the ends.
-	rest := bytes.TrimLeft(data, " \t\r\n")
-	if rest[0] != '{' {
-		return errMalformedBody
-	}
-	var seen [maxMembers]string
-	for n := 0; ; n++ {
-		rest = bytes.TrimLeft(rest[1:], " \t\r\n") // after { or ,
-		if rest[0] == '}' {
-			return nil
-		}
-		end := valueEnd(rest)
-		name := unquoteName(rest[:end])
-		if n == maxMembers {
-			return errMalformedBody.with("The body has too many members")
-		}
-		for _, s := range seen[:n] {
-			if s == name {
-				return errDuplicateMember.with("The member %q appears twice in the body", shorten(name))
-			}
-		}
-		seen[n] = name
-		rest = bytes.TrimLeft(rest[end:], " \t\r\n")
-		rest = bytes.TrimLeft(rest[1:], " \t\r\n") // after :
-		end = valueEnd(rest)
-		if err := f(name, rest[:end]); err != nil {
-			return err
-		}
-		rest = bytes.TrimLeft(rest[end:], " \t\r\n")
-		if rest[0] == '}' {
-			return nil
-		}
-	}
-}
-
-func unquoteName(quoted []byte) string {
-	if bytes.IndexByte(quoted, '\\') < 0 {
-		return string(quoted[1 : len(quoted)-1])
-	}
-	var name string
-	json.Unmarshal(quoted, &name) // a valid string of a valid text
-	return name
-}
-
-// valueEnd returns the length of the value that valid JSON begins with.
-func valueEnd(data []byte) int {
-	depth := 0
-	for i := 0; i < len(data); i++ {
-		switch data[i] {
-		case '"':
-			for i++; data[i] != '"'; i++ {
-				if data[i] == '\\' {
-					i++
-				}
-			}
-		case '{', '[':
-			depth++
-			continue
-		case '}', ']':
-			if depth == 0 {
-				return i
-			}
-			depth--
-		case ',', ':', ' ', '\t', '\r', '\n':
-			if depth == 0 {
-				return i
-			}
-			continue
-		default: // within a number or a word
-			continue
-		}
-		if depth == 0 {
-			return i + 1
-		}
-	}
-	return len(data)
+	return errMalformedBody.with("The member %q %s", name, e.Text)
 }
 
 // query returns the query parameters, of which only the named may be there,
