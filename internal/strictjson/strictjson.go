@@ -137,10 +137,7 @@ func hasBadEscape(value []byte) bool {
 
 // hexRune returns the code unit that the four hexadecimal digits of an escape name.
 func hexRune(digits []byte) rune {
-	n, err := strconv.ParseUint(string(digits[:4]), 16, 16)
-	if err != nil {
-		panic(err) // of valid JSON
-	}
+	n, _ := strconv.ParseUint(string(digits[:4]), 16, 16) // valid JSON has four
 	return rune(n)
 }
 
@@ -207,10 +204,11 @@ func unquoteName(quoted []byte) string {
 	return name
 }
 
-// valueEnd returns the length of the value that valid JSON begins with.
+// valueEnd returns the length of the name or value that data begins with. In
+// valid JSON a delimiter follows each of them.
 func valueEnd(data []byte) int {
 	depth := 0
-	for i := 0; i < len(data); i++ {
+	for i := 0; ; i++ {
 		switch data[i] {
 		case '"':
 			for i++; data[i] != '"'; i++ {
@@ -220,7 +218,6 @@ func valueEnd(data []byte) int {
 			}
 		case '{', '[':
 			depth++
-			continue
 		case '}', ']':
 			if depth == 0 {
 				return i
@@ -230,13 +227,6 @@ func valueEnd(data []byte) int {
 			if depth == 0 {
 				return i
 			}
-			continue
-		default: // within a number or a word
-			continue
-		}
-		if depth == 0 {
-			return i + 1
 		}
 	}
-	return len(data)
 }
