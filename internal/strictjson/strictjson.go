@@ -64,26 +64,29 @@ func (e *Error) Error() string {
 }
 
 // Unmarshal reads the object in data into v, a pointer to a struct. Each field
-// has a json tag that is the name of its member and nothing more. A member can
-// be left out, and its field then stays as it is. It cannot be null, unless its
-// field is a json.RawMessage: that accepts any value and keeps its text.
+// has a json tag that is the name of its member and nothing more. Its type is a
+// kind of string or bool, a pointer to one, or json.RawMessage. Other types have
+// members that encoding/json would read by its own rules, so Unmarshal panics if
+// it meets one.
+//
+// A member can be left out, and its field then stays as it is. It cannot be
+// null, unless its field is a json.RawMessage: that accepts any value and keeps
+// its text.
 //
 // If the text is refused, the error is an *Error, and v may be set in part.
 func Unmarshal(data []byte, v any) error {
 	t := reflect.TypeOf(v).Elem()
 	err := Members(data, func(name string, value []byte) error {
-		i := 0
-		for i < t.NumField() && t.Field(i).Tag.Get("json") != name {
-			i++
-		}
-		if i == t.NumField() {
+		field, ok := fieldOf(t, name)
+		if !ok {
 			return &Error{Unknown, name, "is not known"}
 		}
-		if t.Field(i).Type == reflect.TypeFor[json.RawMessage]() {
+		if field == reflect.TypeFor[json.RawMessage]() {
 			return nil
 		}
+		want := wanted(field)
 		if string(value) == "null" {
-			return wrongType(name, t.Field(i).Type)
+			return &Error{WrongType, name, want}
 		}
 		if value[0] == '"' && hasBadEscape(value) {
 			return &Error{Malformed, name, "holds an escape that is no character"}
@@ -95,18 +98,34 @@ func Unmarshal(data []byte, v any) error {
 	}
 	err = json.Unmarshal(data, v)
 	if mistyped, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return wrongType(mistyped.Field, mistyped.Type)
+		return &Error{WrongType, mistyped.Field, wanted(mistyped.Type)}
 	}
 	return err
 }
 
-// wrongType returns the error of a member whose value is not of type t.
-func wrongType(name string, t reflect.Type) error {
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem()
+// fieldOf returns the type of the field of struct t whose json tag is name. A
+// field without a tag has no name, not the empty one.
+func fieldOf(t reflect.Type, name string) (reflect.Type, bool) {
+	for i := range t.NumField() { // unlike t.Fields(), this allocates nothing
+		f := t.Field(i)
+		if tag, ok := f.Tag.Lookup("json"); ok && tag == name {
+			return f.Type, true
+		}
 	}
-	want := map[reflect.Kind]string{reflect.String: "a string", reflect.Bool: "true or false"}[t.Kind()]
-	return &Error{WrongType, name, "must be " + want}
+	return nil, false
+}
+
+// wanted says what a value for a field of type t must be.
+func wanted(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return wanted(t.Elem())
+	case reflect.String:
+		return "must be a string"
+	case reflect.Bool:
+		return "must be true or false"
+	}
+	panic("strictjson: unsupported field type " + t.String())
 }
 
 // hasBadEscape reports whether a valid JSON string escapes a NUL or half of a

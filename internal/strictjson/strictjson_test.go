@@ -191,6 +191,49 @@ func TestUnmarshalRefuses(t *testing.T) {
 	}
 }
 
+// encoding/json would decide about the members of such a field: in any case,
+// and the last of two.
+func TestUnmarshalPanicsForTypesItCannotCheck(t *testing.T) {
+	t.Parallel()
+	for _, v := range []any{
+		&struct {
+			V struct{} `json:"v"`
+		}{},
+		&struct {
+			V []string `json:"v"`
+		}{},
+		&struct {
+			V map[string]string `json:"v"`
+		}{},
+		&struct {
+			V any `json:"v"`
+		}{},
+		&struct {
+			V *int `json:"v"`
+		}{},
+	} {
+		panicked := func() (p any) {
+			defer func() { p = recover() }()
+			Unmarshal([]byte(`{"v":null}`), v)
+			return nil
+		}()
+		if text, _ := panicked.(string); !strings.HasPrefix(text, "strictjson: unsupported field type ") {
+			t.Errorf("%T: panicked with %v", v, panicked)
+		}
+	}
+}
+
+func TestAFieldWithoutATagHasNoMember(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"", "V", "v"} {
+		var got struct{ V string }
+		err := Unmarshal(fmt.Appendf(nil, `{%q:"x"}`, name), &got)
+		if e, ok := errors.AsType[*Error](err); !ok || *e != unknown(name) || got.V != "" {
+			t.Errorf("%q: got %v, %q", name, err, got.V)
+		}
+	}
+}
+
 func TestAnErrorSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
