@@ -23,15 +23,16 @@ type server struct {
 	limiter   *limiter // nil: RATE_LIMIT=off
 	feed      *feed
 	log       *slog.Logger
-	now       func() time.Time
+	now       func() time.Time     // the wall clock, for what is stored or signed
+	mono      func() time.Duration // since some start, on the monotonic clock: for limits
 	mux       *http.ServeMux
 	stats     *stats
 	health    *health
 	large     chan struct{} // bodies over smallBody that are being read
 }
 
-func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
-	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, http.NewServeMux(), newStats(st), newHealth(st), make(chan struct{}, maxLargeBodies)}
+func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time, mono func() time.Duration) *server {
+	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, mono, http.NewServeMux(), newStats(st), newHealth(st), make(chan struct{}, maxLargeBodies)}
 	if c.rateLimit == rateLimitOn {
 		s.limiter = newLimiter()
 	}

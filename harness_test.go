@@ -79,10 +79,12 @@ var cheap = passhash.Cost{Memory: 8, Passes: 1, Threads: 1}
 // goodPassword is a password that every rule lets through.
 const goodPassword = "correct horse battery"
 
-// A clock is the server's time, moved by hand.
+// A clock is the server's time, moved by hand: the wall clock and the monotonic
+// one, which go together unless the wall clock is set.
 type clock struct {
-	mu sync.Mutex
-	t  time.Time
+	mu      sync.Mutex
+	t       time.Time
+	elapsed time.Duration // since the test began
 }
 
 func (c *clock) now() time.Time {
@@ -91,10 +93,25 @@ func (c *clock) now() time.Time {
 	return c.t
 }
 
+func (c *clock) mono() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.elapsed
+}
+
+// add lets time pass.
 func (c *clock) add(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.t = c.t.Add(d)
+	c.elapsed += d
+}
+
+// set steps the wall clock, as an operator or NTP does.
+func (c *clock) set(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = t
 }
 
 // A service is a whole userd on a file of its own, asked over real HTTP.
@@ -136,7 +153,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newServer(c, st, passhash.New(cheap), keys, refresher, testLog(t), clock.now)
+	s := newServer(c, st, passhash.New(cheap), keys, refresher, testLog(t), clock.now, clock.mono)
 	web := httptest.NewServer(s)
 	t.Cleanup(web.Close)
 	return &service{s, t, web.URL, clock, path, web}

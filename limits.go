@@ -81,11 +81,12 @@ func (e *limited) Error() string { return "limited by " + e.by + " for " + e.wai
 
 func (e *limited) Unwrap() error { return errLimited }
 
-// A tally is what a limiter knows under one key. Times are in Unix nanoseconds.
+// A tally is what a limiter knows under one key. Its times are those of the
+// server's monotonic clock.
 type tally struct {
 	failures int32
-	until    int64 // no further try before
-	gone     int64 // nothing is known any more from then on
+	until    time.Duration // no further try before
+	gone     time.Duration // nothing is known any more from then on
 }
 
 // Tallies are kept by the hash of what they are about. A stranger can make
@@ -97,7 +98,7 @@ const (
 	candidates = 8
 )
 
-func (t tallies) get(key uint64, now int64) tally {
+func (t tallies) get(key uint64, now time.Duration) tally {
 	if v := t[key]; v.gone > now {
 		return v
 	}
@@ -110,7 +111,7 @@ func (t tallies) get(key uint64, now int64) tally {
 func (t tallies) put(key uint64, v tally) {
 	if _, ok := t[key]; !ok && len(t) >= maxTallies {
 		var first uint64
-		var gone int64
+		var gone time.Duration
 		n := 0
 		for k, other := range t { // in random order
 			if n == 0 || other.gone < gone {
@@ -136,18 +137,18 @@ type allowance struct {
 }
 
 // refusal says that a key must wait for its next, or nil.
-func (a *allowance) refusal(key uint64, now int64) error {
+func (a *allowance) refusal(key uint64, now time.Duration) error {
 	full := a.given.get(key, now).gone
-	if wait := time.Duration(full-now) - time.Duration(a.burst-1)*a.every; wait > 0 {
+	if wait := full - now - time.Duration(a.burst-1)*a.every; wait > 0 {
 		return &limited{a.name, wait}
 	}
 	return nil
 }
 
 // take counts one, which need not have been allowed.
-func (a *allowance) take(key uint64, now int64) {
+func (a *allowance) take(key uint64, now time.Duration) {
 	full := max(now, a.given.get(key, now).gone)
-	a.given.put(key, tally{gone: min(full+int64(a.every), now+a.burst*int64(a.every))})
+	a.given.put(key, tally{gone: min(full+a.every, now+time.Duration(a.burst)*a.every)})
 }
 
 // key is what the parts are kept by.
@@ -189,7 +190,7 @@ func (s *server) allow(x *exchange, limit int) error {
 	if l == nil {
 		return nil
 	}
-	now, key := s.now().UnixNano(), l.key(s.network(x))
+	now, key := s.mono(), l.key(s.network(x))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := &l.limits[limit]
@@ -203,7 +204,7 @@ func (s *server) allow(x *exchange, limit int) error {
 // An attempt is a password that is about to be tried.
 type attempt struct {
 	l                          *limiter
-	now                        func() time.Time
+	mono                       func() time.Duration
 	pair, user, network, known uint64
 	exempt                     bool // in a network that the user is known in
 }
@@ -224,31 +225,31 @@ func (s *server) attempt(x *exchange, id int64, hash, name string) (*attempt, er
 	}
 	a := &attempt{
 		l:       l,
-		now:     s.now,
+		mono:    s.mono,
 		pair:    l.key(append(who, from)...),
 		user:    l.key(who...),
 		network: l.key(from),
 		known:   l.key(strconv.FormatInt(id, 10), from),
 	}
-	now := s.now()
+	now := s.mono()
 	l.mu.Lock()
-	a.exempt = id != 0 && l.known.get(a.known, now.UnixNano()).gone != 0
-	err := a.refusal(now.UnixNano())
-	certain := a.exempt || l.pairs.get(a.pair, now.UnixNano()).until > now.UnixNano()
+	a.exempt = id != 0 && l.known.get(a.known, now).gone != 0
+	err := a.refusal(now)
+	certain := a.exempt || l.pairs.get(a.pair, now).until > now
 	l.mu.Unlock()
 	if err == nil || certain {
 		return a, err
 	}
 	// Since a restart, a session alone may tell that the user is known here. It
 	// is looked for where there is no user too: that must take as long.
-	if err := s.store.sessionsOf(x.r.Context(), id, now.Unix(), func(v *session) {
+	if err := s.store.sessionsOf(x.r.Context(), id, s.now().Unix(), func(v *session) {
 		a.exempt = a.exempt || network(v.address) == from
 	}); err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return a, a.refusal(now.UnixNano())
+	return a, a.refusal(now)
 }
 
 // foldASCII makes one of the letters that are one to the database's NOCASE, and
@@ -261,9 +262,9 @@ func foldASCII(r rune) rune {
 }
 
 // refusal says why a may not be tried at now, or nil.
-func (a *attempt) refusal(now int64) error {
+func (a *attempt) refusal(now time.Duration) error {
 	if pair := a.l.pairs.get(a.pair, now); pair.until > now {
-		return &limited{"user and network", time.Duration(pair.until - now)}
+		return &limited{"user and network", pair.until - now}
 	}
 	if a.exempt {
 		return nil
@@ -281,7 +282,7 @@ func (a *attempt) settle(ok bool) error {
 	if a == nil {
 		return nil
 	}
-	now := a.now().UnixNano()
+	now := a.mono()
 	l := a.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -290,16 +291,16 @@ func (a *attempt) settle(ok bool) error {
 	}
 	if ok {
 		delete(l.pairs, a.pair)
-		l.known.put(a.known, tally{gone: now + int64(knownFor)})
+		l.known.put(a.known, tally{gone: now + knownFor})
 		return nil
 	}
 	pair := l.pairs.get(a.pair, now)
 	pair.failures++
 	pair.until = now
 	if n := pair.failures - freeFailures; n >= 0 {
-		pair.until += int64(min(firstDelay<<min(n, 20), maxDelay))
+		pair.until += min(firstDelay<<min(n, 20), maxDelay)
 	}
-	pair.gone = pair.until + int64(min(pair.failures, 24))*int64(forgiveness)
+	pair.gone = pair.until + time.Duration(min(pair.failures, 24))*forgiveness
 	l.pairs.put(a.pair, pair)
 	l.limits[userFailures].take(a.user, now)
 	l.limits[networkFailures].take(a.network, now)

@@ -59,6 +59,24 @@ func TestGuessingTakesLongerAndLonger(t *testing.T) {
 	}
 }
 
+// Otherwise setting the clock back would lock users out, and setting it forward
+// would end a delay.
+func TestAStepOfTheWallClockChangesNoLimit(t *testing.T) {
+	t.Parallel()
+	s := newService(t, proxied)
+	s.register("ann")
+	for range freeFailures {
+		s.tryLogin(homeNet, "ann", wrongPassword).want(t, 401, "")
+	}
+	noon := s.now()
+	for _, step := range []time.Duration{-24 * time.Hour, 0, 24 * time.Hour} {
+		s.clock.set(noon.Add(step))
+		s.tryLogin(homeNet, "ann", wrongPassword).wantWait(t, 2)
+	}
+	s.clock.add(2 * time.Second)
+	s.tryLogin(homeNet, "ann", wrongPassword).want(t, 401, "")
+}
+
 func TestARightPasswordIsRefusedWhileGuessesAre(t *testing.T) {
 	t.Parallel()
 	s := newService(t, proxied)
@@ -323,7 +341,7 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 			const left = 3
 			key := s.limiter.key(network(homeNet))
 			for range a.burst - left {
-				a.take(key, s.now().UnixNano())
+				a.take(key, s.mono())
 			}
 			for range left {
 				ask(homeNet).want(t, status, row.code)
@@ -374,11 +392,11 @@ func TestTheLimiterCanBeOff(t *testing.T) {
 func TestTheLimiterSurvivesAFlood(t *testing.T) {
 	t.Parallel()
 	table := make(tallies)
-	now := int64(time.Hour)
-	guesser := tally{failures: 20, until: now + int64(maxDelay), gone: now + 20*int64(forgiveness)}
+	now := time.Hour
+	guesser := tally{failures: 20, until: now + maxDelay, gone: now + 20*forgiveness}
 	table.put(1, guesser)
 	for key := range uint64(3 * maxTallies) {
-		table.put(key+2, tally{failures: 1, gone: now + int64(forgiveness) + int64(key)})
+		table.put(key+2, tally{failures: 1, gone: now + forgiveness + time.Duration(key)})
 	}
 	if len(table) != maxTallies {
 		t.Errorf("%d tallies, want %d", len(table), maxTallies)

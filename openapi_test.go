@@ -1088,7 +1088,7 @@ func refusesMany(w *witness) {
 	for _, limit := range []int{registrations, refreshes, passwords} {
 		a := &w.limiter.limits[limit]
 		for range a.burst {
-			a.take(w.limiter.key(network("127.0.0.1")), w.now().UnixNano())
+			a.take(w.limiter.key(network("127.0.0.1")), w.mono())
 		}
 	}
 	w.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(w.t, 429, "too_many_requests")

@@ -101,6 +101,13 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	return nil
 }
 
+// monotonic returns a clock that tells the time since now. No one can set it, so
+// a step of the wall clock neither lifts a limit nor makes it longer.
+func monotonic() func() time.Duration {
+	start := time.Now()
+	return func() time.Duration { return time.Since(start) }
+}
+
 // serveStore serves an open database until ctx ends and the last request is
 // done. metricsListener may be nil.
 func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metricsListener net.Listener, secure *https, st *store) error {
@@ -116,7 +123,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	if err != nil {
 		return err
 	}
-	s := newServer(c.settings, st, passhash.New(passhash.Default()), keys, refresher, log, time.Now)
+	s := newServer(c.settings, st, passhash.New(passhash.Default()), keys, refresher, log, time.Now, monotonic())
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
 	go func() { served <- secure.serve(httpServer, limitConnections(listener, maxConnections)) }()
