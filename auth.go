@@ -401,7 +401,7 @@ func (s *server) requireProof(x *exchange, password *string) error {
 // and hash. An unknown user has the id 0 and an empty hash; its name is then what
 // is counted. Every call counts toward the limits: it returns errLimited.
 func (s *server) matchesPassword(x *exchange, id int64, hash, name, password string) (bool, error) {
-	a, err := s.attempt(x, id, hash, name)
+	g, err := s.newGuess(x, id, hash, name)
 	if err != nil {
 		return false, err
 	}
@@ -414,7 +414,7 @@ func (s *server) matchesPassword(x *exchange, id int64, hash, name, password str
 	if err != nil {
 		return false, err
 	}
-	return ok, a.settle(ok)
+	return ok, g.finish(ok)
 }
 
 // newClaims returns the claims of a new access token of a session.

@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"userd/internal/throttle"
 )
 
 // Limits of one connection. A stranger can open many.
@@ -242,10 +244,9 @@ func (x *exchange) fail(err error) {
 	case http.StatusServiceUnavailable:
 		header["Retry-After"] = []string{"1"}
 	}
-	var l *limited
-	if errors.As(err, &l) {
-		x.s.stats.limited.add(l.by)
-		header["Retry-After"] = []string{strconv.FormatInt(int64((l.wait+time.Second-1)/time.Second), 10)}
+	if l, ok := errors.AsType[*throttle.Limited](err); ok {
+		x.s.stats.limited.add(l.By)
+		header["Retry-After"] = []string{strconv.FormatInt(int64((l.Wait+time.Second-1)/time.Second), 10)}
 	}
 	if accepts(x.r, "application/problem+json") { // RFC 9457
 		header["Content-Type"] = problemType
@@ -326,9 +327,8 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 		if x.name != "" {
 			attrs = append(attrs, slog.String("name", x.name))
 		}
-		var l *limited
-		if errors.As(x.err, &l) {
-			attrs = append(attrs, slog.String("limit", l.by))
+		if l, ok := errors.AsType[*throttle.Limited](x.err); ok {
+			attrs = append(attrs, slog.String("limit", l.By))
 		}
 	}
 	if level == slog.LevelError {

@@ -1,47 +1,50 @@
 package main
 
 import (
-	"hash/maphash"
+	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"userd/internal/throttle"
 )
 
 // A limiter bounds what a stranger can try. It counts by network, a /24 of IPv4
-// or a /64 of IPv6, since whoever has one address of those has all of them. It
-// lives in memory: a restart forgets, which nobody outside can bring about.
+// or a /64 of IPv6: a client that has one address of those usually has all of
+// them. Only an operator can restart userd, so a limiter may forget everything
+// in a restart.
 //
-// Failed logins are counted three times. By user and network, with a delay that
-// soon grows: this is what stops guessing. More gently by network alone, which
-// stops trying one password on everybody, and by user alone, which stops those
-// with many networks. These two would also let them lock a user out; so they do
-// not count in a network that the user has logged in from before.
+// A failed login counts three times. The first count is by user and network,
+// with a delay that soon grows: this stops guessing. The second is by network
+// and stops trying one password on all users. The third is by user and stops an
+// attacker with many networks. The last two would let an attacker lock a user
+// out, so they do not apply in a network that the user has logged in from.
 type limiter struct {
-	seed maphash.Seed // nobody outside can make two keys fall together
+	seed throttle.Seed
 
-	mu     sync.Mutex
-	pairs  tallies // failed logins of a user from a network
-	known  tallies // networks that a user has logged in from
-	limits [limits]allowance
+	mu         sync.Mutex
+	guesses    throttle.Delays // failed logins, by user and network
+	known      throttle.Set    // networks that a user has logged in from, by both
+	allowances [allowanceCount]throttle.Allowance
 }
 
-// The limits that a limiter has beside the pairs' growing delay.
+// The allowances of a limiter.
 const (
-	userFailures = iota
-	networkFailures
-	registrations // by network, as refreshes
+	userFailures    = iota // failed logins, by user
+	networkFailures        // failed logins, by network
+	registrations          // by network, as the following ones
 	refreshes
-	passwords // by network, right ones too: each costs a hash, and a login a row
-	limits
+	passwords // correct ones too: each costs a hash, and a login costs a row
+	allowanceCount
 )
 
 const (
-	// freeFailures is how often one mistypes before it costs time.
+	// freeFailures is how often a user can mistype before it costs time.
 	freeFailures = 5
-	// firstDelay doubles with each further failure, up to maxDelay: some hundred
-	// guesses a day.
+	// firstDelay doubles with each further failure, up to maxDelay: this leaves
+	// some hundred guesses a day.
 	firstDelay = 2 * time.Second
 	maxDelay   = 15 * time.Minute
 	// forgiveness is how long each failure is remembered after the last one.
@@ -52,118 +55,35 @@ const (
 
 func newLimiter() *limiter {
 	return &limiter{
-		seed:  maphash.MakeSeed(),
-		pairs: make(tallies),
-		known: make(tallies),
-		limits: [limits]allowance{
-			// A hundred failures at once is NIST's bound for one account (SP 800-63B
-			// section 5.2.2), and a bad day of a whole office.
-			userFailures:    {"user", make(tallies), 100, time.Minute},
-			networkFailures: {"network", make(tallies), 100, 6 * time.Second},
-			// A classroom or a test suite passes; the names of a large service cannot
-			// be tried out one by one, nor its disk filled.
-			registrations: {"registration", make(tallies), 1000, time.Second},
-			// What 18,000 users behind one address need with access tokens of 15 minutes.
-			refreshes: {"refresh", make(tallies), 10_000, 50 * time.Millisecond},
-			// An eighth of what two cores check; 36,000 logins an hour.
-			passwords: {"password", make(tallies), 1000, 100 * time.Millisecond},
+		seed:    throttle.NewSeed(),
+		guesses: throttle.Delays{Name: "user and network", Free: freeFailures, First: firstDelay, Max: maxDelay, Memory: forgiveness},
+		known:   throttle.Set{For: knownFor},
+		allowances: [allowanceCount]throttle.Allowance{
+			// 100 failures in a row is NIST's bound for one account (SP 800-63B section
+			// 5.2.2), and a bad day of an entire office.
+			userFailures:    {Name: "user", Burst: 100, Every: time.Minute},
+			networkFailures: {Name: "network", Burst: 100, Every: 6 * time.Second},
+			// A classroom or a test suite passes. A stranger can neither try the names
+			// of a large service one by one nor fill its disk.
+			registrations: {Name: "registration", Burst: 1000, Every: time.Second},
+			// 18,000 users behind one address need this with access tokens of 15 minutes.
+			refreshes: {Name: "refresh", Burst: 10_000, Every: 50 * time.Millisecond},
+			// An eighth of what two cores verify; 36,000 logins an hour.
+			passwords: {Name: "password", Burst: 1000, Every: 100 * time.Millisecond},
 		},
 	}
 }
 
-// A limited is an errLimited: which limit it was, for the log, and for how long.
-type limited struct {
-	by   string
-	wait time.Duration
-}
-
-func (e *limited) Error() string { return "limited by " + e.by + " for " + e.wait.String() }
-
-func (e *limited) Unwrap() error { return errLimited }
-
-// A tally is what a limiter knows under one key. Its times are those of the
-// server's monotonic clock.
-type tally struct {
-	failures int32
-	until    time.Duration // no further try before
-	gone     time.Duration // nothing is known any more from then on
-}
-
-// Tallies are kept by the hash of what they are about. A stranger can make
-// up any number of networks and names, so they are bounded.
-type tallies map[uint64]tally
-
-const (
-	maxTallies = 1 << 16 // some 3 MB
-	candidates = 8
-)
-
-func (t tallies) get(key uint64, now time.Duration) tally {
-	if v := t[key]; v.gone > now {
-		return v
+// limited returns the error that answers a client if a limit returned err. It
+// is nil if err is nil.
+func limited(err error) error {
+	if err == nil {
+		return nil
 	}
-	return tally{}
+	return fmt.Errorf("%w: %w", errLimited, err)
 }
 
-// put keeps a tally. Where there are too many, another makes room: of a few drawn
-// at random the one that would be gone first. A flood brings entries of one
-// failure each, which go before those of somebody who has failed often.
-func (t tallies) put(key uint64, v tally) {
-	if _, ok := t[key]; !ok && len(t) >= maxTallies {
-		var first uint64
-		var gone time.Duration
-		n := 0
-		for k, other := range t { // in random order
-			if n == 0 || other.gone < gone {
-				first, gone = k, other.gone
-			}
-			if n++; n == candidates {
-				break
-			}
-		}
-		delete(t, first)
-	}
-	t[key] = v
-}
-
-// An allowance lets each key have so many at once and then one every so often
-// (the generic cell rate algorithm, with the time at which all would be given
-// back as its only state).
-type allowance struct {
-	name  string
-	given tallies
-	burst int64
-	every time.Duration
-}
-
-// refusal says that a key must wait for its next, or nil.
-func (a *allowance) refusal(key uint64, now time.Duration) error {
-	full := a.given.get(key, now).gone
-	if wait := full - now - time.Duration(a.burst-1)*a.every; wait > 0 {
-		return &limited{a.name, wait}
-	}
-	return nil
-}
-
-// take counts one, which need not have been allowed.
-func (a *allowance) take(key uint64, now time.Duration) {
-	full := max(now, a.given.get(key, now).gone)
-	a.given.put(key, tally{gone: min(full+a.every, now+time.Duration(a.burst)*a.every)})
-}
-
-// key is what the parts are kept by.
-func (l *limiter) key(parts ...string) uint64 {
-	var h maphash.Hash
-	h.SetSeed(l.seed)
-	for _, p := range parts {
-		h.WriteString(strconv.Itoa(len(p)))
-		h.WriteByte(':')
-		h.WriteString(p)
-	}
-	return h.Sum64()
-}
-
-// network returns the network of an address, as clientAddress gives it.
+// network returns the network of an address that clientAddress returned.
 func network(address string) string {
 	a, err := netip.ParseAddr(address)
 	if err != nil {
@@ -174,86 +94,84 @@ func network(address string) string {
 	if a.Is4() {
 		bits = 24
 	}
-	p, err := a.Prefix(bits)
-	if err != nil {
-		panic(err) // fewer bits than the address has
-	}
+	p, _ := a.Prefix(bits) // no address has fewer bits
 	return p.String()
 }
 
 // network returns the network that a request comes from.
 func (s *server) network(x *exchange) string { return network(s.clientAddress(x.r)) }
 
-// allow counts a request of x's network, or says errLimited.
-func (s *server) allow(x *exchange, limit int) error {
+// allow counts a request of x's network in one of the limiter's allowances, or
+// returns errLimited.
+func (s *server) allow(x *exchange, allowance int) error {
 	l := s.limiter
 	if l == nil {
 		return nil
 	}
-	now, key := s.mono(), l.key(s.network(x))
+	now, key := s.mono(), l.seed.Key(s.network(x))
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a := &l.limits[limit]
-	if err := a.refusal(key, now); err != nil {
-		return err
+	a := &l.allowances[allowance]
+	if err := a.Check(key, now); err != nil {
+		return limited(err)
 	}
-	a.take(key, now)
+	a.Take(key, now)
 	return nil
 }
 
-// An attempt is a password that is about to be tried.
-type attempt struct {
-	l                          *limiter
-	mono                       func() time.Duration
-	pair, user, network, known uint64
-	exempt                     bool // in a network that the user is known in
+// A guess is one try of a password, with the keys under which it counts.
+type guess struct {
+	l                       *limiter
+	mono                    func() time.Duration
+	pair, user, from, known throttle.Key
+	exempt                  bool // the user has logged in from this network
 }
 
-// attempt lets a password be tried on a user, or says errLimited. A name that
-// nobody has, id 0, counts like one that somebody has. What is counted is the
-// user with this very hash: a new password, whoever set it and in whichever
-// process, begins anew.
-func (s *server) attempt(x *exchange, id int64, hash, name string) (*attempt, error) {
+// newGuess returns the guess of a password of a user, or errLimited. For a name
+// that does not exist, id is 0: it counts like one that exists. A guess counts
+// for the user with this very hash, so a new password starts without failures, no
+// matter who set it and in which process. Without a limiter the guess is nil.
+func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, error) {
 	l := s.limiter
 	if l == nil {
 		return nil, nil
 	}
 	from := s.network(x)
-	who := []string{"name", strings.Map(foldASCII, name)}
+	user := []string{"name", strings.Map(foldASCII, name)}
 	if id != 0 {
-		who = []string{"user", strconv.FormatInt(id, 10), hash}
+		user = []string{"user", strconv.FormatInt(id, 10), hash}
 	}
-	a := &attempt{
-		l:       l,
-		mono:    s.mono,
-		pair:    l.key(append(who, from)...),
-		user:    l.key(who...),
-		network: l.key(from),
-		known:   l.key(strconv.FormatInt(id, 10), from),
+	g := &guess{
+		l:     l,
+		mono:  s.mono,
+		pair:  l.seed.Key(append(user, from)...),
+		user:  l.seed.Key(user...),
+		from:  l.seed.Key(from),
+		known: l.seed.Key(strconv.FormatInt(id, 10), from),
 	}
 	now := s.mono()
 	l.mu.Lock()
-	a.exempt = id != 0 && l.known.get(a.known, now).gone != 0
-	err := a.refusal(now)
-	certain := a.exempt || l.pairs.get(a.pair, now).until > now
+	delayed := l.guesses.Check(g.pair, now)
+	g.exempt = l.known.Has(g.known, now)
+	err := g.check(now)
 	l.mu.Unlock()
-	if err == nil || certain {
-		return a, err
+	if err == nil || delayed != nil {
+		return g, err
 	}
-	// Since a restart, a session alone may tell that the user is known here. It
-	// is looked for where there is no user too: that must take as long.
+	// After a restart only a session can tell that the network is known. The
+	// search runs for a name that does not exist too: it must take as long.
 	if err := s.store.sessionsOf(x.r.Context(), id, s.now().Unix(), func(v *session) {
-		a.exempt = a.exempt || network(v.address) == from
+		g.exempt = g.exempt || network(v.address) == from
 	}); err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return a, a.refusal(now)
+	return g, g.check(now)
 }
 
-// foldASCII makes one of the letters that are one to the database's NOCASE, and
-// of no others: the K of kelvin is not in kate, whether she exists or not.
+// foldASCII folds the letters that the database's NOCASE folds, and no others:
+// the Kelvin sign is not the k of kate, whether kate exists or not.
 func foldASCII(r rune) rune {
 	if 'A' <= r && r <= 'Z' {
 		r += 'a' - 'A'
@@ -261,48 +179,39 @@ func foldASCII(r rune) rune {
 	return r
 }
 
-// refusal says why a may not be tried at now, or nil.
-func (a *attempt) refusal(now time.Duration) error {
-	if pair := a.l.pairs.get(a.pair, now); pair.until > now {
-		return &limited{"user and network", pair.until - now}
+// check returns errLimited if g is not allowed now. The caller holds the lock.
+func (g *guess) check(now time.Duration) error {
+	err := g.l.guesses.Check(g.pair, now)
+	if err == nil && !g.exempt {
+		err = g.l.allowances[userFailures].Check(g.user, now)
 	}
-	if a.exempt {
-		return nil
+	if err == nil && !g.exempt {
+		err = g.l.allowances[networkFailures].Check(g.from, now)
 	}
-	if err := a.l.limits[userFailures].refusal(a.user, now); err != nil {
-		return err
-	}
-	return a.l.limits[networkFailures].refusal(a.network, now)
+	return limited(err)
 }
 
-// settle counts how a try went. Of many that were made at once, those that end
-// after a limit is reached are refused, right or wrong: nobody learns more by
-// asking in parallel. A right one is told only where it settles nil.
-func (a *attempt) settle(ok bool) error {
-	if a == nil {
+// finish counts the outcome of g. Of many guesses in parallel, those that end
+// after a limit was reached get errLimited, correct or not, so that asking in
+// parallel tells a client no more. Report success only if finish returns nil.
+func (g *guess) finish(correct bool) error {
+	if g == nil {
 		return nil
 	}
-	now := a.mono()
-	l := a.l
+	now := g.mono()
+	l := g.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := a.refusal(now); err != nil {
+	if err := g.check(now); err != nil {
 		return err
 	}
-	if ok {
-		delete(l.pairs, a.pair)
-		l.known.put(a.known, tally{gone: now + knownFor})
+	if correct {
+		l.guesses.Reset(g.pair)
+		l.known.Add(g.known, now)
 		return nil
 	}
-	pair := l.pairs.get(a.pair, now)
-	pair.failures++
-	pair.until = now
-	if n := pair.failures - freeFailures; n >= 0 {
-		pair.until += min(firstDelay<<min(n, 20), maxDelay)
-	}
-	pair.gone = pair.until + time.Duration(min(pair.failures, 24))*forgiveness
-	l.pairs.put(a.pair, pair)
-	l.limits[userFailures].take(a.user, now)
-	l.limits[networkFailures].take(a.network, now)
+	l.guesses.Fail(g.pair, now)
+	l.allowances[userFailures].Take(g.user, now)
+	l.allowances[networkFailures].Take(g.from, now)
 	return nil
 }

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http/httptest"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -16,7 +18,7 @@ import (
 // proxied makes a service believe X-Forwarded-For, so that a test can come from anywhere.
 func proxied(c *settings) { c.trustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")} }
 
-// try logs in from an address.
+// tryLogin logs in from an address.
 func (s *service) tryLogin(from, name, password string) reply {
 	s.t.Helper()
 	return s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, password), "X-Forwarded-For: "+from)
@@ -189,7 +191,7 @@ func TestAStrangerDoesNotLockAUserOutOfHerNetwork(t *testing.T) {
 			s.register("ann")
 			row.home(s)
 			// A thief with many networks: more than one user bears.
-			for i := range s.limiter.limits[userFailures].burst {
+			for i := range s.limiter.allowances[userFailures].Burst {
 				s.tryLogin(fmt.Sprintf("10.0.%d.1", i), "ann", wrongPassword).want(t, 401, "")
 			}
 			s.tryLogin("10.1.0.1", "ann", wrongPassword).wantWait(t, 60)
@@ -204,12 +206,43 @@ func TestAStrangerDoesNotLockAUserOutOfHerNetwork(t *testing.T) {
 	}
 }
 
+// Otherwise each wrong password would cost a read of the sessions.
+func TestAGuessReadsTheSessionsOnlyIfTheyDecide(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	if err := s.store.readers.Close(); err != nil {
+		t.Fatal(err)
+	}
+	newGuess := func(id int64) (*guess, error) {
+		return s.newGuess(&exchange{r: httptest.NewRequest("POST", "/api/login", nil), s: s.server}, id, "hash", "")
+	}
+	for range freeFailures {
+		g, err := newGuess(1)
+		if err != nil {
+			t.Fatalf("a guess that no limit stops: %v", err)
+		}
+		if err := g.finish(false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := newGuess(1); !errors.Is(err, errLimited) {
+		t.Errorf("a guess that a delay stops: %v", err)
+	}
+	a := &s.limiter.allowances[networkFailures]
+	for range a.Burst {
+		a.Take(s.limiter.seed.Key(network("192.0.2.1")), s.mono())
+	}
+	if _, err := newGuess(2); !errors.Is(err, errStorage) {
+		t.Errorf("a guess that an allowance stops did not read the sessions: %v", err)
+	}
+}
+
 func TestOneNetworkTriesOnlySoManyUsers(t *testing.T) {
 	t.Parallel()
 	s := newService(t, proxied)
 	s.register("ann")
 	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
-	for i := range s.limiter.limits[networkFailures].burst {
+	for i := range s.limiter.allowances[networkFailures].Burst {
 		s.tryLogin(homeNet, fmt.Sprintf("user%d", i), wrongPassword).want(t, 401, "")
 	}
 	s.tryLogin(homeNet, "another", wrongPassword).wantWait(t, 6)
@@ -242,7 +275,7 @@ func TestANewPasswordClearsTheFailures(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			s := newService(t, proxied)
 			path, _ := s.register("ann")
-			for i := range s.limiter.limits[userFailures].burst {
+			for i := range s.limiter.allowances[userFailures].Burst {
 				s.tryLogin(fmt.Sprintf("10.0.%d.1", i), "ann", wrongPassword).want(t, 401, "")
 			}
 			for range freeFailures { // of which each counts, but these are refused
@@ -334,21 +367,21 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 		{"PUT", "/api/users/me", passwords, `{"password":"` + goodPassword + `"}`, ""}, // by a fresh token
 	} {
 		t.Run(row.path+" "+row.body, func(t *testing.T) {
-			a := &s.limiter.limits[row.limit]
+			a := &s.limiter.allowances[row.limit]
+			*a = newLimiter().allowances[row.limit]
 			ask := func(from string) reply { return s.do(token, row.method, row.path, row.body, "X-Forwarded-For: "+from) }
 			status := map[string]int{"unknown_member": 400, "": 200}[row.code]
-			a.given = make(tallies)
 			const left = 3
-			key := s.limiter.key(network(homeNet))
-			for range a.burst - left {
-				a.take(key, s.mono())
+			key := s.limiter.seed.Key(network(homeNet))
+			for range a.Burst - left {
+				a.Take(key, s.mono())
 			}
 			for range left {
 				ask(homeNet).want(t, status, row.code)
 			}
 			ask(homeNet).wantWait(t, 1) // less, in whole seconds
 			ask(otherNet).want(t, status, row.code)
-			s.clock.add(a.every)
+			s.clock.add(a.Every)
 			ask(homeNet).want(t, status, row.code)
 			ask(homeNet).wantWait(t, 1) // less, in whole seconds
 		})
@@ -361,7 +394,7 @@ func TestANeighbourWhoIsRefusedKeepsNobodyWaiting(t *testing.T) {
 	s := newService(t, proxied)
 	s.register("ann")
 	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
-	for i := range s.limiter.limits[passwords].burst {
+	for i := range s.limiter.allowances[passwords].Burst {
 		status := 401
 		if i >= freeFailures {
 			status = 429
@@ -387,23 +420,6 @@ func TestTheLimiterCanBeOff(t *testing.T) {
 		s.do("", "POST", "/api/login", `{"username":"ann","password":"`+wrongPassword+`"}`).want(t, 401, "")
 	}
 	s.do("", "POST", "/api/refresh", `{}`).want(t, 401, "missing_token")
-}
-
-func TestTheLimiterSurvivesAFlood(t *testing.T) {
-	t.Parallel()
-	table := make(tallies)
-	now := time.Hour
-	guesser := tally{failures: 20, until: now + maxDelay, gone: now + 20*forgiveness}
-	table.put(1, guesser)
-	for key := range uint64(3 * maxTallies) {
-		table.put(key+2, tally{failures: 1, gone: now + forgiveness + time.Duration(key)})
-	}
-	if len(table) != maxTallies {
-		t.Errorf("%d tallies, want %d", len(table), maxTallies)
-	}
-	if got := table.get(1, now); got != guesser {
-		t.Errorf("the one who has failed most is forgotten: %+v", got)
-	}
 }
 
 func TestTheLogTellsOfFailedLoginsAndLimits(t *testing.T) {

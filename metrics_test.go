@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"userd/internal/passhash"
+	"userd/internal/throttle"
 )
 
 // Samples are the values of a page of metrics, by name and labels.
@@ -281,9 +282,9 @@ func TestLoginsAreCountedByOutcome(t *testing.T) {
 func TestARefusalIsCountedByItsLimit(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	for _, a := range s.limiter.limits {
-		name := a.name
-		s.handle("GET /"+name, func(*exchange) error { return &limited{name, time.Second} })
+	for _, a := range s.limiter.allowances {
+		name := a.Name
+		s.handle("GET /"+name, func(*exchange) error { return limited(&throttle.Limited{By: name, Wait: time.Second}) })
 		before := s.scrape()
 		s.do("", "GET", "/"+name, "").want(t, 429, "")
 		s.scrape().moved(t, before, samples{fmt.Sprintf("userd_limited_total{limit=%q}", name): 1})

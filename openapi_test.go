@@ -1085,10 +1085,10 @@ func refusesMany(w *witness) {
 	for range freeFailures {
 		w.service.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`)
 	}
-	for _, limit := range []int{registrations, refreshes, passwords} {
-		a := &w.limiter.limits[limit]
-		for range a.burst {
-			a.take(w.limiter.key(network("127.0.0.1")), w.mono())
+	for _, allowance := range []int{registrations, refreshes, passwords} {
+		a := &w.limiter.allowances[allowance]
+		for range a.Burst {
+			a.Take(w.limiter.seed.Key(network("127.0.0.1")), w.mono())
 		}
 	}
 	w.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(w.t, 429, "too_many_requests")
