@@ -35,7 +35,7 @@ func (r reply) wantWait(t *testing.T, seconds int) {
 
 const wrongPassword = "wrong horse battery"
 
-// The network of a test that does not care, and others.
+// An address in the network of a test that needs only one, and one in another.
 const (
 	homeNet  = "192.0.2.7"
 	otherNet = "198.51.100.7"
@@ -53,7 +53,7 @@ func TestGuessingTakesLongerAndLonger(t *testing.T) {
 			for _, delay := range []int{2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900} {
 				s.tryLogin(homeNet, name, wrongPassword).wantWait(t, delay)
 				s.clock.add(time.Duration(delay)*time.Second - time.Millisecond)
-				s.tryLogin(homeNet, name, wrongPassword).wantWait(t, 1) // what was refused has not counted
+				s.tryLogin(homeNet, name, wrongPassword).wantWait(t, 1) // a refused try does not count
 				s.clock.add(time.Millisecond)
 				s.tryLogin(homeNet, name, wrongPassword).want(t, 401, "invalid_credentials")
 			}
@@ -62,7 +62,7 @@ func TestGuessingTakesLongerAndLonger(t *testing.T) {
 }
 
 // Otherwise setting the clock back would lock users out, and setting it forward
-// would end a delay.
+// would end their delays.
 func TestAStepOfTheWallClockChangesNoLimit(t *testing.T) {
 	t.Parallel()
 	s := newService(t, proxied)
@@ -89,7 +89,7 @@ func TestARightPasswordIsRefusedWhileGuessesAre(t *testing.T) {
 	s.tryLogin(homeNet, "ann", goodPassword).wantWait(t, 2)
 	s.clock.add(2 * time.Second)
 	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
-	for range freeFailures { // the good login has reset the count
+	for range freeFailures { // the successful login has reset the count
 		s.tryLogin(homeNet, "ann", wrongPassword).want(t, 401, "")
 	}
 	s.tryLogin(homeNet, "ann", goodPassword).wantWait(t, 2)
@@ -122,7 +122,8 @@ func TestEachSpellingOfAUserCountsAsTheUser(t *testing.T) {
 	s.tryLogin(homeNet, "nobody", wrongPassword).wantWait(t, 2)
 	s.tryLogin(homeNet, "somebody", wrongPassword).want(t, 401, "")
 
-	// A letter that only Unicode folds into an ASCII one makes another name of both.
+	// A letter that only Unicode folds to an ASCII letter makes another name, whether
+	// the user exists or not.
 	s.register("kate")
 	for _, name := range []string{"kate", "kim"} {
 		for range freeFailures {
@@ -175,13 +176,13 @@ func TestAStrangerDoesNotLockAUserOutOfHerNetwork(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		name string
-		home func(s *service) // how her network is known
+		home func(s *service) // makes her network known
 	}{
-		{"where she has logged in and out again", func(s *service) {
+		{"after a login and a logout", func(s *service) {
 			token := s.tryLogin(homeNet, "ann", goodPassword).want(s.t, 200, "").field("access_token")
 			s.do(token, "POST", "/api/logout", "").want(s.t, 204, "")
 		}},
-		{"where a session from before a restart tells it", func(s *service) {
+		{"by a session from before a restart", func(s *service) {
 			s.tryLogin(homeNet, "ann", goodPassword).want(s.t, 200, "")
 			s.limiter = newLimiter()
 		}},
@@ -190,13 +191,13 @@ func TestAStrangerDoesNotLockAUserOutOfHerNetwork(t *testing.T) {
 			s := newService(t, proxied)
 			s.register("ann")
 			row.home(s)
-			// A thief with many networks: more than one user bears.
+			// An attacker with so many networks that the user's allowance is used up.
 			for i := range s.limiter.allowances[userFailures].Burst {
 				s.tryLogin(fmt.Sprintf("10.0.%d.1", i), "ann", wrongPassword).want(t, 401, "")
 			}
 			s.tryLogin("10.1.0.1", "ann", wrongPassword).wantWait(t, 60)
 			s.tryLogin("10.1.0.1", "ann", goodPassword).wantWait(t, 60)
-			s.tryLogin("192.0.2.99", "ann", wrongPassword).want(t, 401, "") // in her network she may even mistype
+			s.tryLogin("192.0.2.99", "ann", wrongPassword).want(t, 401, "") // in her network she can even mistype
 			s.tryLogin("192.0.2.99", "ann", goodPassword).want(t, 200, "")
 			s.tryLogin(otherNet, "ann", goodPassword).wantWait(t, 60)
 			s.clock.add(time.Minute)
@@ -246,8 +247,8 @@ func TestOneNetworkTriesOnlySoManyUsers(t *testing.T) {
 		s.tryLogin(homeNet, fmt.Sprintf("user%d", i), wrongPassword).want(t, 401, "")
 	}
 	s.tryLogin(homeNet, "another", wrongPassword).wantWait(t, 6)
-	s.tryLogin(otherNet, "another", wrongPassword).want(t, 401, "") // elsewhere nothing has happened
-	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")       // nor to who is known here
+	s.tryLogin(otherNet, "another", wrongPassword).want(t, 401, "") // another network is not limited
+	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")       // and a user who is known here is not
 	s.clock.add(6 * time.Second)
 	s.tryLogin(homeNet, "another", wrongPassword).want(t, 401, "")
 	s.tryLogin(homeNet, "another", wrongPassword).wantWait(t, 6)
@@ -278,7 +279,7 @@ func TestANewPasswordClearsTheFailures(t *testing.T) {
 			for i := range s.limiter.allowances[userFailures].Burst {
 				s.tryLogin(fmt.Sprintf("10.0.%d.1", i), "ann", wrongPassword).want(t, 401, "")
 			}
-			for range freeFailures { // of which each counts, but these are refused
+			for range freeFailures { // the user's allowance refuses these, so they add no delay
 				s.tryLogin(homeNet, "ann", wrongPassword).wantWait(t, 60)
 			}
 			row.reset(s, path)
@@ -288,7 +289,7 @@ func TestANewPasswordClearsTheFailures(t *testing.T) {
 	}
 }
 
-// Whoever asks in parallel passes the first check many times over.
+// Parallel requests all pass the first check, before any of them counts.
 func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -311,7 +312,7 @@ func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 		count[r.status]++
 	}
 	if count[401] != freeFailures || count[429] != guesses-freeFailures {
-		t.Errorf("answered %v, want %d times 401 and else 429", count, freeFailures)
+		t.Errorf("answered %v, want %d times 401 and otherwise 429", count, freeFailures)
 	}
 }
 
@@ -344,7 +345,7 @@ func TestKnownAndUnknownNamesAreRefusedAlike(t *testing.T) {
 	}
 	ann, nobody := refused("ann"), refused("nobody")
 	if fmt.Sprint(ann) != fmt.Sprint(nobody) {
-		t.Errorf("a user: %v\nnobody: %v", ann, nobody)
+		t.Errorf("a user: %v\nan unknown name: %v", ann, nobody)
 	}
 }
 
@@ -379,16 +380,16 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 			for range left {
 				ask(homeNet).want(t, status, row.code)
 			}
-			ask(homeNet).wantWait(t, 1) // less, in whole seconds
+			ask(homeNet).wantWait(t, 1) // rounded up to a second
 			ask(otherNet).want(t, status, row.code)
 			s.clock.add(a.Every)
 			ask(homeNet).want(t, status, row.code)
-			ask(homeNet).wantWait(t, 1) // less, in whole seconds
+			ask(homeNet).wantWait(t, 1) // rounded up to a second
 		})
 	}
 }
 
-// What is refused for one user takes nothing from the others of the network.
+// A guess that is refused for one user costs the others of the network nothing.
 func TestANeighbourWhoIsRefusedKeepsNobodyWaiting(t *testing.T) {
 	t.Parallel()
 	s := newService(t, proxied)
@@ -448,6 +449,6 @@ func TestTheLogTellsOfFailedLoginsAndLimits(t *testing.T) {
 		}
 	}
 	if strings.Contains(book.String(), "unter2") {
-		t.Error("a name that nobody has, which may be a password, is in the log")
+		t.Error("an unknown name is in the log, although it may be a password")
 	}
 }
