@@ -210,6 +210,26 @@ func TestBadBodies(t *testing.T) {
 	}
 }
 
+func TestABadBodyIsAnsweredWithAWholeSentence(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for _, row := range []struct{ body, code, text string }{
+		{``, "malformed_body", `The body is empty`},
+		{"\xff", "malformed_body", `The body is not valid UTF-8`},
+		{`{`, "malformed_body", `The body is not valid JSON`},
+		{`[]`, "malformed_body", `The body must be one JSON object`},
+		{`{"username":"\u0000"}`, "malformed_body", `The member "username" holds an escape that is no character`},
+		{`{"username":"ann","username":"bob"}`, "duplicate_member", `The member "username" appears twice in the body`},
+		{`{"age":3}`, "unknown_member", `The body has the member "age", which this route does not know`},
+		{`{"username":1}`, "wrong_type", `The member "username" must be a string`},
+	} {
+		r := s.post("/api/register", strings.NewReader(row.body), "Content-Type: application/json").want(t, 400, row.code)
+		if got := r.field("error"); got != row.text {
+			t.Errorf("%q: got %q, want %q", row.body, got, row.text)
+		}
+	}
+}
+
 func TestWrongTypeNamesTheField(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
