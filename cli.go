@@ -200,7 +200,14 @@ func (cmd *command) run(ctx context.Context, c *cli) (err error) {
 		return fmt.Errorf("database %s: %w", c.database, err)
 	}
 	c.server = &server{store: st, hasher: passhash.New(passhash.Default()), now: time.Now}
-	return explain(errors.Join(cmd.action(ctx, c), st.close()))
+	err = cmd.action(ctx, c)
+	if st.wrote.Load() {
+		// An interrupt must not leave the events of a finished act without a link.
+		if err := (&chain{st: st}).extend(context.WithoutCancel(ctx)); err != nil {
+			fmt.Fprintf(c.stderr, "warning: could not link the new events; the server or the next command does it: %v\n", err)
+		}
+	}
+	return explain(errors.Join(err, st.close()))
 }
 
 // A told error says what a client would be told of the error it holds.

@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -129,29 +131,49 @@ func idOrDash(id int64) string {
 	return strconv.FormatInt(id, 10)
 }
 
-// eventsVerify says whether the events are as they were sealed.
+// eventsVerify recomputes the chain of events and prints its head. It fails if the
+// chain does not hold or does not contain a head that was noted elsewhere.
 func eventsVerify(ctx context.Context, c *cli) error {
 	var noted head
 	if len(c.names) == 1 {
-		id, mac, _ := strings.Cut(c.names[0], ":")
-		var err error
-		if noted.eventID, err = parseID(id); err != nil || len(mac) != 2*sha256.Size {
-			return usagef("%q: a head is what events verify has printed, ID:SEAL", c.names[0])
+		id, hash, _ := strings.Cut(c.names[0], ":")
+		hash = strings.ToLower(hash)
+		eventID, err := parseID(id)
+		if sum, notHex := hex.DecodeString(hash); err != nil || notHex != nil || len(sum) != sha256.Size {
+			return usagef("%q is not a head: events verify prints it as ID:HEX, with %d digits", c.names[0], 2*sha256.Size)
 		}
-		noted.mac = strings.ToLower(mac)
+		noted = head{eventID, hash}
 	}
-	keys, err := loadSealKeys(ctx, c.server.store, c.sealSecret)
+	v, err := c.server.store.verifyEvents(ctx, math.MaxInt64, noted)
+	if v.links > 0 {
+		fmt.Fprintf(c.stdout, "events that hold: %d, in links: %d\n", v.events, v.links)
+	}
 	if err != nil {
 		return err
 	}
-	v, err := verifyEvents(ctx, c.server.store, keys, noted)
-	if v.seals > 0 {
-		fmt.Fprintf(c.stdout, "events that hold: %d, in %d seals\nhead: %s\n", v.events, v.seals, v.head)
+	if v.base.eventID > 0 {
+		fmt.Fprintf(c.stdout, "deleted events: up to %d, the last from %s\n", v.base.eventID, when(v.base.at))
 	}
-	if err == nil {
-		_, err = fmt.Fprintf(c.stdout, "newest events not sealed yet: %d\n", v.unsealed)
+	if v.links > 0 {
+		fmt.Fprintf(c.stdout, "head: %s\n", v.head.name())
 	}
-	return err
+	_, err = fmt.Fprintf(c.stdout, "events without a link yet: %d\n", v.unlinked.events)
+	return errors.Join(err, checkNoted(&v))
+}
+
+// checkNoted returns an error unless the head that was noted, if any, is in the chain.
+func checkNoted(v *verification) error {
+	noted := v.noted
+	why := "its events were changed, removed or inserted"
+	switch {
+	case v.found || noted == (head{}):
+		return nil
+	case noted.eventID < v.base.eventID:
+		why = fmt.Sprintf("events up to %d were deleted since; note a newer head", v.base.eventID)
+	case noted.eventID > v.head.eventID:
+		why = fmt.Sprintf("the newest link is at event %d, so newer events or links were removed, or an older database was restored", v.head.eventID)
+	}
+	return fmt.Errorf("the head %s is not in the chain: %s", noted, why)
 }
 
 // check prints what is wrong with the database, one line each. It writes

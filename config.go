@@ -68,7 +68,6 @@ type config struct {
 	secret         []byte        // of JWT_SECRET_KEY; empty: the database keeps the key
 	previousSecret []byte        // of JWT_SECRET_KEY_PREVIOUS: its tokens are still good
 	secretFrom     string        // where the signing key is from, for people
-	sealSecret     []byte        // of EVENT_SEAL_KEY; empty: the database keeps the key
 	eventRetention time.Duration // 0: events are kept for ever
 	logFormat      string        // empty: by what standard error is
 	logLevel       slog.Level
@@ -315,13 +314,6 @@ func (c *config) readSecrets(getenv func(string) string) (err error) {
 		if len(c.secret) == 0 {
 			return usagef("JWT_SECRET_KEY_PREVIOUS is set without JWT_SECRET_KEY: which key signs?")
 		}
-	}
-	var from string
-	if c.sealSecret, from, err = readKey(getenv, "EVENT_SEAL_KEY"); err != nil {
-		return err
-	}
-	if why := weakSecret(c.sealSecret); why != "" {
-		return usagef("%s: %s", from, why)
 	}
 	return nil
 }

@@ -19,9 +19,9 @@ import (
 	"time"
 )
 
-// trailOf returns the events after an id: type, actor, user, session, address
+// eventLines returns the events after an id: type, actor, user, session, address
 // and changes, as they stand in the table.
-func trailOf(t testing.TB, st *store, after int64) (list []string) {
+func eventLines(t testing.TB, st *store, after int64) (list []string) {
 	t.Helper()
 	err := st.events(context.Background(), after, -1, eventFilter{}, func(e *event) {
 		list = append(list, fmt.Sprintf("%s actor=%d user=%d session=%d %q %q", e.kind, e.actorID, e.userID, e.sessionID, e.address, e.changes))
@@ -183,11 +183,11 @@ func TestEachActIsOneEvent(t *testing.T) {
 	} {
 		t.Run(c.act, func(t *testing.T) {
 			a := all.copy(t)
-			if got := trailOf(t, a.store, 0); len(got) != 4 {
+			if got := eventLines(t, a.store, 0); len(got) != 4 {
 				t.Fatalf("it begins with %q", got)
 			}
 			c.do(t, a)
-			if got := strings.Join(trailOf(t, a.store, 4), "\n"); got != c.want {
+			if got := strings.Join(eventLines(t, a.store, 4), "\n"); got != c.want {
 				t.Errorf("got  %s\nwant %s", got, c.want)
 			}
 		})

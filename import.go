@@ -91,6 +91,7 @@ func userImport(ctx context.Context, c *cli) error {
 		if errors.Is(err, errDuplicate) && try < 5 { // somebody registers meanwhile
 			err = st.takeOut(ctx, clash)
 		} else if err == nil {
+			c.server.store.wrote.Store(true) // st has its own connection
 			break
 		}
 		if err != nil {

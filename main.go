@@ -46,9 +46,9 @@ sign access tokens; the one before it verifies until its last token has expired.
 
 "events" prints what has happened, and with -follow what happens from now on, until
 it is interrupted; -after begins after an event, -user and -type choose. "events
-verify" checks that no event was changed, removed or inserted since it was
-sealed, and prints the newest seal, HEAD; one that was noted earlier, elsewhere,
-shows also what was cut off at the end.
+verify" recomputes the chain of events and prints its newest link, HEAD. With a HEAD
+that was noted earlier, elsewhere, it finds every change up to it. It fails if events
+were changed, removed or inserted.
 
 "adopt" makes a database of the Flask tutorial into userd's, as the first start
 does, after a copy beside it. Where users differ only in the case of a name, that
@@ -129,7 +129,7 @@ Flags, and the environment variables that they override:
 	-log-level LEVEL       LOG_LEVEL
 		debug, info (if not given), warn or error. The log goes to standard error.
 
-The environment alone holds the keys that sign access tokens and seal events:
+The environment alone holds the keys that sign access tokens:
 
 	JWT_SECRET_KEY
 		At least 32 bytes. If not set, userd makes a random key at its first
@@ -138,9 +138,6 @@ The environment alone holds the keys that sign access tokens and seal events:
 		A file that holds the key instead.
 	JWT_SECRET_KEY_PREVIOUS
 		The key before this one: tokens that it signed are still good.
-	EVENT_SEAL_KEY, EVENT_SEAL_KEY_FILE
-		Likewise the key that seals events, at least 32 bytes. If not set, it is
-		kept in the database. "events verify" needs it too.
 
 A socket that systemd hands over (LISTEN_PID, LISTEN_FDS) is taken instead of
 -addr, and systemd is told when userd serves and stops (NOTIFY_SOCKET).

@@ -714,8 +714,6 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 		words   []string
 	}{
 		{"two keys are refused", []string{"JWT_SECRET_KEY=" + long, "JWT_SECRET_KEY_FILE=" + good}, []string{"JWT_SECRET_KEY", "JWT_SECRET_KEY_FILE", "both"}},
-		{"two keys that seal are refused", []string{"EVENT_SEAL_KEY=" + long, "EVENT_SEAL_KEY_FILE=" + good}, []string{"EVENT_SEAL_KEY", "EVENT_SEAL_KEY_FILE", "both"}},
-		{"a short key that seals is refused everywhere", []string{"EVENT_SEAL_KEY_FILE=" + short}, []string{"EVENT_SEAL_KEY_FILE", "12 bytes", "32"}},
 		{"two keys are refused though they are the same", []string{"JWT_SECRET_KEY=x", "JWT_SECRET_KEY_FILE=" + filepath.Join(dir, "none")}, []string{"both"}},
 		{"an empty file is refused", []string{"JWT_SECRET_KEY_FILE=" + empty}, []string{"JWT_SECRET_KEY_FILE", empty, "empty"}},
 		{"a file of line breaks is refused", []string{"JWT_SECRET_KEY_FILE=" + newlines}, []string{"JWT_SECRET_KEY_FILE", newlines, "empty"}},
@@ -1309,6 +1307,9 @@ func TestKilledUnderLoadItKeepsWhatItHasAcknowledged(t *testing.T) {
 		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
 	}
 	wantFiles(t, dir, "app.db")
+	if r := userdProcess(t, dir, "", nil, "events", "verify"); r.status != 0 || !strings.HasSuffix(r.stdout, "\nevents without a link yet: 0\n") {
+		t.Errorf("after the kills, events verify: %+v", r)
+	}
 }
 
 func TestARequestThatRunsIsFinishedBeforeItEnds(t *testing.T) {

@@ -17,18 +17,17 @@ import (
 // applicationID marks a database as userd's in its header ("user" in ASCII).
 const applicationID = 0x75736572
 
-// migrations take an empty database to the schema this program knows, one
-// transaction each; PRAGMA user_version counts those done. They only ever add
-// tables, indexes, and columns with constant defaults: rebuilding a table would
-// empty others that cascade from it.
+// migrations take an empty database to the current schema, one transaction each; PRAGMA
+// user_version counts them. They only add tables, indexes, and columns with constant defaults,
+// because rebuilding a table would empty others that cascade from it.
 var migrations = []string{
 	tutorialTable + addColumns + restOfSchema,
 	eventTables,
 	addAuthStamp,
+	linkTable,
 }
 
-// The first migration in three parts: a database of the Flask tutorial has the
-// first of them already (adopt.go).
+// The first migration in three parts. A tutorial database already has the first (adopt.go).
 const (
 	tutorialTable = `
 	CREATE TABLE user (
@@ -70,17 +69,15 @@ const (
 		expires_at   INTEGER NOT NULL,
 		address      TEXT NOT NULL,
 		user_agent   TEXT NOT NULL,
-		-- The live refresh token: how many came before it, the SHA-256 of its
-		-- secret, and since when it is live.
+		-- The live refresh token: how many came before it, the SHA-256 of its secret, and its time.
 		generation   INTEGER NOT NULL DEFAULT 0,
 		refresh_hash BLOB NOT NULL DEFAULT x'',
 		rotated_at   INTEGER NOT NULL DEFAULT 0
 	);
 	CREATE INDEX session_user ON session (user_id);
 
-	-- The keys that sign access tokens where JWT_SECRET_KEY is not set; the newest
-	-- signs. A retired one is good for token_ttl more seconds, the longest that a
-	-- token it signed can have.
+	-- The keys that sign access tokens if JWT_SECRET_KEY is not set; the newest signs. A retired key
+	-- verifies for token_ttl more seconds, the longest that a token it signed can live.
 	CREATE TABLE signing_key (
 		id         INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
 		kid        TEXT NOT NULL UNIQUE,
@@ -102,11 +99,10 @@ const (
 // change fails.
 const addAuthStamp = `ALTER TABLE user ADD COLUMN auth_stamp INTEGER NOT NULL DEFAULT 0;`
 
-// eventTables is the second migration: what happened, and the seals on it.
+// eventTables is the second migration: events, and the seals that links replaced.
 const eventTables = `
-	-- One act each, which changed something. The id is the cursor of the feed. It
-	-- needs no AUTOINCREMENT, which would write to one table more: the newest event
-	-- is never deleted, so no id is given twice.
+	-- One act each, which changed something. The id is the cursor of the feed. No id is given twice,
+	-- because the newest event is never deleted; AUTOINCREMENT would write to one more table.
 	CREATE TABLE event (
 		id         INTEGER NOT NULL PRIMARY KEY,
 		at         INTEGER NOT NULL,
@@ -119,14 +115,19 @@ const eventTables = `
 	);
 	CREATE INDEX event_user ON event (user_id);
 	CREATE INDEX event_type ON event (type);
+	CREATE TABLE seal (event_id INTEGER NOT NULL PRIMARY KEY, key_id TEXT NOT NULL, mac BLOB NOT NULL, anchor BLOB NOT NULL DEFAULT x'');`
 
-	-- Every event up to event_id, since the seal before.
-	CREATE TABLE seal (
-		event_id INTEGER NOT NULL PRIMARY KEY,
-		key_id   TEXT NOT NULL,
-		mac      BLOB NOT NULL,
-		anchor   BLOB NOT NULL DEFAULT x'' -- where all events up to it are trimmed: the proof that they were to be
-	);`
+// linkTable is the fourth migration: the chain of events. SQLite cannot hash, so the first process
+// that adds links covers the older events too. No table refers to seal, so it can be dropped.
+const linkTable = `
+	CREATE TABLE event_link (
+		event_id INTEGER NOT NULL PRIMARY KEY, -- the last event that it covers
+		at       INTEGER NOT NULL,             -- the time of that event, or a later one of an event before it
+		hash     BLOB NOT NULL,                -- SHA-256 of the previous link's hash, event_id, at and the digest of the events
+		previous BLOB, digest BLOB             -- these two, only in the base: the last link whose events are deleted
+	);
+	DROP TABLE seal;
+	DELETE FROM secret WHERE name = 'seal';`
 
 // maxID is the highest id that an import or an adopted database may bring: above
 // it, JSON's numbers are not exact everywhere, and the counter could run out.
@@ -181,8 +182,7 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 	var owner, version, tables int
 	err = db.QueryRowContext(ctx, about).Scan(&owner, &version, &tables)
 	if isUnfinished(err) {
-		// Somebody was killed in the middle of a transaction, and its rollback
-		// journal stands beside the file: SQLite must first take it back.
+		// A killed process left a rollback journal: SQLite must first undo its transaction.
 		db.Close()
 		if db, err = sql.Open("sqlite", dsn(path, "mode=rw", "_busy_timeout=5000")); err != nil {
 			return 0, err
@@ -208,7 +208,10 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 	// The first page of each table, so that gross damage is found before anybody is served.
 	firstPages := []string{"user", "counter", "session", "signing_key", "secret"}
 	if version > 1 {
-		firstPages = append(firstPages, "event", "seal")
+		firstPages = append(firstPages, "event")
+	}
+	if version > 3 {
+		firstPages = append(firstPages, "event_link")
 	}
 	for _, table := range firstPages {
 		rows, err := db.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
@@ -263,9 +266,8 @@ func isQuiet(path string) (bool, error) {
 	return versions[0] == 2 && versions[1] == 2, nil
 }
 
-// checkTutorial returns an error unless the database is one that the Flask
-// tutorial's app wrote and that can be adopted: a table user with its four
-// columns. Further columns and tables may be there.
+// checkTutorial returns an error unless the Flask tutorial's app wrote the database and it can be
+// adopted: it has a table user with the four columns, and perhaps more columns and tables.
 func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
 	rows, err := db.QueryContext(ctx, `SELECT name, type, "notnull", dflt_value IS NULL, pk FROM pragma_table_info('user')`)
 	if err != nil {
@@ -307,7 +309,7 @@ func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
 	var names string
 	err = db.QueryRowContext(ctx, `
 		SELECT coalesce(group_concat(name, ', '), '') FROM sqlite_schema WHERE name IN (
-			'counter', 'session', 'signing_key', 'secret', 'event', 'seal',
+			'counter', 'session', 'signing_key', 'secret', 'event', 'seal', 'event_link',
 			'user_username', 'user_email', 'user_admin', 'user_disabled', 'session_user', 'event_user', 'event_type')`).Scan(&names)
 	if err == nil && names != "" {
 		err = fmt.Errorf("userd needs the names %s, which tables or indexes have: rename them", names)

@@ -119,10 +119,6 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	if err != nil {
 		return err
 	}
-	sealKeys, err := loadSealKeys(ctx, st, c.sealSecret)
-	if err != nil {
-		return err
-	}
 	s := newServer(c.settings, st, passhash.New(passhash.Default()), keys, refresher, log, time.Now, monotonic())
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
@@ -139,10 +135,12 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 		log.Warn("systemd does not hear that userd serves", "err", err)
 	}
 
-	sealer := sealer{st: st, key: sealKeys[0]}
-	defer func() { // after the last request, and the last that stands behind it in time
-		if err := sealer.seal(context.WithoutCancel(ctx)); err != nil {
-			log.Warn("the last events are not sealed: the next start does it", "err", err)
+	events := chain{st: st}
+	defer func() { // after the last request and after keepChain
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastLinks)
+		defer cancel()
+		if err := events.extend(limit); err != nil {
+			log.Warn("could not link the last events; the next start does it", "err", err)
 		}
 	}()
 	var background sync.WaitGroup
@@ -150,7 +148,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	background.Go(func() { sweepSessions(ctx, st, log) })
-	background.Go(func() { sealer.run(ctx, c.eventRetention, log) })
+	background.Go(func() { keepChain(ctx, &events, c.eventRetention, log) })
 	background.Go(func() {
 		if err := secure.run(ctx); err != nil {
 			served <- err
@@ -222,6 +220,43 @@ func sweepSessions(ctx context.Context, st *store, log *slog.Logger) {
 			var err error
 			if after, err = st.sweep(ctx, after, now.Unix()); err != nil && ctx.Err() == nil {
 				log.Warn("sessions that are over could not be deleted", "err", err)
+			}
+		}
+	}
+}
+
+const (
+	linkEvery = time.Second
+	lastLinks = time.Second    // at the end; only the first run after an upgrade has more to link
+	trimEvery = 24 * time.Hour // each trimming is an event, which is trimmed itself one day
+)
+
+// keepChain links new events, and trims those that are older than retention (0: none),
+// until ctx ends.
+func keepChain(ctx context.Context, events *chain, retention time.Duration, log *slog.Logger) {
+	tick := time.NewTicker(linkEvery)
+	defer tick.Stop()
+	var nextTrim time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			err := events.extend(ctx)
+			if err == nil && retention > 0 && !now.Before(nextTrim) {
+				var more bool
+				if more, err = events.trim(ctx, now.Add(-retention).Unix(), now.Unix()); err == nil && !more || errors.Is(err, errChainBroken) {
+					nextTrim = now.Add(trimEvery)
+				}
+			}
+			switch {
+			case errors.Is(err, errHeadChanged):
+				log.Error("stopped linking and trimming events: run userd events verify", "err", err)
+				return
+			case errors.Is(err, errChainBroken):
+				log.Error("did not trim events that do not match the chain: run userd events verify", "err", err)
+			case err != nil && ctx.Err() == nil:
+				log.Warn("could not link or trim events", "err", err)
 			}
 		}
 	}

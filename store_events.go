@@ -1,9 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 )
 
 // An eventType says what kind of act an event was.
@@ -153,83 +158,239 @@ func (s *store) eventsSince(ctx context.Context, after int64, only eventFilter, 
 	return max(after, newest), false, err
 }
 
-// A seal is one row of the table seal.
-type seal struct {
+// A link is one row of the table event_link. It covers the events since the link
+// before it, and that link: together they are the chain of events. The chain has no
+// key. It finds changes by comparison with a head that was noted elsewhere.
+type link struct {
+	eventID int64 // of the last event that it covers; 0: no link
+	at      int64 // the time of the last event, or of an earlier one if the clock was set back since
+
+	// hash is SHA-256(previous ‖ eventID ‖ at ‖ digest). previous is the hash of the
+	// link before, empty for the first link; digest is SHA-256 of the events since.
+	// Only the base has previous and digest in its row: they prove its time when the
+	// events that it covers are deleted.
+	hash, previous, digest []byte
+}
+
+// linkColumns and (*link).columns are the one list of a link's columns, in step.
+const linkColumns = `
+	event_link.event_id,
+	event_link.at,
+	event_link.hash,
+	event_link.previous,
+	event_link.digest`
+
+func (x *link) columns() []any {
+	return []any{&x.eventID, &x.at, &x.hash, &x.previous, &x.digest}
+}
+
+// sum returns the hash that the link must have. Each part has a fixed place, so that
+// no two links are the same bytes.
+func (x *link) sum() []byte {
+	b := make([]byte, sha256.Size, 2*sha256.Size+16)
+	copy(b, x.previous)
+	b = binary.BigEndian.AppendUint64(b, uint64(x.eventID))
+	b = binary.BigEndian.AppendUint64(b, uint64(x.at))
+	sum := sha256.Sum256(append(b, x.digest...))
+	return sum[:]
+}
+
+// A tail is the events after a link, which the next link is made of.
+type tail struct {
+	previous link
+	events   int
+	last, at int64
+	digest   hash.Hash
+}
+
+func tailAfter(previous link) tail {
+	return tail{previous: previous, at: previous.at, digest: sha256.New()}
+}
+
+// add adds an event. No two lists of events are the same bytes to the digest.
+func (l *tail) add(e *event) {
+	l.events++
+	l.last = e.id
+	l.at = max(l.at, e.at) // one event with an old time must not make all before it look old
+	b := make([]byte, 0, 256)
+	for _, n := range []int64{e.id, e.at, e.actorID, e.userID, e.sessionID} {
+		b = binary.BigEndian.AppendUint64(b, uint64(n))
+	}
+	for _, text := range []string{string(e.kind), e.address, e.changes} {
+		b = binary.BigEndian.AppendUint64(b, uint64(len(text)))
+		b = append(b, text...)
+	}
+	l.digest.Write(b)
+}
+
+// link returns the link that covers the tail.
+func (l *tail) link() link {
+	x := link{eventID: l.last, at: l.at, previous: l.previous.hash, digest: l.digest.Sum(nil)}
+	x.hash = x.sum()
+	return x
+}
+
+// A chain adds links to the events of a database and trims them.
+type chain struct {
+	st   *store
+	last link // the newest link that this process has seen
+}
+
+// linkSize is how many events a link covers at most.
+const linkSize = 1000
+
+var errHeadChanged = errors.New("the newest link of the chain of events is older than the last one that this process saw, or differs from it")
+
+// extend adds links until all events are covered. If another process adds a link
+// first, extend continues from that one. It returns errHeadChanged if another program
+// changed what this process has seen: a new link would make that change part of the chain.
+func (c *chain) extend(ctx context.Context) error {
+	for {
+		newest, err := c.st.newestLink()
+		if err != nil {
+			return err
+		}
+		if newest.eventID < c.last.eventID || newest.eventID == c.last.eventID && !bytes.Equal(newest.hash, c.last.hash) {
+			return errHeadChanged
+		}
+		c.last = newest
+		unlinked := tailAfter(newest)
+		if err := c.st.events(ctx, newest.eventID, linkSize, eventFilter{}, unlinked.add); err != nil || unlinked.events == 0 {
+			return err
+		}
+		if err := c.st.addLink(ctx, unlinked.link()); err != nil && !errors.Is(err, errNotApplied) {
+			return err
+		}
+	}
+}
+
+// trim deletes some of the events from before a time, up to a link that becomes the
+// base, and reports whether there may be more. It returns errChainBroken, and deletes
+// nothing, if the events do not match their links.
+func (c *chain) trim(ctx context.Context, before, now int64) (more bool, err error) {
+	upTo, err := c.st.trimmable(before)
+	if err != nil || upTo == 0 {
+		return false, err
+	}
+	v, err := c.st.verifyEvents(ctx, upTo, head{})
+	if err != nil {
+		return false, err
+	}
+	return true, c.st.trim(ctx, v.head, now)
+}
+
+// A head names a link that was noted elsewhere, as events verify prints it.
+type head struct {
 	eventID int64
-	keyID   string
-	mac     []byte
-	anchor  []byte
+	hash    string // hexadecimal
 }
 
-// sealColumns and (*seal).columns are the one list of a seal's columns, in step.
-const sealColumns = `
-	seal.event_id,
-	seal.key_id,
-	seal.mac,
-	seal.anchor`
+func (h head) String() string { return fmt.Sprintf("%d:%s", h.eventID, h.hash) }
 
-func (x *seal) columns() []any {
-	return []any{&x.eventID, &x.keyID, &x.mac, &x.anchor}
+// name returns the name of the link.
+func (x *link) name() head { return head{x.eventID, hex.EncodeToString(x.hash)} }
+
+// A verification recomputes the chain, given its events and links in order.
+type verification struct {
+	noted    head // to look for
+	found    bool // noted is in the chain
+	events   int  // that match their links
+	links    int
+	base     link // the last link whose events are deleted; zero: no events are deleted
+	head     link // the newest link
+	unlinked tail // the events after it
+	err      error
 }
 
-var errNoSeal = errors.New("no seal")
+var errChainBroken = errors.New("the chain of events does not hold")
 
-// lastSeal returns the newest seal, or the zero seal.
-func (s *store) lastSeal() (x seal, err error) {
-	err = s.read(`SELECT`+sealColumns+` FROM seal ORDER BY event_id DESC LIMIT 1`, errNoSeal, x.columns())
-	if errors.Is(err, errNoSeal) {
+// add takes the next event or, if x is not nil, the link after the events that it
+// covers. After the first link that does not hold it does nothing.
+func (v *verification) add(e *event, x *link) {
+	if v.err != nil {
+		return
+	}
+	if x == nil {
+		v.unlinked.add(e)
+		return
+	}
+	want, fault := v.unlinked.link(), "were changed, removed or inserted"
+	if v.links == 0 && v.unlinked.events == 0 {
+		want, fault = *x, "are deleted, and the link that is left of them does not match"
+		want.hash = want.sum()
+		v.base = want
+	}
+	if x.eventID != want.eventID || x.at != want.at || !bytes.Equal(x.hash, want.hash) {
+		v.err = fmt.Errorf("%w: events %d to %d %s", errChainBroken, v.head.eventID+1, x.eventID, fault)
+		return
+	}
+	v.head = want
+	v.links++
+	v.events += v.unlinked.events
+	v.found = v.found || want.name() == v.noted
+	v.unlinked = tailAfter(want)
+}
+
+// newestLink returns the newest link, or the zero link if there is none.
+func (s *store) newestLink() (x link, err error) {
+	err = s.read(`SELECT`+linkColumns+` FROM event_link ORDER BY event_id DESC LIMIT 1`, errNoLink, x.columns())
+	if errors.Is(err, errNoLink) {
 		err = nil
 	}
 	return x, err
 }
 
-// addSeal adds a seal after prev. Where another process has added one it is none, and that is fine.
-func (s *store) addSeal(ctx context.Context, x, prev seal) error {
+var errNoLink = errors.New("no link")
+
+// addLink adds a link. It returns errNotApplied if the newest link is not the one
+// that it continues.
+func (s *store) addLink(ctx context.Context, x link) error {
 	return s.write(ctx, statement{
 		query: `
-			INSERT INTO seal (event_id, key_id, mac)
-			SELECT @event, @key, @mac WHERE (SELECT coalesce(max(event_id), 0) FROM seal) = @previous`,
-		args: args{"event": x.eventID, "key": x.keyID, "mac": x.mac, "previous": prev.eventID},
+			INSERT INTO event_link (event_id, at, hash)
+			SELECT @event, @at, @hash
+			WHERE (SELECT hash FROM event_link ORDER BY event_id DESC LIMIT 1) IS @previous`,
+		args:   args{"event": x.eventID, "at": x.at, "hash": x.hash, "previous": x.previous},
+		ifNone: errNotApplied,
 	})
 }
 
-// trimSize is how many events one trimming looks at: as many as a write may
-// delete without others having to wait long.
-const trimSize = 2 * sealSize
+// trimSize is how many events one trimming reads and deletes at most, so that other
+// writes do not wait long for it.
+const trimSize = 2 * linkSize
 
-// trimmable returns the newest seal of the oldest events up to which all are from
-// before a time; the zero seal where there is none.
-func (s *store) trimmable(before int64) (x seal, err error) {
+// trimmable returns the event id of the newest link of the oldest events up to which
+// all events are from before a time, or 0 if there is none.
+func (s *store) trimmable(before int64) (eventID int64, err error) {
 	err = s.read(`
-		SELECT`+sealColumns+` FROM seal
+		SELECT coalesce(max(event_id), 0) FROM event_link
 		WHERE event_id >= (SELECT min(id) FROM event) AND event_id <= (
 			SELECT coalesce(min(id) FILTER (WHERE at >= ?1) - 1, max(id))
-			FROM (SELECT id, at FROM event ORDER BY id LIMIT ?2))
-		ORDER BY event_id DESC LIMIT 1`, errNoSeal, x.columns(), before, trimSize)
-	if errors.Is(err, errNoSeal) {
-		err = nil
-	}
-	return x, err
+			FROM (SELECT id, at FROM event ORDER BY id LIMIT ?2))`,
+		errStorage, []any{&eventID}, before, trimSize)
+	return eventID, err
 }
 
-// trim deletes the events up to a seal, and the seals before it. Where another
-// process has done so it does nothing.
-func (s *store) trim(ctx context.Context, upTo seal, now int64) error {
+// trim makes a link the base: it deletes the events up to it, and the links before
+// it. If another process has done so, it does nothing.
+func (s *store) trim(ctx context.Context, base link, now int64) error {
 	err := s.write(ctx,
 		statement{
-			query:  `UPDATE seal SET anchor = @anchor WHERE event_id = @event AND EXISTS (SELECT 1 FROM event WHERE id <= @event)`,
-			args:   args{"event": upTo.eventID, "anchor": upTo.anchor},
+			query: `
+				UPDATE event_link SET previous = @previous, digest = @digest
+				WHERE event_id = @event AND hash = @hash AND EXISTS (SELECT 1 FROM event WHERE id <= @event)`,
+			args:   args{"event": base.eventID, "hash": base.hash, "previous": base.previous, "digest": base.digest},
 			ifNone: errNotApplied,
 		},
-		// Before the deletion: the newest event must never be among the deleted.
-		event{at: now, kind: eventsTrimmed, changes: fmt.Sprintf("until=%d", upTo.eventID)}.statement(),
+		// Before the deletion, which must never delete the newest event.
+		event{at: now, kind: eventsTrimmed, changes: fmt.Sprintf("until=%d", base.eventID)}.statement(),
 		statement{
 			query: `DELETE FROM event WHERE id <= @event`,
-			args:  args{"event": upTo.eventID},
+			args:  args{"event": base.eventID},
 		},
 		statement{
-			query: `DELETE FROM seal WHERE event_id < @event`,
-			args:  args{"event": upTo.eventID},
+			query: `DELETE FROM event_link WHERE event_id < @event`,
+			args:  args{"event": base.eventID},
 		})
 	if errors.Is(err, errNotApplied) {
 		err = nil
@@ -237,24 +398,29 @@ func (s *store) trim(ctx context.Context, upTo seal, now int64) error {
 	return err
 }
 
-// trail calls f with each event and each seal, the seal after the events that it
-// covers, all as of one moment. What f is given is reused for the next row.
-func (s *store) trail(ctx context.Context, f func(*event, *seal)) error {
+// verifyEvents recomputes the chain from its base up to an event, as of one moment. It
+// returns errChainBroken, with the first range of events that does not match its link.
+func (s *store) verifyEvents(ctx context.Context, upTo int64, noted head) (verification, error) {
+	v := verification{noted: noted, unlinked: tailAfter(link{})}
 	var e event
-	var x seal
-	var isSeal bool
+	var x link
+	var isLink bool
 	var place int64
-	return s.eachRow(ctx, `
-		SELECT`+eventColumns+`, 0, '', x'', x'', event.id AS place, 0 AS is_seal FROM event
+	err := s.eachRow(ctx, `
+		SELECT`+eventColumns+`, 0, 0, NULL, NULL, NULL, event.id AS place, 0 AS is_link FROM event WHERE event.id <= ?1
 		UNION ALL
-		SELECT 0, 0, '', 0, 0, 0, '', '',`+sealColumns+`, seal.event_id, 1 FROM seal
-		ORDER BY place, is_seal`,
-		append(e.columns(x.columns()...), &place, &isSeal),
+		SELECT 0, 0, '', 0, 0, 0, '', '',`+linkColumns+`, event_link.event_id, 1 FROM event_link WHERE event_link.event_id <= ?1
+		ORDER BY place, is_link`,
+		append(e.columns(x.columns()...), &place, &isLink),
 		func() {
-			if isSeal {
-				f(nil, &x)
+			if isLink {
+				v.add(nil, &x)
 			} else {
-				f(&e, nil)
+				v.add(&e, nil)
 			}
-		})
+		}, upTo)
+	if err == nil {
+		err = v.err
+	}
+	return v, err
 }

@@ -59,6 +59,7 @@ type writer struct {
 	took    *histogram    // nanoseconds, of each commit
 	landed  *histogram    // writes, of each commit
 	refused atomic.Uint64 // writes that were errStorage
+	wrote   atomic.Bool   // at least one write took effect
 }
 
 type pendingWrite struct {
@@ -237,6 +238,9 @@ func (w *writer) commit(group []*pendingWrite) error {
 		}
 		w.took.observe(int64(time.Since(start)))
 		w.landed.observe(landed)
+		if landed > 0 {
+			w.wrote.Store(true)
+		}
 		return nil
 	}
 	w.exec("ROLLBACK") // fails where SQLite has rolled back by itself
