@@ -166,13 +166,13 @@ func (c *cli) configure(cmd *command, args []string, getenv func(string) string)
 	return c.readSecrets(getenv)
 }
 
-// has reports whether the command has a setting, by its flag: where the database
-// is or, for one that asks a running server, where and how that listens.
+// has reports whether the command has a setting, by its flag: the database, for events
+// verify how long events are kept, and for healthcheck where and how the server listens.
 func (cmd *command) has(setting string) bool {
 	if cmd.words == "healthcheck" {
 		return setting == "addr" || setting == "https-domain" || setting == "tls-cert"
 	}
-	return setting == "database"
+	return setting == "database" || setting == "event-retention" && cmd.words == "events verify"
 }
 
 // run runs the command on the database, which a server may have open.

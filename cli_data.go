@@ -132,7 +132,7 @@ func idOrDash(id int64) string {
 }
 
 // eventsVerify recomputes the chain of events and prints its head. It fails if the
-// chain does not hold or does not contain a head that was noted elsewhere.
+// chain does not hold, does not contain a head that was noted elsewhere, or begins too late.
 func eventsVerify(ctx context.Context, c *cli) error {
 	var noted head
 	if len(c.names) == 1 {
@@ -158,7 +158,21 @@ func eventsVerify(ctx context.Context, c *cli) error {
 		fmt.Fprintf(c.stdout, "head: %s\n", v.head.name())
 	}
 	_, err = fmt.Fprintf(c.stdout, "events without a link yet: %d\n", v.unlinked.events)
-	return errors.Join(err, checkNoted(&v))
+	return errors.Join(err, checkBase(&v, c.eventRetention, c.server.now()), checkNoted(&v))
+}
+
+// checkBase returns an error if the last deleted event is younger than the retention (0:
+// events are never deleted).
+func checkBase(v *verification, retention time.Duration, now time.Time) error {
+	kept := fmt.Sprintf("keeps events for %v", retention)
+	switch {
+	case v.base.eventID == 0, retention > 0 && v.base.at < now.Add(-retention).Unix():
+		return nil
+	case retention == 0:
+		kept = "keeps all events"
+	}
+	return fmt.Errorf("events up to %d, the last from %s, were deleted too early: EVENT_RETENTION %s; this also happens after EVENT_RETENTION was made longer",
+		v.base.eventID, when(v.base.at), kept)
 }
 
 // checkNoted returns an error unless the head that was noted, if any, is in the chain.

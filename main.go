@@ -48,7 +48,7 @@ sign access tokens; the one before it verifies until its last token has expired.
 it is interrupted; -after begins after an event, -user and -type choose. "events
 verify" recomputes the chain of events and prints its newest link, HEAD. With a HEAD
 that was noted earlier, elsewhere, it finds every change up to it. It fails if events
-were changed, removed or inserted.
+were changed, removed or inserted, or deleted before EVENT_RETENTION was over.
 
 "adopt" makes a database of the Flask tutorial into userd's, as the first start
 does, after a copy beside it. Where users differ only in the case of a name, that
@@ -80,8 +80,8 @@ Flags, and the environment variables that they override:
 	-database URL          DATABASE_URL
 		The database: sqlite:///relative.db, sqlite:////absolute.db or a path;
 		sqlite:///app.db if not given. Made if it does not exist. The commands
-		take this flag too, and none of those below; healthcheck takes
-		only -addr, -https-domain and -tls-cert.
+		take this flag too, and none of those below, but that events verify takes
+		-event-retention; healthcheck takes only -addr, -https-domain and -tls-cert.
 	-addr HOST:PORT        ADDR
 		The address to listen on, 127.0.0.1:5000 if not given, and with
 		-https-domain :443. Where ADDR is not set, PORT in the environment sets
@@ -123,7 +123,7 @@ Flags, and the environment variables that they override:
 		are limited; off: they are not, for load tests.
 	-event-retention TIME  EVENT_RETENTION
 		How long events are kept, a duration or seconds: 9600h (400 days) if not
-		given; 0 is for ever.
+		given; 0 is for ever. "events verify" needs the server's value.
 	-log-format FORMAT     LOG_FORMAT
 		text or json; if not given, text on a terminal and else json.
 	-log-level LEVEL       LOG_LEVEL

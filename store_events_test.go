@@ -278,6 +278,52 @@ func TestAHeadShowsWhatWasCutOff(t *testing.T) {
 	})
 }
 
+// Deleting the oldest events as userd does leaves a chain that holds. Its base shows it.
+func TestAForgedTrimIsFoundByTheAgeOfTheBase(t *testing.T) {
+	t.Parallel()
+	const last = 1777777777 // the time of all events
+	l := newLedger(t)
+	if v := l.wantChain(head{}, ""); checkBase(v, time.Hour, time.Unix(last, 0)) != nil || checkBase(v, 0, time.Unix(last, 0)) != nil {
+		t.Error("without a base it is too young")
+	}
+	noted := l.wantChain(head{}, "").head.name()
+	l.forgeTrim(6)
+	v := l.wantChain(noted, "")
+	if v.base.eventID != 6 || v.base.at != last {
+		t.Fatalf("the base is %+v", v.base)
+	}
+	for _, c := range []struct {
+		claim     string
+		now       int64
+		retention time.Duration
+		words     string // of the error; empty: none
+	}{
+		{"one of now", last, time.Hour, "keeps events for 1h0m0s"},
+		{"one in the future", last - 9999999, time.Hour, "were deleted too early"},
+		{"one as old as the retention", last + 3600, time.Hour, "events up to 6, the last from 2026-05-03T03:09:37Z, were deleted too early"},
+		{"one a second older than that", last + 3601, time.Hour, ""},
+		{"one of a short retention that became long", last + 3601, 2 * time.Hour, "also happens after EVENT_RETENTION was made longer"},
+		{"one of a retention that became endless", last + 1e9, 0, "keeps all events"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			err := checkBase(v, c.retention, time.Unix(c.now, 0))
+			if c.words == "" && err != nil || c.words != "" && (err == nil || !strings.Contains(err.Error(), c.words)) {
+				t.Errorf("got %v, want %q", err, c.words)
+			}
+		})
+	}
+	t.Run("and what userd trims is always old enough", func(t *testing.T) {
+		l := newLedger(t)
+		now := time.Unix(last+3601, 0)
+		for before := now.Add(-time.Hour).Unix(); l.mustTrim(before); {
+		}
+		v := l.wantChain(head{}, "")
+		if err := checkBase(v, time.Hour, now); v.base.eventID != 12 || err != nil {
+			t.Errorf("the base is %+v: %v", v.base, err)
+		}
+	})
+}
+
 // The clock can be set back, and whoever writes the file can add an event with an old
 // time, which the server then links: neither makes younger events look old.
 func TestAnEventWithAnOldTimeDoesNotMakeTheBaseOld(t *testing.T) {
@@ -289,7 +335,7 @@ func TestAnEventWithAnOldTimeDoesNotMakeTheBaseOld(t *testing.T) {
 	for _, upTo := range []int64{12, 14} {
 		l.forgeTrim(upTo)
 		v := l.wantChain(head{}, "")
-		if v.base.at != last {
+		if v.base.at != last || checkBase(v, time.Hour, time.Unix(last+10, 0)) == nil {
 			t.Errorf("the base at event %d has the time %d", upTo, v.base.at)
 		}
 	}
@@ -655,6 +701,36 @@ func TestUserdLinksItsEvents(t *testing.T) {
 	runSQL(t, conn, `UPDATE event SET address = '' WHERE id = 1`)
 	if r := verify(nil); r.status != 1 || !strings.Contains(r.stderr, "userd: the chain of events does not hold: events 1 to ") || strings.Contains(r.stdout, "head") {
 		t.Errorf("after a change: %+v", r)
+	}
+	runSQL(t, conn, `UPDATE event SET address = '127.0.0.1' WHERE id = 1`)
+
+	l := openLedger(t, filepath.Join(dir, "app.db"))
+	l.forgeTrim(2)
+	for _, c := range []struct {
+		claim   string
+		environ []string
+		args    []string
+		status  int
+		words   string
+	}{
+		{"a base that is too young", nil, nil, 1, "events up to 2, the last from 20"},
+		{"and a head", nil, []string{noted}, 1, "keeps events for 9600h0m0s"},
+		{"and a head that was deleted", nil, []string{"1" + noted[1:]}, 1, "were deleted since"},
+		{"a retention of a second", []string{"EVENT_RETENTION=1s"}, nil, 0, ""},
+		{"as a flag", nil, []string{"-event-retention", "1"}, 0, ""},
+		{"no retention", []string{"EVENT_RETENTION=0"}, nil, 1, "keeps all events"},
+		{"a retention that is not one", []string{"EVENT_RETENTION=x"}, nil, 2, "EVENT_RETENTION"},
+	} {
+		await(t, "the events are two seconds old", func() bool {
+			return scan[int64](t, conn, `SELECT unixepoch() - at FROM event_link WHERE event_id = 2`) > 1
+		})
+		r := verify(c.environ, c.args...)
+		if r.status != c.status || !strings.Contains(r.stderr, c.words) || c.status < 2 && !strings.Contains(r.stdout, "\ndeleted events: up to 2, the last from 20") {
+			t.Errorf("%s: %+v", c.claim, r)
+		}
+	}
+	if r := userdProcess(t, dir, "", nil, "events", "-event-retention", "1s"); r.status != 2 {
+		t.Errorf("another command accepts the retention: %+v", r)
 	}
 }
 
