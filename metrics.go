@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"math"
 	"net/http"
 	"os"
@@ -129,7 +128,6 @@ type stats struct {
 	mu          sync.Mutex
 	routes      []*routeStats
 	unrouted    *routeStats // the first of them: of requests that no route took
-	logins      counts
 	limited     counts
 	connections atomic.Int64
 	damaged     atomic.Bool // the check of the database has found damage
@@ -140,7 +138,6 @@ type stats struct {
 
 func newStats(st *store) *stats {
 	t := &stats{
-		logins:  newCounts("success", "wrong", "disabled", "limited", "busy", "failed", "abandoned", "invalid"),
 		limited: newCounts("user and network", "user", "network", "registration", "refresh", "password"),
 	}
 	t.unrouted = t.route("")
@@ -172,33 +169,6 @@ func (t *stats) route(pattern string) *routeStats {
 	r := &routeStats{pattern: pattern}
 	t.routes = append(t.routes, r)
 	return r
-}
-
-// countedLogin is login, counted by how it went.
-func (s *server) countedLogin(x *exchange) error {
-	err := s.login(x)
-	s.stats.logins.add(loginOutcome(err))
-	return err
-}
-
-func loginOutcome(err error) string {
-	switch {
-	case err == nil:
-		return "success"
-	case errors.Is(err, errCredentials):
-		return "wrong"
-	case errors.Is(err, errUserDisabled):
-		return "disabled"
-	case errors.Is(err, errLimited):
-		return "limited"
-	case errors.Is(err, errBusy):
-		return "busy"
-	case errors.Is(err, context.Canceled):
-		return "abandoned"
-	case answerFor(err).status >= http.StatusInternalServerError:
-		return "failed"
-	}
-	return "invalid" // the request was none
 }
 
 // maxMonitors is how many connections the address of the metrics has.
@@ -306,7 +276,6 @@ func (s *server) requestFamilies(p *page) {
 		}
 	}
 	p.gauge("userd_connections", "Open connections, idle ones too.", float64(s.stats.connections.Load()))
-	p.counters("userd_logins_total", "Logins by outcome.", "outcome", &s.stats.logins)
 	p.counters("userd_limited_total", "Requests refused by a limit, which answers 429.", "limit", &s.stats.limited)
 	inside, waiting := s.hasher.gate.count()
 	p.gauge("userd_password_hashes_running", "Passwords that are being hashed.", float64(inside))
