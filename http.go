@@ -232,7 +232,7 @@ func (x *exchange) fail(err error) {
 	}
 	var l *limited
 	if errors.As(err, &l) {
-		x.s.stats.limited.add(l.by)
+		x.s.stats.limited.Add(l.by)
 		header["Retry-After"] = []string{strconv.FormatInt(int64((l.wait+time.Second-1)/time.Second), 10)}
 	}
 	if accepts(x.r, "application/problem+json") { // RFC 9457

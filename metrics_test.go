@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"userd/internal/prom"
 )
 
 // Samples are the values of a page of metrics, by name and labels.
@@ -172,10 +174,10 @@ func TestADurationFallsIntoItsBucket(t *testing.T) {
 	for _, took := range []time.Duration{1, 100 * time.Microsecond, 100*time.Microsecond + 1, 2 * time.Second, 10 * time.Second, time.Hour} {
 		r.observe("GET", 200, took)
 	}
-	var p page
-	p.family("x", "histogram", "X.")
-	p.histogram("x", `a="b"`, r.all()[0].took, float64(time.Second))
-	parseMetrics(t, string(p.text)).want(t, samples{
+	var p prom.Page
+	p.Family("x", "histogram", "X.")
+	p.Histogram("x", `a="b"`, r.all()[0].took, float64(time.Second))
+	parseMetrics(t, string(p.Bytes())).want(t, samples{
 		`x_bucket{a="b",le="0.0001"}`: 2,
 		`x_bucket{a="b",le="0.0003"}`: 3,
 		`x_bucket{a="b",le="1"}`:      3,

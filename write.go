@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"userd/internal/prom"
 )
 
 // A statement is one step of a write. The first carries the write's conditions:
@@ -35,9 +37,9 @@ type writer struct {
 	quit  chan struct{}
 	done  chan struct{} // closed when run has returned
 
-	took    *histogram    // nanoseconds, of each commit
-	landed  *histogram    // writes, of each commit
-	refused atomic.Uint64 // writes that were errStorage
+	took    *prom.Histogram // nanoseconds, of each commit
+	landed  *prom.Histogram // writes, of each commit
+	refused atomic.Uint64   // writes that were errStorage
 }
 
 type pendingWrite struct {
@@ -81,8 +83,8 @@ func openWriter(path string) (*writer, error) {
 		quit:  make(chan struct{}),
 		done:  make(chan struct{}),
 
-		took:   newHistogram(durationBounds),
-		landed: newHistogram(groupBounds),
+		took:   prom.NewHistogram(durationBounds),
+		landed: prom.NewHistogram(groupBounds),
 	}, nil
 }
 
@@ -214,8 +216,8 @@ func (w *writer) commit(group []*pendingWrite) error {
 				landed++
 			}
 		}
-		w.took.observe(int64(time.Since(start)))
-		w.landed.observe(landed)
+		w.took.Observe(int64(time.Since(start)))
+		w.landed.Observe(landed)
 		return nil
 	}
 	w.exec("ROLLBACK") // fails where SQLite has rolled back by itself
