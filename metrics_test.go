@@ -20,8 +20,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"userd/internal/prom"
 )
 
 // Samples are the values of a page of metrics, by name and labels.
@@ -166,27 +164,6 @@ func TestEachRequestIsCountedByRouteMethodAndStatus(t *testing.T) {
 		}
 	}
 	s.scrape().want(t, samples{requests("/metrics", "GET", 200): 1}) // the one before
-}
-
-func TestADurationFallsIntoItsBucket(t *testing.T) {
-	t.Parallel()
-	r := new(routeStats)
-	for _, took := range []time.Duration{1, 100 * time.Microsecond, 100*time.Microsecond + 1, 2 * time.Second, 10 * time.Second, time.Hour} {
-		r.observe("GET", 200, took)
-	}
-	var p prom.Page
-	p.Family("x", "histogram", "X.")
-	p.Histogram("x", `a="b"`, r.all()[0].took, float64(time.Second))
-	parseMetrics(t, string(p.Bytes())).want(t, samples{
-		`x_bucket{a="b",le="0.0001"}`: 2,
-		`x_bucket{a="b",le="0.0003"}`: 3,
-		`x_bucket{a="b",le="1"}`:      3,
-		`x_bucket{a="b",le="3"}`:      4,
-		`x_bucket{a="b",le="10"}`:     5,
-		`x_bucket{a="b",le="+Inf"}`:   6,
-		`x_count{a="b"}`:              6,
-		`x_sum{a="b"}`:                3612.000200002,
-	})
 }
 
 func TestNothingThatAStrangerChoosesMakesANewSeries(t *testing.T) {

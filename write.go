@@ -37,9 +37,9 @@ type writer struct {
 	quit  chan struct{}
 	done  chan struct{} // closed when run has returned
 
-	took    *prom.Histogram // nanoseconds, of each commit
-	landed  *prom.Histogram // writes, of each commit
-	refused atomic.Uint64   // writes that were errStorage
+	commitDurations *prom.Histogram
+	commitSizes     *prom.Histogram // successful writes per commit
+	failedWrites    atomic.Uint64   // writes that returned errStorage
 }
 
 type pendingWrite struct {
@@ -83,8 +83,8 @@ func openWriter(path string) (*writer, error) {
 		quit:  make(chan struct{}),
 		done:  make(chan struct{}),
 
-		took:   prom.NewHistogram(durationBounds),
-		landed: prom.NewHistogram(groupBounds),
+		commitDurations: prom.NewDurationHistogram(),
+		commitSizes:     prom.NewHistogram(1, 1, 2, 4, 8, 16, 32, 64, 128, maxGroup),
 	}, nil
 }
 
@@ -96,7 +96,7 @@ func openWriter(path string) (*writer, error) {
 func (w *writer) write(ctx context.Context, statements ...statement) (err error) {
 	defer func() {
 		if errors.Is(err, errStorage) {
-			w.refused.Add(1)
+			w.failedWrites.Add(1)
 		}
 	}()
 	p := &pendingWrite{ctx: ctx, statements: statements, answer: make(chan error, 1)}
@@ -210,14 +210,14 @@ func (w *writer) commit(group []*pendingWrite) error {
 	start := time.Now()
 	err := w.transact(group)
 	if err == nil {
-		landed := int64(0)
+		succeeded := int64(0)
 		for _, p := range group {
 			if p.err == nil {
-				landed++
+				succeeded++
 			}
 		}
-		w.took.Observe(int64(time.Since(start)))
-		w.landed.Observe(landed)
+		w.commitDurations.Observe(int64(time.Since(start)))
+		w.commitSizes.Observe(succeeded)
 		return nil
 	}
 	w.exec("ROLLBACK") // fails where SQLite has rolled back by itself

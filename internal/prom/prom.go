@@ -1,28 +1,56 @@
-// Package prom counts, and writes what is counted in Prometheus' text format.
+// Package prom keeps counters and histograms, and writes them in Prometheus'
+// text format, version 0.0.4
+// (https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format).
+//
+// The model has two halves. A program counts with a [Histogram], with
+// [Counters], or with its own atomic integers: counting takes no lock and
+// allocates nothing, so it can be on the path of every request. Only when
+// a client asks does the program build a [Page] from its counters. There is no
+// registry and no global state: the order of the calls is the order of the page.
+//
+// A Page checks nothing. The caller uses valid metric names, begins each family
+// once and adds the samples of a family directly after its beginning.
 package prom
 
 import (
 	"math"
-	"os"
-	"runtime/debug"
-	"runtime/metrics"
 	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
-// A Histogram counts values by their size.
+// A Histogram counts integer values in buckets. Its methods can be called
+// concurrently.
 type Histogram struct {
-	bounds []int64         // the highest value of each bucket but the last, which has none
-	counts []atomic.Uint64 // of the buckets
+	bounds []int64         // the highest value of each bucket; the last bucket has no bound
+	counts []atomic.Uint64 // of each bucket: one more than bounds
 	sum    atomic.Int64
+	unit   float64
 }
 
-func NewHistogram(bounds []int64) *Histogram {
-	return &Histogram{bounds: bounds, counts: make([]atomic.Uint64, len(bounds)+1)}
+// NewHistogram returns a histogram with one bucket for each bound, which is the
+// bucket's highest value, and one for everything above. The bounds must be in
+// ascending order. A page shows values, and bounds, divided by unit: Prometheus
+// wants base units, such as seconds, while integers count smaller ones.
+func NewHistogram(unit int64, bounds ...int64) *Histogram {
+	return &Histogram{
+		bounds: bounds,
+		counts: make([]atomic.Uint64, len(bounds)+1),
+		unit:   float64(unit),
+	}
 }
 
+// NewDurationHistogram returns a histogram of durations: nanoseconds in, seconds
+// on the page. Its bounds go from 100 microseconds to 10 seconds, two in each
+// power of ten: each one adds a line to every series.
+func NewDurationHistogram() *Histogram {
+	return NewHistogram(int64(time.Second), 1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8, 3e8, 1e9, 3e9, 1e10)
+}
+
+// Observe counts a value. It takes no lock and allocates nothing. The sum of all
+// values must stay below 2^63: 292 years of nanoseconds.
 func (h *Histogram) Observe(value int64) {
 	i := 0
 	for i < len(h.bounds) && value > h.bounds[i] {
@@ -32,35 +60,46 @@ func (h *Histogram) Observe(value int64) {
 	h.sum.Add(value)
 }
 
-// Counters are counters that differ by a word. The words are known beforehand:
-// nobody can make up more, and a rate can be taken of the first of its kind.
+// Counters are counters of one family that differ by the value of one label. The
+// values are fixed at the beginning: no client can
+// add series, and each series starts with 0, because rate() does not see the first
+// event of a series that did not exist before.
 type Counters struct {
-	words []string
-	n     []atomic.Uint64
+	label  string
+	values []string
+	counts []atomic.Uint64
 }
 
-func NewCounters(words ...string) Counters {
-	return Counters{words, make([]atomic.Uint64, len(words))}
+// NewCounters returns a counter, 0, for each value of the label.
+func NewCounters(label string, values ...string) *Counters {
+	return &Counters{label, values, make([]atomic.Uint64, len(values))}
 }
 
-func (c *Counters) Add(word string) {
-	if i := slices.Index(c.words, word); i >= 0 {
-		c.n[i].Add(1)
+// Add adds 1 to the counter of a value. It ignores a value that NewCounters was
+// not given.
+func (c *Counters) Add(value string) {
+	if i := slices.Index(c.values, value); i >= 0 {
+		c.counts[i].Add(1)
 	}
 }
 
-// A Page is metrics in the text format 0.0.4 of Prometheus.
+// ContentType is the Content-Type of a page.
+const ContentType = "text/plain; version=0.0.4; charset=utf-8"
+
+// A Page collects metrics in the text format. The zero value is an empty page.
+// Only one goroutine may use it.
 type Page struct{ text []byte }
 
-// Bytes returns the text.
+// Bytes returns the text. The next call of another method may overwrite it.
 func (p *Page) Bytes() []byte { return p.text }
 
-// Family begins the samples of one name.
+// Family begins the samples of a name: its help in one line, and its kind, which
+// is "counter", "gauge", "histogram" or "summary".
 func (p *Page) Family(name, kind, help string) {
-	p.text = append(p.text, "# HELP "+name+" "+help+"\n# TYPE "+name+" "+kind+"\n"...)
+	p.text = append(p.text, "# HELP "+name+" "+helpEscapes.Replace(help)+"\n# TYPE "+name+" "+kind+"\n"...)
 }
 
-// Sample adds a sample. The labels are as in the format, without the braces.
+// Sample adds a sample to the family. The labels are empty or come from [Labels].
 func (p *Page) Sample(name, labels string, value float64) {
 	p.text = append(p.text, name...)
 	if labels != "" {
@@ -70,36 +109,40 @@ func (p *Page) Sample(name, labels string, value float64) {
 	p.text = append(p.text, '\n')
 }
 
+// Gauge adds a family of one gauge.
 func (p *Page) Gauge(name, help string, value float64) {
 	p.Family(name, "gauge", help)
 	p.Sample(name, "", value)
 }
 
+// Counter adds a family of one counter.
 func (p *Page) Counter(name, help string, value float64) {
 	p.Family(name, "counter", help)
 	p.Sample(name, "", value)
 }
 
-// Counters adds a family of counters that differ by a label.
-func (p *Page) Counters(name, help, label string, c *Counters) {
+// Counters adds a family of counters, in the order of NewCounters.
+func (p *Page) Counters(name, help string, c *Counters) {
 	p.Family(name, "counter", help)
-	for i, word := range c.words {
-		p.Sample(name, label+"="+strconv.Quote(word), float64(c.n[i].Load()))
+	for i, value := range c.values {
+		p.Sample(name, Labels(c.label, value), float64(c.counts[i].Load()))
 	}
 }
 
-// Histogram adds the samples of a histogram whose values are in a unit.
-func (p *Page) Histogram(name, labels string, h *Histogram, unit float64) {
-	sum := float64(h.sum.Load()) / unit
+// Histogram adds the samples of a histogram to its family. The labels are as for
+// Sample. The count is always the sum of the buckets, even if other goroutines
+// observe values meanwhile.
+func (p *Page) Histogram(name, labels string, h *Histogram) {
+	sum := float64(h.sum.Load()) / h.unit
 	comma := ""
 	if labels != "" {
 		comma = ","
 	}
 	n := uint64(0)
 	for i := range h.counts {
-		bound := math.Inf(1)
+		bound := math.Inf(1) // which is written as +Inf
 		if i < len(h.bounds) {
-			bound = float64(h.bounds[i]) / unit
+			bound = float64(h.bounds[i]) / h.unit
 		}
 		n += h.counts[i].Load()
 		p.Sample(name+"_bucket", labels+comma+`le="`+strconv.FormatFloat(bound, 'g', -1, 64)+`"`, float64(n))
@@ -108,77 +151,22 @@ func (p *Page) Histogram(name, labels string, h *Histogram, unit float64) {
 	p.Sample(name+"_count", labels, float64(n))
 }
 
-// runtimeFamilies are those of Go's runtime, under the names that Prometheus'
-// own Go client gives them. Reading them does not stop the world.
-var runtimeFamilies = []struct{ from, name, kind, help string }{
-	{"/sched/goroutines:goroutines", "go_goroutines", "gauge", "Goroutines that exist."},
-	{"/memory/classes/heap/objects:bytes", "go_memstats_heap_alloc_bytes", "gauge", "Memory of objects on the heap."},
-	{"/gc/heap/allocs:bytes", "go_memstats_alloc_bytes_total", "counter", "Memory ever allocated on the heap."},
-	{"/gc/heap/allocs:objects", "go_memstats_mallocs_total", "counter", "Objects ever allocated on the heap."},
-	{"/gc/heap/goal:bytes", "go_memstats_next_gc_bytes", "gauge", "Size of the heap at which the next collection begins."},
-	{"/memory/classes/total:bytes", "go_memstats_sys_bytes", "gauge", "Memory that the Go runtime has from the system; SQLite has more."},
-}
-
-func (p *Page) GoFamilies() {
-	samples := make([]metrics.Sample, len(runtimeFamilies))
-	for i, f := range runtimeFamilies {
-		samples[i].Name = f.from
-	}
-	metrics.Read(samples)
-	for i, f := range runtimeFamilies {
-		if samples[i].Value.Kind() == metrics.KindUint64 {
-			p.Family(f.name, f.kind, f.help)
-			p.Sample(f.name, "", float64(samples[i].Value.Uint64()))
+// Labels returns labels in the text format, without braces, from pairs of a name
+// and a value. A value may hold any text; what is not UTF-8 becomes U+FFFD.
+func Labels(pairs ...string) string {
+	var text strings.Builder
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if i > 0 {
+			text.WriteByte(',')
 		}
+		text.WriteString(pairs[i] + `="` + valueEscapes.Replace(strings.ToValidUTF8(pairs[i+1], "\uFFFD")) + `"`)
 	}
-	var gc debug.GCStats
-	debug.ReadGCStats(&gc)
-	p.Family("go_gc_duration_seconds", "summary", "Pauses of the garbage collector.")
-	p.Sample("go_gc_duration_seconds_sum", "", gc.PauseTotal.Seconds())
-	p.Sample("go_gc_duration_seconds_count", "", float64(gc.NumGC))
+	return text.String()
 }
 
-// ProcessFamilies adds what Linux tells of the process, under the names that
-// Prometheus' clients give it (https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics).
-// Other systems have no /proc, and these are left out.
-func (p *Page) ProcessFamilies() {
-	stat, err := os.ReadFile("/proc/self/stat")
-	if err != nil {
-		return
-	}
-	// From the third field on, proc(5): the second may hold anything.
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	field := func(n int) (v float64) {
-		if n-3 < len(fields) {
-			v, _ = strconv.ParseFloat(fields[n-3], 64)
-		}
-		return v
-	}
-	const ticks = 100 // a second, on every system that Go knows
-	p.Counter("process_cpu_seconds_total", "Processor time, user and system.", (field(14)+field(15))/ticks)
-	p.Gauge("process_virtual_memory_bytes", "Address space.", field(23))
-	p.Gauge("process_resident_memory_bytes", "Memory in use.", field(24)*float64(os.Getpagesize()))
-	if boot, ok := procNumber("/proc/stat", "btime"); ok {
-		p.Gauge("process_start_time_seconds", "When the process started, in Unix time.", boot+field(22)/ticks)
-	}
-	if dir, err := os.Open("/proc/self/fd"); err == nil {
-		names, _ := dir.Readdirnames(-1)
-		dir.Close()
-		p.Gauge("process_open_fds", "Open file descriptors.", float64(len(names)-1)) // one is dir's
-	}
-	if most, ok := procNumber("/proc/self/limits", "Max open files"); ok {
-		p.Gauge("process_max_fds", "File descriptors that the process may have open.", most)
-	}
-}
-
-// procNumber returns the number behind a word at the beginning of a line.
-func procNumber(file, word string) (float64, bool) {
-	data, _ := os.ReadFile(file)
-	_, rest, _ := strings.Cut("\n"+string(data), "\n"+word+" ")
-	fields := strings.Fields(rest)
-	if len(fields) == 0 {
-		return 0, false
-	}
-	n, err := strconv.ParseFloat(fields[0], 64)
-	return n, err == nil
-}
+// The text format escapes a line feed and a backslash, and in a value also a
+// double quote.
+var (
+	helpEscapes  = strings.NewReplacer(`\`, `\\`, "\n", `\n`)
+	valueEscapes = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
+)
