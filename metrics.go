@@ -87,18 +87,18 @@ type stats struct {
 	connections atomic.Int64
 	damaged     atomic.Bool // the check of the database found damage
 
-	rows                    checkup // how many there are of these:
+	rowCount                *checkup // sets these:
 	users, sessions, events atomic.Int64
 }
 
-func newStats(st *store) *stats {
+func newStats(st *store, now func() time.Time) *stats {
 	t := &stats{
 		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password"),
 	}
 	t.unrouted = t.route("")
-	// It reads two indexes from end to end, so not for each that asks. Prometheus
-	// waits 10 seconds.
-	t.rows = checkup{every: time.Minute, patience: 5 * time.Second, ask: func(ctx context.Context) error {
+	// Counting reads two indexes from end to end: too expensive for each scrape.
+	// Prometheus waits 10 seconds for a page.
+	t.rowCount = newCheckup(time.Minute, 5*time.Second, now, func(ctx context.Context) error {
 		users, sessions, err := st.count(ctx)
 		if err != nil {
 			return err
@@ -108,7 +108,7 @@ func newStats(st *store) *stats {
 		t.sessions.Store(sessions)
 		t.events.Store(events)
 		return err
-	}}
+	})
 	return t
 }
 
@@ -183,7 +183,7 @@ func (s *server) requestFamilies(p *prom.Page) {
 }
 
 func (s *server) databaseFamilies(p *prom.Page) {
-	if s.stats.rows.at(s.now()) == nil { // else how many there are is not known
+	if s.stats.rowCount.result() == nil { // otherwise the numbers are unknown
 		p.Gauge("userd_users", "Users, counted at most once a minute.", float64(s.stats.users.Load()))
 		p.Gauge("userd_sessions", "Sessions, counted at most once a minute.", float64(s.stats.sessions.Load()))
 		p.Counter("userd_events_total", "Events that were ever recorded, looked up at most once a minute.", float64(s.stats.events.Load()))
