@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"userd/internal/netlisten"
 )
 
 // Bounds on what one connection may take; a stranger can open many.
@@ -35,12 +37,12 @@ type exchange struct {
 	http.ResponseWriter
 	r      *http.Request
 	s      *server
-	conn   *limitedConn // nil: in tests
-	id     string       // X-Request-Id
-	who    principal    // who.id is 0 where nobody has signed in
-	target int64        // the user that the path's {id} names
-	name   string       // the username of target, where a login failed
-	routed bool         // the mux found a route
+	conn   *netlisten.Conn // nil: in tests
+	id     string          // X-Request-Id
+	who    principal       // who.id is 0 where nobody has signed in
+	target int64           // the user that the path's {id} names
+	name   string          // the username of target, where a login failed
+	routed bool            // the mux found a route
 	stats  *routeStats
 	status int   // of the answer; 0: not begun
 	err    error // why the request failed
@@ -89,14 +91,14 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(p)
 		}
 	}()
-	if c, _ := r.Context().Value(connKey{}).(*limitedConn); c != nil {
-		if !c.begin() {
+	if c := netlisten.FromContext(r.Context()); c != nil {
+		if !c.BeginRequest() {
 			x.fail(errBusy)
 			return
 		}
-		defer c.end() // from here on net/http waits for the client: for the rest of a body that nobody has read, then for it to take the answer
+		defer c.EndRequest() // from here on net/http waits for the client: for the rest of a body that nobody has read, then for it to take the answer
 		x.conn = c
-		if c.l.short.Load() {
+		if c.ShouldClose() {
 			header["Connection"] = lastAnswer
 		}
 	}
@@ -342,19 +344,11 @@ func (s *server) noteState(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// connKey is the key of a request's *limitedConn in its context.
-type connKey struct{}
-
-// withConn is for http.Server.ConnContext.
-func withConn(ctx context.Context, conn net.Conn) context.Context {
-	return context.WithValue(ctx, connKey{}, underlying(conn))
-}
-
 // awaitClient notes that a request waits for its client, until done is called.
 func (x *exchange) awaitClient() (done func()) {
 	if x.conn == nil {
 		return func() {}
 	}
-	x.conn.await()
-	return x.conn.goOn
+	x.conn.AwaitClient()
+	return x.conn.Resume
 }

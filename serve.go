@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"userd/internal/netlisten"
 )
 
 // collectAt is GOGC where the environment does not set it: how many percent the
@@ -54,7 +56,10 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 		return err
 	}
 	// The port comes first: where it is taken, another userd may hold the file.
-	listener, err := listen(c.addr)
+	listener, err := netlisten.Listen(c.addr)
+	if errors.Is(err, netlisten.ErrSocket) {
+		return usagef("%v", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -117,16 +122,16 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	s := newServer(c.settings, st, newHasher(defaultCost), keys, refresher, log, time.Now)
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
-	go func() { served <- secure.serve(httpServer, limitConnections(listener, maxConnections)) }()
+	go func() { served <- secure.serve(httpServer, netlisten.Limit(listener, maxConnections)) }()
 	log.Info("serving", "url", secure.scheme()+"://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
 	if metricsListener != nil {
 		metricsServer := newHTTPServer(s.monitor())
 		metricsServer.ConnState = nil // they are not counted
-		go func() { served <- metricsServer.Serve(limitConnections(metricsListener, maxMonitors)) }()
+		go func() { served <- metricsServer.Serve(netlisten.Limit(metricsListener, maxMonitors)) }()
 		defer metricsServer.Close() // when the last request is done: until then it tells how that goes
 		log.Info("serving metrics", "url", "http://"+metricsListener.Addr().String())
 	}
-	if err := notify("READY=1"); err != nil {
+	if err := netlisten.Notify("READY=1"); err != nil {
 		log.Warn("systemd does not hear that userd serves", "err", err)
 	}
 
@@ -166,7 +171,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	}
 	s.health.draining.Store(true)
 	log.Info("stopping")
-	if err := notify("STOPPING=1"); err != nil {
+	if err := netlisten.Notify("STOPPING=1"); err != nil {
 		log.Warn("systemd does not hear that userd stops", "err", err)
 	}
 	// Serve returns as soon as Shutdown begins; the requests are done when Shutdown returns.
@@ -180,7 +185,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 }
 
 // newHTTPServer returns what reads requests for s; on a listener of
-// limitConnections.
+// netlisten.Limit.
 func newHTTPServer(s *server) *http.Server {
 	web := &http.Server{
 		Handler:           s,
@@ -190,7 +195,7 @@ func newHTTPServer(s *server) *http.Server {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ConnState:         s.noteState,
-		ConnContext:       withConn,
+		ConnContext:       netlisten.ConnContext,
 		HTTP2:             http2Bounds,
 
 		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is answered like any other

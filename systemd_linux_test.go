@@ -187,27 +187,3 @@ func TestASystemdThatDoesNotListenIsOnlyWarnedOf(t *testing.T) {
 	}
 	p.awaitLog("systemd does not hear that userd stops")
 }
-
-func TestASystemdThatHangsHoldsNobody(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "notify")
-	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	conn, err := net.Dial("unixgram", name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	conn.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
-	for err == nil { // until its queue is full
-		_, err = conn.Write([]byte("STATUS=busy"))
-	}
-	t.Setenv("NOTIFY_SOCKET", name)
-	told := make(chan error, 1)
-	go func() { told <- notify("READY=1") }()
-	if err := receive(t, "userd goes on", told); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("got %v", err)
-	}
-}

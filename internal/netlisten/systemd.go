@@ -1,16 +1,21 @@
-package main
+package netlisten
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"os"
 	"strconv"
 	"time"
 )
 
-// listen opens addr, or takes the socket that systemd has opened instead
+// ErrSocket is the error of a socket that systemd should not hand over.
+var ErrSocket = errors.New("the socket of systemd")
+
+// Listen opens addr, or takes the socket that systemd has opened instead
 // (sd_listen_fds(3)): it stays open while userd is started again, and nobody is
 // turned away.
-func listen(addr string) (net.Listener, error) {
+func Listen(addr string) (net.Listener, error) {
 	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		os.Unsetenv(name) // they are not for a child
@@ -19,23 +24,23 @@ func listen(addr string) (net.Listener, error) {
 		return net.Listen("tcp", addr)
 	}
 	if count != "1" {
-		return nil, usagef("systemd hands over %s sockets, and userd takes one", count)
+		return nil, fmt.Errorf("%w: systemd hands over %s sockets, and userd takes one", ErrSocket, count)
 	}
 	file := os.NewFile(3, "the socket of systemd")
 	defer file.Close() // the listener has a copy
 	l, err := net.FileListener(file)
 	if err != nil {
-		return nil, usagef("%s: %v", file.Name(), err)
+		return nil, fmt.Errorf("%w: %w", ErrSocket, err)
 	}
 	if _, ok := l.(*net.TCPListener); !ok {
 		l.Close()
-		return nil, usagef("%s is of %s, not of TCP", file.Name(), l.Addr().Network())
+		return nil, fmt.Errorf("%w: it is of %s, not of TCP", ErrSocket, l.Addr().Network())
 	}
 	return l, nil
 }
 
-// notify tells systemd, where that has started userd, how it is (sd_notify(3)).
-func notify(state string) error {
+// Notify tells systemd, where that has started userd, how it is (sd_notify(3)).
+func Notify(state string) error {
 	name := os.Getenv("NOTIFY_SOCKET")
 	if name == "" {
 		return nil

@@ -1,7 +1,9 @@
-package main
+// Package netlisten limits connections, and takes sockets from systemd.
+package netlisten
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"net"
@@ -12,13 +14,13 @@ import (
 	"time"
 )
 
-// limitConnections lets at most n connections of a listener be open at once.
-func limitConnections(l net.Listener, n int) net.Listener {
-	return &limitedListener{
+// Limit lets at most n connections of a listener be open at once.
+func Limit(l net.Listener, n int) *Listener {
+	return &Listener{
 		Listener: l,
 		start:    time.Now(),
 		most:     n,
-		open:     make(map[*limitedConn]struct{}),
+		open:     make(map[*Conn]struct{}),
 		freed:    make(chan struct{}, 1),
 		closed:   make(chan struct{}),
 
@@ -26,13 +28,13 @@ func limitConnections(l net.Listener, n int) net.Listener {
 	}
 }
 
-// A limitedListener has room for so many connections. Where there is none left,
+// A Listener has room for so many connections. Where there is none left,
 // those that have waited longest for their client make room: idle ones, and
 // those whose client sends or reads too slowly. To open many and leave them so
 // then shuts nobody out, and a request that runs is never cut off for another.
 // Others are closed when their next request is answered: else whoever asks often
 // enough on all of them, and so never keeps the server waiting, shuts the others out.
-type limitedListener struct {
+type Listener struct {
 	net.Listener
 	closed chan struct{}
 	once   sync.Once
@@ -42,15 +44,15 @@ type limitedListener struct {
 
 	mu   sync.Mutex
 	most int
-	open map[*limitedConn]struct{}
+	open map[*Conn]struct{}
 
 	beside     atomic.Int64 // requests begun while another was, on their connection
 	mostBeside int64
 }
 
-// clientPatience is how long a client may be waited for where room is short: some
+// Patience is how long a client may be waited for where room is short: some
 // round trips, as a handshake takes.
-const clientPatience = time.Second
+const Patience = time.Second
 
 // sendBuffer is how many bytes of an answer that its client has not taken the
 // system is asked to hold (Linux takes twice as many). By itself it holds up to 4
@@ -61,7 +63,7 @@ const sendBuffer = 256 << 10
 // spareFiles is how many file descriptors are left for the database.
 const spareFiles = 16
 
-func (l *limitedListener) Accept() (net.Conn, error) {
+func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		if err := l.makeRoom(); err != nil {
 			return nil, err
@@ -79,7 +81,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		if tcp, ok := conn.(*net.TCPConn); ok {
 			tcp.SetWriteBuffer(sendBuffer) // where that fails, the system's own size does
 		}
-		c := &limitedConn{Conn: conn, l: l, since: l.now()} // a connection that is new waits for its client
+		c := &Conn{Conn: conn, l: l, since: l.now()} // a connection that is new waits for its client
 		l.mu.Lock()
 		l.open[c] = struct{}{}
 		l.mu.Unlock()
@@ -88,7 +90,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 }
 
 // makeRoom returns when there is room for one more, or net.ErrClosed.
-func (l *limitedListener) makeRoom() error {
+func (l *Listener) makeRoom() error {
 	defer l.short.Store(false)
 	for !l.hasRoom() {
 		l.short.Store(true)
@@ -104,19 +106,19 @@ func (l *limitedListener) makeRoom() error {
 
 // hasRoom reports whether there is room for one more, and if not begins to make
 // some: for a few at once, because it looks at every connection.
-func (l *limitedListener) hasRoom() bool {
+func (l *Listener) hasRoom() bool {
 	l.mu.Lock()
 	if len(l.open) < l.most {
 		l.mu.Unlock()
 		return true
 	}
 	type waiter struct {
-		c     *limitedConn
+		c     *Conn
 		since int64
 	}
 	var waiting []waiter
 	for c := range l.open {
-		if since := c.waitsSince(); since > 0 && since < l.now()-int64(clientPatience) {
+		if since := c.waitsSince(); since > 0 && since < l.now()-int64(Patience) {
 			waiting = append(waiting, waiter{c, since})
 		}
 	}
@@ -132,20 +134,20 @@ func (l *limitedListener) hasRoom() bool {
 }
 
 // now is in nanoseconds; by the monotonic clock alone, as it is read with each request.
-func (l *limitedListener) now() int64 { return int64(time.Since(l.start)) + 1 }
+func (l *Listener) now() int64 { return int64(time.Since(l.start)) + 1 }
 
 // Close also ends an Accept that waits for a place.
-func (l *limitedListener) Close() error {
+func (l *Listener) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return l.Listener.Close()
 }
 
-// A limitedConn gives its place back when it is closed. It waits for its client
+// A Conn gives its place back when it is closed. It waits for its client
 // while none of its requests runs, and while what is written to it does not
 // leave. HTTP/2 runs several requests on one.
-type limitedConn struct {
+type Conn struct {
 	net.Conn
-	l *limitedListener
+	l *Listener
 
 	mu       sync.Mutex
 	requests int   // begun and not ended
@@ -155,7 +157,7 @@ type limitedConn struct {
 }
 
 // waitsSince returns when c began to wait for its client, 0 where it does not.
-func (c *limitedConn) waitsSince() int64 {
+func (c *Conn) waitsSince() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -167,11 +169,11 @@ func (c *limitedConn) waitsSince() int64 {
 	return c.since
 }
 
-// begin notes that a request runs. It refuses one beside another on the same
+// BeginRequest notes that a request runs. It refuses one beside another on the same
 // connection where there are as many of those as there may be connections:
 // what requests hold is bounded as in HTTP/1, or nearly, and the first request
 // of a connection is always let in.
-func (c *limitedConn) begin() bool {
+func (c *Conn) BeginRequest() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.requests > 0 && c.l.beside.Add(1) > c.l.mostBeside {
@@ -183,8 +185,8 @@ func (c *limitedConn) begin() bool {
 	return true
 }
 
-// end notes that a request which begin let in has ended.
-func (c *limitedConn) end() {
+// EndRequest notes that a request which BeginRequest let in has ended.
+func (c *Conn) EndRequest() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stop()
@@ -193,39 +195,39 @@ func (c *limitedConn) end() {
 	}
 }
 
-// await notes that a request waits for the client.
-func (c *limitedConn) await() {
+// AwaitClient notes that a request waits for the client.
+func (c *Conn) AwaitClient() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stop()
 }
 
-func (c *limitedConn) stop() {
+func (c *Conn) stop() {
 	if c.running--; c.running == 0 {
 		c.since = c.l.now()
 	}
 }
 
-// goOn notes that a request waits no more.
-func (c *limitedConn) goOn() {
+// Resume notes that a request waits no more.
+func (c *Conn) Resume() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.running++
 }
 
-func (c *limitedConn) Write(p []byte) (int, error) {
+func (c *Conn) Write(p []byte) (int, error) {
 	c.noteWriting(c.l.now())
 	defer c.noteWriting(0)
 	return c.Conn.Write(p)
 }
 
-func (c *limitedConn) noteWriting(since int64) {
+func (c *Conn) noteWriting(since int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writing = since
 }
 
-func (c *limitedConn) Close() error {
+func (c *Conn) Close() error {
 	err := c.Conn.Close()
 	c.l.mu.Lock()
 	delete(c.l.open, c)
@@ -237,11 +239,28 @@ func (c *limitedConn) Close() error {
 	return err
 }
 
-// underlying returns the limitedConn below a connection, or nil.
-func underlying(conn net.Conn) *limitedConn {
+// ShouldClose reports whether there is no place for the next connection.
+func (c *Conn) ShouldClose() bool { return c.l.short.Load() }
+
+// connKey is the key of a request's *Conn in its context.
+type connKey struct{}
+
+// ConnContext is for http.Server.ConnContext.
+func ConnContext(ctx context.Context, conn net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, underlying(conn))
+}
+
+// FromContext returns the Conn of a request's context, or nil.
+func FromContext(ctx context.Context) *Conn {
+	c, _ := ctx.Value(connKey{}).(*Conn)
+	return c
+}
+
+// underlying returns the Conn below a connection, or nil.
+func underlying(conn net.Conn) *Conn {
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
 	}
-	c, _ := conn.(*limitedConn)
+	c, _ := conn.(*Conn)
 	return c
 }
