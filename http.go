@@ -37,7 +37,7 @@ type exchange struct {
 	http.ResponseWriter
 	r      *http.Request
 	s      *server
-	conn   *netlisten.Conn // nil: in tests
+	conn   *netlisten.Conn // nil in tests without a netlisten.Listener
 	id     string          // X-Request-Id
 	who    principal       // who.id is 0 where nobody has signed in
 	target int64           // the user that the path's {id} names
@@ -96,7 +96,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			x.fail(errBusy)
 			return
 		}
-		defer c.EndRequest() // from here on net/http waits for the client: for the rest of a body that nobody has read, then for it to take the answer
+		defer c.EndRequest() // from then on net/http waits for the client: for the rest of an unread body, and until it has read the answer
 		x.conn = c
 		if c.ShouldClose() {
 			header["Connection"] = lastAnswer
@@ -334,7 +334,7 @@ func utc(unix int64) (t time.Time) {
 	return t
 }
 
-// noteState is for http.Server.ConnState: it counts the connections.
+// noteState counts open connections; it is for http.Server.ConnState.
 func (s *server) noteState(conn net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
@@ -344,7 +344,8 @@ func (s *server) noteState(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// awaitClient notes that a request waits for its client, until done is called.
+// awaitClient tells the connection that the request waits for its client, until
+// done is called.
 func (x *exchange) awaitClient() (done func()) {
 	if x.conn == nil {
 		return func() {}

@@ -132,7 +132,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 		log.Info("serving metrics", "url", "http://"+metricsListener.Addr().String())
 	}
 	if err := netlisten.Notify("READY=1"); err != nil {
-		log.Warn("systemd does not hear that userd serves", "err", err)
+		log.Warn("could not notify systemd", "state", "READY=1", "err", err)
 	}
 
 	sealer := sealer{st: st, key: sealKeys[0]}
@@ -172,7 +172,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	s.health.draining.Store(true)
 	log.Info("stopping")
 	if err := netlisten.Notify("STOPPING=1"); err != nil {
-		log.Warn("systemd does not hear that userd stops", "err", err)
+		log.Warn("could not notify systemd", "state", "STOPPING=1", "err", err)
 	}
 	// Serve returns as soon as Shutdown begins; the requests are done when Shutdown returns.
 	drain, cancelDrain := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
@@ -184,8 +184,8 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	return nil
 }
 
-// newHTTPServer returns what reads requests for s; on a listener of
-// netlisten.Limit.
+// newHTTPServer returns an http.Server that passes requests to s. Its listener
+// should come from netlisten.Limit.
 func newHTTPServer(s *server) *http.Server {
 	web := &http.Server{
 		Handler:           s,

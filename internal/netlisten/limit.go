@@ -1,4 +1,33 @@
-// Package netlisten limits connections, and takes sockets from systemd.
+// Package netlisten opens the listeners of a server: sockets from systemd, and a
+// limit on the connections of a listener that idle clients cannot exhaust.
+//
+// # The limit
+//
+// A server that only counts its connections serves nobody once strangers have
+// opened as many as it allows. So a [Listener] that is full makes room when a
+// client wants to connect. It closes the connections that have waited for their
+// own client longest, if that is longer than [Patience]. A connection waits for
+// its client
+//
+//   - before its first request and between requests,
+//   - while a request waits for more of its body, and
+//   - while the client does not read what the server writes.
+//
+// It never closes a connection on which the server is working. The server has to
+// say when that is: it marks each request with [Conn.BeginRequest] and
+// [Conn.EndRequest], and each time that a request needs its client with
+// [Conn.AwaitClient] and [Conn.Resume]. Handlers find their connection with
+// [ConnContext] and [FromContext].
+//
+// Clients that send requests often enough never keep the server waiting. While
+// another client waits for a connection, [Conn.ShouldClose] tells the server to
+// close each connection after its current answer.
+//
+// # systemd
+//
+// [Listen] takes the socket of a systemd socket unit if there is one, and
+// [Notify] tells systemd that the service is ready or is stopping. Neither needs
+// systemd.
 package netlisten
 
 import (
@@ -14,55 +43,63 @@ import (
 	"time"
 )
 
-// Limit lets at most n connections of a listener be open at once.
+// Patience is how long a full listener lets a connection wait for its client. A
+// handshake needs some round trips.
+const Patience = time.Second
+
+const (
+	// retryInterval is how often a full listener looks for connections that have
+	// waited too long.
+	retryInterval = 10 * time.Millisecond
+
+	// sendBuffer is how many bytes of an answer the system is asked to hold while
+	// the client does not read (Linux doubles it). By itself Linux holds up to 4
+	// MB: a client that asks for large answers on every connection and reads none
+	// of them would fill gigabytes of kernel memory.
+	sendBuffer = 256 << 10
+
+	// spareFiles is how many file descriptors the limit leaves to the rest of the
+	// process, such as its database, if the process runs out of them.
+	spareFiles = 16
+)
+
+// A Listener limits how many of its connections are open. Its connections are
+// of type *[Conn].
+type Listener struct {
+	net.Listener
+	start     time.Time
+	full      atomic.Bool   // Accept waits for a connection to close; without a lock, because each request reads it
+	freed     chan struct{} // receives after a connection was closed
+	closed    chan struct{}
+	closeOnce sync.Once
+
+	mu    sync.Mutex
+	limit int // Accept lowers it if the process runs out of file descriptors
+	open  map[*Conn]struct{}
+
+	extraRequests    atomic.Int64 // requests that began while another one ran on their connection
+	maxExtraRequests int64
+}
+
+// Limit returns a listener that accepts connections of l, of which at most n are
+// open at a time. More clients wait in the system's queue. Closing it closes l.
 func Limit(l net.Listener, n int) *Listener {
 	return &Listener{
 		Listener: l,
 		start:    time.Now(),
-		most:     n,
-		open:     make(map[*Conn]struct{}),
 		freed:    make(chan struct{}, 1),
 		closed:   make(chan struct{}),
 
-		mostBeside: int64(n),
+		limit: n,
+		open:  make(map[*Conn]struct{}),
+
+		maxExtraRequests: int64(n),
 	}
 }
 
-// A Listener has room for so many connections. Where there is none left,
-// those that have waited longest for their client make room: idle ones, and
-// those whose client sends or reads too slowly. To open many and leave them so
-// then shuts nobody out, and a request that runs is never cut off for another.
-// Others are closed when their next request is answered: else whoever asks often
-// enough on all of them, and so never keeps the server waiting, shuts the others out.
-type Listener struct {
-	net.Listener
-	closed chan struct{}
-	once   sync.Once
-	freed  chan struct{} // a connection has been closed
-	short  atomic.Bool   // there is no place for the next
-	start  time.Time
-
-	mu   sync.Mutex
-	most int
-	open map[*Conn]struct{}
-
-	beside     atomic.Int64 // requests begun while another was, on their connection
-	mostBeside int64
-}
-
-// Patience is how long a client may be waited for where room is short: some
-// round trips, as a handshake takes.
-const Patience = time.Second
-
-// sendBuffer is how many bytes of an answer that its client has not taken the
-// system is asked to hold (Linux takes twice as many). By itself it holds up to 4
-// MB, and whoever asks for the list on every connection and reads nothing would
-// fill gigabytes of the kernel's memory.
-const sendBuffer = 256 << 10
-
-// spareFiles is how many file descriptors are left for the database.
-const spareFiles = 16
-
+// Accept waits for room and for the next client. If the process has no file
+// descriptor left, Accept lowers the limit for good, so that connections never
+// take the last ones again.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		if err := l.makeRoom(); err != nil {
@@ -71,7 +108,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		conn, err := l.Listener.Accept()
 		if errors.Is(err, syscall.EMFILE) {
 			l.mu.Lock()
-			l.most = max(1, min(l.most, len(l.open))-spareFiles) // what the process is allowed
+			l.limit = max(1, min(l.limit, len(l.open))-spareFiles)
 			l.mu.Unlock()
 			continue
 		}
@@ -79,9 +116,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if tcp, ok := conn.(*net.TCPConn); ok {
-			tcp.SetWriteBuffer(sendBuffer) // where that fails, the system's own size does
+			tcp.SetWriteBuffer(sendBuffer) // if that fails, the system's own size stays
 		}
-		c := &Conn{Conn: conn, l: l, since: l.now()} // a connection that is new waits for its client
+		c := &Conn{Conn: conn, l: l, since: l.now()} // a new connection waits for its client
 		l.mu.Lock()
 		l.open[c] = struct{}{}
 		l.mu.Unlock()
@@ -89,14 +126,14 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// makeRoom returns when there is room for one more, or net.ErrClosed.
+// makeRoom returns when there is room for a connection, or net.ErrClosed.
 func (l *Listener) makeRoom() error {
-	defer l.short.Store(false)
+	defer l.full.Store(false)
 	for !l.hasRoom() {
-		l.short.Store(true)
+		l.full.Store(true)
 		select {
 		case <-l.freed:
-		case <-time.After(10 * time.Millisecond): // one may wait for its client by now
+		case <-time.After(retryInterval): // a connection may have waited too long by now
 		case <-l.closed:
 			return net.ErrClosed
 		}
@@ -104,59 +141,62 @@ func (l *Listener) makeRoom() error {
 	return nil
 }
 
-// hasRoom reports whether there is room for one more, and if not begins to make
-// some: for a few at once, because it looks at every connection.
+// hasRoom reports whether there is room for a connection. If not, it closes some
+// that have waited too long: several at a time if the limit is high, because it
+// looks at every connection.
 func (l *Listener) hasRoom() bool {
 	l.mu.Lock()
-	if len(l.open) < l.most {
+	if len(l.open) < l.limit {
 		l.mu.Unlock()
 		return true
 	}
-	type waiter struct {
+	type waiting struct {
 		c     *Conn
 		since int64
 	}
-	var waiting []waiter
+	var idle []waiting
 	for c := range l.open {
 		if since := c.waitsSince(); since > 0 && since < l.now()-int64(Patience) {
-			waiting = append(waiting, waiter{c, since})
+			idle = append(idle, waiting{c, since})
 		}
 	}
-	n := len(l.open) - l.most + 1 + l.most/64
+	n := len(l.open) - l.limit + 1 + l.limit/64
 	l.mu.Unlock()
-	slices.SortFunc(waiting, func(a, b waiter) int { return cmp.Compare(a.since, b.since) })
-	for _, w := range waiting[:min(n, len(waiting))] {
-		if w.c.waitsSince() == w.since { // else its request has come by now
+	slices.SortFunc(idle, func(a, b waiting) int { return cmp.Compare(a.since, b.since) })
+	for _, w := range idle[:min(n, len(idle))] {
+		if w.c.waitsSince() == w.since { // otherwise its request has come by now
 			w.c.Close()
 		}
 	}
 	return false
 }
 
-// now is in nanoseconds; by the monotonic clock alone, as it is read with each request.
+// now returns the nanoseconds since the listener was made, plus 1: never 0. It
+// only reads the monotonic clock, because every request calls it.
 func (l *Listener) now() int64 { return int64(time.Since(l.start)) + 1 }
 
-// Close also ends an Accept that waits for a place.
+// Close closes the listener, also while Accept waits for room. http.Server.Shutdown
+// waits, whatever its context says, until Accept has returned.
 func (l *Listener) Close() error {
-	l.once.Do(func() { close(l.closed) })
+	l.closeOnce.Do(func() { close(l.closed) })
 	return l.Listener.Close()
 }
 
-// A Conn gives its place back when it is closed. It waits for its client
-// while none of its requests runs, and while what is written to it does not
-// leave. HTTP/2 runs several requests on one.
+// A Conn is a connection of a [Listener]. Its methods can be called concurrently:
+// HTTP/2 runs several requests on one connection.
 type Conn struct {
 	net.Conn
 	l *Listener
 
 	mu       sync.Mutex
-	requests int   // begun and not ended
+	requests int   // that began and have not ended
 	running  int   // those of them that do not wait for the client
 	since    int64 // when running became 0, by l.now
-	writing  int64 // when the write began that is under way; 0: none
+	writing  int64 // when the current write began; 0 if there is none
 }
 
-// waitsSince returns when c began to wait for its client, 0 where it does not.
+// waitsSince returns when c began to wait for its client, by l.now, or 0 if it
+// does not wait.
 func (c *Conn) waitsSince() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -169,15 +209,18 @@ func (c *Conn) waitsSince() int64 {
 	return c.since
 }
 
-// BeginRequest notes that a request runs. It refuses one beside another on the same
-// connection where there are as many of those as there may be connections:
-// what requests hold is bounded as in HTTP/1, or nearly, and the first request
-// of a connection is always let in.
+// BeginRequest marks the beginning of a request and returns true. If it returns
+// false, the server should refuse the request, and must not call EndRequest.
+//
+// The first request of a connection may always begin. All requests beyond that,
+// which are possible with HTTP/2, are limited to the number of connections,
+// counted over all of them. So HTTP/2 clients can make the server hold at most
+// twice what HTTP/1 clients can.
 func (c *Conn) BeginRequest() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.requests > 0 && c.l.beside.Add(1) > c.l.mostBeside {
-		c.l.beside.Add(-1)
+	if c.requests > 0 && c.l.extraRequests.Add(1) > c.l.maxExtraRequests {
+		c.l.extraRequests.Add(-1)
 		return false
 	}
 	c.requests++
@@ -185,36 +228,45 @@ func (c *Conn) BeginRequest() bool {
 	return true
 }
 
-// EndRequest notes that a request which BeginRequest let in has ended.
+// EndRequest marks the end of a request that BeginRequest let in. From then on
+// the connection waits for its client: to send the rest of a body that the
+// handler did not read, to read the answer, and to send the next request.
 func (c *Conn) EndRequest() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stop()
+	c.pause()
 	if c.requests--; c.requests > 0 {
-		c.l.beside.Add(-1)
+		c.l.extraRequests.Add(-1)
 	}
 }
 
-// AwaitClient notes that a request waits for the client.
+// AwaitClient marks that a request waits for the client, until Resume.
 func (c *Conn) AwaitClient() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stop()
+	c.pause()
 }
 
-func (c *Conn) stop() {
+// pause marks that one request fewer runs. The caller holds c.mu.
+func (c *Conn) pause() {
 	if c.running--; c.running == 0 {
 		c.since = c.l.now()
 	}
 }
 
-// Resume notes that a request waits no more.
+// Resume marks that a request no longer waits for the client.
 func (c *Conn) Resume() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.running++
 }
 
+// ShouldClose reports whether another client waits because the listener is full.
+// The server should then close the connection after the current answer.
+func (c *Conn) ShouldClose() bool { return c.l.full.Load() }
+
+// Write writes to the client. While it blocks, the connection waits for its
+// client.
 func (c *Conn) Write(p []byte) (int, error) {
 	c.noteWriting(c.l.now())
 	defer c.noteWriting(0)
@@ -227,6 +279,7 @@ func (c *Conn) noteWriting(since int64) {
 	c.writing = since
 }
 
+// Close closes the connection and makes room for another one.
 func (c *Conn) Close() error {
 	err := c.Conn.Close()
 	c.l.mu.Lock()
@@ -234,33 +287,30 @@ func (c *Conn) Close() error {
 	c.l.mu.Unlock()
 	select {
 	case c.l.freed <- struct{}{}:
-	default:
+	default: // Accept has not seen the last one yet
 	}
 	return err
 }
 
-// ShouldClose reports whether there is no place for the next connection.
-func (c *Conn) ShouldClose() bool { return c.l.short.Load() }
-
 // connKey is the key of a request's *Conn in its context.
 type connKey struct{}
 
-// ConnContext is for http.Server.ConnContext.
+// ConnContext gives the context of a connection's requests the connection, for
+// [FromContext]. It is for http.Server.ConnContext. The connection is a *Conn, or
+// a *tls.Conn over one.
 func ConnContext(ctx context.Context, conn net.Conn) context.Context {
-	return context.WithValue(ctx, connKey{}, underlying(conn))
-}
-
-// FromContext returns the Conn of a request's context, or nil.
-func FromContext(ctx context.Context) *Conn {
-	c, _ := ctx.Value(connKey{}).(*Conn)
-	return c
-}
-
-// underlying returns the Conn below a connection, or nil.
-func underlying(conn net.Conn) *Conn {
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
 	}
-	c, _ := conn.(*Conn)
+	if c, ok := conn.(*Conn); ok {
+		return context.WithValue(ctx, connKey{}, c)
+	}
+	return ctx
+}
+
+// FromContext returns the connection of a request, or nil if its server has no
+// Listener or no ConnContext.
+func FromContext(ctx context.Context) *Conn {
+	c, _ := ctx.Value(connKey{}).(*Conn)
 	return c
 }
