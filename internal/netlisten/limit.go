@@ -49,7 +49,7 @@ const Patience = time.Second
 
 const (
 	// retryInterval is how often a full listener looks for connections that have
-	// waited too long.
+	// waited too long, and how long Accept waits if no file descriptor is left.
 	retryInterval = 10 * time.Millisecond
 
 	// sendBuffer is how many bytes of an answer the system is asked to hold while
@@ -110,6 +110,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 			l.mu.Lock()
 			l.limit = max(1, min(l.limit, len(l.open))-spareFiles)
 			l.mu.Unlock()
+			time.Sleep(retryInterval) // without an open connection, makeRoom does not wait
 			continue
 		}
 		if err != nil {

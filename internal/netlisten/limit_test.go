@@ -356,6 +356,21 @@ func TestTheLimitIsLoweredWhenFileDescriptorsRunOut(t *testing.T) {
 	})
 }
 
+func TestAListenerServesAtLeastOneConnection(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		inner := newPipeListener()
+		l := Limit(inner, 100)
+		for range 3 {
+			inner.errs <- syscall.EMFILE // the rest of the process has taken all of them
+		}
+		inner.dial()
+		if got := <-accept(t, l); got != 3*retryInterval {
+			t.Errorf("Accept tried again after %v, want a pause of %v each time", got, retryInterval)
+		}
+	})
+}
+
 func TestAcceptReturnsOtherErrors(t *testing.T) {
 	t.Parallel()
 	inner := newPipeListener()
