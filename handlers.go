@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,7 +31,7 @@ type server struct {
 }
 
 func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time, mono func() time.Duration) *server {
-	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, mono, http.NewServeMux(), newStats(st), newHealth(st), make(chan struct{}, maxLargeBodies)}
+	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, mono, http.NewServeMux(), newStats(st, now), newHealth(st, now), make(chan struct{}, maxLargeBodies)}
 	if c.rateLimit == rateLimitOn {
 		s.limiter = newLimiter()
 	}
@@ -59,7 +58,7 @@ func (s *server) routes() []route {
 
 		{"GET /api/test", anyone, s.test},
 		{"POST /api/register", anyone, s.register},
-		{"POST /api/login", anyone, s.countedLogin},
+		{"POST /api/login", anyone, s.login},
 		{"POST /api/refresh", anyone, s.refresh}, // the holder of a refresh token
 		{"POST /api/logout", signedIn, s.logout},
 		{"GET /api/verify", signedIn, s.verify},
@@ -99,90 +98,88 @@ func (s *server) test(x *exchange) error {
 	return x.send(http.StatusOK, []byte(`{"message":"Welcome to the User Management Microservice!"}`+"\n"))
 }
 
-// A checkup is a question that costs the database something, with its answer. It
-// is put at most once in so often and once at a time, however many ask.
+// A checkup caches the result of an expensive check. However many callers there
+// are, the check runs at most once per interval and never concurrently. A check
+// that hangs, in a disk or behind a lock, cannot be stopped: until it returns, no
+// other one starts, and each caller waits for the timeout only.
 type checkup struct {
-	every    time.Duration // between two questions, by the server's clock
-	patience time.Duration // how long an answer is waited for
-	ask      func(context.Context) error
+	interval time.Duration // from the start of a check to the start of the next
+	timeout  time.Duration
+	check    func(context.Context) error // its context ends after the timeout
+	now      func() time.Time
 
-	mu    sync.Mutex
-	asked time.Time       // when the last question was put
-	late  <-chan struct{} // closed when its answer is waited for no longer
-	done  chan struct{}   // closed when its answer is there
-	err   error           // that answer
+	slot    chan struct{} // holds a value while a check runs or a caller uses the fields below
+	started time.Time     // the latest check
+	err     error         // its result
 }
 
-var errLate = errors.New("the database has not answered in time")
+func newCheckup(interval, timeout time.Duration, now func() time.Time, check func(context.Context) error) *checkup {
+	return &checkup{interval: interval, timeout: timeout, check: check, now: now, slot: make(chan struct{}, 1)}
+}
 
-// at returns the answer that stands at now, or errLate. A question that is stuck
-// in a disk or behind a lock cannot be taken back: no other is put beside it.
-func (v *checkup) at(now time.Time) error {
-	v.mu.Lock()
-	if v.done == nil || isClosed(v.done) && (now.Sub(v.asked) >= v.every || now.Before(v.asked)) {
-		ctx, cancel := context.WithTimeout(context.Background(), v.patience)
-		done := make(chan struct{})
-		v.asked, v.late, v.done = now, ctx.Done(), done
-		go func() {
-			err := v.ask(ctx)
-			v.mu.Lock()
-			v.err = err
-			v.mu.Unlock()
-			close(done)
-			cancel()
-		}()
-	}
-	late, done := v.late, v.done
-	v.mu.Unlock()
+var errCheckTimeout = errors.New("the database did not answer in time")
+
+// result returns the result of the latest check. It runs the check first if that
+// was an interval ago or the clock was set back since. It returns errCheckTimeout
+// if the check does not end within the timeout.
+func (c *checkup) result() error {
+	timeout := time.After(c.timeout)
 	select {
-	case <-done:
-	case <-late:
-		if !isClosed(done) { // else both are closed: it was in time
-			return errLate
-		}
+	case c.slot <- struct{}{}:
+	case <-timeout:
+		return errCheckTimeout
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.err
-}
-
-func isClosed(c <-chan struct{}) bool {
+	now := c.now() // read in the slot: a caller that waited for a check must not run another
+	if age := now.Sub(c.started); 0 <= age && age < c.interval {
+		defer func() { <-c.slot }()
+		return c.err
+	}
+	c.started = now
+	done := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
+		defer cancel()
+		err := c.check(ctx)
+		c.err = err
+		<-c.slot
+		done <- err
+	}()
 	select {
-	case <-c:
-		return true
-	default:
-		return false
+	case err := <-done:
+		return err
+	case <-timeout:
+		return errCheckTimeout
 	}
 }
 
-// A health is what is known of a server's readiness.
+// A health is the readiness of a server.
 type health struct {
-	database checkup
-	failing  atomic.Bool // the database was not ready when it was last asked
-	draining atomic.Bool // userd has been told to stop
+	database *checkup
+	failing  atomic.Bool // the last answer of readyz was that the database is not ready
+	draining atomic.Bool // userd was told to stop
 }
 
-// newHealth returns the health of a server on a database. Each question costs a
-// synced write, which strangers must not be able to multiply. The wait is less
-// than what a prober gives an answer.
-func newHealth(st *store) *health {
-	return &health{database: checkup{every: time.Second, patience: 2 * time.Second, ask: st.probe}}
+// newHealth returns the health of a server with a database. Each check costs a
+// synced write, so strangers must not be able to multiply it. The timeout is
+// shorter than the usual timeouts of probes.
+func newHealth(st *store, now func() time.Time) *health {
+	return &health{database: newCheckup(time.Second, 2*time.Second, now, st.probe)}
 }
 
 var statusOK = []byte(`{"status":"ok"}` + "\n")
 
-// healthz answers that the process answers.
+// healthz answers 200 as long as the process can answer.
 func (s *server) healthz(x *exchange) error {
 	return x.send(http.StatusOK, statusOK)
 }
 
-// readyz answers whether requests can be served: the database can be read and
-// written. Why not is for the log, where it stands once.
+// readyz answers 200 if the database can be read and written, otherwise 503. The
+// reason is logged once and never sent to the client.
 func (s *server) readyz(x *exchange) error {
 	if s.health.draining.Load() {
 		return errNotReady
 	}
-	err := s.health.database.at(s.now())
+	err := s.health.database.result()
 	if s.health.failing.Swap(err != nil) != (err != nil) {
 		if err != nil {
 			s.log.Error("not ready", "err", err)

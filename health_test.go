@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"modernc.org/sqlite"
@@ -138,7 +140,7 @@ func TestAStuckDatabaseIsNotReadyAndAskedNoMore(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	book := s.keepLog()
-	s.health.database.patience = 20 * time.Millisecond
+	s.health.database.timeout = 20 * time.Millisecond
 	release := holdWriter(t, s.store)
 	for range 10 {
 		s.do("", "GET", "/readyz", "").want(t, 503, "unavailable")
@@ -147,16 +149,101 @@ func TestAStuckDatabaseIsNotReadyAndAskedNoMore(t *testing.T) {
 	if n := len(s.store.queue); n != 1 {
 		t.Errorf("%d writes wait behind the one that is stuck, want 1", n)
 	}
-	if failed := book.records(t, slog.LevelError); len(failed) != 1 || failed[0]["err"] != errLate.Error() {
+	if failed := book.records(t, slog.LevelError); len(failed) != 1 || failed[0]["err"] != errCheckTimeout.Error() {
 		t.Errorf("the errors of the log are %v", failed)
 	}
-	s.health.database.mu.Lock()
-	s.health.database.patience = patience
-	s.health.database.mu.Unlock()
+	s.health.database.timeout = patience
 	release()
 	await(t, "it is ready again", func() bool {
 		s.clock.add(time.Second)
 		return s.do("", "GET", "/readyz", "").status == 200
+	})
+}
+
+func TestACheckRunsOncePerIntervalAndNeverConcurrently(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var running, runs atomic.Int64
+		failure := errors.New("failed")
+		c := newCheckup(time.Minute, 10*time.Second, time.Now, func(context.Context) error {
+			if running.Add(1) != 1 {
+				t.Error("two checks run concurrently")
+			}
+			defer running.Add(-1)
+			time.Sleep(3 * time.Second)
+			if runs.Add(1) == 2 {
+				return failure
+			}
+			return nil
+		})
+		ask := func(wantErr error, wantRuns int64, wantWait time.Duration) {
+			t.Helper()
+			start := time.Now()
+			var callers sync.WaitGroup
+			for range 20 {
+				callers.Go(func() {
+					if err := c.result(); err != wantErr {
+						t.Errorf("got %v, want %v", err, wantErr)
+					}
+				})
+			}
+			callers.Wait()
+			if got := runs.Load(); got != wantRuns {
+				t.Errorf("the check ran %d times, want %d", got, wantRuns)
+			}
+			if got := time.Since(start); got != wantWait {
+				t.Errorf("the callers waited %v, want %v", got, wantWait)
+			}
+		}
+		ask(nil, 1, 3*time.Second)
+		ask(nil, 1, 0)
+		time.Sleep(57*time.Second - 1) // a minute after the check began, less one nanosecond
+		ask(nil, 1, 0)
+		time.Sleep(1)
+		ask(failure, 2, 3*time.Second)
+		ask(failure, 2, 0)
+		time.Sleep(time.Minute)
+		ask(nil, 3, 3*time.Second)
+	})
+}
+
+func TestACheckThatHangsDelaysCallersOnlyByTheTimeout(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		release := make(chan struct{})
+		c := newCheckup(time.Second, 2*time.Second, time.Now, func(ctx context.Context) error {
+			if runs.Add(1) > 1 {
+				return nil
+			}
+			if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) != 2*time.Second {
+				t.Errorf("the deadline of the check is %v", deadline)
+			}
+			<-release
+			return ctx.Err()
+		})
+		var callers sync.WaitGroup
+		for range 100 {
+			callers.Go(func() {
+				start := time.Now()
+				if err := c.result(); err != errCheckTimeout {
+					t.Errorf("got %v, want %v", err, errCheckTimeout)
+				}
+				if got := time.Since(start); got != 2*time.Second {
+					t.Errorf("the caller waited %v", got)
+				}
+			})
+			time.Sleep(100 * time.Millisecond)
+		}
+		callers.Wait()
+		if got := runs.Load(); got != 1 {
+			t.Errorf("the check ran %d times while the first one hung", got)
+		}
+		close(release)
+		synctest.Wait()
+		if err := c.result(); err != nil || runs.Load() != 2 {
+			t.Errorf("after it ended: %v after %d runs", err, runs.Load())
+		}
 	})
 }
 

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"userd/internal/netlisten"
 	"userd/internal/throttle"
 )
 
@@ -44,9 +45,9 @@ type exchange struct {
 	http.ResponseWriter
 	r    *http.Request
 	s    *server
-	conn *limitedConn // nil: in tests
-	id   string       // X-Request-Id
-	who  principal    // who.id is 0 if the request has not been authenticated
+	conn *netlisten.Conn // nil in tests without a netlisten.Listener
+	id   string          // X-Request-Id
+	who  principal       // who.id is 0 if the request has not been authenticated
 
 	// For the log line; nothing is decided by these.
 	logUser int64  // the user that the request is by; 0: unknown
@@ -102,14 +103,14 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(p)
 		}
 	}()
-	if c, _ := r.Context().Value(connKey{}).(*limitedConn); c != nil {
-		if !c.begin() {
+	if c := netlisten.FromContext(r.Context()); c != nil {
+		if !c.BeginRequest() {
 			x.fail(errBusy)
 			return
 		}
-		defer c.end() // afterwards net/http waits for the client: for the rest of the body, and to take the answer
+		defer c.EndRequest() // from then on net/http waits for the client: for the rest of an unread body, and until it has read the answer
 		x.conn = c
-		if c.l.short.Load() {
+		if c.ShouldClose() {
 			header["Connection"] = lastAnswer
 		}
 	}
@@ -245,7 +246,7 @@ func (x *exchange) fail(err error) {
 		header["Retry-After"] = []string{"1"}
 	}
 	if l, ok := errors.AsType[*throttle.Limited](err); ok {
-		x.s.stats.limited.add(l.By)
+		x.s.stats.limited.Add(l.By)
 		header["Retry-After"] = []string{strconv.FormatInt(int64((l.Wait+time.Second-1)/time.Second), 10)}
 	}
 	if accepts(x.r, "application/problem+json") { // RFC 9457
@@ -354,19 +355,11 @@ func (s *server) noteState(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// connKey is the key of a request's *limitedConn in its context.
-type connKey struct{}
-
-// withConn is for http.Server.ConnContext.
-func withConn(ctx context.Context, conn net.Conn) context.Context {
-	return context.WithValue(ctx, connKey{}, underlying(conn))
-}
-
 // awaitClient records that a request waits for its client, until done is called.
 func (x *exchange) awaitClient() (done func()) {
 	if x.conn == nil {
 		return func() {}
 	}
-	x.conn.await()
-	return x.conn.goOn
+	x.conn.AwaitClient()
+	return x.conn.Resume
 }

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"userd/internal/netlisten"
 	"userd/internal/passhash"
 )
 
@@ -56,7 +57,10 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 		return err
 	}
 	// The port comes first: where it is taken, another userd may hold the file.
-	listener, err := listen(c.addr)
+	listener, err := netlisten.Listen(c.addr)
+	if errors.Is(err, netlisten.ErrSocket) {
+		return usagef("%v", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -122,17 +126,17 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	s := newServer(c.settings, st, passhash.New(passhash.Default()), keys, refresher, log, time.Now, monotonic())
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
-	go func() { served <- secure.serve(httpServer, limitConnections(listener, maxConnections)) }()
+	go func() { served <- secure.serve(httpServer, netlisten.Limit(listener, maxConnections)) }()
 	log.Info("serving", "url", secure.scheme()+"://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
 	if metricsListener != nil {
 		metricsServer := newHTTPServer(s.monitor())
 		metricsServer.ConnState = nil // they are not counted
-		go func() { served <- metricsServer.Serve(limitConnections(metricsListener, maxMonitors)) }()
+		go func() { served <- metricsServer.Serve(netlisten.Limit(metricsListener, maxMonitors)) }()
 		defer metricsServer.Close() // when the last request is done: until then it tells how that goes
 		log.Info("serving metrics", "url", "http://"+metricsListener.Addr().String())
 	}
-	if err := notify("READY=1"); err != nil {
-		log.Warn("systemd does not hear that userd serves", "err", err)
+	if err := netlisten.Notify("READY=1"); err != nil {
+		log.Warn("could not notify systemd", "state", "READY=1", "err", err)
 	}
 
 	events := chain{st: st}
@@ -173,8 +177,8 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	}
 	s.health.draining.Store(true)
 	log.Info("stopping")
-	if err := notify("STOPPING=1"); err != nil {
-		log.Warn("systemd does not hear that userd stops", "err", err)
+	if err := netlisten.Notify("STOPPING=1"); err != nil {
+		log.Warn("could not notify systemd", "state", "STOPPING=1", "err", err)
 	}
 	// Serve returns as soon as Shutdown begins; the requests are done when Shutdown returns.
 	drain, cancelDrain := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
@@ -186,8 +190,8 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	return nil
 }
 
-// newHTTPServer returns what reads requests for s; on a listener of
-// limitConnections.
+// newHTTPServer returns an http.Server that passes requests to s. Its listener
+// should come from netlisten.Limit.
 func newHTTPServer(s *server) *http.Server {
 	web := &http.Server{
 		Handler:           s,
@@ -197,7 +201,7 @@ func newHTTPServer(s *server) *http.Server {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ConnState:         s.noteState,
-		ConnContext:       withConn,
+		ConnContext:       netlisten.ConnContext,
 		HTTP2:             http2Bounds,
 
 		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is answered like any other

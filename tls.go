@@ -21,6 +21,8 @@ import (
 
 	"golang.org/x/crypto/acme"
 	"golang.org/x/crypto/acme/autocert"
+
+	"userd/internal/netlisten"
 )
 
 // http2Bounds are what one HTTP/2 connection may take. The defaults of net/http
@@ -131,7 +133,7 @@ func (h *https) run(ctx context.Context) error {
 	plain.SetKeepAlivesEnabled(false)
 	h.acme.keep(ctx)
 	defer context.AfterFunc(ctx, func() { plain.Close() })()
-	err := plain.Serve(limitConnections(h.plain, maxPlain))
+	err := plain.Serve(netlisten.Limit(h.plain, maxPlain))
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}

@@ -32,6 +32,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/acme"
+
+	"userd/internal/netlisten"
 )
 
 // A testCert is a certificate that signs itself, in PEM.
@@ -406,7 +408,7 @@ func (s *service) serveTLSOn(most int, options ...func(*http.Server)) (address s
 		option(web)
 	}
 	s.t.Cleanup(func() { web.Close() })
-	go h.serve(web, limitConnections(inner, most))
+	go h.serve(web, netlisten.Limit(inner, most))
 	return inner.Addr().String(), trusting(true, cert)
 }
 

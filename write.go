@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"userd/internal/prom"
+
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
@@ -56,10 +58,10 @@ type writer struct {
 	quit  chan struct{}
 	done  chan struct{} // closed when run has returned
 
-	took    *histogram    // nanoseconds, of each commit
-	landed  *histogram    // writes, of each commit
-	refused atomic.Uint64 // writes that were errStorage
-	wrote   atomic.Bool   // at least one write took effect
+	commitDurations *prom.Histogram
+	commitSizes     *prom.Histogram // successful writes per commit
+	failedWrites    atomic.Uint64   // writes that returned errStorage
+	wrote           atomic.Bool     // at least one write took effect
 }
 
 type pendingWrite struct {
@@ -103,8 +105,8 @@ func openWriter(path string) (*writer, error) {
 		quit:  make(chan struct{}),
 		done:  make(chan struct{}),
 
-		took:   newHistogram(durationBounds),
-		landed: newHistogram(groupBounds),
+		commitDurations: prom.NewDurationHistogram(),
+		commitSizes:     prom.NewHistogram(1, 1, 2, 4, 8, 16, 32, 64, 128, maxGroup),
 	}, nil
 }
 
@@ -116,7 +118,7 @@ func openWriter(path string) (*writer, error) {
 func (w *writer) write(ctx context.Context, statements ...statement) (err error) {
 	defer func() {
 		if errors.Is(err, errStorage) {
-			w.refused.Add(1)
+			w.failedWrites.Add(1)
 		}
 	}()
 	p := &pendingWrite{ctx: ctx, statements: statements, answer: make(chan error, 1)}
@@ -230,15 +232,15 @@ func (w *writer) commit(group []*pendingWrite) error {
 	start := time.Now()
 	err := w.transact(group)
 	if err == nil {
-		landed := int64(0)
+		succeeded := int64(0)
 		for _, p := range group {
 			if p.err == nil {
-				landed++
+				succeeded++
 			}
 		}
-		w.took.observe(int64(time.Since(start)))
-		w.landed.observe(landed)
-		if landed > 0 {
+		w.commitDurations.Observe(int64(time.Since(start)))
+		w.commitSizes.Observe(succeeded)
+		if succeeded > 0 {
 			w.wrote.Store(true)
 		}
 		return nil

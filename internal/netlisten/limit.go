@@ -1,0 +1,317 @@
+// Package netlisten opens the listeners of a server: sockets from systemd, and a
+// limit on the connections of a listener that idle clients cannot exhaust.
+//
+// # The limit
+//
+// A server that only counts its connections serves nobody once strangers have
+// opened as many as it allows. So a [Listener] that is full makes room when a
+// client wants to connect. It closes the connections that have waited for their
+// own client longest, if that is longer than [Patience]. A connection waits for
+// its client
+//
+//   - before its first request and between requests,
+//   - while a request waits for more of its body, and
+//   - while the client does not read what the server writes.
+//
+// It never closes a connection on which the server is working. The server has to
+// say when that is: it marks each request with [Conn.BeginRequest] and
+// [Conn.EndRequest], and each time that a request needs its client with
+// [Conn.AwaitClient] and [Conn.Resume]. Handlers find their connection with
+// [ConnContext] and [FromContext].
+//
+// Clients that send requests often enough never keep the server waiting. While
+// another client waits for a connection, [Conn.ShouldClose] tells the server to
+// close each connection after its current answer.
+//
+// # systemd
+//
+// [Listen] takes the socket of a systemd socket unit if there is one, and
+// [Notify] tells systemd that the service is ready or is stopping. Neither needs
+// systemd.
+package netlisten
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Patience is how long a full listener lets a connection wait for its client. A
+// handshake needs some round trips.
+const Patience = time.Second
+
+const (
+	// retryInterval is how often a full listener looks for connections that have
+	// waited too long, and how long Accept waits if no file descriptor is left.
+	retryInterval = 10 * time.Millisecond
+
+	// sendBuffer is how many bytes of an answer the system is asked to hold while
+	// the client does not read (Linux doubles it). By itself Linux holds up to 4
+	// MB: a client that asks for large answers on every connection and reads none
+	// of them would fill gigabytes of kernel memory.
+	sendBuffer = 256 << 10
+
+	// spareFiles is how many file descriptors the limit leaves to the rest of the
+	// process, such as its database, if the process runs out of them.
+	spareFiles = 16
+)
+
+// A Listener limits how many of its connections are open. Its connections are
+// of type *[Conn].
+type Listener struct {
+	net.Listener
+	start     time.Time
+	full      atomic.Bool   // Accept waits for a connection to close; without a lock, because each request reads it
+	freed     chan struct{} // receives after a connection was closed
+	closed    chan struct{}
+	closeOnce sync.Once
+
+	mu    sync.Mutex
+	limit int // Accept lowers it if the process runs out of file descriptors
+	open  map[*Conn]struct{}
+
+	extraRequests    atomic.Int64 // requests that began while another one ran on their connection
+	maxExtraRequests int64
+}
+
+// Limit returns a listener that accepts connections of l, of which at most n are
+// open at a time. More clients wait in the system's queue. Closing it closes l.
+func Limit(l net.Listener, n int) *Listener {
+	return &Listener{
+		Listener: l,
+		start:    time.Now(),
+		freed:    make(chan struct{}, 1),
+		closed:   make(chan struct{}),
+
+		limit: n,
+		open:  make(map[*Conn]struct{}),
+
+		maxExtraRequests: int64(n),
+	}
+}
+
+// Accept waits for room and for the next client. If the process has no file
+// descriptor left, Accept lowers the limit for good, so that connections never
+// take the last ones again.
+func (l *Listener) Accept() (net.Conn, error) {
+	for {
+		if err := l.makeRoom(); err != nil {
+			return nil, err
+		}
+		conn, err := l.Listener.Accept()
+		if errors.Is(err, syscall.EMFILE) {
+			l.mu.Lock()
+			l.limit = max(1, min(l.limit, len(l.open))-spareFiles)
+			l.mu.Unlock()
+			time.Sleep(retryInterval) // without an open connection, makeRoom does not wait
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			tcp.SetWriteBuffer(sendBuffer) // if that fails, the system's own size stays
+		}
+		c := &Conn{Conn: conn, l: l, since: l.now()} // a new connection waits for its client
+		l.mu.Lock()
+		l.open[c] = struct{}{}
+		l.mu.Unlock()
+		return c, nil
+	}
+}
+
+// makeRoom returns when there is room for a connection, or net.ErrClosed.
+func (l *Listener) makeRoom() error {
+	defer l.full.Store(false)
+	for !l.hasRoom() {
+		l.full.Store(true)
+		select {
+		case <-l.freed:
+		case <-time.After(retryInterval): // a connection may have waited too long by now
+		case <-l.closed:
+			return net.ErrClosed
+		}
+	}
+	return nil
+}
+
+// hasRoom reports whether there is room for a connection. If not, it closes some
+// that have waited too long: several at a time if the limit is high, because it
+// looks at every connection.
+func (l *Listener) hasRoom() bool {
+	l.mu.Lock()
+	if len(l.open) < l.limit {
+		l.mu.Unlock()
+		return true
+	}
+	type waiting struct {
+		c     *Conn
+		since int64
+	}
+	var idle []waiting
+	for c := range l.open {
+		if since := c.waitsSince(); since > 0 && since < l.now()-int64(Patience) {
+			idle = append(idle, waiting{c, since})
+		}
+	}
+	n := len(l.open) - l.limit + 1 + l.limit/64
+	l.mu.Unlock()
+	slices.SortFunc(idle, func(a, b waiting) int { return cmp.Compare(a.since, b.since) })
+	for _, w := range idle[:min(n, len(idle))] {
+		if w.c.waitsSince() == w.since { // otherwise its request has come by now
+			w.c.Close()
+		}
+	}
+	return false
+}
+
+// now returns the nanoseconds since the listener was made, plus 1: never 0. It
+// only reads the monotonic clock, because every request calls it.
+func (l *Listener) now() int64 { return int64(time.Since(l.start)) + 1 }
+
+// Close closes the listener, also while Accept waits for room. http.Server.Shutdown
+// waits, whatever its context says, until Accept has returned.
+func (l *Listener) Close() error {
+	l.closeOnce.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+// A Conn is a connection of a [Listener]. Its methods can be called concurrently:
+// HTTP/2 runs several requests on one connection.
+type Conn struct {
+	net.Conn
+	l *Listener
+
+	mu       sync.Mutex
+	requests int   // that began and have not ended
+	running  int   // those of them that do not wait for the client
+	since    int64 // when running became 0, by l.now
+	writing  int64 // when the current write began; 0 if there is none
+}
+
+// waitsSince returns when c began to wait for its client, by l.now, or 0 if it
+// does not wait.
+func (c *Conn) waitsSince() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.writing != 0:
+		return c.writing
+	case c.running > 0:
+		return 0
+	}
+	return c.since
+}
+
+// BeginRequest marks the beginning of a request and returns true. If it returns
+// false, the server should refuse the request, and must not call EndRequest.
+//
+// The first request of a connection may always begin. All requests beyond that,
+// which are possible with HTTP/2, are limited to the number of connections,
+// counted over all of them. So HTTP/2 clients can make the server hold at most
+// twice what HTTP/1 clients can.
+func (c *Conn) BeginRequest() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.requests > 0 && c.l.extraRequests.Add(1) > c.l.maxExtraRequests {
+		c.l.extraRequests.Add(-1)
+		return false
+	}
+	c.requests++
+	c.running++
+	return true
+}
+
+// EndRequest marks the end of a request that BeginRequest let in. From then on
+// the connection waits for its client: to send the rest of a body that the
+// handler did not read, to read the answer, and to send the next request.
+func (c *Conn) EndRequest() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pause()
+	if c.requests--; c.requests > 0 {
+		c.l.extraRequests.Add(-1)
+	}
+}
+
+// AwaitClient marks that a request waits for the client, until Resume.
+func (c *Conn) AwaitClient() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pause()
+}
+
+// pause marks that one request fewer runs. The caller holds c.mu.
+func (c *Conn) pause() {
+	if c.running--; c.running == 0 {
+		c.since = c.l.now()
+	}
+}
+
+// Resume marks that a request no longer waits for the client.
+func (c *Conn) Resume() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.running++
+}
+
+// ShouldClose reports whether another client waits because the listener is full.
+// The server should then close the connection after the current answer.
+func (c *Conn) ShouldClose() bool { return c.l.full.Load() }
+
+// Write writes to the client. While it blocks, the connection waits for its
+// client.
+func (c *Conn) Write(p []byte) (int, error) {
+	c.noteWriting(c.l.now())
+	defer c.noteWriting(0)
+	return c.Conn.Write(p)
+}
+
+func (c *Conn) noteWriting(since int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writing = since
+}
+
+// Close closes the connection and makes room for another one.
+func (c *Conn) Close() error {
+	err := c.Conn.Close()
+	c.l.mu.Lock()
+	delete(c.l.open, c)
+	c.l.mu.Unlock()
+	select {
+	case c.l.freed <- struct{}{}:
+	default: // Accept has not seen the last one yet
+	}
+	return err
+}
+
+// connKey is the key of a request's *Conn in its context.
+type connKey struct{}
+
+// ConnContext gives the context of a connection's requests the connection, for
+// [FromContext]. It is for http.Server.ConnContext. The connection is a *Conn, or
+// a *tls.Conn over one.
+func ConnContext(ctx context.Context, conn net.Conn) context.Context {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	if c, ok := conn.(*Conn); ok {
+		return context.WithValue(ctx, connKey{}, c)
+	}
+	return ctx
+}
+
+// FromContext returns the connection of a request, or nil if its server has no
+// Listener or no ConnContext.
+func FromContext(ctx context.Context) *Conn {
+	c, _ := ctx.Value(connKey{}).(*Conn)
+	return c
+}

@@ -1,0 +1,63 @@
+package netlisten
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"time"
+)
+
+// ErrSocket says that systemd passed something other than one listening TCP
+// socket: the socket unit has to be changed. Listen wraps it.
+var ErrSocket = errors.New("unusable socket from systemd")
+
+// Listen listens on the TCP address addr. If systemd passed this process a socket
+// (sd_listen_fds(3)), Listen returns that one and ignores addr: it stays open
+// while the service restarts, so no client is refused. Listen removes systemd's
+// variables from the environment, so that child processes do not see them.
+func Listen(addr string) (net.Listener, error) {
+	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
+	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		os.Unsetenv(name)
+	}
+	if pid != strconv.Itoa(os.Getpid()) { // the socket, if any, is for another process
+		return net.Listen("tcp", addr)
+	}
+	if count != "1" {
+		return nil, fmt.Errorf("%w: it passed %s sockets, want 1", ErrSocket, count)
+	}
+	file := os.NewFile(3, "socket") // SD_LISTEN_FDS_START
+	defer file.Close()              // the listener has a copy
+	l, err := net.FileListener(file)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSocket, err)
+	}
+	if _, ok := l.(*net.TCPListener); !ok {
+		l.Close()
+		return nil, fmt.Errorf("%w: its network is %s, want tcp", ErrSocket, l.Addr().Network())
+	}
+	return l, nil
+}
+
+// Notify tells systemd the state of the service, such as READY=1 (sd_notify(3)).
+// If systemd did not ask for that, Notify does nothing. It waits at most a second
+// for a systemd that does not read.
+func Notify(state string) error {
+	return notify(os.Getenv("NOTIFY_SOCKET"), state, time.Second)
+}
+
+func notify(socket, state string, timeout time.Duration) error {
+	if socket == "" {
+		return nil
+	}
+	conn, err := net.Dial("unixgram", socket) // a leading @ means the abstract namespace
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetWriteDeadline(time.Now().Add(timeout))
+	_, err = conn.Write([]byte(state))
+	return err
+}
