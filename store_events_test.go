@@ -879,7 +879,7 @@ func oldDatabase(t *testing.T, queries ...string) string {
 			anchor   BLOB NOT NULL DEFAULT x''
 		)`,
 		fmt.Sprintf(`PRAGMA application_id = %d`, applicationID), `PRAGMA user_version = 2`, `PRAGMA journal_mode = WAL`,
-		`INSERT INTO user (username, email, password_hash, role) VALUES ('root', 'root@example.com', '$argon2id$', 'admin')`, `UPDATE counter SET user_id = 1`,
+		`INSERT INTO user (username, email, password_hash, role) VALUES ('root', 'root@example.com', '` + someHash + `', 'admin')`, `UPDATE counter SET user_id = 1`,
 		`INSERT INTO secret (name, value) VALUES ('seal', zeroblob(32)), ('refresh', zeroblob(32))`,
 		`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)
 			INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes) SELECT 1777777777, 'login', 0, 0, i, '192.0.2.1', '' FROM n`,
