@@ -67,7 +67,7 @@ type cli struct {
 	stdin  io.Reader
 	stdout io.Writer
 	stderr io.Writer
-	server *server // for its store, hasher and clock
+	userService
 
 	admin   bool
 	json    bool
@@ -199,7 +199,7 @@ func (cmd *command) run(ctx context.Context, c *cli) (err error) {
 	if err != nil {
 		return fmt.Errorf("database %s: %w", c.database, err)
 	}
-	c.server = &server{store: st, hasher: passhash.New(passhash.Default()), now: time.Now}
+	c.userService = userService{st, passhash.New(passhash.Default()), time.Now}
 	err = cmd.action(ctx, c)
 	if st.wrote.Load() {
 		// An interrupt must not leave the events of a finished act without a link.

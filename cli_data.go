@@ -20,7 +20,7 @@ import (
 )
 
 func keyList(ctx context.Context, c *cli) error {
-	keys, err := c.server.store.signingKeys(ctx)
+	keys, err := c.store.signingKeys(ctx)
 	if err != nil {
 		return err
 	}
@@ -48,7 +48,7 @@ func keyRotate(ctx context.Context, c *cli) error {
 		return fmt.Errorf("%s is set, and signs: put it in JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
 	}
 	key := randomKey()
-	if err := c.server.store.rotateKey(ctx, key, c.server.now().Unix()); err != nil {
+	if err := c.store.rotateKey(ctx, key, c.now().Unix()); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(c.stdout, "%s signs from now on\n", key.kid)
@@ -86,7 +86,7 @@ func eventList(ctx context.Context, c *cli) error {
 	after := max(c.after, 0)
 	if c.follow && c.after < 0 {
 		var err error
-		if after, err = c.server.store.lastEvent(); err != nil {
+		if after, err = c.store.lastEvent(); err != nil {
 			return err
 		}
 	}
@@ -97,7 +97,7 @@ func eventList(ctx context.Context, c *cli) error {
 		fmt.Fprintf(out, row, "ID", "AT", "TYPE", "ACTOR", "USER", "SESSION", "ADDRESS", "CHANGES")
 	}
 	for {
-		next, more, err := c.server.store.eventsSince(ctx, after, only, func(e *event) {
+		next, more, err := c.store.eventsSince(ctx, after, only, func(e *event) {
 			if c.json {
 				lines.Encode(newEventAnswer(e))
 				return
@@ -144,7 +144,7 @@ func eventsVerify(ctx context.Context, c *cli) error {
 		}
 		noted = head{eventID, hash}
 	}
-	v, err := c.server.store.verifyEvents(ctx, math.MaxInt64, noted)
+	v, err := c.store.verifyEvents(ctx, math.MaxInt64, noted)
 	if v.links > 0 {
 		fmt.Fprintf(c.stdout, "events that hold: %d, in links: %d\n", v.events, v.links)
 	}
@@ -158,7 +158,7 @@ func eventsVerify(ctx context.Context, c *cli) error {
 		fmt.Fprintf(c.stdout, "head: %s\n", v.head.name())
 	}
 	_, err = fmt.Fprintf(c.stdout, "events without a link yet: %d\n", v.unlinked.events)
-	return errors.Join(err, checkBase(&v, c.eventRetention, c.server.now()), checkNoted(&v))
+	return errors.Join(err, checkBase(&v, c.eventRetention, c.now()), checkNoted(&v))
 }
 
 // checkBase returns an error if the last deleted event is younger than the retention (0:

@@ -15,15 +15,13 @@ import (
 // A server answers HTTP. Its parts are set once, by newServer.
 type server struct {
 	settings
-	store     *store
-	hasher    *passhash.Hasher
+	userService
 	keys      *keyring
 	refresher *refresher
 	limiter   *limiter // nil: RATE_LIMIT=off
 	feed      *feed
 	log       *slog.Logger
-	now       func() time.Time     // the wall clock, for what is stored or signed
-	mono      func() time.Duration // since some start, on the monotonic clock: for limits
+	mono      func() time.Duration // time since some start, on the monotonic clock: for limits
 	mux       *http.ServeMux
 	stats     *stats
 	health    *health
@@ -31,7 +29,19 @@ type server struct {
 }
 
 func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time, mono func() time.Duration) *server {
-	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, mono, http.NewServeMux(), newStats(st, now), newHealth(st, now), make(chan struct{}, maxLargeBodies)}
+	s := &server{
+		settings:    c,
+		userService: userService{st, h, now},
+		keys:        keys,
+		refresher:   r,
+		feed:        newFeed(),
+		log:         log,
+		mux:         http.NewServeMux(),
+		mono:        mono,
+		stats:       newStats(st, now),
+		health:      newHealth(st, now),
+		large:       make(chan struct{}, maxLargeBodies),
+	}
 	if c.rateLimit == rateLimitOn {
 		s.limiter = newLimiter()
 	}

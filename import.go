@@ -58,7 +58,7 @@ func userImport(ctx context.Context, c *cli) error {
 		fmt.Fprintf(c.stderr, "row %d: %s\n", row, why)
 	}
 	progress := c.progress()
-	now := c.server.now().Unix()
+	now := c.now().Unix()
 	stage := func(r importRow) error {
 		staged++
 		if r.user.createdAt == 0 {
@@ -91,7 +91,7 @@ func userImport(ctx context.Context, c *cli) error {
 		if errors.Is(err, errDuplicate) && try < 5 { // somebody registers meanwhile
 			err = st.takeOut(ctx, clash)
 		} else if err == nil {
-			c.server.store.wrote.Store(true) // st has its own connection
+			c.store.wrote.Store(true) // st has its own connection
 			break
 		}
 		if err != nil {
@@ -121,7 +121,7 @@ func (c *cli) hashing(ctx context.Context, in io.Reader, f func(importRow) error
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
 			for r := range rows {
-				hash, err := c.server.hasher.Hash(ctx, "", r.password)
+				hash, err := c.hasher.Hash(ctx, "", r.password)
 				if err == nil {
 					r.hash = hash
 					mu.Lock()

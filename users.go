@@ -9,7 +9,55 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+	"userd/internal/passhash"
 )
+
+// A userService makes the changes of users that HTTP and the command line share.
+type userService struct {
+	store  *store
+	hasher *passhash.Hasher
+	now    func() time.Time // the wall clock, for what is stored or signed
+}
+
+// addUser validates u and the password, adds the user for a caller, and sets u's
+// id and times. The cheap checks come before the hash. It returns
+// errRegisterFields, errInvalid, passhash.ErrBusy, or an error of store.addUser.
+func (s *userService) addUser(ctx context.Context, by caller, u *user, password string) error {
+	if u.username == "" || u.email == "" || password == "" {
+		return errRegisterFields
+	}
+	wrong := make(fieldErrors)
+	wrong.add("username", checkUsername(u.username))
+	wrong.add("email", checkEmail(u.email))
+	wrong.add("password", checkPassword(password, u.username, u.email))
+	wrong.add("role", checkRole(u.role))
+	if err := wrong.err(); err != nil {
+		return err
+	}
+	if err := s.store.checkFree(u.username, u.email, 0); err != nil {
+		return err
+	}
+	hash, err := s.hasher.Hash(ctx, network(by.address), password)
+	if err != nil {
+		return err
+	}
+	return s.store.addUser(ctx, by, u, hash, s.now().Unix())
+}
+
+// changeUser makes a change that c.check has accepted, with a new password unless
+// that is nil, for a caller, and returns the user as it then is. A version other
+// than 0 must still be the user's. It returns passhash.ErrBusy or an error of
+// store.updateUser.
+func (s *userService) changeUser(ctx context.Context, by caller, id int64, c change, password *string, version int64) (user, error) {
+	if password != nil {
+		hash, err := s.hasher.Hash(ctx, network(by.address), *password)
+		if err != nil {
+			return user{}, err
+		}
+		c.hash = &hash
+	}
+	return s.store.updateUser(ctx, by, id, c, version, s.now().Unix())
+}
 
 type registerRequest struct {
 	Username string `json:"username"`
@@ -57,30 +105,6 @@ func (s *server) createUser(x *exchange) error {
 	}
 	x.Header().Set("Location", userPath(u.id))
 	return x.sendUser(http.StatusCreated, &u, viewAll)
-}
-
-// addUser validates u and the password, adds the user for a caller, and sets u's
-// id. The cheap checks come before the hash.
-func (s *server) addUser(ctx context.Context, by caller, u *user, password string) error {
-	if u.username == "" || u.email == "" || password == "" {
-		return errRegisterFields
-	}
-	wrong := make(fieldErrors)
-	wrong.add("username", checkUsername(u.username))
-	wrong.add("email", checkEmail(u.email))
-	wrong.add("password", checkPassword(password, u.username, u.email))
-	wrong.add("role", checkRole(u.role))
-	if err := wrong.err(); err != nil {
-		return err
-	}
-	if err := s.store.checkFree(u.username, u.email, 0); err != nil {
-		return err
-	}
-	hash, err := s.hasher.Hash(ctx, network(by.address), password)
-	if err != nil {
-		return err
-	}
-	return s.store.addUser(ctx, by, u, hash, s.now().Unix())
 }
 
 const (
@@ -304,14 +328,9 @@ func (s *server) updateUser(x *exchange) error {
 		if err := s.allow(x, passwords); err != nil {
 			return err
 		}
-		hash, err := s.hasher.Hash(x.r.Context(), s.network(x), *in.Password)
-		if err != nil {
-			return err
-		}
-		c.hash = &hash
 	}
-	if c != (change{}) {
-		changed, err := s.store.updateUser(x.r.Context(), x.caller(), u.id, c, version, s.now().Unix())
+	if c != (change{}) || in.Password != nil {
+		changed, err := s.changeUser(x.r.Context(), x.caller(), u.id, c, in.Password, version)
 		if err != nil {
 			return err
 		}
