@@ -300,7 +300,7 @@ const (
 
 // caller returns the principal of x as the caller of a write.
 func (x *exchange) caller() caller {
-	return caller{kind: sessionCaller, user: x.who.id, session: x.who.session, address: x.s.clientAddress(x.r)}
+	return caller{kind: sessionCaller, user: x.who.id, session: x.who.session, address: x.address}
 }
 
 // admit returns nil if x may call a route with this access. It sets x.who and, if
@@ -376,12 +376,25 @@ func bearer(x *exchange) (string, error) {
 	return "", errNoToken
 }
 
-// requireProof returns nil if the caller has just proven to be its user: by the
-// login that minted this very token or, if it is not nil, by the password. A
-// stolen refresh token must not be enough to take an account over.
-func (s *server) requireProof(x *exchange, password *string) error {
+// A proof is a set of acts that could take an account over. For an act in its
+// route's proof, a caller must have just proven to be its user.
+type proof uint8
+
+const (
+	changeEmail proof = 1 << iota
+	changePassword
+	deleteSelf
+
+	noProof proof = 0
+)
+
+// requireProof returns nil if the route requires no proof for these acts, or if
+// the caller has just proven to be its user: by the login that minted this very
+// token or, if it is not nil, by the password. A stolen refresh token must not be
+// enough to take an account over. A password that is given is always checked.
+func (s *server) requireProof(x *exchange, acts proof, password *string) error {
 	if password == nil {
-		if x.who.fresh {
+		if acts&x.proof == 0 || x.who.fresh {
 			return nil
 		}
 		return errNotFresh
@@ -410,7 +423,7 @@ func (s *server) matchesPassword(x *exchange, id int64, hash, name, password str
 	if err := s.allow(x, passwords); err != nil {
 		return false, err
 	}
-	ok, err := s.hasher.Verify(x.r.Context(), s.network(x), hash, password)
+	ok, err := s.hasher.Verify(x.r.Context(), network(x.address), hash, password)
 	if err != nil {
 		return false, err
 	}

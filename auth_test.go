@@ -721,7 +721,7 @@ func TestAdmit(t *testing.T) {
 			if token := tokens[row.who]; token != "" {
 				r.Header.Set("Authorization", "Bearer "+token)
 			}
-			x := &exchange{r: r, s: s.server}
+			x := &exchange{r: r}
 			if err := s.admit(x, row.access); !errors.Is(err, row.want) || x.target != row.target {
 				t.Errorf("got %v, target %d; want %v, target %d", err, x.target, row.want, row.target)
 			}

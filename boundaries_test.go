@@ -14,8 +14,21 @@ import (
 	"testing"
 )
 
-// sqlFiles are the only files that speak to the database.
-var sqlFiles = []string{"store.go", "schema.go", "store_users.go", "store_sessions.go", "store_events.go", "write.go", "import.go", "adopt.go", "backup.go"}
+// layers are the program's files by layer, the highest layer first.
+var layers = []struct {
+	name  string
+	files []string
+}{
+	{"program", []string{"main.go", "serve.go"}},
+	{"commands", []string{"cli.go", "cli_users.go", "cli_data.go", "import.go", "backup.go", "adopt.go"}},
+	{"HTTP", []string{"handlers.go", "users.go", "sessions.go", "events.go", "http.go", "request.go", "auth.go", "limits.go", "metrics.go"}},
+	{"store", []string{"store.go", "write.go", "schema.go", "store_users.go", "store_sessions.go", "store_events.go"}},
+	{"base", []string{"config.go", "errors.go", "password.go"}},
+}
+
+// sqlFiles are the only files that use the database: the store, and the commands
+// that work on a whole database file.
+var sqlFiles = []string{"store.go", "write.go", "schema.go", "store_users.go", "store_sessions.go", "store_events.go", "import.go", "backup.go", "adopt.go"}
 
 // programFiles parses the program: each file of the package but its tests.
 func programFiles(t *testing.T) (*token.FileSet, map[string]*ast.File) {
@@ -56,7 +69,149 @@ func imports(t *testing.T, file *ast.File) []string {
 	return paths
 }
 
-func TestEachImportStandsOnlyWhereItsSubjectLives(t *testing.T) {
+// A reference is the use of a top-level name or method of another file.
+type reference struct{ from, to, name string }
+
+// references returns what each file uses of the others. A method counts if no
+// other file has a method or a field of its name: the parser knows no types. A
+// method's receiver is not a use: it says where the method belongs.
+func references(files map[string]*ast.File) []reference {
+	names, methods, fields := make(map[string]string), make(map[string][]string), make(map[string]bool)
+	for name, file := range files {
+		for _, decl := range file.Decls {
+			switch d := decl.(type) {
+			case *ast.FuncDecl:
+				if d.Recv == nil {
+					names[d.Name.Name] = name
+				} else {
+					methods[d.Name.Name] = append(methods[d.Name.Name], name)
+				}
+			case *ast.GenDecl:
+				for _, spec := range d.Specs {
+					switch s := spec.(type) {
+					case *ast.TypeSpec:
+						names[s.Name.Name] = name
+					case *ast.ValueSpec:
+						for _, id := range s.Names {
+							names[id.Name] = name
+						}
+					}
+				}
+			}
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if s, ok := n.(*ast.StructType); ok {
+				for _, field := range s.Fields.List {
+					for _, id := range field.Names {
+						fields[id.Name] = true
+					}
+				}
+			}
+			return true
+		})
+	}
+	found := make(map[reference]bool)
+	for name, file := range files {
+		receivers, packages := make(map[*ast.Ident]bool), make(map[string]bool)
+		for _, spec := range file.Imports {
+			path := strings.Trim(spec.Path.Value, `"`)
+			packages[path[strings.LastIndexByte(path, '/')+1:]] = true
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.FuncDecl:
+				if n.Recv != nil {
+					ast.Inspect(n.Recv, func(n ast.Node) bool {
+						if id, ok := n.(*ast.Ident); ok {
+							receivers[id] = true
+						}
+						return true
+					})
+				}
+			case *ast.SelectorExpr:
+				if id, ok := n.X.(*ast.Ident); ok && packages[id.Name] {
+					return true
+				}
+				if to := methods[n.Sel.Name]; len(to) == 1 && to[0] != name && !fields[n.Sel.Name] && !slices.Contains(interfaceMethods, n.Sel.Name) {
+					found[reference{name, to[0], n.Sel.Name}] = true
+				}
+			}
+			return true
+		})
+		for _, id := range file.Unresolved { // in this file, so the name is another's or Go's
+			if to := names[id.Name]; to != "" && to != name && !receivers[id] {
+				found[reference{name, to, id.Name}] = true
+			}
+		}
+	}
+	return slices.Collect(maps.Keys(found))
+}
+
+func TestFilesReferOnlyToTheirLayerAndLowerOnes(t *testing.T) {
+	t.Parallel()
+	_, files := programFiles(t)
+	level := make(map[string]int)
+	for i, layer := range layers {
+		for _, name := range layer.files {
+			level[name] = i
+			if files[name] == nil {
+				t.Errorf("%s does not exist, but the layer %q lists it", name, layer.name)
+			}
+		}
+	}
+	for name := range files {
+		if _, ok := level[name]; !ok {
+			t.Errorf("no layer lists %s", name)
+		}
+	}
+	refs := references(files)
+	uses := make(map[[2]string]bool)
+	for _, r := range refs {
+		uses[[2]string{r.from, r.to}] = true
+		if level[r.to] < level[r.from] {
+			t.Errorf("%s (%s) uses %s of %s (%s), a higher layer", r.from, layers[level[r.from]].name, r.name, r.to, layers[level[r.to]].name)
+		}
+	}
+	if len(refs) < 300 {
+		t.Errorf("only %d references found", len(refs))
+	}
+	var mutual []string
+	for pair := range uses {
+		if pair[0] < pair[1] && uses[[2]string{pair[1], pair[0]}] {
+			mutual = append(mutual, pair[0]+" and "+pair[1])
+		}
+	}
+	slices.Sort(mutual)
+	if len(mutual) > maxMutual {
+		t.Errorf("%d pairs of files use each other, at most %d may:\n%s", len(mutual), maxMutual, strings.Join(mutual, "\n"))
+	}
+}
+
+// maxMutual is how many pairs of files may use each other.
+const maxMutual = 5
+
+func TestProgramFilesAndFunctionsAreShort(t *testing.T) {
+	t.Parallel()
+	fset, files := programFiles(t)
+	const mostFiles, mostLines, mostOfFunction = 26, 500, 60
+	if len(files) > mostFiles {
+		t.Errorf("%d program files, want at most %d", len(files), mostFiles)
+	}
+	for name, file := range files {
+		if n := fset.File(file.Pos()).LineCount() - 1; n > mostLines {
+			t.Errorf("%s has %d lines, want at most %d", name, n, mostLines)
+		}
+		for _, decl := range file.Decls {
+			if f, ok := decl.(*ast.FuncDecl); ok {
+				if n := fset.Position(f.End()).Line - fset.Position(f.Pos()).Line + 1; n > mostOfFunction {
+					t.Errorf("%s: %s has %d lines, want at most %d", name, f.Name.Name, n, mostOfFunction)
+				}
+			}
+		}
+	}
+}
+
+func TestEachImportIsOnlyUsedInItsLayer(t *testing.T) {
 	t.Parallel()
 	_, files := programFiles(t)
 	for name, file := range files {

@@ -1,31 +1,33 @@
 package main
 
 import (
-	"context"
 	_ "embed"
-	"errors"
 	"log/slog"
 	"net/http"
+	"runtime"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"userd/internal/passhash"
+	"userd/internal/prom"
 )
 
 // A server answers HTTP. Its parts are set once, by newServer.
 type server struct {
 	settings
 	userService
-	keys      *keyring
-	refresher *refresher
-	limiter   *limiter // nil: RATE_LIMIT=off
-	feed      *feed
-	log       *slog.Logger
-	mono      func() time.Duration // time since some start, on the monotonic clock: for limits
-	mux       *http.ServeMux
-	stats     *stats
-	health    *health
-	large     chan struct{} // bodies over smallBody that are being read
+	keys        *keyring
+	refresher   *refresher
+	limiter     *limiter // nil: RATE_LIMIT=off
+	feed        *feed
+	log         *slog.Logger
+	mono        func() time.Duration // time since some start, on the monotonic clock: for limits
+	mux         *http.ServeMux
+	stats       *stats
+	health      *health
+	largeBodies chan struct{} // holds one token for each body over smallBody that is being read
 }
 
 func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time, mono func() time.Duration) *server {
@@ -40,7 +42,7 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refr
 		mono:        mono,
 		stats:       newStats(st, now),
 		health:      newHealth(st, now),
-		large:       make(chan struct{}, maxLargeBodies),
+		largeBodies: make(chan struct{}, maxLargeBodies),
 	}
 	if c.rateLimit == rateLimitOn {
 		s.limiter = newLimiter()
@@ -51,50 +53,57 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refr
 	return s
 }
 
-// A route is one row of the table below. One that does not say who may call it
+// A route is one row of the route table. A row that does not say who may call it
 // admits nobody.
 type route struct {
-	pattern string
-	access  access
+	pattern string // method and path
+	access  access // who may call it
+	proof   proof  // the acts for which the caller must have just logged in
+	limit   limit  // counted by network before the handler runs
 	handle  func(*exchange) error
 }
 
-// routes is every path that the server answers.
+// routes is the route table: every path that the server answers.
 func (s *server) routes() []route {
 	return []route{
-		{"GET /healthz", anyone, s.healthz},
-		{"GET /readyz", anyone, s.readyz},
-		{"GET /metrics", adminOnly, s.metrics}, // anyone, on METRICS_ADDR
+		{"GET /healthz", anyone, noProof, noLimit, s.healthz},
+		{"GET /readyz", anyone, noProof, noLimit, s.readyz},
+		{"GET /metrics", adminOnly, noProof, noLimit, s.metrics}, // METRICS_ADDR admits anyone
+		{"GET /openapi.json", anyone, noProof, noLimit, s.openAPI},
 
-		{"GET /api/test", anyone, s.test},
-		{"POST /api/register", anyone, s.register},
-		{"POST /api/login", anyone, s.login},
-		{"POST /api/refresh", anyone, s.refresh}, // the holder of a refresh token
-		{"POST /api/logout", signedIn, s.logout},
-		{"GET /api/verify", signedIn, s.verify},
-		{"GET /api/users", signedIn, s.listUsers},
-		{"POST /api/users", adminOnly, s.createUser},
-		{"GET /api/users/{id}", byDirectory, s.getUser},
-		{"PUT /api/users/{id}", selfOrAdmin, s.updateUser},
-		{"PATCH /api/users/{id}", selfOrAdmin, s.updateUser},
-		{"DELETE /api/users/{id}", selfOrAdmin, s.deleteUser},
-		{"GET /api/users/{id}/sessions", selfOrAdmin, s.listSessions},
-		{"DELETE /api/users/{id}/sessions", selfOrAdmin, s.endSessions},
-		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, s.endSession},
-		{"GET /api/events", adminOnly, s.listEvents},
-		{"GET /openapi.json", anyone, s.openAPI},
+		{"GET /api/test", anyone, noProof, noLimit, s.test},
+		{"POST /api/register", anyone, noProof, registrations, s.register},
+		{"POST /api/login", anyone, noProof, noLimit, s.login}, // newGuess and passwords limit it
+		{"POST /api/refresh", anyone, noProof, refreshes, s.refresh},
+		{"POST /api/logout", signedIn, noProof, noLimit, s.logout},
+		{"GET /api/verify", signedIn, noProof, noLimit, s.verify},
+
+		{"GET /api/users", signedIn, noProof, noLimit, s.listUsers},
+		{"POST /api/users", adminOnly, noProof, noLimit, s.createUser},
+		{"GET /api/users/{id}", byDirectory, noProof, noLimit, s.getUser},
+		{"PUT /api/users/{id}", selfOrAdmin, changeEmail | changePassword, noLimit, s.updateUser},
+		{"PATCH /api/users/{id}", selfOrAdmin, changeEmail | changePassword, noLimit, s.updateUser},
+		{"DELETE /api/users/{id}", selfOrAdmin, deleteSelf, noLimit, s.deleteUser},
+
+		{"GET /api/users/{id}/sessions", selfOrAdmin, noProof, noLimit, s.listSessions},
+		{"DELETE /api/users/{id}/sessions", selfOrAdmin, noProof, noLimit, s.endSessions},
+		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, noProof, noLimit, s.endSession},
+		{"GET /api/events", adminOnly, noProof, noLimit, s.listEvents},
 	}
 }
 
-// handle makes the mux answer a route: the guard first, then its handler.
+// handle makes the mux answer a route: the access and the limit are checked
+// before the handler runs.
 func (s *server) handle(rt route) {
 	stats := s.stats.route(rt.pattern)
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
 		x := w.(*exchange)
 		x.r = r // with the path's values
-		x.routed = true
-		x.stats = stats
+		x.routed, x.proof, x.routeStats = true, rt.proof, stats
 		err := s.admit(x, rt.access)
+		if err == nil {
+			err = s.allow(x, rt.limit)
+		}
 		if err == nil {
 			err = rt.handle(x)
 		}
@@ -108,58 +117,36 @@ func (s *server) test(x *exchange) error {
 	return x.send(http.StatusOK, []byte(`{"message":"Welcome to the User Management Microservice!"}`+"\n"))
 }
 
-// A checkup caches the result of an expensive check. However many callers there
-// are, the check runs at most once per interval and never concurrently. A check
-// that hangs, in a disk or behind a lock, cannot be stopped: until it returns, no
-// other one starts, and each caller waits for the timeout only.
-type checkup struct {
-	interval time.Duration // from the start of a check to the start of the next
-	timeout  time.Duration
-	check    func(context.Context) error // its context ends after the timeout
-	now      func() time.Time
+// maxMonitors is how many connections METRICS_ADDR can have open.
+const maxMonitors = 64
 
-	slot    chan struct{} // holds a value while a check runs or a caller uses the fields below
-	started time.Time     // the latest check
-	err     error         // its result
+// monitor returns a server for METRICS_ADDR, which only monitoring should be able
+// to reach. It answers three routes, requires no token, and shares the counters
+// of s.
+func (s *server) monitor() *server {
+	m := *s
+	m.mux, m.corsOrigins = http.NewServeMux(), nil
+	for _, rt := range m.routes() {
+		if slices.Contains([]string{"GET /healthz", "GET /readyz", "GET /metrics"}, rt.pattern) {
+			rt.access = anyone
+			m.handle(rt)
+		}
+	}
+	return &m
 }
 
-func newCheckup(interval, timeout time.Duration, now func() time.Time, check func(context.Context) error) *checkup {
-	return &checkup{interval: interval, timeout: timeout, check: check, now: now, slot: make(chan struct{}, 1)}
-}
-
-var errCheckTimeout = errors.New("the database did not answer in time")
-
-// result returns the result of the latest check. It runs the check first if that
-// was an interval ago or the clock was set back since. It returns errCheckTimeout
-// if the check does not end within the timeout.
-func (c *checkup) result() error {
-	timeout := time.After(c.timeout)
-	select {
-	case c.slot <- struct{}{}:
-	case <-timeout:
-		return errCheckTimeout
-	}
-	now := c.now() // read in the slot: a caller that waited for a check must not run another
-	if age := now.Sub(c.started); 0 <= age && age < c.interval {
-		defer func() { <-c.slot }()
-		return c.err
-	}
-	c.started = now
-	done := make(chan error, 1)
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
-		defer cancel()
-		err := c.check(ctx)
-		c.err = err
-		<-c.slot
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-timeout:
-		return errCheckTimeout
-	}
+// metrics answers with the page of all metrics. It reads the counters one after
+// the other, without a lock that a request would wait for.
+func (s *server) metrics(x *exchange) error {
+	var p prom.Page
+	s.requestFamilies(&p)
+	s.databaseFamilies(&p)
+	p.GoFamilies()
+	p.ProcessFamilies()
+	p.Family("userd_build_info", "gauge", "The program that runs; always 1.")
+	p.Sample("userd_build_info", prom.Labels("version", strings.TrimSuffix(version(), " "+runtime.Version()), "go", runtime.Version()), 1)
+	x.Header()["Content-Type"] = []string{prom.ContentType}
+	return x.send(http.StatusOK, p.Bytes())
 }
 
 // A health is the readiness of a server.

@@ -43,21 +43,24 @@ type principal struct {
 // An exchange is one request and its answer.
 type exchange struct {
 	http.ResponseWriter
-	r    *http.Request
-	s    *server
-	conn *netlisten.Conn // nil in tests without a netlisten.Listener
-	id   string          // X-Request-Id
-	who  principal       // who.id is 0 if the request has not been authenticated
+	r       *http.Request
+	conn    *netlisten.Conn // nil in tests without a netlisten.Listener
+	id      string          // X-Request-Id
+	address string          // of the client
+	who     principal       // who.id is 0 if the request has not been authenticated
+	target  int64           // the user that the path's {id} names
 
-	// For the log line; nothing is decided by these.
+	// For the log line. Nothing is decided by these.
 	logUser int64  // the user that the request is by; 0: unknown
 	name    string // the username of target, if a login failed
 
-	target int64 // the user that the path's {id} names
-	routed bool  // the mux found a route
-	stats  *routeStats
-	status int   // of the answer; 0: not yet sent
-	err    error // why the request failed; nil: it did not
+	routed      bool          // the mux found a route
+	proof       proof         // the acts of the route that need proof
+	stats       *stats        // of the server
+	routeStats  *routeStats   // of the route; of requests without one, until the mux has found it
+	largeBodies chan struct{} // of the server: holds one token for each body over smallBody that is being read
+	status      int           // of the answer; 0: not yet sent
+	err         error         // why the request failed; nil: it did not
 }
 
 // Unwrap lets http.ResponseController reach the connection.
@@ -76,7 +79,15 @@ var (
 // ServeHTTP answers every request.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	x := &exchange{ResponseWriter: w, r: r, s: s, stats: s.stats.unrouted, id: requestID()}
+	x := &exchange{
+		ResponseWriter: w,
+		r:              r,
+		id:             requestID(),
+		address:        s.clientAddress(r),
+		stats:          s.stats,
+		routeStats:     s.stats.unrouted,
+		largeBodies:    s.largeBodies,
+	}
 	header := w.Header()
 	header["Content-Type"] = jsonType
 	header["X-Content-Type-Options"] = noSniff
@@ -97,7 +108,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				p = http.ErrAbortHandler // half an answer must not look like a whole one
 			}
 		}
-		x.stats.observe(r.Method, x.status, time.Since(start))
+		x.routeStats.observe(r.Method, x.status, time.Since(start))
 		s.logRequest(x, start)
 		if p != nil {
 			panic(p)
@@ -246,7 +257,7 @@ func (x *exchange) fail(err error) {
 		header["Retry-After"] = []string{"1"}
 	}
 	if l, ok := errors.AsType[*throttle.Limited](err); ok {
-		x.s.stats.limited.Add(l.By)
+		x.stats.limited.Add(l.By)
 		header["Retry-After"] = []string{strconv.FormatInt(int64((l.Wait+time.Second-1)/time.Second), 10)}
 	}
 	if accepts(x.r, "application/problem+json") { // RFC 9457
@@ -315,7 +326,7 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 		slog.String("route", x.r.Pattern),
 		slog.Int("status", x.status),
 		slog.Int64("took_us", time.Since(start).Microseconds()),
-		slog.String("client", s.clientAddress(x.r)),
+		slog.String("client", x.address),
 	)
 	if x.logUser != 0 {
 		attrs = append(attrs, slog.Int64("user", x.logUser))
@@ -353,13 +364,4 @@ func (s *server) noteState(conn net.Conn, state http.ConnState) {
 	case http.StateClosed, http.StateHijacked:
 		s.stats.connections.Add(-1)
 	}
-}
-
-// awaitClient records that a request waits for its client, until done is called.
-func (x *exchange) awaitClient() (done func()) {
-	if x.conn == nil {
-		return func() {}
-	}
-	x.conn.AwaitClient()
-	return x.conn.Resume
 }

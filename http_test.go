@@ -62,7 +62,7 @@ func (s *service) firstStatus(head ...string) int {
 
 // handle adds a route that anyone may call and whose handler is the test's.
 func (s *service) handle(pattern string, f func(*exchange) error) {
-	s.server.handle(route{pattern, anyone, f})
+	s.server.handle(route{pattern: pattern, access: anyone, handle: f})
 }
 
 // A logBook is everything that a server logs, down to the level debug.
@@ -292,26 +292,26 @@ func TestBodySize(t *testing.T) {
 		})
 	}
 	t.Run("few large ones at once", func(t *testing.T) {
-		if len(s.large) != 0 {
-			t.Fatalf("%d places were not given back", len(s.large))
+		if len(s.largeBodies) != 0 {
+			t.Fatalf("%d places were not given back", len(s.largeBodies))
 		}
 		for range maxLargeBodies {
-			s.large <- struct{}{}
+			s.largeBodies <- struct{}{}
 		}
 		ask := func(size int) reply {
 			return s.post("/api/login", chunked(sized(size)), "Content-Type: application/json")
 		}
 		ask(smallBody).want(t, 401, "invalid_credentials")
 		ask(smallBody+1).want(t, 503, "busy")
-		<-s.large
+		<-s.largeBodies
 		for range 2 { // its place is given back
 			ask(smallBody+1).want(t, 401, "invalid_credentials")
 		}
 		for range maxLargeBodies - 1 {
-			<-s.large
+			<-s.largeBodies
 		}
-		if len(s.large) != 0 {
-			t.Errorf("%d places are taken", len(s.large))
+		if len(s.largeBodies) != 0 {
+			t.Errorf("%d places are taken", len(s.largeBodies))
 		}
 	})
 	t.Run("a body that breaks off, even after a whole object", func(t *testing.T) {

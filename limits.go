@@ -27,17 +27,20 @@ type limiter struct {
 	mu         sync.Mutex
 	guesses    throttle.Delays // failed logins, by user and network
 	known      throttle.Set    // networks that a user has logged in from, by both
-	allowances [allowanceCount]throttle.Allowance
+	allowances [limitCount]throttle.Allowance
 }
 
-// The allowances of a limiter.
+// A limit names an allowance of a limiter.
+type limit int
+
 const (
-	userFailures    = iota // failed logins, by user
-	networkFailures        // failed logins, by network
-	registrations          // by network, as the following ones
+	noLimit         limit = iota
+	userFailures          // failed logins, by user
+	networkFailures       // failed logins, by network
+	registrations         // by network, as the following ones
 	refreshes
 	passwords // correct ones too: each costs a hash, and a login costs a row
-	allowanceCount
+	limitCount
 )
 
 const (
@@ -58,7 +61,7 @@ func newLimiter() *limiter {
 		seed:    throttle.NewSeed(),
 		guesses: throttle.Delays{Name: "user and network", Free: freeFailures, First: firstDelay, Max: maxDelay, Memory: forgiveness},
 		known:   throttle.Set{For: knownFor},
-		allowances: [allowanceCount]throttle.Allowance{
+		allowances: [limitCount]throttle.Allowance{
 			// 100 failures in a row is NIST's bound for one account (SP 800-63B section
 			// 5.2.2), and a bad day of an entire office.
 			userFailures:    {Name: "user", Burst: 100, Every: time.Minute},
@@ -98,20 +101,16 @@ func network(address string) string {
 	return p.String()
 }
 
-// network returns the network that a request comes from.
-func (s *server) network(x *exchange) string { return network(s.clientAddress(x.r)) }
-
-// allow counts a request of x's network in one of the limiter's allowances, or
-// returns errLimited.
-func (s *server) allow(x *exchange, allowance int) error {
+// allow counts a request of x's network toward a limit, or returns errLimited.
+func (s *server) allow(x *exchange, limit limit) error {
 	l := s.limiter
-	if l == nil {
+	if l == nil || limit == noLimit {
 		return nil
 	}
-	now, key := s.mono(), l.seed.Key(s.network(x))
+	now, key := s.mono(), l.seed.Key(network(x.address))
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a := &l.allowances[allowance]
+	a := &l.allowances[limit]
 	if err := a.Check(key, now); err != nil {
 		return limited(err)
 	}
@@ -136,7 +135,7 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 	if l == nil {
 		return nil, nil
 	}
-	from := s.network(x)
+	from := network(x.address)
 	user := []string{"name", strings.Map(foldASCII, name)}
 	if id != 0 {
 		user = []string{"user", strconv.FormatInt(id, 10), hash}

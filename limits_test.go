@@ -215,7 +215,7 @@ func TestAGuessReadsTheSessionsOnlyIfTheyDecide(t *testing.T) {
 		t.Fatal(err)
 	}
 	newGuess := func(id int64) (*guess, error) {
-		return s.newGuess(&exchange{r: httptest.NewRequest("POST", "/api/login", nil), s: s.server}, id, "hash", "")
+		return s.newGuess(&exchange{r: httptest.NewRequest("POST", "/api/login", nil), address: "192.0.2.1"}, id, "hash", "")
 	}
 	for range freeFailures {
 		g, err := newGuess(1)
@@ -357,7 +357,7 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 	right := `{"username":"ann","password":"` + goodPassword + `"}`
 	for _, row := range []struct {
 		method, path string
-		limit        int
+		limit        limit
 		body         string
 		code         string
 	}{

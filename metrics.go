@@ -2,8 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/http"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +13,60 @@ import (
 
 	"userd/internal/prom"
 )
+
+// A checkup caches the result of an expensive check. However many callers there
+// are, the check runs at most once per interval and never concurrently. A check
+// that hangs, in a disk or behind a lock, cannot be stopped: until it returns, no
+// other one starts, and each caller waits for the timeout only.
+type checkup struct {
+	interval time.Duration // from the start of a check to the start of the next
+	timeout  time.Duration
+	check    func(context.Context) error // its context ends after the timeout
+	now      func() time.Time
+
+	slot    chan struct{} // holds a value while a check runs or a caller uses the fields below
+	started time.Time     // the latest check
+	err     error         // its result
+}
+
+func newCheckup(interval, timeout time.Duration, now func() time.Time, check func(context.Context) error) *checkup {
+	return &checkup{interval: interval, timeout: timeout, check: check, now: now, slot: make(chan struct{}, 1)}
+}
+
+var errCheckTimeout = errors.New("the database did not answer in time")
+
+// result returns the result of the latest check. It runs the check first if that
+// was an interval ago or the clock was set back since. It returns errCheckTimeout
+// if the check does not end within the timeout.
+func (c *checkup) result() error {
+	timeout := time.After(c.timeout)
+	select {
+	case c.slot <- struct{}{}:
+	case <-timeout:
+		return errCheckTimeout
+	}
+	now := c.now() // read in the slot: a caller that waited for a check must not run another
+	if age := now.Sub(c.started); 0 <= age && age < c.interval {
+		defer func() { <-c.slot }()
+		return c.err
+	}
+	c.started = now
+	done := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
+		defer cancel()
+		err := c.check(ctx)
+		c.err = err
+		<-c.slot
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-timeout:
+		return errCheckTimeout
+	}
+}
 
 // A routeStats counts the requests of one row of the route table, or those that
 // matched no row.
@@ -124,38 +178,6 @@ func (t *stats) route(pattern string) *routeStats {
 	r := &routeStats{pattern: pattern}
 	t.routes = append(t.routes, r)
 	return r
-}
-
-// maxMonitors is how many connections METRICS_ADDR can have open.
-const maxMonitors = 64
-
-// monitor returns a server for METRICS_ADDR, which only monitoring should be able
-// to reach. It answers three routes, requires no token, and shares the counters
-// of s.
-func (s *server) monitor() *server {
-	m := *s
-	m.mux, m.corsOrigins = http.NewServeMux(), nil
-	for _, rt := range m.routes() {
-		if slices.Contains([]string{"GET /healthz", "GET /readyz", "GET /metrics"}, rt.pattern) {
-			rt.access = anyone
-			m.handle(rt)
-		}
-	}
-	return &m
-}
-
-// metrics answers with the page of all metrics. It reads the counters one after
-// the other, without a lock that a request would wait for.
-func (s *server) metrics(x *exchange) error {
-	var p prom.Page
-	s.requestFamilies(&p)
-	s.databaseFamilies(&p)
-	p.GoFamilies()
-	p.ProcessFamilies()
-	p.Family("userd_build_info", "gauge", "The program that runs; always 1.")
-	p.Sample("userd_build_info", prom.Labels("version", strings.TrimSuffix(version(), " "+runtime.Version()), "go", runtime.Version()), 1)
-	x.Header()["Content-Type"] = []string{prom.ContentType}
-	return x.send(http.StatusOK, p.Bytes())
 }
 
 func (s *server) requestFamilies(p *prom.Page) {

@@ -1085,7 +1085,7 @@ func refusesMany(w *witness) {
 	for range freeFailures {
 		w.service.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`)
 	}
-	for _, allowance := range []int{registrations, refreshes, passwords} {
+	for _, allowance := range []limit{registrations, refreshes, passwords} {
 		a := &w.limiter.allowances[allowance]
 		for range a.Burst {
 			a.Take(w.limiter.seed.Key(network("127.0.0.1")), w.mono())
@@ -1109,8 +1109,8 @@ func refusesBusy(w *witness) {
 	for _, method := range []string{"PUT", "PATCH", "DELETE"} {
 		w.do(root, method, "/api/users/me", `{"current_password":"x"}`).want(w.t, 503, "busy")
 	}
-	for range cap(w.large) {
-		w.large <- struct{}{}
+	for range cap(w.largeBodies) {
+		w.largeBodies <- struct{}{}
 	}
 	w.do("", "POST", "/api/refresh", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/logout", sized(smallBody+1)).want(w.t, 503, "busy")

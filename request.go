@@ -19,8 +19,8 @@ import (
 
 const (
 	maxBody = 64 << 10 // bytes of a request's body; two passwords of escapes alone take 12 KiB
-	// Longer bodies than smallBody are read so many at once: else all connections
-	// together could make userd hold maxBody each, by never sending the last byte.
+	// At most maxLargeBodies bodies over smallBody are read concurrently. Otherwise
+	// clients that never send the last byte could make each connection hold maxBody.
 	smallBody      = 8 << 10
 	maxLargeBodies = 256
 )
@@ -34,7 +34,7 @@ func (x *exchange) body() ([]byte, error) {
 	if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") {
 		return nil, errMediaType
 	}
-	// Refused by its length before a byte is read, it is not invited by 100 Continue.
+	// Refused before a byte is read, so that the client gets no 100 Continue.
 	if x.r.ContentLength > maxBody {
 		return nil, errTooLarge
 	}
@@ -43,8 +43,8 @@ func (x *exchange) body() ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(body, smallBody+1))
 	if err == nil && len(data) > smallBody {
 		select {
-		case x.s.large <- struct{}{}:
-			defer func() { <-x.s.large }()
+		case x.largeBodies <- struct{}{}:
+			defer func() { <-x.largeBodies }()
 		default:
 			return nil, errBusy
 		}
@@ -62,15 +62,15 @@ func (x *exchange) body() ([]byte, error) {
 	return data, nil
 }
 
-// hasBody reports whether the request came with a body. One of unknown length
-// may turn out to be empty.
+// hasBody reports whether the request has a body. It reads the first byte if the
+// length is unknown.
 func (x *exchange) hasBody() bool {
 	if x.r.ContentLength >= 0 {
 		return x.r.ContentLength > 0
 	}
 	defer x.awaitClient()()
 	first := make([]byte, 1)
-	n, _ := io.ReadFull(x.r.Body, first) // an error will come again
+	n, _ := io.ReadFull(x.r.Body, first) // the next read repeats an error
 	x.r.Body = struct {
 		io.Reader
 		io.Closer
@@ -78,14 +78,22 @@ func (x *exchange) hasBody() bool {
 	return n > 0
 }
 
-// decode reads the request's body into a T, a struct as strictjson.Unmarshal
-// requires it.
-func decode[T any](x *exchange) (in T, err error) {
-	data, err := x.body()
+// awaitClient records that a request waits for its client, until done is called.
+func (x *exchange) awaitClient() (done func()) {
+	if x.conn == nil {
+		return func() {}
+	}
+	x.conn.AwaitClient()
+	return x.conn.Resume
+}
+
+// decode parses the result of body as a T, a struct as strictjson.Unmarshal
+// requires it. It returns err if that is not nil.
+func decode[T any](body []byte, err error) (in T, _ error) {
 	if err != nil {
 		return in, err
 	}
-	return in, bodyError(strictjson.Unmarshal(data, &in))
+	return in, bodyError(strictjson.Unmarshal(body, &in))
 }
 
 // bodyError returns the error that tells a client why strictjson refused its
@@ -112,8 +120,7 @@ func bodyError(err error) error {
 	return errMalformedBody.with("The member %q %s", name, e.Text)
 }
 
-// query returns the query parameters, of which only the named may be there,
-// once each.
+// query returns the query parameters. Only the named ones may occur, each once.
 func (x *exchange) query(names ...string) (url.Values, error) {
 	q, err := url.ParseQuery(x.r.URL.RawQuery)
 	if err != nil {

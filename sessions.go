@@ -22,7 +22,7 @@ type loginRequest struct {
 
 // login starts a session of the user that the name and the password prove.
 func (s *server) login(x *exchange) error {
-	in, err := decode[loginRequest](x)
+	in, err := decode[loginRequest](x.body())
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 	}
 	p = provenUser{id: u.id, stamp: c.stamp}
 	if s.hasher.Stale(c.hash) {
-		p.newHash, err = s.hasher.Hash(x.r.Context(), s.network(x), password)
+		p.newHash, err = s.hasher.Hash(x.r.Context(), network(x.address), password)
 	}
 	return p, err
 }
@@ -196,13 +196,10 @@ type refreshRequest struct {
 // body or, as the clients of Flask-JWT-Extended send it, in the Authorization
 // header. Clients that always send their access token there use the body.
 func (s *server) refresh(x *exchange) error {
-	if err := s.allow(x, refreshes); err != nil {
-		return err
-	}
 	var in refreshRequest
 	var err error
 	if x.hasBody() {
-		if in, err = decode[refreshRequest](x); err != nil {
+		if in, err = decode[refreshRequest](x.body()); err != nil {
 			return err
 		}
 	}
@@ -248,7 +245,7 @@ func (s *server) successor(x *exchange, presented, next refreshToken, now time.T
 		return live, key, err
 	case live.generation > presented.generation:
 		x.logUser = live.userID // whose token was stolen
-		if err := s.store.endReused(x.r.Context(), live.userID, live.id, s.clientAddress(x.r), now.Unix()); err != nil {
+		if err := s.store.endReused(x.r.Context(), live.userID, live.id, x.address, now.Unix()); err != nil {
 			return session{}, keyRow{}, err
 		}
 		return session{}, keyRow{}, errReused
@@ -266,7 +263,7 @@ func (s *server) newSession(x *exchange, now time.Time, t refreshToken) session 
 		id:          t.session,
 		createdAt:   now.Unix(),
 		expiresAt:   now.Add(s.refreshTTL).Unix(),
-		address:     s.clientAddress(x.r),
+		address:     x.address,
 		userAgent:   userAgent(x.r),
 		generation:  t.generation,
 		refreshHash: t.hash(),
@@ -295,7 +292,7 @@ func (s *server) sendTokens(x *exchange, session *session, key keyRow, t refresh
 // sessions.
 func (s *server) logout(x *exchange) error {
 	if x.hasBody() {
-		if _, err := decode[struct{}](x); err != nil {
+		if _, err := decode[struct{}](x.body()); err != nil {
 			return err
 		}
 	}

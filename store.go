@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"slices"
+	"strings"
 
 	"userd/internal/passhash"
 )
@@ -107,74 +109,6 @@ func (s *store) close() error {
 	return errors.Join(s.readers.Close(), s.writer.close())
 }
 
-// unknownHashes counts the users whose password hash is unknown. Like readAside,
-// it uses a connection of its own.
-func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
-	db, err := s.openAside()
-	if err != nil {
-		return 0, err
-	}
-	err = eachUnknownHash(ctx, db, func(int64) (more bool) { n++; return true })
-	return n, errors.Join(err, db.Close())
-}
-
-// eachUnknownHash calls f with the id of each user whose password hash passhash
-// does not know, until f returns false. It reads the whole table.
-func eachUnknownHash(ctx context.Context, db *sql.DB, f func(id int64) (more bool)) error {
-	rows, err := db.QueryContext(ctx, `SELECT id, coalesce(password_hash, '') FROM user ORDER BY id`)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var id int64
-		var hash string
-		if err := rows.Scan(&id, &hash); err != nil {
-			return err
-		}
-		if !passhash.Known(hash) && !f(id) {
-			break
-		}
-	}
-	return rows.Err()
-}
-
-// unknownHashes adds a line for each user whose password hash is unknown.
-func (x *examination) unknownHashes(ctx context.Context, db *sql.DB) error {
-	n := 0
-	return eachUnknownHash(ctx, db, func(id int64) (more bool) {
-		if n++; n > mostFindings {
-			x.findings = append(x.findings, moreFindings)
-			return false
-		}
-		x.findings = append(x.findings, fmt.Sprintf("user %d has a password hash in no known form, and cannot log in", id))
-		return true
-	})
-}
-
-// checkIntegrity runs SQLite's full check and returns what it found first, or
-// "ok". It reads the whole file.
-func (s *store) checkIntegrity(ctx context.Context) (found string, err error) {
-	err = s.readAside(ctx, &found, "PRAGMA integrity_check(1)")
-	return found, err
-}
-
-// openAside opens a connection for queries that read very much, so that no request
-// waits for them. It keeps few pages in memory: such a query reads each page once,
-// so more would gain nothing, and SQLite's allocator would not give them back.
-func (s *store) openAside() (*sql.DB, error) {
-	return sql.Open("sqlite", s.readerDSN+"&_pragma=cache_size(-256)") // KiB
-}
-
-// readAside scans the only value of a query that reads very much.
-func (s *store) readAside(ctx context.Context, value any, query string) error {
-	db, err := s.openAside()
-	if err != nil {
-		return err
-	}
-	return errors.Join(db.QueryRowContext(ctx, query).Scan(value), db.Close())
-}
-
 // probe tells whether the database can be read and written: errStorage where
 // it cannot, the context's error where it has not begun to write in time. The
 // write is committed and synced like any other, and changes nothing: of a row
@@ -251,4 +185,208 @@ func (s *store) eachRow(ctx context.Context, query string, dest []any, f func(),
 		return &storageError{"reading", err}
 	}
 	return nil
+}
+
+// openAside opens a connection for queries that read very much, so that no request
+// waits for them. It keeps few pages in memory: such a query reads each page once,
+// so more would gain nothing, and SQLite's allocator would not give them back.
+func (s *store) openAside() (*sql.DB, error) {
+	return sql.Open("sqlite", s.readerDSN+"&_pragma=cache_size(-256)") // KiB
+}
+
+// readAside scans the only value of a query that reads very much.
+func (s *store) readAside(ctx context.Context, value any, query string) error {
+	db, err := s.openAside()
+	if err != nil {
+		return err
+	}
+	return errors.Join(db.QueryRowContext(ctx, query).Scan(value), db.Close())
+}
+
+// checkIntegrity runs SQLite's full check and returns what it found first, or
+// "ok". It reads the whole file.
+func (s *store) checkIntegrity(ctx context.Context) (found string, err error) {
+	err = s.readAside(ctx, &found, "PRAGMA integrity_check(1)")
+	return found, err
+}
+
+// unknownHashes counts the users whose password hash is unknown. Like readAside,
+// it uses a connection of its own.
+func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
+	db, err := s.openAside()
+	if err != nil {
+		return 0, err
+	}
+	err = eachUnknownHash(ctx, db, func(int64) (more bool) { n++; return true })
+	return n, errors.Join(err, db.Close())
+}
+
+// eachUnknownHash calls f with the id of each user whose password hash passhash
+// does not know, until f returns false. It reads the whole table.
+func eachUnknownHash(ctx context.Context, db *sql.DB, f func(id int64) (more bool)) error {
+	rows, err := db.QueryContext(ctx, `SELECT id, coalesce(password_hash, '') FROM user ORDER BY id`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id int64
+		var hash string
+		if err := rows.Scan(&id, &hash); err != nil {
+			return err
+		}
+		if !passhash.Known(hash) && !f(id) {
+			break
+		}
+	}
+	return rows.Err()
+}
+
+// mostFindings is how many lines each rule of a check can add, before moreFindings.
+const mostFindings, moreFindings = 100, "… and more like this"
+
+// rules find what no write of this program leaves behind, a line each.
+var rules = []string{
+	`SELECT 'the counter of user ids is gone' WHERE NOT EXISTS (SELECT 1 FROM counter)`,
+	`SELECT 'the last user id given out is ' || user_id || ', and there is a user ' || (SELECT max(id) FROM user)
+	FROM counter WHERE user_id < (SELECT max(id) FROM user)`,
+	`SELECT 'user ' || id || ' has the role ' || quote(role) FROM user WHERE role NOT IN ('member', 'admin')`,
+	`SELECT 'user ' || id || ' has ' || quote(disabled) || ' as disabled' FROM user WHERE disabled NOT IN (0, 1)`,
+	`SELECT 'session ' || id || ' is one of user ' || user_id || ', whom there is not' FROM session WHERE user_id NOT IN (SELECT id FROM user)`,
+	`SELECT 'signing key ' || kid || ' has only ' || length(secret) || ' bytes' FROM signing_key WHERE length(secret) < 32`,
+}
+
+// An examination is what one check saw.
+type examination struct {
+	findings                      []string
+	users, sessions, admins, keys int
+}
+
+// examine reads the whole file. Its result holds only while a quiet one stays so.
+func examine(ctx context.Context, path string) (x examination, quiet bool, err error) {
+	db, quiet, err := openToRead(path)
+	if err != nil {
+		return x, quiet, err
+	}
+	defer db.Close()
+	err = x.collect(ctx, db, `PRAGMA integrity_check`)
+	if err == nil {
+		err = x.missing(ctx, db)
+	}
+	for _, rule := range rules {
+		if err == nil {
+			err = x.collect(ctx, db, rule)
+		}
+	}
+	if err == nil {
+		err = x.unknownHashes(ctx, db)
+	}
+	if err == nil {
+		err = db.QueryRowContext(ctx, `
+			SELECT
+				(SELECT count(*) FROM user),
+				(SELECT count(*) FROM session),
+				(SELECT count(*) FROM user WHERE role = 'admin' AND disabled = 0),
+				(SELECT count(*) FROM signing_key WHERE retired_at = 0)`).Scan(&x.users, &x.sessions, &x.admins, &x.keys)
+	}
+	if isDamaged(err) {
+		x.findings, err = append(x.findings, err.Error()), nil
+	}
+	return x, quiet, err
+}
+
+// collect adds the lines that a rule finds, or that SQLite's check does.
+func (x *examination) collect(ctx context.Context, db *sql.DB, query string) error {
+	rows, err := db.QueryContext(ctx, query)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for n := 0; rows.Next(); n++ {
+		var text string
+		if err := rows.Scan(&text); err != nil {
+			return err
+		}
+		if n == mostFindings {
+			x.findings = append(x.findings, moreFindings)
+			break
+		}
+		for line := range strings.SplitSeq(text, "\n") {
+			if line != "ok" {
+				x.findings = append(x.findings, line)
+			}
+		}
+	}
+	return rows.Err()
+}
+
+// unknownHashes adds a line for each user whose password hash is unknown.
+func (x *examination) unknownHashes(ctx context.Context, db *sql.DB) error {
+	n := 0
+	return eachUnknownHash(ctx, db, func(id int64) (more bool) {
+		if n++; n > mostFindings {
+			x.findings = append(x.findings, moreFindings)
+			return false
+		}
+		x.findings = append(x.findings, fmt.Sprintf("user %d has a password hash in no known form, and cannot log in", id))
+		return true
+	})
+}
+
+// missing adds what the migrations make and the database does not have.
+func (x *examination) missing(ctx context.Context, db *sql.DB) error {
+	var version int
+	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return err
+	}
+	model, err := sql.Open("sqlite", ":memory:")
+	if err != nil {
+		return err
+	}
+	defer model.Close()
+	model.SetMaxOpenConns(1) // a second would be another database
+	for _, script := range migrations[:version] {
+		if _, err := model.ExecContext(ctx, script); err != nil {
+			return err
+		}
+	}
+	want, err := parts(ctx, model)
+	if err != nil {
+		return err
+	}
+	got, err := parts(ctx, db)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		switch text, ok := got[name]; {
+		case !ok:
+			x.findings = append(x.findings, "there is no "+name)
+		case text != want[name]:
+			x.findings = append(x.findings, "another "+name+": "+text)
+		}
+	}
+	return nil
+}
+
+// parts returns the tables, columns and indexes of a database; an index with its
+// text, since a table's text may be that of the Flask app.
+func parts(ctx context.Context, db *sql.DB) (map[string]string, error) {
+	rows, err := db.QueryContext(ctx, `
+		SELECT type || ' ' || name, iif(type = 'index', coalesce(sql, ''), '') FROM sqlite_schema
+		UNION ALL
+		SELECT 'column ' || c.name || ' of the table ' || t.name, '' FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c WHERE t.type = 'table'`)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	found := make(map[string]string)
+	for rows.Next() {
+		var name, text string
+		if err := rows.Scan(&name, &text); err != nil {
+			return nil, err
+		}
+		found[name] = text
+	}
+	return found, rows.Err()
 }

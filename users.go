@@ -69,15 +69,12 @@ func (s *server) register(x *exchange) error {
 	if s.registration != registrationOpen {
 		return errRegistrationClosed
 	}
-	if err := s.allow(x, registrations); err != nil {
-		return err
-	}
-	in, err := decode[registerRequest](x)
+	in, err := decode[registerRequest](x.body())
 	if err != nil {
 		return err
 	}
 	u := user{username: in.Username, email: in.Email, role: member}
-	if err := s.addUser(x.r.Context(), caller{kind: strangerCaller, address: s.clientAddress(x.r)}, &u, in.Password); err != nil {
+	if err := s.addUser(x.r.Context(), caller{kind: strangerCaller, address: x.address}, &u, in.Password); err != nil {
 		return err
 	}
 	x.Header().Set("Location", userPath(u.id))
@@ -92,7 +89,7 @@ type createRequest struct {
 }
 
 func (s *server) createUser(x *exchange) error {
-	in, err := decode[createRequest](x)
+	in, err := decode[createRequest](x.body())
 	if err != nil {
 		return err
 	}
@@ -295,7 +292,7 @@ type updateRequest struct {
 // is not a change: it needs no right, and an adopted user whose name breaks
 // today's rules can still change other fields.
 func (s *server) updateUser(x *exchange) error {
-	in, err := decode[updateRequest](x)
+	in, err := decode[updateRequest](x.body())
 	if err != nil {
 		return err
 	}
@@ -319,10 +316,15 @@ func (s *server) updateUser(x *exchange) error {
 	if err := c.check(u, in.Password); err != nil {
 		return err
 	}
-	if c.email != nil || in.Password != nil || in.CurrentPassword != nil {
-		if err := s.requireProof(x, in.CurrentPassword); err != nil {
-			return err
-		}
+	acts := noProof
+	if c.email != nil {
+		acts |= changeEmail
+	}
+	if in.Password != nil {
+		acts |= changePassword
+	}
+	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+		return err
 	}
 	if in.Password != nil {
 		if err := s.allow(x, passwords); err != nil {
@@ -386,7 +388,7 @@ func (s *server) deleteUser(x *exchange) error {
 	var in deleteRequest
 	if x.hasBody() {
 		var err error
-		if in, err = decode[deleteRequest](x); err != nil {
+		if in, err = decode[deleteRequest](x.body()); err != nil {
 			return err
 		}
 	}
@@ -398,10 +400,12 @@ func (s *server) deleteUser(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if u.id == x.who.id || in.CurrentPassword != nil {
-		if err := s.requireProof(x, in.CurrentPassword); err != nil {
-			return err
-		}
+	acts := noProof
+	if u.id == x.who.id {
+		acts = deleteSelf
+	}
+	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+		return err
 	}
 	if err := s.store.deleteUser(x.r.Context(), x.caller(), u.id, version, s.now().Unix()); err != nil {
 		return err

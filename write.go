@@ -369,6 +369,9 @@ func (w *writer) exec(query string) error {
 	return w.step(statement{query: query})
 }
 
+// applicationID marks a database as userd's in its header ("user" in ASCII).
+const applicationID = 0x75736572
+
 // dsn names the database file to the driver. Pragmas stand in it because one
 // run by Exec would reach one connection of the pool.
 func dsn(path string, params ...string) string {
