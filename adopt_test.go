@@ -208,7 +208,7 @@ func TestWhatIsNotAdopted(t *testing.T) {
 		{"a column missing", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email)`}, "another program"},
 		{"an id of another kind", []string{`DROP TABLE user`, `CREATE TABLE user (id TEXT PRIMARY KEY, username, email, password_hash)`}, "another program"},
 		{"a table of two keys", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER, username, email, password_hash, PRIMARY KEY (username, id))`}, "another program"},
-		{"a table with a user without a password", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user VALUES (1, 'a', 'b', NULL)`}, "1 users lack"},
+		{"a table with a user without a password", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user VALUES (1, 'a', 'b', NULL)`}, "without a username, an email or a password_hash: 1"},
 		{"a table of userd's name", []string{`CREATE TABLE session (id INTEGER)`}, "session"},
 		{"a table of the name of one that a later migration makes", []string{`CREATE TABLE event (id INTEGER)`}, "names event"},
 		{"an index of userd's name", []string{`CREATE INDEX user_email ON user (email)`}, "user_email"},

@@ -134,41 +134,20 @@ type fileKind int
 
 const (
 	kindNone     fileKind = iota // no file, or an empty one
-	kindUserd                    // userd's own
-	kindTutorial                 // of the Flask tutorial, to be adopted
+	kindUserd                    // a database of userd
+	kindTutorial                 // a database of the Flask tutorial, which adopt upgrades
 )
 
-// inspect looks at the file at path without changing it, and returns an error
-// where userd must not open it.
+// inspect returns what is at a path, without changing it. It returns an error if
+// userd must not open the file.
 func inspect(ctx context.Context, path string) (fileKind, error) {
-	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
-		// Flask-SQLAlchemy 3 puts what DATABASE_URL calls app.db under instance/.
-		// An empty database made beside it would look as if all users were gone.
-		instance := filepath.Join(filepath.Dir(path), "instance", filepath.Base(path))
-		if _, err := os.Stat(instance); err == nil {
-			return 0, fmt.Errorf("there is no database %s, but there is %s: set DATABASE_URL=sqlite:///%s", path, instance, instance)
-		}
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		_, err := os.Stat(filepath.Dir(path))
+	empty, err := inspectFile(path)
+	if empty || err != nil {
 		return kindNone, err
-	}
-	if err != nil {
-		return 0, err
-	}
-	if !info.Mode().IsRegular() {
-		return 0, fmt.Errorf("%s is not a file", path)
-	}
-	if info.Size() == 0 {
-		return kindNone, nil
-	}
-	if info.Size() < 100 { // SQLite's header; it takes a file of one byte for an empty one
-		return 0, fmt.Errorf("%s is not a database", path)
 	}
 	db, _, err := openToRead(path)
 	if err != nil {
-		return 0, err
+		return kindNone, err
 	}
 	defer func() { db.Close() }()
 
@@ -181,35 +160,74 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 		// A killed process left a rollback journal: SQLite must first undo its transaction.
 		db.Close()
 		if db, err = sql.Open("sqlite", dsn(path, "mode=rw", "_busy_timeout=5000")); err != nil {
-			return 0, err
+			return kindNone, err
 		}
 		err = db.QueryRowContext(ctx, about).Scan(&owner, &version, &tables)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("reading %s: %w", path, err)
+		return kindNone, fmt.Errorf("reading %s: %w", path, err)
 	}
 	switch {
 	case owner == 0 && version == 0 && tables == 0:
 		return kindNone, nil
 	case owner == 0 && version == 0:
-		if err := checkTutorial(ctx, db, path); err != nil {
-			return 0, err
+		if err := checkTutorial(ctx, db); err != nil {
+			return kindNone, fmt.Errorf("%s: %w", path, err)
 		}
 		return kindTutorial, nil
 	case owner != applicationID:
-		return 0, fmt.Errorf("%s is another program's database", path)
+		return kindNone, fmt.Errorf("%s: %w", path, errOtherProgram)
 	case version > len(migrations):
-		return 0, fmt.Errorf("%s has schema %d, and this userd knows only up to %d: use a newer userd", path, version, len(migrations))
+		return kindNone, fmt.Errorf("%s has schema %d, but this userd supports schemas up to %d: use a newer userd", path, version, len(migrations))
 	}
-	// The first page of each table, so that gross damage is found before anybody is served.
-	firstPages := []string{"user", "counter", "session", "signing_key", "secret"}
+	if err := readFirstPages(ctx, db, version); err != nil {
+		return kindNone, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return kindUserd, nil
+}
+
+var errOtherProgram = errors.New("this is another program's database")
+
+// inspectFile reports whether the file at a path is empty or does not exist. It
+// returns an error if the file cannot be a database.
+func inspectFile(path string) (empty bool, err error) {
+	info, err := os.Stat(path)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if missing || err == nil && info.Size() == 0 {
+		// Flask-SQLAlchemy 3 puts what DATABASE_URL calls app.db under instance/. An
+		// empty database next to it would look as if all users were gone.
+		instance := filepath.Join(filepath.Dir(path), "instance", filepath.Base(path))
+		if _, err := os.Stat(instance); err == nil {
+			return false, fmt.Errorf("the database %s does not exist, but %s does: set DATABASE_URL=sqlite:///%s", path, instance, instance)
+		}
+	}
+	switch {
+	case missing:
+		_, err := os.Stat(filepath.Dir(path))
+		return true, err
+	case err != nil:
+		return false, err
+	case !info.Mode().IsRegular():
+		return false, fmt.Errorf("%s is not a file", path)
+	case info.Size() == 0:
+		return true, nil
+	case info.Size() < 100: // the size of SQLite's header; SQLite treats one byte as an empty file
+		return false, fmt.Errorf("%s is not a database", path)
+	}
+	return false, nil
+}
+
+// readFirstPages reads the first page of each table of a schema version, to find
+// gross damage before any request is served.
+func readFirstPages(ctx context.Context, db *sql.DB, version int) error {
+	tables := []string{"user", "counter", "session", "signing_key", "secret"}
 	if version > 1 {
-		firstPages = append(firstPages, "event")
+		tables = append(tables, "event")
 	}
 	if version > 3 {
-		firstPages = append(firstPages, "event_link")
+		tables = append(tables, "event_link")
 	}
-	for _, table := range firstPages {
+	for _, table := range tables {
 		rows, err := db.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
 		if err == nil {
 			for rows.Next() {
@@ -217,14 +235,14 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 			err = errors.Join(rows.Err(), rows.Close())
 		}
 		if err != nil {
-			return 0, fmt.Errorf("reading %s: table %s: %w", path, table, err)
+			return fmt.Errorf("table %s: %w", table, err)
 		}
 	}
-	return kindUserd, nil
+	return nil
 }
 
-// openToRead opens a database without changing it. What is read of a quiet one
-// holds only while it stays quiet.
+// openToRead opens a database without changing it. If quiet is true, what is read
+// is only valid if the database is still quiet afterwards.
 func openToRead(path string) (db *sql.DB, quiet bool, err error) {
 	params := []string{"mode=ro", "_busy_timeout=5000"}
 	quiet, err = isQuiet(path)
@@ -238,12 +256,11 @@ func openToRead(path string) (db *sql.DB, quiet bool, err error) {
 	return db, quiet, err
 }
 
-// isQuiet reports whether the database is in WAL mode and nobody has it open.
-// Read like any other, it would get a -wal and a -shm file beside it, which
-// stay; read as one that nobody changes, it does not.
+// isQuiet reports whether the database is in WAL mode and no process has it open.
+// An ordinary reader would leave a -wal and a -shm file next to such a database;
+// a reader that assumes that the file does not change leaves none.
 func isQuiet(path string) (bool, error) {
-	// SQLite puts the -wal beside the file that a link leads to.
-	path, err := filepath.EvalSymlinks(path)
+	path, err := filepath.EvalSymlinks(path) // SQLite puts the -wal next to a link's target
 	if err != nil {
 		return false, err
 	}
@@ -254,7 +271,7 @@ func isQuiet(path string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer f.Close() // drops the locks that this process has on the file: none, without a -wal
+	defer f.Close() // this drops the process's locks on the file; without a -wal it has none
 	versions := make([]byte, 2)
 	if _, err := f.ReadAt(versions, 18); err != nil && err != io.EOF { // https://www.sqlite.org/fileformat.html#file_format_version_numbers
 		return false, err
@@ -262,72 +279,78 @@ func isQuiet(path string) (bool, error) {
 	return versions[0] == 2 && versions[1] == 2, nil
 }
 
-// checkTutorial returns an error unless the Flask tutorial's app wrote the database and it can be
-// adopted: it has a table user with the four columns, and perhaps more columns and tables.
-func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
+// checkTutorial returns an error unless the Flask tutorial's app wrote the
+// database and userd can adopt it. More columns and tables than the tutorial's
+// may exist.
+func checkTutorial(ctx context.Context, db *sql.DB) error {
+	if err := checkTutorialColumns(ctx, db); err != nil {
+		return err
+	}
+	var names string
+	err := db.QueryRowContext(ctx, `
+		SELECT coalesce(group_concat(name, ', '), '') FROM sqlite_schema WHERE name IN (
+			'counter', 'session', 'signing_key', 'secret', 'event', 'seal', 'event_link',
+			'user_username', 'user_email', 'user_admin', 'user_disabled', 'session_user', 'event_user', 'event_type')`).Scan(&names)
+	if err == nil && names != "" {
+		err = fmt.Errorf("userd needs the names %s, which existing tables or indexes have: rename them", names)
+	}
+	if err != nil {
+		return err
+	}
+	var highest, incomplete int64
+	err = db.QueryRowContext(ctx, `
+		SELECT coalesce(max(id), 0), count(*) FILTER (WHERE username IS NULL OR email IS NULL OR password_hash IS NULL)
+		FROM user`).Scan(&highest, &incomplete)
+	switch {
+	case err != nil:
+		return err
+	case highest > maxID:
+		return fmt.Errorf("the id %d of a user is too high: userd supports ids up to %d", highest, int64(maxID))
+	case incomplete > 0:
+		return fmt.Errorf("users without a username, an email or a password_hash: %d", incomplete)
+	}
+	return nil
+}
+
+// checkTutorialColumns returns an error unless the table user has the tutorial's
+// four columns, and no other column that userd needs or cannot fill.
+func checkTutorialColumns(ctx context.Context, db *sql.DB) error {
 	rows, err := db.QueryContext(ctx, `SELECT name, type, "notnull", dflt_value IS NULL, pk FROM pragma_table_info('user')`)
 	if err != nil {
-		return fmt.Errorf("reading %s: %w", path, err)
+		return err
 	}
 	defer rows.Close()
 	missing := []string{"id", "username", "email", "password_hash"}
-	var clashing, demanding []string
+	var clashing, required []string
 	for rows.Next() {
 		var name, declared string
 		var notNull, noDefault bool
 		var key int
 		if err := rows.Scan(&name, &declared, &notNull, &noDefault, &key); err != nil {
-			return fmt.Errorf("reading %s: %w", path, err)
+			return err
 		}
 		i := slices.Index(missing, strings.ToLower(name))
 		switch {
 		case i >= 0 && missing[i] == "id" && (key != 1 || !strings.EqualFold(declared, "INTEGER")):
-			// not the row's id, so it could be anything
+			// SQLite does not use this column as the row's id, so it can hold anything.
 		case i >= 0:
 			missing = slices.Delete(missing, i, i+1)
 		case strings.Contains(addColumns+addAuthStamp, "ADD COLUMN "+strings.ToLower(name)+" "):
 			clashing = append(clashing, name)
 		case notNull && noDefault:
-			demanding = append(demanding, name)
+			required = append(required, name)
 		}
 	}
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-		return fmt.Errorf("reading %s: %w", path, err)
+		return err
 	}
 	switch {
 	case len(missing) > 0:
-		return fmt.Errorf("%s is another program's database", path)
+		return errOtherProgram
 	case len(clashing) > 0:
-		return fmt.Errorf("%s: userd needs the name of the column %s of the table user: rename it", path, strings.Join(clashing, ", "))
-	case len(demanding) > 0:
-		return fmt.Errorf("%s: userd cannot fill the column %s of the table user, which must not be NULL: give it a default", path, strings.Join(demanding, ", "))
-	}
-	var names string
-	err = db.QueryRowContext(ctx, `
-		SELECT coalesce(group_concat(name, ', '), '') FROM sqlite_schema WHERE name IN (
-			'counter', 'session', 'signing_key', 'secret', 'event', 'seal', 'event_link',
-			'user_username', 'user_email', 'user_admin', 'user_disabled', 'session_user', 'event_user', 'event_type')`).Scan(&names)
-	if err == nil && names != "" {
-		err = fmt.Errorf("userd needs the names %s, which tables or indexes have: rename them", names)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	var highest int64
-	err = db.QueryRowContext(ctx, `SELECT coalesce(max(id), 0) FROM user`).Scan(&highest)
-	if err == nil && highest > maxID {
-		err = fmt.Errorf("the user with the id %d has a higher one than userd can go on from", highest)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	var n int
-	err = db.QueryRowContext(ctx, `SELECT count(*) FROM user WHERE username IS NULL OR email IS NULL OR password_hash IS NULL`).Scan(&n)
-	if err == nil && n > 0 {
-		err = fmt.Errorf("%d users lack a username, an email or a password_hash", n)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return fmt.Errorf("userd needs the name of the column %s of the table user: rename the column", strings.Join(clashing, ", "))
+	case len(required) > 0:
+		return fmt.Errorf("userd cannot fill the column %s of the table user, which must not be NULL: give it a default", strings.Join(required, ", "))
 	}
 	return nil
 }
