@@ -30,6 +30,16 @@ const (
 	drainTimeout   = 7 * time.Second // for requests that run when the server is told to stop
 )
 
+// http2Bounds are what one HTTP/2 connection may take. The defaults of net/http
+// let each of a stranger's connections fill 2 MiB.
+var http2Bounds = &http.HTTP2Config{
+	MaxConcurrentStreams:          16, // at once; a client with more to ask waits, or opens another connection
+	MaxReadFrameSize:              16 << 10,
+	MaxReceiveBufferPerConnection: maxBody,
+	MaxReceiveBufferPerStream:     maxBody,
+	WriteByteTimeout:              writeTimeout,
+}
+
 // An exchange is one request and its answer on the way through the server.
 type exchange struct {
 	http.ResponseWriter

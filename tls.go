@@ -23,16 +23,6 @@ import (
 	"golang.org/x/crypto/acme/autocert"
 )
 
-// http2Bounds are what one HTTP/2 connection may take. The defaults of net/http
-// let each of a stranger's connections fill 2 MiB.
-var http2Bounds = &http.HTTP2Config{
-	MaxConcurrentStreams:          16, // at once; a client with more to ask waits, or opens another connection
-	MaxReadFrameSize:              16 << 10,
-	MaxReceiveBufferPerConnection: maxBody,
-	MaxReceiveBufferPerStream:     maxBody,
-	WriteByteTimeout:              writeTimeout,
-}
-
 const (
 	reloadEvery   = 3 * time.Second  // how often the files of a certificate are looked at
 	certWarnEvery = 24 * time.Hour   // how often the log warns of a certificate that ends soon
