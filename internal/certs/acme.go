@@ -60,8 +60,8 @@ func NewACME(o ACMEOptions, log *slog.Logger) *ACME {
 	}
 	a.manager = &autocert.Manager{
 		Prompt:     autocert.AcceptTOS,
-		Cache:      autocert.DirCache(a.dir),
-		HostPolicy: autocert.HostWhitelist(o.Domains...),
+		Cache:      cache{autocert.DirCache(a.dir)},
+		HostPolicy: a.checkHost,
 		Client:     &acme.Client{DirectoryURL: o.Directory, UserAgent: o.UserAgent},
 	}
 	return a
@@ -142,48 +142,58 @@ func (a *ACME) keep(ctx context.Context, domain string) {
 	}
 }
 
-// HTTPHandler returns the handler for port 80: it answers the server's
-// challenges and redirects everything else to HTTPS. It names only our own
-// domains, and redirects only requests without a body: a client that sends a
-// password in plain text should notice. Call it before Run, which otherwise does
-// not use HTTP-01.
+// The texts of these errors reach clients on port 80.
+var (
+	errOtherHost   = errors.New("this host is not served here")
+	errNoChallenge = errors.New("challenge not found")
+)
+
+// A cache is the manager's directory of keys and certificates. The manager sends
+// the error for a missing challenge to the client, so it must not name a file.
+type cache struct{ autocert.DirCache }
+
+func (c cache) Get(ctx context.Context, name string) ([]byte, error) {
+	data, err := c.DirCache.Get(ctx, name)
+	if err != nil && strings.HasSuffix(name, "+http-01") {
+		err = errNoChallenge
+	}
+	return data, err
+}
+
+// checkHost is the manager's policy. Unlike its own, it accepts a port and does
+// not repeat the host in the error.
+func (a *ACME) checkHost(_ context.Context, host string) error {
+	if a.ready[hostname(host)] == nil {
+		return errOtherHost
+	}
+	return nil
+}
+
+// hostname returns a Host header without its port, in lower case.
+func hostname(host string) string {
+	return strings.ToLower((&url.URL{Host: host}).Hostname())
+}
+
+// HTTPHandler returns the handler for port 80: the manager's answers to HTTP-01
+// challenges, and redirects to HTTPS for everything else. Call it before Run,
+// which otherwise does not use HTTP-01.
 func (a *ACME) HTTPHandler() http.Handler {
-	challenges := a.manager.HTTPHandler(http.NotFoundHandler())
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host := strings.ToLower((&url.URL{Host: r.Host}).Hostname())
-		switch {
-		case a.ready[host] == nil:
-			http.Error(w, "This host is not served here", http.StatusMisdirectedRequest)
-		case r.Method != http.MethodGet && r.Method != http.MethodHead:
-			http.Error(w, "Use HTTPS; what was sent could be read on the way", http.StatusBadRequest)
-		case strings.HasPrefix(r.URL.Path, "/.well-known/acme-challenge/"):
-			r.Host = host
-			challenges.ServeHTTP(&ownWords{ResponseWriter: w}, r)
-		default:
-			to := url.URL{Scheme: "https", Host: host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
-			http.Redirect(w, r, to.String(), http.StatusMovedPermanently)
-		}
-	})
+	return a.manager.HTTPHandler(http.HandlerFunc(a.redirect))
 }
 
-// ownWords keeps the text of an error from the client: the manager's can hold
-// the path of a file.
-type ownWords struct {
-	http.ResponseWriter
-	failed bool
-}
-
-func (w *ownWords) WriteHeader(status int) {
-	w.failed = status >= 400
-	w.ResponseWriter.WriteHeader(status)
-	if w.failed {
-		fmt.Fprintln(w.ResponseWriter, http.StatusText(status))
+// redirect redirects to HTTPS. The manager's own redirect would send clients to
+// any host that a request names. And it is only for requests without a body: a
+// client that sends a password in plain text should notice.
+func (a *ACME) redirect(w http.ResponseWriter, r *http.Request) {
+	host := hostname(r.Host)
+	switch {
+	case a.ready[host] == nil:
+		http.Error(w, errOtherHost.Error(), http.StatusMisdirectedRequest)
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		http.Error(w, "Use HTTPS: this request was sent in plain text", http.StatusBadRequest)
+	default:
+		// Not from r.RequestURI, which may be "x:.evil.example".
+		to := url.URL{Scheme: "https", Host: host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
+		http.Redirect(w, r, to.String(), http.StatusMovedPermanently)
 	}
-}
-
-func (w *ownWords) Write(p []byte) (int, error) {
-	if w.failed {
-		return len(p), nil
-	}
-	return w.ResponseWriter.Write(p)
 }

@@ -234,11 +234,13 @@ func TestPort80(t *testing.T) {
 		{"GET", "", "/", 421, "", ""},
 		{"GET", "userd.example", challenge + "token", 200, "", "token.thumbprint"},
 		{"GET", "userd.example:80", challenge + "token", 200, "", "token.thumbprint"},
-		{"GET", "evil.example", challenge + "token", 421, "", ""},
-		{"GET", "userd.example", challenge + "none", 404, "", "Not Found"},
-		{"GET", "userd.example", challenge + "dir", 404, "", "Not Found"},
-		{"GET", "userd.example", challenge + strings.Repeat("x", 300), 404, "", "Not Found"},
-		{"GET", "userd.example", challenge + "../acme_account%2Bkey", 404, "", "Not Found"},
+		{"GET", "USERD.example", challenge + "token", 200, "", "token.thumbprint"},
+		{"POST", "userd.example", challenge + "none", 404, "", "not found"},
+		{"GET", "evil.example", challenge + "token", 403, "", "not served here"},
+		{"GET", "userd.example", challenge + "none", 404, "", "not found"},
+		{"GET", "userd.example", challenge + "dir", 404, "", "not found"},
+		{"GET", "userd.example", challenge + strings.Repeat("x", 300), 404, "", "not found"},
+		{"GET", "userd.example", challenge + "../acme_account%2Bkey", 404, "", "not found"},
 	} {
 		t.Run(c.method+" "+c.host+" "+c.target, func(t *testing.T) {
 			conn, err := net.Dial("tcp", web.Listener.Addr().String())
