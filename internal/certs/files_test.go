@@ -65,12 +65,12 @@ func TestOpenFilesNamesTheFileThatItCannotUse(t *testing.T) {
 	pair := certstest.New(90 * certstest.Day)
 	certFile, keyFile := write(t, t.TempDir(), pair.Cert, pair.Key)
 	missing := filepath.Join(t.TempDir(), "missing.pem")
-	for _, c := range []struct{ certFile, keyFile, names string }{
-		{missing, keyFile, missing},
-		{certFile, missing, missing},
-		{keyFile, keyFile, keyFile},
+	for _, c := range []struct{ certFile, keyFile, says string }{
+		{missing, keyFile, missing + ": no such file"},
+		{certFile, missing, missing + ": no such file"},
+		{keyFile, keyFile, "certificate " + keyFile + " with key " + keyFile},
 	} {
-		if _, err := OpenFiles(c.certFile, c.keyFile, nil, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), c.names) {
+		if _, err := OpenFiles(c.certFile, c.keyFile, nil, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("OpenFiles(%q, %q): %v", c.certFile, c.keyFile, err)
 		}
 	}
