@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
+
+	"userd/internal/safefile"
 )
 
 // A resolution says what becomes of users whose names differ only in case,
@@ -154,11 +157,11 @@ func listTwins(ctx context.Context, tx *sql.Tx) error {
 // copyBefore writes a consistent copy of the database beside it, over no other
 // file, and returns its path.
 func copyBefore(ctx context.Context, db *sql.DB, path string) (string, error) {
-	backup := keptName(path, "userd")
+	backup := safefile.TimestampedName(path, "before-userd", time.Now())
 	part, err := stage(ctx, db, path)
 	if err == nil {
-		defer part.discard()
-		err = place(part.name, backup)
+		defer part.file.Discard()
+		err = part.file.Publish(backup)
 	}
 	if err != nil {
 		return "", fmt.Errorf("copying it to %s: %w", backup, err)

@@ -9,9 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"reflect"
 	"strings"
 	"time"
+
+	"userd/internal/safefile"
 )
 
 // backup writes a copy of the database to a file or to standard output. A server
@@ -41,7 +42,7 @@ func backup(ctx context.Context, c *cli) error {
 		part, err = stage(ctx, db, path)
 	}
 	if part != nil {
-		defer part.discard()
+		defer part.file.Discard()
 	}
 	if err := errors.Join(err, db.Close()); err != nil {
 		return fmt.Errorf("copying %s: %w", c.database, err)
@@ -49,7 +50,7 @@ func backup(ctx context.Context, c *cli) error {
 	if name == "-" {
 		return c.pour(ctx, part)
 	}
-	if err := place(part.name, path); err != nil {
+	if err := part.file.Publish(path); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "%s: %s\n", name, part)
@@ -61,7 +62,7 @@ func backup(ctx context.Context, c *cli) error {
 func (c *cli) pour(ctx context.Context, part *staged) (err error) {
 	// Before the first byte: a reader that goes away ends this process by a
 	// signal, and the copy must not stay. (Windows removes it at the end.)
-	os.Remove(part.name)
+	os.Remove(part.file.Name())
 	for err == nil {
 		if err = ctx.Err(); err == nil {
 			_, err = io.CopyN(c.stdout, part.file, 1<<20)
@@ -91,39 +92,32 @@ func mustBeUserds(ctx context.Context, path string) error {
 
 // A staged is a copy of a database that has not got its name yet.
 type staged struct {
-	file  *os.File
-	name  string
+	file  *safefile.Temp
 	users int
 	bytes int64
 }
 
 func (s *staged) String() string { return fmt.Sprintf("%d users, %d bytes", s.users, s.bytes) }
 
-// discard removes the file, but not under another name that place gave it.
-func (s *staged) discard() {
-	s.file.Close()
-	os.Remove(s.name)
-}
-
 // stage writes a consistent copy of a database into a new file beside path,
 // checks it as a database, and syncs it. Nobody is kept from writing: the copy is
 // one long read, and what is written meanwhile stays in the write-ahead log.
 func stage(ctx context.Context, db *sql.DB, path string) (_ *staged, err error) {
-	// Made here, and so 0600, since SQLite would make it 0644; an empty file it accepts.
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".part-")
+	// SQLite would create the file with mode 0644, but accepts an empty one.
+	f, err := safefile.CreateTemp(filepath.Dir(path), filepath.Base(path)+".part-")
 	if err != nil {
 		return nil, err
 	}
-	s := &staged{file: f, name: f.Name()}
+	s := &staged{file: f}
 	defer func() {
 		if err != nil {
-			s.discard()
+			f.Discard()
 		}
 	}()
-	if _, err := db.ExecContext(ctx, `VACUUM INTO ?`, s.name); err != nil {
+	if _, err := db.ExecContext(ctx, `VACUUM INTO ?`, f.Name()); err != nil {
 		return nil, err
 	}
-	if s.users, err = checkCopy(ctx, s.name); err != nil {
+	if s.users, err = checkCopy(ctx, f.Name()); err != nil {
 		return nil, fmt.Errorf("the copy is not good: %w", err)
 	}
 	info, err := f.Stat()
@@ -157,32 +151,6 @@ func checkCopy(ctx context.Context, path string) (users int, err error) {
 	return users, err
 }
 
-// place gives a synced file the name path too, over no other file, for good.
-func place(name, path string) error {
-	if err := os.Link(name, path); err != nil { // Rename would go over a file
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// keptName names what a database is kept as before a change.
-func keptName(path, change string) string {
-	return path + ".before-" + change + "-" + time.Now().UTC().Format("20060102T150405.000Z")
-}
-
-// syncDir makes the names in a directory durable, where the system can.
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	return nil
-}
-
 // idGap is how many ids a restore leaves out where it cannot know which were
 // given since the backup: more than anybody gives between two backups.
 const idGap = 1 << 20
@@ -201,7 +169,7 @@ const idGap = 1 << 20
 // Whoever opened the file before 4, and waited for the lock, cannot write into it
 // any more, nor make a -wal: a database outside of WAL mode SQLite writes to only
 // under the name by which it was opened (SQLITE_READONLY_DBMOVED).
-func restore(ctx context.Context, c *cli) error {
+func restore(ctx context.Context, c *cli) (err error) {
 	from, err := filepath.Abs(c.names[0])
 	if err != nil {
 		return err
@@ -252,18 +220,18 @@ func restore(ctx context.Context, c *cli) error {
 	if err != nil {
 		return fmt.Errorf("copying %s: %w", from, err)
 	}
-	defer part.discard()
-	if err := liftIDs(ctx, part.name, old); err != nil {
+	defer part.file.Discard()
+	if err := liftIDs(ctx, part.file.Name(), old); err != nil {
 		return fmt.Errorf("copying %s: %w", from, err)
 	}
-	if err := chownLike(part.name, owner); err != nil {
+	if err := safefile.ChownLike(part.file.File, owner); err != nil {
 		return err
 	}
 	if err := part.file.Sync(); err != nil {
 		return err
 	}
 
-	kept := keptName(path, "restore")
+	kept := safefile.TimestampedName(path, "before-restore", time.Now())
 	said := ""
 	if there != nil {
 		if err := os.Link(path, kept); err != nil {
@@ -271,10 +239,9 @@ func restore(ctx context.Context, c *cli) error {
 		}
 		said = "; the one before is " + kept
 	}
-	replaced := false
 	defer func() {
-		if !replaced {
-			os.Remove(kept) // no second name for a database in use
+		if err != nil {
+			removeSecondName(path, kept)
 		}
 	}()
 	for _, suffix := range []string{"-wal", "-shm", "-journal"} {
@@ -282,23 +249,29 @@ func restore(ctx context.Context, c *cli) error {
 			return fmt.Errorf("keeping the database: %w", err)
 		}
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
+	if err := safefile.SyncDir(filepath.Dir(path)); err != nil {
 		return err
 	}
 	if there != nil {
-		err = os.Rename(part.name, path)
+		err = part.file.Replace(path)
 	} else {
-		err = os.Link(part.name, path) // not over one that a server has just made
+		err = part.file.Publish(path) // not over one that a server has just made
 	}
 	if err != nil {
 		return err
 	}
-	replaced = true
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return err
-	}
 	_, err = fmt.Fprintf(c.stdout, "%s: %s%s\n", path, part, said)
 	return err
+}
+
+// removeSecondName removes the name other if it still refers to the file at path:
+// a database in use must not have two names.
+func removeSecondName(path, other string) {
+	a, err := os.Lstat(path)
+	b, otherErr := os.Lstat(other)
+	if err == nil && otherErr == nil && os.SameFile(a, b) {
+		os.Remove(other)
+	}
 }
 
 // A claimed is a database that is held, and is to be replaced.
@@ -379,18 +352,4 @@ func liftIDs(ctx context.Context, path string, old *claimed) error {
 		}
 	}
 	return errors.Join(err, db.Close())
-}
-
-// chownLike gives a file the owner of another, where root restores for the
-// server's user. By reflection, since only some systems have such owners.
-func chownLike(path, like string) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	info, err := os.Stat(like)
-	if err != nil {
-		return err
-	}
-	owner := reflect.Indirect(reflect.ValueOf(info.Sys()))
-	return os.Chown(path, int(owner.FieldByName("Uid").Uint()), int(owner.FieldByName("Gid").Uint()))
 }
