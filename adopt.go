@@ -158,7 +158,7 @@ func listTwins(ctx context.Context, tx *sql.Tx) error {
 // file, and returns its path.
 func copyBefore(ctx context.Context, db *sql.DB, path string) (string, error) {
 	backup := safefile.TimestampedName(path, "before-userd", time.Now())
-	part, err := stage(ctx, db, path)
+	part, err := copyToTemp(ctx, db, path)
 	if err == nil {
 		defer part.file.Discard()
 		err = part.file.Publish(backup)
