@@ -7,23 +7,24 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
+
+	"userd/internal/safefile"
 )
 
-// A resolution says what becomes of users whose names differ only in case,
-// which the tutorial allowed and userd does not. The oldest, the one with the
-// lowest id, always stays as it is.
+// A resolution says what adopt does with users whose names differ only in case,
+// which the tutorial allowed and userd does not.
 type resolution string
 
 const (
-	refuse       resolution = ""       // nothing is changed, and they are listed
-	resolveByID  resolution = "suffix" // the others' usernames end in -ID, their addresses' local parts in +ID
-	removeOthers resolution = "oldest" // the others are deleted
+	refuse      resolution = ""       // change nothing, and list them
+	resolveByID resolution = "suffix" // rename all but the oldest, which has the lowest id: see renameDuplicates
 )
 
 // adopt makes a database of the tutorial into userd's, in one transaction, after
-// a copy of it. No table is rebuilt: columns are added with constant defaults,
-// so that the Flask app can still use the file, and what other tables hold
-// stays. say is told what happens.
+// writing a copy of it. It rebuilds no table: it adds columns with constant
+// defaults, so that the Flask app can still use the file and keeps what its other
+// tables hold. It reports its progress to say.
 func adopt(ctx context.Context, path string, resolve resolution, say func(text string)) (err error) {
 	defer func() {
 		if err != nil {
@@ -35,7 +36,7 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 		return err
 	}
 	defer db.Close()
-	// From here on nobody else writes, so that the copy is the last of the old.
+	// This takes the write lock, so that the copy holds everything that others wrote.
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -46,67 +47,26 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 		return err
 	}
 	if owner == applicationID {
-		return nil // another userd was a moment faster
+		return nil // another process was faster
 	}
-	// For the search alone: the indexes of the same names are made below.
-	if err := execTx(ctx, tx, `
-		CREATE TEMP TABLE twin AS
-			SELECT user.id, 'username' AS field, user.username AS value, first.id AS first FROM user JOIN (
-				SELECT min(id) AS id, username FROM user GROUP BY username COLLATE NOCASE HAVING count(*) > 1
-			) AS first ON user.username = first.username COLLATE NOCASE
-			UNION ALL
-			SELECT user.id, 'email', user.email, first.id FROM user JOIN (
-				SELECT min(id) AS id, email FROM user GROUP BY email COLLATE NOCASE HAVING count(*) > 1
-			) AS first ON user.email = first.email COLLATE NOCASE`); err != nil {
+	duplicates, err := findDuplicates(ctx, tx)
+	if err != nil {
 		return err
 	}
-	var twins int
-	if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM temp.twin`).Scan(&twins); err != nil {
-		return err
+	if duplicates > 0 && resolve == refuse {
+		return listDuplicates(ctx, tx)
 	}
-	if twins > 0 && resolve == refuse {
-		return listTwins(ctx, tx)
-	}
-
 	backup, err := copyBefore(ctx, db, path)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil && backup != "" {
-			os.Remove(backup) // or each start that fails would leave one
-		}
-	}()
 	say(fmt.Sprintf("copied the database of the Flask app to %s", backup))
 	say(fmt.Sprintf("upgrading the database, %d users", users))
-	switch resolve {
-	case resolveByID:
-		err = execTx(ctx, tx, `
-			UPDATE user SET username = username || '-' || id
-			WHERE id IN (SELECT id FROM temp.twin WHERE field = 'username' AND id <> first);
-			UPDATE user SET email = substr(email, 1, instr(email, '@') - 1) || '+' || id || substr(email, instr(email, '@'))
-			WHERE id IN (SELECT id FROM temp.twin WHERE field = 'email' AND id <> first) AND instr(email, '@') > 0;
-			UPDATE user SET email = email || '+' || id
-			WHERE id IN (SELECT id FROM temp.twin WHERE field = 'email' AND id <> first) AND instr(email, '@') = 0`)
-	case removeOthers:
-		err = execTx(ctx, tx, `DELETE FROM user WHERE id IN (SELECT id FROM temp.twin WHERE id <> first)`)
-	}
-	if isDuplicate(err) {
-		return errors.New("somebody has the name that a suffix would give already: rename one of them in the Flask app")
-	}
-	if err != nil {
+	if err := upgradeTutorial(ctx, tx, path); err != nil {
+		os.Remove(backup) // otherwise each start that fails would leave one
 		return err
 	}
-	script := addColumns + restOfSchema + fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID)
-	if err := execTx(ctx, tx, script); err != nil {
-		return err
-	}
-	// It holds the signing key from now on. Flask's process, of the same user,
-	// still reads it.
-	if err := os.Chmod(path, 0o600); err != nil {
-		return err
-	}
-	backup = "" // kept from here on: after a commit that fails the file may be the new one
+	// After a commit that fails, the file may still be the new one: the copy stays.
 	if err := tx.Commit(); err != nil {
 		return err
 	}
@@ -114,22 +74,73 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	return nil
 }
 
+// upgradeTutorial renames duplicates, adds userd's columns and tables, and makes
+// the file private.
+func upgradeTutorial(ctx context.Context, tx *sql.Tx, path string) error {
+	err := renameDuplicates(ctx, tx)
+	if err == nil {
+		err = execTx(ctx, tx, addColumns+restOfSchema+fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID))
+	}
+	if isDuplicate(err) { // by the tutorial's constraints, or by userd's indexes if the case differs
+		return errors.New("a user already has the name that -resolve suffix would give to another; rename one of them in the Flask app")
+	}
+	if err != nil {
+		return err
+	}
+	// From now on it holds the signing key. The Flask app can still read it, as the
+	// same user. By name, because closing a descriptor of it would drop SQLite's lock.
+	return os.Chmod(path, 0o600)
+}
+
 func execTx(ctx context.Context, tx *sql.Tx, query string) error {
 	_, err := tx.ExecContext(ctx, query)
 	return err
 }
 
-// listTwins returns an error that names the users whose names differ only in
-// case, and says what to do.
-func listTwins(ctx context.Context, tx *sql.Tx) error {
+// findDuplicates fills the temporary table duplicate, and returns the number of
+// its rows: one for each username or e-mail address that differs from another
+// user's only in case, with the oldest of these users.
+func findDuplicates(ctx context.Context, tx *sql.Tx) (n int, err error) {
+	// A join, because the unique indexes on these columns do not exist yet.
+	err = execTx(ctx, tx, `
+		CREATE TEMP TABLE duplicate AS
+			SELECT user.id, 'username' AS field, user.username AS value, oldest.id AS oldest FROM user JOIN (
+				SELECT min(id) AS id, username FROM user GROUP BY username COLLATE NOCASE HAVING count(*) > 1
+			) AS oldest ON user.username = oldest.username COLLATE NOCASE
+			UNION ALL
+			SELECT user.id, 'email', user.email, oldest.id FROM user JOIN (
+				SELECT min(id) AS id, email FROM user GROUP BY email COLLATE NOCASE HAVING count(*) > 1
+			) AS oldest ON user.email = oldest.email COLLATE NOCASE`)
+	if err != nil {
+		return 0, err
+	}
+	err = tx.QueryRowContext(ctx, `SELECT count(*) FROM temp.duplicate`).Scan(&n)
+	return n, err
+}
+
+// renameDuplicates renames all but the oldest of the users that findDuplicates
+// found: their usernames become NAME-ID and their addresses LOCAL+ID@HOST.
+func renameDuplicates(ctx context.Context, tx *sql.Tx) error {
+	return execTx(ctx, tx, `
+		UPDATE user SET username = username || '-' || id
+		WHERE id IN (SELECT id FROM temp.duplicate WHERE field = 'username' AND id <> oldest);
+		UPDATE user SET email = substr(email, 1, instr(email, '@') - 1) || '+' || id || substr(email, instr(email, '@'))
+		WHERE id IN (SELECT id FROM temp.duplicate WHERE field = 'email' AND id <> oldest) AND instr(email, '@') > 0;
+		UPDATE user SET email = email || '+' || id
+		WHERE id IN (SELECT id FROM temp.duplicate WHERE field = 'email' AND id <> oldest) AND instr(email, '@') = 0`)
+}
+
+// listDuplicates returns an error that lists what findDuplicates found, 100 at
+// most, and says what to do.
+func listDuplicates(ctx context.Context, tx *sql.Tx) error {
 	const most = 100
-	rows, err := tx.QueryContext(ctx, `SELECT field, value, id FROM temp.twin ORDER BY field DESC, value COLLATE NOCASE, id LIMIT ?`, most+1)
+	rows, err := tx.QueryContext(ctx, `SELECT field, value, id FROM temp.duplicate ORDER BY field DESC, value COLLATE NOCASE, id LIMIT ?`, most+1)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
 	var text strings.Builder
-	text.WriteString("some users differ only in the case of a name, which userd takes for the same:")
+	text.WriteString("some usernames or e-mail addresses differ only in case, and userd ignores case:")
 	n := 0
 	for rows.Next() {
 		var field, value string
@@ -146,19 +157,19 @@ func listTwins(ctx context.Context, tx *sql.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	text.WriteString("\nNothing was changed. Rename them in the Flask app, or let userd do it: userd adopt -resolve suffix renames all but the oldest " +
-		"to NAME-ID and LOCAL+ID@HOST; userd adopt -resolve oldest deletes all but the oldest.")
+	text.WriteString("\nNothing was changed. Rename them in the Flask app, or run userd adopt -resolve suffix, " +
+		"which renames all but the oldest to NAME-ID and LOCAL+ID@HOST.")
 	return errors.New(text.String())
 }
 
-// copyBefore writes a consistent copy of the database beside it, over no other
-// file, and returns its path.
+// copyBefore writes a consistent copy of the database to a new file next to it,
+// and returns the path of the copy.
 func copyBefore(ctx context.Context, db *sql.DB, path string) (string, error) {
-	backup := keptName(path, "userd")
-	part, err := stage(ctx, db, path)
+	backup := safefile.TimestampedName(path, "before-userd", time.Now())
+	copied, err := copyToTemp(ctx, db, path)
 	if err == nil {
-		defer part.discard()
-		err = place(part.name, backup)
+		defer copied.file.Discard()
+		err = copied.file.Publish(backup)
 	}
 	if err != nil {
 		return "", fmt.Errorf("copying it to %s: %w", backup, err)

@@ -142,13 +142,13 @@ func TestDeletingAUserThatOtherDataRefersTo(t *testing.T) {
 	s.do(token, "GET", "/api/users/me", "").want(t, 200, "")
 }
 
-func TestTwinsAreRefusedOrResolved(t *testing.T) {
+func TestDuplicatesAreRefusedOrRenamed(t *testing.T) {
 	t.Parallel()
-	twins := []string{
+	duplicates := []string{
 		`INSERT INTO user (id, username, email, password_hash) VALUES (7, 'ANN', 'seven@example.com', 'x'), (8, 'Ann', 'eight', 'x'), (9, 'nine', 'ANN@example.com', 'x'), (10, 'ten', 'EIGHT', 'x')`,
 	}
 	t.Run("refused, by name, and nothing has changed", func(t *testing.T) {
-		path := flaskDatabase(t, twins...)
+		path := flaskDatabase(t, duplicates...)
 		before := snapshot(t, filepath.Dir(path))
 		_, said := (&shell{t, path}).run(1, "", "adopt")
 		for _, want := range []string{`username "ann", id 1`, `username "ANN", id 7`, `username "Ann", id 8`, `email "ann@example.com", id 1`, `email "ANN@example.com", id 9`, `email "eight", id 8`, `email "EIGHT", id 10`, "userd adopt -resolve"} {
@@ -166,32 +166,35 @@ func TestTwinsAreRefusedOrResolved(t *testing.T) {
 			t.Errorf("the server ended with %d, %s", got.status, got.stderr)
 		}
 	})
-	for _, test := range []struct{ resolve, want string }{
-		{"suffix", "1 ann ann@example.com, 7 ANN-7 seven@example.com, 8 Ann-8 eight, 9 nine ANN+9@example.com, 10 ten EIGHT+10"},
-		{"oldest", "1 ann ann@example.com"},
-	} {
-		t.Run(test.resolve, func(t *testing.T) {
-			path := flaskDatabase(t, twins...)
-			before := flaskUsers(t, path)
-			(&shell{t, path}).run(0, "", "adopt", "-resolve", test.resolve)
-			got := scan[string](t, another(t, path), `SELECT group_concat(id || ' ' || username || ' ' || email, ', ') FROM (SELECT * FROM user WHERE id = 1 OR id > 5 ORDER BY id)`)
-			if got != test.want {
-				t.Errorf("got %s", got)
+	t.Run("renamed", func(t *testing.T) {
+		path := flaskDatabase(t, duplicates...)
+		before := flaskUsers(t, path)
+		(&shell{t, path}).run(0, "", "adopt", "-resolve", "suffix")
+		const want = "1 ann ann@example.com, 7 ANN-7 seven@example.com, 8 Ann-8 eight, 9 nine ANN+9@example.com, 10 ten EIGHT+10"
+		got := scan[string](t, another(t, path), `SELECT group_concat(id || ' ' || username || ' ' || email, ', ') FROM (SELECT * FROM user WHERE id = 1 OR id > 5 ORDER BY id)`)
+		if got != want {
+			t.Errorf("got %s", got)
+		}
+		if found := backups(t, path); len(found) != 1 || flaskUsers(t, found[0]) != before {
+			t.Errorf("the copies %v do not hold what was", found)
+		}
+	})
+	for _, taken := range []string{"ANN-7", "ann-7"} {
+		t.Run("refused if a user has the new name "+taken, func(t *testing.T) {
+			path := flaskDatabase(t, fmt.Sprintf(`INSERT INTO user (id, username, email, password_hash) VALUES (7, 'ANN', 'seven', 'x'), (8, '%s', 'eight', 'x')`, taken))
+			_, said := (&shell{t, path}).run(1, "", "adopt", "-resolve", "suffix")
+			if !strings.Contains(said, "a user already has the name") {
+				t.Errorf("said %s", said)
 			}
-			if found := backups(t, path); len(found) != 1 || flaskUsers(t, found[0]) != before {
-				t.Errorf("the copies %v do not hold what was", found)
+			if found := backups(t, path); len(found) != 0 {
+				t.Errorf("a copy of what has not changed: %v", found)
 			}
 		})
 	}
-	t.Run("a suffix that somebody has", func(t *testing.T) {
-		path := flaskDatabase(t, `INSERT INTO user (id, username, email, password_hash) VALUES (7, 'ANN', 'seven', 'x'), (8, 'ann-7', 'eight', 'x')`)
-		(&shell{t, path}).run(1, "", "adopt", "-resolve", "suffix")
-		if found := backups(t, path); len(found) != 0 {
-			t.Errorf("a copy of what has not changed: %v", found)
+	t.Run("refused with any other word", func(t *testing.T) {
+		for _, word := range []string{"oldest", ""} { // oldest deleted users in earlier versions
+			(&shell{t, flaskDatabase(t, duplicates...)}).run(2, "", "adopt", "-resolve", word)
 		}
-	})
-	t.Run("another word", func(t *testing.T) {
-		(&shell{t, flaskDatabase(t)}).run(2, "", "adopt", "-resolve", "youngest")
 	})
 }
 

@@ -261,15 +261,15 @@ func TestABackupThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
 		status                int
 		says                  string
 	}{
-		{"over a file", path, there, 1, "there already"},
-		{"over a link", path, filepath.Join(dir, "link.db"), 1, "there already"},
-		{"over the database", path, path, 1, "there already"},
+		{"over a file", path, there, 1, "already exists; backup never overwrites a file"},
+		{"over a link", path, filepath.Join(dir, "link.db"), 1, "already exists; backup never overwrites a file"},
+		{"over the database", path, path, 1, "already exists; backup never overwrites a file"},
 		{"in no directory", path, filepath.Join(dir, "no", "copy.db"), 1, "no such file"},
-		{"of no database", filepath.Join(dir, "none.db"), filepath.Join(dir, "copy.db"), 1, "no database"},
+		{"of no database", filepath.Join(dir, "none.db"), filepath.Join(dir, "copy.db"), 1, "does not exist or is empty"},
 		{"of another file", there, filepath.Join(dir, "copy.db"), 1, "not a database"},
 		{"of Flask's", flaskDatabase(t), filepath.Join(dir, "copy.db"), 1, "userd adopt"},
 		{"of a damaged one", damaged, filepath.Join(dir, "copy.db"), 1, "malformed"},
-		{"to a terminal", path, "-", 2, "terminal"},
+		{"to a terminal", path, "-", 2, "refusing to write a database to a terminal"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			before := snapshot(t, dir)
@@ -567,7 +567,7 @@ func TestARestoreThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
 	ours := makeStore(t, "old")
 	for _, c := range []struct{ claim, database, file, says string }{
 		{"no file", ours, filepath.Join(t.TempDir(), "none.db"), "no such file"},
-		{"an empty file", ours, emptyFile(t), "no database"},
+		{"an empty file", ours, emptyFile(t), "does not exist or is empty"},
 		{"a text", ours, text, "not a database"},
 		{"a damaged copy", ours, damaged, "damaged"},
 		{"a newer userd's", ours, newer, "newer userd"},
@@ -859,7 +859,7 @@ func TestACheckBesideAServer(t *testing.T) {
 			t.Errorf("check: %+v", got)
 		}
 	}
-	userdProcess(t, t.TempDir(), "", nil, "check").wantFailure(t, 1, "no database")
+	userdProcess(t, t.TempDir(), "", nil, "check").wantFailure(t, 1, "does not exist or is empty")
 	(&shell{t, flaskDatabase(t)}).run(1, "", "check")
 }
 

@@ -223,7 +223,7 @@ func check(ctx context.Context, c *cli) error {
 }
 
 func (c *cli) resolveFlag(f *flag.FlagSet) {
-	f.Func("resolve", "", func(v string) error { return setWord(&c.resolve, v, resolveByID, removeOthers) })
+	f.Func("resolve", "", func(v string) error { return setWord(&c.resolve, v, resolveByID) })
 }
 
 func adopted(_ context.Context, c *cli) error {

@@ -40,6 +40,16 @@ type principal struct {
 	fresh   bool
 }
 
+// http2Bounds limit one HTTP/2 connection. With the defaults of net/http, each
+// connection of a stranger could fill 2 MiB.
+var http2Bounds = &http.HTTP2Config{
+	MaxConcurrentStreams:          16, // a client with more requests waits, or opens another connection
+	MaxReadFrameSize:              16 << 10,
+	MaxReceiveBufferPerConnection: maxBody,
+	MaxReceiveBufferPerStream:     maxBody,
+	WriteByteTimeout:              writeTimeout,
+}
+
 // An exchange is one request and its answer.
 type exchange struct {
 	http.ResponseWriter

@@ -23,7 +23,7 @@ Usage:
 	userd backup FILE
 	userd restore FILE
 	userd check
-	userd adopt [-resolve suffix|oldest]
+	userd adopt [-resolve suffix]
 	userd healthcheck
 	userd help
 	userd version
@@ -51,9 +51,9 @@ that was noted earlier, elsewhere, it finds every change up to it. It fails if e
 were changed, removed or inserted, or deleted before EVENT_RETENTION was over.
 
 "adopt" makes a database of the Flask tutorial into userd's, as the first start
-does, after a copy beside it. Where users differ only in the case of a name, that
-is refused; -resolve suffix renames all but the oldest to NAME-ID and
-LOCAL+ID@HOST, and -resolve oldest deletes all but the oldest.
+does, and first writes a copy next to it. It refuses if users differ only in the
+case of a name, unless -resolve suffix renames all but the oldest to NAME-ID and
+LOCAL+ID@HOST.
 
 "healthcheck" asks the server that has this address whether it is ready, for
 containers without curl, and leaves the database alone.

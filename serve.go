@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -17,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"userd/internal/certs"
 	"userd/internal/netlisten"
 	"userd/internal/passhash"
 )
@@ -52,7 +55,7 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP) // it means to read the certificate again, and without one nothing
 	defer signal.Stop(hangup)
-	secure, err := newHTTPS(&c, hangup, log)
+	https, err := newHTTPS(&c, hangup, log)
 	if err != nil {
 		return err
 	}
@@ -65,10 +68,10 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 		return err
 	}
 	defer listener.Close()
-	if err := secure.listen(c.addr); err != nil {
+	defer https.close()
+	if err := https.listen(c.addr); err != nil {
 		return err
 	}
-	defer secure.close()
 	var metricsListener net.Listener // nil: there is none
 	if c.metricsAddr != "" {
 		if metricsListener, err = net.Listen("tcp", c.metricsAddr); err != nil {
@@ -97,7 +100,7 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	}
 	told := make(chan time.Time, 1) // to stop
 	context.AfterFunc(ctx, func() { told <- time.Now() })
-	err = serveStore(ctx, c, log, listener, metricsListener, secure, st)
+	err = serveStore(ctx, c, log, listener, metricsListener, https, st)
 	if err := errors.Join(err, st.close()); err != nil {
 		return err
 	}
@@ -114,7 +117,7 @@ func monotonic() func() time.Duration {
 
 // serveStore serves an open database until ctx ends and the last request is
 // done. metricsListener may be nil.
-func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metricsListener net.Listener, secure *https, st *store) error {
+func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metricsListener net.Listener, https *httpsSetup, st *store) error {
 	keys, err := loadKeys(ctx, st, &c, time.Now().Unix())
 	if err != nil {
 		return err
@@ -126,8 +129,8 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	s := newServer(c.settings, st, passhash.New(passhash.Default()), keys, refresher, log, time.Now, monotonic())
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
-	go func() { served <- secure.serve(httpServer, netlisten.Limit(listener, maxConnections)) }()
-	log.Info("serving", "url", secure.scheme()+"://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
+	go func() { served <- https.serve(httpServer, netlisten.Limit(listener, maxConnections)) }()
+	log.Info("serving", "url", https.scheme()+"://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
 	if metricsListener != nil {
 		metricsServer := newHTTPServer(s.monitor())
 		metricsServer.ConnState = nil // they are not counted
@@ -154,7 +157,7 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	background.Go(func() { sweepSessions(ctx, st, log) })
 	background.Go(func() { keepChain(ctx, &events, c.eventRetention, log) })
 	background.Go(func() {
-		if err := secure.run(ctx); err != nil {
+		if err := https.run(ctx); err != nil {
 			served <- err
 		}
 	})
@@ -186,6 +189,105 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	if err := httpServer.Shutdown(drain); err != nil {
 		log.Warn("some requests did not end in time and were cut off", "after", drainTimeout)
 		httpServer.Close()
+	}
+	return nil
+}
+
+// maxPort80 bounds the connections to port 80. Each is closed after one answer,
+// which takes no work.
+const maxPort80 = 256
+
+// An httpsSetup is what HTTPS needs. A nil *httpsSetup serves plain HTTP.
+type httpsSetup struct {
+	certificates interface {
+		TLSConfig() *tls.Config
+		Run(ctx context.Context)
+	}
+	acme   *certs.ACME  // the certificates, if they are from ACME
+	port80 net.Listener // for acme
+}
+
+// newHTTPS returns nil if neither HTTPS_DOMAIN nor TLS_CERT is set. Each hangup
+// makes it read the files of TLS_CERT again.
+func newHTTPS(c *config, hangup <-chan os.Signal, log *slog.Logger) (*httpsSetup, error) {
+	switch {
+	case c.tlsCert != "":
+		files, err := certs.OpenFiles(c.tlsCert, c.tlsKey, hangup, log)
+		if err != nil {
+			return nil, usagef("TLS_CERT and TLS_KEY: %v", err)
+		}
+		return &httpsSetup{certificates: files}, nil
+	case len(c.domains) > 0:
+		acme := certs.NewACME(certs.ACMEOptions{
+			Domains:   c.domains,
+			Directory: c.acmeDirectory,
+			Dir:       filepath.Join(filepath.Dir(c.database), "certs"),
+			UserAgent: "userd",
+		}, log)
+		return &httpsSetup{certificates: acme, acme: acme}, nil
+	}
+	return nil, nil
+}
+
+func (h *httpsSetup) scheme() string {
+	if h == nil {
+		return "http"
+	}
+	return "https"
+}
+
+// listen opens port 80 on the host of addr, if the certificates are from ACME,
+// and makes the directory for them.
+func (h *httpsSetup) listen(addr string) error {
+	if h == nil || h.acme == nil {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	if h.port80, err = net.Listen("tcp", net.JoinHostPort(host, "80")); err != nil {
+		return err
+	}
+	return h.acme.MakeDir()
+}
+
+func (h *httpsSetup) close() {
+	if h != nil && h.port80 != nil {
+		h.port80.Close()
+	}
+}
+
+// serve is s.Serve, or s.ServeTLS for HTTPS.
+func (h *httpsSetup) serve(s *http.Server, l net.Listener) error {
+	if h == nil {
+		return s.Serve(l)
+	}
+	s.TLSConfig = h.certificates.TLSConfig()
+	return s.ServeTLS(l, "", "")
+}
+
+// run keeps the certificates current, and serves port 80 for ACME, until ctx ends.
+func (h *httpsSetup) run(ctx context.Context) error {
+	switch {
+	case h == nil:
+		return nil
+	case h.acme == nil:
+		h.certificates.Run(ctx)
+		return nil
+	}
+	s := &http.Server{
+		Handler:        h.acme.HTTPHandler(),
+		ReadTimeout:    headerTimeout,
+		WriteTimeout:   headerTimeout,
+		MaxHeaderBytes: maxHeader,
+		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // strangers' broken connections
+	}
+	s.SetKeepAlivesEnabled(false)
+	go h.acme.Run(ctx)
+	defer context.AfterFunc(ctx, func() { s.Close() })()
+	if err := s.Serve(netlisten.Limit(h.port80, maxPort80)); !errors.Is(err, http.ErrServerClosed) {
+		return err
 	}
 	return nil
 }

@@ -5,13 +5,14 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"slices"
 	"strings"
 
 	"userd/internal/passhash"
+
+	"userd/internal/safefile"
 )
 
 // A callerKind says how a caller is known.
@@ -63,16 +64,10 @@ const readerCount = 4
 // openStore opens the database at path, making it (mode 0600) where there is
 // none, and brings its schema up to date. The caller has inspected the file.
 func openStore(ctx context.Context, path string) (*store, error) {
-	// Made here because SQLite would make it 0644; the -wal and -shm files take
-	// their mode from it. Nothing else in the process may open the file once
-	// SQLite has: closing any descriptor of it drops SQLite's locks.
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err == nil {
-		err = f.Close()
-	} else if errors.Is(err, fs.ErrExist) {
-		err = nil
-	}
-	if err != nil {
+	// SQLite would create it with mode 0644; the -wal and -shm files get its mode.
+	// Nothing else in the process may open the file once SQLite has: closing any
+	// descriptor of it drops SQLite's locks.
+	if err := safefile.CreateIfMissing(path); err != nil {
 		return nil, err
 	}
 

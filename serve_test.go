@@ -4,87 +4,27 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/json"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/crypto/acme"
-
+	"userd/internal/certs/certstest"
 	"userd/internal/netlisten"
 )
-
-// A testCert is a certificate that signs itself, in PEM.
-type testCert struct {
-	cert, key []byte
-	leaf      *x509.Certificate
-}
-
-// makeCert makes one for 127.0.0.1 and the names, good from an hour ago for so long.
-func makeCert(t testing.TB, life time.Duration, names ...string) testCert {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		t.Fatal(err)
-	}
-	begin := time.Now().Add(-time.Hour)
-	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: "a test of userd"},
-		DNSNames:              names,
-		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore:             begin,
-		NotAfter:              begin.Add(life),
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return testCert{
-		cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		key:  pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}),
-		leaf: leaf,
-	}
-}
-
-const days = 24 * time.Hour
 
 func writeFile(t testing.TB, path string, data []byte) {
 	t.Helper()
@@ -93,18 +33,21 @@ func writeFile(t testing.TB, path string, data []byte) {
 	}
 }
 
-// write writes the certificate and its key to cert.pem and key.pem.
-func (c testCert) write(t testing.TB, dir string) {
+// writePair writes a certificate and its key to cert.pem and key.pem.
+func writePair(t testing.TB, dir string, p certstest.Pair) (certFile, keyFile string) {
 	t.Helper()
-	writeFile(t, filepath.Join(dir, "cert.pem"), c.cert)
-	writeFile(t, filepath.Join(dir, "key.pem"), c.key)
+	certFile, keyFile, err := p.Write(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certFile, keyFile
 }
 
 // trusting returns a client that trusts these certificates and no other.
-func trusting(h2 bool, certs ...testCert) *http.Client {
+func trusting(h2 bool, certs ...certstest.Pair) *http.Client {
 	pool := x509.NewCertPool()
 	for _, c := range certs {
-		pool.AddCert(c.leaf)
+		pool.AddCert(c.Leaf)
 	}
 	return &http.Client{
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: h2},
@@ -113,9 +56,9 @@ func trusting(h2 bool, certs ...testCert) *http.Client {
 }
 
 // startHTTPS starts userd with a certificate in dir.
-func startHTTPS(t *testing.T, dir string, c testCert) *process {
+func startHTTPS(t *testing.T, dir string, c certstest.Pair) *process {
 	t.Helper()
-	c.write(t, dir)
+	writePair(t, dir, c)
 	p := startUserd(t, dir, []string{"TLS_CERT=cert.pem", "TLS_KEY=key.pem"})
 	p.client = trusting(true, c)
 	t.Cleanup(p.client.CloseIdleConnections)
@@ -124,15 +67,15 @@ func startHTTPS(t *testing.T, dir string, c testCert) *process {
 
 func TestWithACertificateItSpeaksHTTPS(t *testing.T) {
 	t.Parallel()
-	cert := makeCert(t, 90*days, "userd.example")
+	cert := certstest.New(90*certstest.Day, "userd.example")
 	dir := t.TempDir()
 	p := startHTTPS(t, dir, cert)
 	address, ok := strings.CutPrefix(p.url, "https://")
 	if !ok {
 		t.Fatalf("it serves %s", p.url)
 	}
-	record := p.awaitLog("certificate")
-	if at, _ := time.Parse(time.RFC3339, fmt.Sprint(record["expires"])); !at.Equal(cert.leaf.NotAfter) || fmt.Sprint(record["names"]) != "[userd.example]" {
+	record := p.awaitLog("loaded certificate")
+	if at, _ := time.Parse(time.RFC3339, fmt.Sprint(record["expires"])); !at.Equal(cert.Leaf.NotAfter) || fmt.Sprint(record["names"]) != "[userd.example]" {
 		t.Errorf("it logged %v", record)
 	}
 	p.register("ann")
@@ -221,7 +164,7 @@ func serial(t *testing.T, address string) *big.Int {
 func TestACertificateIsReplacedWhileItServes(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	first, second, third := makeCert(t, 90*days), makeCert(t, 90*days), makeCert(t, 90*days)
+	first, second, third := certstest.New(90*certstest.Day), certstest.New(90*certstest.Day), certstest.New(90*certstest.Day)
 	p := startHTTPS(t, dir, first)
 	address := strings.TrimPrefix(p.url, "https://")
 	hangup := func() {
@@ -230,20 +173,20 @@ func TestACertificateIsReplacedWhileItServes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	becomes := func(c testCert) {
+	becomes := func(c certstest.Pair) {
 		t.Helper()
-		await(t, "the new certificate is served", func() bool { return serial(t, address).Cmp(c.leaf.SerialNumber) == 0 })
+		await(t, "the new certificate is served", func() bool { return serial(t, address).Cmp(c.Leaf.SerialNumber) == 0 })
 	}
-	stays := func(c testCert) {
+	stays := func(c certstest.Pair) {
 		t.Helper()
-		if serial(t, address).Cmp(c.leaf.SerialNumber) != 0 {
+		if serial(t, address).Cmp(c.Leaf.SerialNumber) != 0 {
 			t.Error("another certificate is served")
 		}
 	}
 	becomes(first)
 	hangup() // there is nothing new, and it says what there is
 	await(t, "it says again which certificate it has", func() bool {
-		return strings.Count(strings.Join(p.log(), "\n"), `"msg":"certificate"`) == 2
+		return strings.Count(strings.Join(p.log(), "\n"), `"msg":"loaded certificate"`) == 2
 	})
 	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
 	if err != nil {
@@ -262,17 +205,17 @@ func TestACertificateIsReplacedWhileItServes(t *testing.T) {
 	}
 	ask()
 
-	writeFile(t, filepath.Join(dir, "cert.pem"), second.cert[:len(second.cert)/2]) // half written, and the key not yet
+	writeFile(t, filepath.Join(dir, "cert.pem"), second.Cert[:len(second.Cert)/2]) // half written, and the key not yet
 	hangup()
-	if line := p.awaitLog("the new certificate is not used: the one before stays"); line["level"] != "WARN" {
+	if line := p.awaitLog("could not load the new certificate; keeping the previous one"); line["level"] != "WARN" {
 		t.Errorf("it logged %v", line)
 	}
 	stays(first)
-	second.write(t, dir)
+	writePair(t, dir, second)
 	hangup()
 	becomes(second)
 	ask()
-	third.write(t, dir) // and no signal
+	writePair(t, dir, third) // and no signal
 	becomes(third)
 	ask()
 	if err := os.Remove(filepath.Join(dir, "key.pem")); err != nil {
@@ -285,69 +228,6 @@ func TestACertificateIsReplacedWhileItServes(t *testing.T) {
 	}
 	if log := strings.Join(p.log(), "\n"); strings.Contains(log, "PRIVATE") || strings.Contains(log, `"level":"ERROR"`) {
 		t.Errorf("it logged:\n%s", log)
-	}
-}
-
-func TestOnlyACertificateWithItsKeyIsLoaded(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	good, other := makeCert(t, 90*days), makeCert(t, 90*days)
-	p := &keyPair{certFile: filepath.Join(dir, "cert.pem"), keyFile: filepath.Join(dir, "key.pem")}
-	for _, c := range []struct {
-		claim     string
-		cert, key []byte
-		isNew     bool
-		fault     string
-	}{
-		{"a pair is", good.cert, good.key, true, ""},
-		{"but not again", good.cert, good.key, false, ""},
-		{"another's key is refused", good.cert, other.key, false, "does not match"},
-		{"and said once", good.cert, other.key, false, ""},
-		{"two empty files are refused", nil, nil, false, "PEM"},
-		{"half a certificate is refused", good.cert[:100], good.key, false, "PEM"},
-		{"a key without end is refused", good.cert, good.key[:100], false, "PEM"},
-		{"files the wrong way round are refused", good.key, good.cert, false, "PEM"},
-		{"a chain is loaded", append(slices.Clone(other.cert), good.cert...), other.key, true, ""},
-		{"and the first again", good.cert, good.key, true, ""},
-	} {
-		before := p.loaded.Load()
-		testCert{cert: c.cert, key: c.key}.write(t, dir)
-		isNew, err := p.load()
-		if isNew != c.isNew || (err == nil) != (c.fault == "") || err != nil && !strings.Contains(err.Error(), c.fault) {
-			t.Errorf("%s: got %t, %v", c.claim, isNew, err)
-		}
-		if (p.loaded.Load() != before) != c.isNew {
-			t.Errorf("%s: the certificate changed: %t", c.claim, !c.isNew)
-		}
-	}
-}
-
-func TestACertificateThatEndsSoon(t *testing.T) {
-	t.Parallel()
-	now := time.Now()
-	for _, c := range []struct {
-		life, left time.Duration
-		soon       bool
-	}{
-		{365 * days, 8 * days, false},
-		{365 * days, 6 * days, true},
-		{365 * days, -days, true},
-		{90 * days, 29 * days, false},
-		{6 * days, 2 * days, false}, // about to be renewed
-		{6 * days, 23 * time.Hour, true},
-		{24 * time.Hour, 5 * time.Hour, false},
-	} {
-		leaf := &x509.Certificate{DNSNames: []string{"userd.example"}, NotBefore: now.Add(c.left - c.life), NotAfter: now.Add(c.left)}
-		if endsSoon(leaf, now) != c.soon {
-			t.Errorf("%v of %v are left: want soon %t", c.left, c.life, c.soon)
-		}
-		for _, isNew := range []bool{true, false} {
-			var book logBook
-			logCertificate(slog.New(slog.NewJSONHandler(&book, nil)), leaf, isNew)
-			if warned, told := len(book.records(t, slog.LevelWarn)), len(book.records(t, slog.LevelInfo)); (warned == 1) != c.soon || (told == 1) != (isNew && !c.soon) {
-				t.Errorf("%v of %v are left: it logged %s", c.left, c.life, book.String())
-			}
-		}
 	}
 }
 
@@ -368,9 +248,9 @@ func TestAHangupWithoutACertificateDoesNothing(t *testing.T) {
 func TestContradictionsAboutHTTPSAreRefused(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
-	good, other := makeCert(t, 90*days), makeCert(t, 90*days)
-	good.write(t, ".")
-	writeFile(t, "other.pem", other.key)
+	good, other := certstest.New(90*certstest.Day), certstest.New(90*certstest.Day)
+	writePair(t, ".", good)
+	writeFile(t, "other.pem", other.Key)
 	for _, c := range []struct {
 		claim   string
 		environ []string
@@ -393,9 +273,9 @@ func TestContradictionsAboutHTTPSAreRefused(t *testing.T) {
 func (s *service) serveTLSOn(most int, options ...func(*http.Server)) (address string, client *http.Client) {
 	s.t.Helper()
 	dir := s.t.TempDir()
-	cert := makeCert(s.t, 90*days)
-	cert.write(s.t, dir)
-	h, err := newHTTPS(&config{tlsCert: filepath.Join(dir, "cert.pem"), tlsKey: filepath.Join(dir, "key.pem")}, nil, s.log)
+	cert := certstest.New(90 * certstest.Day)
+	certFile, keyFile := writePair(s.t, dir, cert)
+	h, err := newHTTPS(&config{tlsCert: certFile, tlsKey: keyFile}, nil, s.log)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -681,167 +561,6 @@ func TestRequestsBesideOthersAreBoundedTogether(t *testing.T) {
 	}
 }
 
-// testACME returns the certificates of domains, and how often a CA was asked,
-// which gives none.
-func testACME(t *testing.T, log *slog.Logger, domains ...string) (a *acmeCerts, asked *atomic.Int64) {
-	t.Helper()
-	asked = new(atomic.Int64)
-	ca := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked.Add(1)
-		http.Error(w, "out of order", http.StatusForbidden)
-	}))
-	t.Cleanup(ca.Close)
-	a = newACMECerts(&config{database: filepath.Join(t.TempDir(), "app.db"), domains: domains, acmeDirectory: ca.URL}, log)
-	a.manager.Client.HTTPClient = ca.Client()
-	if err := os.Mkdir(a.dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	return a, asked
-}
-
-// handshake returns the certificate's names that a client gets who asks for one.
-func handshake(t *testing.T, a *acmeCerts, name string, protocols ...string) ([]string, error) {
-	t.Helper()
-	ours, theirs := net.Pipe()
-	defer ours.Close()
-	defer theirs.Close()
-	server := tls.Server(ours, &tls.Config{GetCertificate: a.certificate, NextProtos: []string{"h2", "http/1.1", acme.ALPNProto}})
-	client := tls.Client(theirs, &tls.Config{InsecureSkipVerify: true, ServerName: name, NextProtos: protocols})
-	failed := make(chan error, 1)
-	go func() { failed <- server.Handshake() }()
-	ours.SetDeadline(time.Now().Add(patience))
-	clientErr := client.Handshake()
-	if err := receive(t, "the handshake ends", failed); err != nil || clientErr != nil {
-		return nil, errors.Join(err, clientErr)
-	}
-	return client.ConnectionState().PeerCertificates[0].DNSNames, nil
-}
-
-// A lineWriter is a log, line by line.
-type lineWriter chan string
-
-func (w lineWriter) Write(p []byte) (int, error) {
-	w <- string(p)
-	return len(p), nil
-}
-
-func TestACertificateThatWasKeptIsServedWithoutAsking(t *testing.T) {
-	t.Parallel()
-	lines := make(lineWriter, 10)
-	a, asked := testACME(t, slog.New(slog.NewTextHandler(lines, nil)), "userd.example", "other.example")
-	cert := makeCert(t, 90*days, "userd.example")
-	writeFile(t, filepath.Join(a.dir, "userd.example"), append(slices.Clone(cert.key), cert.cert...))
-
-	for _, name := range []string{"userd.example", "other.example"} {
-		if names, err := handshake(t, a, name); err == nil {
-			t.Errorf("before there is a certificate, %s got one of %v", name, names)
-		}
-	}
-	if n := asked.Load(); n != 0 {
-		t.Errorf("strangers have made it ask the CA %d times", n)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	a.keep(ctx)
-	got := []string{receive(t, "it logs", lines), receive(t, "it logs", lines)}
-	slices.SortFunc(got, func(a, b string) int {
-		return strings.Compare(a[strings.Index(a, "level="):], b[strings.Index(b, "level="):])
-	})
-	for i, words := range [][]string{
-		{"level=INFO", "certificate", "[userd.example]", "expires="},
-		{"level=WARN", "there is no certificate", "domain=other.example", "out of order", "tries_again_in=30m"},
-	} {
-		for _, word := range words {
-			if !strings.Contains(got[i], word) {
-				t.Errorf("it logged %q, want in it %q", got[i], word)
-			}
-		}
-	}
-	before := asked.Load()
-	for name, good := range map[string]bool{
-		"userd.example": true, "USERD.example": true, "other.example": false, "www.userd.example": false, "": false, "127.0.0.1": false,
-	} {
-		names, err := handshake(t, a, name, "h2", "http/1.1")
-		if (err == nil) != good || good && !slices.Equal(names, []string{"userd.example"}) {
-			t.Errorf("%q: got %v, %v", name, names, err)
-		}
-	}
-	for _, name := range []string{"userd.example", "../userd.example", strings.Repeat("a.", 120) + "example"} {
-		if names, err := handshake(t, a, name, acme.ALPNProto); err == nil {
-			t.Errorf("there is no challenge, and %q got a certificate of %v", name, names)
-		}
-	}
-	if n := asked.Load(); n != before {
-		t.Errorf("strangers have made it ask the CA %d times", n-before)
-	}
-}
-
-func TestPort80(t *testing.T) {
-	t.Parallel()
-	a, _ := testACME(t, slog.New(slog.DiscardHandler), "userd.example", "b.example")
-	dir := a.dir
-	writeFile(t, filepath.Join(dir, "token+http-01"), []byte("token.thumbprint"))
-	writeFile(t, filepath.Join(dir, "acme_account+key"), []byte("secret"))
-	if err := os.Mkdir(filepath.Join(dir, "dir+http-01"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	web := httptest.NewServer(a.plainHandler())
-	defer web.Close()
-	const challenge = "/.well-known/acme-challenge/"
-	for _, c := range []struct {
-		method, host, target string
-		status               int
-		location, body       string
-	}{
-		{"GET", "userd.example", "/", 301, "https://userd.example/", ""},
-		{"GET", "userd.example", "/api/users?limit=3&q=a%20b", 301, "https://userd.example/api/users?limit=3&q=a%20b", ""},
-		{"HEAD", "userd.example", "/api/users", 301, "https://userd.example/api/users", ""},
-		{"GET", "B.Example:80", "/", 301, "https://b.example/", ""},
-		{"GET", "userd.example", "//evil.example/", 301, "https://userd.example//evil.example/", ""},
-		{"GET", "userd.example", "/a%2f..%2Fb", 301, "https://userd.example/a%2f..%2Fb", ""},
-		{"GET", "userd.example", "x:.evil.example", 301, "https://userd.example", ""},
-		{"GET", "userd.example", "http://evil.example/", 421, "", ""},
-		{"POST", "userd.example", "/api/login", 400, "", "Use HTTPS"},
-		{"PUT", "userd.example", "/api/users/me", 400, "", "Use HTTPS"},
-		{"DELETE", "userd.example", "/api/users/me", 400, "", "Use HTTPS"},
-		{"OPTIONS", "userd.example", "/api/login", 400, "", "Use HTTPS"},
-		{"GET", "evil.example", "/", 421, "", ""},
-		{"GET", "userd.example.evil.example", "/", 421, "", ""},
-		{"GET", "127.0.0.1", "/", 421, "", ""},
-		{"GET", "", "/", 421, "", ""},
-		{"GET", "userd.example", challenge + "token", 200, "", "token.thumbprint"},
-		{"GET", "userd.example:80", challenge + "token", 200, "", "token.thumbprint"},
-		{"GET", "evil.example", challenge + "token", 421, "", ""},
-		{"GET", "userd.example", challenge + "none", 404, "", "Not Found"},
-		{"GET", "userd.example", challenge + "dir", 404, "", "Not Found"},
-		{"GET", "userd.example", challenge + strings.Repeat("x", 300), 404, "", "Not Found"},
-		{"GET", "userd.example", challenge + "../acme_account%2Bkey", 404, "", "Not Found"},
-	} {
-		t.Run(c.method+" "+c.host+" "+c.target, func(t *testing.T) {
-			conn, err := net.Dial("tcp", web.Listener.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", c.method, c.target, c.host)
-			resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: c.method})
-			if err != nil {
-				t.Fatal(err)
-			}
-			body, _ := io.ReadAll(resp.Body)
-			if resp.StatusCode != c.status || resp.Header.Get("Location") != c.location || !strings.Contains(string(body), c.body) {
-				t.Errorf("got %d, %q, %s", resp.StatusCode, resp.Header.Get("Location"), body)
-			}
-			if text := string(body); strings.Contains(text, dir) || strings.Contains(text, "autocert") || strings.Contains(text, "secret") || c.status != 301 && strings.Contains(text, "evil") {
-				t.Errorf("the body is %s", text)
-			}
-			if resp.Header["Strict-Transport-Security"] != nil { // RFC 6797 section 7.2
-				t.Errorf("the header is %v", resp.Header)
-			}
-		})
-	}
-}
-
 // A pebble is Let's Encrypt's ACME server for tests, on loopback, with a name
 // server that finds every name there.
 type pebble struct {
@@ -862,8 +581,8 @@ func startPebble(t *testing.T, httpPort, tlsPort, seconds int) *pebble {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	own := makeCert(t, days)
-	own.write(t, dir)
+	own := certstest.New(certstest.Day)
+	writePair(t, dir, own)
 	var free []net.Listener
 	for range 4 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -944,7 +663,7 @@ func (p *pebble) startUserd(t *testing.T, dir string) *process {
 	if u.url != "https://127.0.0.1:443" {
 		t.Errorf("it serves %s", u.url)
 	}
-	u.awaitLog("certificate")
+	u.awaitLog("loaded certificate")
 	u.url = "https://userd.example"
 	u.client = &http.Client{Timeout: patience, Transport: &http.Transport{
 		TLSClientConfig:   &tls.Config{RootCAs: p.roots},

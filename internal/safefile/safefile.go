@@ -1,0 +1,134 @@
+// Package safefile makes files that only their owner can read, from the first
+// byte, and that get their name only when they are complete.
+//
+// [CreateTemp] makes an empty file with mode 0600. The caller fills it, by its
+// descriptor or, if another library has to open it, by its name. Publish then
+// gives it a name that must not exist; Replace gives it a name that another file
+// may have. Both sync the contents before and the directory after the change:
+// after a power cut the name refers to the complete new file, or still to what
+// it referred to before. Discard removes the temporary name in any case.
+//
+//	t, err := safefile.CreateTemp(filepath.Dir(path), "report.part-*")
+//	if err != nil {
+//		return err
+//	}
+//	defer t.Discard()
+//	…
+//	return t.Publish(path)
+//
+// In a directory that others can write, a name can refer to another file at each
+// use (CWE-367). Ownership is therefore changed by descriptor: a chown by name
+// would follow a symbolic link that took the file's place.
+package safefile
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// A Temp is a file that has only a temporary name.
+type Temp struct {
+	*os.File
+	renamed bool
+}
+
+// CreateTemp makes a new file in dir, with mode 0600 and a name from pattern as
+// in [os.CreateTemp]. The directory must be that of the file's later name.
+func CreateTemp(dir, pattern string) (*Temp, error) {
+	f, err := os.CreateTemp(dir, pattern)
+	if err != nil {
+		return nil, err
+	}
+	return &Temp{File: f}, nil
+}
+
+// Publish gives the file the name path. It fails with fs.ErrExist, and changes
+// nothing, if path exists in any form, even as a symbolic link that leads
+// nowhere. The temporary name stays until Discard.
+func (t *Temp) Publish(path string) error {
+	if err := t.Sync(); err != nil {
+		return err
+	}
+	if err := os.Link(t.Name(), path); err != nil { // a rename would overwrite a file
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// Replace gives the file the name path instead of its temporary one. A file that
+// had this name loses it.
+func (t *Temp) Replace(path string) error {
+	if err := t.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(t.Name(), path); err != nil {
+		return err
+	}
+	t.renamed = true
+	return SyncDir(filepath.Dir(path))
+}
+
+// Discard closes the file and removes its temporary name. A published file
+// keeps its lasting name.
+func (t *Temp) Discard() {
+	t.Close()
+	if !t.renamed {
+		os.Remove(t.Name())
+	}
+}
+
+// CreateIfMissing makes an empty file with mode 0600, unless path exists. It
+// never opens a file that exists.
+func CreateIfMissing(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// SyncDir makes the names in a directory survive a power cut. Some systems, such
+// as Windows, cannot sync directories: there it does nothing.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return syncError(d.Sync())
+}
+
+// syncError drops the error of a system that cannot sync directories.
+func syncError(err error) error {
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	return err
+}
+
+// ChownLike gives an open file the owner and group of the file at path like, if
+// the process runs as root. Others cannot give files away: there it does nothing.
+func ChownLike(f *os.File, like string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(like)
+	if err != nil {
+		return err
+	}
+	uid, gid := owner(info)
+	return f.Chown(uid, gid)
+}
+
+// TimestampedName returns path with a label and the time in UTC, to the
+// millisecond: app.db.before-restore-20260504T030201.000Z. Names with the same
+// label sort by time.
+func TimestampedName(path, label string, at time.Time) string {
+	return path + "." + label + "-" + at.UTC().Format("20060102T150405.000Z")
+}

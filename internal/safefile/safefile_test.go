@@ -1,0 +1,203 @@
+package safefile
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+// newTemp makes a temporary file with some contents, which ends with the test.
+func newTemp(t *testing.T, dir, contents string) *Temp {
+	t.Helper()
+	f, err := CreateTemp(dir, "file.part-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.Discard)
+	if _, err := f.WriteString(contents); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func writeFile(t *testing.T, path, contents string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(contents), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantFile fails the test unless path is a private file with these contents.
+func wantFile(t *testing.T, path, contents string) {
+	t.Helper()
+	info, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode() != 0o600 {
+		t.Errorf("%s has the mode %v", path, info.Mode())
+	}
+	if data, err := os.ReadFile(path); string(data) != contents || err != nil {
+		t.Errorf("%s contains %q, %v", path, data, err)
+	}
+}
+
+func wantNames(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if !slices.Equal(names, want) {
+		t.Errorf("the directory contains %v, want %v", names, want)
+	}
+}
+
+func TestAFileIsPrivateFromTheStart(t *testing.T) {
+	t.Parallel()
+	f := newTemp(t, t.TempDir(), "")
+	wantFile(t, f.Name(), "")
+	if _, err := CreateTemp(filepath.Join(t.TempDir(), "missing"), "x"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("in a directory that does not exist: %v", err)
+	}
+}
+
+func TestPublish(t *testing.T) {
+	t.Parallel()
+	t.Run("gives a name that stays", func(t *testing.T) {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "file")
+		f := newTemp(t, dir, "new")
+		if err := f.Publish(path); err != nil {
+			t.Fatal(err)
+		}
+		f.Discard()
+		wantNames(t, dir, "file")
+		wantFile(t, path, "new")
+	})
+	t.Run("overwrites neither a file nor a link", func(t *testing.T) {
+		dir := t.TempDir()
+		file, link := filepath.Join(dir, "file"), filepath.Join(dir, "link")
+		writeFile(t, file, "old")
+		if err := os.Symlink("nowhere", link); err != nil {
+			t.Fatal(err)
+		}
+		f := newTemp(t, dir, "new")
+		for _, path := range []string{file, link} {
+			if err := f.Publish(path); !errors.Is(err, fs.ErrExist) {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+		f.Discard()
+		wantNames(t, dir, "file", "link")
+		if data, err := os.ReadFile(file); string(data) != "old" || err != nil {
+			t.Errorf("the file contains %q, %v", data, err)
+		}
+	})
+}
+
+func TestReplace(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "file")
+	writeFile(t, path, "old")
+	f := newTemp(t, dir, "new")
+	temporary := f.Name()
+	if err := f.Replace(path); err != nil {
+		t.Fatal(err)
+	}
+	wantNames(t, dir, "file")
+	wantFile(t, path, "new")
+	writeFile(t, temporary, "another program's") // the name is free again
+	f.Discard()
+	wantNames(t, dir, "file", filepath.Base(temporary))
+}
+
+func TestReplaceOfADirectoryFailsAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "directory")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f := newTemp(t, dir, "new")
+	if err := f.Replace(path); err == nil {
+		t.Error("a directory was replaced")
+	}
+	f.Discard()
+	wantNames(t, dir, "directory")
+}
+
+func TestAClosedFileGetsNoName(t *testing.T) { // it cannot be synced
+	t.Parallel()
+	dir := t.TempDir()
+	f := newTemp(t, dir, "new")
+	f.Close()
+	for _, name := range []func(string) error{f.Publish, f.Replace} {
+		if err := name(filepath.Join(dir, "file")); !errors.Is(err, fs.ErrClosed) {
+			t.Errorf("got %v", err)
+		}
+	}
+	f.Discard()
+	wantNames(t, dir)
+}
+
+func TestCreateIfMissing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "file")
+	if err := CreateIfMissing(path); err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, path, "")
+	writeFile(t, path, "old")
+	if err := CreateIfMissing(path); err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, path, "old")
+	if err := CreateIfMissing(filepath.Join(dir, "missing", "file")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("in a directory that does not exist: %v", err)
+	}
+}
+
+func TestSyncDir(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := SyncDir(dir); err != nil {
+		t.Error(err)
+	}
+	if err := SyncDir(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a directory that does not exist: %v", err)
+	}
+}
+
+func TestOnlyTheErrorOfASystemThatCannotSyncDirectoriesIsDropped(t *testing.T) {
+	t.Parallel()
+	failure := &fs.PathError{Op: "sync", Path: "dir", Err: errors.New("input/output error")}
+	for _, c := range []struct{ err, want error }{
+		{nil, nil},
+		{&fs.PathError{Op: "sync", Path: "dir", Err: errors.ErrUnsupported}, nil},
+		{&fs.PathError{Op: "sync", Path: "dir", Err: fs.ErrPermission}, nil},
+		{failure, failure},
+	} {
+		if got := syncError(c.err); got != c.want {
+			t.Errorf("%v: got %v, want %v", c.err, got, c.want)
+		}
+	}
+}
+
+func TestTimestampedName(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 5, 4, 5, 2, 1, 9e6, time.FixedZone("east", 2*60*60))
+	if got, want := TimestampedName("dir/app.db", "before-restore", at), "dir/app.db.before-restore-20260504T030201.009Z"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
