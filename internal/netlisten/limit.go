@@ -192,7 +192,7 @@ type Conn struct {
 	mu       sync.Mutex
 	requests int   // that began and have not ended
 	running  int   // those of them that do not wait for the client
-	since    int64 // when running became 0, by l.now
+	since    int64 // when the last request stopped running, by l.now
 	writing  int64 // when the current write began; 0 if there is none
 }
 
@@ -250,9 +250,8 @@ func (c *Conn) AwaitClient() {
 
 // pause marks that one request fewer runs. The caller holds c.mu.
 func (c *Conn) pause() {
-	if c.running--; c.running == 0 {
-		c.since = c.l.now()
-	}
+	c.running--
+	c.since = c.l.now() // counts once nothing runs
 }
 
 // Resume marks that a request no longer waits for the client.
@@ -303,10 +302,8 @@ func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
 	}
-	if c, ok := conn.(*Conn); ok {
-		return context.WithValue(ctx, connKey{}, c)
-	}
-	return ctx
+	c, _ := conn.(*Conn)
+	return context.WithValue(ctx, connKey{}, c)
 }
 
 // FromContext returns the connection of a request, or nil if its server has no

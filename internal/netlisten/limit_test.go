@@ -38,6 +38,11 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 	select {
 	case conn := <-l.queue:
 		return conn, nil
+	default:
+	}
+	select {
+	case conn := <-l.queue:
+		return conn, nil
 	case <-l.closed:
 		return nil, net.ErrClosed
 	}
@@ -384,9 +389,11 @@ func TestAcceptReturnsOtherErrors(t *testing.T) {
 func TestAFullListenerCanBeClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		l := Limit(newPipeListener(), 1)
+		inner := newPipeListener()
+		l := Limit(inner, 1)
 		_, c := connect(t, l)
 		c.BeginRequest()
+		inner.dial() // Accept must not take it
 		accepted := make(chan error, 1)
 		go func() {
 			_, err := l.Accept()

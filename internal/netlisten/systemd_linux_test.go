@@ -23,8 +23,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// listenAndReport prints the outcome of Listen, and what it left of systemd's
-// variables.
+// listenAndReport prints the outcome of Listen, how many sockets are open then,
+// and systemd's variables that are still set.
 func listenAndReport(addr string) {
 	l, err := Listen(addr)
 	switch {
@@ -35,11 +35,23 @@ func listenAndReport(addr string) {
 	default:
 		fmt.Println("address:", l.Addr())
 	}
+	fmt.Println("sockets:", openSockets())
 	for _, variable := range os.Environ() {
 		if strings.HasPrefix(variable, "LISTEN_") {
-			fmt.Println("left:", variable)
+			fmt.Println("variable:", variable)
 		}
 	}
+}
+
+// openSockets returns how many sockets the process has open.
+func openSockets() (n int) {
+	names, _ := filepath.Glob("/proc/self/fd/*")
+	for _, name := range names {
+		if target, err := os.Readlink(name); err == nil && strings.HasPrefix(target, "socket:") {
+			n++
+		}
+	}
+	return n
 }
 
 // listenWith runs Listen in a process that has the files as systemd passes them:
@@ -86,7 +98,7 @@ func TestListenTakesTheSocketOfSystemd(t *testing.T) {
 	t.Parallel()
 	socket, address := tcpSocket(t)
 	// It could not listen on this address.
-	if got, want := listenWith(t, "127.0.0.1:1", "$$", socket), "address: "+address+"\n"; got != want {
+	if got, want := listenWith(t, "127.0.0.1:1", "$$", socket), "address: "+address+"\nsockets: 1\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -95,7 +107,7 @@ func TestListenLeavesTheSocketOfAnotherProcess(t *testing.T) {
 	t.Parallel()
 	socket, address := tcpSocket(t)
 	got := listenWith(t, "127.0.0.1:0", "1", socket)
-	if !strings.HasPrefix(got, "address: 127.0.0.1:") || strings.Contains(got, address) || strings.Contains(got, "left") {
+	if !strings.HasPrefix(got, "address: 127.0.0.1:") || strings.Contains(got, address) || !strings.HasSuffix(got, "\nsockets: 2\n") {
 		t.Errorf("got %q", got)
 	}
 }
@@ -115,15 +127,16 @@ func TestListenRefusesOtherSockets(t *testing.T) {
 	defer local.Close()
 	for _, c := range []struct {
 		claim, says string
+		open        int
 		files       []*os.File
 	}{
-		{"none", "it passed 0 sockets, want 1", nil},
-		{"two", "it passed 2 sockets, want 1", []*os.File{tcp, tcp}},
-		{"datagrams", "file+net", []*os.File{fileOf(t, udp.(*net.UDPConn))}},
-		{"the file system", "its network is unix, want tcp", []*os.File{fileOf(t, local.(*net.UnixListener))}},
+		{"none", "it passed 0 sockets, want 1", 0, nil},
+		{"two", "it passed 2 sockets, want 1", 2, []*os.File{tcp, tcp}},
+		{"datagrams", "file+net", 0, []*os.File{fileOf(t, udp.(*net.UDPConn))}},
+		{"the file system", "its network is unix, want tcp", 0, []*os.File{fileOf(t, local.(*net.UnixListener))}},
 	} {
 		got := listenWith(t, "127.0.0.1:0", "$$", c.files...)
-		if !strings.HasPrefix(got, "ErrSocket: unusable socket from systemd: ") || !strings.Contains(got, c.says) || strings.Count(got, "\n") != 1 {
+		if !strings.HasPrefix(got, "ErrSocket: unusable socket from systemd: ") || !strings.Contains(got, c.says) || !strings.HasSuffix(got, fmt.Sprintf("\nsockets: %d\n", c.open)) {
 			t.Errorf("%s: got %q", c.claim, got)
 		}
 	}
@@ -167,6 +180,20 @@ func TestNotifyReadsItsSocketFromTheEnvironment(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "missing"))
 	if err := Notify("READY=1"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without the socket: %v", err)
+	}
+	name := filepath.Join(t.TempDir(), "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", name)
+	before := openSockets()
+	if err := Notify("READY=1"); err != nil {
+		t.Error(err)
+	}
+	if after := openSockets(); after != before {
+		t.Errorf("Notify left %d sockets open", after-before)
 	}
 }
 
