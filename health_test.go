@@ -199,7 +199,7 @@ func TestACheckRunsOncePerIntervalAndNeverConcurrently(t *testing.T) {
 		ask(nil, 1, 0)
 		time.Sleep(57*time.Second - 1) // a minute after the check began, less one nanosecond
 		ask(nil, 1, 0)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		ask(failure, 2, 3*time.Second)
 		ask(failure, 2, 0)
 		time.Sleep(time.Minute)

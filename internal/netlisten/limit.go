@@ -3,7 +3,7 @@
 //
 // # The limit
 //
-// A server that only counts its connections serves nobody once strangers have
+// A server that only counts its connections stops serving once strangers have
 // opened as many as it allows. So a [Listener] that is full makes room when a
 // client wants to connect. It closes the connections that have waited for their
 // own client longest, if that is longer than [Patience]. A connection waits for

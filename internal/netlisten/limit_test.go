@@ -312,7 +312,7 @@ func TestARequestThatBeginsInTimeSavesItsConnection(t *testing.T) {
 		inner := newPipeListener()
 		l := Limit(inner, 64) // makes room for two clients at a time
 		clientA, a := connect(t, l)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		clientB, b := connect(t, l)
 		a.Conn = closeHook{a.Conn, func() { b.BeginRequest() }}
 		for range 62 {
