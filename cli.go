@@ -65,7 +65,7 @@ type cli struct {
 	stdin  io.Reader
 	stdout io.Writer
 	stderr io.Writer
-	server *server // for its store, hasher and clock
+	userService
 
 	admin   bool
 	json    bool
@@ -197,7 +197,7 @@ func (cmd *command) run(ctx context.Context, c *cli) (err error) {
 	if err != nil {
 		return fmt.Errorf("database %s: %w", c.database, err)
 	}
-	c.server = &server{store: st, hasher: newHasher(defaultCost), now: time.Now}
+	c.userService = userService{st, newHasher(defaultCost), time.Now}
 	return explain(errors.Join(cmd.action(ctx, c), st.close()))
 }
 

@@ -18,7 +18,7 @@ import (
 )
 
 func keyList(ctx context.Context, c *cli) error {
-	keys, err := c.server.store.signingKeys(ctx)
+	keys, err := c.store.signingKeys(ctx)
 	if err != nil {
 		return err
 	}
@@ -46,7 +46,7 @@ func keyRotate(ctx context.Context, c *cli) error {
 		return fmt.Errorf("%s is set, and signs: put it in JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
 	}
 	key := randomKey()
-	if err := c.server.store.rotateKey(ctx, key, c.server.now().Unix()); err != nil {
+	if err := c.store.rotateKey(ctx, key, c.now().Unix()); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(c.stdout, "%s signs from now on\n", key.kid)
@@ -84,7 +84,7 @@ func eventList(ctx context.Context, c *cli) error {
 	after := max(c.after, 0)
 	if c.follow && c.after < 0 {
 		var err error
-		if after, err = c.server.store.lastEvent(); err != nil {
+		if after, err = c.store.lastEvent(); err != nil {
 			return err
 		}
 	}
@@ -95,7 +95,7 @@ func eventList(ctx context.Context, c *cli) error {
 		fmt.Fprintf(out, row, "ID", "AT", "TYPE", "ACTOR", "USER", "SESSION", "ADDRESS", "CHANGES")
 	}
 	for {
-		next, more, err := c.server.store.eventsSince(ctx, after, only, func(e *event) {
+		next, more, err := c.store.eventsSince(ctx, after, only, func(e *event) {
 			if c.json {
 				lines.Encode(newEventAnswer(e))
 				return
@@ -140,11 +140,11 @@ func eventsVerify(ctx context.Context, c *cli) error {
 		}
 		noted.mac = strings.ToLower(mac)
 	}
-	keys, err := loadSealKeys(ctx, c.server.store, c.sealSecret)
+	keys, err := loadSealKeys(ctx, c.store, c.sealSecret)
 	if err != nil {
 		return err
 	}
-	v, err := verifyEvents(ctx, c.server.store, keys, noted)
+	v, err := verifyEvents(ctx, c.store, keys, noted)
 	if v.seals > 0 {
 		fmt.Fprintf(c.stdout, "events that hold: %d, in %d seals\nhead: %s\n", v.events, v.seals, v.head)
 	}

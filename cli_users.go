@@ -41,9 +41,9 @@ func (c *cli) userNamed(name string) (user, error) {
 		if perr != nil {
 			return u, usagef("%q: an id is a positive integer", name)
 		}
-		u, err = c.server.store.user(id)
+		u, err = c.store.user(id)
 	} else {
-		u, _, err = c.server.store.userByLogin(name)
+		u, _, err = c.store.userByLogin(name)
 	}
 	if errors.Is(err, errUserNotFound) {
 		return u, &fault{kind: errUserNotFound, text: fmt.Sprintf("there is no user %q; an id is written id=7", name)}
@@ -60,7 +60,7 @@ func userAdd(ctx context.Context, c *cli) error {
 	if c.admin {
 		u.role = admin
 	}
-	if err := c.server.addUser(ctx, console, &u, password); err != nil {
+	if err := c.addUser(ctx, console, &u, password); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "added %s %s, id %d\n", u.role, u.username, u.id)
@@ -69,7 +69,7 @@ func userAdd(ctx context.Context, c *cli) error {
 
 func userList(ctx context.Context, c *cli) error {
 	return c.print(func(row func(u *user)) error {
-		return c.server.store.users(ctx, 0, -1, filter{}, row)
+		return c.store.users(ctx, 0, -1, filter{}, row)
 	})
 }
 
@@ -114,7 +114,7 @@ func userSet(ctx context.Context, c *cli) error {
 	if err := c.change.check(&u, nil); err != nil {
 		return err
 	}
-	u, err = c.server.store.updateUser(ctx, console, u.id, c.change, 0, c.server.now().Unix())
+	u, err = c.changeUser(ctx, console, u.id, c.change, nil, 0)
 	if err != nil {
 		return err
 	}
@@ -137,12 +137,7 @@ func userPasswd(ctx context.Context, c *cli) error {
 	if err := set.check(&u, &password); err != nil {
 		return err
 	}
-	hash, err := c.server.hasher.hash(ctx, "", password)
-	if err != nil {
-		return err
-	}
-	set.hash = &hash
-	if _, err := c.server.store.updateUser(ctx, console, u.id, set, 0, c.server.now().Unix()); err != nil {
+	if _, err := c.changeUser(ctx, console, u.id, set, &password, 0); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "the password of %s is changed, and all sessions are ended\n", u.username)
@@ -154,7 +149,7 @@ func userDelete(ctx context.Context, c *cli) error {
 	if err != nil {
 		return err
 	}
-	if err := c.server.store.deleteUser(ctx, console, u.id, 0, c.server.now().Unix()); err != nil {
+	if err := c.store.deleteUser(ctx, console, u.id, 0, c.now().Unix()); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "deleted %s, id %d\n", u.username, u.id)
@@ -168,7 +163,7 @@ func userExport(ctx context.Context, c *cli) error {
 	n := 0
 	if c.ndjson {
 		var line []byte
-		err := c.server.store.export(ctx, func(u *user, hash string) {
+		err := c.store.export(ctx, func(u *user, hash string) {
 			n++
 			progress("%d users written", n)
 			line = appendUser(line[:0], u, viewAll)
@@ -180,7 +175,7 @@ func userExport(ctx context.Context, c *cli) error {
 	}
 	rows := csv.NewWriter(out)
 	rows.Write(exportColumns)
-	err := c.server.store.export(ctx, func(u *user, hash string) {
+	err := c.store.export(ctx, func(u *user, hash string) {
 		n++
 		progress("%d users written", n)
 		rows.Write([]string{
@@ -214,7 +209,7 @@ func sessionList(ctx context.Context, c *cli) error {
 	out := bufio.NewWriter(c.stdout)
 	table := newTable(out, "ID", "CREATED", "LAST USED", "EXPIRES", "ADDRESS", "USER AGENT")
 	lines := json.NewEncoder(out)
-	err = c.server.store.sessionsOf(ctx, u.id, c.server.now().Unix(), func(x *session) {
+	err = c.store.sessionsOf(ctx, u.id, c.now().Unix(), func(x *session) {
 		if c.json {
 			lines.Encode(newSessionAnswer(x, 0))
 			return
@@ -233,7 +228,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 		return err
 	}
 	if len(c.names) == 1 {
-		if err := c.server.store.endSessions(ctx, console, u.id, c.server.now().Unix()); err != nil {
+		if err := c.store.endSessions(ctx, console, u.id, c.now().Unix()); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(c.stdout, "all sessions of %s are ended\n", u.username)
@@ -243,7 +238,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 	if err != nil {
 		return usagef("%q: a session is a positive integer", c.names[1])
 	}
-	if err := c.server.store.endSession(ctx, console, u.id, sid, c.server.now().Unix()); err != nil {
+	if err := c.store.endSession(ctx, console, u.id, sid, c.now().Unix()); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "session %d of %s has ended\n", sid, u.username)

@@ -14,14 +14,12 @@ import (
 // A server answers HTTP. Its parts are set once, by newServer.
 type server struct {
 	settings
-	store     *store
-	hasher    *hasher
+	userService
 	keys      *keyring
 	refresher *refresher
 	limiter   *limiter // nil: RATE_LIMIT=off
 	feed      *feed
 	log       *slog.Logger
-	now       func() time.Time
 	mux       *http.ServeMux
 	stats     *stats
 	health    *health
@@ -29,7 +27,18 @@ type server struct {
 }
 
 func newServer(c settings, st *store, h *hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time) *server {
-	s := &server{c, st, h, keys, r, nil, newFeed(), log, now, http.NewServeMux(), newStats(st), newHealth(st), make(chan struct{}, maxLargeBodies)}
+	s := &server{
+		settings:    c,
+		userService: userService{st, h, now},
+		keys:        keys,
+		refresher:   r,
+		feed:        newFeed(),
+		log:         log,
+		mux:         http.NewServeMux(),
+		stats:       newStats(st),
+		health:      newHealth(st),
+		large:       make(chan struct{}, maxLargeBodies),
+	}
 	if c.rateLimit == rateLimitOn {
 		s.limiter = newLimiter()
 	}

@@ -55,7 +55,7 @@ func userImport(ctx context.Context, c *cli) error {
 		fmt.Fprintf(c.stderr, "row %d: %s\n", row, why)
 	}
 	progress := c.progress()
-	now := c.server.now().Unix()
+	now := c.now().Unix()
 	stage := func(r importRow) error {
 		staged++
 		if r.user.createdAt == 0 {
@@ -117,7 +117,7 @@ func (c *cli) hashing(ctx context.Context, in io.Reader, f func(importRow) error
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
 			for r := range rows {
-				hash, err := c.server.hasher.hash(ctx, "", r.password)
+				hash, err := c.hasher.hash(ctx, "", r.password)
 				if err == nil {
 					r.hash = hash
 					mu.Lock()

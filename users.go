@@ -11,6 +11,53 @@ import (
 	"unicode/utf8"
 )
 
+// A userService makes the changes that HTTP and the command line have in common.
+type userService struct {
+	store  *store
+	hasher *hasher
+	now    func() time.Time
+}
+
+// addUser checks u and its password, adds the user for by, and sets u's id and
+// times. The cheap checks come before the hash. It returns errRegisterFields, a
+// fault that names the bad fields, errBusy, or an error of store.addUser.
+func (s *userService) addUser(ctx context.Context, by caller, u *user, password string) error {
+	if u.username == "" || u.email == "" || password == "" {
+		return errRegisterFields
+	}
+	wrong := make(fieldErrors)
+	wrong.add("username", checkUsername(u.username))
+	wrong.add("email", checkEmail(u.email))
+	wrong.add("password", checkPassword(password, u.username, u.email))
+	wrong.add("role", checkRole(u.role))
+	if err := wrong.err(); err != nil {
+		return err
+	}
+	if err := s.store.taken(u.username, u.email, 0); err != nil {
+		return err
+	}
+	hash, err := s.hasher.hash(ctx, network(by.address), password)
+	if err != nil {
+		return err
+	}
+	return s.store.addUser(ctx, by, u, hash, s.now().Unix())
+}
+
+// changeUser makes a change that c.check has accepted, with a new password unless
+// that is nil, for by, and returns the user as it is now. If version is not 0, the
+// user must still have that version. It returns errBusy or an error of
+// store.updateUser.
+func (s *userService) changeUser(ctx context.Context, by caller, id int64, c change, password *string, version int64) (user, error) {
+	if password != nil {
+		hash, err := s.hasher.hash(ctx, network(by.address), *password)
+		if err != nil {
+			return user{}, err
+		}
+		c.hash = &hash
+	}
+	return s.store.updateUser(ctx, by, id, c, version, s.now().Unix())
+}
+
 type registerRequest struct {
 	Username string `json:"username"`
 	Email    string `json:"email"`
@@ -57,30 +104,6 @@ func (s *server) createUser(x *exchange) error {
 	}
 	x.Header().Set("Location", userPath(u.id))
 	return x.sendUser(http.StatusCreated, &u, viewAll)
-}
-
-// addUser checks and adds a user for by and gives it its id. The cheap checks go
-// before the hash.
-func (s *server) addUser(ctx context.Context, by caller, u *user, password string) error {
-	if u.username == "" || u.email == "" || password == "" {
-		return errRegisterFields
-	}
-	wrong := make(fieldErrors)
-	wrong.add("username", checkUsername(u.username))
-	wrong.add("email", checkEmail(u.email))
-	wrong.add("password", checkPassword(password, u.username, u.email))
-	wrong.add("role", checkRole(u.role))
-	if err := wrong.err(); err != nil {
-		return err
-	}
-	if err := s.store.taken(u.username, u.email, 0); err != nil {
-		return err
-	}
-	hash, err := s.hasher.hash(ctx, network(by.address), password)
-	if err != nil {
-		return err
-	}
-	return s.store.addUser(ctx, by, u, hash, s.now().Unix())
 }
 
 const (
@@ -305,14 +328,9 @@ func (s *server) updateUser(x *exchange) error {
 		if err := s.allow(x, passwords); err != nil {
 			return err
 		}
-		hash, err := s.hasher.hash(x.r.Context(), s.network(x), *in.Password)
-		if err != nil {
-			return err
-		}
-		c.hash = &hash
 	}
-	if c != (change{}) {
-		changed, err := s.store.updateUser(x.r.Context(), x.caller(), u.id, c, version, s.now().Unix())
+	if c != (change{}) || in.Password != nil {
+		changed, err := s.changeUser(x.r.Context(), x.caller(), u.id, c, in.Password, version)
 		if err != nil {
 			return err
 		}
