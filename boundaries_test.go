@@ -15,7 +15,7 @@ import (
 )
 
 // sqlFiles are the only files that speak to the database.
-var sqlFiles = []string{"store.go", "schema.go", "store_users.go", "store_sessions.go", "store_events.go", "write.go", "staging.go", "adopt.go", "backup.go"}
+var sqlFiles = []string{"store.go", "schema.go", "store_users.go", "store_sessions.go", "store_events.go", "write.go", "import.go", "adopt.go", "backup.go"}
 
 // programFiles parses the program: each file of the package but its tests.
 func programFiles(t *testing.T) (*token.FileSet, map[string]*ast.File) {
