@@ -17,7 +17,7 @@ import (
 // backup writes a copy of the database to a file or to standard output. A server
 // may write meanwhile: the copy is what a reader saw when it began.
 func backup(ctx context.Context, c *cli) error {
-	name := c.names[0]
+	name := c.args[0]
 	if f, ok := c.stdout.(*os.File); ok && name == "-" && isTerminal(f) {
 		return usagef("a database is nothing for a terminal: name a file, or a command behind |")
 	}
@@ -202,7 +202,7 @@ const idGap = 1 << 20
 // any more, nor make a -wal: a database outside of WAL mode SQLite writes to only
 // under the name by which it was opened (SQLITE_READONLY_DBMOVED).
 func restore(ctx context.Context, c *cli) error {
-	from, err := filepath.Abs(c.names[0])
+	from, err := filepath.Abs(c.args[0])
 	if err != nil {
 		return err
 	}

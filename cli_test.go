@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,6 +44,7 @@ func (sh *shell) run(status int, stdin string, args ...string) (stdout, stderr s
 
 // The command line changes what a running server serves, at once.
 func TestCommandsOnARunningServer(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.clock.t = time.Now() // the command line has no other clock
 	sh := &shell{t, s.path}
@@ -100,9 +104,10 @@ func TestCommandsOnARunningServer(t *testing.T) {
 
 // What fails says so in one line, with the status that scripts go by.
 func TestCommandsThatFail(t *testing.T) {
+	t.Parallel()
 	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
 	for _, args := range []string{"user list", "user show ann", "user passwd ann", "user export", "session list ann", "key list", "key rotate"} {
-		if _, text := sh.run(1, goodPassword, strings.Fields(args)...); !strings.Contains(text, "no database") {
+		if _, text := sh.run(1, goodPassword, strings.Fields(args)...); !strings.Contains(text, "database "+sh.database+" does not exist or is empty; -database names another one") {
 			t.Errorf("%s without a database: %s", args, text)
 		}
 		if _, err := os.Stat(sh.database); err == nil {
@@ -119,29 +124,30 @@ func TestCommandsThatFail(t *testing.T) {
 		{1, "user add root new@example.com", goodPassword, "Username already exists"},
 		{1, "user add new ROOT@example.com", goodPassword, "Email already exists"},
 		{1, "user add new new@example.com", "short", "password must have at least 8"},
-		{1, "user add new new@example.com", "", "standard input"},
+		{1, "user add new new@example.com", "", "userd: no password on standard input"},
+		{1, "user passwd root", "\n", "userd: no password on standard input"},
 		{1, "user add new new", goodPassword, "email must be"},
-		{1, "user show nobody", "", `no user "nobody"; an id is written id=7`},
-		{1, "user show id=7", "", `no user "id=7"`},
-		{1, "user set nobody -role member", "", `no user "nobody"`},
+		{1, "user show nobody", "", `user "nobody" does not exist; write an id as id=7`},
+		{1, "user show id=7", "", `user "id=7" does not exist`},
+		{1, "user set nobody -role member", "", `user "nobody" does not exist`},
+		{1, "user passwd nobody", goodPassword, `user "nobody" does not exist`},
+		{1, "user delete nobody", "", `user "nobody" does not exist`},
+		{1, "session list nobody", "", `user "nobody" does not exist`},
+		{1, "session end nobody", "", `user "nobody" does not exist`},
+		{1, "events -user nobody", "", `user "nobody" does not exist`},
 		{1, "user set root -role member", "", "last active admin"},
 		{1, "user set root -disabled true", "", "last active admin"},
 		{1, "user set root -username ?", "", "username must be"},
 		{1, "user delete root", "", "last active admin"},
 		{1, "user passwd root", "root@example.com", "must not be the username or the email"},
 		{1, "session end root 99", "", "Session not found"},
-		{2, "user", "", "unknown command"},
-		{2, "user rename root", "", "unknown command"},
-		{2, "frobnicate", "", "unknown command"},
-		{2, "user add root", "", "usage: userd user add"},
-		{2, "user add a b c", "", "usage: userd user add"},
-		{2, "user list root", "", "usage: userd user list"},
-		{2, "user list -addr 127.0.0.1:1", "", "-addr"},
-		{2, "user show id=0", "", "positive integer"},
-		{2, "user set root", "", "takes -username"},
-		{2, "user set root -role king", "", "member or admin"},
-		{2, "user set root -disabled maybe", "", "true or false"},
-		{2, "session end root x", "", "positive integer"},
+		{2, "user show id=0", "", `"id=0": an id is a positive integer`},
+		{2, "user set root", "", "user set: missing a flag: -username, -email, -role or -disabled"},
+		{2, "user set root -role king", "", `user set: invalid value "king" for flag -role: must be member or admin`},
+		{2, "user set root -disabled maybe", "", `user set: invalid value "maybe" for flag -disabled: must be true or false`},
+		{2, "session end root x", "", `session end: "x": the id of a session is a positive integer`},
+		{2, "events -type nothing", "", `events: invalid value "nothing" for flag -type: must be user_created, `},
+		{2, "events -after x", "", `events: invalid value "x" for flag -after`},
 	} {
 		_, text := sh.run(test.status, test.stdin, strings.Fields(test.args)...)
 		if strings.Count(text, "\n") != 1 || !strings.Contains(text, test.says) {
@@ -151,6 +157,7 @@ func TestCommandsThatFail(t *testing.T) {
 }
 
 func TestUserListAndShow(t *testing.T) {
+	t.Parallel()
 	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
 	sh.run(0, goodPassword, "user", "add", "-admin", "root", "root@example.com")
 	sh.run(0, goodPassword, "user", "add", "ann", "ann@example.com")
@@ -159,6 +166,16 @@ func TestUserListAndShow(t *testing.T) {
 		"2   ann       ann@example.com   member  false     -\n"
 	if out, _ := sh.run(0, "", "user", "list"); out != table {
 		t.Errorf("user list:\n%s", out)
+	}
+	if out, _ := sh.run(0, "", "user", "set", "-json", "ann", "-role", "member"); !strings.HasPrefix(out, `{"id":2,"username":"ann"`) {
+		t.Errorf("user set -json: %s", out)
+	}
+	ann := "ID  USERNAME  EMAIL            ROLE    DISABLED  LAST LOGIN\n" +
+		"2   ann       ann@example.com  member  false     -\n"
+	for _, args := range []string{"user show ann", "user set ann -role member"} {
+		if out, _ := sh.run(0, "", strings.Fields(args)...); out != ann {
+			t.Errorf("%s:\n%s", args, out)
+		}
 	}
 	if out, _ := sh.run(0, "", "user", "list", "-json"); strings.Count(out, "\n") != 2 || !strings.HasPrefix(out, `{"id":1,"username":"root"`) {
 		t.Errorf("user list -json: %s", out)
@@ -170,14 +187,92 @@ func TestUserListAndShow(t *testing.T) {
 	}
 }
 
-// A stranger's User-Agent must not steer the terminal of whoever lists sessions.
+// A User-Agent, which the client chooses, must not control the terminal.
 func TestTablesArePrintable(t *testing.T) {
+	t.Parallel()
 	var out bytes.Buffer
 	table := newTable(&out, "A", "B")
 	table.row("x\x1b[2J\u009b\r\ny\tz", 7)
 	table.flush()
-	if want := "A              B\nx?[2J???y?z  7\n"; strings.Join(strings.Fields(out.String()), " ") != strings.Join(strings.Fields(want), " ") {
-		t.Errorf("got %q", out.String())
+	if want := "A            B\nx?[2J???y?z  7\n"; out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+}
+
+func TestTablesOfAnyLengthAlign(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	table := newTable(&out, "ID", "NAME", "LAST")
+	table.row("1", "a long näme", "x")
+	for range 3 * tableBlock {
+		table.row("2", "b", "y")
+		if len(table.rows) >= tableBlock {
+			t.Fatalf("it holds %d rows", len(table.rows))
+		}
+	}
+	if err := table.flush(); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+	if len(lines) != 3*tableBlock+2 || lines[0] != "ID  NAME         LAST" || lines[1] != "1   a long näme  x" {
+		t.Fatalf("%d lines: %q, %q", len(lines), lines[0], lines[1])
+	}
+	for _, line := range lines[2:] {
+		if line != "2   b            y" {
+			t.Fatalf("got %q", line)
+		}
+	}
+}
+
+func TestPlural(t *testing.T) {
+	t.Parallel()
+	for n, want := range []string{"0 users", "1 user", "2 users"} {
+		if got := plural(n, "user"); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// brokenInput is a standard input that cannot be read.
+type brokenInput struct{ err error }
+
+func (r brokenInput) Read([]byte) (int, error) { return 0, r.err }
+
+func TestBrokenInputIsAFailureThatSaysWhy(t *testing.T) {
+	t.Parallel()
+	environ := getenvOf([]string{"DATABASE_URL=" + makeStore(t, "root")})
+	for _, args := range []string{"user add ann ann@example.com", "user passwd root", "user import -"} {
+		err := run(t.Context(), strings.Fields(args), environ, brokenInput{errors.New("unplugged")}, io.Discard, io.Discard)
+		if err == nil || exitStatus(err) != 1 || !strings.Contains(err.Error(), "unplugged") {
+			t.Errorf("userd %s: %v", args, err)
+		}
+	}
+}
+
+func TestAnInterruptedCommandSaysSo(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	environ := getenvOf([]string{"DATABASE_URL=" + makeStore(t, "root")})
+	rows := io.MultiReader(strings.NewReader("username,email,password\nann,ann@example.com,"+goodPassword+"\n"), readerFunc(func([]byte) (int, error) {
+		cancel()
+		return 0, io.EOF
+	}))
+	err := run(ctx, []string{"user", "import", "-"}, environ, rows, io.Discard, io.Discard)
+	if err == nil || exitStatus(err) != 1 || err.Error() != "interrupted" {
+		t.Errorf("got %v", err)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func TestAKeyOfTheEnvironmentIsNotRotated(t *testing.T) {
+	t.Parallel()
+	environ := []string{"DATABASE_URL=" + makeStore(t), "JWT_SECRET_KEY=" + strings.Repeat("k", 32)}
+	userdHere(t, "", environ, "key", "rotate").wantFailure(t, 1, "JWT_SECRET_KEY is set and signs")
+	if out, _ := (&shell{t, strings.TrimPrefix(environ[0], "DATABASE_URL=")}).run(0, "", "key", "list"); strings.Count(out, "\n") != 1 {
+		t.Errorf("key list prints\n%s", out)
 	}
 }
 
@@ -271,6 +366,7 @@ func TestImport(t *testing.T) {
 
 // What an import brings in can log in, and ids go on above the highest.
 func TestImportedUsersLogIn(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	sh := &shell{t, s.path}
 	file := filepath.Join(t.TempDir(), "users.csv")
@@ -294,6 +390,7 @@ func TestImportedUsersLogIn(t *testing.T) {
 
 // An export, imported into an empty database, gives the same users.
 func TestExportImportRoundTrip(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
 	s.admin("root")
@@ -315,6 +412,7 @@ func TestExportImportRoundTrip(t *testing.T) {
 // Somebody who registers a name between the check and the import: the row is
 // bad, and nothing is half there.
 func TestImportRace(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	st, err := openStaging(t.Context(), s.path)
 	if err != nil {
@@ -350,6 +448,7 @@ func TestImportRace(t *testing.T) {
 
 // A large import builds its indexes anew; they must hold the same rules.
 func TestLargeImportKeepsTheIndexes(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.register("zoe")
 	var file strings.Builder
@@ -369,6 +468,7 @@ func TestLargeImportKeepsTheIndexes(t *testing.T) {
 
 // Users of Django, and of anything that keeps bcrypt, log in after an import.
 func TestImportedHashesLogIn(t *testing.T) {
+	t.Parallel()
 	hashes := make(map[string]string)
 	for _, f := range foreignHashes {
 		hashes[f.claim] = f.hash

@@ -17,9 +17,10 @@ import (
 	"time"
 )
 
-func (c *cli) importFlags(f *flag.FlagSet) {
-	f.BoolVar(&c.dryRun, "dry-run", false, "")
-	f.BoolVar(&c.partial, "partial", false, "")
+func userImport(f *flag.FlagSet) action {
+	dryRun := f.Bool("dry-run", false, "Only check the file, and import nothing.")
+	partial := f.Bool("partial", false, "Import the good rows although others are bad. The exit status is still 1.")
+	return func(ctx context.Context, c *cli) error { return c.importUsers(ctx, *dryRun, *partial) }
 }
 
 // An importRow is one user of an import file.
@@ -30,16 +31,13 @@ type importRow struct {
 	hash     string
 }
 
-// exportColumns are the columns of an export, in order, and all that an import knows.
-var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at"}
-
 // djangoIgnored are the columns of Django's auth_user that have no place here.
 var djangoIgnored = []string{"first_name", "last_name", "is_staff"}
 
-// userImport adds the users of a file. Everything is read, checked and hashed
+// importUsers adds the users of a file. Everything is read, checked and hashed
 // before the database is locked: a server on it goes on meanwhile.
-func userImport(ctx context.Context, c *cli) error {
-	in, err := c.open(c.names[0])
+func (c *cli) importUsers(ctx context.Context, dryRun, partial bool) error {
+	in, err := c.openInput(c.args[0])
 	if err != nil {
 		return err
 	}
@@ -76,14 +74,14 @@ func userImport(ctx context.Context, c *cli) error {
 	if err := st.check(ctx, clash); err != nil {
 		return err
 	}
-	if c.dryRun && (bad == 0 || c.partial) {
+	if dryRun && (bad == 0 || partial) {
 		if _, err := fmt.Fprintf(c.stdout, "users that could be imported: %d\n", staged); err != nil || bad == 0 {
 			return err
 		}
 		return fmt.Errorf("bad rows that would be left out: %d", bad)
 	}
 	var n int64
-	for try := 1; bad == 0 || c.partial; try++ {
+	for try := 1; bad == 0 || partial; try++ {
 		progress("importing %d users", staged)
 		n, err = st.commit(ctx, now)
 		if errors.Is(err, errDuplicate) && try < 5 { // somebody registers meanwhile
@@ -95,7 +93,7 @@ func userImport(ctx context.Context, c *cli) error {
 			return err
 		}
 	}
-	if bad > 0 && !c.partial {
+	if bad > 0 && !partial {
 		return fmt.Errorf("bad rows: %d; nothing was imported", bad)
 	}
 	if _, err := fmt.Fprintf(c.stdout, "imported users: %d\n", n); err != nil {
