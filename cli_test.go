@@ -281,6 +281,19 @@ const someHash = "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"
 
 func TestImport(t *testing.T) {
 	t.Parallel()
+	fails := map[string]string{ // what the last line says
+		"an empty file":                           "userd: the file is empty\n",
+		"an unknown column":                       `userd: unknown column "shoe": see userd help user import`,
+		"a column twice":                          `userd: column "username" appears twice`,
+		"an unclosed quote":                       "userd: row 2: ",
+		"an unclosed quote after a good row":      "userd: row 3: ",
+		"a line without an end":                   "userd: row 1: ",
+		"a column of another table than Django's": `userd: unknown column "shoe": see userd help user import`,
+		"bad rows: nothing":                       "userd: 2 bad rows; nothing was imported\n",
+		"a hash in no known form":                 "userd: 1 bad row; nothing was imported\n",
+		"bad rows: how many good ones":            "userd: would leave out 2 bad rows\n",
+		"bad rows: the good ones":                 "userd: left out 2 bad rows\n",
+	}
 	for _, test := range []struct {
 		claim  string
 		flags  string
@@ -292,26 +305,26 @@ func TestImport(t *testing.T) {
 	}{
 		{"CSV with passwords and hashes", "", "username,email,password,password_hash,role\n" +
 			"ann,ann@example.com,correct horse battery,,admin\nbob,bob@example.com,," + someHash + ",\n",
-			0, "imported users: 2\n", nil, "ann:admin bob:member"},
+			0, "imported 2 users\n", nil, "ann:admin bob:member"},
 		{"NDJSON", "", `{"username":"ann","email":"ann@example.com","password":"correct horse battery","role":"admin"}` + "\n" +
 			`{"username":"bob","email":"bob@example.com","password_hash":"` + someHash + `","disabled":true,"last_login_at":null}` + "\n",
-			0, "imported users: 2\n", nil, "ann:admin bob:member"},
+			0, "imported 2 users\n", nil, "ann:admin bob:member"},
 		{"only checking", "-dry-run", "username,email,password\nann,ann@example.com,correct horse battery\n",
-			0, "users that could be imported: 1\n", nil, ""},
+			0, "would import 1 user\n", nil, ""},
 		{"bad rows: nothing", "", "username,email,password\nann,ann@example.com,correct horse battery\n?,bob@example.com,short\nroot,eve@example.com,correct horse battery\n",
 			1, "", []string{"row 3: Not valid: password must", "row 4: username already exists"}, ""},
 		{"bad rows: how many good ones", "-partial -dry-run", "username,email,password\nann,ann@example.com,correct horse battery\n?,bob@example.com,short\neve,ROOT@example.com,correct horse battery\n",
-			1, "users that could be imported: 1\n", []string{"row 3: Not valid: password must", "row 4: email already exists"}, ""},
+			1, "would import 1 user\n", []string{"row 3: Not valid: password must", "row 4: email already exists"}, ""},
 		{"bad rows: the good ones", "-partial", "username,email,password\nann,ann@example.com,correct horse battery\n?,bob@example.com,short\neve,ROOT@example.com,correct horse battery\n",
-			1, "imported users: 1\n", []string{"row 3: Not valid: password must", "row 4: email already exists"}, "ann:member"},
+			1, "imported 1 user\n", []string{"row 3: Not valid: password must", "row 4: email already exists"}, "ann:member"},
 		{"rows that clash", "", "username,email,password_hash\nann,a1@example.com," + someHash + "\nbob,b@example.com," + someHash + "\nANN,a2@example.com," + someHash + "\neve,B@example.com," + someHash + "\n",
-			1, "", []string{"row 4: username already stands in row 2", "row 5: email already stands in row 3"}, ""},
+			1, "", []string{"row 4: username already appears in row 2", "row 5: email already appears in row 3"}, ""},
 		{"ids that are free", "", "id,username,email,password_hash\n70,ann,a@example.com," + someHash + "\n,bob,b@example.com," + someHash + "\n",
-			0, "imported users: 2\n", nil, "ann:member bob:member"},
+			0, "imported 2 users\n", nil, "ann:member bob:member"},
 		{"ids that are not", "", "id,username,email,password_hash\n1,ann,a@example.com," + someHash + "\n9,bob,b@example.com," + someHash + "\n9,eve,e@example.com," + someHash + "\n0,kim,k@example.com," + someHash + "\n9007199254740992,max,m@example.com," + someHash + "\n",
-			1, "", []string{"row 5: Not valid: id must", "row 6: Not valid: id must", "row 2: id was given", "row 4: id already stands in row 3"}, ""},
+			1, "", []string{"row 5: Not valid: id must", "row 6: Not valid: id must", "row 2: id was already given to a user", "row 4: id already appears in row 3"}, ""},
 		{"a hash in no known form", "", "username,email,password_hash\nann,a@example.com,5f4dcc3b5aa765d61d8327deb882cf99\n",
-			1, "", []string{"row 2: Not valid: password_hash is in no known form"}, ""},
+			1, "", []string{"row 2: Not valid: password_hash has an unknown format"}, ""},
 		{"a password and a hash", "", "username,email,password,password_hash\nann,a@example.com,correct horse battery," + someHash + "\n",
 			1, "", []string{"row 2: Not valid: password and password_hash are both given"}, ""},
 		{"neither", "", "username,email,password\nann,a@example.com,\n",
@@ -324,18 +337,24 @@ func TestImport(t *testing.T) {
 		{"a column twice", "", "username,email,username,password_hash\n", 1, "", nil, ""},
 		{"an unclosed quote", "", "username,email,password_hash\n\"ann,a@example.com,x\n", 1, "", nil, ""},
 		{"an unknown member", "", `{"username":"ann","email":"a@example.com","password":"correct horse battery","shoe":44}` + "\n",
-			1, "", []string{`row 1: the member "shoe" is not known`}, ""},
+			1, "", []string{`row 1: unknown member "shoe"`}, ""},
 		{"a member twice", "", `{"username":"ann","username":"bob"}` + "\n", 1, "", []string{`row 1: The member "username" appears twice`}, ""},
 		{"a line that is no JSON", "", "{\n", 1, "", []string{"row 1: The body is not valid JSON"}, ""},
 		{"an empty file", "", "", 1, "", nil, ""},
 		{"a spreadsheet's CSV", "", "\ufeffusername,email,password_hash\r\nann,a@example.com," + someHash + "\r\n",
-			0, "imported users: 1\n", nil, "ann:member"},
+			0, "imported 1 user\n", nil, "ann:member"},
 		{"Django's auth_user", "", "id,password,last_login,is_superuser,username,first_name,last_name,email,is_staff,is_active,date_joined\n" +
 			"5,pbkdf2_sha256$1000$salt$YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU=,2026-01-02 03:04:05.678+00:00,t,ann,Ann,A,a@example.com,t,t,2025-01-02 03:04:05+00\n" +
 			"6,bcrypt_is_not_in_django$x,,0,bob,,,b@example.com,0,1,2025-01-02T03:04:05Z\n",
-			1, "", []string{"row 3: Not valid: password_hash is in no known form"}, ""},
+			1, "", []string{"row 3: Not valid: password_hash has an unknown format"}, ""},
+		{"a column of another table than Django's", "", "username,email,date_joined,shoe\n", 1, "", nil, ""},
+		{"a line without an end", "", `{"username":"` + strings.Repeat("a", maxBody), 1, "", nil, ""},
+		{"an unclosed quote after a good row", "-partial", "username,email,password_hash\nann,a@example.com," + someHash + "\n\"bob,b@example.com,x\n", 1, "", nil, ""},
+		{"NDJSON with a number", "", `{"id":70,"username":"ann","email":"ann@example.com","password_hash":"` + someHash + `"}` + "\n", 0, "imported 1 user\n", nil, "ann:member"},
+		{"only a header", "", "username,email,password_hash\n", 0, "imported 0 users\n", nil, ""},
 	} {
 		t.Run(test.claim, func(t *testing.T) {
+			t.Parallel()
 			s := newService(t)
 			sh := &shell{t, s.path}
 			s.admin("root")
@@ -354,6 +373,9 @@ func TestImport(t *testing.T) {
 				if i < len(lines) && !strings.HasPrefix(lines[i], want) {
 					t.Errorf("told %q, want %q", lines[i], want)
 				}
+			}
+			if want := fails[test.claim]; !strings.Contains(errOut, want) {
+				t.Errorf("told %q, want %q", errOut, want)
 			}
 			var users []string
 			s.store.users(t.Context(), 1, -1, filter{}, func(u *user) { users = append(users, u.username+":"+string(u.role)) })
@@ -382,6 +404,9 @@ func TestImportedUsersLogIn(t *testing.T) {
 		t.Errorf("ann is %s", r.body)
 	}
 	s.do("", "POST", "/api/login", `{"username":"bob","password":"correct horse battery"}`).want(t, 403, "user_disabled")
+	if bob, err := s.store.user(41); err != nil || bob.createdAt < time.Now().Unix()-3600 || bob.updatedAt != bob.createdAt {
+		t.Errorf("bob is %+v, %v", bob, err)
+	}
 	if _, id := s.register("eve"); id != "42" {
 		t.Errorf("the next id is %s", id)
 	}
@@ -409,41 +434,71 @@ func TestExportImportRoundTrip(t *testing.T) {
 	}
 }
 
-// Somebody who registers a name between the check and the import: the row is
-// bad, and nothing is half there.
+// If a name is registered between the check and the insertion, its row is bad, and
+// the insertion is tried again without it.
 func TestImportRace(t *testing.T) {
 	t.Parallel()
+	for _, partial := range []bool{true, false} {
+		s := newService(t)
+		var out, errOut bytes.Buffer
+		m, err := newImporter(t.Context(), &cli{
+			config:      config{database: s.path},
+			userService: s.userService,
+			stdin:       strings.NewReader(""),
+			stdout:      &out,
+			stderr:      &errOut,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.db.close()
+		rows := "username,email,password_hash\nann,ann@example.com," + someHash + "\nbob,bob@example.com," + someHash + "\n"
+		if err := m.read(t.Context(), strings.NewReader(rows)); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.removeConflicts(t.Context()); err != nil || m.bad > 0 {
+			t.Fatal(err, errOut.String())
+		}
+		s.register("BOB")
+		err = m.insert(t.Context(), partial)
+		if got := errOut.String(); got != "row 3: username already exists\n" {
+			t.Errorf("it reports %q", got)
+		}
+		if !partial {
+			if err == nil || err.Error() != "1 bad row; nothing was imported" || out.Len() > 0 || count(t, s, "user") != 1 {
+				t.Errorf("it says %v and prints %q", err, out.String())
+			}
+			continue
+		}
+		if err == nil || err.Error() != "left out 1 bad row" || out.String() != "imported 1 user\n" || count(t, s, "user") != 2 {
+			t.Errorf("it says %v and prints %q", err, out.String())
+		}
+		s.do("", "POST", "/api/login", `{"username":"ann","password":"U*U"}`).want(t, 200, "")
+	}
+}
+
+// An id can be taken after the check too.
+func TestImportRaceForAnID(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
-	st, err := openStaging(t.Context(), s.path)
+	var out, errOut bytes.Buffer
+	m, err := newImporter(t.Context(), &cli{config: config{database: s.path}, userService: s.userService, stdout: &out, stderr: &errOut})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer st.close()
-	for i, name := range []string{"ann", "bob"} {
-		row := importRow{number: i + 2, user: user{username: name, email: name + "@example.com", role: member}, hash: someHash}
-		if err := st.add(t.Context(), row); err != nil {
-			t.Fatal(err)
-		}
-	}
-	none := func(row int, why string) { t.Errorf("row %d: %s", row, why) }
-	if err := st.check(t.Context(), none); err != nil {
+	defer m.db.close()
+	rows := "id,username,email,password_hash\n1,ann,ann@example.com," + someHash + "\n,bob,bob@example.com," + someHash + "\n"
+	if err := m.read(t.Context(), strings.NewReader(rows)); err != nil {
 		t.Fatal(err)
 	}
-	s.register("BOB")
-	if _, err := st.commit(t.Context(), 1); err != errDuplicate {
-		t.Fatalf("commit says %v", err)
+	s.register("eve")
+	s.do(s.login("eve"), "DELETE", "/api/users/me", "").want(t, 200, "")
+	if err := m.insert(t.Context(), true); err == nil || err.Error() != "left out 1 bad row" || errOut.String() != "row 2: id was already given to a user\n" {
+		t.Errorf("it says %v and reports %q", err, errOut.String())
 	}
-	if n := count(t, s, "user"); n != 1 {
-		t.Errorf("%d users", n)
+	if u, _, err := s.store.userByLogin("bob"); err != nil || u.id != 2 {
+		t.Errorf("bob is %+v, %v", u, err)
 	}
-	told := 0
-	if err := st.takeOut(t.Context(), func(row int, why string) { told = row }); err != nil || told != 3 {
-		t.Errorf("row %d, %v", told, err)
-	}
-	if n, err := st.commit(t.Context(), 1); n != 1 || err != nil {
-		t.Errorf("%d, %v", n, err)
-	}
-	s.do("", "POST", "/api/login", `{"username":"ann","password":"U*U"}`).want(t, 200, "")
 }
 
 // A large import builds its indexes anew; they must hold the same rules.

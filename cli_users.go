@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 )
 
 // user returns the user that an argument names: by username, by e-mail address,
@@ -168,6 +169,9 @@ func userDelete(ctx context.Context, c *cli) error {
 // exportColumns are the columns of an export, in order.
 var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at"}
 
+// importColumns are the columns that an import knows.
+var importColumns = append([]string{"password"}, exportColumns...)
+
 func userExport(f *flag.FlagSet) action {
 	ndjson := f.Bool("ndjson", false, "Write one JSON object a line instead of CSV.")
 	return func(ctx context.Context, c *cli) error {
@@ -223,6 +227,17 @@ func exportTime(unix int64) string {
 		return ""
 	}
 	return when(unix)
+}
+
+// parseTime reads a time in a format of userd, Django or PostgreSQL, in UTC if it
+// names no zone; "" is 0.
+func parseTime(s string) (unix int64, ok bool) {
+	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05-07", "2006-01-02 15:04:05"} {
+		if t, err := time.Parse(layout, s); err == nil && t.Unix() > 0 {
+			return t.Unix(), true
+		}
+	}
+	return 0, s == ""
 }
 
 func sessionList(f *flag.FlagSet) action {
