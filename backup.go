@@ -18,7 +18,7 @@ import (
 // backup writes a copy of the database to a file or to standard output. Servers
 // can write at the same time: the copy is what a reader saw when it began.
 func backup(ctx context.Context, c *cli) error {
-	name := c.names[0]
+	name := c.args[0]
 	if f, ok := c.stdout.(*os.File); ok && name == "-" && isTerminal(f) {
 		return usagef("refusing to write a database to a terminal; name a file or pipe the output")
 	}
@@ -174,7 +174,7 @@ const idGap = 1 << 20
 // only to a database that still has the name by which it was opened
 // (SQLITE_READONLY_DBMOVED).
 func restore(ctx context.Context, c *cli) error {
-	from, err := filepath.Abs(c.names[0])
+	from, err := filepath.Abs(c.args[0])
 	if err != nil {
 		return err
 	}

@@ -827,7 +827,7 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 					t.Errorf("check does not say %q: %s%s", says, out, stderr)
 				}
 			}
-			if n := strings.Count(out, "\n"); n < len(c.says) || n > mostFindings+2 || !strings.Contains(stderr, fmt.Sprintf("findings: %d", n)) {
+			if n := strings.Count(out, "\n"); n < len(c.says) || n > mostFindings+2 || !strings.Contains(stderr, ": "+plural(n, "finding")+"\n") {
 				t.Errorf("%d lines: %s%s", n, out, stderr)
 			}
 			if after := snapshot(t, filepath.Dir(path)); after != before {
@@ -847,7 +847,7 @@ func TestACheckBesideAServer(t *testing.T) {
 	runSQL(t, conn, `BEGIN IMMEDIATE`) // whoever writes is not in the way
 	got := userdProcess(t, dir, "", nil, "check")
 	runSQL(t, conn, `COMMIT`)
-	if got.status != 0 || !strings.HasSuffix(got.stdout, "app.db: nothing found; 1 users, 1 sessions\n") || !strings.HasPrefix(got.stderr, "warning: there is no active admin") || strings.Count(got.stderr, "\n") != 1 {
+	if got.status != 0 || !strings.HasSuffix(got.stdout, "app.db: nothing found; 1 user, 1 session\n") || !strings.HasPrefix(got.stderr, "warning: no active admin") || strings.Count(got.stderr, "\n") != 1 {
 		t.Errorf("check: %+v", got)
 	}
 	if status := p.end(syscall.SIGTERM); status != 0 {

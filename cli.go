@@ -1,273 +1,427 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
-
+	"unicode/utf8"
 	"userd/internal/passhash"
 )
 
-// A command is one that the command line has beside serving.
+// A command is one row of the command table.
 type command struct {
-	words  string // "user add"
-	names  string // what follows its flags, for people
-	least  int    // how many names there are
-	most   int
-	opens  opening
-	flags  func(*cli, *flag.FlagSet)
-	action func(context.Context, *cli) error
+	words   string // "user add"; empty for the server
+	args    string // its arguments, in the notation of a usage line: "USER [SESSION]"
+	use     databaseUse
+	summary string                     // one line
+	help    string                     // paragraphs with an empty line between them
+	declare func(*flag.FlagSet) action // registers its own flags, and returns what it does
 }
 
-// An opening is what happens to the database before a command's action.
-type opening int
+// An action runs a command whose flags have been parsed.
+type action func(ctx context.Context, c *cli) error
+
+// A databaseUse says what happens to the database before a command's action.
+type databaseUse int
 
 const (
-	opened opening = iota // what is there is opened, and a database of Flask's adopted
-	made                  // likewise; where there is none, it is made
-	closed                // nothing: the action has its own way
+	opens     databaseUse = iota // it is opened; one of the Flask tutorial is adopted first
+	creates                      // likewise, and created if it does not exist
+	untouched                    // nothing: the action opens what it needs
 )
 
+// commands is the command table. Help and flags come from here.
 var commands = []command{
-	{"user add", "NAME EMAIL", 2, 2, made, (*cli).addFlags, userAdd},
-	{"user list", "", 0, 0, opened, (*cli).jsonFlag, userList},
-	{"user show", "USER", 1, 1, opened, (*cli).jsonFlag, userShow},
-	{"user set", "USER", 1, 1, opened, (*cli).setFlags, userSet},
-	{"user passwd", "USER", 1, 1, opened, nil, userPasswd},
-	{"user delete", "USER", 1, 1, opened, nil, userDelete},
-	{"user import", "FILE", 1, 1, made, (*cli).importFlags, userImport},
-	{"user export", "", 0, 0, opened, (*cli).exportFlags, userExport},
-	{"session list", "USER", 1, 1, opened, (*cli).jsonFlag, sessionList},
-	{"session end", "USER [SESSION]", 1, 2, opened, nil, sessionEnd},
-	{"key list", "", 0, 0, opened, (*cli).jsonFlag, keyList},
-	{"key rotate", "", 0, 0, opened, nil, keyRotate},
-	{"events verify", "[HEAD]", 0, 1, opened, nil, eventsVerify},
-	{"events", "", 0, 0, opened, (*cli).eventFlags, eventList},
-	{"backup", "FILE", 1, 1, closed, nil, backup},
-	{"restore", "FILE", 1, 1, closed, nil, restore},
-	{"check", "", 0, 0, closed, nil, check},
-	{"adopt", "", 0, 0, opened, (*cli).resolveFlag, adopted}, // done before any command runs
-	{"healthcheck", "", 0, 0, closed, nil, healthcheck},
+	{"", "", untouched, "run the server",
+		`Without a command, userd serves until it is interrupted or terminated. It then
+		finishes the running requests, closes the database and exits. On SIGHUP it reads the
+		files TLS_CERT and TLS_KEY again; without them, SIGHUP does nothing.`,
+		noFlags(nil)},
+	{"user add", "NAME EMAIL", creates, "add a user",
+		`Adds a user and prints its id. The password is the first line of standard input; on
+		a terminal userd asks for it and does not show it.`,
+		userAdd},
+	{"user list", "", opens, "list all users",
+		`Prints all users, ordered by id.`,
+		userList},
+	{"user show", "USER", opens, "show one user",
+		`Prints one user.`,
+		userShow},
+	{"user set", "USER", opens, "change a user's name, address, role or status",
+		`Changes what the flags name, and prints the user. Disabling a user ends its sessions.
+		The last active admin can be neither demoted nor disabled.`,
+		userSet},
+	{"user passwd", "USER", opens, "set a user's password",
+		`Sets a password and ends all of the user's sessions. The password is the first line
+		of standard input; on a terminal userd asks for it and does not show it.`,
+		noFlags(userPasswd)},
+	{"user delete", "USER", opens, "delete a user",
+		`Deletes a user and ends its sessions. The last active admin cannot be deleted.`,
+		noFlags(userDelete)},
+	{"user import", "FILE", creates, "add users from a CSV or NDJSON file",
+		`Reads CSV, or NDJSON with one object a line, as "userd user export" writes them, or
+		the CSV of Django's table auth_user. If FILE is -, it reads standard input.
+
+		Each user needs username, email, and either password, which is hashed, or
+		password_hash (argon2, bcrypt, scrypt, or PBKDF2 as Werkzeug and Django write it).
+		Optional are id, role, disabled, created_at, updated_at and last_login_at. An id must
+		be higher than every id that this database has given to a user.
+
+		Each bad row is reported on standard error with its number; a CSV header is row 1.
+		If any row is bad, nothing is imported.`,
+		userImport},
+	{"user export", "", opens, "write all users, with their password hashes",
+		`Writes all users with their password hashes, as of one moment, in CSV.`,
+		userExport},
+	{"session list", "USER", opens, "list a user's sessions",
+		`Prints the active sessions of a user.`,
+		sessionList},
+	{"session end", "USER [SESSION]", opens, "end one session of a user, or all",
+		`Ends the session with the id SESSION or, without it, all sessions of the user.`,
+		noFlags(sessionEnd)},
+	{"key list", "", opens, "list the keys that sign access tokens",
+		`Prints the keys in the database, without their secrets.`,
+		keyList},
+	{"key rotate", "", opens, "sign access tokens with a new key",
+		`Makes a new key, which signs access tokens from now on. The key before it verifies
+		tokens until the last one that it signed has expired. If JWT_SECRET_KEY is set, that
+		key signs, and this command refuses.`,
+		noFlags(keyRotate)},
+	{"events", "", opens, "list what has happened",
+		`Prints the events: who did what to which user, and from which address.`,
+		eventList},
+	{"events verify", "[HEAD]", opens, "check that no event was changed or removed",
+		`Recomputes the chain of events and prints its newest link, the head. With a HEAD that
+		was noted elsewhere, it finds every change up to that head. It fails if events were
+		changed, removed or inserted, or deleted before EVENT_RETENTION was over; give it the
+		server's EVENT_RETENTION.`,
+		noFlags(eventsVerify)},
+	{"backup", "FILE", untouched, "write a copy of the database",
+		`Writes a consistent copy of the database to FILE, which must not exist, or to
+		standard output if FILE is -. The server may keep running.`,
+		noFlags(backup)},
+	{"restore", "FILE", untouched, "replace the database by a copy",
+		`Replaces the database by a copy. Nothing may have the database open. The database
+		before is kept next to the new one. New users and sessions get higher ids than any
+		that the database before can have given.`,
+		noFlags(restore)},
+	{"check", "", untouched, "check the database for damage",
+		`Reads the whole database and prints what is wrong with it, one finding a line. It
+		changes nothing, and the server may keep running.`,
+		noFlags(check)},
+	{"adopt", "", untouched, "upgrade a database of the Flask tutorial",
+		`Upgrades a database of the Flask tutorial for userd, after a copy next to it. The
+		server and the other commands do this too. It refuses if users differ only in the
+		case of a username or e-mail address; -resolve says what to do about them.`,
+		adoptDatabase},
+	{"healthcheck", "", untouched, "ask the running server whether it is ready",
+		`Asks the server with these settings whether it is ready, for containers without
+		curl. It does not use the database.`,
+		noFlags(healthcheck)},
+	{"help", "[COMMAND...]", untouched, "explain a command",
+		`Explains a command or a group of commands, such as user. Without an argument it
+		prints a summary.`,
+		helpCommand},
+	{"version", "", untouched, "print the version",
+		`Prints the version of userd and of Go.`,
+		noFlags(printVersion)},
 }
 
 // A cli is one run of a command.
 type cli struct {
 	config
-	names  []string
-	stdin  io.Reader
-	stdout io.Writer
-	stderr io.Writer
-	userService
-
-	admin   bool
-	json    bool
-	ndjson  bool
-	dryRun  bool
-	partial bool
-	change  change
-	resolve resolution
-
-	follow    bool
-	after     int64 // -1: not given
-	eventUser string
-	eventType eventType
+	userService // for commands that open the database
+	args        []string
+	stdin       io.Reader
+	stdout      io.Writer
+	stderr      io.Writer
 }
 
-func (c *cli) jsonFlag(f *flag.FlagSet) { f.BoolVar(&c.json, "json", false, "") }
-
-// findCommand takes the words of a command off the arguments. No words, or a
-// flag first, is serving: nil.
-func findCommand(args []string) (*command, []string, error) {
-	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
-		return nil, args, nil
-	}
-	for i := range commands {
-		words := strings.Fields(commands[i].words)
-		if len(args) >= len(words) && slices.Equal(args[:len(words)], words) {
-			return &commands[i], args[len(words):], nil
-		}
-	}
-	return nil, nil, usagef("unknown command %q: see userd help", strings.Join(args[:min(2, len(args))], " "))
+// A helpRequest is returned instead of running a command. run prints the help.
+type helpRequest struct {
+	topic []string // the words of a command or group, and what follows them
+	all   bool
 }
 
-// configure reads the flags of a command, or of serving where cmd is nil,
-// wherever they stand among its names; they go over the environment, and that
-// over the defaults. Every error is flag.ErrHelp or a usageError of one line
-// that names the setting.
-func (c *cli) configure(cmd *command, args []string, getenv func(string) string) error {
-	flags := flag.NewFlagSet("userd", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	given := make(map[string]string) // by flag
-	for _, o := range options {
-		if cmd == nil || cmd.has(o.flag) { // the rest is about serving
-			flags.Func(o.flag, "", func(v string) error { given[o.flag] = v; return nil })
-		}
-	}
-	if cmd != nil && cmd.flags != nil {
-		cmd.flags(c, flags)
-	}
-	// flag stops at the first name; what follows may be flags again, but for what follows --.
-	for len(args) > 0 {
-		if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-			return err
-		} else if err != nil {
-			return usagef("%v", err)
-		}
-		parsed, rest := len(args)-flags.NArg(), flags.Args()
-		if parsed > 0 && args[parsed-1] == "--" {
-			c.names = append(c.names, rest...)
-			break
-		}
-		if args = rest; len(rest) > 0 {
-			c.names, args = append(c.names, rest[0]), rest[1:]
-		}
-	}
-	if cmd == nil && len(c.names) > 0 {
-		return usagef("unknown command %q: see userd help", c.names[0])
-	}
-	for _, o := range options {
-		value, from := o.standard, o.env
-		if o.env == "ADDR" && len(c.domains) > 0 {
-			value = ":443"
-		}
-		if v, ok := given[o.flag]; ok {
-			value, from = v, "-"+o.flag
-		} else if v := getenv(o.env); v != "" {
-			value = v
-		} else if v := getenv("PORT"); v != "" && o.env == "ADDR" {
-			value, from = net.JoinHostPort("127.0.0.1", v), "PORT"
-		}
-		if cmd != nil && !cmd.has(o.flag) {
-			continue // about serving
-		}
-		if err := o.set(&c.config, value); err != nil {
-			if from == "PORT" {
-				value = getenv("PORT")
-			}
-			return usagef("%s=%q: %v", from, value, err)
-		}
-	}
-	switch {
-	case cmd == nil && (c.tlsCert == "") != (c.tlsKey == ""):
-		return usagef("TLS_CERT and TLS_KEY (-tls-cert and -tls-key) go together: one is not set")
-	case c.tlsCert != "" && len(c.domains) > 0:
-		return usagef("HTTPS_DOMAIN and TLS_CERT are both set: which certificate is meant?")
-	}
-	return c.readSecrets(getenv)
+func (h *helpRequest) Error() string { return "help was requested" }
+
+func helpCommand(f *flag.FlagSet) action {
+	all := f.Bool("all", false, "Print the whole manual: all commands and all settings.")
+	return func(_ context.Context, c *cli) error { return &helpRequest{c.args, *all} }
 }
 
-// has reports whether the command has a setting, by its flag: the database, for events
-// verify how long events are kept, and for healthcheck where and how the server listens.
-func (cmd *command) has(setting string) bool {
-	if cmd.words == "healthcheck" {
+func printVersion(_ context.Context, c *cli) error {
+	_, err := fmt.Fprintln(c.stdout, "userd", version())
+	return err
+}
+
+// noFlags is for a command without flags of its own.
+func noFlags(run action) func(*flag.FlagSet) action {
+	return func(*flag.FlagSet) action { return run }
+}
+
+func jsonFlag(f *flag.FlagSet) *bool {
+	return f.Bool("json", false, "Print one JSON object a line instead of a table.")
+}
+
+// accepts reports whether the command reads a setting, which it names by its flag.
+func (cmd *command) accepts(setting string) bool {
+	switch cmd.words {
+	case "":
+		return true
+	case "help", "version":
+		return false
+	case "healthcheck":
 		return setting == "addr" || setting == "https-domain" || setting == "tls-cert"
 	}
 	return setting == "database" || setting == "event-retention" && cmd.words == "events verify"
 }
 
-// run runs the command on the database, which a server may have open.
-func (cmd *command) run(ctx context.Context, c *cli) (err error) {
-	if len(c.names) < cmd.least || len(c.names) > cmd.most {
-		return usagef("usage: userd %s", strings.TrimSpace(cmd.words+" [flags] "+cmd.names))
+// flagSet returns the command's flags and its action. The values of settings go
+// to given, by flag.
+func (cmd *command) flagSet(given map[string]string) (*flag.FlagSet, action) {
+	flags := flag.NewFlagSet(cmd.words, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	for _, o := range options {
+		if cmd.accepts(o.flag) {
+			flags.Func(o.flag, "", func(v string) error { given[o.flag] = v; return nil })
+		}
 	}
-	if cmd.opens == closed {
-		return cmd.action(ctx, c)
+	return flags, cmd.declare(flags)
+}
+
+// usage returns the command's usage line.
+func (cmd *command) usage() string {
+	text := "userd " + cmd.words
+	flags, _ := cmd.flagSet(nil)
+	flags.VisitAll(func(*flag.Flag) { text = "userd " + cmd.words + " [flags]" })
+	return strings.Join(strings.Fields(text+" "+cmd.args), " ")
+}
+
+// usagef returns a usageError that names the command.
+func (cmd *command) usagef(format string, args ...any) error {
+	text := fmt.Sprintf(format, args...)
+	if cmd.words != "" {
+		text = cmd.words + ": " + text
 	}
-	kind, err := inspect(ctx, c.database)
+	return usagef("%s", text)
+}
+
+// A commandLine is the arguments of userd, taken apart.
+type commandLine struct {
+	words []string // of the command, and its arguments
+	names []string // of the flags, without dashes
+	flags []string // as they were given, each followed by its value
+	help  bool
+}
+
+// splitArgs takes the arguments apart. Flags may be anywhere, also before the
+// words of the command, so it goes by the flags of all commands.
+func splitArgs(args []string) (line commandLine, err error) {
+	for len(args) > 0 {
+		arg := args[0]
+		args = args[1:]
+		if arg == "--" {
+			line.words = append(line.words, args...)
+			break
+		}
+		if arg == "-" || !strings.HasPrefix(arg, "-") {
+			line.words = append(line.words, arg)
+			continue
+		}
+		dashed, _, hasValue := strings.Cut(arg, "=")
+		name := strings.TrimPrefix(dashed[1:], "-")
+		if name == "h" || name == "help" {
+			line.help = true
+			continue
+		}
+		known, isBool := findFlag(name)
+		if !known {
+			return line, usagef("unknown flag %s: see userd help -all", dashed)
+		}
+		line.names, line.flags = append(line.names, name), append(line.flags, arg)
+		if !isBool && !hasValue {
+			if len(args) == 0 {
+				return line, usagef("%s needs a value", dashed)
+			}
+			line.flags, args = append(line.flags, args[0]), args[1:]
+		}
+	}
+	return line, nil
+}
+
+// findFlag reports whether any command has a flag, and whether it is boolean.
+func findFlag(name string) (known, isBool bool) {
+	for i := range commands {
+		flags, _ := commands[i].flagSet(nil)
+		if f := flags.Lookup(name); f != nil {
+			b, ok := f.Value.(interface{ IsBoolFlag() bool })
+			return true, ok && b.IsBoolFlag()
+		}
+	}
+	return false, false
+}
+
+// findCommand returns the command that the words begin with, and its arguments.
+// The words of a group, such as user, are a request for help.
+func findCommand(words []string) (cmd *command, args []string, err error) {
+	group := false
+	for i := range commands {
+		name := strings.Fields(commands[i].words)
+		if len(words) >= len(name) && slices.Equal(words[:len(name)], name) && (cmd == nil || len(commands[i].words) > len(cmd.words)) {
+			cmd, args = &commands[i], words[len(name):]
+		}
+		group = group || len(words) > 0 && len(name) > 1 && name[0] == words[0]
+	}
+	switch {
+	case cmd.words != "" || len(words) == 0:
+		return cmd, args, nil
+	case !group:
+		return nil, nil, usagef("unknown command %q: see userd help", words[0])
+	case len(words) > 1:
+		return nil, nil, usagef("unknown command %q: see userd help %s", words[0]+" "+words[1], words[0])
+	}
+	return nil, nil, &helpRequest{topic: words}
+}
+
+// parse reads the arguments and the environment into c, and returns the command
+// and its action. It returns a helpRequest, or a usageError of one line that
+// names the command, the flag or the setting.
+func (c *cli) parse(args []string, getenv func(string) string) (*command, action, error) {
+	if len(args) == 1 && (args[0] == "-version" || args[0] == "--version") {
+		args = []string{"version"}
+	}
+	line, err := splitArgs(args)
+	if err != nil {
+		return nil, nil, err
+	}
+	if line.help {
+		return nil, nil, &helpRequest{topic: line.words}
+	}
+	var cmd *command
+	if cmd, c.args, err = findCommand(line.words); err != nil {
+		return nil, nil, err
+	}
+	given := make(map[string]string)
+	flags, run := cmd.flagSet(given)
+	for _, name := range line.names {
+		if flags.Lookup(name) == nil {
+			return nil, nil, cmd.usagef("unknown flag -%s: see %s", name, strings.TrimSpace("userd help "+cmd.words))
+		}
+	}
+	if err := flags.Parse(line.flags); err != nil {
+		return nil, nil, cmd.usagef("%v", err)
+	}
+	names := strings.Fields(cmd.args)
+	if n := len(c.args); n < len(names) && !strings.HasPrefix(names[n], "[") {
+		return nil, nil, cmd.usagef("missing %s; usage: %s", names[n], cmd.usage())
+	} else if n > len(names) && !strings.HasSuffix(cmd.args, "...]") {
+		return nil, nil, cmd.usagef("unexpected argument %q; usage: %s", c.args[len(names)], cmd.usage())
+	}
+	return cmd, run, c.load(given, getenv, cmd.accepts)
+}
+
+// run opens the database, which a server may have open too, and runs the action.
+func (cmd *command) run(ctx context.Context, c *cli, run action) error {
+	if cmd.use == untouched {
+		return run(ctx, c)
+	}
+	st, err := c.openDatabase(ctx, cmd.use == creates, refuse)
 	if err != nil {
 		return err
 	}
-	if kind == kindNone && cmd.opens != made {
-		return fmt.Errorf("there is no database %s, or it is empty: see -database", c.database)
-	}
-	if kind == kindTutorial {
-		if err := adopt(ctx, c.database, c.resolve, func(text string) { fmt.Fprintln(c.stderr, text) }); err != nil {
-			return err
-		}
-	}
-	st, err := openStore(ctx, c.database)
-	if err != nil {
-		return fmt.Errorf("database %s: %w", c.database, err)
-	}
 	c.userService = userService{st, passhash.New(passhash.Default()), time.Now}
-	err = cmd.action(ctx, c)
+	err = run(ctx, c)
 	if st.wrote.Load() {
 		// An interrupt must not leave the events of a finished act without a link.
 		if err := (&chain{st: st}).extend(context.WithoutCancel(ctx)); err != nil {
 			fmt.Fprintf(c.stderr, "warning: could not link the new events; the server or the next command does it: %v\n", err)
 		}
 	}
-	return explain(errors.Join(err, st.close()))
-}
-
-// A told error says what a client would be told of the error it holds.
-type told struct {
-	text  string
-	cause error
-}
-
-func (t *told) Error() string { return t.text }
-
-func (t *told) Unwrap() error { return t.cause }
-
-// explain puts what a client would be told in the place of the errors that
-// have such a text.
-func explain(err error) error {
-	if err == nil || errors.Is(err, errStorage) {
-		return err
-	}
-	var d *detailedError
-	if errors.As(err, &d) {
-		return &told{d.text, err}
-	}
-	if a := answerFor(err); a != errInternal {
-		return &told{a.text, err}
+	err = errors.Join(err, st.close())
+	if errors.Is(err, context.Canceled) {
+		return errors.New("interrupted")
 	}
 	return err
 }
 
-// A table lines its columns up, in blocks: a list of any length takes little memory.
-type table struct {
-	w    *tabwriter.Writer
-	rows int
+// openDatabase opens the database, and adopts one of the Flask tutorial first.
+func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution) (*store, error) {
+	kind, err := inspect(ctx, c.database)
+	if err == nil && kind == kindNone && !create {
+		err = fmt.Errorf("database %s does not exist or is empty; -database names another one", c.database)
+	}
+	if err == nil && kind == kindTutorial {
+		err = adopt(ctx, c.database, resolve, func(text string) { fmt.Fprintln(c.stderr, text) })
+	}
+	if err != nil {
+		return nil, err
+	}
+	st, err := openStore(ctx, c.database)
+	if err != nil {
+		return nil, fmt.Errorf("database %s: %w", c.database, err)
+	}
+	return st, nil
 }
 
+// plural returns a number and what it counts: "1 user", "2 users".
+func plural[N int | int64](n N, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprint(n, " ", noun)
+}
+
+// A table prints rows with aligned columns. It holds at most tableBlock rows, so
+// that a list of any length needs little memory. Columns never get narrower.
+type table struct {
+	w      io.Writer
+	widths []int
+	rows   [][]string // not printed yet
+}
+
+const tableBlock = 500
+
 func newTable(w io.Writer, titles ...any) *table {
-	t := &table{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
+	t := &table{w: w, widths: make([]int, len(titles))}
 	t.row(titles...)
 	return t
 }
 
+// row adds a row. It makes texts safe for a terminal.
 func (t *table) row(cells ...any) {
+	row := make([]string, len(cells))
 	for i, cell := range cells {
-		text := fmt.Sprint(cell)
-		if s, ok := cell.(string); ok {
-			text = printable(s)
-		}
-		if i > 0 {
-			text = "\t" + text
-		}
-		io.WriteString(t.w, text)
+		row[i] = printable(fmt.Sprint(cell))
+		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(row[i]))
 	}
-	io.WriteString(t.w, "\n")
-	if t.rows++; t.rows%500 == 0 {
-		t.w.Flush()
+	if t.rows = append(t.rows, row); len(t.rows) == tableBlock {
+		t.flush()
 	}
 }
 
-func (t *table) flush() error { return t.w.Flush() }
+// flush prints the rows that were added since the last flush.
+func (t *table) flush() error {
+	var text strings.Builder
+	for _, row := range t.rows {
+		last := len(row) - 1
+		for i, cell := range row[:last] {
+			fmt.Fprintf(&text, "%-*s  ", t.widths[i], cell)
+		}
+		text.WriteString(row[last] + "\n")
+	}
+	t.rows = t.rows[:0]
+	_, err := io.WriteString(t.w, text.String())
+	return err
+}
 
-// printable makes a text that a stranger chose safe for a terminal.
+// printable replaces control characters, which a client may have chosen.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r >= 0x7f && r < 0xa0 {
@@ -284,53 +438,21 @@ func when(unix int64) string {
 	return utc(unix).Format(time.RFC3339)
 }
 
-// readPassword reads the first line of standard input. At a terminal it asks,
-// and what is typed is not shown where stty can see to that.
-func (c *cli) readPassword(ctx context.Context) (string, error) {
-	if f, ok := c.stdin.(*os.File); ok && isTerminal(f) {
-		if restore, err := hideInput(f); err == nil {
-			fmt.Fprint(c.stderr, "Password: ")
-			stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) }) // an interrupt must not leave the terminal mute
-			defer func() { stop(); restore(); fmt.Fprintln(c.stderr) }()
-		}
-	}
-	line, err := bufio.NewReader(io.LimitReader(c.stdin, maxPassword+3)).ReadString('\n')
-	if err != nil && err != io.EOF {
-		return "", fmt.Errorf("reading the password from standard input: %w", err)
-	}
-	line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
-	if line == "" {
-		return "", errors.New("the password comes from standard input, and that is empty")
-	}
-	return line, nil
-}
-
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// hideInput turns the echo of a terminal off. By stty, since the system calls
-// differ on every system and the library that knows them is not ours to use.
-func hideInput(f *os.File) (restore func(), err error) {
-	stty := func(arg string) error {
-		cmd := exec.Command("stty", arg)
-		cmd.Stdin = f
-		return cmd.Run()
-	}
-	return func() { stty("echo") }, stty("-echo")
-}
-
-// open opens a file, or standard input for -.
-func (c *cli) open(name string) (io.ReadCloser, error) {
+// openInput opens a file, or standard input if the name is -.
+func (c *cli) openInput(name string) (io.ReadCloser, error) {
 	if name == "-" {
 		return io.NopCloser(c.stdin), nil
 	}
 	return os.Open(name)
 }
 
-// progress returns what tells, on a terminal and once a second, how far a long
-// work is.
+// progress returns a function that shows, at most once a second and only on a
+// terminal, how far a long command is.
 func (c *cli) progress() func(format string, n int) {
 	f, ok := c.stderr.(*os.File)
 	if !ok || !isTerminal(f) {

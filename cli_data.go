@@ -19,98 +19,110 @@ import (
 	"time"
 )
 
-func keyList(ctx context.Context, c *cli) error {
-	keys, err := c.store.signingKeys(ctx)
-	if err != nil {
-		return err
-	}
-	if c.json {
-		lines := json.NewEncoder(c.stdout)
-		for _, k := range keys {
-			err = errors.Join(err, lines.Encode(struct {
-				KID       string    `json:"kid"`
-				CreatedAt time.Time `json:"created_at"`
-				RetiredAt time.Time `json:"retired_at,omitzero"`
-				GoodUntil time.Time `json:"good_until,omitzero"`
-			}{k.kid, utc(k.createdAt), utc(k.retiredAt), utc(k.goodUntil)}))
+func keyList(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	return func(ctx context.Context, c *cli) error {
+		keys, err := c.store.signingKeys(ctx)
+		if err != nil {
+			return err
 		}
-		return err
+		if *asJSON {
+			lines := json.NewEncoder(c.stdout)
+			for _, k := range keys {
+				err = errors.Join(err, lines.Encode(struct {
+					KID       string    `json:"kid"`
+					CreatedAt time.Time `json:"created_at"`
+					RetiredAt time.Time `json:"retired_at,omitzero"`
+					GoodUntil time.Time `json:"good_until,omitzero"`
+				}{k.kid, utc(k.createdAt), utc(k.retiredAt), utc(k.goodUntil)}))
+			}
+			return err
+		}
+		table := newTable(c.stdout, "KID", "CREATED", "RETIRED", "GOOD UNTIL")
+		for _, k := range keys {
+			table.row(k.kid, when(k.createdAt), when(k.retiredAt), when(k.goodUntil))
+		}
+		return table.flush()
 	}
-	table := newTable(c.stdout, "KID", "CREATED", "RETIRED", "GOOD UNTIL")
-	for _, k := range keys {
-		table.row(k.kid, when(k.createdAt), when(k.retiredAt), when(k.goodUntil))
-	}
-	return table.flush()
 }
 
 func keyRotate(ctx context.Context, c *cli) error {
 	if len(c.secret) > 0 {
-		return fmt.Errorf("%s is set, and signs: put it in JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
+		return fmt.Errorf("%s is set and signs; move it to JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
 	}
 	key := randomKey()
 	if err := c.store.rotateKey(ctx, key, c.now().Unix()); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(c.stdout, "%s signs from now on\n", key.kid)
+	_, err := fmt.Fprintf(c.stdout, "key %s signs from now on\n", key.kid)
 	return err
 }
 
-func (c *cli) eventFlags(f *flag.FlagSet) {
-	c.jsonFlag(f)
-	f.BoolVar(&c.follow, "follow", false, "")
-	f.StringVar(&c.eventUser, "user", "", "")
-	f.Func("type", "", func(v string) error { return setWord(&c.eventType, v, eventTypes...) })
-	c.after = -1
-	f.Func("after", "", func(v string) (err error) {
-		if c.after = 0; v != "0" {
-			c.after, err = parseID(v)
+// eventList prints events, and with -follow also those to come.
+func eventList(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	follow := f.Bool("follow", false, "Print what happens from now on, until interrupted; with -after, what happened since too.")
+	name := f.String("user", "", "Print only events about this `USER`.")
+	var only eventFilter
+	f.Func("type", "Print only events of this `TYPE`: "+orList(eventTypes)+".", func(v string) error {
+		return setWord(&only.kind, v, eventTypes...)
+	})
+	after := int64(-1) // not given
+	f.Func("after", "Print only events after the one with this `ID`.", func(v string) (err error) {
+		if after = 0; v != "0" {
+			after, err = parseID(v)
 		}
 		return err
 	})
+	return func(ctx context.Context, c *cli) (err error) {
+		if *name != "" {
+			if only.userID, err = c.eventUser(*name); err != nil {
+				return err
+			}
+		}
+		if *follow && after < 0 {
+			if after, err = c.store.lastEvent(); err != nil {
+				return err
+			}
+		}
+		return c.printEvents(ctx, max(after, 0), only, *follow, *asJSON)
+	}
 }
 
-// eventList prints events, and with -follow those to come.
-func eventList(ctx context.Context, c *cli) error {
-	only := eventFilter{kind: c.eventType}
-	if c.eventUser != "" {
-		u, err := c.userNamed(c.eventUser)
-		// A user who is deleted is known by the id alone.
-		if errors.Is(err, errUserNotFound) && strings.HasPrefix(c.eventUser, "id=") {
-			u.id, err = parseID(strings.TrimPrefix(c.eventUser, "id="))
-		}
-		if err != nil {
-			return err
-		}
-		only.userID = u.id
+// eventUser returns the id of the user that an argument names. A deleted user is
+// known only by its id.
+func (c *cli) eventUser(name string) (id int64, err error) {
+	u, err := c.user(name)
+	if digits, ok := strings.CutPrefix(name, "id="); ok && errors.Is(err, errUserNotFound) {
+		return parseID(digits)
 	}
-	after := max(c.after, 0)
-	if c.follow && c.after < 0 {
-		var err error
-		if after, err = c.store.lastEvent(); err != nil {
-			return err
-		}
-	}
-	const row = "%-8v  %-20v  %-14v  %-8v  %-8v  %-8v  %-15v  %v\n"
+	return u.id, err
+}
+
+func (c *cli) printEvents(ctx context.Context, after int64, only eventFilter, follow, asJSON bool) error {
 	out := bufio.NewWriter(c.stdout)
 	lines := json.NewEncoder(out)
-	if !c.json {
-		fmt.Fprintf(out, row, "ID", "AT", "TYPE", "ACTOR", "USER", "SESSION", "ADDRESS", "CHANGES")
+	table := newTable(out, "ID", "AT", "TYPE", "ACTOR", "USER", "SESSION", "ADDRESS", "CHANGES")
+	// So that later rows align too: ids to 8 digits, all types, and IPv4 addresses.
+	table.widths = []int{8, 20, 14, 8, 8, 8, 15, 0}
+	if asJSON {
+		table.rows = nil
 	}
 	for {
 		next, more, err := c.store.eventsSince(ctx, after, only, func(e *event) {
-			if c.json {
+			if asJSON {
 				lines.Encode(newEventAnswer(e))
 				return
 			}
-			fmt.Fprintf(out, row, e.id, when(e.at), printable(string(e.kind)), idOrDash(e.actorID), idOrDash(e.userID), idOrDash(e.sessionID), printable(e.address), printable(e.changes))
+			table.row(e.id, when(e.at), e.kind, idOrDash(e.actorID), idOrDash(e.userID), idOrDash(e.sessionID), e.address, e.changes)
 		})
-		if err := out.Flush(); err != nil {
+		if err := errors.Join(table.flush(), out.Flush()); err != nil {
 			return err
 		}
-		if c.follow && ctx.Err() != nil {
+		if follow && ctx.Err() != nil {
 			return nil
 		}
-		if err != nil || !more && !c.follow {
+		if err != nil || !more && !follow {
 			return err
 		}
 		if after = next; more {
@@ -135,12 +147,12 @@ func idOrDash(id int64) string {
 // chain does not hold, does not contain a head that was noted elsewhere, or begins too late.
 func eventsVerify(ctx context.Context, c *cli) error {
 	var noted head
-	if len(c.names) == 1 {
-		id, hash, _ := strings.Cut(c.names[0], ":")
+	if len(c.args) == 1 {
+		id, hash, _ := strings.Cut(c.args[0], ":")
 		hash = strings.ToLower(hash)
 		eventID, err := parseID(id)
 		if sum, notHex := hex.DecodeString(hash); err != nil || notHex != nil || len(sum) != sha256.Size {
-			return usagef("%q is not a head: events verify prints it as ID:HEX, with %d digits", c.names[0], 2*sha256.Size)
+			return usagef("%q is not a head: events verify prints it as ID:HEX, with %d digits", c.args[0], 2*sha256.Size)
 		}
 		noted = head{eventID, hash}
 	}
@@ -190,10 +202,10 @@ func checkNoted(v *verification) error {
 	return fmt.Errorf("the head %s is not in the chain: %s", noted, why)
 }
 
-// check prints what is wrong with the database, one line each. It writes
-// nothing, and keeps nobody from writing.
+// check prints what is wrong with the database, one finding a line. It writes
+// nothing and blocks no writer.
 func check(ctx context.Context, c *cli) error {
-	// What is damaged, SQLite's own check tells in full.
+	// SQLite's own check describes damage better than this error does.
 	if err := mustBeUserds(ctx, c.database); err != nil && !isDamaged(err) {
 		return err
 	}
@@ -203,39 +215,47 @@ func check(ctx context.Context, c *cli) error {
 			return fmt.Errorf("checking %s: %w", c.database, err)
 		}
 		if still, err := isQuiet(c.database); quiet && (err != nil || !still) {
-			continue // a server has begun to write to what was read as if nobody did
+			continue // a server began to write while the file was read as if it did not change
 		}
 		for _, line := range x.findings {
 			fmt.Fprintln(c.stdout, printable(line))
 		}
 		if len(x.findings) > 0 {
-			return fmt.Errorf("%s: findings: %d", c.database, len(x.findings))
+			return fmt.Errorf("%s: %s", c.database, plural(len(x.findings), "finding"))
 		}
 		if x.admins == 0 {
-			fmt.Fprintln(c.stderr, "warning: there is no active admin: userd user add -admin NAME EMAIL adds one")
+			fmt.Fprintln(c.stderr, "warning: no active admin; userd user add -admin NAME EMAIL adds one")
 		}
 		if x.keys == 0 && len(c.secret) == 0 {
-			fmt.Fprintln(c.stderr, "warning: there is no signing key: the next start makes one")
+			fmt.Fprintln(c.stderr, "warning: no signing key; the next start makes one")
 		}
-		_, err = fmt.Fprintf(c.stdout, "%s: nothing found; %d users, %d sessions\n", c.database, x.users, x.sessions)
+		_, err = fmt.Fprintf(c.stdout, "%s: nothing found; %s, %s\n", c.database, plural(x.users, "user"), plural(x.sessions, "session"))
 		return err
 	}
 }
 
-func (c *cli) resolveFlag(f *flag.FlagSet) {
-	f.Func("resolve", "", func(v string) error { return setWord(&c.resolve, v, resolveByID) })
+func adoptDatabase(f *flag.FlagSet) action {
+	resolve := refuse
+	f.Func("resolve", "How to rename all such users but the oldest, `suffix`: to NAME-ID and LOCAL+ID@HOST.",
+		func(v string) error { return setWord(&resolve, v, resolveByID) })
+	return func(ctx context.Context, c *cli) error {
+		st, err := c.openDatabase(ctx, false, resolve)
+		if err != nil {
+			return err
+		}
+		if err := st.close(); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c.stdout, "%s is ready for userd\n", c.database)
+		return err
+	}
 }
 
-func adopted(_ context.Context, c *cli) error {
-	_, err := fmt.Fprintf(c.stdout, "%s is userd's\n", c.database)
-	return err
-}
-
-// healthcheckTimeout is more than a server takes to say that it is not ready.
+// healthcheckTimeout is longer than a server needs to answer that it is not ready.
 const healthcheckTimeout = 4 * time.Second
 
-// healthcheck asks the server of this configuration whether it is ready, for
-// containers that have no curl. It leaves the database alone.
+// healthcheck asks the server with this configuration whether it is ready, for
+// containers without curl. It does not use the database.
 func healthcheck(ctx context.Context, c *cli) error {
 	url, client := readyURL(&c.config)
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -248,16 +268,16 @@ func healthcheck(ctx context.Context, c *cli) error {
 	}
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answers %s", url, resp.Status)
+		return fmt.Errorf("%s answered %s", url, resp.Status)
 	}
 	_, err = fmt.Fprintf(c.stdout, "%s: ready\n", url)
 	return err
 }
 
-// readyURL returns where the server of a configuration is asked whether it is
-// ready, and what asks it: no proxy that the environment names, and no server
-// that the answer does. It believes any certificate: it tells no secret, and
-// that of a name is not good for an address.
+// readyURL returns the URL of the readiness check of the server with a
+// configuration, and a client for it. The client uses no proxy and follows no
+// redirect. It accepts any certificate: it sends no secret, and the certificate
+// of a name is not valid for an address.
 func readyURL(c *config) (string, *http.Client) {
 	scheme, trust := "http://", &tls.Config{InsecureSkipVerify: true}
 	if c.tlsCert != "" || len(c.domains) > 0 {

@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -104,7 +107,7 @@ func TestCommandsThatFail(t *testing.T) {
 	t.Parallel()
 	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
 	for _, args := range []string{"user list", "user show ann", "user passwd ann", "user export", "session list ann", "key list", "key rotate"} {
-		if _, text := sh.run(1, goodPassword, strings.Fields(args)...); !strings.Contains(text, "no database") {
+		if _, text := sh.run(1, goodPassword, strings.Fields(args)...); !strings.Contains(text, "database "+sh.database+" does not exist or is empty; -database names another one") {
 			t.Errorf("%s without a database: %s", args, text)
 		}
 		if _, err := os.Stat(sh.database); err == nil {
@@ -121,29 +124,30 @@ func TestCommandsThatFail(t *testing.T) {
 		{1, "user add root new@example.com", goodPassword, "Username already exists"},
 		{1, "user add new ROOT@example.com", goodPassword, "Email already exists"},
 		{1, "user add new new@example.com", "short", "password must have at least 8"},
-		{1, "user add new new@example.com", "", "standard input"},
+		{1, "user add new new@example.com", "", "userd: no password on standard input"},
+		{1, "user passwd root", "\n", "userd: no password on standard input"},
 		{1, "user add new new", goodPassword, "email must be"},
-		{1, "user show nobody", "", `no user "nobody"; an id is written id=7`},
-		{1, "user show id=7", "", `no user "id=7"`},
-		{1, "user set nobody -role member", "", `no user "nobody"`},
+		{1, "user show nobody", "", `user "nobody" does not exist; write an id as id=7`},
+		{1, "user show id=7", "", `user "id=7" does not exist`},
+		{1, "user set nobody -role member", "", `user "nobody" does not exist`},
+		{1, "user passwd nobody", goodPassword, `user "nobody" does not exist`},
+		{1, "user delete nobody", "", `user "nobody" does not exist`},
+		{1, "session list nobody", "", `user "nobody" does not exist`},
+		{1, "session end nobody", "", `user "nobody" does not exist`},
+		{1, "events -user nobody", "", `user "nobody" does not exist`},
 		{1, "user set root -role member", "", "last active admin"},
 		{1, "user set root -disabled true", "", "last active admin"},
 		{1, "user set root -username ?", "", "username must be"},
 		{1, "user delete root", "", "last active admin"},
 		{1, "user passwd root", "root@example.com", "must not be the username or the email"},
 		{1, "session end root 99", "", "Session not found"},
-		{2, "user", "", "unknown command"},
-		{2, "user rename root", "", "unknown command"},
-		{2, "frobnicate", "", "unknown command"},
-		{2, "user add root", "", "usage: userd user add"},
-		{2, "user add a b c", "", "usage: userd user add"},
-		{2, "user list root", "", "usage: userd user list"},
-		{2, "user list -addr 127.0.0.1:1", "", "-addr"},
-		{2, "user show id=0", "", "positive integer"},
-		{2, "user set root", "", "takes -username"},
-		{2, "user set root -role king", "", "member or admin"},
-		{2, "user set root -disabled maybe", "", "true or false"},
-		{2, "session end root x", "", "positive integer"},
+		{2, "user show id=0", "", `"id=0": an id is a positive integer`},
+		{2, "user set root", "", "user set: missing a flag: -username, -email, -role or -disabled"},
+		{2, "user set root -role king", "", `user set: invalid value "king" for flag -role: must be member or admin`},
+		{2, "user set root -disabled maybe", "", `user set: invalid value "maybe" for flag -disabled: must be true or false`},
+		{2, "session end root x", "", `session end: "x": the id of a session is a positive integer`},
+		{2, "events -type nothing", "", `events: invalid value "nothing" for flag -type: must be user_created, `},
+		{2, "events -after x", "", `events: invalid value "x" for flag -after`},
 	} {
 		_, text := sh.run(test.status, test.stdin, strings.Fields(test.args)...)
 		if strings.Count(text, "\n") != 1 || !strings.Contains(text, test.says) {
@@ -163,6 +167,16 @@ func TestUserListAndShow(t *testing.T) {
 	if out, _ := sh.run(0, "", "user", "list"); out != table {
 		t.Errorf("user list:\n%s", out)
 	}
+	if out, _ := sh.run(0, "", "user", "set", "-json", "ann", "-role", "member"); !strings.HasPrefix(out, `{"id":2,"username":"ann"`) {
+		t.Errorf("user set -json: %s", out)
+	}
+	ann := "ID  USERNAME  EMAIL            ROLE    DISABLED  LAST LOGIN\n" +
+		"2   ann       ann@example.com  member  false     -\n"
+	for _, args := range []string{"user show ann", "user set ann -role member"} {
+		if out, _ := sh.run(0, "", strings.Fields(args)...); out != ann {
+			t.Errorf("%s:\n%s", args, out)
+		}
+	}
 	if out, _ := sh.run(0, "", "user", "list", "-json"); strings.Count(out, "\n") != 2 || !strings.HasPrefix(out, `{"id":1,"username":"root"`) {
 		t.Errorf("user list -json: %s", out)
 	}
@@ -173,230 +187,91 @@ func TestUserListAndShow(t *testing.T) {
 	}
 }
 
-// A stranger's User-Agent must not steer the terminal of whoever lists sessions.
+// A User-Agent, which the client chooses, must not control the terminal.
 func TestTablesArePrintable(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	table := newTable(&out, "A", "B")
 	table.row("x\x1b[2J\u009b\r\ny\tz", 7)
 	table.flush()
-	if want := "A              B\nx?[2J???y?z  7\n"; strings.Join(strings.Fields(out.String()), " ") != strings.Join(strings.Fields(want), " ") {
-		t.Errorf("got %q", out.String())
+	if want := "A            B\nx?[2J???y?z  7\n"; out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
 	}
 }
 
-// someHash is a published vector: bcrypt of "U*U", cost 5.
-const someHash = "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"
-
-func TestImport(t *testing.T) {
+func TestTablesOfAnyLengthAlign(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
-		claim  string
-		flags  string
-		file   string
-		status int
-		out    string   // on standard output
-		rows   []string // told on standard error, by their beginnings
-		users  string   // afterwards, beside root
-	}{
-		{"CSV with passwords and hashes", "", "username,email,password,password_hash,role\n" +
-			"ann,ann@example.com,correct horse battery,,admin\nbob,bob@example.com,," + someHash + ",\n",
-			0, "imported users: 2\n", nil, "ann:admin bob:member"},
-		{"NDJSON", "", `{"username":"ann","email":"ann@example.com","password":"correct horse battery","role":"admin"}` + "\n" +
-			`{"username":"bob","email":"bob@example.com","password_hash":"` + someHash + `","disabled":true,"last_login_at":null}` + "\n",
-			0, "imported users: 2\n", nil, "ann:admin bob:member"},
-		{"only checking", "-dry-run", "username,email,password\nann,ann@example.com,correct horse battery\n",
-			0, "users that could be imported: 1\n", nil, ""},
-		{"bad rows: nothing", "", "username,email,password\nann,ann@example.com,correct horse battery\n?,bob@example.com,short\nroot,eve@example.com,correct horse battery\n",
-			1, "", []string{"row 3: Not valid: password must", "row 4: username already exists"}, ""},
-		{"bad rows: how many good ones", "-partial -dry-run", "username,email,password\nann,ann@example.com,correct horse battery\n?,bob@example.com,short\neve,ROOT@example.com,correct horse battery\n",
-			1, "users that could be imported: 1\n", []string{"row 3: Not valid: password must", "row 4: email already exists"}, ""},
-		{"bad rows: the good ones", "-partial", "username,email,password\nann,ann@example.com,correct horse battery\n?,bob@example.com,short\neve,ROOT@example.com,correct horse battery\n",
-			1, "imported users: 1\n", []string{"row 3: Not valid: password must", "row 4: email already exists"}, "ann:member"},
-		{"rows that clash", "", "username,email,password_hash\nann,a1@example.com," + someHash + "\nbob,b@example.com," + someHash + "\nANN,a2@example.com," + someHash + "\neve,B@example.com," + someHash + "\n",
-			1, "", []string{"row 4: username already stands in row 2", "row 5: email already stands in row 3"}, ""},
-		{"ids that are free", "", "id,username,email,password_hash\n70,ann,a@example.com," + someHash + "\n,bob,b@example.com," + someHash + "\n",
-			0, "imported users: 2\n", nil, "ann:member bob:member"},
-		{"ids that are not", "", "id,username,email,password_hash\n1,ann,a@example.com," + someHash + "\n9,bob,b@example.com," + someHash + "\n9,eve,e@example.com," + someHash + "\n0,kim,k@example.com," + someHash + "\n9007199254740992,max,m@example.com," + someHash + "\n",
-			1, "", []string{"row 5: Not valid: id must", "row 6: Not valid: id must", "row 2: id was given", "row 4: id already stands in row 3"}, ""},
-		{"a hash in no known form", "", "username,email,password_hash\nann,a@example.com,5f4dcc3b5aa765d61d8327deb882cf99\n",
-			1, "", []string{"row 2: Not valid: password_hash is in no known form"}, ""},
-		{"a password and a hash", "", "username,email,password,password_hash\nann,a@example.com,correct horse battery," + someHash + "\n",
-			1, "", []string{"row 2: Not valid: password and password_hash are both given"}, ""},
-		{"neither", "", "username,email,password\nann,a@example.com,\n",
-			1, "", []string{"row 2: Not valid: password and password_hash are both empty"}, ""},
-		{"bad values", "", "username,email,password_hash,role,disabled,created_at\nann,a@example.com," + someHash + ",king,perhaps,yesterday\n",
-			1, "", []string{"row 2: Not valid: created_at must be a time such as 2026-01-31T12:00:00Z; disabled must be true or false; role must be member or admin"}, ""},
-		{"a row with a field too few", "", "username,email,password_hash\nann,a@example.com\n",
-			1, "", []string{"row 2: has 2 fields instead of 3"}, ""},
-		{"an unknown column", "", "username,email,password_hash,shoe\n", 1, "", nil, ""},
-		{"a column twice", "", "username,email,username,password_hash\n", 1, "", nil, ""},
-		{"an unclosed quote", "", "username,email,password_hash\n\"ann,a@example.com,x\n", 1, "", nil, ""},
-		{"an unknown member", "", `{"username":"ann","email":"a@example.com","password":"correct horse battery","shoe":44}` + "\n",
-			1, "", []string{`row 1: the member "shoe" is not known`}, ""},
-		{"a member twice", "", `{"username":"ann","username":"bob"}` + "\n", 1, "", []string{`row 1: The member "username" appears twice`}, ""},
-		{"a line that is no JSON", "", "{\n", 1, "", []string{"row 1: The body is not valid JSON"}, ""},
-		{"an empty file", "", "", 1, "", nil, ""},
-		{"a spreadsheet's CSV", "", "\ufeffusername,email,password_hash\r\nann,a@example.com," + someHash + "\r\n",
-			0, "imported users: 1\n", nil, "ann:member"},
-		{"Django's auth_user", "", "id,password,last_login,is_superuser,username,first_name,last_name,email,is_staff,is_active,date_joined\n" +
-			"5,pbkdf2_sha256$1000$salt$YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU=,2026-01-02 03:04:05.678+00:00,t,ann,Ann,A,a@example.com,t,t,2025-01-02 03:04:05+00\n" +
-			"6,bcrypt_is_not_in_django$x,,0,bob,,,b@example.com,0,1,2025-01-02T03:04:05Z\n",
-			1, "", []string{"row 3: Not valid: password_hash is in no known form"}, ""},
-	} {
-		t.Run(test.claim, func(t *testing.T) {
-			s := newService(t)
-			sh := &shell{t, s.path}
-			s.admin("root")
-			out, errOut := sh.run(test.status, test.file, append([]string{"user", "import", "-"}, strings.Fields(test.flags)...)...)
-			if out != test.out {
-				t.Errorf("printed %q", out)
-			}
-			lines := strings.Split(strings.TrimSpace(errOut), "\n")
-			if test.status == 0 {
-				lines = append(lines[1:], "")
-			}
-			if len(lines) != len(test.rows)+1 {
-				t.Errorf("told %q", errOut)
-			}
-			for i, want := range test.rows {
-				if i < len(lines) && !strings.HasPrefix(lines[i], want) {
-					t.Errorf("told %q, want %q", lines[i], want)
-				}
-			}
-			var users []string
-			s.store.users(t.Context(), 1, -1, filter{}, func(u *user) { users = append(users, u.username+":"+string(u.role)) })
-			if got := strings.Join(users, " "); got != test.users {
-				t.Errorf("there are %q", got)
-			}
-		})
+	var out bytes.Buffer
+	table := newTable(&out, "ID", "NAME", "LAST")
+	table.row("1", "a long näme", "x")
+	for range 3 * tableBlock {
+		table.row("2", "b", "y")
+		if len(table.rows) >= tableBlock {
+			t.Fatalf("it holds %d rows", len(table.rows))
+		}
 	}
-}
-
-// What an import brings in can log in, and ids go on above the highest.
-func TestImportedUsersLogIn(t *testing.T) {
-	t.Parallel()
-	s := newService(t)
-	sh := &shell{t, s.path}
-	file := filepath.Join(t.TempDir(), "users.csv")
-	text := "id,username,email,password,disabled,created_at\n" +
-		"40,ann,ann@example.com,correct horse battery,false,2020-01-02T03:04:05Z\n" +
-		",bob,bob@example.com,correct horse battery,true,\n"
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	if err := table.flush(); err != nil {
 		t.Fatal(err)
 	}
-	sh.run(0, "", "user", "import", file)
-	r := s.do(s.login("ann"), "GET", "/api/users/me", "").want(t, 200, "")
-	if r.field("id") != "40" || r.field("created_at") != "2020-01-02T03:04:05Z" {
-		t.Errorf("ann is %s", r.body)
+	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+	if len(lines) != 3*tableBlock+2 || lines[0] != "ID  NAME         LAST" || lines[1] != "1   a long näme  x" {
+		t.Fatalf("%d lines: %q, %q", len(lines), lines[0], lines[1])
 	}
-	s.do("", "POST", "/api/login", `{"username":"bob","password":"correct horse battery"}`).want(t, 403, "user_disabled")
-	if _, id := s.register("eve"); id != "42" {
-		t.Errorf("the next id is %s", id)
-	}
-	sh.run(1, "", "user", "import", filepath.Join(t.TempDir(), "none.csv"))
-}
-
-// An export, imported into an empty database, gives the same users.
-func TestExportImportRoundTrip(t *testing.T) {
-	t.Parallel()
-	s := newService(t)
-	path, token := s.member("ann")
-	s.admin("root")
-	bob, _ := s.register("bob")
-	s.register("carol")
-	s.do(s.login("root"), "PUT", bob, `{"disabled":true}`).want(t, 200, "")
-	s.do(token, "DELETE", path, "").want(t, 200, "")
-	sh := &shell{t, s.path}
-	for _, format := range [][]string{nil, {"-ndjson"}} {
-		export, _ := sh.run(0, "", append([]string{"user", "export"}, format...)...)
-		other := &shell{t, filepath.Join(t.TempDir(), "other.db")}
-		other.run(0, export, "user", "import", "-")
-		if again, _ := other.run(0, "", append([]string{"user", "export"}, format...)...); again != export {
-			t.Errorf("exported %s\nthen %s", export, again)
+	for _, line := range lines[2:] {
+		if line != "2   b            y" {
+			t.Fatalf("got %q", line)
 		}
 	}
 }
 
-// Somebody who registers a name between the check and the import: the row is
-// bad, and nothing is half there.
-func TestImportRace(t *testing.T) {
+func TestPlural(t *testing.T) {
 	t.Parallel()
-	s := newService(t)
-	st, err := openStaging(t.Context(), s.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer st.close()
-	for i, name := range []string{"ann", "bob"} {
-		row := importRow{number: i + 2, user: user{username: name, email: name + "@example.com", role: member}, hash: someHash}
-		if err := st.add(t.Context(), row); err != nil {
-			t.Fatal(err)
+	for n, want := range []string{"0 users", "1 user", "2 users"} {
+		if got := plural(n, "user"); got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
-	none := func(row int, why string) { t.Errorf("row %d: %s", row, why) }
-	if err := st.check(t.Context(), none); err != nil {
-		t.Fatal(err)
-	}
-	s.register("BOB")
-	if _, err := st.commit(t.Context(), 1); err != errDuplicate {
-		t.Fatalf("commit says %v", err)
-	}
-	if n := count(t, s, "user"); n != 1 {
-		t.Errorf("%d users", n)
-	}
-	told := 0
-	if err := st.takeOut(t.Context(), func(row int, why string) { told = row }); err != nil || told != 3 {
-		t.Errorf("row %d, %v", told, err)
-	}
-	if n, err := st.commit(t.Context(), 1); n != 1 || err != nil {
-		t.Errorf("%d, %v", n, err)
-	}
-	s.do("", "POST", "/api/login", `{"username":"ann","password":"U*U"}`).want(t, 200, "")
 }
 
-// A large import builds its indexes anew; they must hold the same rules.
-func TestLargeImportKeepsTheIndexes(t *testing.T) {
+// brokenInput is a standard input that cannot be read.
+type brokenInput struct{ err error }
+
+func (r brokenInput) Read([]byte) (int, error) { return 0, r.err }
+
+func TestBrokenInputIsAFailureThatSaysWhy(t *testing.T) {
 	t.Parallel()
-	s := newService(t)
-	s.register("zoe")
-	var file strings.Builder
-	file.WriteString("username,email,password_hash\n")
-	for i := range 1500 {
-		fmt.Fprintf(&file, "user%d,user%d@example.com,%s\n", i, i, someHash)
-	}
-	sh := &shell{t, s.path}
-	sh.run(0, file.String(), "user", "import", "-")
-	s.do("", "POST", "/api/register", `{"username":"USER7","email":"new@example.com","password":"testpass"}`).want(t, 400, "username_taken")
-	s.do("", "POST", "/api/register", `{"username":"new","email":"USER7@example.com","password":"testpass"}`).want(t, 400, "email_taken")
-	s.do("", "POST", "/api/register", `{"username":"ZOE","email":"new@example.com","password":"testpass"}`).want(t, 400, "username_taken")
-	if found, err := s.store.checkIntegrity(t.Context()); found != "ok" || err != nil {
-		t.Errorf("%s, %v", found, err)
+	environ := getenvOf([]string{"DATABASE_URL=" + makeStore(t, "root")})
+	for _, args := range []string{"user add ann ann@example.com", "user passwd root", "user import -"} {
+		err := run(t.Context(), strings.Fields(args), environ, brokenInput{errors.New("unplugged")}, io.Discard, io.Discard)
+		if err == nil || exitStatus(err) != 1 || !strings.Contains(err.Error(), "unplugged") {
+			t.Errorf("userd %s: %v", args, err)
+		}
 	}
 }
 
-// Users of Django, and of anything that keeps bcrypt, log in after an import.
-func TestImportedHashesLogIn(t *testing.T) {
+func TestAnInterruptedCommandSaysSo(t *testing.T) {
 	t.Parallel()
-	hashes := make(map[string]string)
-	for _, f := range foreignHashes(t) {
-		hashes[f.format] = f.hash
+	ctx, cancel := context.WithCancel(t.Context())
+	environ := getenvOf([]string{"DATABASE_URL=" + makeStore(t, "root")})
+	rows := io.MultiReader(strings.NewReader("username,email,password\nann,ann@example.com,"+goodPassword+"\n"), readerFunc(func([]byte) (int, error) {
+		cancel()
+		return 0, io.EOF
+	}))
+	err := run(ctx, []string{"user", "import", "-"}, environ, rows, io.Discard, io.Discard)
+	if err == nil || exitStatus(err) != 1 || err.Error() != "interrupted" {
+		t.Errorf("got %v", err)
 	}
-	for claim, file := range map[string]string{
-		"Django's auth_user": "id,password,last_login,is_superuser,username,first_name,last_name,email,is_staff,is_active,date_joined\n" +
-			"5," + hashes["Django's PBKDF2"] + ",2026-01-02 03:04:05.678+00:00,t,ann,Ann,A,ann@example.com,t,t,2025-01-02 03:04:05+00\n" +
-			"6," + hashes["Django's PBKDF2"] + ",,False,bob,,,bob@example.com,False,False,2025-01-02T03:04:05Z\n",
-		"a CSV of bcrypt": "username,email,password_hash,role,disabled\n" +
-			"ann,ann@example.com," + hashes["bcrypt 2b"] + ",admin,\nbob,bob@example.com," + hashes["bcrypt 2y"] + ",,true\n",
-	} {
-		t.Run(claim, func(t *testing.T) {
-			s := newService(t)
-			(&shell{t, s.path}).run(0, file, "user", "import", "-")
-			r := s.do(s.login("ann"), "GET", "/api/users/me", "").want(t, 200, "")
-			if r.field("role") != "admin" {
-				t.Errorf("ann is %s", r.body)
-			}
-			s.do("", "POST", "/api/login", `{"username":"bob","password":"correct horse battery"}`).want(t, 403, "user_disabled")
-		})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func TestAKeyOfTheEnvironmentIsNotRotated(t *testing.T) {
+	t.Parallel()
+	environ := []string{"DATABASE_URL=" + makeStore(t), "JWT_SECRET_KEY=" + strings.Repeat("k", 32)}
+	userdHere(t, "", environ, "key", "rotate").wantFailure(t, 1, "JWT_SECRET_KEY is set and signs")
+	if out, _ := (&shell{t, strings.TrimPrefix(environ[0], "DATABASE_URL=")}).run(0, "", "key", "list"); strings.Count(out, "\n") != 1 {
+		t.Errorf("key list prints\n%s", out)
 	}
 }

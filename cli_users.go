@@ -8,32 +8,16 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"os"
+	"os/exec"
 	"strings"
+	"time"
 )
 
-func (c *cli) addFlags(f *flag.FlagSet) { f.BoolVar(&c.admin, "admin", false, "") }
-
-func (c *cli) setFlags(f *flag.FlagSet) {
-	f.Func("username", "", func(v string) error { c.change.username = &v; return nil })
-	f.Func("email", "", func(v string) error { c.change.email = &v; return nil })
-	f.Func("role", "", func(v string) error { c.change.role = new(role); return setWord(c.change.role, v, member, admin) })
-	f.Func("disabled", "", func(v string) error {
-		disabled := v == "true"
-		c.change.disabled = &disabled
-		if !disabled && v != "false" {
-			return errors.New("must be true or false")
-		}
-		return nil
-	})
-}
-
-func (c *cli) exportFlags(f *flag.FlagSet) { f.BoolVar(&c.ndjson, "ndjson", false, "") }
-
-// user returns the user that a name on the command line means: a username, an
-// e-mail address, or id=7.
-func (c *cli) user() (user, error) { return c.userNamed(c.names[0]) }
-
-func (c *cli) userNamed(name string) (user, error) {
+// user returns the user that an argument names: by username, by e-mail address,
+// or as id=7.
+func (c *cli) user(name string) (user, error) {
 	var u user
 	var err error
 	if digits, ok := strings.CutPrefix(name, "id="); ok {
@@ -46,49 +30,62 @@ func (c *cli) userNamed(name string) (user, error) {
 		u, _, err = c.store.userByLogin(name)
 	}
 	if errors.Is(err, errUserNotFound) {
-		return u, errUserNotFound.with("there is no user %q; an id is written id=7", name)
+		return u, errUserNotFound.with("user %q does not exist; write an id as id=7", name)
 	}
 	return u, err
 }
 
-func userAdd(ctx context.Context, c *cli) error {
-	password, err := c.readPassword(ctx)
-	if err != nil {
+func userAdd(f *flag.FlagSet) action {
+	makeAdmin := f.Bool("admin", false, "Make the user an admin, who may read, change and delete every user.")
+	return func(ctx context.Context, c *cli) error {
+		password, err := c.readPassword(ctx)
+		if err != nil {
+			return err
+		}
+		u := user{username: c.args[0], email: c.args[1], role: member}
+		if *makeAdmin {
+			u.role = admin
+		}
+		if err := c.addUser(ctx, console, &u, password); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c.stdout, "added %s %s, id %d\n", u.role, u.username, u.id)
 		return err
 	}
-	u := user{username: c.names[0], email: c.names[1], role: member}
-	if c.admin {
-		u.role = admin
-	}
-	if err := c.addUser(ctx, console, &u, password); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(c.stdout, "added %s %s, id %d\n", u.role, u.username, u.id)
-	return err
 }
 
-func userList(ctx context.Context, c *cli) error {
-	return c.print(func(row func(u *user)) error {
-		return c.store.users(ctx, 0, -1, filter{}, row)
-	})
+func userList(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	return func(ctx context.Context, c *cli) error {
+		return c.writeUsers(*asJSON, func(row func(u *user)) error {
+			return c.store.users(ctx, 0, -1, filter{}, row)
+		})
+	}
 }
 
-func userShow(ctx context.Context, c *cli) error {
-	u, err := c.user()
-	if err != nil {
-		return err
+func userShow(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	return func(ctx context.Context, c *cli) error {
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		return c.writeUser(*asJSON, &u)
 	}
-	return c.print(func(row func(u *user)) error {
-		row(&u)
+}
+
+func (c *cli) writeUser(asJSON bool, u *user) error {
+	return c.writeUsers(asJSON, func(row func(*user)) error {
+		row(u)
 		return nil
 	})
 }
 
-// print writes the users that each gives to row: as a table, or with -json as
-// one object a line.
-func (c *cli) print(each func(row func(*user)) error) error {
+// writeUsers prints the users that each passes to row, as a table or as one JSON
+// object a line.
+func (c *cli) writeUsers(asJSON bool, each func(row func(*user)) error) error {
 	out := bufio.NewWriter(c.stdout)
-	if c.json {
+	if asJSON {
 		var line []byte
 		err := each(func(u *user) {
 			line = append(appendUser(line[:0], u, viewAll), '\n')
@@ -103,29 +100,42 @@ func (c *cli) print(each func(row func(*user)) error) error {
 	return errors.Join(err, table.flush(), out.Flush())
 }
 
-func userSet(ctx context.Context, c *cli) error {
-	if c.change == (change{}) {
-		return usagef("user set takes -username, -email, -role or -disabled")
-	}
-	u, err := c.user()
-	if err != nil {
-		return err
-	}
-	if err := c.change.check(&u, nil); err != nil {
-		return err
-	}
-	u, err = c.changeUser(ctx, console, u.id, c.change, nil, 0)
-	if err != nil {
-		return err
-	}
-	return c.print(func(row func(u *user)) error {
-		row(&u)
-		return nil
+func userSet(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	var set change
+	f.Func("username", "The new username, a `NAME`.", func(v string) error { set.username = &v; return nil })
+	f.Func("email", "The new e-mail `ADDRESS`.", func(v string) error { set.email = &v; return nil })
+	f.Func("role", "The new `ROLE`: member or admin.", func(v string) error {
+		set.role = new(role)
+		return setWord(set.role, v, member, admin)
 	})
+	f.Func("disabled", "Disable the user, or enable it again: `true|false`.", func(v string) error {
+		var word string
+		disabled := v == "true"
+		set.disabled = &disabled
+		return setWord(&word, v, "true", "false")
+	})
+	return func(ctx context.Context, c *cli) error {
+		if set == (change{}) {
+			return usagef("user set: missing a flag: -username, -email, -role or -disabled")
+		}
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		if err := set.check(&u, nil); err != nil {
+			return err
+		}
+		u, err = c.changeUser(ctx, console, u.id, set, nil, 0)
+		if err != nil {
+			return err
+		}
+		return c.writeUser(*asJSON, &u)
+	}
 }
 
 func userPasswd(ctx context.Context, c *cli) error {
-	u, err := c.user()
+	u, err := c.user(c.args[0])
 	if err != nil {
 		return err
 	}
@@ -140,12 +150,12 @@ func userPasswd(ctx context.Context, c *cli) error {
 	if _, err := c.changeUser(ctx, console, u.id, set, &password, 0); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "the password of %s is changed, and all sessions are ended\n", u.username)
+	_, err = fmt.Fprintf(c.stdout, "changed the password of %s, and ended all sessions\n", u.username)
 	return err
 }
 
 func userDelete(ctx context.Context, c *cli) error {
-	u, err := c.user()
+	u, err := c.user(c.args[0])
 	if err != nil {
 		return err
 	}
@@ -156,28 +166,36 @@ func userDelete(ctx context.Context, c *cli) error {
 	return err
 }
 
-// userExport writes every user as it stands at one moment.
-func userExport(ctx context.Context, c *cli) error {
-	out := bufio.NewWriterSize(c.stdout, 1<<16)
-	progress := c.progress()
-	n := 0
-	if c.ndjson {
-		var line []byte
+// exportColumns are the columns of an export, in order.
+var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at"}
+
+// importColumns are the columns that an import knows.
+var importColumns = append([]string{"password"}, exportColumns...)
+
+func userExport(f *flag.FlagSet) action {
+	ndjson := f.Bool("ndjson", false, "Write one JSON object a line instead of CSV.")
+	return func(ctx context.Context, c *cli) error {
+		export := exportCSV
+		if *ndjson {
+			export = exportNDJSON
+		}
+		out := bufio.NewWriterSize(c.stdout, 1<<16)
+		write, flush := export(out)
+		progress := c.progress()
+		n := 0
 		err := c.store.export(ctx, func(u *user, hash string) {
 			n++
-			progress("%d users written", n)
-			line = appendUser(line[:0], u, viewAll)
-			line = append(line[:len(line)-1], `,"password_hash":`...)
-			line = append(appendString(line, hash), "}\n"...)
-			out.Write(line)
+			progress("users written: %d", n)
+			write(u, hash)
 		})
-		return errors.Join(err, out.Flush())
+		return errors.Join(err, flush(), out.Flush())
 	}
+}
+
+func exportCSV(out io.Writer) (write func(u *user, hash string), flush func() error) {
 	rows := csv.NewWriter(out)
 	rows.Write(exportColumns)
-	err := c.store.export(ctx, func(u *user, hash string) {
-		n++
-		progress("%d users written", n)
+	write = func(u *user, hash string) {
 		rows.Write([]string{
 			fmt.Sprint(u.id),
 			u.username,
@@ -189,9 +207,19 @@ func userExport(ctx context.Context, c *cli) error {
 			exportTime(u.updatedAt),
 			exportTime(u.lastLoginAt),
 		})
-	})
-	rows.Flush()
-	return errors.Join(err, rows.Error(), out.Flush())
+	}
+	return write, func() error { rows.Flush(); return rows.Error() }
+}
+
+func exportNDJSON(out io.Writer) (write func(u *user, hash string), flush func() error) {
+	var line []byte
+	write = func(u *user, hash string) {
+		line = appendUser(line[:0], u, viewAll)
+		line = append(line[:len(line)-1], `,"password_hash":`...)
+		line = append(appendString(line, hash), "}\n"...)
+		out.Write(line)
+	}
+	return write, func() error { return nil }
 }
 
 func exportTime(unix int64) string {
@@ -201,46 +229,93 @@ func exportTime(unix int64) string {
 	return when(unix)
 }
 
-func sessionList(ctx context.Context, c *cli) error {
-	u, err := c.user()
-	if err != nil {
-		return err
-	}
-	out := bufio.NewWriter(c.stdout)
-	table := newTable(out, "ID", "CREATED", "LAST USED", "EXPIRES", "ADDRESS", "USER AGENT")
-	lines := json.NewEncoder(out)
-	err = c.store.sessionsOf(ctx, u.id, c.now().Unix(), func(x *session) {
-		if c.json {
-			lines.Encode(newSessionAnswer(x, 0))
-			return
+// parseTime reads a time in a format of userd, Django or PostgreSQL, in UTC if it
+// names no zone; "" is 0.
+func parseTime(s string) (unix int64, ok bool) {
+	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05-07", "2006-01-02 15:04:05"} {
+		if t, err := time.Parse(layout, s); err == nil && t.Unix() > 0 {
+			return t.Unix(), true
 		}
-		table.row(x.id, when(x.createdAt), when(x.lastUsedAt), when(x.expiresAt), x.address, x.userAgent)
-	})
-	if !c.json {
-		err = errors.Join(err, table.flush())
 	}
-	return errors.Join(err, out.Flush())
+	return 0, s == ""
+}
+
+func sessionList(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	return func(ctx context.Context, c *cli) error {
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		out := bufio.NewWriter(c.stdout)
+		table := newTable(out, "ID", "CREATED", "LAST USED", "EXPIRES", "ADDRESS", "USER AGENT")
+		lines := json.NewEncoder(out)
+		err = c.store.sessionsOf(ctx, u.id, c.now().Unix(), func(x *session) {
+			if *asJSON {
+				lines.Encode(newSessionAnswer(x, 0))
+				return
+			}
+			table.row(x.id, when(x.createdAt), when(x.lastUsedAt), when(x.expiresAt), x.address, x.userAgent)
+		})
+		if !*asJSON {
+			err = errors.Join(err, table.flush())
+		}
+		return errors.Join(err, out.Flush())
+	}
 }
 
 func sessionEnd(ctx context.Context, c *cli) error {
-	u, err := c.user()
+	u, err := c.user(c.args[0])
 	if err != nil {
 		return err
 	}
-	if len(c.names) == 1 {
+	if len(c.args) == 1 {
 		if err := c.store.endSessions(ctx, console, u.id, c.now().Unix()); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(c.stdout, "all sessions of %s are ended\n", u.username)
+		_, err = fmt.Fprintf(c.stdout, "ended all sessions of %s\n", u.username)
 		return err
 	}
-	sid, err := parseID(c.names[1])
+	sid, err := parseID(c.args[1])
 	if err != nil {
-		return usagef("%q: a session is a positive integer", c.names[1])
+		return usagef("session end: %q: the id of a session is a positive integer", c.args[1])
 	}
 	if err := c.store.endSession(ctx, console, u.id, sid, c.now().Unix()); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "session %d of %s has ended\n", sid, u.username)
+	_, err = fmt.Fprintf(c.stdout, "ended session %d of %s\n", sid, u.username)
 	return err
+}
+
+// readPassword reads the first line of standard input. On a terminal it prompts,
+// and hides what is typed if stty can do that.
+func (c *cli) readPassword(ctx context.Context) (string, error) {
+	if f, ok := c.stdin.(*os.File); ok && isTerminal(f) {
+		if restore, err := hideInput(f); err == nil {
+			fmt.Fprint(c.stderr, "Password: ")
+			// The read below does not end with ctx. Exit, but with the echo turned on.
+			stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
+			defer func() { stop(); restore(); fmt.Fprintln(c.stderr) }()
+		}
+	}
+	line, err := bufio.NewReader(io.LimitReader(c.stdin, maxPassword+3)).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return "", fmt.Errorf("reading the password from standard input: %w", err)
+	}
+	line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
+	if line == "" {
+		return "", errors.New("no password on standard input")
+	}
+	return line, nil
+}
+
+// hideInput turns the echo of a terminal off. It runs stty because the system
+// calls differ between systems, and userd uses no library that knows them all.
+func hideInput(f *os.File) (restore func(), err error) {
+	stty := func(arg string) error {
+		cmd := exec.Command("stty", arg)
+		cmd.Stdin = f
+		return cmd.Run()
+	}
+	return func() { stty("echo") }, stty("-echo")
 }

@@ -73,34 +73,106 @@ type config struct {
 	logLevel       slog.Level
 }
 
-// options are the settings that have a flag and an environment variable.
-var options = []struct {
-	env, flag, standard string
-	set                 func(c *config, value string) error
-}{
-	{"DATABASE_URL", "database", "sqlite:///app.db", (*config).setDatabase},
-	{"HTTPS_DOMAIN", "https-domain", "", (*config).setDomains}, // before ADDR, whose default it moves
-	{"ADDR", "addr", "127.0.0.1:5000", func(c *config, v string) error { return setHostPort(&c.addr, v) }},
-	{"METRICS_ADDR", "metrics-addr", "", (*config).setMetricsAddr},
-	{"ACME_DIRECTORY", "acme-directory", autocert.DefaultACMEDirectory, (*config).setACMEDirectory},
-	{"TLS_CERT", "tls-cert", "", func(c *config, v string) error { return setFile(&c.tlsCert, v) }},
-	{"TLS_KEY", "tls-key", "", func(c *config, v string) error { return setFile(&c.tlsKey, v) }},
-	{"JWT_ACCESS_TOKEN_EXPIRES", "access-ttl", "15m", func(c *config, v string) error { return setTTL(&c.accessTTL, v) }},
-	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v) }},
-	{"REGISTRATION", "registration", string(registrationOpen), func(c *config, v string) error {
+// An option is a setting with a flag and an environment variable.
+type option struct {
+	env, flag string
+	value     string // what its value is, for help
+	standard  string // the default
+	set       func(c *config, value string) error
+	help      string // sentences
+}
+
+var options = []option{
+	{"DATABASE_URL", "database", "URL", "sqlite:///app.db", (*config).setDatabase,
+		"The database: sqlite:///relative.db, sqlite:////absolute.db or a path. The server, user add and user import create it if it does not exist."},
+	// Before ADDR, whose default depends on it.
+	{"HTTPS_DOMAIN", "https-domain", "NAME,...", "", (*config).setDomains,
+		"Serve HTTPS for these names, with certificates that userd gets and renews by ACME. Port 80 of the same host redirects to HTTPS. By setting it you accept the terms of the certificate authority."},
+	{"ADDR", "addr", "HOST:PORT", "127.0.0.1:5000", func(c *config, v string) error { return setHostPort(&c.addr, v) },
+		"The address to listen on. With HTTPS_DOMAIN the default is :443."},
+	{"METRICS_ADDR", "metrics-addr", "HOST:PORT", "", (*config).setMetricsAddr,
+		"A second address, such as 127.0.0.1:9090, that answers only /metrics, /healthz and /readyz. It requires no token, so keep it private. If it is not set, /metrics requires an admin's token."},
+	{"ACME_DIRECTORY", "acme-directory", "URL", autocert.DefaultACMEDirectory, (*config).setACMEDirectory,
+		"The directory of the ACME server."},
+	{"TLS_CERT", "tls-cert", "FILE", "", func(c *config, v string) error { return setFile(&c.tlsCert, v) },
+		"Serve HTTPS with this certificate and the intermediate ones after it, in PEM. userd reads the file again when it changes."},
+	{"TLS_KEY", "tls-key", "FILE", "", func(c *config, v string) error { return setFile(&c.tlsKey, v) },
+		"The private key of TLS_CERT, in PEM."},
+	{"JWT_ACCESS_TOKEN_EXPIRES", "access-ttl", "TIME", "15m", func(c *config, v string) error { return setTTL(&c.accessTTL, v) },
+		"How long an access token is valid: a duration such as 15m, or seconds."},
+	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "TIME", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v) },
+		"How long a session lasts after its last refresh: a duration, or seconds."},
+	{"REGISTRATION", "registration", "open|closed", string(registrationOpen), func(c *config, v string) error {
 		return setWord(&c.registration, v, registrationOpen, registrationClosed)
-	}},
-	{"DIRECTORY", "directory", string(directoryNames), func(c *config, v string) error {
+	},
+		"Who can add users: with open, everyone can register; with closed, only admins add users."},
+	{"DIRECTORY", "directory", "full|names|self", string(directoryNames), func(c *config, v string) error {
 		return setWord(&c.directory, v, directoryFull, directoryNames, directorySelf)
-	}},
-	{"TRUSTED_PROXIES", "trusted-proxies", "", (*config).setProxies},
-	{"CORS_ORIGINS", "cors-origins", "", (*config).setOrigins},
-	{"RATE_LIMIT", "rate-limit", string(rateLimitOn), func(c *config, v string) error {
+	},
+		"What a member sees of other users: full (id, username and e-mail address), names (id and username) or self (nothing)."},
+	{"TRUSTED_PROXIES", "trusted-proxies", "CIDR,...", "", (*config).setProxies,
+		"The proxies whose X-Forwarded-For userd believes."},
+	{"CORS_ORIGINS", "cors-origins", "ORIGIN,...", "", (*config).setOrigins,
+		"The origins, such as https://app.example.com, whose pages may call the API from a browser."},
+	{"RATE_LIMIT", "rate-limit", "on|off", string(rateLimitOn), func(c *config, v string) error {
 		return setWord(&c.rateLimit, v, rateLimitOn, rateLimitOff)
-	}},
-	{"EVENT_RETENTION", "event-retention", "9600h", (*config).setRetention},
-	{"LOG_FORMAT", "log-format", "", func(c *config, v string) error { return setWord(&c.logFormat, v, "", "text", "json") }},
-	{"LOG_LEVEL", "log-level", "info", func(c *config, v string) error { return setLevel(&c.logLevel, v) }},
+	},
+		"Whether userd limits failed logins and the requests of each network; off is for load tests."},
+	{"EVENT_RETENTION", "event-retention", "TIME", "9600h", (*config).setRetention,
+		"How long events are kept: a duration, or seconds; 0 keeps them forever. 9600h are 400 days."},
+	{"LOG_FORMAT", "log-format", "text|json", "", func(c *config, v string) error { return setWord(&c.logFormat, v, "", "text", "json") },
+		"The format of the log on standard error. Default: text on a terminal, otherwise json."},
+	{"LOG_LEVEL", "log-level", "LEVEL", "info", func(c *config, v string) error { return setLevel(&c.logLevel, v) },
+		"The lowest level that is logged: debug, info, warn or error."},
+}
+
+// variables are the settings that only the environment can hold. Secrets are
+// among them because every user of the machine can see flags.
+var variables = []struct{ env, help string }{
+	{"PORT", "The port of ADDR, on 127.0.0.1, if ADDR is not set."},
+	{"JWT_SECRET_KEY", "The key that signs access tokens, at least 32 bytes. If it is not set, userd makes a random key at its first start and keeps it in the database."},
+	{"JWT_SECRET_KEY_FILE", "A file that holds this key instead."},
+	{"JWT_SECRET_KEY_PREVIOUS", "The key before this one, whose tokens are still valid."},
+	{"LISTEN_PID, LISTEN_FDS", "A socket from systemd, which userd uses instead of ADDR."},
+	{"NOTIFY_SOCKET", "The socket on which userd tells systemd when it is ready and when it stops."},
+}
+
+// load sets the settings that the command accepts. A flag's value in given
+// overrides the environment, and that overrides the default. Errors name the
+// setting.
+func (c *config) load(given map[string]string, getenv func(string) string, accepts func(flag string) bool) error {
+	for _, o := range options {
+		if !accepts(o.flag) {
+			continue
+		}
+		value, from := o.standard, o.env
+		if o.env == "ADDR" && len(c.domains) > 0 {
+			value = ":443"
+		}
+		if v, ok := given[o.flag]; ok {
+			value, from = v, "-"+o.flag
+		} else if v := getenv(o.env); v != "" {
+			value = v
+		} else if v := getenv("PORT"); v != "" && o.env == "ADDR" {
+			value, from = net.JoinHostPort("127.0.0.1", v), "PORT"
+		}
+		if err := o.set(c, value); err != nil {
+			if from == "PORT" {
+				value = getenv("PORT")
+			}
+			return usagef("%s=%q: %v", from, value, err)
+		}
+	}
+	if accepts("tls-key") && (c.tlsCert == "") != (c.tlsKey == "") {
+		return usagef("TLS_CERT and TLS_KEY (-tls-cert and -tls-key) go together: one is not set")
+	}
+	if c.tlsCert != "" && len(c.domains) > 0 {
+		return usagef("HTTPS_DOMAIN and TLS_CERT are both set; set only one")
+	}
+	if !accepts("database") && !accepts("addr") {
+		return nil
+	}
+	return c.readSecrets(getenv)
 }
 
 // setDatabase takes what SQLAlchemy takes for SQLite, or a path.
@@ -258,17 +330,23 @@ func (c *config) setOrigins(v string) error {
 
 // setWord sets one of a few words.
 func setWord[T ~string](to *T, v string, words ...T) error {
+	if !slices.Contains(words, T(v)) {
+		return fmt.Errorf("must be %s", orList(words))
+	}
+	*to = T(v)
+	return nil
+}
+
+// orList returns the words that are not empty as "a, b or c".
+func orList[T ~string](words []T) string {
 	var list []string
 	for _, w := range words {
-		if T(v) == w {
-			*to = w
-			return nil
-		}
 		if w != "" {
 			list = append(list, string(w))
 		}
 	}
-	return fmt.Errorf("must be %s", strings.Join(list, " or "))
+	last := len(list) - 1
+	return strings.Join(list[:last], ", ") + " or " + list[last]
 }
 
 func setLevel(to *slog.Level, v string) error {

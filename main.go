@@ -1,168 +1,28 @@
-/*
-Userd is a user-management microservice: registration, login with JSON Web
-Tokens, and create, read, update and delete of users over a JSON API, on an
-embedded SQLite database.
-
-Usage:
-
-	userd [flags]
-	userd user add [-admin] NAME EMAIL
-	userd user list [-json]
-	userd user show [-json] USER
-	userd user set [-username NAME] [-email EMAIL] [-role ROLE] [-disabled true|false] USER
-	userd user passwd USER
-	userd user delete USER
-	userd user import [-dry-run] [-partial] FILE
-	userd user export [-ndjson]
-	userd session list [-json] USER
-	userd session end USER [SESSION]
-	userd key list [-json]
-	userd key rotate
-	userd events [-follow] [-json] [-after ID] [-user USER] [-type TYPE]
-	userd events verify [HEAD]
-	userd backup FILE
-	userd restore FILE
-	userd check
-	userd adopt [-resolve suffix]
-	userd healthcheck
-	userd help
-	userd version
-
-Without a command it serves until it is interrupted or terminated; then it
-finishes the requests that run, closes the database and exits. A hangup
-(SIGHUP) makes it read the files of -tls-cert and -tls-key again, and does
-nothing without them.
-
-The commands work on the database, whether a server runs on it or not; one that
-does sees what they did at once. A database of the Flask tutorial is adopted first.
-USER is a username, an e-mail address, or an id
-as id=7. Passwords are read from the first line of standard input. Flags may
-stand before or after names.
-
-"user add" adds a user, with -admin one who may do anything to anyone; ROLE is
-member or admin. "user passwd" sets a password and ends the user's sessions.
-"session end" ends one session or all of a user's. "key rotate" makes a new key
-sign access tokens; the one before it verifies until its last token has expired.
-
-"events" prints what has happened, and with -follow what happens from now on, until
-it is interrupted; -after begins after an event, -user and -type choose. "events
-verify" recomputes the chain of events and prints its newest link, HEAD. With a HEAD
-that was noted earlier, elsewhere, it finds every change up to it. It fails if events
-were changed, removed or inserted, or deleted before EVENT_RETENTION was over.
-
-"adopt" makes a database of the Flask tutorial into userd's, as the first start
-does, and first writes a copy next to it. It refuses if users differ only in the
-case of a name, unless -resolve suffix renames all but the oldest to NAME-ID and
-LOCAL+ID@HOST.
-
-"healthcheck" asks the server that has this address whether it is ready, for
-containers without curl, and leaves the database alone.
-
-"user export" writes every user, with the password's hash, as CSV or with
--ndjson as one JSON object a line. "user import" reads both, and the CSV of
-Django's table auth_user, from FILE or, where that is -, from standard input.
-The columns are username and email; password, which is hashed, or password_hash
-(argon2, bcrypt, scrypt, and PBKDF2 as Werkzeug and Django write them); and, if
-wanted, id, role, disabled, created_at, updated_at and last_login_at. An id must
-be higher than any that this database gave out. Each bad row is reported
-on a line of standard error, with its number (a CSV header is row 1); then
-nothing is imported, but with -partial the good rows are, and the exit status is
-still 1. -dry-run only checks.
-
-"backup" writes a copy of the database, as it is at one moment, to FILE, which
-must not be there, or to standard output, where FILE is -. "restore" puts a copy
-in the place of the database, which nobody may have open, and keeps the one
-before beside it; it leaves out ids that may have been given since. "check" reads
-the whole database and prints what is wrong with it, a line each.
-
-Flags, and the environment variables that they override:
-
-	-database URL          DATABASE_URL
-		The database: sqlite:///relative.db, sqlite:////absolute.db or a path;
-		sqlite:///app.db if not given. Made if it does not exist. The commands
-		take this flag too, and none of those below, but that events verify takes
-		-event-retention; healthcheck takes only -addr, -https-domain and -tls-cert.
-	-addr HOST:PORT        ADDR
-		The address to listen on, 127.0.0.1:5000 if not given, and with
-		-https-domain :443. Where ADDR is not set, PORT in the environment sets
-		only the port.
-	-metrics-addr HOST:PORT  METRICS_ADDR
-		Another address, such as 127.0.0.1:9090, on which /metrics, /healthz and
-		/readyz are answered to whoever asks, and nothing else: strangers must not
-		reach it. None if not given; then /metrics needs an admin's token.
-	-https-domain NAME,...  HTTPS_DOMAIN
-		Serve HTTPS with certificates for these names, which userd gets and
-		renews by ACME; none if not given. Port 80 on the same host redirects. To
-		set it is to accept the terms of the certificate authority.
-	-acme-directory URL    ACME_DIRECTORY
-		The ACME server, https://acme-v02.api.letsencrypt.org/directory (Let's
-		Encrypt) if not given.
-	-tls-cert FILE         TLS_CERT
-		Serve HTTPS with this certificate, followed by those between it and the
-		root, in PEM; none if not given. It is read again when it changes.
-	-tls-key FILE          TLS_KEY
-		The key of that certificate, likewise; none if not given.
-	-access-ttl TIME       JWT_ACCESS_TOKEN_EXPIRES
-		How long an access token is good: a duration such as 15m (which it is
-		if not given), or seconds.
-	-refresh-ttl TIME      JWT_REFRESH_TOKEN_EXPIRES
-		How long a session lasts after its last refresh, likewise; 720h if not
-		given.
-	-registration WHO      REGISTRATION
-		open: anyone makes a user (if not given); closed: only an admin does.
-	-directory WHAT        DIRECTORY
-		What a member sees of others: full (id, username, email), names (id,
-		username; if not given) or self (nothing).
-	-trusted-proxies CIDR,...  TRUSTED_PROXIES
-		The proxies whose X-Forwarded-For is believed; none if not given.
-	-cors-origins ORIGIN,...  CORS_ORIGINS
-		The origins, such as https://app.example.com, whose pages may call the
-		API from a browser; none if not given.
-	-rate-limit WHETHER    RATE_LIMIT
-		on (if not given): failed logins, and what one network asks for in all,
-		are limited; off: they are not, for load tests.
-	-event-retention TIME  EVENT_RETENTION
-		How long events are kept, a duration or seconds: 9600h (400 days) if not
-		given; 0 is for ever. "events verify" needs the server's value.
-	-log-format FORMAT     LOG_FORMAT
-		text or json; if not given, text on a terminal and else json.
-	-log-level LEVEL       LOG_LEVEL
-		debug, info (if not given), warn or error. The log goes to standard error.
-
-The environment alone holds the keys that sign access tokens:
-
-	JWT_SECRET_KEY
-		At least 32 bytes. If not set, userd makes a random key at its first
-		start and keeps it in the database.
-	JWT_SECRET_KEY_FILE
-		A file that holds the key instead.
-	JWT_SECRET_KEY_PREVIOUS
-		The key before this one: tokens that it signed are still good.
-
-A socket that systemd hands over (LISTEN_PID, LISTEN_FDS) is taken instead of
--addr, and systemd is told when userd serves and stops (NOTIFY_SOCKET).
-
-The exit status is 0 when all is done, 1 when it failed, and 2 when the command
-or the configuration is wrong.
-*/
+// Userd is a user-management microservice: registration, login with JSON Web
+// Tokens, and create, read, update and delete of users over a JSON API, on an
+// embedded SQLite database.
+//
+// Its manual is "userd help -all". It is made from the command table in cli.go
+// and the settings in config.go.
 package main
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends it at once
+	context.AfterFunc(ctx, stop) // a second signal ends the process
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "userd:", err)
 		os.Exit(exitStatus(err))
@@ -170,8 +30,7 @@ func main() {
 }
 
 func exitStatus(err error) int {
-	var usage *usageError
-	if errors.As(err, &usage) {
+	if _, ok := errors.AsType[*usageError](err); ok {
 		return 2
 	}
 	return 1
@@ -179,41 +38,167 @@ func exitStatus(err error) int {
 
 // run is the program.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
-	if len(args) == 1 {
-		switch args[0] {
-		case "help":
-			_, err := io.WriteString(stdout, manual())
-			return err
-		case "version":
-			_, err := fmt.Fprintln(stdout, "userd", version())
-			return err
-		}
-	}
-	cmd, args, err := findCommand(args)
-	if err != nil {
-		return err
-	}
 	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
-	err = c.configure(cmd, args, getenv)
-	if errors.Is(err, flag.ErrHelp) {
-		_, err := io.WriteString(stdout, manual())
-		return err
+	cmd, act, err := c.parse(args, getenv)
+	if err == nil && cmd.words == "" {
+		return serve(ctx, c.config, stderr)
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = cmd.run(ctx, c, act)
 	}
-	if cmd != nil {
-		return cmd.run(ctx, c)
+	if help, ok := errors.AsType[*helpRequest](err); ok {
+		return printHelp(stdout, help)
 	}
-	return serve(ctx, c.config, stderr)
+	return err
 }
 
-//go:embed main.go
-var source string
+const about = `userd manages users: it registers them, logs them in with JSON Web Tokens, and
+lets them and admins read, change and delete them over a JSON API. It keeps its
+data in one SQLite file.
 
-// manual returns the comment at the top of this file, so that there is one.
-func manual() string {
-	_, text, _ := strings.Cut(source, "/*\n")
-	text, _, _ = strings.Cut(text, "*/")
+Usage:
+  userd [flags]                      run the server
+  userd COMMAND [flags] [arguments]  run a command on the database
+`
+
+// printHelp prints the help that was asked for. It returns a usageError if the
+// topic is not a command.
+func printHelp(w io.Writer, help *helpRequest) error {
+	text := ""
+	if cmd, _, err := findCommand(help.topic); help.all {
+		text = manual()
+	} else if len(help.topic) == 0 {
+		text = summary()
+	} else if err == nil {
+		text = commandHelp(cmd)
+	} else if _, group := errors.AsType[*helpRequest](err); group {
+		text = groupHelp(help.topic[0])
+	} else {
+		return err
+	}
+	_, err := io.WriteString(w, text)
+	return err
+}
+
+// summary is the short help: all commands, and the settings that most people need.
+func summary() string {
+	text := about + "\nCommands:\n" + commandList("")
+	text += "\nThe most used settings, with their environment variables and defaults:\n"
+	for _, name := range []string{"database", "addr", "registration", "https-domain", "trusted-proxies", "log-level"} {
+		o := options[slices.IndexFunc(options, func(o option) bool { return o.flag == name })]
+		text += strings.TrimRight(fmt.Sprintf("  %-27s  %-16s  %s", "-"+o.flag+" "+o.value, o.env, o.standard), " ") + "\n"
+	}
+	return text + `
+Flags can be anywhere on the command line. USER is a username, an e-mail
+address, or an id written as id=7. -json prints one JSON object a line.
+
+More help:
+  userd help COMMAND  explain a command, as "userd help user add"
+  userd help -all     print the whole manual: all commands and all settings
+`
+}
+
+// commandList lists the commands of a group, or all if it is empty, one a line.
+func commandList(group string) string {
+	text := ""
+	for _, cmd := range commands {
+		if cmd.words != "" && (group == "" || strings.HasPrefix(cmd.words, group+" ")) {
+			text += fmt.Sprintf("  %-27s  %s\n", strings.TrimSpace(cmd.words+" "+cmd.args), cmd.summary)
+		}
+	}
 	return text
+}
+
+func groupHelp(group string) string {
+	return "Usage: userd " + group + " COMMAND [flags] [arguments]\n\nCommands:\n" + commandList(group) +
+		"\n\"userd help " + group + " COMMAND\" explains a command.\n"
+}
+
+func commandHelp(cmd *command) string {
+	text := "Usage: " + cmd.usage() + "\n\n" + wrap("", cmd.help)
+	flags := cmd.flagHelp("  ")
+	for _, o := range options {
+		if cmd.accepts(o.flag) {
+			flags += o.entry()
+		}
+	}
+	if flags != "" {
+		text += "\nFlags:\n" + flags
+	}
+	if more := commandList(cmd.words); more != "" {
+		text += "\nMore commands:\n" + more
+	}
+	return text
+}
+
+// flagHelp describes the command's own flags.
+func (cmd *command) flagHelp(indent string) string {
+	own := flag.NewFlagSet("", flag.ContinueOnError)
+	cmd.declare(own)
+	text := ""
+	own.VisitAll(func(f *flag.Flag) {
+		value, usage := flag.UnquoteUsage(f)
+		text += indent + strings.TrimSpace("-"+f.Name+" "+value) + "\n" + wrap(indent+"    ", usage)
+	})
+	return text
+}
+
+// entry describes a setting, with its default.
+func (o *option) entry() string {
+	text := o.help
+	if o.standard != "" {
+		text += " Default: " + o.standard
+	}
+	return fmt.Sprintf("  -%s %s (%s)\n", o.flag, o.value, o.env) + wrap("      ", text)
+}
+
+// manual is all that there is to say about the command line.
+func manual() string {
+	text := about + "\n" + wrap("", `Flags can be anywhere on the command line; what follows -- is not a flag. Flags override
+		environment variables, and those override defaults.
+
+		The commands work on the database whether a server is running or not; a running
+		server sees their changes immediately. They accept the setting -database and no other;
+		healthcheck accepts -addr, -https-domain and -tls-cert instead.
+
+		USER is a username, an e-mail address, or an id written as id=7. A list is a table;
+		with -json it is one JSON object a line. In a table, - marks an absent value.
+
+		The exit status is 0 for success, 1 for failure, and 2 for a wrong command or
+		configuration.`)
+	for _, cmd := range commands {
+		text += "\n" + cmd.usage() + "\n" + wrap("    ", cmd.help) + cmd.flagHelp("    ")
+	}
+	text += "\nSettings, as flags and environment variables:\n"
+	for _, o := range options {
+		text += o.entry()
+	}
+	text += "\nSettings that only the environment can hold:\n"
+	for _, v := range variables {
+		text += "  " + v.env + "\n" + wrap("      ", v.help)
+	}
+	return text
+}
+
+// wrap breaks paragraphs into lines of at most 79 columns.
+func wrap(indent, text string) string {
+	const width = 79
+	var lines []string
+	for i, paragraph := range strings.Split(text, "\n\n") {
+		if i > 0 {
+			lines = append(lines, "")
+		}
+		line := indent
+		for _, word := range strings.Fields(paragraph) {
+			if line != indent && utf8.RuneCountInString(line+word) >= width {
+				lines, line = append(lines, line), indent
+			}
+			if line != indent {
+				line += " "
+			}
+			line += word
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(lines, "\n") + "\n"
 }

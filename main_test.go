@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -27,7 +28,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
+	"unicode/utf8"
 	"userd/internal/passhash"
 )
 
@@ -370,88 +371,196 @@ func TestAnInterruptEndsItToo(t *testing.T) {
 	wantFiles(t, dir, "app.db")
 }
 
-func TestTheManual(t *testing.T) {
-	t.Chdir(t.TempDir())
-	help := userdProcess(t, ".", "", nil, "help")
-	if help.status != 0 || help.stderr != "" || !strings.HasPrefix(help.stdout, "Userd is ") || strings.Contains(help.stdout, "package main") {
-		t.Fatalf("userd help: %+v", help)
-	}
-	for _, args := range [][]string{{"-h"}, {"-help"}, {"--help"}, {"-log-level", "warn", "-h"}, {"user", "add", "-h"}, {"user", "add", "ann", "-h"}} {
-		t.Run("is what is printed for "+strings.Join(args, " "), func(t *testing.T) {
-			if got := userdHere(t, "", nil, args...); got != help {
-				t.Errorf("got %+v", got)
-			}
-		})
-	}
+// allCommands are the rows of the command table that have words.
+func allCommands() []command {
+	return slices.DeleteFunc(slices.Clone(commands), func(cmd command) bool { return cmd.words == "" })
+}
 
-	// The entry of a setting is its flag and variable, and the indented lines below.
-	entries := make(map[string][]string) // flag → variable, text
-	for _, m := range regexp.MustCompile(`(?m)^\t-([a-z-]+) .*?([A-Z_]+)\n((?:\t\t.*\n)+)`).FindAllStringSubmatch(help.stdout, -1) {
-		entries[m[1]] = []string{m[2], strings.Join(strings.Fields(m[3]), " ")}
+// help returns what a command prints to standard output, and fails the test if
+// its status is not 0 or it prints anything to standard error.
+func help(t *testing.T, args ...string) string {
+	t.Helper()
+	got := userdHere(t, "", nil, args...)
+	if got.status != 0 || got.stderr != "" {
+		t.Fatalf("userd %s: %+v", strings.Join(args, " "), got)
 	}
-	// What each is if not given, as the manual says it.
-	defaults := map[string]string{
-		"database":        "sqlite:///app.db if not given",
-		"addr":            "127.0.0.1:5000 if not given",
-		"metrics-addr":    "None if not given",
-		"https-domain":    "none if not given",
-		"acme-directory":  "https://acme-v02.api.letsencrypt.org/directory (Let's Encrypt) if not given",
-		"tls-cert":        "none if not given",
-		"tls-key":         "none if not given",
-		"access-ttl":      "15m (which it is if not given)",
-		"refresh-ttl":     "720h if not given",
-		"registration":    "open: anyone makes a user (if not given)",
-		"directory":       "names (id, username; if not given)",
-		"trusted-proxies": "none if not given",
-		"cors-origins":    "none if not given",
-		"rate-limit":      "on (if not given)",
-		"event-retention": "9600h (400 days) if not given",
-		"log-format":      "if not given, text on a terminal and else json",
-		"log-level":       "info (if not given)",
-	}
-	bare, _, err := configured(nil, nil, getenvOf(nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, o := range options {
-		t.Run("names the flag -"+o.flag+", its variable and its true default", func(t *testing.T) {
-			entry := entries[o.flag]
-			if entry == nil {
-				t.Fatal("the manual has no entry for it")
-			}
-			delete(entries, o.flag)
-			if entry[0] != o.env {
-				t.Errorf("the manual says %s, want %s", entry[0], o.env)
-			}
-			if defaults[o.flag] == "" || !strings.Contains(entry[1], defaults[o.flag]) {
-				t.Errorf("the manual says %q, want in it %q", entry[1], defaults[o.flag])
-			}
-			if !strings.Contains(defaults[o.flag], o.standard) {
-				t.Errorf("its default is %q, and the manual says %q", o.standard, defaults[o.flag])
-			}
-			given, _, err := configured(nil, []string{"-" + o.flag, o.standard}, getenvOf(nil))
-			if err != nil || !reflect.DeepEqual(given, bare) {
-				t.Errorf("given as %q it makes %+v, %v, and not given %+v", o.standard, given, err, bare)
-			}
-		})
-	}
-	for name := range entries {
-		t.Errorf("the manual names the flag -%s, which userd does not have", name)
-	}
-	for _, name := range []string{"PORT", "JWT_SECRET_KEY", "JWT_SECRET_KEY_FILE", "-admin", "userd user add", "userd version"} {
-		if !regexp.MustCompile(regexp.QuoteMeta(name) + `\b`).MatchString(help.stdout) {
-			t.Errorf("the manual does not name %s", name)
+	return got.stdout
+}
+
+// wantWidth fails the test if a line is longer than 80 columns.
+func wantWidth(t *testing.T, text string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSuffix(line, "\n"); utf8.RuneCountInString(line) > 80 || strings.TrimRight(line, " ") != line {
+			t.Errorf("a line is longer than 80 columns, or ends in a space: %q", line)
 		}
 	}
-	wantFiles(t, ".")
+}
+
+func TestHelpIsASummaryOfOneScreen(t *testing.T) {
+	t.Parallel()
+	if got := userdProcess(t, t.TempDir(), "", nil, "help"); got != (result{0, summary(), ""}) {
+		t.Fatalf("userd help: %+v", got)
+	}
+	wantWidth(t, summary())
+	if n := strings.Count(summary(), "\n"); n > 60 {
+		t.Errorf("it has %d lines, more than 60", n)
+	}
+	for _, cmd := range allCommands() {
+		if !regexp.MustCompile(`(?m)^  ` + regexp.QuoteMeta(cmd.words) + `( [A-Z\[].*)?  +` + regexp.QuoteMeta(cmd.summary) + `$`).MatchString(summary()) {
+			t.Errorf("it does not list %s", cmd.words)
+		}
+	}
+	for _, says := range []string{"DATABASE_URL", "sqlite:///app.db", "127.0.0.1:5000", "userd help -all", "userd help COMMAND", "-json prints one JSON object a line", "id=7"} {
+		if !strings.Contains(summary(), says) {
+			t.Errorf("it does not say %q", says)
+		}
+	}
+	for _, args := range []string{"-h", "-help", "--help", "-log-level loud -h", "-h -addr :82", "-- help"} {
+		if help(t, strings.Fields(args)...) != summary() {
+			t.Errorf("userd %s prints something different", args)
+		}
+	}
+}
+
+func TestTheManualNamesEverything(t *testing.T) {
+	t.Parallel()
+	text := help(t, "help", "-all")
+	wantWidth(t, text)
+	for _, args := range []string{"help --all", "-all help", "help -all user"} {
+		if help(t, strings.Fields(args)...) != text {
+			t.Errorf("userd %s prints something different", args)
+		}
+	}
+	words := strings.Join(strings.Fields(text), " ")
+	for _, cmd := range commands {
+		if !strings.Contains(text, "\n"+cmd.usage()+"\n") || !strings.Contains(words, strings.Join(strings.Fields(cmd.help), " ")) {
+			t.Errorf("it does not explain %q", cmd.words)
+		}
+		if !strings.Contains(text, cmd.flagHelp("    ")) {
+			t.Errorf("it does not explain the flags of %q", cmd.words)
+		}
+	}
+	for _, o := range options {
+		entry := fmt.Sprintf("-%s %s (%s) %s", o.flag, o.value, o.env, o.help)
+		if o.standard != "" {
+			entry += " Default: " + o.standard
+		}
+		if !strings.Contains(words, entry) {
+			t.Errorf("it does not say %q", entry)
+		}
+	}
+	for _, v := range variables {
+		if !strings.Contains(words, v.env+" "+v.help) {
+			t.Errorf("it does not explain %s", v.env)
+		}
+	}
+	for _, name := range []string{"PORT", "JWT_SECRET_KEY", "JWT_SECRET_KEY_FILE", "JWT_SECRET_KEY_PREVIOUS", "NOTIFY_SOCKET"} {
+		if !regexp.MustCompile(`(?m)\b` + name + `\b`).MatchString(text) {
+			t.Errorf("it does not name %s", name)
+		}
+	}
+	for _, says := range []string{"with -json it is one JSON object a line", "The exit status is 0 for success, 1 for failure, and 2", "127.0.0.1:5000"} {
+		if !strings.Contains(words, says) {
+			t.Errorf("it does not say %q", says)
+		}
+	}
+}
+
+func TestHelpForACommandIsAboutThisCommandOnly(t *testing.T) {
+	t.Parallel()
+	for _, cmd := range allCommands() {
+		text := help(t, append([]string{"help"}, strings.Fields(cmd.words)...)...)
+		wantWidth(t, text)
+		if !strings.HasPrefix(text, "Usage: "+cmd.usage()+"\n\n") || strings.Contains(text, "\nCommands:") {
+			t.Errorf("userd help %s prints\n%s", cmd.words, text)
+		}
+		for _, form := range []string{cmd.words + " -h", cmd.words + " --help", "-h " + cmd.words, cmd.words + " some -help", "help " + cmd.words + " some"} {
+			if help(t, strings.Fields(form)...) != text {
+				t.Errorf("userd %s prints something different", form)
+			}
+		}
+		flags, _ := cmd.flagSet(nil)
+		n := 0
+		flags.VisitAll(func(f *flag.Flag) {
+			n++
+			if !regexp.MustCompile(`(?m)^  -` + f.Name + `( .*)?\n      \S`).MatchString(text) {
+				t.Errorf("userd help %s does not explain -%s", cmd.words, f.Name)
+			}
+		})
+		if got := len(regexp.MustCompile(`(?m)^  -`).FindAllString(text, -1)); got != n || (n > 0) != strings.Contains(text, "\nFlags:\n") {
+			t.Errorf("userd help %s explains %d flags, and the command has %d", cmd.words, got, n)
+		}
+	}
+	if text := help(t, "help", "events"); !strings.HasSuffix(text, "\n\nMore commands:\n  events verify [HEAD]         check that no event was changed or removed\n") {
+		t.Errorf("userd help events prints\n%s", text)
+	}
+	want := `Usage: userd user add [flags] NAME EMAIL
+
+Adds a user and prints its id. The password is the first line of standard
+input; on a terminal userd asks for it and does not show it.
+
+Flags:
+  -admin
+      Make the user an admin, who may read, change and delete every user.
+  -database URL (DATABASE_URL)
+      The database: sqlite:///relative.db, sqlite:////absolute.db or a path.
+      The server, user add and user import create it if it does not exist.
+      Default: sqlite:///app.db
+`
+	if got := help(t, "user", "add", "-h"); got != want {
+		t.Errorf("userd user add -h prints\n%s", got)
+	}
+}
+
+func TestHelpForAGroupListsItsCommands(t *testing.T) {
+	t.Parallel()
+	want := `Usage: userd session COMMAND [flags] [arguments]
+
+Commands:
+  session list USER            list a user's sessions
+  session end USER [SESSION]   end one session of a user, or all
+
+"userd help session COMMAND" explains a command.
+`
+	for _, args := range []string{"session", "help session", "session -h", "-h session", "session --help", "-database x.db session"} {
+		if got := help(t, strings.Fields(args)...); got != want {
+			t.Errorf("userd %s prints\n%s", args, got)
+		}
+	}
+	text := help(t, "user")
+	wantWidth(t, text)
+	if strings.Count(text, "\n  user ") != 8 || strings.Contains(text, "session") {
+		t.Errorf("userd user prints\n%s", text)
+	}
+}
+
+// Before the words of a command, userd must know whether a flag has a value.
+func TestAFlagHasAValueForAllCommandsOrForNone(t *testing.T) {
+	t.Parallel()
+	for _, cmd := range commands {
+		flags, _ := cmd.flagSet(nil)
+		flags.VisitAll(func(f *flag.Flag) {
+			b, ok := f.Value.(interface{ IsBoolFlag() bool })
+			if known, isBool := findFlag(f.Name); !known || isBool != (ok && b.IsBoolFlag()) {
+				t.Errorf("-%s of %q: findFlag says %t, %t", f.Name, cmd.words, known, isBool)
+			}
+			if f.Name == "h" || f.Name == "help" || f.Name == "version" {
+				t.Errorf("%q has the flag -%s", cmd.words, f.Name)
+			}
+		})
+	}
 }
 
 func TestTheDefaultsAreTheTutorials(t *testing.T) {
-	dir := t.TempDir()
-	t.Chdir(dir)
-	c, names, err := configured(nil, nil, getenvOf(nil))
-	if err != nil || len(names) != 0 {
-		t.Fatal(names, err)
+	t.Parallel()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := configured(nil, getenvOf(nil))
+	if err != nil {
+		t.Fatal(err)
 	}
 	want := config{
 		settings: settings{
@@ -468,8 +577,14 @@ func TestTheDefaultsAreTheTutorials(t *testing.T) {
 
 		eventRetention: 400 * 24 * time.Hour,
 	}
-	if !reflect.DeepEqual(c.config, want) {
-		t.Errorf("got %+v\nwant %+v", c.config, want)
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v\nwant %+v", got, want)
+	}
+	for _, o := range options {
+		given, err := configured([]string{"-" + o.flag, o.standard}, getenvOf(nil))
+		if err != nil || !reflect.DeepEqual(given, want) {
+			t.Errorf("-%s %q makes %+v, %v, which is not the default", o.flag, o.standard, given, err)
+		}
 	}
 }
 
@@ -479,46 +594,71 @@ func TestVersionIsOneLine(t *testing.T) {
 	if got.status != 0 || got.stderr != "" || !regexp.MustCompile(`^userd \S.* `+regexp.QuoteMeta(runtime.Version())+`\n$`).MatchString(got.stdout) {
 		t.Errorf("got %+v", got)
 	}
+	broken := []string{"DATABASE_URL=mysql://localhost/users", "JWT_SECRET_KEY_FILE=/none"}
+	for _, args := range []string{"version", "-version", "--version"} {
+		if again := userdHere(t, "", broken, args); again != got {
+			t.Errorf("userd %s: %+v", args, again)
+		}
+	}
 }
 
 func TestAWrongCommandIsRefusedInOneLine(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
-	t.Chdir(dir)
-	for _, args := range [][]string{{"serve"}, {"-databse", "x.db"}, {"user", "add", "ann"}} {
-		t.Run("as a process: "+strings.Join(args, " "), func(t *testing.T) {
-			userdProcess(t, dir, goodPassword+"\n", nil, args...).wantFailure(t, 2)
+	environ := []string{"DATABASE_URL=" + filepath.Join(dir, "app.db")}
+	for _, args := range []string{"serve", "-databse x.db", "user add ann"} {
+		t.Run("as a process: "+args, func(t *testing.T) {
+			userdProcess(t, dir, goodPassword+"\n", nil, strings.Fields(args)...).wantFailure(t, 2)
 		})
 	}
-	for _, c := range []struct {
-		args []string
-		want string
-	}{
-		{[]string{"serve"}, `"serve"`},
-		{[]string{"Help"}, `"Help"`},
-		{[]string{""}, `""`},
-		{[]string{"user"}, `"user"`},
-		{[]string{"user", "remove", "ann"}, `"user remove"`},
-		{[]string{"-log-level", "warn", "serve"}, `"serve"`},
-		{[]string{"--", "serve"}, `"serve"`},
-		{[]string{"-databse", "x.db"}, "-databse"},
-		{[]string{"-admin"}, "-admin"},
-		{[]string{"-jwt-secret-key", "x"}, "-jwt-secret-key"},
-		{[]string{"-addr"}, "-addr"},
-		{[]string{"user", "add"}, "NAME EMAIL"},
-		{[]string{"user", "add", "ann"}, "NAME EMAIL"},
-		{[]string{"user", "add", "ann", "ann@example.com", "more"}, "NAME EMAIL"},
-		{[]string{"user", "add", "ann", "ann@example.com", "-role", "admin"}, "-role"},
+	for _, c := range []struct{ args, want string }{
+		{"serve", `unknown command "serve": see userd help`},
+		{"serve now", `unknown command "serve": see userd help`},
+		{"Help", `unknown command "Help": see userd help`},
+		{"help serve", `unknown command "serve": see userd help`},
+		{"serve -h", `unknown command "serve": see userd help`},
+		{"add", `unknown command "add": see userd help`},
+		{"user remove ann", `unknown command "user remove": see userd help user`},
+		{"help user remove", `unknown command "user remove": see userd help user`},
+		{"-log-level warn serve", `unknown command "serve": see userd help`},
+		{"-- serve", `unknown command "serve": see userd help`},
+		{"-databse x.db", "unknown flag -databse: see userd help -all"},
+		{"user list -databse x.db", "unknown flag -databse: see userd help -all"},
+		{"-jwt-secret-key=x", "unknown flag -jwt-secret-key: see userd help -all"},
+		{"---admin", "unknown flag ---admin: see userd help -all"},
+		{"-=x", "unknown flag -: see userd help -all"},
+		{"-admin", "unknown flag -admin: see userd help"},
+		{"-version serve", "unknown flag -version: see userd help -all"},
+		{"-addr", "-addr needs a value"},
+		{"user add --database", "--database needs a value"},
+		{"user add", "user add: missing NAME; usage: userd user add [flags] NAME EMAIL"},
+		{"user add ann", "user add: missing EMAIL; usage: userd user add [flags] NAME EMAIL"},
+		{"user add ann ann@example.com more", `user add: unexpected argument "more"; usage: userd user add [flags] NAME EMAIL`},
+		{"user add ann ann@example.com -role admin", "user add: unknown flag -role: see userd help user add"},
+		{"user add ann ann@example.com -addr :82", "user add: unknown flag -addr: see userd help user add"},
+		{"user add ann ann@example.com -admin=maybe", `user add: invalid boolean value "maybe" for -admin`},
+		{"session end", "session end: missing USER; usage: userd session end [flags] USER [SESSION]"},
+		{"session end ann 1 2", `session end: unexpected argument "2"; usage: userd session end [flags] USER [SESSION]`},
+		{"user list ann", `user list: unexpected argument "ann"; usage: userd user list [flags]`},
+		{"events verfy", `events: unexpected argument "verfy"; usage: userd events [flags]`},
+		{"help -database x", "help: unknown flag -database: see userd help help"},
+		{"version now", `version: unexpected argument "now"; usage: userd version`},
 	} {
-		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
-			userdHere(t, goodPassword+"\n", nil, c.args...).wantFailure(t, 2, c.want)
+		t.Run(c.args, func(t *testing.T) {
+			t.Parallel()
+			userdHere(t, goodPassword+"\n", environ, strings.Fields(c.args)...).wantFailure(t, 2, "userd: "+c.want)
 		})
 	}
-	wantFiles(t, dir)
+	t.Run("an empty word", func(t *testing.T) {
+		userdHere(t, "", environ, "").wantFailure(t, 2, `unknown command ""`)
+	})
+	t.Cleanup(func() { wantFiles(t, dir) })
 }
 
 func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
-	t.Chdir(dir)
+	database := "DATABASE_URL=" + filepath.Join(dir, "app.db")
 	flags := make(map[string]string)
 	for _, o := range options {
 		flags[o.env] = "-" + o.flag
@@ -569,7 +709,7 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		{"JWT_REFRESH_TOKEN_EXPIRES", "99999999999", "ten years"},
 		{"REGISTRATION", "maybe", "open or closed"},
 		{"REGISTRATION", "Open", "open or closed"},
-		{"DIRECTORY", "all", "full or names or self"},
+		{"DIRECTORY", "all", "full, names or self"},
 		{"TRUSTED_PROXIES", "10.0.0.0/33", "10.0.0.0/33"},
 		{"TRUSTED_PROXIES", "10.0.0.1, proxy.example", "proxy.example"},
 		{"TRUSTED_PROXIES", "10.0.0.1 10.0.0.2", "CIDR"},
@@ -592,11 +732,13 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 	} {
 		tried[c.setting] = true
 		t.Run(c.setting+"="+c.value, func(t *testing.T) {
-			userdHere(t, "", []string{c.setting + "=" + c.value}).wantFailure(t, 2, c.setting, c.value, c.fault)
+			t.Parallel()
+			userdHere(t, "", []string{database, c.setting + "=" + c.value}).wantFailure(t, 2, c.setting, c.value, c.fault)
 		})
 		if flag := flags[c.setting]; flag != "" {
 			t.Run(flag+" "+c.value, func(t *testing.T) {
-				userdHere(t, "", nil, flag, c.value).wantFailure(t, 2, flag, c.value, c.fault)
+				t.Parallel()
+				userdHere(t, "", []string{database}, flag, c.value).wantFailure(t, 2, flag, c.value, c.fault)
 			})
 		}
 	}
@@ -605,7 +747,7 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 			t.Errorf("no bad value of %s was tried", o.env)
 		}
 	}
-	wantFiles(t, dir)
+	t.Cleanup(func() { wantFiles(t, dir) })
 }
 
 func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T) {
@@ -653,43 +795,66 @@ func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T
 		{"the log's level can be set", []string{"LOG_LEVEL=error"}, "-log-level debug", func(c config) any { return c.logLevel.String() }, "DEBUG"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
-			got, names, err := configured(nil, strings.Fields(c.args), getenvOf(c.environ))
-			if err != nil || len(names) > 0 {
-				t.Fatal(names, err)
+			t.Parallel()
+			got, err := configured(strings.Fields(c.args), getenvOf(c.environ))
+			if err != nil {
+				t.Fatal(err)
 			}
-			if value := c.get(got.config); value != c.want {
+			if value := c.get(got); value != c.want {
 				t.Errorf("got %v, want %v", value, c.want)
 			}
 		})
 	}
 }
 
-func TestFlagsMayStandBeforeAndAfterNames(t *testing.T) {
+func TestFlagsCanBeAnywhere(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		args  string
-		names string
-		admin bool
+		args     string
+		words    string // of the command
+		rest     string
+		admin    string
+		database string
 	}{
-		{"ann ann@example.com", "ann ann@example.com", false},
-		{"-admin ann ann@example.com", "ann ann@example.com", true},
-		{"ann -admin ann@example.com", "ann ann@example.com", true},
-		{"ann ann@example.com -admin", "ann ann@example.com", true},
-		{"ann ann@example.com -admin -database x", "ann ann@example.com", true},
-		{"ann -database x ann@example.com -admin=false", "ann ann@example.com", false},
-		{"-- ann -admin", "ann -admin", false},
-		{"ann -- -admin", "ann -admin", false},
-		{"-admin -- -ann ann@example.com", "-ann ann@example.com", true},
-		{"ann ann@example.com -admin --", "ann ann@example.com", true},
-		{"-- -- ann", "-- ann", false},
+		{"user add ann ann@example.com", "user add", "ann ann@example.com", "false", "app.db"},
+		{"-admin user add ann ann@example.com", "user add", "ann ann@example.com", "true", "app.db"},
+		{"user -admin add ann ann@example.com", "user add", "ann ann@example.com", "true", "app.db"},
+		{"user add -admin ann ann@example.com", "user add", "ann ann@example.com", "true", "app.db"},
+		{"user add ann -admin ann@example.com", "user add", "ann ann@example.com", "true", "app.db"},
+		{"user add ann ann@example.com -admin", "user add", "ann ann@example.com", "true", "app.db"},
+		{"user add ann ann@example.com -admin -database x", "user add", "ann ann@example.com", "true", "x"},
+		{"-database x user add ann ann@example.com -admin=false", "user add", "ann ann@example.com", "false", "x"},
+		{"--database=x user add ann ann@example.com", "user add", "ann ann@example.com", "false", "x"},
+		{"-database user user add ann ann@example.com", "user add", "ann ann@example.com", "false", "user"},
+		{"-database -admin user add ann ann@example.com", "user add", "ann ann@example.com", "false", "-admin"},
+		{"-database x user -database y add ann ann@example.com", "user add", "ann ann@example.com", "false", "y"},
+		{"user add -- ann -admin", "user add", "ann -admin", "false", "app.db"},
+		{"user add ann -- -admin", "user add", "ann -admin", "false", "app.db"},
+		{"user add -admin -- -ann ann@example.com", "user add", "-ann ann@example.com", "true", "app.db"},
+		{"user add ann ann@example.com -admin --", "user add", "ann ann@example.com", "true", "app.db"},
+		{"user add -- -- ann", "user add", "-- ann", "false", "app.db"},
+		{"backup -", "backup", "-", "", "app.db"},
+		{"-database x events verify", "events verify", "", "", "x"},
+		{"events -database x", "events", "", "", "x"},
+		{"-database x", "", "", "", "x"},
 	} {
 		t.Run(c.args, func(t *testing.T) {
-			got, names, err := configured(&commands[0], strings.Fields(c.args), getenvOf(nil))
+			t.Parallel()
+			var got cli
+			cmd, _, err := got.parse(strings.Fields(c.args), getenvOf(nil))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if strings.Join(names, " ") != c.names || got.admin != c.admin {
-				t.Errorf("got the names %q, admin %t; want %q, %t", names, got.admin, c.names, c.admin)
+			if cmd.words != c.words || strings.Join(got.args, " ") != c.rest || filepath.Base(got.database) != c.database {
+				t.Errorf("got %q with %q on %s", cmd.words, got.args, got.database)
+			}
+			line, err := splitArgs(strings.Fields(c.args))
+			flags, _ := cmd.flagSet(map[string]string{})
+			if err := errors.Join(err, flags.Parse(line.flags)); err != nil {
+				t.Fatal(err)
+			}
+			if f := flags.Lookup("admin"); f != nil && f.Value.String() != c.admin {
+				t.Errorf("-admin is %s", f.Value)
 			}
 		})
 	}
@@ -1354,9 +1519,9 @@ func TestARequestThatRunsIsFinishedBeforeItEnds(t *testing.T) {
 	}
 }
 
-// configured returns what the flags and the environment make of a command's run.
-func configured(cmd *command, args []string, getenv func(string) string) (cli, []string, error) {
+// configured returns the configuration that the arguments and the environment make.
+func configured(args []string, getenv func(string) string) (config, error) {
 	var c cli
-	err := c.configure(cmd, args, getenv)
-	return c, c.names, err
+	_, _, err := c.parse(args, getenv)
+	return c.config, err
 }

@@ -555,6 +555,7 @@ func TestTheDocumentationNamesMetricsThatExist(t *testing.T) {
 
 // promtool checks the names of the metrics and the rules in docs/operations.md.
 func TestPromtoolAcceptsTheMetrics(t *testing.T) {
+	t.Parallel()
 	if !*peers {
 		t.Skip("runs with -peers")
 	}

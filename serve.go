@@ -24,70 +24,49 @@ import (
 	"userd/internal/passhash"
 )
 
-// collectAt is GOGC where the environment does not set it: how many percent the
-// heap grows before garbage is collected. A server's heap is a few MB, and at
-// Go's 100 it is collected after every few hundred requests, for 15 % of their
-// cost. At 400 it is 20 MB.
-const collectAt = 400
+// gcPercent is GOGC if the environment does not set it: by how many percent the
+// heap grows before a collection. A server's heap is a few MB, and at Go's 100 it
+// is collected every few hundred requests, which costs 15 % of their CPU. At 400
+// the heap is about 20 MB.
+const gcPercent = 400
 
-// The Go runtime collects more often than that so as to stay within these bytes.
-// They are more than all connections and all cores hold at once when strangers
-// make them hold what they can: less would turn that into endless collecting.
+// The Go runtime collects more often to stay within these bytes. They exceed what
+// all connections and cores hold if strangers make them hold what they can: a
+// lower limit would cause endless collections.
 const (
 	memoryGoal    = 128 << 20
-	memoryPerCore = 64 << 20 // three of our hashes; adopted ones may take more
+	memoryPerCore = 64 << 20 // three of our hashes; adopted ones may need more
 )
 
-// serve runs the server until ctx ends.
-func serve(ctx context.Context, c config, stderr io.Writer) error {
+func tuneRuntime() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(collectAt)
+		debug.SetGCPercent(gcPercent)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryGoal + memoryPerCore*int64(runtime.GOMAXPROCS(0)))
 	}
+}
+
+// serve runs the server until ctx ends.
+func serve(ctx context.Context, c config, stderr io.Writer) error {
+	tuneRuntime()
 	log := c.logger(stderr)
-	signal.Ignore(syscall.SIGPIPE) // who reads the log may go: that loses lines, and must not end userd
+	signal.Ignore(syscall.SIGPIPE) // if the log's reader ends, lines are lost, but userd must not end
 	kind, err := inspect(ctx, c.database)
 	if err != nil {
 		return err
 	}
 	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP) // it means to read the certificate again, and without one nothing
+	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
-	https, err := newHTTPS(&c, hangup, log)
+	// Before the database: if the port is taken, another userd may hold the file.
+	l, err := listen(&c, hangup, log)
 	if err != nil {
 		return err
 	}
-	// The port comes first: where it is taken, another userd may hold the file.
-	listener, err := netlisten.Listen(c.addr)
-	if errors.Is(err, netlisten.ErrSocket) {
-		return usagef("%v", err)
-	}
-	if err != nil {
+	defer l.close()
+	if err := checkSecrets(&c, l.api.Addr(), log); err != nil {
 		return err
-	}
-	defer listener.Close()
-	defer https.close()
-	if err := https.listen(c.addr); err != nil {
-		return err
-	}
-	var metricsListener net.Listener // nil: there is none
-	if c.metricsAddr != "" {
-		if metricsListener, err = net.Listen("tcp", c.metricsAddr); err != nil {
-			return err
-		}
-		defer metricsListener.Close()
-	}
-	for setting, secret := range map[string][]byte{c.secretFrom: c.secret, "JWT_SECRET_KEY_PREVIOUS": c.previousSecret} {
-		why := weakSecret(secret)
-		if why == "" {
-			continue
-		}
-		if !isLoopback(listener.Addr()) {
-			return usagef("%s: %s", setting, why)
-		}
-		log.Warn(why+": fine only while nobody else can reach this address", "setting", setting)
 	}
 	if kind == kindTutorial {
 		if err := adopt(ctx, c.database, refuse, func(text string) { log.Info(text) }); err != nil {
@@ -98,13 +77,70 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("database %s: %w", c.database, err)
 	}
-	told := make(chan time.Time, 1) // to stop
-	context.AfterFunc(ctx, func() { told <- time.Now() })
-	err = serveStore(ctx, c, log, listener, metricsListener, https, st)
+	stopping := make(chan time.Time, 1) // when the stop began
+	context.AfterFunc(ctx, func() { stopping <- time.Now() })
+	err = serveStore(ctx, &c, log, l, st)
 	if err := errors.Join(err, st.close()); err != nil {
 		return err
 	}
-	log.Info("stopped", "took_ms", time.Since(<-told).Milliseconds())
+	log.Info("stopped", "took_ms", time.Since(<-stopping).Milliseconds())
+	return nil
+}
+
+// listeners are what a server listens on.
+type listeners struct {
+	api     net.Listener
+	metrics net.Listener // nil if METRICS_ADDR is not set
+	https   *httpsSetup  // nil for plain HTTP
+}
+
+// listen opens the addresses of a configuration, or systemd's socket.
+func listen(c *config, hangup <-chan os.Signal, log *slog.Logger) (l *listeners, err error) {
+	l = new(listeners)
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	if l.https, err = newHTTPS(c, hangup, log); err != nil {
+		return l, err
+	}
+	l.api, err = netlisten.Listen(c.addr)
+	if errors.Is(err, netlisten.ErrSocket) {
+		return l, usagef("%v", err)
+	}
+	if err == nil {
+		err = l.https.listen(c.addr)
+	}
+	if err == nil && c.metricsAddr != "" {
+		l.metrics, err = net.Listen("tcp", c.metricsAddr)
+	}
+	return l, err
+}
+
+func (l *listeners) close() {
+	if l.api != nil {
+		l.api.Close()
+	}
+	if l.metrics != nil {
+		l.metrics.Close()
+	}
+	l.https.close()
+}
+
+// checkSecrets refuses weak signing keys, or warns of them if the server listens
+// only on a loopback address.
+func checkSecrets(c *config, address net.Addr, log *slog.Logger) error {
+	for setting, secret := range map[string][]byte{c.secretFrom: c.secret, "JWT_SECRET_KEY_PREVIOUS": c.previousSecret} {
+		why := weakSecret(secret)
+		if why == "" {
+			continue
+		}
+		if !isLoopback(address) {
+			return usagef("%s: %s", setting, why)
+		}
+		log.Warn("weak signing key; use it only where no one else can reach this address", "setting", setting, "why", why)
+	}
 	return nil
 }
 
@@ -115,10 +151,10 @@ func monotonic() func() time.Duration {
 	return func() time.Duration { return time.Since(start) }
 }
 
-// serveStore serves an open database until ctx ends and the last request is
-// done. metricsListener may be nil.
-func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metricsListener net.Listener, https *httpsSetup, st *store) error {
-	keys, err := loadKeys(ctx, st, &c, time.Now().Unix())
+// serveStore serves an open database until ctx ends and the running requests are
+// done.
+func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, st *store) error {
+	keys, err := loadKeys(ctx, st, c, time.Now().Unix())
 	if err != nil {
 		return err
 	}
@@ -129,18 +165,16 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	s := newServer(c.settings, st, passhash.New(passhash.Default()), keys, refresher, log, time.Now, monotonic())
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
-	go func() { served <- https.serve(httpServer, netlisten.Limit(listener, maxConnections)) }()
-	log.Info("serving", "url", https.scheme()+"://"+listener.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
-	if metricsListener != nil {
+	go func() { served <- l.https.serve(httpServer, netlisten.Limit(l.api, maxConnections)) }()
+	log.Info("serving", "url", l.https.scheme()+"://"+l.api.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
+	if l.metrics != nil {
 		metricsServer := newHTTPServer(s.monitor())
-		metricsServer.ConnState = nil // they are not counted
-		go func() { served <- metricsServer.Serve(netlisten.Limit(metricsListener, maxMonitors)) }()
-		defer metricsServer.Close() // when the last request is done: until then it tells how that goes
-		log.Info("serving metrics", "url", "http://"+metricsListener.Addr().String())
+		metricsServer.ConnState = nil // its connections are not counted
+		go func() { served <- metricsServer.Serve(netlisten.Limit(l.metrics, maxMonitors)) }()
+		defer metricsServer.Close() // after the last request, so that the drain can be watched
+		log.Info("serving metrics", "url", "http://"+l.metrics.Addr().String())
 	}
-	if err := netlisten.Notify("READY=1"); err != nil {
-		log.Warn("could not notify systemd", "state", "READY=1", "err", err)
-	}
+	notifySystemd("READY=1", log)
 
 	events := chain{st: st}
 	defer func() { // after the last request and after keepChain
@@ -156,41 +190,52 @@ func serveStore(ctx context.Context, c config, log *slog.Logger, listener, metri
 	defer cancel()
 	background.Go(func() { sweepSessions(ctx, st, log) })
 	background.Go(func() { keepChain(ctx, &events, c.eventRetention, log) })
+	background.Go(func() { checkDatabase(ctx, s) })
 	background.Go(func() {
-		if err := https.run(ctx); err != nil {
+		if err := l.https.run(ctx); err != nil {
 			served <- err
 		}
 	})
-	background.Go(func() {
-		if found, err := st.checkIntegrity(ctx); err != nil && ctx.Err() == nil {
-			log.Error("the database could not be checked", "err", err)
-		} else if err == nil && found != "ok" {
-			s.stats.damaged.Store(true)
-			log.Error("the database is damaged: restore a copy", "found", found)
-		}
-		if n, err := st.unknownHashes(ctx); err == nil && n > 0 {
-			log.Warn("some users have a password hash in no known form and cannot log in", "users", n)
-		}
-	})
-
 	select {
 	case err := <-served:
 		return err
 	case <-ctx.Done():
 	}
-	s.health.draining.Store(true)
-	log.Info("stopping")
-	if err := netlisten.Notify("STOPPING=1"); err != nil {
-		log.Warn("could not notify systemd", "state", "STOPPING=1", "err", err)
+	drain(ctx, s, httpServer)
+	return nil
+}
+
+// checkDatabase reads the whole database once and logs what is wrong with it.
+func checkDatabase(ctx context.Context, s *server) {
+	if found, err := s.store.checkIntegrity(ctx); err != nil && ctx.Err() == nil {
+		s.log.Error("could not check the database", "err", err)
+	} else if err == nil && found != "ok" {
+		s.stats.damaged.Store(true)
+		s.log.Error("the database is damaged: restore a copy", "found", found)
 	}
-	// Serve returns as soon as Shutdown begins; the requests are done when Shutdown returns.
-	drain, cancelDrain := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-	defer cancelDrain()
-	if err := httpServer.Shutdown(drain); err != nil {
-		log.Warn("some requests did not end in time and were cut off", "after", drainTimeout)
+	if n, err := s.store.unknownHashes(ctx); err == nil && n > 0 {
+		s.log.Warn("users with an unknown password hash cannot log in", "users", n)
+	}
+}
+
+// drain stops the server: it waits for the running requests, for drainTimeout at
+// most.
+func drain(ctx context.Context, s *server, httpServer *http.Server) {
+	s.health.draining.Store(true)
+	s.log.Info("stopping")
+	notifySystemd("STOPPING=1", s.log)
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	if err := httpServer.Shutdown(limit); err != nil {
+		s.log.Warn("cut off requests that did not end in time", "after", drainTimeout)
 		httpServer.Close()
 	}
-	return nil
+}
+
+func notifySystemd(state string, log *slog.Logger) {
+	if err := netlisten.Notify(state); err != nil {
+		log.Warn("could not notify systemd", "state", state, "err", err)
+	}
 }
 
 // maxPort80 bounds the connections to port 80. Each is closed after one answer,
@@ -295,7 +340,7 @@ func (h *httpsSetup) run(ctx context.Context) error {
 // newHTTPServer returns an http.Server that passes requests to s. Its listener
 // should come from netlisten.Limit.
 func newHTTPServer(s *server) *http.Server {
-	web := &http.Server{
+	h := &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       requestTimeout,
@@ -306,14 +351,14 @@ func newHTTPServer(s *server) *http.Server {
 		ConnContext:       netlisten.ConnContext,
 		HTTP2:             http2Bounds,
 
-		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is answered like any other
+		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is a request like any other
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // strangers' broken connections
 	}
-	web.RegisterOnShutdown(s.feed.stop)
-	return web
+	h.RegisterOnShutdown(s.feed.stop)
+	return h
 }
 
-// sweepSessions deletes sessions that are over, a few at a time, until ctx ends.
+// sweepSessions deletes expired sessions, a few at a time, until ctx ends.
 func sweepSessions(ctx context.Context, st *store, log *slog.Logger) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
@@ -325,7 +370,7 @@ func sweepSessions(ctx context.Context, st *store, log *slog.Logger) {
 		case now := <-tick.C:
 			var err error
 			if after, err = st.sweep(ctx, after, now.Unix()); err != nil && ctx.Err() == nil {
-				log.Warn("sessions that are over could not be deleted", "err", err)
+				log.Warn("could not delete expired sessions", "err", err)
 			}
 		}
 	}
@@ -373,7 +418,7 @@ func isLoopback(a net.Addr) bool {
 	return ok && tcp.IP.IsLoopback()
 }
 
-// logger returns the log, in text for people and in JSON for programs.
+// logger returns the log. Its default format is text on a terminal, otherwise JSON.
 func (c *config) logger(w io.Writer) *slog.Logger {
 	format := c.logFormat
 	if format == "" {
@@ -389,18 +434,17 @@ func (c *config) logger(w io.Writer) *slog.Logger {
 	return slog.New(newLogHandler(slog.NewJSONHandler(w, opts)))
 }
 
-// logPatience is how long a record of the log waits for the one that is being written.
+// logPatience is how long a record of the log waits while another one is written.
 const logPatience = time.Second
 
-// A logHandler gives a record up where the one before is not taken: a pipe that
-// somebody holds and does not read, as a collector of logs that hangs, would else
-// stop each request that has something to log, and the end of the server too.
-// It stops the one that writes. The next record that is written tells how many
-// were lost.
+// A logHandler drops records while the log's reader does not read. Otherwise a
+// collector of logs that hangs, and so fills its pipe, would stop each request that
+// logs something, and the end of the server too. Only the request that writes
+// waits. The next record says how many were dropped.
 type logHandler struct {
 	slog.Handler
-	turn chan struct{} // holds whoever writes
-	lost atomic.Int64  // since the last one that was written
+	turn chan struct{} // holds one token while a record is written
+	lost atomic.Int64  // records since the last one that was written
 }
 
 func newLogHandler(h slog.Handler) *logHandler {
@@ -409,11 +453,11 @@ func newLogHandler(h slog.Handler) *logHandler {
 
 func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 	select {
-	case h.turn <- struct{}{}: // without a timer, as nearly always
+	case h.turn <- struct{}{}: // the usual case needs no timer
 	default:
 		wait := logPatience
 		if h.lost.Load() > 0 {
-			wait = 0 // others have waited for this one
+			wait = 0 // an earlier record has already waited for this writer
 		}
 		select {
 		case h.turn <- struct{}{}:

@@ -687,6 +687,7 @@ func (p *pebble) certificate(t *testing.T) *x509.Certificate {
 }
 
 func TestPebbleGivesACertificateThatIsKept(t *testing.T) {
+	t.Parallel()
 	if !*peers {
 		t.Skip("runs with -peers")
 	}
@@ -750,6 +751,7 @@ func TestPebbleGivesACertificateThatIsKept(t *testing.T) {
 }
 
 func TestPebbleRenewsACertificate(t *testing.T) {
+	t.Parallel()
 	if !*peers {
 		t.Skip("runs with -peers")
 	}

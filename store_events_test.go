@@ -903,7 +903,7 @@ func TestLinksReplaceSeals(t *testing.T) {
 			t.Parallel()
 			path := oldDatabase(t, c.queries...)
 			sh := &shell{t, path}
-			if out, _ := sh.run(0, "", "check"); !strings.Contains(out, "nothing found; 1 users") {
+			if out, _ := sh.run(0, "", "check"); !strings.Contains(out, "nothing found; 1 user,") {
 				t.Errorf("check of the old schema: %s", out)
 			}
 			sh.run(0, "", "user", "list") // migrates the schema, and adds no event
@@ -920,7 +920,7 @@ func TestLinksReplaceSeals(t *testing.T) {
 			if v.events != c.events || v.links != c.links || v.unlinked.events != 0 || v.base.eventID != 0 {
 				t.Errorf("got %+v", v)
 			}
-			if out, _ := sh.run(0, "", "check"); !strings.Contains(out, "nothing found; 1 users") {
+			if out, _ := sh.run(0, "", "check"); !strings.Contains(out, "nothing found; 1 user,") {
 				t.Errorf("check of the new schema: %s", out)
 			}
 			sh.run(0, goodPassword+"\n", "user", "add", "ann", "ann@example.com")
