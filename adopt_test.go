@@ -214,6 +214,7 @@ func TestWhatIsNotAdopted(t *testing.T) {
 		{"a table with a user without a password", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user VALUES (1, 'a', 'b', NULL)`}, "without a username, an email or a password_hash: 1"},
 		{"a table of userd's name", []string{`CREATE TABLE session (id INTEGER)`}, "session"},
 		{"a table of the name of one that a later migration makes", []string{`CREATE TABLE event (id INTEGER)`}, "names event"},
+		{"a table of the name of the table of links", []string{`CREATE TABLE event_link (id INTEGER)`}, "names event_link"},
 		{"an index of userd's name", []string{`CREATE INDEX user_email ON user (email)`}, "user_email"},
 		{"an id near the end of all", []string{`INSERT INTO user VALUES (9223372036854775807, 'a', 'b', 'c')`}, "9223372036854775807"},
 		{"no table user", []string{`DROP TABLE user`}, "another program"},

@@ -132,6 +132,9 @@ func TestLinkedEventsHold(t *testing.T) {
 	if v := l.wantChain(head{}, ""); v.links != 8 || v.unlinked.events != 0 {
 		t.Errorf("a link covers more than %d events: got %+v", linkSize, v)
 	}
+	if v, err := l.store.verifyEvents(context.Background(), 6, head{}); err != nil || v.events != 6 || v.unlinked.events != 0 {
+		t.Errorf("up to event 6: %+v, %v", v, err)
+	}
 	for query := range l.store.reads.stmts {
 		if strings.Contains(query, "UNION ALL") {
 			if got := plan(t, another(t, l.path), query); strings.Contains(got, "TEMP B-TREE") {
@@ -250,6 +253,7 @@ func TestAHeadShowsWhatWasCutOff(t *testing.T) {
 		l.forgeTrim(13)
 		l.wantChain(older.name(), "")
 		l.wantChain(head{9, noted.hash}, "events up to 13 were deleted since; note a newer head")
+		l.wantChain(head{13, strings.Repeat("0", 64)}, "its events were changed")
 	})
 	t.Run("a server does not continue from an older head", func(t *testing.T) {
 		l := whole.copy(t)
@@ -584,13 +588,16 @@ func TestAServerLinksAndTrimsAsTimePasses(t *testing.T) {
 			l := newLedger(t)
 			cancel, done := l.keep(c.retention, testLog(t))
 			trimmed := func() bool {
-				list := eventLines(t, l.store, 0)
-				return strings.HasPrefix(list[len(list)-1], "events_trimmed")
+				return strings.Contains(strings.Join(eventLines(t, l.store, 0), "\n"), "events_trimmed")
 			}
-			await(t, "the newest event is linked, and what is old is trimmed", func() bool {
-				newest, err := l.newestLink()
-				return err == nil && newest.eventID >= 13 && (trimmed() || !c.trims)
-			})
+			for range 2 { // the second link shows that the turn of the first has ended
+				want, _ := l.lastEvent()
+				await(t, "the newest event is linked, and what is old is trimmed", func() bool {
+					newest, err := l.newestLink()
+					return err == nil && newest.eventID >= want && (trimmed() || !c.trims)
+				})
+				addEvents(t, l.store, 1)
+			}
 			cancel()
 			receive(t, "keepChain ends", done)
 			if trimmed() != c.trims {
@@ -688,7 +695,7 @@ func TestUserdLinksItsEvents(t *testing.T) {
 			t.Errorf("with a head and a new event: %+v", r)
 		}
 	}
-	for _, bad := range []string{"12:x", "x:" + noted[2:], noted[2:], noted + "00", noted[:len(noted)-1] + "g", "0" + noted[1:]} {
+	for _, bad := range []string{"12:x", "x:" + noted[2:], noted[2:], noted + "0", noted + "00", noted[:len(noted)-1] + "g", "0" + noted[1:]} {
 		if r := verify(nil, bad); r.status != 2 || !strings.Contains(r.stderr, "is not a head") {
 			t.Errorf("with %q as the head: %+v", bad, r)
 		}
@@ -897,6 +904,7 @@ func TestLinksReplaceSeals(t *testing.T) {
 	}{
 		{"of all events", nil, 2500, 3},
 		{"of events that were trimmed", []string{`DELETE FROM event WHERE id <= 1000`, `UPDATE seal SET anchor = mac WHERE event_id = 1000`}, 1500, 2},
+		{"of all events, in the schema just before", []string{migrations[2], `PRAGMA user_version = 3`}, 2500, 3},
 		{"of no events", []string{`DELETE FROM event`, `DELETE FROM seal`}, 0, 0},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
@@ -910,6 +918,9 @@ func TestLinksReplaceSeals(t *testing.T) {
 			conn := another(t, path)
 			if got := scan[string](t, conn, `SELECT coalesce(group_concat(name), '') FROM (SELECT name FROM secret UNION ALL SELECT name FROM sqlite_schema WHERE name = 'seal')`); got != "refresh" {
 				t.Errorf("of the seals and secrets %q is left", got)
+			}
+			if out, _ := sh.run(0, "", "events", "verify"); out != fmt.Sprintf("events without a link yet: %d\n", c.events) {
+				t.Errorf("before the first link, events verify prints %s", out)
 			}
 			l := openLedger(t, path)
 			if v := l.wantChain(head{}, ""); v.links != 0 || v.unlinked.events != c.events {
