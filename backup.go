@@ -302,9 +302,9 @@ func replaceDatabase(file *safefile.Temp, path, kept string, exists bool) (err e
 // a database in use must not have two names. It does not after a Replace that
 // failed after its rename.
 func removeSecondName(path, other string) {
-	a, err := os.Lstat(path)
-	b, otherErr := os.Lstat(other)
-	if err == nil && otherErr == nil && os.SameFile(a, b) {
+	a, _ := os.Lstat(path) // nil, on an error, is the same file as no other
+	b, _ := os.Lstat(other)
+	if os.SameFile(a, b) {
 		os.Remove(other)
 	}
 }

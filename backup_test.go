@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"userd/internal/safefile"
 )
 
 // manyUsers is what makes a copy take a while.
@@ -654,6 +656,63 @@ func TestWhoOpenedTheOldFileCannotWriteBesideTheNew(t *testing.T) {
 	if _, err := os.Stat(path + "-wal"); err == nil {
 		t.Error("there is a log")
 	}
+}
+
+// If the last step of a restore fails, the database keeps its one name.
+func TestReplaceDatabaseThatFails(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		claim  string
+		exists bool
+		spoil  func(t *testing.T, file *safefile.Temp, path, kept string)
+		says   string
+		names  []string // next to the new file
+	}{
+		{"because the new file cannot be synced", true, func(t *testing.T, file *safefile.Temp, _, _ string) { file.Close() }, "already closed", []string{"app.db"}},
+		{"because the other name exists", true, func(t *testing.T, _ *safefile.Temp, _, kept string) { writeFile(t, kept, nil) }, "keeping the previous database", []string{"app.db", "kept"}},
+		{"because the log cannot be moved", true, func(t *testing.T, _ *safefile.Temp, path, kept string) {
+			writeFile(t, path+"-wal", nil)
+			if err := os.Mkdir(kept+"-wal", 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, "keeping the previous database", []string{"app.db", "app.db-wal", "kept-wal"}},
+		{"because a server has just made a database", false, func(*testing.T, *safefile.Temp, string, string) {}, "exists", []string{"app.db"}},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			dir := t.TempDir()
+			path, kept := filepath.Join(dir, "app.db"), filepath.Join(dir, "kept")
+			writeFile(t, path, []byte("previous"))
+			file, err := safefile.CreateTemp(dir, "part-*")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Discard()
+			c.spoil(t, file, path, kept)
+			if err := replaceDatabase(file, path, kept, c.exists); err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v", err)
+			}
+			wantFiles(t, dir, append(slices.Clone(c.names), filepath.Base(file.Name()))...)
+			if data, err := os.ReadFile(path); string(data) != "previous" {
+				t.Errorf("the database contains %q, %v", data, err)
+			}
+		})
+	}
+}
+
+func TestASecondNameIsRemovedOnlyIfItIsOne(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path, link, other := filepath.Join(dir, "app.db"), filepath.Join(dir, "link"), filepath.Join(dir, "other")
+	writeFile(t, path, nil)
+	writeFile(t, other, nil)
+	if err := os.Link(path, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{link, other, filepath.Join(dir, "missing")} {
+		removeSecondName(path, name)
+		removeSecondName(filepath.Join(dir, "gone"), name)
+	}
+	wantFiles(t, dir, "app.db", "other")
 }
 
 func TestARestoreBehindALinkKeepsTheLink(t *testing.T) {
