@@ -142,10 +142,9 @@ func checkCopy(ctx context.Context, path string) (users int, err error) {
 		return 0, err
 	}
 	defer db.Close()
-	var found string
-	err = db.QueryRowContext(ctx, `PRAGMA integrity_check(1)`).Scan(&found)
-	if err == nil && found != "ok" {
-		err = errors.New(strings.ReplaceAll(found, "\n", " "))
+	findings, err := checkIntegrity(ctx, db, 1)
+	if len(findings) > 0 {
+		err = errors.New(strings.Join(findings, "; "))
 	}
 	if err == nil {
 		err = db.QueryRowContext(ctx, `SELECT count(*) FROM user`).Scan(&users)

@@ -821,6 +821,45 @@ func TestARestoreKilledAtAnyInstant(t *testing.T) {
 	t.Logf("found %v", found)
 }
 
+// The server's start, backup, restore and check all use this.
+func TestCheckIntegrity(t *testing.T) {
+	t.Parallel()
+	noise := bytes.Repeat([]byte{0xa5}, 4096)
+	for _, c := range []struct {
+		claim string
+		spoil func(path string)
+		most  int
+		want  []string // the beginnings of the findings
+	}{
+		{"nothing in a sound file", func(string) {}, 100, nil},
+		{"one finding of several", func(path string) { damage(t, path, firstPage(t, path, "user_email"), noise) }, 1, []string{"Tree "}},
+		{"all findings, and that SQLite gave up", func(path string) { damage(t, path, firstPage(t, path, "user_email"), noise) }, 100,
+			[]string{"Tree ", "wrong # of entries in index user_email", "database disk image is malformed"}},
+		{"a file that SQLite cannot read", func(path string) { damage(t, path, 100, noise[:3000]) }, 1, []string{"database disk image is malformed"}},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			path := makeStore(t, "ann")
+			c.spoil(path)
+			db, _, err := openToRead(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			findings, err := checkIntegrity(t.Context(), db, c.most)
+			if err != nil || !slices.EqualFunc(findings, c.want, strings.HasPrefix) {
+				t.Errorf("got %q, %v", findings, err)
+			}
+		})
+	}
+	t.Run("an error if it is interrupted", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if findings, err := openTestStore(t, makeStore(t)).checkIntegrity(ctx); err == nil || len(findings) > 0 {
+			t.Errorf("got %q, %v", findings, err)
+		}
+	})
+}
+
 func TestACheckTellsWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	noise := bytes.Repeat([]byte{0xa5}, 4096)

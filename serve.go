@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -207,11 +208,11 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 
 // checkDatabase reads the whole database once and logs what is wrong with it.
 func checkDatabase(ctx context.Context, s *server) {
-	if found, err := s.store.checkIntegrity(ctx); err != nil && ctx.Err() == nil {
-		s.log.Error("could not check the database", "err", err)
-	} else if err == nil && found != "ok" {
+	if findings, err := s.store.checkIntegrity(ctx); len(findings) > 0 {
 		s.stats.damaged.Store(true)
-		s.log.Error("the database is damaged: restore a copy", "found", found)
+		s.log.Error("the database is damaged: restore a copy", "found", strings.Join(findings, "; "))
+	} else if err != nil && ctx.Err() == nil {
+		s.log.Error("could not check the database", "err", err)
 	}
 	if n, err := s.store.unknownHashes(ctx); err == nil && n > 0 {
 		s.log.Warn("users with an unknown password hash cannot log in", "users", n)

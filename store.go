@@ -198,11 +198,29 @@ func (s *store) readAside(ctx context.Context, value any, query string) error {
 	return errors.Join(db.QueryRowContext(ctx, query).Scan(value), db.Close())
 }
 
-// checkIntegrity runs SQLite's full check and returns what it found first, or
-// "ok". It reads the whole file.
-func (s *store) checkIntegrity(ctx context.Context) (found string, err error) {
-	err = s.readAside(ctx, &found, "PRAGMA integrity_check(1)")
-	return found, err
+// checkIntegrity returns what SQLite's check finds first; nothing if the file is
+// sound. Like readAside, it uses a connection of its own.
+func (s *store) checkIntegrity(ctx context.Context) (findings []string, err error) {
+	db, err := s.openAside()
+	if err != nil {
+		return nil, err
+	}
+	findings, err = checkIntegrity(ctx, db, 1)
+	return findings, errors.Join(err, db.Close())
+}
+
+// checkIntegrity runs SQLite's own check, which reads the whole file, and
+// returns its findings, a line each; none if the file is sound. It stops after
+// about as many faults as most. That SQLite gave up is a finding too.
+func checkIntegrity(ctx context.Context, db *sql.DB, most int) (findings []string, err error) {
+	findings, err = collect(ctx, db, fmt.Sprintf(`PRAGMA integrity_check(%d)`, most))
+	findings = slices.DeleteFunc(findings, func(line string) bool { // what is not a finding
+		return line == "ok" || strings.HasPrefix(line, "*** in database")
+	})
+	if isDamaged(err) {
+		findings, err = append(findings, err.Error()), nil
+	}
+	return findings, err
 }
 
 // unknownHashes counts the users whose password hash is unknown. Like readAside,
@@ -251,26 +269,29 @@ var rules = []string{
 	`SELECT 'signing key ' || kid || ' has only ' || length(secret) || ' bytes' FROM signing_key WHERE length(secret) < 32`,
 }
 
-// An examination is what one check saw.
+// An examination is the result of one check.
 type examination struct {
 	findings                      []string
 	users, sessions, admins, keys int
 }
 
-// examine reads the whole file. Its result holds only while a quiet one stays so.
+// examine checks a database by SQLite's rules and by userd's. If the file is
+// quiet (see openToRead), the result is valid only if it is still quiet afterwards.
 func examine(ctx context.Context, path string) (x examination, quiet bool, err error) {
 	db, quiet, err := openToRead(path)
 	if err != nil {
 		return x, quiet, err
 	}
 	defer db.Close()
-	err = x.collect(ctx, db, `PRAGMA integrity_check`)
+	x.findings, err = checkIntegrity(ctx, db, mostFindings)
 	if err == nil {
 		err = x.missing(ctx, db)
 	}
 	for _, rule := range rules {
 		if err == nil {
-			err = x.collect(ctx, db, rule)
+			var found []string
+			found, err = collect(ctx, db, rule)
+			x.findings = append(x.findings, found...)
 		}
 	}
 	if err == nil {
@@ -285,34 +306,34 @@ func examine(ctx context.Context, path string) (x examination, quiet bool, err e
 				(SELECT count(*) FROM signing_key WHERE retired_at = 0)`).Scan(&x.users, &x.sessions, &x.admins, &x.keys)
 	}
 	if isDamaged(err) {
-		x.findings, err = append(x.findings, err.Error()), nil
+		if !slices.Contains(x.findings, err.Error()) { // checkIntegrity may have found it
+			x.findings = append(x.findings, err.Error())
+		}
+		err = nil
 	}
 	return x, quiet, err
 }
 
-// collect adds the lines that a rule finds, or that SQLite's check does.
-func (x *examination) collect(ctx context.Context, db *sql.DB, query string) error {
+// collect returns the lines of a rule or of SQLite's check, of mostFindings rows
+// at most. With an error it returns the lines before the error.
+func collect(ctx context.Context, db *sql.DB, query string) (findings []string, err error) {
 	rows, err := db.QueryContext(ctx, query)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer rows.Close()
 	for n := 0; rows.Next(); n++ {
 		var text string
 		if err := rows.Scan(&text); err != nil {
-			return err
+			return findings, err
 		}
 		if n == mostFindings {
-			x.findings = append(x.findings, moreFindings)
+			findings = append(findings, moreFindings)
 			break
 		}
-		for line := range strings.SplitSeq(text, "\n") {
-			if line != "ok" {
-				x.findings = append(x.findings, line)
-			}
-		}
+		findings = append(findings, strings.Split(text, "\n")...)
 	}
-	return rows.Err()
+	return findings, rows.Err()
 }
 
 // unknownHashes adds a line for each user whose password hash is unknown.
