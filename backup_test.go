@@ -872,22 +872,22 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 		says  []string
 	}{
 		{"a session of nobody", sql(`INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (9, 1, 1, 1, '', '')`),
-			[]string{"session 1 is one of user 9, whom there is not"}},
-		{"a role that there is not", sql(`UPDATE user SET role = 'king' || char(27) WHERE id = 1`), []string{`user 1 has the role 'king?'`}},
-		{"a state that there is not", sql(`UPDATE user SET disabled = 2 WHERE id = 1`), []string{"user 1 has 2 as disabled"}},
-		{"an unknown hash", sql(`UPDATE user SET password_hash = 'md5' WHERE id = 2`), []string{"user 2 has a password hash in no known form"}},
-		{"a damaged hash", sql(`UPDATE user SET password_hash = '$argon2id$' WHERE id = 2`), []string{"user 2 has a password hash in no known form"}},
+			[]string{"session 1 belongs to user 9, which does not exist"}},
+		{"a role that there is not", sql(`UPDATE user SET role = 'king' || char(27) WHERE id = 1`), []string{`user 1 has the unknown role 'king?'`}},
+		{"a state that there is not", sql(`UPDATE user SET disabled = 2 WHERE id = 1`), []string{"user 1 has 2 instead of 0 or 1 in disabled"}},
+		{"an unknown hash", sql(`UPDATE user SET password_hash = 'md5' WHERE id = 2`), []string{"user 2 cannot log in: the format of the password hash is unknown"}},
+		{"a damaged hash", sql(`UPDATE user SET password_hash = '$argon2id$' WHERE id = 2`), []string{"user 2 cannot log in: the format of the password hash is unknown"}},
 		{"no hash", sql(`PRAGMA writable_schema = ON`, `UPDATE sqlite_schema SET sql = replace(sql, 'password_hash VARCHAR(128) NOT NULL', 'password_hash VARCHAR(128)') WHERE name = 'user'`,
-			`PRAGMA writable_schema = RESET`, `UPDATE user SET password_hash = NULL WHERE id = 2`), []string{"user 2 has a password hash in no known form"}},
-		{"many unknown hashes", sql(manyUsers, `UPDATE user SET password_hash = 'md5'`), []string{"user 1 has a password hash in no known form", moreFindings}},
-		{"a counter behind the users", sql(`UPDATE counter SET user_id = 1`), []string{"the last user id given out is 1, and there is a user 2"}},
-		{"no counter", sql(`DELETE FROM counter`), []string{"the counter of user ids is gone"}},
-		{"a key that is too short", sql(`INSERT INTO signing_key (kid, secret, created_at) VALUES ('k', x'00', 1)`), []string{"signing key k has only 1 bytes"}},
-		{"no index of names", sql(`DROP INDEX user_username`), []string{"there is no index user_username"}},
-		{"an index that lets case pass", sql(`DROP INDEX user_email; CREATE UNIQUE INDEX user_email ON user (email)`), []string{"another index user_email"}},
-		{"no column", sql(`ALTER TABLE user DROP COLUMN version`), []string{"there is no column version of the table user"}},
-		{"two things", sql(`DROP INDEX user_username`, `UPDATE counter SET user_id = 1`), []string{"no index user_username", "there is a user 2"}},
-		{"many of one", sql(manyUsers, `UPDATE user SET role = 'king'`), []string{"user 1 has the role 'king'", moreFindings}},
+			`PRAGMA writable_schema = RESET`, `UPDATE user SET password_hash = NULL WHERE id = 2`), []string{"user 2 cannot log in: the format of the password hash is unknown"}},
+		{"many unknown hashes", sql(manyUsers, `UPDATE user SET password_hash = 'md5'`), []string{"user 1 cannot log in: the format of the password hash is unknown", moreFindings}},
+		{"a counter behind the users", sql(`UPDATE counter SET user_id = 1`), []string{"the counter of user ids is at 1, but user 2 exists"}},
+		{"no counter", sql(`DELETE FROM counter`), []string{"the counter of user ids is missing"}},
+		{"a key that is too short", sql(`INSERT INTO signing_key (kid, secret, created_at) VALUES ('k', x'00', 1)`), []string{"signing key k has 1 bytes instead of at least 32"}},
+		{"no index of names", sql(`DROP INDEX user_username`), []string{"index user_username is missing"}},
+		{"an index that lets case pass", sql(`DROP INDEX user_email; CREATE UNIQUE INDEX user_email ON user (email)`), []string{"index user_email is not userd's: CREATE UNIQUE INDEX"}},
+		{"no column", sql(`ALTER TABLE user DROP COLUMN version`), []string{"column version of table user is missing"}},
+		{"two things", sql(`DROP INDEX user_username`, `UPDATE counter SET user_id = 1`), []string{"index user_username is missing", "but user 2 exists"}},
+		{"many of one", sql(manyUsers, `UPDATE user SET role = 'king'`), []string{"user 1 has the unknown role 'king'", moreFindings}},
 		{"a damaged index", func(t *testing.T, path string) { damage(t, path, firstPage(t, path, "user_email"), noise) }, []string{"page"}},
 		{"a damaged table", func(t *testing.T, path string) { damage(t, path, firstPage(t, path, "user"), noise) }, []string{"malformed"}},
 		{"a damaged schema", func(t *testing.T, path string) { damage(t, path, 100, noise[:3000]) }, []string{"malformed"}},
@@ -895,7 +895,7 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 			conn := another(t, path)
 			runSQL(t, conn, `PRAGMA writable_schema = ON`, `UPDATE sqlite_schema SET name = 'hidden', sql = replace(sql, 'user_admin', 'hidden') WHERE name = 'user_admin'`,
 				`DELETE FROM sqlite_schema WHERE name = 'user_disabled'`)
-		}, []string{"there is no index user_disabled"}},
+		}, []string{"index user_disabled is missing"}},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			path := makeStore(t)
@@ -974,7 +974,7 @@ func TestADatabaseBehindALinkIsReadWithItsLog(t *testing.T) {
 	if kind, err := inspect(t.Context(), link); kind != kindUserd || err != nil {
 		t.Errorf("inspect says %v, %v", kind, err)
 	}
-	if out, _ := (&shell{t, link}).run(1, "", "check"); !strings.Contains(out, "user 1 has a password hash") {
+	if out, _ := (&shell{t, link}).run(1, "", "check"); !strings.Contains(out, "user 1 cannot log in") {
 		t.Errorf("check: %s", out)
 	}
 }

@@ -258,15 +258,15 @@ func eachUnknownHash(ctx context.Context, db *sql.DB, f func(id int64) (more boo
 // mostFindings is how many lines each rule of a check can add, before moreFindings.
 const mostFindings, moreFindings = 100, "… and more like this"
 
-// rules find what no write of this program leaves behind, a line each.
+// rules find what this program never writes, a line each.
 var rules = []string{
-	`SELECT 'the counter of user ids is gone' WHERE NOT EXISTS (SELECT 1 FROM counter)`,
-	`SELECT 'the last user id given out is ' || user_id || ', and there is a user ' || (SELECT max(id) FROM user)
+	`SELECT 'the counter of user ids is missing' WHERE NOT EXISTS (SELECT 1 FROM counter)`,
+	`SELECT 'the counter of user ids is at ' || user_id || ', but user ' || (SELECT max(id) FROM user) || ' exists'
 	FROM counter WHERE user_id < (SELECT max(id) FROM user)`,
-	`SELECT 'user ' || id || ' has the role ' || quote(role) FROM user WHERE role NOT IN ('member', 'admin')`,
-	`SELECT 'user ' || id || ' has ' || quote(disabled) || ' as disabled' FROM user WHERE disabled NOT IN (0, 1)`,
-	`SELECT 'session ' || id || ' is one of user ' || user_id || ', whom there is not' FROM session WHERE user_id NOT IN (SELECT id FROM user)`,
-	`SELECT 'signing key ' || kid || ' has only ' || length(secret) || ' bytes' FROM signing_key WHERE length(secret) < 32`,
+	`SELECT 'user ' || id || ' has the unknown role ' || quote(role) FROM user WHERE role NOT IN ('member', 'admin')`,
+	`SELECT 'user ' || id || ' has ' || quote(disabled) || ' instead of 0 or 1 in disabled' FROM user WHERE disabled NOT IN (0, 1)`,
+	`SELECT 'session ' || id || ' belongs to user ' || user_id || ', which does not exist' FROM session WHERE user_id NOT IN (SELECT id FROM user)`,
+	`SELECT 'signing key ' || kid || ' has ' || length(secret) || ' bytes instead of at least 32' FROM signing_key WHERE length(secret) < 32`,
 }
 
 // An examination is the result of one check.
@@ -344,12 +344,12 @@ func (x *examination) unknownHashes(ctx context.Context, db *sql.DB) error {
 			x.findings = append(x.findings, moreFindings)
 			return false
 		}
-		x.findings = append(x.findings, fmt.Sprintf("user %d has a password hash in no known form, and cannot log in", id))
+		x.findings = append(x.findings, fmt.Sprintf("user %d cannot log in: the format of the password hash is unknown", id))
 		return true
 	})
 }
 
-// missing adds what the migrations make and the database does not have.
+// missing adds what the migrations create and the database lacks.
 func (x *examination) missing(ctx context.Context, db *sql.DB) error {
 	var version int
 	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
@@ -377,9 +377,9 @@ func (x *examination) missing(ctx context.Context, db *sql.DB) error {
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		switch text, ok := got[name]; {
 		case !ok:
-			x.findings = append(x.findings, "there is no "+name)
+			x.findings = append(x.findings, name+" is missing")
 		case text != want[name]:
-			x.findings = append(x.findings, "another "+name+": "+text)
+			x.findings = append(x.findings, name+" is not userd's: "+text)
 		}
 	}
 	return nil
@@ -391,7 +391,7 @@ func parts(ctx context.Context, db *sql.DB) (map[string]string, error) {
 	rows, err := db.QueryContext(ctx, `
 		SELECT type || ' ' || name, iif(type = 'index', coalesce(sql, ''), '') FROM sqlite_schema
 		UNION ALL
-		SELECT 'column ' || c.name || ' of the table ' || t.name, '' FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c WHERE t.type = 'table'`)
+		SELECT 'column ' || c.name || ' of table ' || t.name, '' FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c WHERE t.type = 'table'`)
 	if err != nil {
 		return nil, err
 	}
