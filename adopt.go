@@ -61,7 +61,7 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 		return err
 	}
 	say(fmt.Sprintf("copied the database of the Flask app to %s", backup))
-	say(fmt.Sprintf("upgrading the database, %d users", users))
+	say("upgrading the database, " + plural(users, "user"))
 	if err := upgradeTutorial(ctx, tx, path); err != nil {
 		os.Remove(backup) // otherwise each start that fails would leave one
 		return err

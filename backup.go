@@ -97,7 +97,9 @@ type databaseCopy struct {
 	bytes int64
 }
 
-func (d *databaseCopy) String() string { return fmt.Sprintf("%d users, %d bytes", d.users, d.bytes) }
+func (d *databaseCopy) String() string {
+	return plural(d.users, "user") + ", " + plural(d.bytes, "byte")
+}
 
 // copyToTemp writes a consistent copy of a database into a new file in the
 // directory of path, checks it as a database, and syncs it. Others can write at

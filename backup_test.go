@@ -372,7 +372,7 @@ func TestARestoreTakesBackWhatHasChangedButNotIDs(t *testing.T) {
 	source := snapshot(t, filepath.Dir(file))
 	out, _ := sh.run(0, "", "restore", file)
 	kept := keptOnes(t, path)
-	if len(kept) != 1 || !strings.Contains(out, "1 users") || !strings.Contains(out, kept[0]) {
+	if len(kept) != 1 || !strings.Contains(out, "1 user,") || !strings.Contains(out, kept[0]) {
 		t.Fatalf("kept is %v; userd said %s", kept, out)
 	}
 	wantFiles(t, dir, "app.db", filepath.Base(kept[0]))

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
 	"userd/internal/passhash"
 )
 
@@ -98,9 +99,9 @@ var commands = []command{
 		eventList},
 	{"events verify", "[HEAD]", opens, "check that no event was changed or removed",
 		`Recomputes the chain of events and prints its newest link, the head. With a HEAD that
-		was noted elsewhere, it finds every change up to that head. It fails if events were
-		changed, removed or inserted, or deleted before EVENT_RETENTION was over; give it the
-		server's EVENT_RETENTION.`,
+		was noted elsewhere, it finds every change up to it. It fails if events were changed,
+		removed or inserted, or deleted before EVENT_RETENTION was over, for which it needs the
+		server's value.`,
 		noFlags(eventsVerify)},
 	{"backup", "FILE", untouched, "write a copy of the database",
 		`Writes a consistent copy of the database to FILE, which must not exist, or to
@@ -327,12 +328,17 @@ func (c *cli) parse(args []string, getenv func(string) string) (*command, action
 	return cmd, run, c.load(given, getenv, cmd.accepts)
 }
 
-// run opens the database, which a server may have open too, and runs the action.
+// run runs the action, in most cases on the open database.
 func (cmd *command) run(ctx context.Context, c *cli, run action) error {
 	if cmd.use == untouched {
 		return run(ctx, c)
 	}
-	st, err := c.openDatabase(ctx, cmd.use == creates, refuse)
+	return c.withDatabase(ctx, cmd.use == creates, refuse, run)
+}
+
+// withDatabase runs an action on the database, which a server may have open too.
+func (c *cli) withDatabase(ctx context.Context, create bool, resolve resolution, run action) error {
+	st, err := c.openDatabase(ctx, create, resolve)
 	if err != nil {
 		return err
 	}
@@ -344,11 +350,7 @@ func (cmd *command) run(ctx context.Context, c *cli, run action) error {
 			fmt.Fprintf(c.stderr, "warning: could not link the new events; the server or the next command does it: %v\n", err)
 		}
 	}
-	err = errors.Join(err, st.close())
-	if errors.Is(err, context.Canceled) {
-		return errors.New("interrupted")
-	}
-	return err
+	return plainError(errors.Join(err, st.close()))
 }
 
 // openDatabase opens the database, and adopts one of the Flask tutorial first.
@@ -370,12 +372,21 @@ func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution)
 	return st, nil
 }
 
-// plural returns a number and what it counts: "1 user", "2 users".
-func plural[N int | int64](n N, noun string) string {
-	if n != 1 {
-		noun += "s"
+// plainError replaces an error that has a text for clients by that text.
+func plainError(err error) error {
+	if errors.Is(err, context.Canceled) { // also if the database reports it
+		return errors.New("interrupted")
 	}
-	return fmt.Sprint(n, " ", noun)
+	if errors.Is(err, errStorage) {
+		return err // with its cause
+	}
+	if d, ok := errors.AsType[*detailedError](err); ok {
+		return errors.New(d.text)
+	}
+	if a := answerFor(err); a != errInternal {
+		return errors.New(a.text)
+	}
+	return err
 }
 
 // A table prints rows with aligned columns. It holds at most tableBlock rows, so

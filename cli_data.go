@@ -152,7 +152,7 @@ func eventsVerify(ctx context.Context, c *cli) error {
 		hash = strings.ToLower(hash)
 		eventID, err := parseID(id)
 		if sum, notHex := hex.DecodeString(hash); err != nil || notHex != nil || len(sum) != sha256.Size {
-			return usagef("%q is not a head: events verify prints it as ID:HEX, with %d digits", c.args[0], 2*sha256.Size)
+			return usagef("events verify: %q is not a head: this command prints it as ID:HEX, with %d digits", c.args[0], 2*sha256.Size)
 		}
 		noted = head{eventID, hash}
 	}
@@ -236,18 +236,14 @@ func check(ctx context.Context, c *cli) error {
 
 func adoptDatabase(f *flag.FlagSet) action {
 	resolve := refuse
-	f.Func("resolve", "How to rename all such users but the oldest, `suffix`: to NAME-ID and LOCAL+ID@HOST.",
-		func(v string) error { return setWord(&resolve, v, resolveByID) })
+	f.Func("resolve", "Rename all such users but the oldest to NAME-ID and LOCAL+ID@HOST: `suffix`.", func(v string) error {
+		return setWord(&resolve, v, resolveByID)
+	})
 	return func(ctx context.Context, c *cli) error {
-		st, err := c.openDatabase(ctx, false, resolve)
-		if err != nil {
+		return c.withDatabase(ctx, false, resolve, func(context.Context, *cli) error {
+			_, err := fmt.Fprintf(c.stdout, "%s is ready for userd\n", c.database)
 			return err
-		}
-		if err := st.close(); err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(c.stdout, "%s is ready for userd\n", c.database)
-		return err
+		})
 	}
 }
 

@@ -224,15 +224,6 @@ func TestTablesOfAnyLengthAlign(t *testing.T) {
 	}
 }
 
-func TestPlural(t *testing.T) {
-	t.Parallel()
-	for n, want := range []string{"0 users", "1 user", "2 users"} {
-		if got := plural(n, "user"); got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	}
-}
-
 // brokenInput is a standard input that cannot be read.
 type brokenInput struct{ err error }
 
@@ -260,6 +251,28 @@ func TestAnInterruptedCommandSaysSo(t *testing.T) {
 	err := run(ctx, []string{"user", "import", "-"}, environ, rows, io.Discard, io.Discard)
 	if err == nil || exitStatus(err) != 1 || err.Error() != "interrupted" {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestAnErrorIsPrintedWithItsTextForClientsIfItHasOne(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		claim string
+		err   error
+		want  string
+	}{
+		{"an API error", fmt.Errorf("updating: %w", errLastAdmin), errLastAdmin.text},
+		{"an error with details", fmt.Errorf("adding: %w", errInvalid.with("Not valid: x")), "Not valid: x"},
+		{"a failure of the database, with its cause", &storageError{"writing", errors.New("disk full")}, "database: writing: disk full"},
+		{"a statement that was cancelled", &storageError{"reading", context.Canceled}, "interrupted"},
+		{"any other error", errors.New("x"), "x"},
+	} {
+		if got := plainError(c.err); got.Error() != c.want {
+			t.Errorf("%s: got %q, want %q", c.claim, got, c.want)
+		}
+	}
+	if err := plainError(nil); err != nil {
+		t.Errorf("no error is the error %v", err)
 	}
 }
 

@@ -231,7 +231,7 @@ func (c *config) setDomains(v string) error {
 		label := `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`
 		good, err := regexp.MatchString(`^(`+label+`\.)+`+label+`$`, part)
 		if _, notAddress := netip.ParseAddr(part); err != nil || !good || len(part) > 253 || notAddress == nil {
-			return fmt.Errorf("%q is no domain name such as example.com, in ASCII (xn--…) and without *", part)
+			return fmt.Errorf("%q is not a domain name such as example.com, in ASCII (xn--…) and without *", part)
 		}
 		c.domains = append(c.domains, part)
 	}
@@ -321,7 +321,7 @@ func (c *config) setOrigins(v string) error {
 		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || strings.ContainsRune(part, '*') ||
 			part != strings.ToLower(u.Scheme+"://"+u.Host) ||
 			u.Scheme == "https" && u.Port() == "443" || u.Scheme == "http" && u.Port() == "80" || strings.HasSuffix(part, ":") {
-			return fmt.Errorf("%q is no origin such as https://app.example.com, in lower case and without a path", part)
+			return fmt.Errorf("%q is not an origin such as https://app.example.com, in lower case and without a path", part)
 		}
 		c.corsOrigins = append(c.corsOrigins, part)
 	}
@@ -346,6 +346,9 @@ func orList[T ~string](words []T) string {
 		}
 	}
 	last := len(list) - 1
+	if last == 0 {
+		return list[0]
+	}
 	return strings.Join(list[:last], ", ") + " or " + list[last]
 }
 

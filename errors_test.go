@@ -97,3 +97,12 @@ func TestAnErrorIsAnsweredByTheAPIErrorThatItWraps(t *testing.T) {
 		t.Errorf("no invalid field is the error %v", err)
 	}
 }
+
+func TestPlural(t *testing.T) {
+	t.Parallel()
+	for n, want := range []string{"0 users", "1 user", "2 users"} {
+		if got := plural(n, "user"); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

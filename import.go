@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
 	"userd/internal/passhash"
 	"userd/internal/strictjson"
 )
@@ -71,16 +72,14 @@ func newImporter(ctx context.Context, c *cli) (*importer, error) {
 		return nil, err
 	}
 	m := &importer{cli: c, db: db, progress: c.progress()}
-	// The rowid is the row's number. If the id is null, userd gives the next free
-	// one; place counts these rows. One transaction for all rows is fast, and locks
-	// only the temporary table.
+	// The rowid is the row's number. A null id becomes the next free one; place counts
+	// these rows. One transaction for all rows locks only the temporary table.
 	err = m.exec(ctx, `
 		PRAGMA cache_size = -400000; -- at most 400 MB, so that SQLite builds an index of a million rows in memory
 		PRAGMA wal_autocheckpoint = 0;
 		CREATE TEMP TABLE import AS
 			SELECT id, 0 AS place, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at
-			FROM user WHERE false;
-		BEGIN`)
+			FROM user WHERE false; BEGIN`)
 	if err != nil {
 		db.close()
 		return nil, fmt.Errorf("preparing the import: %w", err)
@@ -256,7 +255,7 @@ func ndjsonRows(in io.Reader) (next func() (map[string]string, string, error)) {
 			return nil
 		})
 		if err != nil {
-			return nil, bodyError(err).Error(), nil
+			return nil, err.Error(), nil
 		}
 		return fields, "", nil
 	}
@@ -332,8 +331,7 @@ const conflicts = `
 			iif(id IS NULL, rowid, min(rowid) OVER (PARTITION BY id)) AS id_row
 		FROM import
 	) AS import
-	WHERE problem IS NOT NULL
-	ORDER BY row`
+	WHERE problem IS NOT NULL ORDER BY row`
 
 // removeConflicts removes and reports the rows that are in conflict.
 func (m *importer) removeConflicts(ctx context.Context) error {
@@ -375,6 +373,7 @@ func (m *importer) insert(ctx context.Context, partial bool) error {
 		m.progress("importing %d users", m.good)
 		err := m.tryInsert(ctx)
 		if err == nil {
+			m.store.wrote.Store(true) // the store has another connection
 			return m.conclude("imported "+plural(m.good, "user"), "left out ")
 		}
 		if !isDuplicate(err) && !errors.Is(err, errDuplicate) || attempt == 5 {
@@ -444,7 +443,6 @@ func (m *importer) tryInsert(ctx context.Context) error {
 		err = tx.Commit()
 	}
 	if err == nil {
-		m.store.wrote.Store(true) // m.db is a connection of its own
 		// The lock is free now. Otherwise a server would do this during a request.
 		err = m.exec(ctx, `PRAGMA wal_checkpoint(PASSIVE)`)
 	}

@@ -158,8 +158,9 @@ func manual() string {
 		environment variables, and those override defaults.
 
 		The commands work on the database whether a server is running or not; a running
-		server sees their changes immediately. They accept the setting -database and no other;
-		healthcheck accepts -addr, -https-domain and -tls-cert instead.
+		server sees their changes immediately. They accept the setting -database and no other,
+		except that events verify also accepts -event-retention, and that healthcheck accepts
+		only -addr, -https-domain and -tls-cert.
 
 		USER is a username, an e-mail address, or an id written as id=7. A list is a table;
 		with -json it is one JSON object a line. In a table, - marks an absent value.

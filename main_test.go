@@ -29,6 +29,7 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
 	"userd/internal/passhash"
 )
 
@@ -692,7 +693,7 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		{"HTTPS_DOMAIN", "https://example.com", "https://example.com"},
 		{"HTTPS_DOMAIN", "example.com.", "example.com."},
 		{"HTTPS_DOMAIN", "münchen.example", "xn--"},
-		{"HTTPS_DOMAIN", "example.com ../x.example", "no domain name"},
+		{"HTTPS_DOMAIN", "example.com ../x.example", "is not a domain name"},
 		{"ACME_DIRECTORY", "http://ca.example/directory", "https://"},
 		{"ACME_DIRECTORY", "ca.example", "https://"},
 		{"TLS_CERT", "none.pem", "no such file"},
@@ -713,14 +714,14 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		{"TRUSTED_PROXIES", "10.0.0.0/33", "10.0.0.0/33"},
 		{"TRUSTED_PROXIES", "10.0.0.1, proxy.example", "proxy.example"},
 		{"TRUSTED_PROXIES", "10.0.0.1 10.0.0.2", "CIDR"},
-		{"CORS_ORIGINS", "*", "no origin"},
-		{"CORS_ORIGINS", "null", "no origin"},
-		{"CORS_ORIGINS", "https://*.example.com", "no origin"},
-		{"CORS_ORIGINS", "app.example.com", "no origin"},
-		{"CORS_ORIGINS", "https://app.example.com/", "no origin"},
-		{"CORS_ORIGINS", "https://app.example.com:443", "no origin"},
-		{"CORS_ORIGINS", "https://App.example.com", "no origin"},
-		{"CORS_ORIGINS", "https://ann@app.example.com", "no origin"},
+		{"CORS_ORIGINS", "*", "is not an origin"},
+		{"CORS_ORIGINS", "null", "is not an origin"},
+		{"CORS_ORIGINS", "https://*.example.com", "is not an origin"},
+		{"CORS_ORIGINS", "app.example.com", "is not an origin"},
+		{"CORS_ORIGINS", "https://app.example.com/", "is not an origin"},
+		{"CORS_ORIGINS", "https://app.example.com:443", "is not an origin"},
+		{"CORS_ORIGINS", "https://App.example.com", "is not an origin"},
+		{"CORS_ORIGINS", "https://ann@app.example.com", "is not an origin"},
 		{"CORS_ORIGINS", "https://app.example.com,ftp://example.com", "ftp://example.com"},
 		{"RATE_LIMIT", "never", "on or off"},
 		{"EVENT_RETENTION", "400d", "9600h"},
