@@ -969,7 +969,7 @@ func TestLinksReplaceSeals(t *testing.T) {
 		sh := &shell{t, path}
 		sh.run(0, "", "user", "list")
 		runSQL(t, another(t, path), `ALTER TABLE event_link DROP COLUMN digest`)
-		if out, _ := sh.run(1, "", "check"); !strings.Contains(out, "there is no column digest of the table event_link") {
+		if out, _ := sh.run(1, "", "check"); !strings.Contains(out, "column digest of table event_link is missing") {
 			t.Errorf("check says %s", out)
 		}
 		runSQL(t, another(t, path), `DROP TABLE event_link`)
