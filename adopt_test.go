@@ -316,7 +316,7 @@ func TestUnknownHashesAreWarnedOf(t *testing.T) {
 	t.Parallel()
 	path := flaskDatabase(t, `UPDATE user SET password_hash = 'md5$x$5f4dcc3b5aa765d61d8327deb882cf99' WHERE id IN (1, 2)`)
 	p := startUserd(t, filepath.Dir(path), nil)
-	if n := p.awaitLog("some users have a password hash in no known form and cannot log in")["users"]; n != 2.0 {
+	if n := p.awaitLog("users with an unknown password hash cannot log in")["users"]; n != 2.0 {
 		t.Errorf("%v users are warned of", n)
 	}
 	p.must("", "POST", "/api/login", `{"username":"ann","password":"password"}`).want(t, 401, "invalid_credentials")
