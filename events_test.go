@@ -685,7 +685,7 @@ func TestASlowReaderOfAStreamIsCutOff(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	s.hasten()
-	s.feed.writeTimeout = 50 * time.Millisecond
+	s.feed.writeTimeout = 500 * time.Millisecond
 	_, root := s.admin("root")
 	addEvents(t, s.store, 8_000)
 	runSQL(t, another(t, s.path), `UPDATE event SET changes = hex(zeroblob(2000))`) // more than any buffer on the way takes
