@@ -75,7 +75,7 @@ var commands = []command{
 		be higher than every id that this database has given to a user.
 
 		Each bad row is reported on standard error with its number; a CSV header is row 1.
-		If any row is bad, nothing is imported.`,
+		If any row is bad, nothing is imported, unless -partial is given.`,
 		userImport},
 	{"user export", "", opens, "write all users, with their password hashes",
 		`Writes all users with their password hashes, as of one moment, in CSV.`,
@@ -108,18 +108,19 @@ var commands = []command{
 		standard output if FILE is -. The server may keep running.`,
 		noFlags(backup)},
 	{"restore", "FILE", untouched, "replace the database by a copy",
-		`Replaces the database by a copy. Nothing may have the database open. The database
-		before is kept next to the new one. New users and sessions get higher ids than any
-		that the database before can have given.`,
+		`Replaces the database by a copy. No other process may have the database open. The
+		previous database is kept next to the new one. New users and sessions get higher ids
+		than any that the previous database gave out.`,
 		noFlags(restore)},
 	{"check", "", untouched, "check the database for damage",
-		`Reads the whole database and prints what is wrong with it, one finding a line. It
-		changes nothing, and the server may keep running.`,
+		`Reads the whole database and prints what is wrong with it, one finding a line; the
+		exit status is then 1. It changes nothing, and the server may keep running.`,
 		noFlags(check)},
 	{"adopt", "", untouched, "upgrade a database of the Flask tutorial",
 		`Upgrades a database of the Flask tutorial for userd, after a copy next to it. The
-		server and the other commands do this too. It refuses if users differ only in the
-		case of a username or e-mail address; -resolve says what to do about them.`,
+		server and most other commands do this first; backup, restore and check do not. It
+		refuses if users differ only in the case of a username or e-mail address, unless
+		-resolve is given.`,
 		adoptDatabase},
 	{"healthcheck", "", untouched, "ask the running server whether it is ready",
 		`Asks the server with these settings whether it is ready, for containers without

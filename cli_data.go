@@ -61,7 +61,7 @@ func keyRotate(ctx context.Context, c *cli) error {
 // eventList prints events, and with -follow also those to come.
 func eventList(f *flag.FlagSet) action {
 	asJSON := jsonFlag(f)
-	follow := f.Bool("follow", false, "Print what happens from now on, until interrupted; with -after, what happened since too.")
+	follow := f.Bool("follow", false, "Print new events until interrupted; with -after, first those after that id.")
 	name := f.String("user", "", "Print only events about this `USER`.")
 	var only eventFilter
 	f.Func("type", "Print only events of this `TYPE`: "+orList(eventTypes)+".", func(v string) error {

@@ -91,7 +91,7 @@ var options = []option{
 	{"ADDR", "addr", "HOST:PORT", "127.0.0.1:5000", func(c *config, v string) error { return setHostPort(&c.addr, v) },
 		"The address to listen on. With HTTPS_DOMAIN the default is :443."},
 	{"METRICS_ADDR", "metrics-addr", "HOST:PORT", "", (*config).setMetricsAddr,
-		"A second address, such as 127.0.0.1:9090, that answers only /metrics, /healthz and /readyz. It requires no token, so keep it private. If it is not set, /metrics requires an admin's token."},
+		"A second address, such as 127.0.0.1:9090, that answers only /metrics, /healthz and /readyz. It requires no token, so keep it private. On the main address, /metrics requires an admin's token."},
 	{"ACME_DIRECTORY", "acme-directory", "URL", autocert.DefaultACMEDirectory, (*config).setACMEDirectory,
 		"The directory of the ACME server."},
 	{"TLS_CERT", "tls-cert", "FILE", "", func(c *config, v string) error { return setFile(&c.tlsCert, v) },

@@ -163,7 +163,8 @@ func manual() string {
 		only -addr, -https-domain and -tls-cert.
 
 		USER is a username, an e-mail address, or an id written as id=7. A list is a table;
-		with -json it is one JSON object a line. In a table, - marks an absent value.
+		with -json it is one JSON object a line. In a table, - marks a time or an id that does
+		not exist.
 
 		The exit status is 0 for success, 1 for failure, and 2 for a wrong command or
 		configuration.`)
