@@ -340,7 +340,7 @@ func (s *server) authenticate(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	now := s.now().Unix()
+	now := s.wall().Unix()
 	c, err := s.keys.verify(token, now)
 	if err != nil {
 		return err

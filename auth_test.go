@@ -450,7 +450,7 @@ func TestForgeriesOverHTTP(t *testing.T) {
 	s := newService(t)
 	path, token := s.member("ann")
 	s.do(token, "GET", path, "").want(t, 200, "")
-	now := s.clock.now().Unix()
+	now := s.clock.wall().Unix()
 	c, err := s.keys.verify(token, now)
 	if err != nil {
 		t.Fatal(err)
@@ -539,7 +539,7 @@ func TestTokenOfAnotherUsersSession(t *testing.T) {
 	s := newService(t)
 	annPath, ann := s.member("ann")
 	bobPath, bob := s.member("bob")
-	now := s.clock.now().Unix()
+	now := s.clock.wall().Unix()
 	a, err := s.keys.verify(ann, now)
 	if err != nil {
 		t.Fatal(err)
@@ -569,7 +569,7 @@ func TestTokenOfALogin(t *testing.T) {
 	_, first := s.member("ann")
 	s.clock.add(time.Second)
 	second := s.login("ann")
-	now := s.clock.now().Unix()
+	now := s.clock.wall().Unix()
 	a, err := s.keys.verify(first, now)
 	if err != nil {
 		t.Fatal(err)

@@ -51,7 +51,7 @@ func keyRotate(ctx context.Context, c *cli) error {
 		return fmt.Errorf("%s is set and signs; move it to JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
 	}
 	key := randomKey()
-	if err := c.store.rotateKey(ctx, key, c.now().Unix()); err != nil {
+	if err := c.store.rotateKey(ctx, key, c.wall().Unix()); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(c.stdout, "key %s signs from now on\n", key.kid)
@@ -170,7 +170,7 @@ func eventsVerify(ctx context.Context, c *cli) error {
 		fmt.Fprintf(c.stdout, "head: %s\n", v.head.name())
 	}
 	_, err = fmt.Fprintf(c.stdout, "events without a link yet: %d\n", v.unlinked.events)
-	return errors.Join(err, checkBase(&v, c.eventRetention, c.now()), checkNoted(&v))
+	return errors.Join(err, checkBase(&v, c.eventRetention, c.wall()), checkNoted(&v))
 }
 
 // checkBase returns an error if the last deleted event is younger than the retention (0:

@@ -159,7 +159,7 @@ func userDelete(ctx context.Context, c *cli) error {
 	if err != nil {
 		return err
 	}
-	if err := c.store.deleteUser(ctx, console, u.id, 0, c.now().Unix()); err != nil {
+	if err := c.store.deleteUser(ctx, console, u.id, 0, c.wall().Unix()); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "deleted %s, id %d\n", u.username, u.id)
@@ -250,7 +250,7 @@ func sessionList(f *flag.FlagSet) action {
 		out := bufio.NewWriter(c.stdout)
 		table := newTable(out, "ID", "CREATED", "LAST USED", "EXPIRES", "ADDRESS", "USER AGENT")
 		lines := json.NewEncoder(out)
-		err = c.store.sessionsOf(ctx, u.id, c.now().Unix(), func(x *session) {
+		err = c.store.sessionsOf(ctx, u.id, c.wall().Unix(), func(x *session) {
 			if *asJSON {
 				lines.Encode(newSessionAnswer(x, 0))
 				return
@@ -270,7 +270,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 		return err
 	}
 	if len(c.args) == 1 {
-		if err := c.store.endSessions(ctx, console, u.id, c.now().Unix()); err != nil {
+		if err := c.store.endSessions(ctx, console, u.id, c.wall().Unix()); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(c.stdout, "ended all sessions of %s\n", u.username)
@@ -280,7 +280,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 	if err != nil {
 		return usagef("session end: %q: the id of a session is a positive integer", c.args[1])
 	}
-	if err := c.store.endSession(ctx, console, u.id, sid, c.now().Unix()); err != nil {
+	if err := c.store.endSession(ctx, console, u.id, sid, c.wall().Unix()); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "ended session %d of %s\n", sid, u.username)

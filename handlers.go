@@ -30,18 +30,18 @@ type server struct {
 	largeBodies chan struct{} // holds one token for each body over smallBody that is being read
 }
 
-func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refresher, log *slog.Logger, now func() time.Time, mono func() time.Duration) *server {
+func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refresher, log *slog.Logger, wall func() time.Time, mono func() time.Duration) *server {
 	s := &server{
 		settings:    c,
-		userService: userService{st, h, now},
+		userService: userService{st, h, wall},
 		keys:        keys,
 		refresher:   r,
 		feed:        newFeed(),
 		log:         log,
 		mux:         http.NewServeMux(),
 		mono:        mono,
-		stats:       newStats(st, now),
-		health:      newHealth(st, now),
+		stats:       newStats(st, wall),
+		health:      newHealth(st, wall),
 		largeBodies: make(chan struct{}, maxLargeBodies),
 	}
 	if c.rateLimit == rateLimitOn {

@@ -87,7 +87,7 @@ type clock struct {
 	elapsed time.Duration // since the test began
 }
 
-func (c *clock) now() time.Time {
+func (c *clock) wall() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.t
@@ -145,7 +145,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 	for _, option := range options {
 		option(&c)
 	}
-	keys, err := loadKeys(t.Context(), st, &config{settings: c}, clock.now().Unix())
+	keys, err := loadKeys(t.Context(), st, &config{settings: c}, clock.wall().Unix())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +153,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newServer(c, st, passhash.New(cheap), keys, refresher, testLog(t), clock.now, clock.mono)
+	s := newServer(c, st, passhash.New(cheap), keys, refresher, testLog(t), clock.wall, clock.mono)
 	web := httptest.NewServer(s)
 	t.Cleanup(web.Close)
 	return &service{s, t, web.URL, clock, path, web}

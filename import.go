@@ -433,10 +433,10 @@ func (m *importer) tryInsert(ctx context.Context) error {
 		script = `DROP INDEX user_username; DROP INDEX user_email;` + insertImport + indexes
 	}
 	if err == nil {
-		_, err = tx.ExecContext(ctx, script, m.now().Unix())
+		_, err = tx.ExecContext(ctx, script, m.wall().Unix())
 	}
 	if err == nil {
-		e := event{at: m.now().Unix(), kind: usersImported, changes: fmt.Sprintf("users=%d", rows)}.by(console)
+		e := event{at: m.wall().Unix(), kind: usersImported, changes: fmt.Sprintf("users=%d", rows)}.by(console)
 		_, err = tx.ExecContext(ctx, e.query, e.args.list()...)
 	}
 	if err == nil {

@@ -159,7 +159,7 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 	}
 	// After a restart only a session can tell that the network is known. The
 	// search runs for a name that does not exist too: it must take as long.
-	if err := s.store.sessionsOf(x.r.Context(), id, s.now().Unix(), func(v *session) {
+	if err := s.store.sessionsOf(x.r.Context(), id, s.wall().Unix(), func(v *session) {
 		g.exempt = g.exempt || network(v.address) == from
 	}); err != nil {
 		return nil, err

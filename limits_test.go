@@ -70,7 +70,7 @@ func TestAStepOfTheWallClockChangesNoLimit(t *testing.T) {
 	for range freeFailures {
 		s.tryLogin(homeNet, "ann", wrongPassword).want(t, 401, "")
 	}
-	noon := s.now()
+	noon := s.wall()
 	for _, step := range []time.Duration{-24 * time.Hour, 0, 24 * time.Hour} {
 		s.clock.set(noon.Add(step))
 		s.tryLogin(homeNet, "ann", wrongPassword).wantWait(t, 2)

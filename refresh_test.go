@@ -29,7 +29,7 @@ func TestRefreshGivesANewPair(t *testing.T) {
 	if r.field("token_type") != "Bearer" || r.field("expires_in") != "900" || r.field("refresh_token") == first || r.field("access_token") == access {
 		t.Errorf("got %s", r.body)
 	}
-	c, err := s.keys.verify(r.field("access_token"), s.clock.now().Unix())
+	c, err := s.keys.verify(r.field("access_token"), s.clock.wall().Unix())
 	if err != nil || c.fresh || c.subject != 1 {
 		t.Errorf("the new token says %+v, %v", c, err)
 	}
@@ -61,7 +61,7 @@ func TestSessionExpires(t *testing.T) {
 	}
 	s.clock.add(720 * time.Hour)
 	s.do(token, "POST", "/api/refresh", "").want(t, 401, "expired_token")
-	if _, err := s.store.sweep(t.Context(), 0, s.clock.now().Unix()); err != nil {
+	if _, err := s.store.sweep(t.Context(), 0, s.clock.wall().Unix()); err != nil {
 		t.Fatal(err)
 	}
 	s.do(token, "POST", "/api/refresh", "").want(t, 401, "session_ended")
@@ -296,7 +296,7 @@ func TestLastUsedIsWrittenOnceAMinute(t *testing.T) {
 		return x.lastUsedAt - x.createdAt
 	}
 	for _, step := range []struct{ after, want int64 }{{0, 0}, {59, 0}, {60, 60}, {70, 60}, {119, 60}, {121, 121}} {
-		s.clock.add(time.Duration(step.after)*time.Second - s.clock.now().Sub(time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)))
+		s.clock.add(time.Duration(step.after)*time.Second - s.clock.wall().Sub(time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)))
 		s.do(token, "GET", path, "").want(t, 200, "")
 		if got := used(); got != step.want {
 			t.Errorf("used after %d s: noted is %d", step.after, got)
@@ -323,7 +323,7 @@ func TestSweep(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	s.register("ann")
-	now := s.clock.now().Unix()
+	now := s.clock.wall().Unix()
 	for i := range 2*sweepSize + 10 {
 		expires := now
 		if i%2 == 0 {
@@ -373,7 +373,7 @@ func TestKeyRotation(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	path, old := s.member("ann")
-	if err := s.store.rotateKey(t.Context(), randomKey(), s.clock.now().Unix()); err != nil {
+	if err := s.store.rotateKey(t.Context(), randomKey(), s.clock.wall().Unix()); err != nil {
 		t.Fatal(err)
 	}
 	s.do(old, "GET", path, "").want(t, 200, "")
@@ -385,24 +385,24 @@ func TestKeyRotation(t *testing.T) {
 
 	// When the last token that the old key can have signed is dead, so is the key:
 	// whoever stole it can sign as they like.
-	c, err := s.keys.verify(old, s.clock.now().Unix())
+	c, err := s.keys.verify(old, s.clock.wall().Unix())
 	if err != nil {
 		t.Fatal(err)
 	}
 	stolen := s.keys.byHeader[header(old)]
 	s.clock.add(15*time.Minute - time.Second)
-	c.expires = s.clock.now().Add(time.Hour).Unix()
+	c.expires = s.clock.wall().Add(time.Hour).Unix()
 	s.do(stolen.sign(c), "GET", path, "").want(t, 200, "")
 	s.clock.add(time.Second)
 	s.do(stolen.sign(c), "GET", path, "").want(t, 401, "invalid_token")
-	if _, err := s.store.sweep(t.Context(), 0, s.clock.now().Unix()); err != nil {
+	if _, err := s.store.sweep(t.Context(), 0, s.clock.wall().Unix()); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, s, "signing_key"); n != 1 {
 		t.Errorf("%d keys are left", n)
 	}
 	fresh := newKeyring(s.store.keySecret)
-	if _, err := fresh.verify(stolen.sign(c), s.clock.now().Unix()); err == nil {
+	if _, err := fresh.verify(stolen.sign(c), s.clock.wall().Unix()); err == nil {
 		t.Error("a key that is gone verifies")
 	}
 }
@@ -420,7 +420,7 @@ func TestConfiguredKeys(t *testing.T) {
 	path, fromDatabase := s.member("ann")
 	use := func(secret, previous string) {
 		t.Helper()
-		keys, err := loadKeys(t.Context(), s.store, &config{settings: s.settings, secret: []byte(secret), previousSecret: []byte(previous)}, s.clock.now().Unix())
+		keys, err := loadKeys(t.Context(), s.store, &config{settings: s.settings, secret: []byte(secret), previousSecret: []byte(previous)}, s.clock.wall().Unix())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -72,7 +72,7 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 // other function starts sessions. A password or a state that changed after the
 // proof began is errCredentials.
 func (s *server) startSession(x *exchange, p provenUser) error {
-	now := s.now()
+	now := s.wall()
 	token := s.refresher.first()
 	session := s.newSession(x, now, token)
 	session.userID = p.id
@@ -216,7 +216,7 @@ func (s *server) refresh(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	now := s.now()
+	now := s.wall()
 	next := s.refresher.next(presented)
 	session := s.newSession(x, now, next)
 	key, err := s.store.rotate(x.r.Context(), &session, presented.hash(), now.Unix())
@@ -305,9 +305,9 @@ func (s *server) logout(x *exchange) error {
 		return err
 	}
 	if all != nil && *all {
-		err = s.store.endSessions(x.r.Context(), x.caller(), x.who.id, s.now().Unix())
+		err = s.store.endSessions(x.r.Context(), x.caller(), x.who.id, s.wall().Unix())
 	} else {
-		err = s.store.endSession(x.r.Context(), x.caller(), x.who.id, x.who.session, s.now().Unix())
+		err = s.store.endSession(x.r.Context(), x.caller(), x.who.id, x.who.session, s.wall().Unix())
 	}
 	if err != nil {
 		return err
@@ -339,7 +339,7 @@ func (s *server) listSessions(x *exchange) error {
 		return err
 	}
 	list := []sessionAnswer{}
-	err := s.store.sessionsOf(x.r.Context(), x.target, s.now().Unix(), func(v *session) {
+	err := s.store.sessionsOf(x.r.Context(), x.target, s.wall().Unix(), func(v *session) {
 		list = append(list, newSessionAnswer(v, x.who.session))
 	})
 	if err != nil {
@@ -377,7 +377,7 @@ func (s *server) endSessions(x *exchange) error {
 	if _, err := s.targetUser(x); err != nil {
 		return err
 	}
-	if err := s.store.endSessions(x.r.Context(), x.caller(), x.target, s.now().Unix()); err != nil {
+	if err := s.store.endSessions(x.r.Context(), x.caller(), x.target, s.wall().Unix()); err != nil {
 		return err
 	}
 	x.WriteHeader(http.StatusNoContent)
@@ -390,7 +390,7 @@ func (s *server) endSession(x *exchange) error {
 	if err != nil {
 		return errSessionNotFound
 	}
-	if err := s.store.endSession(x.r.Context(), x.caller(), x.target, sid, s.now().Unix()); err != nil {
+	if err := s.store.endSession(x.r.Context(), x.caller(), x.target, sid, s.wall().Unix()); err != nil {
 		return err
 	}
 	x.WriteHeader(http.StatusNoContent)

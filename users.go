@@ -16,7 +16,7 @@ import (
 type userService struct {
 	store  *store
 	hasher *passhash.Hasher
-	now    func() time.Time // the wall clock, for what is stored or signed
+	wall   func() time.Time // the wall clock, for what is stored or signed
 }
 
 // addUser validates u and the password, adds the user for a caller, and sets u's
@@ -41,7 +41,7 @@ func (s *userService) addUser(ctx context.Context, by caller, u *user, password 
 	if err != nil {
 		return err
 	}
-	return s.store.addUser(ctx, by, u, hash, s.now().Unix())
+	return s.store.addUser(ctx, by, u, hash, s.wall().Unix())
 }
 
 // changeUser makes a change that c.check has accepted, with a new password unless
@@ -56,7 +56,7 @@ func (s *userService) changeUser(ctx context.Context, by caller, id int64, c cha
 		}
 		c.hash = &hash
 	}
-	return s.store.updateUser(ctx, by, id, c, version, s.now().Unix())
+	return s.store.updateUser(ctx, by, id, c, version, s.wall().Unix())
 }
 
 type registerRequest struct {
@@ -407,7 +407,7 @@ func (s *server) deleteUser(x *exchange) error {
 	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
 		return err
 	}
-	if err := s.store.deleteUser(x.r.Context(), x.caller(), u.id, version, s.now().Unix()); err != nil {
+	if err := s.store.deleteUser(x.r.Context(), x.caller(), u.id, version, s.wall().Unix()); err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"User deleted successfully"}`+"\n"))
