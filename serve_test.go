@@ -768,3 +768,55 @@ func TestPebbleRenewsACertificate(t *testing.T) {
 		u.must("", "GET", "/api/test", "").want(t, 200, "")
 	}
 }
+
+func TestWhileItDrainsItIsNotReady(t *testing.T) {
+	t.Parallel()
+	p := startUserd(t, t.TempDir(), []string{"METRICS_ADDR=127.0.0.1:0"})
+	watched, _ := p.awaitLog("serving metrics")["url"].(string)
+	get := func(path string) int {
+		t.Helper()
+		resp, err := p.client.Get(watched + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	if got := get("/readyz"); got != 200 {
+		t.Errorf("before, it is answered %d", got)
+	}
+	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	// A request that runs: it has asked for its body.
+	fmt.Fprint(conn, "POST /api/login HTTP/1.1\r\nHost: userd\r\nContent-Type: application/json\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+	in := bufio.NewReader(conn)
+	if line, err := in.ReadString('\n'); err != nil || !strings.Contains(line, " 100 ") {
+		t.Fatalf("got %q, %v, want 100 Continue", line, err)
+	}
+	in.ReadString('\n')
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitLog("stopping")
+	for path, want := range map[string]int{"/readyz": 503, "/healthz": 200, "/metrics": 200} {
+		if got := get(path); got != want {
+			t.Errorf("while it drains, %s is answered %d, want %d", path, got, want)
+		}
+	}
+	if _, err := io.WriteString(conn, "{}"); err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != 400 {
+		t.Errorf("the request that ran: %v", err)
+	}
+	receive(t, "userd exits", p.exited)
+	if status := p.cmd.ProcessState.ExitCode(); status != 0 {
+		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
+	}
+	if _, err := net.Dial("tcp", strings.TrimPrefix(watched, "http://")); err == nil {
+		t.Error("the second address is still open")
+	}
+}

@@ -11,71 +11,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"userd/internal/passhash"
 )
-
-// The tutorial's own seven requests, and what it says they answer.
-func TestTutorial(t *testing.T) {
-	t.Parallel()
-	s := newService(t)
-	expect := func(r reply, status int, body string) {
-		t.Helper()
-		if got := strings.TrimSpace(r.body); r.status != status || got != body {
-			t.Errorf("got %d %s, want %d %s", r.status, got, status, body)
-		}
-	}
-	expect(s.do("", "GET", "/api/test", ""), 200, `{"message":"Welcome to the User Management Microservice!"}`)
-	expect(s.do("", "POST", "/api/register", `{"username": "testuser", "email": "test@example.com", "password": "testpass"}`),
-		201, `{"id":1,"username":"testuser","email":"test@example.com"}`)
-	login := s.do("", "POST", "/api/login", `{"username": "testuser", "password": "testpass"}`).want(t, 200, "")
-	token := login.field("access_token")
-	if login.field("token_type") != "Bearer" || login.field("expires_in") != "900" {
-		t.Errorf("login answered %s", login.body)
-	}
-	user := func(name, updated string) string {
-		return `{"id":1,"username":"` + name + `","email":"test@example.com","role":"member","disabled":false,` +
-			`"created_at":"2026-05-04T03:02:01Z","updated_at":"` + updated + `","last_login_at":"2026-05-04T03:02:01Z"}`
-	}
-	expect(s.do(token, "GET", "/api/users", ""), 200, "["+user("testuser", "2026-05-04T03:02:01Z")+"]")
-	expect(s.do(token, "GET", "/api/users/1", ""), 200, user("testuser", "2026-05-04T03:02:01Z"))
-	s.clock.add(time.Minute)
-	expect(s.do(token, "PUT", "/api/users/1", `{"username": "updateduser"}`), 200, user("updateduser", "2026-05-04T03:03:01Z"))
-	expect(s.do(token, "DELETE", "/api/users/1", ""), 200, `{"message":"User deleted successfully"}`)
-	s.do("", "POST", "/api/login", `{"username":"updateduser","password":"testpass"}`).want(t, 401, "invalid_credentials")
-}
-
-// The tutorial's error texts, to the letter.
-func TestTutorialErrors(t *testing.T) {
-	t.Parallel()
-	s := newService(t)
-	s.register("ann")
-	for _, test := range []struct {
-		path, body string
-		status     int
-		text, code string
-	}{
-		{"/api/register", `{"username":"bob","email":"bob@example.com"}`, 400, "Username, email, and password are required", "missing_fields"},
-		{"/api/register", `{}`, 400, "Username, email, and password are required", "missing_fields"},
-		{"/api/register", `{"username":"","email":"","password":""}`, 400, "Username, email, and password are required", "missing_fields"},
-		{"/api/register", `{"username":"ann","email":"new@example.com","password":"correct horse"}`, 400, "Username already exists", "username_taken"},
-		{"/api/register", `{"username":"ANN","email":"new@example.com","password":"correct horse"}`, 400, "Username already exists", "username_taken"},
-		{"/api/register", `{"username":"new","email":"ANN@example.com","password":"correct horse"}`, 400, "Email already exists", "email_taken"},
-		{"/api/login", `{"username":"ann"}`, 400, "Username and password are required", "missing_fields"},
-		{"/api/login", `{"password":"x"}`, 400, "Username and password are required", "missing_fields"},
-		{"/api/login", `{"username":"ann","password":"wrong"}`, 401, "Invalid credentials", "invalid_credentials"},
-		{"/api/login", `{"username":"nobody","password":"wrong"}`, 401, "Invalid credentials", "invalid_credentials"},
-	} {
-		r := s.do("", "POST", test.path, test.body)
-		if r.status != test.status || r.field("error") != test.text || r.field("code") != test.code {
-			t.Errorf("%s %s: got %d %s", test.path, test.body, r.status, r.body)
-		}
-	}
-	if h := s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).header.Get("WWW-Authenticate"); h != "Bearer" {
-		t.Errorf("a wrong password is challenged with %q", h)
-	}
-}
 
 func TestRegisterNamesEachWrongField(t *testing.T) {
 	t.Parallel()

@@ -1,11 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -15,9 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"modernc.org/sqlite"
@@ -160,93 +155,6 @@ func TestAStuckDatabaseIsNotReadyAndAskedNoMore(t *testing.T) {
 	})
 }
 
-func TestACheckRunsOncePerIntervalAndNeverConcurrently(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var running, runs atomic.Int64
-		failure := errors.New("failed")
-		c := newCheckup(time.Minute, 10*time.Second, time.Now, func(context.Context) error {
-			if running.Add(1) != 1 {
-				t.Error("two checks run concurrently")
-			}
-			defer running.Add(-1)
-			time.Sleep(3 * time.Second)
-			if runs.Add(1) == 2 {
-				return failure
-			}
-			return nil
-		})
-		ask := func(wantErr error, wantRuns int64, wantWait time.Duration) {
-			t.Helper()
-			start := time.Now()
-			var callers sync.WaitGroup
-			for range 20 {
-				callers.Go(func() {
-					if err := c.result(); err != wantErr {
-						t.Errorf("got %v, want %v", err, wantErr)
-					}
-				})
-			}
-			callers.Wait()
-			if got := runs.Load(); got != wantRuns {
-				t.Errorf("the check ran %d times, want %d", got, wantRuns)
-			}
-			if got := time.Since(start); got != wantWait {
-				t.Errorf("the callers waited %v, want %v", got, wantWait)
-			}
-		}
-		ask(nil, 1, 3*time.Second)
-		ask(nil, 1, 0)
-		time.Sleep(57*time.Second - 1) // a minute after the check began, less one nanosecond
-		ask(nil, 1, 0)
-		time.Sleep(time.Nanosecond)
-		ask(failure, 2, 3*time.Second)
-		ask(failure, 2, 0)
-		time.Sleep(time.Minute)
-		ask(nil, 3, 3*time.Second)
-	})
-}
-
-func TestACheckThatHangsDelaysCallersOnlyByTheTimeout(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var runs atomic.Int64
-		release := make(chan struct{})
-		c := newCheckup(time.Second, 2*time.Second, time.Now, func(ctx context.Context) error {
-			if runs.Add(1) > 1 {
-				return nil
-			}
-			if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) != 2*time.Second {
-				t.Errorf("the deadline of the check is %v", deadline)
-			}
-			<-release
-			return ctx.Err()
-		})
-		var callers sync.WaitGroup
-		for range 100 {
-			callers.Go(func() {
-				start := time.Now()
-				if err := c.result(); err != errCheckTimeout {
-					t.Errorf("got %v, want %v", err, errCheckTimeout)
-				}
-				if got := time.Since(start); got != 2*time.Second {
-					t.Errorf("the caller waited %v", got)
-				}
-			})
-			time.Sleep(100 * time.Millisecond)
-		}
-		callers.Wait()
-		if got := runs.Load(); got != 1 {
-			t.Errorf("the check ran %d times while the first one hung", got)
-		}
-		close(release)
-		synctest.Wait()
-		if err := c.result(); err != nil || runs.Load() != 2 {
-			t.Errorf("after it ended: %v after %d runs", err, runs.Load())
-		}
-	})
-}
-
 // SQLite leaves out a write of what stands there already.
 func TestAProbeReallyWrites(t *testing.T) {
 	t.Parallel()
@@ -270,58 +178,6 @@ func TestAProbeReallyWrites(t *testing.T) {
 	bob := aUser(t, st, "bob", member)
 	if bob.id != 2 {
 		t.Errorf("the next user has the id %d: the probe has changed something", bob.id)
-	}
-}
-
-func TestWhileItDrainsItIsNotReady(t *testing.T) {
-	t.Parallel()
-	p := startUserd(t, t.TempDir(), []string{"METRICS_ADDR=127.0.0.1:0"})
-	watched, _ := p.awaitLog("serving metrics")["url"].(string)
-	get := func(path string) int {
-		t.Helper()
-		resp, err := p.client.Get(watched + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		return resp.StatusCode
-	}
-	if got := get("/readyz"); got != 200 {
-		t.Errorf("before, it is answered %d", got)
-	}
-	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	// A request that runs: it has asked for its body.
-	fmt.Fprint(conn, "POST /api/login HTTP/1.1\r\nHost: userd\r\nContent-Type: application/json\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
-	in := bufio.NewReader(conn)
-	if line, err := in.ReadString('\n'); err != nil || !strings.Contains(line, " 100 ") {
-		t.Fatalf("got %q, %v, want 100 Continue", line, err)
-	}
-	in.ReadString('\n')
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	p.awaitLog("stopping")
-	for path, want := range map[string]int{"/readyz": 503, "/healthz": 200, "/metrics": 200} {
-		if got := get(path); got != want {
-			t.Errorf("while it drains, %s is answered %d, want %d", path, got, want)
-		}
-	}
-	if _, err := io.WriteString(conn, "{}"); err != nil {
-		t.Fatal(err)
-	}
-	if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != 400 {
-		t.Errorf("the request that ran: %v", err)
-	}
-	receive(t, "userd exits", p.exited)
-	if status := p.cmd.ProcessState.ExitCode(); status != 0 {
-		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
-	}
-	if _, err := net.Dial("tcp", strings.TrimPrefix(watched, "http://")); err == nil {
-		t.Error("the second address is still open")
 	}
 }
 
@@ -410,5 +266,66 @@ func TestAServerOnEveryAddressIsAskedOnLoopback(t *testing.T) {
 	got, client := readyURL(&config{addr: ":443", domains: []string{"userd.example", "b.example"}})
 	if name := client.Transport.(*http.Transport).TLSClientConfig.ServerName; got != "https://127.0.0.1:443/readyz" || name != "userd.example" {
 		t.Errorf("with certificates by name it is asked at %s for %s", got, name)
+	}
+}
+
+// The tutorial's own seven requests, and what it says they answer.
+func TestTutorial(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	expect := func(r reply, status int, body string) {
+		t.Helper()
+		if got := strings.TrimSpace(r.body); r.status != status || got != body {
+			t.Errorf("got %d %s, want %d %s", r.status, got, status, body)
+		}
+	}
+	expect(s.do("", "GET", "/api/test", ""), 200, `{"message":"Welcome to the User Management Microservice!"}`)
+	expect(s.do("", "POST", "/api/register", `{"username": "testuser", "email": "test@example.com", "password": "testpass"}`),
+		201, `{"id":1,"username":"testuser","email":"test@example.com"}`)
+	login := s.do("", "POST", "/api/login", `{"username": "testuser", "password": "testpass"}`).want(t, 200, "")
+	token := login.field("access_token")
+	if login.field("token_type") != "Bearer" || login.field("expires_in") != "900" {
+		t.Errorf("login answered %s", login.body)
+	}
+	user := func(name, updated string) string {
+		return `{"id":1,"username":"` + name + `","email":"test@example.com","role":"member","disabled":false,` +
+			`"created_at":"2026-05-04T03:02:01Z","updated_at":"` + updated + `","last_login_at":"2026-05-04T03:02:01Z"}`
+	}
+	expect(s.do(token, "GET", "/api/users", ""), 200, "["+user("testuser", "2026-05-04T03:02:01Z")+"]")
+	expect(s.do(token, "GET", "/api/users/1", ""), 200, user("testuser", "2026-05-04T03:02:01Z"))
+	s.clock.add(time.Minute)
+	expect(s.do(token, "PUT", "/api/users/1", `{"username": "updateduser"}`), 200, user("updateduser", "2026-05-04T03:03:01Z"))
+	expect(s.do(token, "DELETE", "/api/users/1", ""), 200, `{"message":"User deleted successfully"}`)
+	s.do("", "POST", "/api/login", `{"username":"updateduser","password":"testpass"}`).want(t, 401, "invalid_credentials")
+}
+
+// The tutorial's error texts, to the letter.
+func TestTutorialErrors(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("ann")
+	for _, test := range []struct {
+		path, body string
+		status     int
+		text, code string
+	}{
+		{"/api/register", `{"username":"bob","email":"bob@example.com"}`, 400, "Username, email, and password are required", "missing_fields"},
+		{"/api/register", `{}`, 400, "Username, email, and password are required", "missing_fields"},
+		{"/api/register", `{"username":"","email":"","password":""}`, 400, "Username, email, and password are required", "missing_fields"},
+		{"/api/register", `{"username":"ann","email":"new@example.com","password":"correct horse"}`, 400, "Username already exists", "username_taken"},
+		{"/api/register", `{"username":"ANN","email":"new@example.com","password":"correct horse"}`, 400, "Username already exists", "username_taken"},
+		{"/api/register", `{"username":"new","email":"ANN@example.com","password":"correct horse"}`, 400, "Email already exists", "email_taken"},
+		{"/api/login", `{"username":"ann"}`, 400, "Username and password are required", "missing_fields"},
+		{"/api/login", `{"password":"x"}`, 400, "Username and password are required", "missing_fields"},
+		{"/api/login", `{"username":"ann","password":"wrong"}`, 401, "Invalid credentials", "invalid_credentials"},
+		{"/api/login", `{"username":"nobody","password":"wrong"}`, 401, "Invalid credentials", "invalid_credentials"},
+	} {
+		r := s.do("", "POST", test.path, test.body)
+		if r.status != test.status || r.field("error") != test.text || r.field("code") != test.code {
+			t.Errorf("%s %s: got %d %s", test.path, test.body, r.status, r.body)
+		}
+	}
+	if h := s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).header.Get("WWW-Authenticate"); h != "Bearer" {
+		t.Errorf("a wrong password is challenged with %q", h)
 	}
 }
