@@ -886,55 +886,6 @@ func TestKeys(t *testing.T) {
 	})
 }
 
-func TestParseID(t *testing.T) {
-	t.Parallel()
-	for _, row := range []struct {
-		text string
-		want int64 // 0: refused
-	}{
-		{"1", 1},
-		{"10", 10},
-		{"9223372036854775807", math.MaxInt64},
-		{"9223372036854775808", 0},
-		{"", 0},
-		{"0", 0},
-		{"-0", 0},
-		{"+0", 0},
-		{"-1", 0},
-		{"+1", 0},
-		{"01", 0},
-		{"00", 0},
-		{"1.0", 0},
-		{"1e1", 0},
-		{"0x1", 0},
-		{"1_000", 0},
-		{" 1", 0},
-		{"1 ", 0},
-		{"1\n", 0},
-		{"１", 0},
-		{"me", 0},
-	} {
-		got, err := parseID(row.text)
-		if got != row.want || (err == nil) != (row.want > 0) {
-			t.Errorf("parseID(%q) = %d, %v; want %d", row.text, got, err, row.want)
-		}
-	}
-}
-
-func FuzzParseID(f *testing.F) {
-	for _, seed := range []string{"1", "0", "-1", "+1", "01", "1.0", "", "9223372036854775807", "9223372036854775808"} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		got, err := parseID(s)
-		n, convErr := strconv.ParseInt(s, 10, 64)
-		canonical := convErr == nil && n > 0 && strconv.FormatInt(n, 10) == s
-		if (err == nil) != canonical || canonical && got != n {
-			t.Errorf("parseID(%q) = %d, %v", s, got, err)
-		}
-	})
-}
-
 // FuzzVerify holds that no token is accepted but those that the key signed,
 // spelled as it spelled them: the seeds are all there are.
 func FuzzVerify(f *testing.F) {
@@ -1047,4 +998,160 @@ func TestOnlyTheHeaderOfAKeyIsLookedUp(t *testing.T) {
 	if len(asked) != 1 {
 		t.Errorf("looked up %q", asked)
 	}
+}
+
+// Who may call what: for each route, whether it admits a stranger, a member
+// whom it does not concern, the member whom it does, and an admin.
+func TestAccess(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	rows := map[string][4]int{ // the status for a stranger, another member, the member itself, an admin
+		"GET /healthz":           {200, 200, 200, 200},
+		"GET /readyz":            {200, 200, 200, 200},
+		"GET /metrics":           {401, 403, 403, 200},
+		"GET /api/test":          {200, 200, 200, 200},
+		"POST /api/register":     {400, 400, 400, 400},
+		"POST /api/login":        {400, 400, 400, 400},
+		"POST /api/refresh":      {401, 401, 401, 401}, // an access token does not refresh
+		"POST /api/logout":       {401, 204, 204, 204},
+		"GET /api/verify":        {401, 200, 200, 200},
+		"GET /api/users":         {401, 200, 200, 200},
+		"POST /api/users":        {401, 403, 403, 400},
+		"GET /api/users/{id}":    {401, 200, 200, 200},
+		"PUT /api/users/{id}":    {401, 403, 200, 200},
+		"PATCH /api/users/{id}":  {401, 403, 200, 200},
+		"DELETE /api/users/{id}": {401, 403, 200, 200},
+
+		"GET /api/users/{id}/sessions":          {401, 403, 200, 200},
+		"DELETE /api/users/{id}/sessions":       {401, 403, 204, 204},
+		"DELETE /api/users/{id}/sessions/{sid}": {401, 403, 404, 404},
+		"GET /api/events":                       {401, 403, 403, 200},
+		"GET /openapi.json":                     {200, 200, 200, 200},
+	}
+	n := 0
+	_, root := s.admin("root")
+	for _, rt := range s.routes() {
+		want, ok := rows[rt.pattern]
+		if !ok {
+			t.Errorf("%s: a route without a row here", rt.pattern)
+			continue
+		}
+		for i, who := range []string{"a stranger", "another member", "the member itself", "an admin"} {
+			n++
+			path, _ := s.register(fmt.Sprintf("user%d", n))
+			token := ""
+			switch i {
+			case 1:
+				_, token = s.member(fmt.Sprintf("other%d", n))
+			case 2:
+				token = s.login(fmt.Sprintf("user%d", n))
+			case 3:
+				token = s.login("root")
+			}
+			method, pattern, _ := strings.Cut(rt.pattern, " ")
+			body := "{}"
+			if method == "GET" || method == "DELETE" {
+				body = ""
+			}
+			r := s.do(token, method, strings.NewReplacer("/api/users/{id}", path, "{sid}", "999999").Replace(pattern), body)
+			if r.status != want[i] {
+				t.Errorf("%s by %s: got %d %s, want %d", rt.pattern, who, r.status, r.body, want[i])
+			}
+		}
+	}
+	s.do(root, "GET", "/api/users", "").want(t, 200, "")
+}
+
+// A token not from a login may not take the user over; the password may.
+func TestFresh(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, token := s.member("ann")
+	c, err := s.keys.verify(token, s.clock.wall().Unix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.fresh = false
+	stale := s.signer().sign(c)
+	for _, body := range []string{`{"password":"another long one"}`, `{"email":"new@example.com"}`} {
+		s.do(stale, "PUT", path, body).want(t, 401, "fresh_login_required")
+	}
+	s.do(stale, "DELETE", path, "").want(t, 401, "fresh_login_required")
+	s.do(stale, "PUT", path, `{"username":"ann2"}`).want(t, 200, "")
+	s.do(stale, "PUT", path, `{"email":"ann@example.com"}`).want(t, 200, "") // as it stands
+	s.do(stale, "PUT", path, `{"email":"new@example.com","current_password":"wrong"}`).want(t, 401, "wrong_password")
+	s.do(stale, "PUT", path, `{"email":"new@example.com","current_password":"correct horse battery"}`).want(t, 200, "")
+	s.do(stale, "DELETE", path, `{"current_password":"correct horse battery"}`).want(t, 200, "")
+}
+
+func TestKeyRotation(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, old := s.member("ann")
+	if err := s.store.rotateKey(t.Context(), randomKey(), s.clock.wall().Unix()); err != nil {
+		t.Fatal(err)
+	}
+	s.do(old, "GET", path, "").want(t, 200, "")
+	renewed := s.login("ann") // by the key that another process made
+	if header(old) == header(renewed) {
+		t.Error("the old key still signs")
+	}
+	s.do(renewed, "GET", path, "").want(t, 200, "")
+
+	// When the last token that the old key can have signed is dead, so is the key:
+	// whoever stole it can sign as they like.
+	c, err := s.keys.verify(old, s.clock.wall().Unix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stolen := s.keys.byHeader[header(old)]
+	s.clock.add(15*time.Minute - time.Second)
+	c.expires = s.clock.wall().Add(time.Hour).Unix()
+	s.do(stolen.sign(c), "GET", path, "").want(t, 200, "")
+	s.clock.add(time.Second)
+	s.do(stolen.sign(c), "GET", path, "").want(t, 401, "invalid_token")
+	if _, err := s.store.sweep(t.Context(), 0, s.clock.wall().Unix()); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, s, "signing_key"); n != 1 {
+		t.Errorf("%d keys are left", n)
+	}
+	fresh := newKeyring(s.store.keySecret)
+	if _, err := fresh.verify(stolen.sign(c), s.clock.wall().Unix()); err == nil {
+		t.Error("a key that is gone verifies")
+	}
+}
+
+func header(token string) string {
+	h, _, _ := strings.Cut(token, ".")
+	return h
+}
+
+// The configured key signs with PyJWT's own header; the one before it still
+// verifies, and so do the database's.
+func TestConfiguredKeys(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, fromDatabase := s.member("ann")
+	use := func(secret, previous string) {
+		t.Helper()
+		keys, err := loadKeys(t.Context(), s.store, &config{settings: s.settings, secret: []byte(secret), previousSecret: []byte(previous)}, s.clock.wall().Unix())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.keys = keys
+	}
+	use("first-secret-first-secret-first-secret", "")
+	first := s.login("ann")
+	if header(first) != "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9" {
+		t.Errorf("the header is %s", header(first))
+	}
+	s.do(fromDatabase, "GET", path, "").want(t, 200, "")
+	use("second-secret-second-secret-second-secret", "first-secret-first-secret-first-secret")
+	second := s.login("ann")
+	s.do(first, "GET", path, "").want(t, 200, "")
+	s.do(second, "GET", path, "").want(t, 200, "")
+	use("second-secret-second-secret-second-secret", "")
+	s.do(first, "GET", path, "").want(t, 401, "invalid_token")
+	s.do(second, "GET", path, "").want(t, 200, "")
 }

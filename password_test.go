@@ -3,7 +3,10 @@ package main
 import (
 	"fmt"
 	"net"
+	"net/mail"
+	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -177,4 +180,27 @@ func TestEachCommonPasswordIsFound(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzNames holds the rules for names against what they are for: a username is
+// no address and needs no escape anywhere, and an address is one that net/mail
+// reads as nothing else.
+func FuzzNames(f *testing.F) {
+	for _, seed := range []string{"ann", "a.b_c-1", "", ".ann", "ann@example.com", "Ann <ann@example.com>", `"a b"@example.com`, "a..b@example.com", "ann@[127.0.0.1]", "ann@example.com.",
+		"ann@-example.com", "ann@exa_mple.com", "ann+tag@example.com", "ann@example.com\n", "аnn", "ann\u200b", "a@b", "(c)ann@example.com", strings.Repeat("a", 81), strings.Repeat("a", 65) + "@example.com"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if checkUsername(s) == "" {
+			if len(s) > 80 || strings.Contains(s, "@") || url.PathEscape(s) != s || strconv.Quote(s) != `"`+s+`"` {
+				t.Errorf("the username %q is accepted", s)
+			}
+		}
+		if checkEmail(s) == "" {
+			a, err := mail.ParseAddress(s)
+			if err != nil || a.Address != s || a.Name != "" || len(s) > 254 {
+				t.Errorf("the address %q is accepted, and net/mail reads %v, %v", s, a, err)
+			}
+		}
+	})
 }

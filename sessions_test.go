@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"userd/internal/passhash"
 )
 
 // pair logs a user in and returns both of its tokens.
@@ -369,78 +370,6 @@ func count(t *testing.T, s *service, table string) (n int) {
 	return n
 }
 
-func TestKeyRotation(t *testing.T) {
-	t.Parallel()
-	s := newService(t)
-	path, old := s.member("ann")
-	if err := s.store.rotateKey(t.Context(), randomKey(), s.clock.wall().Unix()); err != nil {
-		t.Fatal(err)
-	}
-	s.do(old, "GET", path, "").want(t, 200, "")
-	renewed := s.login("ann") // by the key that another process made
-	if header(old) == header(renewed) {
-		t.Error("the old key still signs")
-	}
-	s.do(renewed, "GET", path, "").want(t, 200, "")
-
-	// When the last token that the old key can have signed is dead, so is the key:
-	// whoever stole it can sign as they like.
-	c, err := s.keys.verify(old, s.clock.wall().Unix())
-	if err != nil {
-		t.Fatal(err)
-	}
-	stolen := s.keys.byHeader[header(old)]
-	s.clock.add(15*time.Minute - time.Second)
-	c.expires = s.clock.wall().Add(time.Hour).Unix()
-	s.do(stolen.sign(c), "GET", path, "").want(t, 200, "")
-	s.clock.add(time.Second)
-	s.do(stolen.sign(c), "GET", path, "").want(t, 401, "invalid_token")
-	if _, err := s.store.sweep(t.Context(), 0, s.clock.wall().Unix()); err != nil {
-		t.Fatal(err)
-	}
-	if n := count(t, s, "signing_key"); n != 1 {
-		t.Errorf("%d keys are left", n)
-	}
-	fresh := newKeyring(s.store.keySecret)
-	if _, err := fresh.verify(stolen.sign(c), s.clock.wall().Unix()); err == nil {
-		t.Error("a key that is gone verifies")
-	}
-}
-
-func header(token string) string {
-	h, _, _ := strings.Cut(token, ".")
-	return h
-}
-
-// The configured key signs with PyJWT's own header; the one before it still
-// verifies, and so do the database's.
-func TestConfiguredKeys(t *testing.T) {
-	t.Parallel()
-	s := newService(t)
-	path, fromDatabase := s.member("ann")
-	use := func(secret, previous string) {
-		t.Helper()
-		keys, err := loadKeys(t.Context(), s.store, &config{settings: s.settings, secret: []byte(secret), previousSecret: []byte(previous)}, s.clock.wall().Unix())
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.keys = keys
-	}
-	use("first-secret-first-secret-first-secret", "")
-	first := s.login("ann")
-	if header(first) != "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9" {
-		t.Errorf("the header is %s", header(first))
-	}
-	s.do(fromDatabase, "GET", path, "").want(t, 200, "")
-	use("second-secret-second-secret-second-secret", "first-secret-first-secret-first-secret")
-	second := s.login("ann")
-	s.do(first, "GET", path, "").want(t, 200, "")
-	s.do(second, "GET", path, "").want(t, 200, "")
-	use("second-secret-second-secret-second-secret", "")
-	s.do(first, "GET", path, "").want(t, 401, "invalid_token")
-	s.do(second, "GET", path, "").want(t, 200, "")
-}
-
 func TestVerify(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -454,4 +383,81 @@ func TestVerify(t *testing.T) {
 	if refused.header.Get("X-User-Id") != "" {
 		t.Error("a refusal names a user")
 	}
+}
+
+func TestLoginTakesNameOrAddressInAnyCase(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("Ann")
+	for _, name := range []string{"Ann", "ANN", "ann@example.com", "aNN@EXAMPLE.com"} {
+		s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, goodPassword)).want(t, 200, "")
+	}
+	for _, name := range []string{"an", "Ann ", "ann@example", "%", "A_n"} {
+		s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, goodPassword)).want(t, 401, "invalid_credentials")
+	}
+	for _, password := range []string{goodPassword + " ", goodPassword[1:], strings.ToUpper(goodPassword), strings.Repeat("x", 2000)} {
+		s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":"ann","password":%q}`, password)).want(t, 401, "invalid_credentials")
+	}
+}
+
+// An older, cheaper hash is replaced by the login that proves it.
+func TestLoginReplacesAWeakHash(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, _ := s.register("ann")
+	before, err := s.store.credentials(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.hasher = passhash.New(passhash.Cost{Memory: 16, Passes: 2, Threads: 1})
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(t, 401, "")
+	if c, _ := s.store.credentials(1); c != before {
+		t.Error("a wrong password replaced the hash")
+	}
+	token := s.login("ann")
+	after, _ := s.store.credentials(1)
+	if after == before || !strings.Contains(after.hash, "m=16,t=2,p=1") {
+		t.Errorf("the hash is %s", after.hash)
+	}
+	if tag := s.do(token, "GET", path, "").header.Get("ETag"); tag != `"1"` {
+		t.Errorf("a new hash moved the version to %s", tag)
+	}
+	s.login("ann")
+	if again, _ := s.store.credentials(1); again != after {
+		t.Error("a good hash was replaced")
+	}
+}
+
+func TestDisabledUser(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, token := s.member("ann")
+	_, root := s.admin("root")
+	s.do(root, "PATCH", path, `{"disabled":true}`).want(t, 200, "")
+	s.do(token, "GET", path, "").want(t, 401, "session_ended")
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"correct horse battery"}`).want(t, 403, "user_disabled")
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(t, 401, "invalid_credentials")
+	s.do(root, "PATCH", path, `{"disabled":false}`).want(t, 200, "")
+	s.do(token, "GET", path, "").want(t, 401, "session_ended")
+	s.do(s.login("ann"), "GET", path, "").want(t, 200, "")
+}
+
+func TestLogout(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, one := s.member("ann")
+	two, three := s.login("ann"), s.login("ann")
+	_, other := s.member("bob")
+
+	if r := s.do(one, "POST", "/api/logout", "").want(t, 204, ""); r.body != "" {
+		t.Errorf("204 with the body %q", r.body)
+	}
+	s.do(one, "GET", path, "").want(t, 401, "session_ended")
+	s.do(one, "POST", "/api/logout", "").want(t, 401, "session_ended")
+	s.do(two, "GET", path, "").want(t, 200, "")
+	s.do(two, "POST", "/api/logout?all=maybe", "").want(t, 400, "bad_parameter")
+	s.do(two, "POST", "/api/logout?all=true", "{}").want(t, 204, "")
+	s.do(two, "GET", path, "").want(t, 401, "session_ended")
+	s.do(three, "GET", path, "").want(t, 401, "session_ended")
+	s.do(other, "GET", "/api/users/me", "").want(t, 200, "")
 }
