@@ -6,18 +6,26 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"database/sql"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
 	"math/big"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -818,5 +826,661 @@ func TestWhileItDrainsItIsNotReady(t *testing.T) {
 	}
 	if _, err := net.Dial("tcp", strings.TrimPrefix(watched, "http://")); err == nil {
 		t.Error("the second address is still open")
+	}
+}
+
+// serveOn serves the service on a listener with room for so many connections,
+// as main does, and returns its address.
+func (s *service) serveOn(most int) string {
+	s.t.Helper()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	web := newHTTPServer(s.server)
+	s.t.Cleanup(func() { web.Close() })
+	go web.Serve(netlisten.Limit(inner, most))
+	return inner.Addr().String()
+}
+
+// A client that dials and sends a text, and leaves it at that.
+func (s *service) stall(address, text string) *bufio.Reader {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { conn.Close() })
+	if _, err := io.WriteString(conn, text); err != nil {
+		s.t.Fatal(err)
+	}
+	return bufio.NewReader(conn)
+}
+
+func TestThoseWhoKeepTheServerWaitingMakeRoom(t *testing.T) {
+	const most = 4
+	for _, row := range []struct {
+		name, sent string
+		answered   bool // once, before it stalls
+	}{
+		{"silent from the beginning", "", false},
+		{"within the header", "GET /api/test HTTP/1.1\r\nHost: us", false},
+		{"idle after a request", "GET /api/test HTTP/1.1\r\nHost: userd\r\n\r\n", true},
+		{"within the next header", "GET /api/test HTTP/1.1\r\nHost: userd\r\n\r\nGET /api/te", true},
+		{"within the body", "POST /api/login HTTP/1.1\r\nHost: userd\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{", false},
+		{"before the first chunk", "POST /api/refresh HTTP/1.1\r\nHost: userd\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n", false},
+		{"within a body that nobody reads", "GET /api/test HTTP/1.1\r\nHost: userd\r\nContent-Length: 40\r\n\r\n", false},
+		{"within a body of a request that is refused", "POST /api/users HTTP/1.1\r\nHost: userd\r\nTransfer-Encoding: chunked\r\n\r\n", false},
+		{"within a body before a large answer", "GET /large HTTP/1.1\r\nHost: userd\r\nContent-Length: 40\r\n\r\n", false},
+		{"not reading", "GET /large HTTP/1.1\r\nHost: userd\r\n\r\n", false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.keepLog()
+			s.handle("GET /large", func(x *exchange) error { return x.send(200, make([]byte, 64<<20)) })
+			begun, release := make(chan struct{}), make(chan struct{})
+			s.handle("GET /long", func(x *exchange) error {
+				close(begun)
+				<-release
+				return x.send(200, []byte("{}"))
+			})
+			address := s.serveOn(most)
+			long := s.stall(address, "GET /long HTTP/1.1\r\nHost: userd\r\n\r\n")
+			receive(t, "the long request runs", begun)
+			for range most {
+				in := s.stall(address, row.sent)
+				if row.answered {
+					if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != 200 {
+						t.Fatal(resp, err)
+					}
+				}
+			}
+			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 4 * time.Second}
+			for range 2 * most {
+				resp, err := client.Get("http://" + address + "/api/test")
+				if err != nil {
+					t.Fatalf("others are not answered: %v", err)
+				}
+				resp.Body.Close()
+			}
+			close(release)
+			if resp, err := http.ReadResponse(long, nil); err != nil || resp.StatusCode != 200 {
+				t.Errorf("a request that ran was cut off: %v", err)
+			}
+		})
+	}
+}
+
+// Their connections never wait long for them.
+func TestThoseWhoAskAgainAndAgainMakeRoom(t *testing.T) {
+	const most = 4
+	s := newService(t)
+	t.Run("by HTTP", func(t *testing.T) {
+		t.Parallel()
+		askAgainAndAgain(t, most, "http://"+s.serveOn(most), new(http.Transport))
+	})
+	t.Run("by HTTPS", func(t *testing.T) {
+		t.Parallel()
+		address, client := newService(t).serveTLSOn(most)
+		askAgainAndAgain(t, most, "https://"+address, client.Transport.(*http.Transport))
+	})
+}
+
+func askAgainAndAgain(t *testing.T, most int, url string, transport *http.Transport) {
+	ask := func(client *http.Client) error {
+		resp, err := client.Get(url + "/api/test")
+		if err == nil {
+			_, err = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+		return err
+	}
+	begun, stop := make(chan struct{}, most), make(chan struct{})
+	var wg sync.WaitGroup
+	for range most {
+		wg.Go(func() {
+			client := &http.Client{Transport: transport.Clone(), Timeout: 10 * time.Second}
+			defer client.CloseIdleConnections()
+			ask(client)
+			begun <- struct{}{}
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(netlisten.Patience / 10):
+					ask(client)
+				}
+			}
+		})
+	}
+	for range most {
+		receive(t, "a client that asks again and again is answered", begun)
+	}
+	for range 2 * most {
+		once := transport.Clone()
+		once.DisableKeepAlives = true
+		if err := ask(&http.Client{Transport: once, Timeout: 4 * time.Second}); err != nil {
+			t.Errorf("others are not answered: %v", err)
+			break
+		}
+	}
+	close(stop)
+	wg.Wait()
+}
+
+func TestFileDescriptorsRunOut(t *testing.T) {
+	t.Parallel()
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := userdCommand(t, t.TempDir(), nil)
+	cmd.Args = append([]string{sh, "-c", `ulimit -n 64 && exec "$0" "$@"`, cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = sh
+	p := spawn(t, cmd)
+	p.awaitServing()
+	p.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	p.register("ann")
+	address := strings.TrimPrefix(p.url, "http://")
+	var idle []net.Conn
+	for range 100 { // more than the process may have open
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		idle = append(idle, conn)
+	}
+	token := p.login("ann", goodPassword)
+	if runtime.GOOS == "linux" {
+		files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
+		if err != nil || len(files) > 64-16/2 {
+			t.Errorf("%d of 64 file descriptors are in use, %v: the database could open no more", len(files), err)
+		}
+	}
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if r, err := p.ask(token, "GET", "/api/users", ""); err != nil || r.status != 200 {
+				t.Errorf("answered %v, %v", r, err)
+			}
+		})
+	}
+	wg.Wait()
+	p.must(token, "PUT", "/api/users/me", `{"username":"anna"}`).want(t, 200, "")
+	for _, conn := range idle {
+		conn.Close()
+	}
+	p.register("bob")
+}
+
+func TestTwoThousandIdleConnections(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, token := s.member("ann")
+	address := s.serveOn(maxConnections)
+	for range 2000 {
+		s.stall(address, "")
+	}
+	s.url = "http://" + address
+	s.do(token, "GET", "/api/users/me", "").want(t, 200, "")
+	s.register("bob")
+}
+
+func TestWithoutConfigurationItServes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startUserd(t, dir, nil)
+	r := p.must("", "GET", "/api/test", "").want(t, 200, "")
+	if want := `{"message":"Welcome to the User Management Microservice!"}`; strings.TrimSpace(r.body) != want {
+		t.Errorf("the body is %s, want %s", r.body, want)
+	}
+	info, err := os.Stat(filepath.Join(dir, "app.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode() != 0o600 {
+		t.Errorf("app.db has mode %v, want 0600", info.Mode())
+	}
+	p.register("ann")
+	p.login("ann", goodPassword)
+
+	t.Run("and its log begins with one line that says where", func(t *testing.T) {
+		var record map[string]any
+		if err := json.Unmarshal([]byte(p.log()[0]), &record); err != nil {
+			t.Fatalf("%v: %s", err, p.log()[0])
+		}
+		delete(record, "time")
+		want := map[string]any{
+			"level":       "INFO",
+			"msg":         "serving",
+			"url":         p.url,
+			"database":    filepath.Join(dir, "app.db"),
+			"signing_key": "kept in the database",
+		}
+		if !reflect.DeepEqual(record, want) {
+			t.Errorf("the record is %v, want %v", record, want)
+		}
+		if u, err := url.Parse(p.url); err != nil || u.Scheme != "http" || u.Hostname() != "127.0.0.1" {
+			t.Errorf("the url is %s", p.url)
+		}
+	})
+	t.Run("and it ends when it is terminated", func(t *testing.T) {
+		if status := p.end(syscall.SIGTERM); status != 0 {
+			t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
+		}
+		if p.stdout.Len() != 0 {
+			t.Errorf("standard output holds %q", p.stdout.String())
+		}
+		wantFiles(t, dir, "app.db")
+	})
+}
+
+func TestAnInterruptEndsItToo(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startUserd(t, dir, nil)
+	if status := p.end(os.Interrupt); status != 0 {
+		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
+	}
+	wantFiles(t, dir, "app.db")
+}
+
+func TestATakenPortIsAFailureThatLeavesNothing(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	dir := t.TempDir()
+	userdProcess(t, dir, "", nil, "-addr", listener.Addr().String()).wantFailure(t, 1, listener.Addr().String(), "in use")
+	wantFiles(t, dir)
+}
+
+func TestATokenOutlivesARestart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startUserd(t, dir, nil)
+	p.register("ann")
+	token := p.login("ann", goodPassword)
+	p.end(syscall.SIGTERM)
+	p = startUserd(t, dir, nil)
+	p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
+	p.end(syscall.SIGTERM)
+
+	t.Run("but not a change of the key", func(t *testing.T) {
+		key := strings.Repeat("k", 32)
+		p := startUserd(t, dir, []string{"JWT_SECRET_KEY=" + key})
+		p.must(token, "GET", "/api/users/me", "").want(t, 200, "") // the database's keys stay good
+		token := p.login("ann", goodPassword)
+		p.end(syscall.SIGTERM)
+		p = startUserd(t, dir, []string{"JWT_SECRET_KEY=" + strings.Repeat("x", 32)})
+		p.must(token, "GET", "/api/users/me", "").want(t, 401, "invalid_token")
+		p.end(syscall.SIGTERM)
+		p = startUserd(t, dir, []string{"JWT_SECRET_KEY=" + strings.Repeat("x", 32), "JWT_SECRET_KEY_PREVIOUS=" + key})
+		p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
+		p.end(syscall.SIGTERM)
+
+		file := filepath.Join(dir, "key")
+		if err := os.WriteFile(file, []byte(key+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p = startUserd(t, dir, []string{"JWT_SECRET_KEY_FILE=key"})
+		p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
+	})
+}
+
+// As with a restart that overlaps.
+func TestTwoServersThatBeginAtOnceMakeOneDatabaseWithOneKey(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	one, two := spawnUserd(t, dir, nil), spawnUserd(t, dir, nil)
+	one.awaitServing()
+	two.awaitServing()
+	one.register("ann")
+	two.must(one.login("ann", goodPassword), "GET", "/api/users/me", "").want(t, 200, "")
+	one.must(two.login("ann", goodPassword), "GET", "/api/users/me", "").want(t, 200, "")
+	for i, p := range []*process{one, two} {
+		if status := p.end(syscall.SIGTERM); status != 0 {
+			t.Errorf("server %d: exit status %d, want 0:\n%s", i+1, status, strings.Join(p.log(), "\n"))
+		}
+	}
+	wantFiles(t, dir, "app.db")
+}
+
+// A load is what clients do to a server at once, each to a user of its own, and
+// what they were told in answer.
+type load struct {
+	t       *testing.T
+	clients []*loadClient
+	added   []addition
+	round   int
+}
+
+// An addition is a registration that was acknowledged by the answer to a request.
+type addition struct{ name, id, request string }
+
+// A loadClient goes from one state of its user to the next, a write each.
+type loadClient struct {
+	id       int64
+	states   []loadUser // each follows from the write that was sent next
+	requests []string   // the X-Request-Id of each answer: requests[i] acknowledged states[i+1]
+}
+
+// A loadUser is what the writes of a client have made of its user.
+type loadUser struct {
+	client, name, password, version int
+	sessions                        []loadSession // in the order of their ids
+}
+
+type loadSession struct {
+	generation      int
+	access, refresh string // empty: its answer was lost
+}
+
+// row is what selectLoadUser gives for the user. The address names the password.
+func (u *loadUser) row() string {
+	if u.version == 0 {
+		return "nobody"
+	}
+	generations := []string{}
+	for _, s := range u.sessions {
+		generations = append(generations, strconv.Itoa(s.generation))
+	}
+	return fmt.Sprintf("c%d-%d c%d-p%d@example.com %d [%s]", u.client, u.name, u.client, u.password, u.version, strings.Join(generations, " "))
+}
+
+const selectLoadUser = `
+	SELECT username || ' ' || email || ' ' || version || ' [' ||
+		coalesce((SELECT group_concat(generation, ' ' ORDER BY id) FROM session WHERE user_id = user.id), '') || ']'
+	FROM user WHERE id = ?`
+
+// loadEnviron lets a load come from one address.
+var loadEnviron = []string{"RATE_LIMIT=off"}
+
+func newLoad(p *process) *load {
+	l := &load{t: p.t}
+	for i := range 4 {
+		u := loadUser{client: i, version: 1}
+		name, email, _ := strings.Cut(u.row(), " ")
+		email, _, _ = strings.Cut(email, " ")
+		r := p.must("", "POST", "/api/register", fmt.Sprintf(`{"username":%q,"email":%q,"password":"%s 0"}`, name, email, goodPassword)).want(p.t, 201, "")
+		id, err := parseID(r.field("id"))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		l.clients = append(l.clients, &loadClient{id, []loadUser{{}, u}, []string{r.header.Get("X-Request-Id")}})
+	}
+	return l
+}
+
+// run loads the server until so many writes are acknowledged, and ends it by the
+// signal. It returns the exit status and how long the end took.
+func (l *load) run(p *process, writes int64, s os.Signal) (status int, took time.Duration) {
+	l.t.Helper()
+	l.round++
+	var acknowledged atomic.Int64
+	var end time.Time
+	var wg sync.WaitGroup
+	ask := func(status int, token, method, path, body string) (reply, bool) {
+		r, err := p.ask(token, method, path, body)
+		for r.field("code") == "busy" { // on a machine that has much else to do
+			r, err = p.ask(token, method, path, body)
+		}
+		if err != nil { // the server has gone
+			return r, false
+		}
+		if r.status != status { // even now a fault
+			l.t.Errorf("round %d: %s %s was answered %d %s", l.round, method, path, r.status, strings.TrimSpace(r.body))
+			return r, false
+		}
+		if acknowledged.Add(1) == writes {
+			// At once: what was acknowledged must be safe by now, not soon.
+			if err := p.cmd.Process.Signal(s); err != nil {
+				l.t.Error(err)
+			}
+			end = time.Now()
+		}
+		return r, true
+	}
+	for _, c := range l.clients {
+		wg.Go(func() { c.run(ask) })
+	}
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			name := fmt.Sprintf("r%d-%d", l.round, i)
+			r, ok := ask(201, "", "POST", "/api/register", registerBody(name, goodPassword))
+			if !ok {
+				return
+			}
+			l.added = append(l.added, addition{name, r.field("id"), r.header.Get("X-Request-Id")})
+		}
+	})
+	wg.Wait()
+	if end.IsZero() {
+		l.t.Fatalf("the load has ended after %d writes:\n%s", acknowledged.Load(), strings.Join(p.log(), "\n"))
+	}
+	receive(l.t, "userd exits", p.exited)
+	return p.cmd.ProcessState.ExitCode(), time.Since(end)
+}
+
+// run makes one change after the other until an answer is missing: most of the
+// time what costs no hash, since each kill falls into what happens then.
+func (c *loadClient) run(ask func(status int, token, method, path, body string) (reply, bool)) {
+	u := c.states[len(c.states)-1]
+	send := func(next loadUser, status int, token, method, path, body string) (r reply, ok bool) {
+		c.states = append(c.states, next)
+		if r, ok = ask(status, token, method, path, body); ok {
+			c.requests = append(c.requests, r.header.Get("X-Request-Id"))
+			u = next
+		}
+		return r, ok
+	}
+	pair := func(i int, next loadUser, token, path, body string) bool {
+		r, ok := send(next, 200, token, "POST", path, body)
+		if ok {
+			u.sessions[i].access, u.sessions[i].refresh = r.field("access_token"), r.field("refresh_token")
+		}
+		return ok
+	}
+	login := func() bool {
+		next := u
+		next.sessions = append(slices.Clone(u.sessions), loadSession{})
+		return pair(len(u.sessions), next, "", "/api/login", fmt.Sprintf(`{"username":"c%d-%d","password":"%s %d"}`, u.client, u.name, goodPassword, u.password))
+	}
+	refresh := func(i int) bool {
+		next := u
+		next.sessions = slices.Clone(u.sessions)
+		next.sessions[i] = loadSession{generation: u.sessions[i].generation + 1}
+		return pair(i, next, u.sessions[i].refresh, "/api/refresh", "")
+	}
+	rename := func(i int) bool {
+		next := u
+		next.name++
+		next.version++
+		_, ok := send(next, 200, u.sessions[i].access, "PUT", userPath(c.id), fmt.Sprintf(`{"username":"c%d-%d"}`, u.client, next.name))
+		return ok
+	}
+	newPassword := func(i int) bool {
+		next := u
+		next.password++
+		next.version++
+		next.sessions = slices.Clone(u.sessions[i : i+1])
+		_, ok := send(next, 200, u.sessions[i].access, "PUT", userPath(c.id),
+			fmt.Sprintf(`{"email":"c%d-p%d@example.com","password":"%s %[2]d"}`, u.client, next.password, goodPassword))
+		return ok
+	}
+	logout := func(i int) bool {
+		next := u
+		next.sessions = slices.Delete(slices.Clone(u.sessions), i, i+1)
+		_, ok := send(next, 204, u.sessions[i].access, "POST", "/api/logout", "")
+		return ok
+	}
+	for going := true; going; {
+		var held []int // the sessions whose tokens are known
+		for i, s := range u.sessions {
+			if s.access != "" {
+				held = append(held, i)
+			}
+		}
+		if len(held) == 0 {
+			going = login()
+			continue
+		}
+		i := held[rand.IntN(len(held))]
+		switch n := rand.IntN(100); {
+		case n < 60:
+			going = rename(i)
+		case n < 94:
+			going = refresh(i)
+		case n < 96:
+			going = logout(i)
+		case n < 98 && u.sessions[i].generation == 0: // its token is fresh
+			going = newPassword(i)
+		default:
+			going = login()
+		}
+	}
+}
+
+// check fails the test unless every write that was acknowledged is in the
+// database, and each of the others there whole or not at all. acknowledged says
+// whether the answer to a request counts. It returns the state of each client's user.
+func (l *load) check(path string, acknowledged func(request string) bool) (found []loadUser) {
+	l.t.Helper()
+	db, err := sql.Open("sqlite", dsn(path, "_busy_timeout=10000"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer db.Close()
+	conn, err := db.Conn(context.Background())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer conn.Close()
+	if got := scan[string](l.t, conn, `PRAGMA integrity_check`); got != "ok" {
+		l.t.Errorf("integrity_check: %s", got)
+	}
+	for i, c := range l.clients {
+		landed := 0
+		for landed < len(c.requests) && acknowledged(c.requests[landed]) {
+			landed++
+		}
+		row := scan[string](l.t, conn, `SELECT coalesce((`+selectLoadUser+`), 'nobody')`, c.id)
+		n := slices.IndexFunc(c.states[landed:], func(u loadUser) bool { return u.row() == row })
+		if n < 0 {
+			l.t.Errorf("round %d: the user of client %d is %s, which is neither what was acknowledged, %s, nor a later state",
+				l.round, i, row, c.states[landed].row())
+			n = 0
+		}
+		found = append(found, c.states[landed+n])
+	}
+	for _, a := range l.added {
+		if !acknowledged(a.request) {
+			continue
+		}
+		if got := scan[string](l.t, conn, `SELECT coalesce(max(id), 'none') FROM user WHERE username = ? AND password_hash <> ''`, a.name); got != a.id {
+			l.t.Errorf("round %d: %s was registered with the id %s and has the id %s", l.round, a.name, a.id, got)
+		}
+	}
+	for half, query := range map[string]string{
+		"ids were given out and not used":              `SELECT user_id - (SELECT count(*) FROM user) FROM counter`,
+		"sessions began and their user did not log in": `SELECT count(*) FROM session LEFT JOIN user ON user.id = session.user_id WHERE user.last_login_at IS NULL OR user.last_login_at < session.created_at`,
+	} {
+		if got := scan[int](l.t, conn, query); got != 0 {
+			l.t.Errorf("round %d: half a write: %d %s", l.round, got, half)
+		}
+	}
+	return found
+}
+
+// all counts every answer: the process has ended, and not the system.
+func all(string) bool { return true }
+
+func TestTerminatedUnderLoadItFinishesWhatItHasBegun(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startUserd(t, dir, loadEnviron)
+	l := newLoad(p)
+	status, took := l.run(p, 100, syscall.SIGTERM)
+	if status != 0 {
+		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
+	}
+	if took > 10*time.Second { // the contract with whatever supervises it
+		t.Errorf("it took %v to exit", took)
+	}
+	wantFiles(t, dir, "app.db")
+	l.check(filepath.Join(dir, "app.db"), all)
+}
+
+func TestKilledUnderLoadItKeepsWhatItHasAcknowledged(t *testing.T) {
+	t.Parallel()
+	long := 3 * time.Second
+	if *faults {
+		long = 40 * time.Second
+	}
+	dir := t.TempDir()
+	p := startUserd(t, dir, loadEnviron)
+	l := newLoad(p)
+	for start := time.Now(); time.Since(start) < long && !t.Failed(); {
+		if status, _ := l.run(p, 1+rand.Int64N(60), syscall.SIGKILL); status != -1 {
+			t.Errorf("exit status %d, want that of a killed process", status)
+		}
+		p = startUserd(t, dir, loadEnviron)
+		for i, u := range l.check(filepath.Join(dir, "app.db"), all) {
+			l.clients[i].states, l.clients[i].requests = []loadUser{u}, nil
+		}
+	}
+	t.Logf("killed %d times", l.round)
+	if status := p.end(syscall.SIGTERM); status != 0 {
+		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
+	}
+	wantFiles(t, dir, "app.db")
+	if r := userdProcess(t, dir, "", nil, "events", "verify"); r.status != 0 || !strings.HasSuffix(r.stdout, "\nevents without a link yet: 0\n") {
+		t.Errorf("after the kills, events verify: %+v", r)
+	}
+}
+
+func TestARequestThatRunsIsFinishedBeforeItEnds(t *testing.T) {
+	t.Parallel()
+	p := startUserd(t, t.TempDir(), nil)
+	id := p.register("ann")
+	token := p.login("ann", goodPassword)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	body := `{"username":"anna"}`
+	_, err = fmt.Fprintf(conn, "PUT %s HTTP/1.1\r\nHost: userd\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n",
+		userPath(id), token, len(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(conn)
+	// The server asks for the body when the handler reads it: the request runs.
+	if line, err := in.ReadString('\n'); err != nil || !strings.Contains(line, " 100 ") {
+		t.Fatalf("got %q, %v, want 100 Continue", line, err)
+	}
+	in.ReadString('\n')
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitLog("stopping")
+	if _, err := io.WriteString(conn, body); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Body.Close(); resp.StatusCode != 200 {
+		t.Errorf("the request was answered %d", resp.StatusCode)
+	}
+	receive(t, "userd exits", p.exited)
+	if status := p.cmd.ProcessState.ExitCode(); status != 0 {
+		t.Errorf("exit status %d, want 0", status)
 	}
 }
