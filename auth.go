@@ -442,3 +442,10 @@ func newClaims(x *session, now time.Time, ttl time.Duration, fresh bool) claims 
 		session:   x.id,
 	}
 }
+
+// A principal is the user who is calling, known by an access token of a session.
+type principal struct {
+	user
+	session int64
+	fresh   bool
+}

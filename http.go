@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"mime"
-	"net"
 	"net/http"
 	"runtime/debug"
 	"slices"
@@ -32,13 +31,6 @@ const (
 	maxConnections = 4096
 	drainTimeout   = 7 * time.Second // for the running requests when the server stops
 )
-
-// A principal is the user who is calling, known by an access token of a session.
-type principal struct {
-	user
-	session int64
-	fresh   bool
-}
 
 // http2Bounds limit one HTTP/2 connection. With the defaults of net/http, each
 // connection of a stranger could fill 2 MiB.
@@ -364,14 +356,4 @@ func utc(unix int64) (t time.Time) {
 		t = time.Unix(unix, 0).UTC()
 	}
 	return t
-}
-
-// noteState counts the connections, as http.Server.ConnState.
-func (s *server) noteState(conn net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		s.stats.connections.Add(1)
-	case http.StateClosed, http.StateHijacked:
-		s.stats.connections.Add(-1)
-	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -227,4 +228,14 @@ func (s *server) databaseFamilies(p *prom.Page) {
 	p.Family(writes, "histogram", "Writes that share a commit and took effect.")
 	p.Histogram(writes, "", w.commitSizes)
 	p.Counter("userd_writes_refused_total", "Writes that failed because of the database, or waited too long for it.", float64(w.failedWrites.Load()))
+}
+
+// noteState counts the connections, as http.Server.ConnState.
+func (s *server) noteState(conn net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.stats.connections.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		s.stats.connections.Add(-1)
+	}
 }
