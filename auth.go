@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -18,9 +19,9 @@ import (
 )
 
 // Claims are the claims of an access token (RFC 7519): those of
-// Flask-JWT-Extended, in its order, and the session that the token belongs to.
+// Flask-JWT-Extended, in its order, and the session. Times are in Unix seconds.
 type claims struct {
-	fresh     bool // minted by a login, not by a refresh
+	fresh     bool // a login made the token, not a refresh
 	issued    int64
 	id        string
 	subject   int64 // the user
@@ -30,12 +31,11 @@ type claims struct {
 	kid       string // of the key that signed it; not a claim
 }
 
-// tokenType is the claim "type" of an access token. Another service may sign other
-// kinds of token with the same key; this claim tells them apart.
+// tokenType is the claim "type" of an access token. It differs from that of other
+// kinds of token, which another service may sign with the same key.
 const tokenType = "access"
 
-// maxToken is the length, in bytes, of the longest token that is checked. userd's
-// tokens have about 330.
+// maxToken is the largest length of a token, in bytes. userd's tokens have about 330.
 const maxToken = 1024
 
 // A signingKey signs access tokens with HMAC-SHA-256, "HS256" of RFC 7518
@@ -43,25 +43,22 @@ const maxToken = 1024
 type signingKey struct {
 	kid    string // empty: the key is from the configuration
 	secret []byte
-	header string    // the encoded JOSE header of every token it signs
-	macs   sync.Pool // of hash.Hash: setting one up costs half as much as a token
+	header string    // the encoded JOSE header of every token that it signs
+	macs   sync.Pool // of hash.Hash: a new one costs half as much time as a token
 }
 
-// newKey returns a key. The keys of the database have a kid. Those of the
-// configuration have none, so the header of their tokens is the one that PyJWT
-// writes.
+// newKey returns a key. A key of the database has a kid. A key of the configuration
+// has none: its tokens have the header that PyJWT writes.
 func newKey(kid string, secret []byte) *signingKey {
 	header := `{"alg":"HS256","typ":"JWT"}`
 	if kid != "" {
-		header = kidPrefix + kid + kidSuffix
+		header = `{"alg":"HS256","kid":"` + kid + `","typ":"JWT"}`
 	}
 	return &signingKey{kid: kid, secret: secret, header: base64.RawURLEncoding.EncodeToString([]byte(header))}
 }
 
-const (
-	kidPrefix = `{"alg":"HS256","kid":"`
-	kidSuffix = `","typ":"JWT"}`
-)
+// headerWithKid matches the headers that newKey makes of the kids of randomKey.
+var headerWithKid = regexp.MustCompile(`^\{"alg":"HS256","kid":"([a-z2-7]{8})","typ":"JWT"\}$`)
 
 // mac returns the signature of a JWS signing input (RFC 7515 section 5.1).
 func (k *signingKey) mac(input string) []byte {
@@ -87,25 +84,21 @@ func (k *signingKey) sign(c claims) string {
 // A keyring holds the keys whose tokens are valid: those of the configuration, and
 // those of the database, which it looks up when a token first names them.
 type keyring struct {
-	configured []*signingKey // the first signs; if empty, the database's newest key signs
+	configured []*signingKey // the first one signs; if empty, the database's newest key signs
 	lookup     func(kid string, now int64) (secret []byte, err error)
 
 	mu       sync.RWMutex
-	byHeader map[string]*signingKey // of the database; store.principal checks that they are still good
+	byHeader map[string]*signingKey // of the database; store.principal checks that they are still valid
 }
 
 // newKeyring returns a keyring of the configured keys and of those that lookup
 // finds. lookup returns errNoKey for an unknown kid.
 func newKeyring(lookup func(kid string, now int64) ([]byte, error), configured ...*signingKey) *keyring {
-	return &keyring{
-		configured: configured,
-		lookup:     lookup,
-		byHeader:   make(map[string]*signingKey),
-	}
+	return &keyring{configured: configured, lookup: lookup, byHeader: make(map[string]*signingKey)}
 }
 
-// signer returns the key that signs: the first of the configuration or, if there
-// is none, the database's newest, which is row.
+// signer returns the key that signs: the first one of the configuration or, if it
+// has none, row, the database's newest.
 func (k *keyring) signer(row keyRow) *signingKey {
 	if len(k.configured) > 0 {
 		return k.configured[0]
@@ -113,8 +106,8 @@ func (k *keyring) signer(row keyRow) *signingKey {
 	return newKey(row.kid, row.secret)
 }
 
-// named returns the database's key that the header of a token names, or
-// errBadToken.
+// named returns the database's key that the header of a token names, errBadToken
+// if it names none, or errStorage.
 func (k *keyring) named(header string, now int64) (*signingKey, error) {
 	k.mu.RLock()
 	key := k.byHeader[header]
@@ -123,11 +116,11 @@ func (k *keyring) named(header string, now int64) (*signingKey, error) {
 		return key, nil
 	}
 	text, ok := decodeBase64URL(header)
-	kid, hasPrefix := strings.CutPrefix(string(text), kidPrefix)
-	kid, hasSuffix := strings.CutSuffix(kid, kidSuffix)
-	if !ok || !hasPrefix || !hasSuffix || !kidPattern.MatchString(kid) {
+	match := headerWithKid.FindStringSubmatch(string(text))
+	if !ok || match == nil {
 		return nil, errBadToken
 	}
+	kid := match[1]
 	secret, err := k.lookup(kid, now)
 	if errors.Is(err, errNoKey) {
 		return nil, errBadToken
@@ -137,20 +130,17 @@ func (k *keyring) named(header string, now int64) (*signingKey, error) {
 	}
 	key = newKey(kid, secret)
 	k.mu.Lock()
-	k.byHeader[header] = key // the map grows no larger than the table of keys
+	k.byHeader[header] = key // so the map is at most as large as the table of keys
 	k.mu.Unlock()
 	return key, nil
 }
 
-// kidPattern matches the kids that randomKey makes.
-var kidPattern = regexp.MustCompile(`^[a-z2-7]{8}$`)
-
 // verify returns the claims of a token that one of the keys signed and that is
 // valid at now, in Unix seconds. It returns errBadToken, errExpiredToken if the
 // token is valid except for its age, or errStorage if it could not look up a key.
-// Before the signature is checked, only the header is read: it must equal a key's
-// own header byte for byte. No header is parsed, so a token cannot choose alg,
-// jwk, jku or crit, and it can choose kid only among our own keys.
+// Before the signature is checked, only the header is read. It must equal the
+// header of a key byte for byte and is never parsed: a token cannot choose alg,
+// jwk, jku or crit, and as kid only one of our keys.
 func (k *keyring) verify(token string, now int64) (claims, error) {
 	if len(token) > maxToken {
 		return claims{}, errBadToken
@@ -185,7 +175,7 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	}
 	c, err := parseClaims(data)
 	if err != nil {
-		return claims{}, errBadToken // without err, which speaks of a request's body
+		return claims{}, errBadToken // without err, whose text is about a request's body
 	}
 	if c.issued > now || c.notBefore > now {
 		return claims{}, errBadToken
@@ -197,9 +187,9 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	return c, nil
 }
 
-// decodeBase64URL decodes the only spelling that RFC 7515 allows: without
-// padding, with zero trailing bits, and without the line breaks that Go's decoder
-// skips. Two spellings would be two tokens with one signature.
+// decodeBase64URL decodes the only form that RFC 7515 allows: without padding,
+// with zero trailing bits, and without the line breaks that Go's decoder skips.
+// With two forms, one signature would be good for two tokens.
 func decodeBase64URL(s string) ([]byte, bool) {
 	if strings.ContainsAny(s, "\r\n") {
 		return nil, false
@@ -211,8 +201,8 @@ func decodeBase64URL(s string) ([]byte, bool) {
 var errClaims = errors.New("claims missing or malformed")
 
 // parseClaims reads the claims of a token whose signature is valid. Another holder
-// of the key may have written the token, so each claim that userd relies on must
-// exist in its only valid form. Other claims are ignored (RFC 7519 section 4).
+// of the key may have written the token. So each claim that userd relies on must
+// exist, in its only valid form. Other claims are ignored (RFC 7519 section 4).
 func parseClaims(data []byte) (c claims, err error) {
 	var kind string
 	seen := 0
@@ -249,25 +239,26 @@ func parseClaims(data []byte) (c claims, err error) {
 	return c, err
 }
 
-// unquote returns the text of a JSON string without escapes, and "" for any other
-// value.
+// unquote returns the text of a JSON string that has no escapes, and "" for any
+// other value.
 func unquote(value []byte) string {
-	if len(value) < 2 || value[0] != '"' || strings.IndexByte(string(value), '\\') >= 0 {
+	if len(value) < 2 || value[0] != '"' || bytes.IndexByte(value, '\\') >= 0 {
 		return ""
 	}
 	return string(value[1 : len(value)-1])
 }
 
-// randomKey returns a new key with a secret of 256 bits, as long as the hash
-// that HS256 uses (RFC 7518 section 3.2).
+// randomKey returns a new key with a secret of 256 bits, the size of the hash of
+// HS256 (RFC 7518 section 3.2).
 func randomKey() keyRow {
 	secret := make([]byte, sha256.Size)
 	rand.Read(secret)
 	return keyRow{strings.ToLower(rand.Text()[:8]), secret}
 }
 
-// loadKeys returns the keyring of a configuration and a database. If the
-// configuration has no key, the database has one, made at the first start.
+// loadKeys returns the keyring of a configuration and a database. If neither has a
+// key, loadKeys makes one in the database. If the configuration has one, it retires
+// those of the database.
 func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, error) {
 	if len(c.secret) == 0 {
 		if err := st.ensureKey(ctx, randomKey(), int64(c.accessTTL/time.Second), now); err != nil {
@@ -275,7 +266,7 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 		}
 		return newKeyring(st.keySecret), nil
 	}
-	// Otherwise a key that leaked with an old copy of the database would sign for ever.
+	// Otherwise a key that leaked with an old copy of the database would be valid for ever.
 	if err := st.retireKeys(ctx, now); err != nil {
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
@@ -284,6 +275,13 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 		configured = append(configured, newKey("", c.previousSecret))
 	}
 	return newKeyring(st.keySecret, configured...), nil
+}
+
+// A principal is the user of a request, proven by an access token of a session.
+type principal struct {
+	user
+	session int64
+	fresh   bool // a login made the token, not a refresh
 }
 
 // An access says who may call a route. The zero access admits nobody.
@@ -295,7 +293,7 @@ const (
 	signedIn
 	adminOnly
 	selfOrAdmin // the user that {id} names, and admins
-	byDirectory // likewise, and other users unless DIRECTORY=self
+	byDirectory // the same, and all users unless DIRECTORY=self
 )
 
 // caller returns the principal of x as the caller of a write.
@@ -303,8 +301,9 @@ func (x *exchange) caller() caller {
 	return caller{kind: sessionCaller, user: x.who.id, session: x.who.session, address: x.address}
 }
 
-// admit returns nil if x may call a route with this access. It sets x.who and, if
-// the path has an {id}, x.target. "me" means the principal's own id.
+// admit returns nil if x may call a route with this access. Unless that is anyone,
+// it sets x.who and, if the path has an {id}, x.target: "me" is the principal's id.
+// The error is one of authenticate, errUserNotFound or errForbidden.
 func (s *server) admit(x *exchange, a access) error {
 	if a == anyone {
 		return nil
@@ -332,9 +331,10 @@ func (s *server) admit(x *exchange, a access) error {
 	return errForbidden
 }
 
-// authenticate sets x.who from the request's token. It reads the user's and the
-// session's rows each time: a logout, a deletion, a disabled user or a changed
-// role takes effect on the next request.
+// authenticate sets x.who from the request's token. It reads the rows of the user
+// and of the session each time: a logout, a deletion, and a change of role or
+// disabled take effect on the next request. It returns errNoToken, errBadToken,
+// errExpiredToken or an error of store.principal.
 func (s *server) authenticate(x *exchange) error {
 	token, err := bearer(x)
 	if err != nil {
@@ -360,8 +360,9 @@ func (s *server) authenticate(x *exchange) error {
 	return nil
 }
 
-// bearer returns the token of the request (RFC 6750 section 2.1; the scheme's
-// case does not matter, RFC 9110 section 11.1).
+// bearer returns the token of the request's Authorization header (RFC 6750
+// section 2.1), or errNoToken. Two headers are errBadToken. The case of the scheme
+// does not matter (RFC 9110 section 11.1).
 func bearer(x *exchange) (string, error) {
 	header := x.r.Header["Authorization"]
 	if len(header) > 1 {
@@ -376,8 +377,8 @@ func bearer(x *exchange) (string, error) {
 	return "", errNoToken
 }
 
-// A proof is a set of acts that could take an account over. For an act in its
-// route's proof, a caller must have just proven to be its user.
+// A proof is a set of acts that could take an account over. For the acts of its
+// route's proof, a caller must prove again that it is the user.
 type proof uint8
 
 const (
@@ -388,10 +389,11 @@ const (
 	noProof proof = 0
 )
 
-// requireProof returns nil if the route requires no proof for these acts, or if
-// the caller has just proven to be its user: by the login that minted this very
-// token or, if it is not nil, by the password. A stolen refresh token must not be
-// enough to take an account over. A password that is given is always checked.
+// requireProof returns nil if the caller proves with the password that it is the
+// user. Without a password, it returns errNotFresh unless a login made the token or
+// the route requires no proof for these acts. So a stolen refresh token is not
+// enough to take an account over. The other errors are errWrongPassword and those
+// of matchesPassword.
 func (s *server) requireProof(x *exchange, acts proof, password *string) error {
 	if password == nil {
 		if acts&x.proof == 0 || x.who.fresh {
@@ -410,16 +412,17 @@ func (s *server) requireProof(x *exchange, acts proof, password *string) error {
 	return err
 }
 
-// matchesPassword reports whether a password is the one of the user with this id
-// and hash. An unknown user has the id 0 and an empty hash; its name is then what
-// is counted. Every call counts toward the limits: it returns errLimited.
+// matchesPassword reports whether a password is that of the user with this id and
+// hash. For an unknown name, id is 0 and hash is empty; the time is the same. Every
+// call counts toward the limits. It returns errLimited, errStorage or
+// passhash.ErrBusy.
 func (s *server) matchesPassword(x *exchange, id int64, hash, name, password string) (bool, error) {
 	g, err := s.newGuess(x, id, hash, name)
 	if err != nil {
 		return false, err
 	}
-	// After the limits above: a refused password costs no hash, so it must not use
-	// up what others of its network may have checked.
+	// After the limits above: a guess that they refuse costs no hash, so it must not
+	// count for the other users of its network.
 	if err := s.allow(x, passwords); err != nil {
 		return false, err
 	}
@@ -441,11 +444,4 @@ func newClaims(x *session, now time.Time, ttl time.Duration, fresh bool) claims 
 		expires:   now.Add(ttl).Unix(),
 		session:   x.id,
 	}
-}
-
-// A principal is the user who is calling, known by an access token of a session.
-type principal struct {
-	user
-	session int64
-	fresh   bool
 }

@@ -25,8 +25,14 @@ import (
 	"userd/internal/strictjson"
 )
 
-// testNow is when the tokens of the tests without a service are looked at.
+// testNow is the time at which tests without a service verify tokens.
 const testNow = 1_777_863_721
+
+// The header of a token of a key with a kid.
+const (
+	kidPrefix = `{"alg":"HS256","kid":"`
+	kidSuffix = `","typ":"JWT"}`
+)
 
 // testKey and testClaims make a token that is good at testNow. Its header, of
 // 44 bytes, and its signature have trailing bits; so has whatever is padded.
@@ -867,7 +873,7 @@ func TestKeys(t *testing.T) {
 			t.Errorf("the database now has the key %q, %v", key.kid, err)
 		}
 	})
-	t.Run("a key that is there is not written again", func(t *testing.T) {
+	t.Run("an existing key is not replaced", func(t *testing.T) {
 		st, _ := open(t)
 		load(t, st, "")
 		ended, cancel := context.WithCancel(ctx)
@@ -969,8 +975,8 @@ func sameClaims(a, b claims) bool {
 	return a == b
 }
 
-// Another header, though its key's holder signed it, is no key's. Nor does it cost
-// a read of the database; nor does a key's own, but the first time.
+// A token with another header is refused without a read of the database, even if a
+// holder of the key signed it. The header of a key is only looked up once.
 func TestOnlyTheHeaderOfAKeyIsLookedUp(t *testing.T) {
 	t.Parallel()
 	const kid = "abcdefgh"
@@ -1099,7 +1105,7 @@ func TestKeyRotation(t *testing.T) {
 	s.do(renewed, "GET", path, "").want(t, 200, "")
 
 	// When the last token that the old key can have signed is dead, so is the key:
-	// whoever stole it can sign as they like.
+	// a thief of it can sign any claims.
 	c, err := s.keys.verify(old, s.clock.wall().Unix())
 	if err != nil {
 		t.Fatal(err)
