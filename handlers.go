@@ -23,7 +23,7 @@ type server struct {
 	limiter     *limiter // nil: RATE_LIMIT=off
 	feed        *feed
 	log         *slog.Logger
-	mono        func() time.Duration // time since some start, on the monotonic clock: for limits
+	mono        func() time.Duration // the monotonic clock, for limits and intervals: the time since some start
 	mux         *http.ServeMux
 	stats       *stats
 	health      *health
@@ -38,10 +38,10 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refr
 		refresher:   r,
 		feed:        newFeed(),
 		log:         log,
-		mux:         http.NewServeMux(),
 		mono:        mono,
-		stats:       newStats(st, wall),
-		health:      newHealth(st, wall),
+		mux:         http.NewServeMux(),
+		stats:       newStats(st, mono),
+		health:      &health{database: newCheckup(time.Second, 2*time.Second, mono, st.probe)},
 		largeBodies: make(chan struct{}, maxLargeBodies),
 	}
 	if c.rateLimit == rateLimitOn {
@@ -58,8 +58,8 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refr
 type route struct {
 	pattern string // method and path
 	access  access // who may call it
-	proof   proof  // the acts for which the caller must have just logged in
-	limit   limit  // counted by network before the handler runs
+	proof   proof  // the acts that require proof
+	limit   limit  // counts the requests of a network before the handler runs
 	handle  func(*exchange) error
 }
 
@@ -68,7 +68,7 @@ func (s *server) routes() []route {
 	return []route{
 		{"GET /healthz", anyone, noProof, noLimit, s.healthz},
 		{"GET /readyz", anyone, noProof, noLimit, s.readyz},
-		{"GET /metrics", adminOnly, noProof, noLimit, s.metrics}, // METRICS_ADDR admits anyone
+		{"GET /metrics", adminOnly, noProof, noLimit, s.metrics}, // for anyone on METRICS_ADDR
 		{"GET /openapi.json", anyone, noProof, noLimit, s.openAPI},
 
 		{"GET /api/test", anyone, noProof, noLimit, s.test},
@@ -92,8 +92,8 @@ func (s *server) routes() []route {
 	}
 }
 
-// handle makes the mux answer a route: the access and the limit are checked
-// before the handler runs.
+// handle adds a route to the mux. It checks the access and the limit before the
+// handler runs.
 func (s *server) handle(rt route) {
 	stats := s.stats.route(rt.pattern)
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -117,12 +117,11 @@ func (s *server) test(x *exchange) error {
 	return x.send(http.StatusOK, []byte(`{"message":"Welcome to the User Management Microservice!"}`+"\n"))
 }
 
-// maxMonitors is how many connections METRICS_ADDR can have open.
+// maxMonitors is the largest number of connections to METRICS_ADDR.
 const maxMonitors = 64
 
 // monitor returns a server for METRICS_ADDR, which only monitoring should be able
-// to reach. It answers three routes, requires no token, and shares the counters
-// of s.
+// to reach. It answers three routes without a token, and shares the counters of s.
 func (s *server) monitor() *server {
 	m := *s
 	m.mux, m.corsOrigins = http.NewServeMux(), nil
@@ -135,8 +134,7 @@ func (s *server) monitor() *server {
 	return &m
 }
 
-// metrics answers with the page of all metrics. It reads the counters one after
-// the other, without a lock that a request would wait for.
+// metrics answers with the page of all metrics. No request waits for it.
 func (s *server) metrics(x *exchange) error {
 	var p prom.Page
 	s.requestFamilies(&p)
@@ -149,29 +147,22 @@ func (s *server) metrics(x *exchange) error {
 	return x.send(http.StatusOK, p.Bytes())
 }
 
-// A health is the readiness of a server.
+// A health is the readiness of a server. Strangers must not be able to cause many
+// checks of the database, since each costs a synced write. The timeout of a check
+// is shorter than the usual timeouts of probes.
 type health struct {
 	database *checkup
-	failing  atomic.Bool // the last answer of readyz was that the database is not ready
-	draining atomic.Bool // userd was told to stop
-}
-
-// newHealth returns the health of a server with a database. Each check costs a
-// synced write, so strangers must not be able to multiply it. The timeout is
-// shorter than the usual timeouts of probes.
-func newHealth(st *store, now func() time.Time) *health {
-	return &health{database: newCheckup(time.Second, 2*time.Second, now, st.probe)}
+	failing  atomic.Bool // the latest check of the database failed
+	draining atomic.Bool // the server is stopping
 }
 
 var statusOK = []byte(`{"status":"ok"}` + "\n")
 
 // healthz answers 200 as long as the process can answer.
-func (s *server) healthz(x *exchange) error {
-	return x.send(http.StatusOK, statusOK)
-}
+func (s *server) healthz(x *exchange) error { return x.send(http.StatusOK, statusOK) }
 
-// readyz answers 200 if the database can be read and written, otherwise 503. The
-// reason is logged once and never sent to the client.
+// readyz answers 200 if the database can be read and written, otherwise 503. It
+// logs the reason once and never sends it to the client.
 func (s *server) readyz(x *exchange) error {
 	if s.health.draining.Load() {
 		return errNotReady
@@ -190,12 +181,10 @@ func (s *server) readyz(x *exchange) error {
 	return x.send(http.StatusOK, statusOK)
 }
 
-// openAPI is the OpenAPI document of the routes. It is written by hand: a
-// document generated from the code could not be checked against the code.
+// openAPI is the OpenAPI document of the routes. People write it: a test could not
+// check the code against a document that was generated from the code.
 //
 //go:embed assets/openapi.json
 var openAPI []byte
 
-func (s *server) openAPI(x *exchange) error {
-	return x.send(http.StatusOK, openAPI)
-}
+func (s *server) openAPI(x *exchange) error { return x.send(http.StatusOK, openAPI) }

@@ -18,27 +18,27 @@ import (
 // A checkup caches the result of an expensive check. However many callers there
 // are, the check runs at most once per interval and never concurrently. A check
 // that hangs, in a disk or behind a lock, cannot be stopped: until it returns, no
-// other one starts, and each caller waits for the timeout only.
+// other one starts, and each caller waits only for the timeout.
 type checkup struct {
 	interval time.Duration // from the start of a check to the start of the next
 	timeout  time.Duration
 	check    func(context.Context) error // its context ends after the timeout
-	now      func() time.Time
+	mono     func() time.Duration
 
 	slot    chan struct{} // holds a value while a check runs or a caller uses the fields below
-	started time.Time     // the latest check
+	started time.Duration // the start of the latest check
 	err     error         // its result
 }
 
-func newCheckup(interval, timeout time.Duration, now func() time.Time, check func(context.Context) error) *checkup {
-	return &checkup{interval: interval, timeout: timeout, check: check, now: now, slot: make(chan struct{}, 1)}
+func newCheckup(interval, timeout time.Duration, mono func() time.Duration, check func(context.Context) error) *checkup {
+	return &checkup{interval: interval, timeout: timeout, check: check, mono: mono, slot: make(chan struct{}, 1), started: -interval}
 }
 
 var errCheckTimeout = errors.New("the database did not answer in time")
 
-// result returns the result of the latest check. It runs the check first if that
-// was an interval ago or the clock was set back since. It returns errCheckTimeout
-// if the check does not end within the timeout.
+// result returns the result of the latest check, and runs the check first if the
+// latest one started an interval ago or earlier. It returns errCheckTimeout if the
+// check does not end within the timeout.
 func (c *checkup) result() error {
 	timeout := time.After(c.timeout)
 	select {
@@ -46,8 +46,8 @@ func (c *checkup) result() error {
 	case <-timeout:
 		return errCheckTimeout
 	}
-	now := c.now() // read in the slot: a caller that waited for a check must not run another
-	if age := now.Sub(c.started); 0 <= age && age < c.interval {
+	now := c.mono() // read in the slot: a caller that waited for a check must not run another
+	if now-c.started < c.interval {
 		defer func() { <-c.slot }()
 		return c.err
 	}
@@ -72,9 +72,9 @@ func (c *checkup) result() error {
 // A routeStats counts the requests of one row of the route table, or those that
 // matched no row.
 type routeStats struct {
-	pattern string // empty if the requests matched no row
-	mu      sync.Mutex
-	series  atomic.Pointer[[]*requestSeries] // few; only add appends to it, under mu
+	pattern string // empty: the requests matched no row
+	mu      sync.RWMutex
+	series  []*requestSeries // few
 }
 
 // A requestSeries counts the requests of a route with one method and one status.
@@ -84,19 +84,27 @@ type requestSeries struct {
 	durations *prom.Histogram
 }
 
-// observe counts a request. Every request runs it, so it takes no lock, and it
-// allocates only if it adds a series.
+// observe counts a request. Every request runs it, so it allocates only if it adds
+// a series.
 func (r *routeStats) observe(method string, status int, duration time.Duration) {
 	method = knownMethod(method)
+	r.mu.RLock()
 	x := r.find(method, status)
+	r.mu.RUnlock()
 	if x == nil {
-		x = r.add(method, status)
+		r.mu.Lock()
+		if x = r.find(method, status); x == nil {
+			x = &requestSeries{method, status, prom.NewDurationHistogram()}
+			r.series = append(r.series, x)
+		}
+		r.mu.Unlock()
 	}
 	x.durations.Observe(int64(duration))
 }
 
+// find returns a series, or nil. The caller holds the lock.
 func (r *routeStats) find(method string, status int) *requestSeries {
-	for _, x := range r.all() {
+	for _, x := range r.series {
 		if x.status == status && x.method == method {
 			return x
 		}
@@ -104,27 +112,8 @@ func (r *routeStats) find(method string, status int) *requestSeries {
 	return nil
 }
 
-func (r *routeStats) all() []*requestSeries {
-	if list := r.series.Load(); list != nil {
-		return *list
-	}
-	return nil
-}
-
-func (r *routeStats) add(method string, status int) *requestSeries {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	x := r.find(method, status)
-	if x == nil {
-		x = &requestSeries{method, status, prom.NewDurationHistogram()}
-		list := append(slices.Clone(r.all()), x)
-		r.series.Store(&list)
-	}
-	return x
-}
-
-// knownMethod returns the method, or "other" for one that userd does not know: a
-// client can send any word, and each word would be a series.
+// knownMethod returns the method, or "other" if userd does not know it: a client
+// can send any word, and each word would be a series.
 func knownMethod(method string) string {
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
@@ -146,14 +135,14 @@ type stats struct {
 	users, sessions, events atomic.Int64
 }
 
-func newStats(st *store, now func() time.Time) *stats {
+func newStats(st *store, mono func() time.Duration) *stats {
 	t := &stats{
 		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password"),
 	}
 	t.unrouted = t.route("")
-	// Counting reads two indexes from end to end: too expensive for each scrape.
+	// A count reads two entire indexes, which is too expensive for each scrape.
 	// Prometheus waits 10 seconds for a page.
-	t.rowCount = newCheckup(time.Minute, 5*time.Second, now, func(ctx context.Context) error {
+	t.rowCount = newCheckup(time.Minute, 5*time.Second, mono, func(ctx context.Context) error {
 		users, sessions, err := st.count(ctx)
 		if err != nil {
 			return err
@@ -167,7 +156,8 @@ func newStats(st *store, now func() time.Time) *stats {
 	return t
 }
 
-// route returns the counters of a pattern's requests.
+// route returns the counters of a pattern's requests. METRICS_ADDR has patterns
+// of the other address, and shares their counters.
 func (t *stats) route(pattern string) *routeStats {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -181,6 +171,16 @@ func (t *stats) route(pattern string) *routeStats {
 	return r
 }
 
+// noteState counts the open connections, as http.Server.ConnState.
+func (t *stats) noteState(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		t.connections.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		t.connections.Add(-1)
+	}
+}
+
 func (s *server) requestFamilies(p *prom.Page) {
 	const requests = "http_request_duration_seconds"
 	p.Family(requests, "histogram", "Requests by route, method and status, from the end of the header to the end of the answer.")
@@ -192,7 +192,10 @@ func (s *server) requestFamilies(p *prom.Page) {
 		if r.pattern != "" {
 			_, path, _ = strings.Cut(r.pattern, " ")
 		}
-		for _, q := range r.all() {
+		r.mu.RLock()
+		list := slices.Clone(r.series) // requests must not wait for the page
+		r.mu.RUnlock()
+		for _, q := range list {
 			p.Histogram(requests, prom.Labels("route", path, "method", q.method, "status", strconv.Itoa(q.status)), q.durations)
 		}
 	}
@@ -220,7 +223,6 @@ func (s *server) databaseFamilies(p *prom.Page) {
 		damaged = 1
 	}
 	p.Gauge("userd_database_damaged", "Whether the check at the start found damage: 1 or 0.", damaged)
-
 	w := s.store.writer
 	const commits, writes = "userd_commit_duration_seconds", "userd_commit_writes"
 	p.Family(commits, "histogram", "Durations of transactions, with their commit and its sync.")
@@ -228,14 +230,4 @@ func (s *server) databaseFamilies(p *prom.Page) {
 	p.Family(writes, "histogram", "Writes that share a commit and took effect.")
 	p.Histogram(writes, "", w.commitSizes)
 	p.Counter("userd_writes_refused_total", "Writes that failed because of the database, or waited too long for it.", float64(w.failedWrites.Load()))
-}
-
-// noteState counts the connections, as http.Server.ConnState.
-func (s *server) noteState(conn net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		s.stats.connections.Add(1)
-	case http.StateClosed, http.StateHijacked:
-		s.stats.connections.Add(-1)
-	}
 }

@@ -65,7 +65,7 @@ func parseMetrics(t *testing.T, text string) samples {
 			name = regexp.MustCompile(`_(sum|count)$`).ReplaceAllString(name, "")
 		}
 		if name != family {
-			t.Errorf("%q stands in the family %s", l, family)
+			t.Errorf("%q is in the family %s", l, family)
 		}
 		value, err := strconv.ParseFloat(m[4], 64)
 		if _, twice := found[m[1]+m[2]]; err != nil || twice {
@@ -595,7 +595,7 @@ func TestACheckRunsOncePerIntervalAndNeverConcurrently(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var running, runs atomic.Int64
 		failure := errors.New("failed")
-		c := newCheckup(time.Minute, 10*time.Second, time.Now, func(context.Context) error {
+		c := newCheckup(time.Minute, 10*time.Second, monotonic(), func(context.Context) error {
 			if running.Add(1) != 1 {
 				t.Error("two checks run concurrently")
 			}
@@ -642,7 +642,7 @@ func TestACheckThatHangsDelaysCallersOnlyByTheTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		release := make(chan struct{})
-		c := newCheckup(time.Second, 2*time.Second, time.Now, func(ctx context.Context) error {
+		c := newCheckup(time.Second, 2*time.Second, monotonic(), func(ctx context.Context) error {
 			if runs.Add(1) > 1 {
 				return nil
 			}

@@ -348,7 +348,7 @@ func newHTTPServer(s *server) *http.Server {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ConnState:         s.noteState,
+		ConnState:         s.stats.noteState,
 		ConnContext:       netlisten.ConnContext,
 		HTTP2:             http2Bounds,
 
