@@ -25,15 +25,15 @@ import (
 	"userd/internal/passhash"
 )
 
-// gcPercent is GOGC if the environment does not set it: by how many percent the
-// heap grows before a collection. A server's heap is a few MB, and at Go's 100 it
-// is collected every few hundred requests, which costs 15 % of their CPU. At 400
-// the heap is about 20 MB.
+// gcPercent is GOGC unless the environment sets it: the percentage by which the
+// heap grows before a collection. The heap has a few MB. At Go's default of 100 it
+// would be collected every few hundred requests, for 15 % of their CPU time; at 400
+// it grows to about 20 MB.
 const gcPercent = 400
 
-// The Go runtime collects more often to stay within these bytes. They exceed what
-// all connections and cores hold if strangers make them hold what they can: a
-// lower limit would cause endless collections.
+// The Go runtime collects more often if the memory exceeds this number of bytes. It
+// is more than strangers can make all connections and cores hold: a lower limit
+// would cause endless collections.
 const (
 	memoryGoal    = 128 << 20
 	memoryPerCore = 64 << 20 // three of our hashes; adopted ones may need more
@@ -52,7 +52,7 @@ func tuneRuntime() {
 func serve(ctx context.Context, c config, stderr io.Writer) error {
 	tuneRuntime()
 	log := c.logger(stderr)
-	signal.Ignore(syscall.SIGPIPE) // if the log's reader ends, lines are lost, but userd must not end
+	signal.Ignore(syscall.SIGPIPE) // userd must not end if the reader of its log does
 	kind, err := inspect(ctx, c.database)
 	if err != nil {
 		return err
@@ -60,7 +60,8 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
-	// Before the database: if the port is taken, another userd may hold the file.
+	// Before the database is opened: if the port is in use, another userd may use
+	// the file.
 	l, err := listen(&c, hangup, log)
 	if err != nil {
 		return err
@@ -78,7 +79,7 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("database %s: %w", c.database, err)
 	}
-	stopping := make(chan time.Time, 1) // when the stop began
+	stopping := make(chan time.Time, 1) // the time at which ctx ended
 	context.AfterFunc(ctx, func() { stopping <- time.Now() })
 	err = serveStore(ctx, &c, log, l, st)
 	if err := errors.Join(err, st.close()); err != nil {
@@ -88,11 +89,16 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	return nil
 }
 
-// listeners are what a server listens on.
+// listeners are the sockets of a server, and the certificates for them.
 type listeners struct {
-	api     net.Listener
-	metrics net.Listener // nil if METRICS_ADDR is not set
-	https   *httpsSetup  // nil for plain HTTP
+	api          net.Listener
+	metrics      net.Listener // nil if METRICS_ADDR is not set
+	port80       net.Listener // nil if the certificates are not from ACME
+	certificates interface {  // nil for plain HTTP
+		TLSConfig() *tls.Config
+		Run(ctx context.Context)
+	}
+	acme *certs.ACME // nil if the certificates are not from ACME
 }
 
 // listen opens the addresses of a configuration, or systemd's socket.
@@ -103,15 +109,15 @@ func listen(c *config, hangup <-chan os.Signal, log *slog.Logger) (l *listeners,
 			l.close()
 		}
 	}()
-	if l.https, err = newHTTPS(c, hangup, log); err != nil {
+	if err := l.setCertificates(c, hangup, log); err != nil {
 		return l, err
 	}
 	l.api, err = netlisten.Listen(c.addr)
 	if errors.Is(err, netlisten.ErrSocket) {
 		return l, usagef("%v", err)
 	}
-	if err == nil {
-		err = l.https.listen(c.addr)
+	if err == nil && l.acme != nil {
+		err = l.listenForACME(c.addr)
 	}
 	if err == nil && c.metricsAddr != "" {
 		l.metrics, err = net.Listen("tcp", c.metricsAddr)
@@ -119,25 +125,105 @@ func listen(c *config, hangup <-chan os.Signal, log *slog.Logger) (l *listeners,
 	return l, err
 }
 
-func (l *listeners) close() {
-	if l.api != nil {
-		l.api.Close()
+// setCertificates sets the certificates of TLS_CERT or HTTPS_DOMAIN, if one of them
+// is set. Each hangup makes it read the files of TLS_CERT again.
+func (l *listeners) setCertificates(c *config, hangup <-chan os.Signal, log *slog.Logger) error {
+	switch {
+	case c.tlsCert != "":
+		files, err := certs.OpenFiles(c.tlsCert, c.tlsKey, hangup, log)
+		if err != nil {
+			return usagef("TLS_CERT and TLS_KEY: %v", err)
+		}
+		l.certificates = files
+	case len(c.domains) > 0:
+		l.acme = certs.NewACME(certs.ACMEOptions{
+			Domains:   c.domains,
+			Directory: c.acmeDirectory,
+			Dir:       filepath.Join(filepath.Dir(c.database), "certs"),
+			UserAgent: "userd",
+		}, log)
+		l.certificates = l.acme
 	}
-	if l.metrics != nil {
-		l.metrics.Close()
-	}
-	l.https.close()
+	return nil
 }
 
-// checkSecrets refuses weak signing keys, or warns of them if the server listens
-// only on a loopback address.
+// listenForACME opens port 80 on the host of addr, and makes the directory for the
+// certificates.
+func (l *listeners) listenForACME(addr string) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	if l.port80, err = net.Listen("tcp", net.JoinHostPort(host, "80")); err != nil {
+		return err
+	}
+	return l.acme.MakeDir()
+}
+
+func (l *listeners) close() {
+	for _, socket := range []net.Listener{l.api, l.metrics, l.port80} {
+		if socket != nil {
+			socket.Close()
+		}
+	}
+}
+
+// url returns the URL of the API.
+func (l *listeners) url() string {
+	if l.certificates != nil {
+		return "https://" + l.api.Addr().String()
+	}
+	return "http://" + l.api.Addr().String()
+}
+
+// serve is s.ServeTLS with the certificates, or s.Serve for plain HTTP.
+func (l *listeners) serve(s *http.Server, api net.Listener) error {
+	if l.certificates == nil {
+		return s.Serve(api)
+	}
+	s.TLSConfig = l.certificates.TLSConfig()
+	return s.ServeTLS(api, "", "")
+}
+
+// maxPort80 is the largest number of connections to port 80. Each is closed after
+// one short answer.
+const maxPort80 = 256
+
+// keepCertificates keeps the certificates current, and serves port 80 for ACME,
+// until ctx ends.
+func (l *listeners) keepCertificates(ctx context.Context) error {
+	if l.certificates == nil {
+		return nil
+	}
+	if l.acme == nil {
+		l.certificates.Run(ctx)
+		return nil
+	}
+	s := &http.Server{
+		Handler:        l.acme.HTTPHandler(),
+		ReadTimeout:    headerTimeout,
+		WriteTimeout:   headerTimeout,
+		MaxHeaderBytes: maxHeader,
+		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // broken connections of strangers
+	}
+	s.SetKeepAlivesEnabled(false)
+	go l.acme.Run(ctx)
+	defer context.AfterFunc(ctx, func() { s.Close() })()
+	if err := s.Serve(netlisten.Limit(l.port80, maxPort80)); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// checkSecrets refuses weak signing keys, but only warns of them if the server
+// listens on a loopback address.
 func checkSecrets(c *config, address net.Addr, log *slog.Logger) error {
 	for setting, secret := range map[string][]byte{c.secretFrom: c.secret, "JWT_SECRET_KEY_PREVIOUS": c.previousSecret} {
 		why := weakSecret(secret)
 		if why == "" {
 			continue
 		}
-		if !isLoopback(address) {
+		if tcp, ok := address.(*net.TCPAddr); !ok || !tcp.IP.IsLoopback() {
 			return usagef("%s: %s", setting, why)
 		}
 		log.Warn("weak signing key; use it only where no one else can reach this address", "setting", setting, "why", why)
@@ -145,8 +231,8 @@ func checkSecrets(c *config, address net.Addr, log *slog.Logger) error {
 	return nil
 }
 
-// monotonic returns a clock that tells the time since now. No one can set it, so
-// a step of the wall clock neither lifts a limit nor makes it longer.
+// monotonic returns a clock of the time since now. It cannot be set, so a step of
+// the wall clock neither lifts nor extends a limit.
 func monotonic() func() time.Duration {
 	start := time.Now()
 	return func() time.Duration { return time.Since(start) }
@@ -166,13 +252,13 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	s := newServer(c.settings, st, passhash.New(passhash.Default()), keys, refresher, log, time.Now, monotonic())
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
-	go func() { served <- l.https.serve(httpServer, netlisten.Limit(l.api, maxConnections)) }()
-	log.Info("serving", "url", l.https.scheme()+"://"+l.api.Addr().String(), "database", c.database, "signing_key", c.secretFrom)
+	go func() { served <- l.serve(httpServer, netlisten.Limit(l.api, maxConnections)) }()
+	log.Info("serving", "url", l.url(), "database", c.database, "signing_key", c.secretFrom)
 	if l.metrics != nil {
 		metricsServer := newHTTPServer(s.monitor())
-		metricsServer.ConnState = nil // its connections are not counted
+		metricsServer.ConnState = nil // does not count its connections
 		go func() { served <- metricsServer.Serve(netlisten.Limit(l.metrics, maxMonitors)) }()
-		defer metricsServer.Close() // after the last request, so that the drain can be watched
+		defer metricsServer.Close() // after the last request, so that monitoring sees the drain
 		log.Info("serving metrics", "url", "http://"+l.metrics.Addr().String())
 	}
 	notifySystemd("READY=1", log)
@@ -193,7 +279,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	background.Go(func() { keepChain(ctx, &events, c.eventRetention, log) })
 	background.Go(func() { checkDatabase(ctx, s) })
 	background.Go(func() {
-		if err := l.https.run(ctx); err != nil {
+		if err := l.keepCertificates(ctx); err != nil {
 			served <- err
 		}
 	})
@@ -206,7 +292,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	return nil
 }
 
-// checkDatabase reads the whole database once and logs what is wrong with it.
+// checkDatabase reads the entire database once and logs any damage.
 func checkDatabase(ctx context.Context, s *server) {
 	if findings, err := s.store.checkIntegrity(ctx); len(findings) > 0 {
 		s.stats.damaged.Store(true)
@@ -219,8 +305,8 @@ func checkDatabase(ctx context.Context, s *server) {
 	}
 }
 
-// drain stops the server: it waits for the running requests, for drainTimeout at
-// most.
+// drain stops the server. It waits for the running requests, but at most for
+// drainTimeout.
 func drain(ctx context.Context, s *server, httpServer *http.Server) {
 	s.health.draining.Store(true)
 	s.log.Info("stopping")
@@ -239,105 +325,6 @@ func notifySystemd(state string, log *slog.Logger) {
 	}
 }
 
-// maxPort80 bounds the connections to port 80. Each is closed after one answer,
-// which takes no work.
-const maxPort80 = 256
-
-// An httpsSetup is what HTTPS needs. A nil *httpsSetup serves plain HTTP.
-type httpsSetup struct {
-	certificates interface {
-		TLSConfig() *tls.Config
-		Run(ctx context.Context)
-	}
-	acme   *certs.ACME  // the certificates, if they are from ACME
-	port80 net.Listener // for acme
-}
-
-// newHTTPS returns nil if neither HTTPS_DOMAIN nor TLS_CERT is set. Each hangup
-// makes it read the files of TLS_CERT again.
-func newHTTPS(c *config, hangup <-chan os.Signal, log *slog.Logger) (*httpsSetup, error) {
-	switch {
-	case c.tlsCert != "":
-		files, err := certs.OpenFiles(c.tlsCert, c.tlsKey, hangup, log)
-		if err != nil {
-			return nil, usagef("TLS_CERT and TLS_KEY: %v", err)
-		}
-		return &httpsSetup{certificates: files}, nil
-	case len(c.domains) > 0:
-		acme := certs.NewACME(certs.ACMEOptions{
-			Domains:   c.domains,
-			Directory: c.acmeDirectory,
-			Dir:       filepath.Join(filepath.Dir(c.database), "certs"),
-			UserAgent: "userd",
-		}, log)
-		return &httpsSetup{certificates: acme, acme: acme}, nil
-	}
-	return nil, nil
-}
-
-func (h *httpsSetup) scheme() string {
-	if h == nil {
-		return "http"
-	}
-	return "https"
-}
-
-// listen opens port 80 on the host of addr, if the certificates are from ACME,
-// and makes the directory for them.
-func (h *httpsSetup) listen(addr string) error {
-	if h == nil || h.acme == nil {
-		return nil
-	}
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return err
-	}
-	if h.port80, err = net.Listen("tcp", net.JoinHostPort(host, "80")); err != nil {
-		return err
-	}
-	return h.acme.MakeDir()
-}
-
-func (h *httpsSetup) close() {
-	if h != nil && h.port80 != nil {
-		h.port80.Close()
-	}
-}
-
-// serve is s.Serve, or s.ServeTLS for HTTPS.
-func (h *httpsSetup) serve(s *http.Server, l net.Listener) error {
-	if h == nil {
-		return s.Serve(l)
-	}
-	s.TLSConfig = h.certificates.TLSConfig()
-	return s.ServeTLS(l, "", "")
-}
-
-// run keeps the certificates current, and serves port 80 for ACME, until ctx ends.
-func (h *httpsSetup) run(ctx context.Context) error {
-	switch {
-	case h == nil:
-		return nil
-	case h.acme == nil:
-		h.certificates.Run(ctx)
-		return nil
-	}
-	s := &http.Server{
-		Handler:        h.acme.HTTPHandler(),
-		ReadTimeout:    headerTimeout,
-		WriteTimeout:   headerTimeout,
-		MaxHeaderBytes: maxHeader,
-		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // strangers' broken connections
-	}
-	s.SetKeepAlivesEnabled(false)
-	go h.acme.Run(ctx)
-	defer context.AfterFunc(ctx, func() { s.Close() })()
-	if err := s.Serve(netlisten.Limit(h.port80, maxPort80)); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
-
 // newHTTPServer returns an http.Server that passes requests to s. Its listener
 // should come from netlisten.Limit.
 func newHTTPServer(s *server) *http.Server {
@@ -353,7 +340,7 @@ func newHTTPServer(s *server) *http.Server {
 		HTTP2:             http2Bounds,
 
 		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is a request like any other
-		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // strangers' broken connections
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // broken connections of strangers
 	}
 	h.RegisterOnShutdown(s.feed.stop)
 	return h
@@ -379,12 +366,12 @@ func sweepSessions(ctx context.Context, st *store, log *slog.Logger) {
 
 const (
 	linkEvery = time.Second
-	lastLinks = time.Second    // at the end; only the first run after an upgrade has more to link
-	trimEvery = 24 * time.Hour // each trimming is an event, which is trimmed itself one day
+	lastLinks = time.Second    // at the end; only the first run after an upgrade can have more to link
+	trimEvery = 24 * time.Hour // not more often, since each trimming adds an event
 )
 
-// keepChain links new events, and trims those that are older than retention (0: none),
-// until ctx ends.
+// keepChain links new events, and trims those that are older than retention unless
+// that is 0, until ctx ends.
 func keepChain(ctx context.Context, events *chain, retention time.Duration, log *slog.Logger) {
 	tick := time.NewTicker(linkEvery)
 	defer tick.Stop()
@@ -414,12 +401,7 @@ func keepChain(ctx context.Context, events *chain, retention time.Duration, log 
 	}
 }
 
-func isLoopback(a net.Addr) bool {
-	tcp, ok := a.(*net.TCPAddr)
-	return ok && tcp.IP.IsLoopback()
-}
-
-// logger returns the log. Its default format is text on a terminal, otherwise JSON.
+// logger returns a log to w. Its default format is text on a terminal, otherwise JSON.
 func (c *config) logger(w io.Writer) *slog.Logger {
 	format := c.logFormat
 	if format == "" {
@@ -435,17 +417,17 @@ func (c *config) logger(w io.Writer) *slog.Logger {
 	return slog.New(newLogHandler(slog.NewJSONHandler(w, opts)))
 }
 
-// logPatience is how long a record of the log waits while another one is written.
+// logPatience is how long a record waits while another one is being written.
 const logPatience = time.Second
 
-// A logHandler drops records while the log's reader does not read. Otherwise a
-// collector of logs that hangs, and so fills its pipe, would stop each request that
-// logs something, and the end of the server too. Only the request that writes
-// waits. The next record says how many were dropped.
+// A logHandler drops records while the reader of the log does not read. Otherwise a
+// log collector that hangs, and so fills its pipe, would block each request that
+// logs, and the end of the server too. Only the request that is writing waits. The
+// next record has the number of dropped ones.
 type logHandler struct {
 	slog.Handler
-	turn chan struct{} // holds one token while a record is written
-	lost atomic.Int64  // records since the last one that was written
+	turn chan struct{} // holds one token while a record is being written
+	lost atomic.Int64  // records dropped since the last one that was written
 }
 
 func newLogHandler(h slog.Handler) *logHandler {

@@ -266,7 +266,7 @@ func TestContradictionsAboutHTTPSAreRefused(t *testing.T) {
 	}{
 		{"a certificate without a key", []string{"TLS_CERT=cert.pem"}, []string{"TLS_CERT", "TLS_KEY", "not set"}},
 		{"a key without a certificate", []string{"TLS_KEY=key.pem"}, []string{"TLS_CERT", "TLS_KEY", "not set"}},
-		{"a certificate of one's own and one by ACME", []string{"TLS_CERT=cert.pem", "TLS_KEY=key.pem", "HTTPS_DOMAIN=example.com"}, []string{"HTTPS_DOMAIN", "TLS_CERT", "both"}},
+		{"a certificate in files and one from ACME", []string{"TLS_CERT=cert.pem", "TLS_KEY=key.pem", "HTTPS_DOMAIN=example.com"}, []string{"HTTPS_DOMAIN", "TLS_CERT", "both"}},
 		{"another certificate's key", []string{"TLS_CERT=cert.pem", "TLS_KEY=other.pem"}, []string{"TLS_CERT", "TLS_KEY", "does not match"}},
 		{"a key in place of the certificate", []string{"TLS_CERT=key.pem", "TLS_KEY=key.pem"}, []string{"TLS_CERT", "PEM"}},
 	} {
@@ -283,8 +283,8 @@ func (s *service) serveTLSOn(most int, options ...func(*http.Server)) (address s
 	dir := s.t.TempDir()
 	cert := certstest.New(90 * certstest.Day)
 	certFile, keyFile := writePair(s.t, dir, cert)
-	h, err := newHTTPS(&config{tlsCert: certFile, tlsKey: keyFile}, nil, s.log)
-	if err != nil {
+	var l listeners
+	if err := l.setCertificates(&config{tlsCert: certFile, tlsKey: keyFile}, nil, s.log); err != nil {
 		s.t.Fatal(err)
 	}
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
@@ -296,7 +296,7 @@ func (s *service) serveTLSOn(most int, options ...func(*http.Server)) (address s
 		option(web)
 	}
 	s.t.Cleanup(func() { web.Close() })
-	go h.serve(web, netlisten.Limit(inner, most))
+	go l.serve(web, netlisten.Limit(inner, most))
 	return inner.Addr().String(), trusting(true, cert)
 }
 
