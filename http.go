@@ -21,7 +21,7 @@ import (
 	"userd/internal/throttle"
 )
 
-// Limits of one connection. A stranger can open many.
+// Limits of each connection, of which a stranger can open many.
 const (
 	headerTimeout  = 5 * time.Second  // for a request's header to arrive
 	requestTimeout = 10 * time.Second // for the header and the body
@@ -32,8 +32,8 @@ const (
 	drainTimeout   = 7 * time.Second // for the running requests when the server stops
 )
 
-// http2Bounds limit one HTTP/2 connection. With the defaults of net/http, each
-// connection of a stranger could fill 2 MiB.
+// http2Bounds limit each HTTP/2 connection. With the defaults of net/http, a
+// stranger could fill 2 MiB per connection.
 var http2Bounds = &http.HTTP2Config{
 	MaxConcurrentStreams:          16, // a client with more requests waits, or opens another connection
 	MaxReadFrameSize:              16 << 10,
@@ -49,20 +49,20 @@ type exchange struct {
 	conn    *netlisten.Conn // nil in tests without a netlisten.Listener
 	id      string          // X-Request-Id
 	address string          // of the client
-	who     principal       // who.id is 0 if the request has not been authenticated
+	who     principal       // who.id is 0 until the request is authenticated
 	target  int64           // the user that the path's {id} names
 
-	// For the log line. Nothing is decided by these.
-	logUser int64  // the user that the request is by; 0: unknown
+	// Only for the log line.
+	logUser int64  // the user that sent the request; 0: unknown
 	name    string // the username of target, if a login failed
 
 	routed      bool          // the mux found a route
-	proof       proof         // the acts of the route that need proof
+	proof       proof         // the acts of the route that require proof
 	stats       *stats        // of the server
-	routeStats  *routeStats   // of the route; of requests without one, until the mux has found it
-	largeBodies chan struct{} // of the server: holds one token for each body over smallBody that is being read
+	routeStats  *routeStats   // of the route; until the mux finds one, of requests without a route
+	largeBodies chan struct{} // of the server
 	status      int           // of the answer; 0: not yet sent
-	err         error         // why the request failed; nil: it did not
+	err         error         // why the request failed; nil: it did not fail
 }
 
 // Unwrap lets http.ResponseController reach the connection.
@@ -74,8 +74,8 @@ var (
 	problemType = []string{"application/problem+json"}
 	noSniff     = []string{"nosniff"}
 	noStore     = []string{"no-store"}
-	lastAnswer  = []string{"close"}            // in HTTP/2 net/http sends GOAWAY instead
-	onlyHTTPS   = []string{"max-age=31536000"} // RFC 6797: browsers use only HTTPS for a year
+	lastAnswer  = []string{"close"}            // HTTP/2: net/http sends GOAWAY instead
+	onlyHTTPS   = []string{"max-age=31536000"} // RFC 6797: for a year, browsers use only HTTPS
 )
 
 // ServeHTTP answers every request.
@@ -84,7 +84,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{
 		ResponseWriter: w,
 		r:              r,
-		id:             requestID(),
+		id:             hex.EncodeToString(binary.BigEndian.AppendUint64(nil, rand.Uint64())),
 		address:        s.clientAddress(r),
 		stats:          s.stats,
 		routeStats:     s.stats.unrouted,
@@ -107,7 +107,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				x.fail(x.err)
 				p = nil
 			} else {
-				p = http.ErrAbortHandler // half an answer must not look like a whole one
+				p = http.ErrAbortHandler // a part of an answer must not look like all of it
 			}
 		}
 		x.routeStats.observe(r.Method, x.status, time.Since(start))
@@ -121,7 +121,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			x.fail(errBusy)
 			return
 		}
-		defer c.EndRequest() // from then on net/http waits for the client: for the rest of an unread body, and until it has read the answer
+		defer c.EndRequest() // net/http then waits for the client to send the rest of the body and to read the answer
 		x.conn = c
 		if c.ShouldClose() {
 			header["Connection"] = lastAnswer
@@ -133,17 +133,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(x, r)
 }
 
-// requestID returns 16 random hexadecimal digits.
-func requestID() string {
-	var id [8]byte
-	binary.BigEndian.PutUint64(id[:], rand.Uint64())
-	return hex.EncodeToString(id[:])
-}
-
 // cors lets pages of the configured origins read the answers
-// (https://fetch.spec.whatwg.org/#http-cors-protocol). It answers preflight
-// requests, and then returns true. It allows no credentials: userd has no
-// cookies, and a page sends its token itself.
+// (https://fetch.spec.whatwg.org/#http-cors-protocol). If x is a preflight
+// request, cors answers it and returns true. It does not allow credentials: userd
+// uses no cookies, and a page sends its token itself.
 func (s *server) cors(x *exchange) (preflight bool) {
 	header := x.Header()
 	header["Vary"] = []string{"Origin"}
@@ -164,8 +157,8 @@ func (s *server) cors(x *exchange) (preflight bool) {
 	return true
 }
 
-// WriteHeader sends the status. If no route matches, the mux answers by itself, in
-// plain text: this answers in JSON instead.
+// WriteHeader sends the status. The mux answers in plain text if no route matches;
+// WriteHeader turns that into an answer in JSON.
 func (x *exchange) WriteHeader(status int) {
 	if x.status != 0 {
 		return
@@ -175,7 +168,7 @@ func (x *exchange) WriteHeader(status int) {
 		if status == http.StatusMethodNotAllowed {
 			x.fail(errMethod)
 		} else {
-			x.Header().Del("Location") // where the mux redirects to a clean path
+			x.Header().Del("Location") // the mux redirects to a clean path
 			x.fail(errNotFound)
 		}
 		return
@@ -198,22 +191,28 @@ func (x *exchange) Write(p []byte) (int, error) {
 	return x.write(p)
 }
 
-// write sends a part of the body. net/http may wait for the client meanwhile
-// without writing to the connection: it reads the rest of the request's body
-// first, and HTTP/2 has flow control (RFC 9113 section 5.2).
+// write sends a part of the body. Before net/http writes to the connection, it may
+// wait for the client: for the rest of the request's body, or for HTTP/2 flow
+// control (RFC 9113 section 5.2).
 func (x *exchange) write(p []byte) (int, error) {
 	defer x.awaitClient()()
 	return x.ResponseWriter.Write(p)
 }
 
 // send answers with a status and a body, which is JSON unless the handler has set
-// another type.
+// another type. Its error is a context.Canceled: the client has gone, or reads too
+// slowly.
 func (x *exchange) send(status int, body []byte) error {
 	x.WriteHeader(status)
-	_, err := x.write(body)
-	if err != nil {
-		return fmt.Errorf("%w: answering: %w", context.Canceled, err) // the client has gone, or reads too slowly
+	if _, err := x.write(body); err != nil {
+		return fmt.Errorf("%w: answering: %w", context.Canceled, err)
 	}
+	return nil
+}
+
+// sendNothing answers 204.
+func (x *exchange) sendNothing() error {
+	x.WriteHeader(http.StatusNoContent)
 	return nil
 }
 
@@ -226,19 +225,19 @@ func (x *exchange) sendJSON(status int, v any) error {
 	return x.send(status, append(body, '\n'))
 }
 
-// A failure is the body of an error's answer.
+// A failure is the body of an answer that reports an error.
 type failure struct {
 	Error  string            `json:"error"`
 	Code   string            `json:"code"`
 	Fields map[string]string `json:"fields,omitempty"`
 
-	// RFC 9457, if the client accepts it. Its type is the default, about:blank.
+	// Only if the client accepts RFC 9457. The type is the default, about:blank.
 	Title  string `json:"title,omitempty"`
 	Status int    `json:"status,omitempty"`
 	Detail string `json:"detail,omitempty"`
 }
 
-// fail answers with an error.
+// fail answers with an error. It breaks the connection if the answer has begun.
 func (x *exchange) fail(err error) {
 	x.err = err
 	if x.status != 0 {
@@ -246,8 +245,7 @@ func (x *exchange) fail(err error) {
 	}
 	a := answerFor(err)
 	body := failure{Error: a.text, Code: a.code}
-	var d *detailedError
-	if errors.As(err, &d) {
+	if d, ok := errors.AsType[*detailedError](err); ok {
 		body.Error, body.Fields = d.text, d.fields
 	}
 	header := x.Header()
@@ -272,7 +270,7 @@ func (x *exchange) fail(err error) {
 	}
 	x.status = a.status
 	x.ResponseWriter.WriteHeader(a.status)
-	x.write(append(text, '\n')) // a client that has gone needs no answer
+	x.write(append(text, '\n')) // it does not matter if the client has gone
 }
 
 // challenge returns the WWW-Authenticate header of a 401 (RFC 6750 section 3).
@@ -304,8 +302,8 @@ func accepts(r *http.Request, mediaType string) bool {
 	return false
 }
 
-// logRequest writes the log line of a request. Successful reads are frequent and
-// say little, so their level is debug.
+// logRequest logs a request. The level of a successful read is debug, since there
+// are many of them and few matter.
 func (s *server) logRequest(x *exchange, start time.Time) {
 	level := slog.LevelInfo
 	switch {
@@ -351,6 +349,7 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
+// utc returns a time of the database, or the zero time for 0, which means never.
 func utc(unix int64) (t time.Time) {
 	if unix != 0 {
 		t = time.Unix(unix, 0).UTC()

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bytes"
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -18,14 +18,17 @@ import (
 )
 
 const (
-	maxBody = 64 << 10 // bytes of a request's body; two passwords of escapes alone take 12 KiB
-	// At most maxLargeBodies bodies over smallBody are read concurrently. Otherwise
-	// clients that never send the last byte could make each connection hold maxBody.
+	maxBody = 64 << 10 // bytes of a request's body; two passwords written in escapes need 12 KiB
+	// At most maxLargeBodies bodies of more than smallBody bytes are read
+	// concurrently. Otherwise clients that never send the last byte could make each
+	// connection hold maxBody.
 	smallBody      = 8 << 10
 	maxLargeBodies = 256
 )
 
-// body returns the request's body: JSON, at most maxBody.
+// body returns the request's body, of at most maxBody bytes. It returns
+// errMediaType if the request does not say that this is JSON, errTooLarge,
+// errMalformedBody, or errBusy if too many large bodies are being read.
 func (x *exchange) body() ([]byte, error) {
 	mediaType, params, err := mime.ParseMediaType(x.r.Header.Get("Content-Type"))
 	if err != nil || mediaType != "application/json" || x.r.Header.Get("Content-Encoding") != "" {
@@ -34,8 +37,7 @@ func (x *exchange) body() ([]byte, error) {
 	if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") {
 		return nil, errMediaType
 	}
-	// Refused before a byte is read, so that the client gets no 100 Continue.
-	if x.r.ContentLength > maxBody {
+	if x.r.ContentLength > maxBody { // before a read, which would send 100 Continue
 		return nil, errTooLarge
 	}
 	defer x.awaitClient()()
@@ -52,33 +54,40 @@ func (x *exchange) body() ([]byte, error) {
 		rest, err = io.ReadAll(body)
 		data = append(data, rest...)
 	}
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return nil, errTooLarge
-	case err != nil:
+	}
+	if err != nil {
 		return nil, errMalformedBody.with("The body did not arrive whole")
 	}
 	return data, nil
 }
 
-// hasBody reports whether the request has a body. It reads the first byte if the
-// length is unknown.
+// optionalBody is body, but returns an empty object if the request has no body.
+func (x *exchange) optionalBody() ([]byte, error) {
+	if x.hasBody() {
+		return x.body()
+	}
+	return []byte("{}"), nil
+}
+
+// hasBody reports whether the request has a body. If its length is unknown,
+// hasBody reads the first byte.
 func (x *exchange) hasBody() bool {
 	if x.r.ContentLength >= 0 {
 		return x.r.ContentLength > 0
 	}
 	defer x.awaitClient()()
-	first := make([]byte, 1)
-	n, _ := io.ReadFull(x.r.Body, first) // the next read repeats an error
+	in := bufio.NewReader(x.r.Body)
 	x.r.Body = struct {
 		io.Reader
 		io.Closer
-	}{io.MultiReader(bytes.NewReader(first[:n]), x.r.Body), x.r.Body}
-	return n > 0
+	}{in, x.r.Body}
+	_, err := in.Peek(1)
+	return err == nil
 }
 
-// awaitClient records that a request waits for its client, until done is called.
+// awaitClient records that x waits for its client, until done is called.
 func (x *exchange) awaitClient() (done func()) {
 	if x.conn == nil {
 		return func() {}
@@ -87,8 +96,8 @@ func (x *exchange) awaitClient() (done func()) {
 	return x.conn.Resume
 }
 
-// decode parses the result of body as a T, a struct as strictjson.Unmarshal
-// requires it. It returns err if that is not nil.
+// decode reads the results of body or optionalBody as a T, a struct as
+// strictjson.Unmarshal requires it. It returns err if that is not nil.
 func decode[T any](body []byte, err error) (in T, _ error) {
 	if err != nil {
 		return in, err
@@ -120,7 +129,8 @@ func bodyError(err error) error {
 	return errMalformedBody.with("The member %q %s", name, e.Text)
 }
 
-// query returns the query parameters. Only the named ones may occur, each once.
+// query returns the query parameters. It returns errBadParameter if one of them
+// is not among names or appears twice.
 func (x *exchange) query(names ...string) (url.Values, error) {
 	q, err := url.ParseQuery(x.r.URL.RawQuery)
 	if err != nil {
@@ -143,22 +153,23 @@ func badParameter(name, why string) error {
 	return err
 }
 
-// boolParameter returns a query parameter that is true or false; nil: absent.
+// boolParameter returns the value of a query parameter, or nil if it is absent.
+// A value other than true and false is errBadParameter.
 func boolParameter(q url.Values, name string) (*bool, error) {
 	if !q.Has(name) {
 		return nil, nil
 	}
-	value := q.Get(name) == "true"
-	if !value && q.Get(name) != "false" {
+	value := q.Get(name)
+	if value != "true" && value != "false" {
 		return nil, badParameter(name, "must be true or false")
 	}
-	return &value, nil
+	return new(value == "true"), nil
 }
 
-// maxLimit is how many users or events a page may have.
+// maxLimit is the largest number of users or events on a page.
 const maxLimit = 1000
 
-// pageOf returns the limit and after parameters of a list, 0 if they are absent.
+// pageOf returns the parameters limit and after of a list, or 0 for an absent one.
 func pageOf(q url.Values) (limit, after int64, err error) {
 	if q.Has("limit") {
 		if limit, err = parseID(q.Get("limit")); err != nil || limit > maxLimit {
@@ -173,7 +184,7 @@ func pageOf(q url.Values) (limit, after int64, err error) {
 	return limit, after, nil
 }
 
-// linkNext says in the answer where the list goes on after its last id.
+// linkNext adds a Link to the next page, which starts after the id last.
 func (x *exchange) linkNext(q url.Values, last int64) {
 	q.Set("after", strconv.FormatInt(last, 10))
 	x.Header().Set("Link", "<"+x.r.URL.Path+"?"+q.Encode()+`>; rel="next"`)
@@ -181,8 +192,9 @@ func (x *exchange) linkNext(q url.Values, last int64) {
 
 var errID = errors.New("not a positive integer in its shortest form")
 
-// parseID reads a positive integer written as strconv writes it: no sign, no
-// leading zero, no fraction or exponent. One number has one name.
+// parseID reads a positive integer in the form in which strconv writes it, without
+// a sign or a leading zero: each number has only one form. Otherwise it returns
+// errID.
 func parseID(s string) (int64, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n <= 0 || s[0] == '+' || s[0] == '0' {
@@ -193,10 +205,11 @@ func parseID(s string) (int64, error) {
 
 func etag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }
 
-// ifMatch returns the version that the request's If-Match lets a change apply
-// to, 0 where it does not say, or errVersion where the user has another.
+// ifMatch returns the version of u if the request's If-Match names it, or 0 if the
+// request has no If-Match: the change then applies to any version. Otherwise it
+// returns errVersion.
 func ifMatch(r *http.Request, u *user) (int64, error) {
-	tags := r.Header.Values("If-Match")
+	tags := r.Header["If-Match"]
 	switch {
 	case len(tags) == 0:
 		return 0, nil
@@ -206,8 +219,8 @@ func ifMatch(r *http.Request, u *user) (int64, error) {
 	return 0, errVersion
 }
 
-// matches reports whether one of the entity tags of an If-Match or, where weak
-// ones count, an If-None-Match is the version's (RFC 9110 section 13.1).
+// matches reports whether tags, the values of If-Match or If-None-Match, name a
+// version (RFC 9110 section 13.1). Weak tags only count for If-None-Match.
 func matches(tags []string, version int64, weak bool) bool {
 	want := etag(version)
 	for tag := range strings.SplitSeq(strings.Join(tags, ","), ",") {
@@ -222,9 +235,9 @@ func matches(tags []string, version int64, weak bool) bool {
 	return false
 }
 
-// clientAddress returns the address of the client: the peer's or, where the
-// peer is a trusted proxy, the last address of X-Forwarded-For that is not one.
-// What stands to the left of it is the client's own invention.
+// clientAddress returns the address of the client: that of the peer or, if the
+// peer is a trusted proxy, the last address in X-Forwarded-For that is not a
+// trusted proxy. The client could have sent any addresses to the left of it.
 func (s *server) clientAddress(r *http.Request) string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
@@ -257,10 +270,5 @@ func (s *server) clientAddress(r *http.Request) string {
 
 func (s *server) isTrusted(address netip.Addr) bool {
 	address = address.Unmap().WithZone("") // a prefix has no zone
-	for _, p := range s.trustedProxies {
-		if p.Contains(address) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.trustedProxies, func(p netip.Prefix) bool { return p.Contains(address) })
 }

@@ -20,7 +20,7 @@ type loginRequest struct {
 	Password string `json:"password"`
 }
 
-// login starts a session of the user that the name and the password prove.
+// login starts a session of the user whose name and password the body has.
 func (s *server) login(x *exchange) error {
 	in, err := decode[loginRequest](x.body())
 	if err != nil {
@@ -36,22 +36,22 @@ func (s *server) login(x *exchange) error {
 	return s.startSession(x, p)
 }
 
-// A provenUser is a user who has just proven who it is. Only prove makes one.
+// A provenUser is a user who has just proven its identity. Only prove returns one.
 type provenUser struct {
 	id      int64
 	stamp   int64  // auth_stamp when the proof began
 	newHash string // of the same password, if the stored hash is outdated; otherwise empty
 }
 
-// prove checks a login name and a password. It returns errCredentials,
-// errUserDisabled after the right password only, or errLimited. An unknown name
-// takes as long as a wrong password.
+// prove checks a login name and a password. It returns errCredentials, errLimited,
+// passhash.ErrBusy or, only if the password is right, errUserDisabled. An unknown
+// name costs as much time as a wrong password.
 func (s *server) prove(x *exchange, name, password string) (p provenUser, err error) {
 	u, c, err := s.store.userByLogin(name)
 	if err != nil && err != errUserNotFound {
 		return p, err
 	}
-	x.target, x.name = u.id, u.username // logged if this fails; an unknown name is not
+	x.target, x.name = u.id, u.username // for the log, which does not get an unknown name: it can be a password
 	ok, err := s.matchesPassword(x, u.id, c.hash, name, password)
 	switch {
 	case err != nil:
@@ -69,11 +69,12 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 }
 
 // startSession starts a session of a proven user and answers with its tokens. No
-// other function starts sessions. A password or a state that changed after the
-// proof began is errCredentials.
+// other function starts sessions. It returns errCredentials if the password or the
+// state of the user changed after the proof began.
 func (s *server) startSession(x *exchange, p provenUser) error {
 	now := s.wall()
-	token := s.refresher.first()
+	var token refreshToken // the store sets the session's id
+	rand.Read(token.secret[:])
 	session := s.newSession(x, now, token)
 	session.userID = p.id
 	key, err := s.store.startSession(x.r.Context(), &session, p.stamp, p.newHash)
@@ -84,7 +85,7 @@ func (s *server) startSession(x *exchange, p provenUser) error {
 	return s.sendTokens(x, &session, key, token, now, true)
 }
 
-// userAgent returns the part of the client's User-Agent that a session stores.
+// userAgent returns at most 256 bytes of the request's User-Agent, as valid UTF-8.
 func userAgent(r *http.Request) string {
 	const most = 256
 	text := strings.ToValidUTF8(r.UserAgent(), "\uFFFD")
@@ -95,25 +96,26 @@ func userAgent(r *http.Request) string {
 }
 
 // A refreshToken is SESSION.GENERATION.SECRET.TAG: the session's id, the number of
-// earlier tokens, 256 random bits, and a tag over the three. Each use makes the
-// next generation, so a theft becomes visible: sooner or later both the thief and
-// the owner use the same token (OAuth 2.0 Security BCP, RFC 9700 section 4.14.2).
+// earlier tokens, 256 random bits, and a MAC of the three. Each use makes the next
+// generation. So a theft is noticed: sooner or later both the thief and the owner
+// use one token (OAuth 2.0 Security BCP, RFC 9700 section 4.14.2).
 type refreshToken struct {
 	session    int64
 	generation int64
 	secret     [sha256.Size]byte
 }
 
-// refreshGrace is how long, in seconds, the token before the live one still gets
-// the live one as its answer. Without it, a lost answer or two tabs that refresh
-// at the same time would end the session.
+// refreshGrace is the time, in seconds, in which the token before the live one can
+// be used again: the answer is the live one. Without it, a lost answer or two tabs
+// that refresh concurrently would end the session.
 const refreshGrace = 10
 
 // A refresher makes and recognizes refresh tokens. Its key is only in the database.
-// Other services may know JWT_SECRET_KEY; with it they could compute the
+// JWT_SECRET_KEY would not do: other services that know it could compute the
 // successors of the tokens that they see.
 type refresher struct{ key []byte }
 
+// loadRefresher returns the refresher of a database, whose key the first start makes.
 func loadRefresher(ctx context.Context, st *store) (*refresher, error) {
 	fresh := make([]byte, sha256.Size)
 	rand.Read(fresh)
@@ -132,8 +134,8 @@ func (r *refresher) mac(use, text string) (sum [sha256.Size]byte) {
 	return sum
 }
 
-// hash returns the SHA-256 of the secret, which is all that the database stores. A
-// fast hash is enough for 256 random bits.
+// hash returns the SHA-256 of the secret: the database stores only this. A fast
+// hash is enough for 256 random bits.
 func (t *refreshToken) hash() []byte {
 	sum := sha256.Sum256(t.secret[:])
 	return sum[:]
@@ -144,46 +146,30 @@ func (t *refreshToken) untagged() string {
 		base64.RawURLEncoding.EncodeToString(t.secret[:])
 }
 
-func (r *refresher) format(t *refreshToken) string {
-	text := t.untagged()
+// tagged appends the tag of a text to it.
+func (r *refresher) tagged(text string) string {
 	tag := r.mac("tag", text)
 	return text + "." + base64.RawURLEncoding.EncodeToString(tag[:])
 }
 
-// parse returns the token that format wrote as s, or errBadToken. It refuses a
-// token that userd did not write before any look-up: a guessed token cannot end a
-// session.
+func (r *refresher) format(t *refreshToken) string { return r.tagged(t.untagged()) }
+
+// parse returns the token that format wrote as s, or errBadToken. It checks the tag
+// first: a guessed token can neither cost a look-up nor end a session.
 func (r *refresher) parse(s string) (t refreshToken, err error) {
-	if len(s) > maxToken {
+	text := s[:max(strings.LastIndexByte(s, '.'), 0)]
+	if len(s) > maxToken || !hmac.Equal([]byte(s), []byte(r.tagged(text))) {
 		return t, errBadToken
 	}
-	parts := strings.Split(s, ".")
-	if len(parts) != 4 {
-		return t, errBadToken
-	}
-	var err1, err2 error
-	t.session, err1 = parseID(parts[0])
-	if parts[1] != "0" {
-		t.generation, err2 = parseID(parts[1])
-	}
-	secret, ok := decodeBase64URL(parts[2])
-	if err1 != nil || err2 != nil || !ok || len(secret) != len(t.secret) {
-		return t, errBadToken
-	}
+	parts := strings.Split(text, ".") // format wrote them, so these cannot fail
+	t.session, _ = strconv.ParseInt(parts[0], 10, 64)
+	t.generation, _ = strconv.ParseInt(parts[1], 10, 64)
+	secret, _ := decodeBase64URL(parts[2])
 	copy(t.secret[:], secret)
-	if !hmac.Equal([]byte(s), []byte(r.format(&t))) {
-		return t, errBadToken
-	}
 	return t, nil
 }
 
-// first returns the first token of a session whose id is not known yet.
-func (r *refresher) first() (t refreshToken) {
-	rand.Read(t.secret[:])
-	return t
-}
-
-// next returns the successor of t, always the same one.
+// next returns the successor of t, which is always the same.
 func (r *refresher) next(t refreshToken) refreshToken {
 	return refreshToken{t.session, t.generation + 1, r.mac("next", t.untagged())}
 }
@@ -196,17 +182,15 @@ type refreshRequest struct {
 // body or, as the clients of Flask-JWT-Extended send it, in the Authorization
 // header. Clients that always send their access token there use the body.
 func (s *server) refresh(x *exchange) error {
-	var in refreshRequest
-	var err error
-	if x.hasBody() {
-		if in, err = decode[refreshRequest](x.body()); err != nil {
-			return err
-		}
+	in, err := decode[refreshRequest](x.optionalBody())
+	if err != nil {
+		return err
 	}
 	text := in.RefreshToken
 	if text == "" {
-		if text, err = bearer(x); err == errNoToken {
-			err = errNoRefresh
+		text, err = bearer(x)
+		if err == errNoToken {
+			return errNoRefresh
 		}
 		if err != nil {
 			return err
@@ -221,7 +205,7 @@ func (s *server) refresh(x *exchange) error {
 	session := s.newSession(x, now, next)
 	key, err := s.store.rotate(x.r.Context(), &session, presented.hash(), now.Unix())
 	if errors.Is(err, errNotApplied) {
-		session, key, err = s.successor(x, presented, next, now)
+		session, key, err = s.refreshAgain(x, presented, next, now)
 	}
 	if err != nil {
 		return err
@@ -230,34 +214,33 @@ func (s *server) refresh(x *exchange) error {
 	return s.sendTokens(x, &session, key, next, now, false)
 }
 
-// successor answers a refresh token that is not the live one: with the live one
-// during the grace, otherwise with an error. A reused token ends its session.
-func (s *server) successor(x *exchange, presented, next refreshToken, now time.Time) (session, keyRow, error) {
-	live, err := s.store.session(presented.session)
-	if err != nil {
-		return session{}, keyRow{}, err
+// refreshAgain answers a refresh token that could not be exchanged. In the grace
+// it returns the session and the key of the live token, which is next. A token
+// that was used before ends its session.
+func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now time.Time) (live session, key keyRow, err error) {
+	if live, err = s.store.session(presented.session); err != nil {
+		return live, key, err
 	}
 	switch {
 	case live.expiresAt <= now.Unix():
-		return session{}, keyRow{}, errExpiredToken
+		err = errExpiredToken
 	case live.generation == next.generation && hmac.Equal(live.refreshHash, next.hash()) && now.Unix()-live.rotatedAt <= refreshGrace:
-		key, err := s.store.newestKey()
-		return live, key, err
+		key, err = s.store.newestKey()
 	case live.generation > presented.generation:
-		x.logUser = live.userID // whose token was stolen
-		if err := s.store.endReused(x.r.Context(), live.userID, live.id, x.address, now.Unix()); err != nil {
-			return session{}, keyRow{}, err
+		x.logUser = live.userID
+		if err = s.store.endReused(x.r.Context(), live.userID, live.id, x.address, now.Unix()); err == nil {
+			err = errReused
 		}
-		return session{}, keyRow{}, errReused
 	case live.generation == presented.generation && hmac.Equal(live.refreshHash, presented.hash()):
-		return session{}, keyRow{}, errSessionEnded // the token is live, but its user is disabled
+		err = errSessionEnded // the token is live, but its user is disabled
+	default:
+		err = errBadToken // issued before the database was restored from an older copy
 	}
-	// This database never issued the token: it was restored from an older copy.
-	return session{}, keyRow{}, errBadToken
+	return live, key, err
 }
 
-// newSession returns the session of a login or a refresh by the client of x, with
-// t as its live token.
+// newSession returns a session that the client of x uses now, with t as its live
+// token.
 func (s *server) newSession(x *exchange, now time.Time, t refreshToken) session {
 	return session{
 		id:          t.session,
@@ -291,10 +274,8 @@ func (s *server) sendTokens(x *exchange, session *session, key keyRow, t refresh
 // logout ends the caller's session or, with ?all=true, all of the caller's
 // sessions.
 func (s *server) logout(x *exchange) error {
-	if x.hasBody() {
-		if _, err := decode[struct{}](x.body()); err != nil {
-			return err
-		}
+	if _, err := decode[struct{}](x.optionalBody()); err != nil {
+		return err
 	}
 	q, err := x.query("all")
 	if err != nil {
@@ -312,8 +293,7 @@ func (s *server) logout(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	x.WriteHeader(http.StatusNoContent)
-	return nil
+	return x.sendNothing()
 }
 
 type verifyAnswer struct {
@@ -322,9 +302,9 @@ type verifyAnswer struct {
 	Role     role   `json:"role"`
 }
 
-// verify tells a reverse proxy who is calling, so that the proxy can pass a request
-// on to a service that knows nothing of tokens. It percent-encodes what a header
-// cannot carry.
+// verify tells a reverse proxy who is calling, so that the proxy can forward the
+// request to a service that cannot read tokens. The username is percent-encoded:
+// an adopted one can have characters that a header cannot carry.
 func (s *server) verify(x *exchange) error {
 	header := x.Header()
 	header.Set("X-User-Id", strconv.FormatInt(x.who.id, 10))
@@ -358,8 +338,8 @@ type sessionAnswer struct {
 	Current    bool      `json:"current"`
 }
 
-// newSessionAnswer returns a session as a client sees it whose own session is
-// current.
+// newSessionAnswer returns a session as clients and the command line see it. The
+// client's own session is current.
 func newSessionAnswer(x *session, current int64) sessionAnswer {
 	return sessionAnswer{
 		ID:         x.id,
@@ -380,8 +360,7 @@ func (s *server) endSessions(x *exchange) error {
 	if err := s.store.endSessions(x.r.Context(), x.caller(), x.target, s.wall().Unix()); err != nil {
 		return err
 	}
-	x.WriteHeader(http.StatusNoContent)
-	return nil
+	return x.sendNothing()
 }
 
 // endSession ends one session of a user.
@@ -393,6 +372,5 @@ func (s *server) endSession(x *exchange) error {
 	if err := s.store.endSession(x.r.Context(), x.caller(), x.target, sid, s.wall().Unix()); err != nil {
 		return err
 	}
-	x.WriteHeader(http.StatusNoContent)
-	return nil
+	return x.sendNothing()
 }

@@ -120,7 +120,7 @@ func TestRefreshReuseEndsTheSession(t *testing.T) {
 	}
 }
 
-// Whoever does not hold a token that userd wrote ends nobody's session.
+// A client without a token that userd wrote cannot end a session.
 func TestRefreshForgeries(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

@@ -9,19 +9,20 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
 	"userd/internal/passhash"
 )
 
-// A userService makes the changes of users that HTTP and the command line share.
+// A userService adds and changes users, for HTTP and for the command line.
 type userService struct {
 	store  *store
 	hasher *passhash.Hasher
 	wall   func() time.Time // the wall clock, for what is stored or signed
 }
 
-// addUser validates u and the password, adds the user for a caller, and sets u's
-// id and times. The cheap checks come before the hash. It returns
-// errRegisterFields, errInvalid, passhash.ErrBusy, or an error of store.addUser.
+// addUser checks u and the password, adds the user for a caller, and sets u's id
+// and times. It returns errRegisterFields, errInvalid, passhash.ErrBusy, or an
+// error of store.addUser.
 func (s *userService) addUser(ctx context.Context, by caller, u *user, password string) error {
 	if u.username == "" || u.email == "" || password == "" {
 		return errRegisterFields
@@ -34,7 +35,7 @@ func (s *userService) addUser(ctx context.Context, by caller, u *user, password 
 	if err := wrong.err(); err != nil {
 		return err
 	}
-	if err := s.store.checkFree(u.username, u.email, 0); err != nil {
+	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
 		return err
 	}
 	hash, err := s.hasher.Hash(ctx, network(by.address), password)
@@ -44,10 +45,9 @@ func (s *userService) addUser(ctx context.Context, by caller, u *user, password 
 	return s.store.addUser(ctx, by, u, hash, s.wall().Unix())
 }
 
-// changeUser makes a change that c.check has accepted, with a new password unless
-// that is nil, for a caller, and returns the user as it then is. A version other
-// than 0 must still be the user's. It returns passhash.ErrBusy or an error of
-// store.updateUser.
+// changeUser makes a change that c.check accepted, and sets the password unless it
+// is nil, for a caller. It returns the changed user. If version is not 0, the user
+// must still have it. The error is passhash.ErrBusy or one of store.updateUser.
 func (s *userService) changeUser(ctx context.Context, by caller, id int64, c change, password *string, version int64) (user, error) {
 	if password != nil {
 		hash, err := s.hasher.Hash(ctx, network(by.address), *password)
@@ -105,8 +105,8 @@ func (s *server) createUser(x *exchange) error {
 }
 
 const (
-	listPage   = 500 // users that a list without a limit reads at a time
-	searchSize = 100 // users that a search without a limit finds at most
+	listPage   = 500 // users that one read of a list without a limit returns
+	searchSize = 100 // users that a search without a limit returns at most
 )
 
 // listUsers answers with all users, with a page of them, or with those that q
@@ -161,8 +161,8 @@ func hasPrefixFold(s, prefix string) bool {
 	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
 }
 
-// searchUsers answers with the users whose name begins with prefix. A member
-// also searches e-mail addresses, if it may see them.
+// searchUsers answers with the users whose name, or whose e-mail address if the
+// principal may see addresses, begins with prefix.
 func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
 	if limit == 0 {
 		limit = searchSize
@@ -179,28 +179,26 @@ func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
 // next page if there is one.
 func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, only filter) error {
 	list := s.newUserArray(x)
-	n, last, more := 0, after, false
+	n := 0
 	err := s.store.users(x.r.Context(), after, limit+1, only, func(u *user) {
-		if n++; n > limit {
-			more = true
-			return
+		if n++; n <= limit {
+			after = u.id
+			list.add(u)
 		}
-		last = u.id
-		list.add(u)
 	})
 	if err != nil {
 		return err
 	}
-	if more {
-		x.linkNext(q, last)
+	if n > limit {
+		x.linkNext(q, after)
 	}
 	return x.send(http.StatusOK, list.end())
 }
 
 // streamUsers answers with every user after an id, in short reads and constant
-// memory. The answer is as large as the table, so each part has the time that
-// other answers have as a whole. A failure in the middle breaks the connection:
-// half a list must not look like a whole one.
+// memory. The answer can be as large as the table, so each part has the time limit
+// of an entire answer. A failure breaks the connection: a part of the list must
+// not look like all of it.
 func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 	list := s.newUserArray(x)
 	deadline := http.NewResponseController(x.ResponseWriter)
@@ -263,8 +261,8 @@ func (s *server) getUser(x *exchange) error {
 	return x.sendUser(http.StatusOK, u, v)
 }
 
-// targetUser returns the user that the path names. The principal's own row has
-// already been read.
+// targetUser returns the user that the path names, or errUserNotFound. It does not
+// read the principal again.
 func (s *server) targetUser(x *exchange) (*user, error) {
 	if x.target == x.who.id {
 		return &x.who.user, nil
@@ -281,16 +279,16 @@ type updateRequest struct {
 	Disabled        *bool   `json:"disabled"`
 	CurrentPassword *string `json:"current_password"`
 
-	// Ignored, so that a client can send back what it fetched.
+	// Ignored, so that a client can send back the user that it read.
 	ID          json.RawMessage `json:"id"`
 	CreatedAt   json.RawMessage `json:"created_at"`
 	UpdatedAt   json.RawMessage `json:"updated_at"`
 	LastLoginAt json.RawMessage `json:"last_login_at"`
 }
 
-// updateUser changes the given fields of a user. A field with its current value
-// is not a change: it needs no right, and an adopted user whose name breaks
-// today's rules can still change other fields.
+// updateUser changes the given fields of a user. A field with its current value is
+// not a change: it requires no right, and a user who was adopted with a name that
+// is invalid today can still change other fields.
 func (s *server) updateUser(x *exchange) error {
 	in, err := decode[updateRequest](x.body())
 	if err != nil {
@@ -336,22 +334,21 @@ func (s *server) updateUser(x *exchange) error {
 		if err != nil {
 			return err
 		}
-		u = &changed
-	} else {
-		// No write checks the rights here, and the body may have taken long to
-		// arrive: check them again.
-		if err := s.admit(x, selfOrAdmin); err != nil {
-			return err
-		}
-		if u, err = s.targetUser(x); err != nil {
-			return err
-		}
+		return x.sendUser(http.StatusOK, &changed, s.viewOf(&x.who, u.id))
+	}
+	// No write checks the rights here, and the body may have taken long to arrive:
+	// check them again.
+	if err := s.admit(x, selfOrAdmin); err != nil {
+		return err
+	}
+	if u, err = s.targetUser(x); err != nil {
+		return err
 	}
 	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
 }
 
-// check returns what is wrong with the new values of a change of u and with its
-// new password, which is nil if the password does not change.
+// check returns errInvalid if a new value of u, or its new password unless that is
+// nil, is invalid.
 func (c *change) check(u *user, password *string) error {
 	wrong := make(fieldErrors)
 	username, email := u.username, u.email
@@ -385,12 +382,9 @@ type deleteRequest struct {
 }
 
 func (s *server) deleteUser(x *exchange) error {
-	var in deleteRequest
-	if x.hasBody() {
-		var err error
-		if in, err = decode[deleteRequest](x.body()); err != nil {
-			return err
-		}
+	in, err := decode[deleteRequest](x.optionalBody())
+	if err != nil {
+		return err
 	}
 	u, err := s.targetUser(x)
 	if err != nil {
@@ -413,7 +407,7 @@ func (s *server) deleteUser(x *exchange) error {
 	return x.send(http.StatusOK, []byte(`{"message":"User deleted successfully"}`+"\n"))
 }
 
-// A view is how much of a user a principal sees.
+// A view is the part of a user that a principal sees.
 type view int
 
 const (
@@ -422,7 +416,7 @@ const (
 	viewAll               // and the rest
 )
 
-// viewOf returns how much a principal sees of the user with this id.
+// viewOf returns the part that a principal sees of the user with this id.
 func (s *server) viewOf(who *principal, id int64) view {
 	switch {
 	case who.id == id || who.role == admin:
@@ -433,8 +427,8 @@ func (s *server) viewOf(who *principal, id int64) view {
 	return viewName
 }
 
-// appendUser appends a user as JSON, without what the view hides. It does not use
-// encoding/json because most of a list's time is spent here.
+// appendUser appends the part of a user that v shows, as JSON. It does not use
+// encoding/json because a list spends most of its time here.
 func appendUser(b []byte, u *user, v view) []byte {
 	b = append(b, `{"id":`...)
 	b = strconv.AppendInt(b, u.id, 10)
@@ -459,8 +453,8 @@ func appendUser(b []byte, u *user, v view) []byte {
 	return append(b, '}')
 }
 
-// appendString appends s as a JSON string. Names that follow today's rules need
-// no escapes; adopted names may.
+// appendString appends s as a JSON string. Only names that were adopted can
+// require escapes.
 func appendString(b []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
@@ -476,7 +470,7 @@ func appendString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// appendTime appends a time, or null if it is unknown.
+// appendTime appends a time in Unix seconds, or null for 0.
 func appendTime(b []byte, unix int64) []byte {
 	if unix == 0 {
 		return append(b, "null"...)

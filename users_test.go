@@ -82,8 +82,8 @@ func TestRegistrationClosed(t *testing.T) {
 	s.do(root, "POST", "/api/users", `{"username":"ann","email":"ann@example.com","password":"testpass"}`).want(t, 201, "")
 }
 
-// Two registrations of one name at the same moment: one user, and the other is
-// told what stands in its way.
+// Two registrations of one name at the same moment: one adds the user, and the
+// others get username_taken.
 func TestRegisterRace(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
