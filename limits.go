@@ -11,16 +11,15 @@ import (
 	"userd/internal/throttle"
 )
 
-// A limiter bounds what a stranger can try. It counts by network, a /24 of IPv4
-// or a /64 of IPv6: a client that has one address of those usually has all of
-// them. Only an operator can restart userd, so a limiter may forget everything
-// in a restart.
+// A limiter limits the requests of strangers. It counts by network, which is a /24
+// of IPv4 or a /64 of IPv6: a client that has one address of it usually has all. A
+// restart clears the counts; only an operator can restart userd.
 //
-// A failed login counts three times. The first count is by user and network,
-// with a delay that soon grows: this stops guessing. The second is by network
-// and stops trying one password on all users. The third is by user and stops an
-// attacker with many networks. The last two would let an attacker lock a user
-// out, so they do not apply in a network that the user has logged in from.
+// A failed login counts three times: by user and network, with a growing delay,
+// against guesses of a password; by network, against guesses of a user for one
+// password; and by user, against an attacker with many networks. With the last two
+// an attacker could lock a user out, so they do not apply in a network that the
+// user has logged in from.
 type limiter struct {
 	seed throttle.Seed
 
@@ -44,16 +43,11 @@ const (
 )
 
 const (
-	// freeFailures is how often a user can mistype before it costs time.
-	freeFailures = 5
-	// firstDelay doubles with each further failure, up to maxDelay: this leaves
-	// some hundred guesses a day.
-	firstDelay = 2 * time.Second
-	maxDelay   = 15 * time.Minute
-	// forgiveness is how long each failure is remembered after the last one.
-	forgiveness = time.Hour
-	// knownFor is how long a network stays known after the last login from it.
-	knownFor = 30 * 24 * time.Hour
+	freeFailures = 5                   // the fifth failure is the first with a delay
+	firstDelay   = 2 * time.Second     // doubles with each further failure, up to maxDelay
+	maxDelay     = 15 * time.Minute    // allows about a hundred guesses a day
+	forgiveness  = time.Hour           // per failure: n failures are forgotten after n hours
+	knownFor     = 30 * 24 * time.Hour // after the latest login from a network
 )
 
 func newLimiter() *limiter {
@@ -62,23 +56,22 @@ func newLimiter() *limiter {
 		guesses: throttle.Delays{Name: "user and network", Free: freeFailures, First: firstDelay, Max: maxDelay, Memory: forgiveness},
 		known:   throttle.Set{For: knownFor},
 		allowances: [limitCount]throttle.Allowance{
-			// 100 failures in a row is NIST's bound for one account (SP 800-63B section
-			// 5.2.2), and a bad day of an entire office.
+			// 100 consecutive failures are NIST's limit for an account (SP 800-63B section
+			// 5.2.2), and as many as an entire office makes on a bad day.
 			userFailures:    {Name: "user", Burst: 100, Every: time.Minute},
 			networkFailures: {Name: "network", Burst: 100, Every: 6 * time.Second},
-			// A classroom or a test suite passes. A stranger can neither try the names
-			// of a large service one by one nor fill its disk.
+			// Enough for a classroom or a test suite, but not for a stranger to try all
+			// names of a large service or to fill its disk.
 			registrations: {Name: "registration", Burst: 1000, Every: time.Second},
-			// 18,000 users behind one address need this with access tokens of 15 minutes.
+			// Enough for 18,000 users with one address and access tokens of 15 minutes.
 			refreshes: {Name: "refresh", Burst: 10_000, Every: 50 * time.Millisecond},
-			// An eighth of what two cores verify; 36,000 logins an hour.
+			// An eighth of the passwords that two cores verify: 36,000 logins an hour.
 			passwords: {Name: "password", Burst: 1000, Every: 100 * time.Millisecond},
 		},
 	}
 }
 
-// limited returns the error that answers a client if a limit returned err. It
-// is nil if err is nil.
+// limited returns the error of a limit as errLimited, or nil if err is nil.
 func limited(err error) error {
 	if err == nil {
 		return nil
@@ -118,7 +111,7 @@ func (s *server) allow(x *exchange, limit limit) error {
 	return nil
 }
 
-// A guess is one try of a password, with the keys under which it counts.
+// A guess is a password that a client sent, with the keys under which it counts.
 type guess struct {
 	l                       *limiter
 	mono                    func() time.Duration
@@ -126,10 +119,10 @@ type guess struct {
 	exempt                  bool // the user has logged in from this network
 }
 
-// newGuess returns the guess of a password of a user, or errLimited. For a name
-// that does not exist, id is 0: it counts like one that exists. A guess counts
-// for the user with this very hash, so a new password starts without failures, no
-// matter who set it and in which process. Without a limiter the guess is nil.
+// newGuess returns a guess of the password of a user, or errLimited. For a name
+// that does not exist, id is 0, and the name counts like one that exists. A guess
+// counts for the user and this hash: a new password, even one that another process
+// set, starts without failures. Without a limiter, newGuess returns nil.
 func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, error) {
 	l := s.limiter
 	if l == nil {
@@ -157,8 +150,8 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 	if err == nil || delayed != nil {
 		return g, err
 	}
-	// After a restart only a session can tell that the network is known. The
-	// search runs for a name that does not exist too: it must take as long.
+	// After a restart, only the sessions show which networks are known. The search
+	// also runs for a name that does not exist, which must take as long.
 	if err := s.store.sessionsOf(x.r.Context(), id, s.wall().Unix(), func(v *session) {
 		g.exempt = g.exempt || network(v.address) == from
 	}); err != nil {
@@ -169,8 +162,8 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 	return g, g.check(now)
 }
 
-// foldASCII folds the letters that the database's NOCASE folds, and no others:
-// the Kelvin sign is not the k of kate, whether kate exists or not.
+// foldASCII folds only the letters that NOCASE folds in the database. For example,
+// the Kelvin sign is not a k: otherwise it would show whether kate exists.
 func foldASCII(r rune) rune {
 	if 'A' <= r && r <= 'Z' {
 		r += 'a' - 'A'
@@ -190,9 +183,9 @@ func (g *guess) check(now time.Duration) error {
 	return limited(err)
 }
 
-// finish counts the outcome of g. Of many guesses in parallel, those that end
-// after a limit was reached get errLimited, correct or not, so that asking in
-// parallel tells a client no more. Report success only if finish returns nil.
+// finish counts the outcome of g. It returns errLimited, even for a correct guess,
+// if concurrent guesses have reached a limit since newGuess: otherwise concurrent
+// guesses would not be limited. The caller must not report success then.
 func (g *guess) finish(correct bool) error {
 	if g == nil {
 		return nil
