@@ -38,11 +38,11 @@ func newEventAnswer(e *event) eventAnswer {
 	return a
 }
 
-// eventPage is how many events a page has if the request does not say.
+// eventPage is the number of events of a page without a limit.
 const eventPage = 100
 
 // listEvents answers with a page of events, or with a stream of them if the
-// request accepts one.
+// request accepts text/event-stream.
 func (s *server) listEvents(x *exchange) error {
 	q, err := x.query("limit", "after", "user", "type")
 	if err != nil {
@@ -87,23 +87,23 @@ func (s *server) listEvents(x *exchange) error {
 	return x.sendJSON(http.StatusOK, list)
 }
 
-// A feed holds what all event streams of a server share.
+// A feed holds the state and the intervals that all event streams share.
 type feed struct {
 	slots    chan struct{} // holds one token for each open stream
 	stopping chan struct{} // closed when the server stops
 	stop     func()        // closes stopping; may be called more than once
 
 	pollEvery    time.Duration // between two reads of the database
-	recheckEvery time.Duration // between two checks that the reader may still read
+	recheckEvery time.Duration // between two checks that the client is still an admin
 	pingEvery    time.Duration // the longest silence
 	writeTimeout time.Duration // for one part of a stream
 }
 
-// maxStreams is how many event streams can be open. Each holds a connection and
-// reads the database five times a second.
+// maxStreams is the largest number of open event streams. Each one holds a
+// connection and reads the database once per followEvery.
 const maxStreams = 64
 
-// followEvery is how often new events are looked for.
+// followEvery is the time between two searches for new events.
 const followEvery = 200 * time.Millisecond
 
 func newFeed() *feed {
@@ -119,11 +119,11 @@ func newFeed() *feed {
 	return f
 }
 
-// streamEvents sends the events after an id, and then each new one, as
-// server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
-// An id of -1 means the newest. It reads the database, and so sees the events of
-// other processes too. A client that reads too slowly loses its connection; it
-// can come back with the id of the last event that it received.
+// streamEvents sends the events after an id, and then each new one, as server-sent
+// events (https://html.spec.whatwg.org/multipage/server-sent-events.html). The id -1
+// means the newest. It reads the database, and so also sends the events of other
+// processes. A client that reads too slowly loses its connection. It can continue
+// after the last event that it received.
 func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error {
 	after, err := s.streamStart(x, after)
 	if err != nil {
@@ -142,10 +142,10 @@ func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error 
 		return nil
 	}
 	out := eventWriter{x, s.feed, http.NewResponseController(x.ResponseWriter), time.Now()}
-	// net/http writes the end of the answer after this returns.
+	// net/http writes the end of the answer after streamEvents returns.
 	defer func() { out.conn.SetWriteDeadline(time.Now().Add(s.feed.writeTimeout)) }()
-	// The starting point first: a connection that breaks before the first event
-	// then loses none.
+	// The start first: a client whose connection breaks before the first event then
+	// knows where to continue.
 	text := fmt.Appendf(nil, "id: %d\n\n", after)
 	rechecked := time.Now()
 	for {
@@ -163,15 +163,16 @@ func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error 
 		}
 		if time.Since(rechecked) >= s.feed.recheckEvery {
 			if s.admit(x, adminOnly) != nil {
-				return nil // the reader learns the reason when it comes back
+				return nil // the client gets the reason when it connects again
 			}
 			rechecked = time.Now()
 		}
 	}
 }
 
-// streamStart returns the id after which a stream starts: Last-Event-ID, if the
-// request has one, otherwise after, or the newest event's id if that is -1.
+// streamStart returns the id after which a stream starts: Last-Event-ID if the
+// request has it, otherwise after, or the id of the newest event if after is -1.
+// It returns errBadParameter for the id of an event that does not exist yet.
 func (s *server) streamStart(x *exchange, after int64) (int64, error) {
 	newest, err := s.store.lastEvent()
 	if err != nil {
@@ -195,8 +196,8 @@ func (s *server) streamStart(x *exchange, after int64) (int64, error) {
 	return after, nil
 }
 
-// wait waits until it is time to look for new events: not at all if there are
-// more. It returns false if the stream is to end.
+// wait waits until the next search for events, which is due now if the last one
+// left some. It returns false if the stream must end.
 func (f *feed) wait(ctx context.Context, more bool) bool {
 	pause := f.pollEvery
 	if more {
@@ -220,9 +221,9 @@ type eventWriter struct {
 	written time.Time // when the last part was sent
 }
 
-// write sends a text. If the text is empty and the stream has been silent for
-// pingEvery, it sends a comment, which keeps the connection open, and the id up
-// to which there was no event.
+// write sends a text. If the text is empty and the stream was silent for pingEvery,
+// it sends after, the last id that was searched, and a comment, which keeps the
+// connection open.
 func (w *eventWriter) write(text []byte, after int64) error {
 	now := time.Now()
 	if len(text) == 0 && now.Sub(w.written) >= w.feed.pingEvery {
