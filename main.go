@@ -2,8 +2,8 @@
 // Tokens, and create, read, update and delete of users over a JSON API, on an
 // embedded SQLite database.
 //
-// Its manual is "userd help -all". It is made from the command table in cli.go
-// and the settings in config.go.
+// "userd help -all" prints its manual, which is made from the command table in
+// cli.go and the settings in config.go.
 package main
 
 import (
@@ -29,6 +29,7 @@ func main() {
 	}
 }
 
+// exitStatus returns 2 for a wrong command or configuration, and otherwise 1.
 func exitStatus(err error) int {
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return 2
@@ -36,7 +37,7 @@ func exitStatus(err error) int {
 	return 1
 }
 
-// run is the program.
+// run is the program: it serves until ctx ends, or runs one command.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
 	cmd, act, err := c.parse(args, getenv)
@@ -61,8 +62,8 @@ Usage:
   userd COMMAND [flags] [arguments]  run a command on the database
 `
 
-// printHelp prints the help that was asked for. It returns a usageError if the
-// topic is not a command.
+// printHelp prints the requested help. It returns a usageError if the topic is not
+// a command.
 func printHelp(w io.Writer, help *helpRequest) error {
 	text := ""
 	if cmd, _, err := findCommand(help.topic); help.all {
@@ -80,7 +81,7 @@ func printHelp(w io.Writer, help *helpRequest) error {
 	return err
 }
 
-// summary is the short help: all commands, and the settings that most people need.
+// summary returns the short help: all commands, and the most used settings.
 func summary() string {
 	text := about + "\nCommands:\n" + commandList("")
 	text += "\nThe most used settings, with their environment variables and defaults:\n"
@@ -98,7 +99,8 @@ More help:
 `
 }
 
-// commandList lists the commands of a group, or all if it is empty, one a line.
+// commandList returns one line for each command of a group, or for every command if
+// group is empty.
 func commandList(group string) string {
 	text := ""
 	for _, cmd := range commands {
@@ -131,7 +133,7 @@ func commandHelp(cmd *command) string {
 	return text
 }
 
-// flagHelp describes the command's own flags.
+// flagHelp returns the help of the flags that only this command has.
 func (cmd *command) flagHelp(indent string) string {
 	own := flag.NewFlagSet("", flag.ContinueOnError)
 	cmd.declare(own)
@@ -143,7 +145,7 @@ func (cmd *command) flagHelp(indent string) string {
 	return text
 }
 
-// entry describes a setting, with its default.
+// entry returns the help of a setting, with its default.
 func (o *option) entry() string {
 	text := o.help
 	if o.standard != "" {
@@ -152,7 +154,7 @@ func (o *option) entry() string {
 	return fmt.Sprintf("  -%s %s (%s)\n", o.flag, o.value, o.env) + wrap("      ", text)
 }
 
-// manual is all that there is to say about the command line.
+// manual returns the help of all commands and settings.
 func manual() string {
 	text := about + "\n" + wrap("", `Flags can be anywhere on the command line; what follows -- is not a flag. Flags override
 		environment variables, and those override defaults.
@@ -182,7 +184,7 @@ func manual() string {
 	return text
 }
 
-// wrap breaks paragraphs into lines of at most 79 columns.
+// wrap breaks paragraphs into indented lines of at most 79 columns.
 func wrap(indent, text string) string {
 	const width = 79
 	var lines []string
