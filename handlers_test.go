@@ -23,7 +23,7 @@ const (
 	notReadyBody = `{"error":"The service is not ready","code":"unavailable"}` + "\n"
 )
 
-func TestReadyzTellsWhetherTheDatabaseCanBeReadAndWritten(t *testing.T) {
+func TestReadyzReportsWhetherTheDatabaseCanBeReadAndWritten(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		claim string
@@ -100,7 +100,7 @@ func TestReadyzTellsWhetherTheDatabaseCanBeReadAndWritten(t *testing.T) {
 	}
 }
 
-func TestTheDatabaseIsAskedAtMostOnceASecond(t *testing.T) {
+func TestReadyzChecksTheDatabaseAtMostOnceASecond(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	commits := countCommits(t, s.store)
@@ -133,7 +133,7 @@ func TestTheDatabaseIsAskedAtMostOnceASecond(t *testing.T) {
 	asked(3)
 }
 
-func TestAStuckDatabaseIsNotReadyAndAskedNoMore(t *testing.T) {
+func TestReadyzStartsNoSecondCheckOfAStuckDatabase(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	book := s.keepLog()

@@ -101,7 +101,7 @@ func (b *logBook) records(t *testing.T, level slog.Level) []map[string]any {
 	return list
 }
 
-func TestWhoIsCallingComesBeforeTheBody(t *testing.T) {
+func TestAuthenticationComesBeforeTheBody(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	s.member("ann")
@@ -530,7 +530,7 @@ func TestNoSecretReachesTheLog(t *testing.T) {
 	}
 }
 
-func TestLogTellsWhoAndWhat(t *testing.T) {
+func TestTheLogNamesUserAndTarget(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	book := s.keepLog()
@@ -652,7 +652,7 @@ type closedWriter struct{ http.ResponseWriter }
 func (closedWriter) Write([]byte) (int, error) { return 0, net.ErrClosed }
 
 // A long answer must stop where nobody reads it.
-func TestSendTellsThatTheClientHasGone(t *testing.T) {
+func TestSendReportsThatTheClientHasGone(t *testing.T) {
 	t.Parallel()
 	x := &exchange{ResponseWriter: closedWriter{httptest.NewRecorder()}, r: httptest.NewRequest("GET", "/", nil), routed: true}
 	if err := x.send(http.StatusOK, []byte("[")); !errors.Is(err, net.ErrClosed) {

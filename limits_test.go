@@ -390,7 +390,7 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 }
 
 // A guess that is refused for one user costs the others of the network nothing.
-func TestANeighbourWhoIsRefusedKeepsNobodyWaiting(t *testing.T) {
+func TestARefusedGuessDelaysNoOtherUserOfTheNetwork(t *testing.T) {
 	t.Parallel()
 	s := newService(t, proxied)
 	s.register("ann")
@@ -423,7 +423,7 @@ func TestTheLimiterCanBeOff(t *testing.T) {
 	s.do("", "POST", "/api/refresh", `{}`).want(t, 401, "missing_token")
 }
 
-func TestTheLogTellsOfFailedLoginsAndLimits(t *testing.T) {
+func TestTheLogHasFailedLoginsAndLimits(t *testing.T) {
 	t.Parallel()
 	s := newService(t, proxied)
 	s.register("ann")

@@ -967,7 +967,7 @@ func TestTheDatabaseIsWhereItsURLSays(t *testing.T) {
 	}
 }
 
-func TestAnAdminAddedBesideARunningServerSignsInAtOnce(t *testing.T) {
+func TestAnAdminAddedDuringServingCanLogIn(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	p := startUserd(t, dir, nil)

@@ -370,7 +370,7 @@ func TestOpenConnectionsAreCounted(t *testing.T) {
 	open(1)
 }
 
-func TestTheProgramTellsOfItself(t *testing.T) {
+func TestMetricsDescribeTheProcess(t *testing.T) {
 	t.Parallel()
 	got := newService(t).scrape()
 	names := []string{"go_goroutines", "go_memstats_heap_alloc_bytes", "go_memstats_alloc_bytes_total", "go_memstats_next_gc_bytes", "go_memstats_sys_bytes", "go_gc_duration_seconds_count"}

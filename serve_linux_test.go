@@ -130,7 +130,7 @@ func TestAWrongSocketFromSystemdIsAWrongSetting(t *testing.T) {
 	}
 }
 
-func TestASocketForAnotherProcessIsLeftAlone(t *testing.T) {
+func TestASocketForAnotherProcessIsNotUsed(t *testing.T) {
 	t.Parallel()
 	socket, address := tcpSocket(t)
 	cmd := userdCommand(t, t.TempDir(), []string{"LISTEN_FDS=1", "LISTEN_PID=1"})
@@ -143,7 +143,7 @@ func TestASocketForAnotherProcessIsLeftAlone(t *testing.T) {
 	p.must("", "GET", "/api/test", "").want(t, 200, "")
 }
 
-func TestSystemdIsToldWhenItServesAndWhenItStops(t *testing.T) {
+func TestSystemdIsNotifiedOfStartAndStop(t *testing.T) {
 	for _, name := range []string{filepath.Join(t.TempDir(), "notify"), fmt.Sprintf("@userd-test-%d", os.Getpid())} {
 		t.Run(name[:1], func(t *testing.T) {
 			l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
@@ -236,7 +236,7 @@ func TestALogWhoseReaderHasGoneDoesNotEndIt(t *testing.T) {
 
 // A pipe that nobody reads stops the one request whose line has no room in it.
 // The others, and the end, go on without their lines, and the log tells of that.
-func TestALogThatNobodyReadsStopsOneRequestAtMost(t *testing.T) {
+func TestALogWithoutAReaderStopsAtMostOneRequest(t *testing.T) {
 	t.Parallel()
 	r, w := pipe(t)
 	p := spawnLoggingTo(t, w)

@@ -415,7 +415,7 @@ func TestAnHTTP2ConnectionIsBounded(t *testing.T) {
 	}
 }
 
-func TestThoseWhoKeepHTTPSWaitingMakeRoom(t *testing.T) {
+func TestHTTPSClientsThatStallMakeRoom(t *testing.T) {
 	const most = 4
 	noWindow := []byte{0, 4, 0, 0, 0, 0}
 	for _, row := range []struct {
@@ -518,7 +518,7 @@ func (b *toldBody) Read(p []byte) (int, error) {
 	return b.ReadCloser.Read(p)
 }
 
-func TestRequestsBesideOthersAreBoundedTogether(t *testing.T) {
+func TestConcurrentRequestsAreBoundedTogether(t *testing.T) {
 	t.Parallel()
 	const most = 3
 	s := newService(t)
@@ -857,7 +857,7 @@ func (s *service) stall(address, text string) *bufio.Reader {
 	return bufio.NewReader(conn)
 }
 
-func TestThoseWhoKeepTheServerWaitingMakeRoom(t *testing.T) {
+func TestClientsThatStallMakeRoom(t *testing.T) {
 	const most = 4
 	for _, row := range []struct {
 		name, sent string
@@ -913,7 +913,7 @@ func TestThoseWhoKeepTheServerWaitingMakeRoom(t *testing.T) {
 }
 
 // Their connections never wait long for them.
-func TestThoseWhoAskAgainAndAgainMakeRoom(t *testing.T) {
+func TestClientsThatKeepSendingRequestsMakeRoom(t *testing.T) {
 	const most = 4
 	s := newService(t)
 	t.Run("by HTTP", func(t *testing.T) {
@@ -1133,7 +1133,7 @@ func TestATokenOutlivesARestart(t *testing.T) {
 }
 
 // As with a restart that overlaps.
-func TestTwoServersThatBeginAtOnceMakeOneDatabaseWithOneKey(t *testing.T) {
+func TestTwoServersThatStartConcurrentlyMakeOneDatabaseWithOneKey(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	one, two := spawnUserd(t, dir, nil), spawnUserd(t, dir, nil)

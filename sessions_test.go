@@ -385,7 +385,7 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-func TestLoginTakesNameOrAddressInAnyCase(t *testing.T) {
+func TestLoginAcceptsNameOrAddressInAnyCase(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	s.register("Ann")
