@@ -192,7 +192,7 @@ func forgeries(k *signingKey, c claims, now int64) []forgery {
 		{name: "a signature cut short", token: unsigned + signature[:40]},
 		{name: "a signature drawn out", token: unsigned + signature + "A"},
 		{name: "a signature in hexadecimal", token: unsigned + hex.EncodeToString(k.mac(strings.TrimSuffix(unsigned, ".")))},
-		{name: "a signature of the payload alone", token: unsigned + base64.RawURLEncoding.EncodeToString(k.mac(encode64(payload)))},
+		{name: "a signature of only the payload", token: unsigned + base64.RawURLEncoding.EncodeToString(k.mac(encode64(payload)))},
 		{name: "a signature by another secret", token: signInput(&signingKey{secret: []byte("another secret of thirty-two bytes")}, k.header+"."+encode64(payload))},
 		{name: "a signature by the empty secret", token: signInput(&signingKey{}, k.header+"."+encode64(payload))},
 		{name: "a signature that is the secret", token: unsigned + encode64(string(k.secret))},
@@ -214,10 +214,10 @@ func forgeries(k *signingKey, c claims, now int64) []forgery {
 		{name: "invalid UTF-8 in a claim that is not read", token: withClaim("more", "\"\xff\"")},
 		{name: "more claims than a token needs", token: withPayload(strings.Replace(payload, "}", manyMembers(strictjson.MaxMembers-7)+"}", 1))},
 
-		{name: "a subject that stands twice", token: withPayload(strings.Replace(payload, "{", `{"sub":"2",`, 1))},
-		{name: "a subject that stands twice, once with an escape", token: withPayload(strings.Replace(payload, "{", `{"\u0073ub":"2",`, 1))},
-		{name: "an exp that stands twice", token: withPayload(strings.Replace(payload, "}", `,"exp":9999999999}`, 1))},
-		{name: "an unread claim that stands twice", token: withPayload(strings.Replace(payload, "}", `,"more":1,"more":1}`, 1))},
+		{name: "a subject that appears twice", token: withPayload(strings.Replace(payload, "{", `{"sub":"2",`, 1))},
+		{name: "a subject that appears twice, once with an escape", token: withPayload(strings.Replace(payload, "{", `{"\u0073ub":"2",`, 1))},
+		{name: "an exp that appears twice", token: withPayload(strings.Replace(payload, "}", `,"exp":9999999999}`, 1))},
+		{name: "an unread claim that appears twice", token: withPayload(strings.Replace(payload, "}", `,"more":1,"more":1}`, 1))},
 		{name: "a subject in another case", token: withPayload(strings.Replace(payload, `"sub"`, `"SUB"`, 1))},
 
 		{name: "type refresh", token: withClaim("type", `"refresh"`)},
@@ -245,8 +245,8 @@ func forgeries(k *signingKey, c claims, now int64) []forgery {
 		rows = append(rows,
 			forgery{name: fmt.Sprintf("algorithm %q without a signature", alg), token: input + "."},
 			forgery{name: fmt.Sprintf("algorithm %q with a signature by the key", alg), token: signInput(k, input)},
-			forgery{name: fmt.Sprintf("algorithm %q alone, without a signature", alg), token: bare + "."},
-			forgery{name: fmt.Sprintf("algorithm %q alone, with a signature by the key", alg), token: signInput(k, bare)},
+			forgery{name: fmt.Sprintf("algorithm %q only, without a signature", alg), token: bare + "."},
+			forgery{name: fmt.Sprintf("algorithm %q only, with a signature by the key", alg), token: signInput(k, bare)},
 		)
 	}
 	for _, lineBreak := range []string{"\r", "\n", "\r\n"} {
@@ -1084,7 +1084,7 @@ func TestFresh(t *testing.T) {
 	}
 	s.do(stale, "DELETE", path, "").want(t, 401, "fresh_login_required")
 	s.do(stale, "PUT", path, `{"username":"ann2"}`).want(t, 200, "")
-	s.do(stale, "PUT", path, `{"email":"ann@example.com"}`).want(t, 200, "") // as it stands
+	s.do(stale, "PUT", path, `{"email":"ann@example.com"}`).want(t, 200, "") // no change
 	s.do(stale, "PUT", path, `{"email":"new@example.com","current_password":"wrong"}`).want(t, 401, "wrong_password")
 	s.do(stale, "PUT", path, `{"email":"new@example.com","current_password":"correct horse battery"}`).want(t, 200, "")
 	s.do(stale, "DELETE", path, `{"current_password":"correct horse battery"}`).want(t, 200, "")

@@ -293,7 +293,7 @@ func TestEventsArePagedByCursor(t *testing.T) {
 	}
 }
 
-// addEvents adds n events of nobody, as a write of its own.
+// addEvents adds n events without an actor, in one write.
 func addEvents(t testing.TB, st *store, n int) {
 	t.Helper()
 	err := st.write(context.Background(), statement{

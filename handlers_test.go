@@ -157,7 +157,7 @@ func TestReadyzStartsNoSecondCheckOfAStuckDatabase(t *testing.T) {
 	})
 }
 
-// SQLite leaves out a write of what stands there already.
+// SQLite omits a write that changes nothing.
 func TestAProbeReallyWrites(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
@@ -223,6 +223,7 @@ func TestHealthcheckAsksTheRunningServer(t *testing.T) {
 }
 
 func TestHealthcheckFailsWhereTheServerIsNotReady(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		claim string
 		serve http.HandlerFunc

@@ -387,7 +387,7 @@ func TestUnknownFailure(t *testing.T) {
 		fail func(x *exchange) error
 		logs []string
 	}{
-		{"an error nobody knows", func(x *exchange) error { return errors.New(secret) }, []string{secret}},
+		{"an unknown error", func(x *exchange) error { return errors.New(secret) }, []string{secret}},
 		{"a panic with a text", func(x *exchange) error { panic(secret) }, []string{secret, "http_test.go"}},
 		{"a panic with an error that has an answer", func(x *exchange) error { panic(fmt.Errorf("%w: %s", errForbidden, secret)) }, []string{secret, "http_test.go"}},
 		{"a panic of the runtime", func(x *exchange) error { return (*detailedError)(nil).Unwrap() }, []string{"nil pointer", "http_test.go"}},
@@ -550,7 +550,7 @@ func TestTheLogNamesUserAndTarget(t *testing.T) {
 		send func() reply
 		want map[string]any // nil: must not be there
 	}{
-		{"a read by nobody", func() reply { return s.do("", "GET", "/api/test", "") },
+		{"a read without a token", func() reply { return s.do("", "GET", "/api/test", "") },
 			map[string]any{"level": "DEBUG", "method": "GET", "route": "GET /api/test", "status": 200.0, "client": "127.0.0.1", "user": nil, "code": nil, "err": nil}},
 		{"a HEAD", func() reply { return s.do("", "HEAD", "/api/test", "") },
 			map[string]any{"level": "DEBUG", "method": "HEAD", "status": 200.0}},
@@ -618,7 +618,7 @@ func TestOneAnswerPerRequest(t *testing.T) {
 		status int
 		body   string
 	}{
-		{"the first status stands", func(x *exchange) error {
+		{"the first status counts", func(x *exchange) error {
 			x.WriteHeader(http.StatusTeapot)
 			x.WriteHeader(http.StatusOK)
 			_, err := x.Write([]byte("once\n"))
@@ -651,7 +651,7 @@ type closedWriter struct{ http.ResponseWriter }
 
 func (closedWriter) Write([]byte) (int, error) { return 0, net.ErrClosed }
 
-// A long answer must stop where nobody reads it.
+// A long answer must end if the client does not read it.
 func TestSendReportsThatTheClientHasGone(t *testing.T) {
 	t.Parallel()
 	x := &exchange{ResponseWriter: closedWriter{httptest.NewRecorder()}, r: httptest.NewRequest("GET", "/", nil), routed: true}

@@ -1047,7 +1047,7 @@ func TestAUserWhoCannotBeAddedIsRefusedInOneHelpfulLine(t *testing.T) {
 			}
 			st := openTestStore(t, path)
 			if names := usernames(t, st); !slices.Equal(names, []string{"ann"}) {
-				t.Fatalf("the users are %v, want ann alone", names)
+				t.Fatalf("the users are %v, want only ann", names)
 			}
 			if ann, err := st.user(1); err != nil || ann.version != 1 {
 				t.Errorf("ann is %+v, %v", ann, err)

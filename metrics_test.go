@@ -166,7 +166,7 @@ func TestEachRequestIsCountedByRouteMethodAndStatus(t *testing.T) {
 	got.want(t, want)
 	for name, n := range got {
 		if strings.HasPrefix(name, "http_request_duration_seconds_count") && want[name] == 0 {
-			t.Errorf("%s is %v, and nobody asked", name, n)
+			t.Errorf("%s is %v, but no request was sent", name, n)
 		}
 	}
 	s.scrape().want(t, samples{requests("/metrics", "GET", 200): 1}) // the one before
@@ -320,7 +320,7 @@ func TestCommitsAndFilesAreMeasured(t *testing.T) {
 	before = s.scrape()
 	writes := []<-chan error{
 		enqueue(t, s.store, add(s.store, "bob")),
-		enqueue(t, s.store, add(s.store, "bob")), // fails alone
+		enqueue(t, s.store, add(s.store, "bob")), // only this one fails
 		enqueue(t, s.store, add(s.store, "cas")),
 		enqueue(t, s.store, add(s.store, "dan")),
 	}
@@ -465,7 +465,7 @@ func TestMetricsAreNotPublic(t *testing.T) {
 		t.Errorf("an admin is answered %s", r.body)
 	}
 	if strings.Contains(r.body, "ann") || strings.Contains(r.body, "127.0.0.1") {
-		t.Errorf("the metrics name somebody: %s", r.body)
+		t.Errorf("the metrics name a user: %s", r.body)
 	}
 	w, ofPage := httptest.NewRecorder(), httptest.NewRequest("GET", "/metrics", nil)
 	ofPage.Header.Set("Origin", "https://app.example.com")
@@ -538,7 +538,7 @@ func TestTheDocumentationNamesMetricsThatExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := newService(t).scrape()
-	got[requests("", "", 0)] = 1 // nobody has asked yet
+	got[requests("", "", 0)] = 1 // no request was sent yet
 	names := make(map[string]bool)
 	for name := range got {
 		name, _, _ = strings.Cut(name, "{")

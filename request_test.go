@@ -139,7 +139,7 @@ var badBodies = []struct {
 	{"a member twice, first with an escape", `{"user\u006eame":"ann","username":"bob"}`, "duplicate_member", `"username"`},
 	{"a member twice, in two ways with escapes", `{"\u0075sername":"ann","u\u0073ername":"bob"}`, "duplicate_member", `"username"`},
 
-	{"a member nobody knows", `{"username":"ann","age":3}`, "unknown_member", `"age"`},
+	{"an unknown member", `{"username":"ann","age":3}`, "unknown_member", `"age"`},
 	{"a member of another route", `{"username":"ann","role":"admin"}`, "unknown_member", `"role"`},
 	{"a member without a name", `{"":1}`, "unknown_member", `""`},
 	{"a member in another case", `{"Username":"ann"}`, "unknown_member", `"Username"`},
@@ -148,8 +148,8 @@ var badBodies = []struct {
 	{"a member with a space", `{"username ":"ann"}`, "unknown_member", `"username "`},
 	{"a member with a NUL", `{"username\u0000":"ann"}`, "unknown_member", `"username\\x00"`},
 	{"the name of the struct's field", `{"Password":"x"}`, "unknown_member", `"Password"`},
-	{"a member of 64 letters nobody knows", `{"` + strings.Repeat("a", 64) + `":1}`, "unknown_member", `"` + strings.Repeat("a", 64) + `"`},
-	{"a long member nobody knows", `{"` + strings.Repeat("a", 70) + `":1}`, "unknown_member", `"` + strings.Repeat("a", 64) + `…"`},
+	{"an unknown member of 64 letters", `{"` + strings.Repeat("a", 64) + `":1}`, "unknown_member", `"` + strings.Repeat("a", 64) + `"`},
+	{"a long unknown member", `{"` + strings.Repeat("a", 70) + `":1}`, "unknown_member", `"` + strings.Repeat("a", 64) + `…"`},
 	{"a long member, cut within a letter", `{"` + strings.Repeat("a", 63) + `ääää":1}`, "unknown_member", `"` + strings.Repeat("a", 63) + `…"`},
 	{"65 members", `{"username":"ann"` + manyMembers(64) + `}`, "unknown_member", `"m0"`},
 
@@ -368,7 +368,7 @@ func TestContentType(t *testing.T) {
 		{"charset UTF-16", []string{"Content-Type: application/json; charset=UTF-16"}, false},
 		{"an empty charset", []string{`Content-Type: application/json; charset=""`}, false},
 		{"a gzip body", []string{"Content-Type: application/json", "Content-Encoding: gzip"}, false},
-		{"an encoding that nobody knows", []string{"Content-Type: application/json", "Content-Encoding: x"}, false},
+		{"an unknown encoding", []string{"Content-Type: application/json", "Content-Encoding: x"}, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := s.post("/api/login", strings.NewReader(sized(60)), row.headers...)
@@ -401,7 +401,7 @@ func TestClientAddress(t *testing.T) {
 		{"a proxy and no header", private, proxy, nil, "10.0.0.1"},
 		{"a proxy and an empty header", private, proxy, []string{""}, "10.0.0.1"},
 		{"a proxy names its client", private, proxy, []string{"198.51.100.7"}, "198.51.100.7"},
-		{"what stands to the left is the client's invention", private, proxy, []string{"203.0.113.5, 198.51.100.7"}, "198.51.100.7"},
+		{"addresses to the left are the client's invention", private, proxy, []string{"203.0.113.5, 198.51.100.7"}, "198.51.100.7"},
 		{"even where it is a trusted address", private, proxy, []string{"10.0.0.8, 198.51.100.7"}, "198.51.100.7"},
 		{"even where it is garbage", private, proxy, []string{"'; DROP TABLE user; --, 198.51.100.7"}, "198.51.100.7"},
 		{"two proxies", private, proxy, []string{"198.51.100.7, 10.0.0.2"}, "198.51.100.7"},

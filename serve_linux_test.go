@@ -144,6 +144,7 @@ func TestASocketForAnotherProcessIsNotUsed(t *testing.T) {
 }
 
 func TestSystemdIsNotifiedOfStartAndStop(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{filepath.Join(t.TempDir(), "notify"), fmt.Sprintf("@userd-test-%d", os.Getpid())} {
 		t.Run(name[:1], func(t *testing.T) {
 			l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
@@ -220,7 +221,7 @@ func (p *process) servesOn() {
 	}
 }
 
-// Go ends a process that writes to a standard error that nobody reads, as a
+// Go ends a process that writes to a standard error without a reader, as a
 // command in a pipeline should.
 func TestALogWhoseReaderHasGoneDoesNotEndIt(t *testing.T) {
 	t.Parallel()
@@ -234,8 +235,8 @@ func TestALogWhoseReaderHasGoneDoesNotEndIt(t *testing.T) {
 	p.servesOn()
 }
 
-// A pipe that nobody reads stops the one request whose line has no room in it.
-// The others, and the end, go on without their lines, and the log tells of that.
+// A full pipe stops only the request whose line has no room in it. The others and
+// the end continue without their lines, and the log says how many were lost.
 func TestALogWithoutAReaderStopsAtMostOneRequest(t *testing.T) {
 	t.Parallel()
 	r, w := pipe(t)

@@ -192,7 +192,7 @@ func TestACertificateIsReplacedWhileItServes(t *testing.T) {
 		}
 	}
 	becomes(first)
-	hangup() // there is nothing new, and it says what there is
+	hangup() // nothing has changed, and it says so
 	await(t, "it says again which certificate it has", func() bool {
 		return strings.Count(strings.Join(p.log(), "\n"), `"msg":"loaded certificate"`) == 2
 	})
@@ -437,7 +437,7 @@ func TestHTTPSClientsThatStallMakeRoom(t *testing.T) {
 			h.request(1, "POST", "/body")
 			receive(t, "the body is read", bodies)
 		}},
-		{"within a body, and a request beside it done", func(t *testing.T, s *service, address string, bodies <-chan struct{}) {
+		{"within a body, next to a request that is done", func(t *testing.T, s *service, address string, bodies <-chan struct{}) {
 			h := dialH2(t, address, true)
 			h.request(1, "POST", "/body")
 			receive(t, "the body is read", bodies)
@@ -699,7 +699,7 @@ func TestPebbleGivesACertificateThatIsKept(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
 	}
-	p := startPebble(t, 1, 443, 90*24*60*60) // challenges by TLS alone
+	p := startPebble(t, 1, 443, 90*24*60*60) // only challenges by TLS
 	dir := t.TempDir()
 	u := p.startUserd(t, dir)
 	resp, err := u.client.Get("http://userd.example/api/test?x=1")
@@ -763,7 +763,7 @@ func TestPebbleRenewsACertificate(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
 	}
-	p := startPebble(t, 80, 1, 25) // challenges by HTTP alone
+	p := startPebble(t, 80, 1, 25) // only challenges by HTTP
 	u := p.startUserd(t, t.TempDir())
 	first := p.certificate(t)
 	if life := first.NotAfter.Sub(first.NotBefore); life > 25*time.Second {
@@ -869,7 +869,7 @@ func TestClientsThatStallMakeRoom(t *testing.T) {
 		{"within the next header", "GET /api/test HTTP/1.1\r\nHost: userd\r\n\r\nGET /api/te", true},
 		{"within the body", "POST /api/login HTTP/1.1\r\nHost: userd\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{", false},
 		{"before the first chunk", "POST /api/refresh HTTP/1.1\r\nHost: userd\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n", false},
-		{"within a body that nobody reads", "GET /api/test HTTP/1.1\r\nHost: userd\r\nContent-Length: 40\r\n\r\n", false},
+		{"within a body that is not read", "GET /api/test HTTP/1.1\r\nHost: userd\r\nContent-Length: 40\r\n\r\n", false},
 		{"within a body of a request that is refused", "POST /api/users HTTP/1.1\r\nHost: userd\r\nTransfer-Encoding: chunked\r\n\r\n", false},
 		{"within a body before a large answer", "GET /large HTTP/1.1\r\nHost: userd\r\nContent-Length: 40\r\n\r\n", false},
 		{"not reading", "GET /large HTTP/1.1\r\nHost: userd\r\n\r\n", false},

@@ -50,7 +50,7 @@ func TestRefreshGivesANewPair(t *testing.T) {
 	s.do(access, "POST", "/api/refresh", fmt.Sprintf(`{"refresh_token":%q}`, fourth)).want(t, 200, "") // the body goes first
 }
 
-// A refreshed session lives on; one that is left alone ends.
+// A refreshed session continues; a session that is not refreshed ends.
 func TestSessionExpires(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

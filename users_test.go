@@ -154,7 +154,7 @@ func TestDirectory(t *testing.T) {
 		directory   directory
 		otherStatus int
 		otherKeys   string
-		missing     int    // for an id that nobody has
+		missing     int    // for an unknown id
 		list        string // the usernames in a member's list
 		emails      string // the e-mail addresses in it
 		byName      string // found by the other's username
@@ -184,7 +184,7 @@ func TestDirectory(t *testing.T) {
 				t.Errorf("another's ETag is %s", tag)
 			}
 			if r := s.do(token, "GET", "/api/users/999", ""); r.status != test.missing {
-				t.Errorf("an id that nobody has: %d %s", r.status, r.body)
+				t.Errorf("an unknown id: %d %s", r.status, r.body)
 			}
 			for _, path := range []string{"/api/users", "/api/users?limit=10"} {
 				r := s.do(token, "GET", path, "").want(t, 200, "")
@@ -330,7 +330,7 @@ func TestListStreamsEveryUser(t *testing.T) {
 	}
 	for i, id := range ids {
 		if id != fmt.Sprint(i+1) {
-			t.Fatalf("user %s stands at place %d", id, i)
+			t.Fatalf("user %s is at index %d", id, i)
 		}
 	}
 }
@@ -364,7 +364,7 @@ func TestUpdateMerges(t *testing.T) {
 	if back.body != r.body || back.header.Get("ETag") != `"2"` {
 		t.Errorf("sent back: %s, was %s", back.body, r.body)
 	}
-	// One's own name in another case is not taken by somebody else.
+	// A user's own name in another case is not taken.
 	if r := s.do(token, "PUT", path, `{"username":"ANN"}`).want(t, 200, ""); r.field("username") != "ANN" {
 		t.Errorf("got %s", r.body)
 	}
