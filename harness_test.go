@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -346,4 +347,39 @@ func (s *service) signer() *signingKey {
 		s.t.Fatal(err)
 	}
 	return s.keys.signer(row)
+}
+
+// patience is how long a test waits for what must come. Only a test that fails
+// takes so long.
+const patience = 30 * time.Second
+
+// await returns when the condition holds. It is for what cannot be waited for
+// in a better way: a channel's length, a file's size.
+func await(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for start := time.Now(); !condition(); time.Sleep(time.Millisecond) {
+		if time.Since(start) > patience {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// receive returns what comes from a channel.
+func receive[T any](t *testing.T, what string, from <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-from:
+		return v
+	case <-time.After(patience):
+		t.Fatalf("waited in vain: %s", what)
+		panic("unreachable")
+	}
+}
+
+// wantError fails the test unless err is want. No error is nil.
+func wantError(t *testing.T, what string, err, want error) {
+	t.Helper()
+	if want == nil && err != nil || !errors.Is(err, want) {
+		t.Errorf("%s: got the error %v, want %v", what, err, want)
+	}
 }

@@ -1,0 +1,317 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// makeDatabase makes a database file by SQL, closes it, and returns its path.
+func makeDatabase(t *testing.T, queries ...string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "app.db")
+	db, err := sql.Open("sqlite", dsn(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, query := range queries {
+		if _, err := db.Exec(query); err != nil {
+			t.Fatalf("%s: %v", query, err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestANewDatabaseHasTheNewestSchema(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		claim string
+		path  string
+	}{
+		{"where there was no file", filepath.Join(t.TempDir(), "app.db")},
+		{"where there was an empty file", emptyFile(t)},
+		{"where there was an empty database", makeDatabase(t, `CREATE TABLE x (y)`, `DROP TABLE x`)},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			if _, err := inspect(context.Background(), c.path); err != nil {
+				t.Fatal(err)
+			}
+			st := openTestStore(t, c.path)
+			conn := another(t, c.path)
+			if got := scan[int](t, conn, `PRAGMA user_version`); got != len(migrations) {
+				t.Errorf("user_version is %d, want %d", got, len(migrations))
+			}
+			if got := scan[int](t, conn, `PRAGMA application_id`); got != applicationID {
+				t.Errorf("application_id is %#x, want %#x", got, applicationID)
+			}
+			aUser(t, st, "ann", member)
+			if _, err := inspect(context.Background(), c.path); err != nil {
+				t.Errorf("inspecting it while it is open: %v", err)
+			}
+		})
+	}
+}
+
+func emptyFile(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "app.db")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestAMigrationThatFailsLeavesTheDatabaseAsItWas(t *testing.T) { // not parallel: it replaces migrations
+	known := migrations
+	t.Cleanup(func() { migrations = known })
+	failing := append(slices.Clone(known), `
+		CREATE TABLE half (id INTEGER);
+		UPDATE user SET username = 'changed';
+		INSERT INTO half SELECT id FROM nowhere`)
+
+	t.Run("one with users", func(t *testing.T) {
+		path := makeStore(t, "ann")
+		before := snapshot(t, filepath.Dir(path))
+		migrations = failing
+		st, err := openStore(context.Background(), path)
+		if err == nil {
+			st.close()
+			t.Fatal("it was opened")
+		}
+		if got := snapshot(t, filepath.Dir(path)); got != before {
+			t.Errorf("the files were\n%s\nand are\n%s", before, got)
+		}
+		migrations = known
+		if got := usernames(t, openTestStore(t, path)); !slices.Equal(got, []string{"ann"}) {
+			t.Errorf("the users are %v", got)
+		}
+	})
+	t.Run("a new one, which stays at the last migration that succeeded", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "app.db")
+		migrations = failing
+		st, err := openStore(context.Background(), path)
+		if err == nil {
+			st.close()
+			t.Fatal("it was opened")
+		}
+		migrations = known
+		conn := another(t, path)
+		if got := scan[int](t, conn, `PRAGMA user_version`); got != len(known) {
+			t.Errorf("user_version is %d, want %d", got, len(known))
+		}
+		if got := scan[int](t, conn, `SELECT count(*) FROM sqlite_schema WHERE name = 'half'`); got != 0 {
+			t.Error("half of the migration is there")
+		}
+		openTestStore(t, path)
+	})
+	t.Run("and the next start tries again", func(t *testing.T) {
+		path := makeStore(t, "ann")
+		migrations = append(slices.Clone(known), `ALTER TABLE user ADD COLUMN more INTEGER NOT NULL DEFAULT 7`)
+		defer func() { migrations = known }()
+		st := openTestStore(t, path)
+		if got := scan[int](t, another(t, path), `SELECT more FROM user`); got != 7 {
+			t.Errorf("the new column holds %d, want 7", got)
+		}
+		if got := usernames(t, st); !slices.Equal(got, []string{"ann"}) {
+			t.Errorf("the users are %v", got)
+		}
+	})
+}
+
+// damage overwrites a part of a file, keeping all else.
+func damage(t *testing.T, path string, offset int64, bytes []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(bytes, offset)
+	if err := cmp.Or(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// firstPage returns where in the database file the first page of a table is.
+func firstPage(t *testing.T, path, table string) int64 {
+	t.Helper()
+	db, err := sql.Open("sqlite", dsn(path, "mode=ro", "immutable=1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var offset int64
+	err = db.QueryRow(`
+		SELECT (rootpage - 1) * (SELECT page_size FROM pragma_page_size) FROM sqlite_schema WHERE name = ?`, table).Scan(&offset)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return offset
+}
+
+func TestInspectRefusesWhatIsNoDatabaseOfUserdsAndLeavesItAsItIs(t *testing.T) {
+	t.Parallel()
+	aFile := func(content string) func(t *testing.T) string {
+		return func(t *testing.T) string {
+			path := emptyFile(t)
+			damage(t, path, 0, []byte(content))
+			return path
+		}
+	}
+	noise := make([]byte, 8192)
+	for i := range noise {
+		noise[i] = byte(i*i>>3 ^ i*31)
+	}
+	type row struct {
+		claim string
+		make  func(t *testing.T) (path string)
+		want  string // in the error; empty: there is none
+	}
+	rows := []row{
+		{"no file is fine", func(t *testing.T) string { return filepath.Join(t.TempDir(), "app.db") }, ""},
+		{"an empty file is fine", emptyFile, ""},
+		{"an empty database is fine", func(t *testing.T) string { return makeDatabase(t, `VACUUM`) }, ""},
+		{"userd's own is fine", func(t *testing.T) string { return makeStore(t, "ann") }, ""},
+		{"a directory that is not there", func(t *testing.T) string { return filepath.Join(t.TempDir(), "missing", "app.db") }, "missing"},
+		{"a directory", func(t *testing.T) string { return t.TempDir() }, "not a file"},
+		{"a file taken for a directory", func(t *testing.T) string { return filepath.Join(emptyFile(t), "app.db") }, "not a directory"},
+		{"a named pipe, which would never answer", func(t *testing.T) string {
+			path := filepath.Join(t.TempDir(), "app.db")
+			if err := syscall.Mkfifo(path, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return path
+		}, "not a file"},
+		{"a link to itself, which nobody can read", func(t *testing.T) string {
+			path := filepath.Join(t.TempDir(), "app.db")
+			if err := os.Symlink(path, path); err != nil {
+				t.Fatal(err)
+			}
+			return path
+		}, "app.db"},
+		{"a text file", aFile("These are my notes.\n" + strings.Repeat("More of them. ", 500)), "not a database"},
+		{"a short text file", aFile("notes\n"), "not a database"},
+		{"a file of two bytes", aFile("x\n"), "not a database"},
+		{"random bytes", aFile(string(noise)), "not a database"},
+		{"zeros", aFile(string(make([]byte, 8192))), "not a database"},
+		{"the right header and then random bytes", aFile("SQLite format 3\x00" + string(noise)), "reading"},
+		{"a database cut in half", func(t *testing.T) string {
+			path := makeStore(t, "ann")
+			info, err := os.Stat(path)
+			if err == nil {
+				err = os.Truncate(path, info.Size()/2)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return path
+		}, "malformed"},
+		{"a database of which only the header is left", func(t *testing.T) string {
+			path := makeStore(t, "ann")
+			if err := os.Truncate(path, 100); err != nil {
+				t.Fatal(err)
+			}
+			return path
+		}, "reading"},
+		{"a database whose schema is damaged", func(t *testing.T) string {
+			path := makeStore(t, "ann")
+			damage(t, path, 100, noise[:3000])
+			return path
+		}, "malformed"},
+		{"another program's database, without an application_id", func(t *testing.T) string {
+			return makeDatabase(t, `CREATE TABLE song (title)`)
+		}, "another program's"},
+		{"another program's database, with its own user_version", func(t *testing.T) string {
+			return makeDatabase(t, `CREATE TABLE song (title)`, `PRAGMA user_version = 1`)
+		}, "another program's"},
+		{"another program's database, with its own application_id", func(t *testing.T) string {
+			return makeDatabase(t, `CREATE TABLE song (title)`, `PRAGMA application_id = 123`)
+		}, "another program's"},
+		{"another program's database without tables, with its own application_id", func(t *testing.T) string {
+			return makeDatabase(t, `PRAGMA application_id = 123`)
+		}, "another program's"},
+		{"another program's database that has a table user", func(t *testing.T) string {
+			return makeDatabase(t, `CREATE TABLE user (id INTEGER PRIMARY KEY, name TEXT)`)
+		}, "another program's"},
+		{"another program's database in WAL mode", func(t *testing.T) string {
+			return makeDatabase(t, `PRAGMA journal_mode = WAL`, `CREATE TABLE song (title)`)
+		}, "another program's"},
+		{"a newer userd's database", func(t *testing.T) string {
+			path := makeStore(t, "ann")
+			damage(t, path, 60, []byte{0, 0, 0, byte(len(migrations) + 1)}) // user_version, in the header
+			return path
+		}, "newer userd"},
+		{"userd's mark on a database without its tables", func(t *testing.T) string {
+			return makeDatabase(t, fmt.Sprintf(`PRAGMA application_id = %d`, applicationID), `PRAGMA user_version = 1`, `CREATE TABLE song (title)`)
+		}, "no such table"},
+	}
+	for _, table := range []string{"user", "counter", "session", "signing_key"} {
+		rows = append(rows, row{"a database whose first page of the table " + table + " is damaged", func(t *testing.T) string {
+			path := makeStore(t, "ann")
+			damage(t, path, firstPage(t, path, table), noise[:4096])
+			return path
+		}, "table " + table})
+	}
+	if os.Getuid() != 0 { // whom no mode keeps from reading
+		rows = append(rows, row{"a file that may not be read", func(t *testing.T) string {
+			path := makeStore(t, "ann")
+			if err := os.Chmod(path, 0); err != nil {
+				t.Fatal(err)
+			}
+			return path
+		}, "app.db"})
+	}
+	for _, c := range rows {
+		t.Run(c.claim, func(t *testing.T) {
+			path := c.make(t)
+			dir := filepath.Dir(path)
+			if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+				dir = filepath.Dir(dir)
+			}
+			before := snapshot(t, dir)
+			_, err := inspect(context.Background(), path)
+			switch {
+			case c.want == "" && err != nil:
+				t.Errorf("refused: %v", err)
+			case c.want != "" && err == nil:
+				t.Error("let through")
+			case c.want != "" && !strings.Contains(err.Error(), c.want):
+				t.Errorf("the error %q does not say %q", err, c.want)
+			case err != nil && strings.ContainsAny(err.Error(), "\r\n"):
+				t.Errorf("the error has more than one line: %q", err)
+			}
+			if after := snapshot(t, dir); after != before {
+				t.Errorf("the files were\n%sand are\n%s", before, after)
+			}
+		})
+	}
+}
+
+// What a killed server leaves stands in the write-ahead log and not in the
+// database file.
+func TestInspectReadsAWriteAheadLogThatWasLeftBehind(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "app.db")
+	st := openTestStore(t, path)
+	aUser(t, st, "ann", member)
+	left := filepath.Join(t.TempDir(), "app.db")
+	for _, suffix := range []string{"", "-wal"} {
+		// By another process: closing a descriptor here would drop SQLite's locks.
+		copyFile(t, path+suffix, left+suffix)
+	}
+	if _, err := inspect(context.Background(), left); err != nil {
+		t.Fatal(err)
+	}
+	if got := usernames(t, openTestStore(t, left)); !slices.Equal(got, []string{"ann"}) {
+		t.Errorf("the users are %v", got)
+	}
+}

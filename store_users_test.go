@@ -1,0 +1,613 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// aUser adds a user with the name and the role and the hash "hash".
+func aUser(t *testing.T, st *store, name string, r role) user {
+	t.Helper()
+	u := user{username: name, email: name + "@example.com", role: r}
+	if err := st.addUser(context.Background(), console, &u, "hash", 1); err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// add returns a write that adds a user, for enqueue.
+func add(st *store, name string) func() error {
+	return func() error {
+		u := user{username: name, email: name + "@example.com", role: member}
+		return st.addUser(context.Background(), console, &u, "hash", 1)
+	}
+}
+
+// usernames lists the users, in id order.
+func usernames(t *testing.T, st *store) (names []string) {
+	t.Helper()
+	err := st.users(context.Background(), 0, 1<<30, filter{}, func(u *user) { names = append(names, u.username) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+func TestAnIDIsNeverGivenTwice(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "app.db")
+	st, err := openStore(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := aUser(t, st, "ann", member)
+	deleted := func() {
+		t.Helper()
+		if err := st.deleteUser(context.Background(), console, last.id, 0, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	isNew := func(when, name string) {
+		t.Helper()
+		u := aUser(t, st, name, member)
+		if u.id <= last.id {
+			t.Errorf("%s: the new user has the id %d, which was given before (the last is %d)", when, u.id, last.id)
+		}
+		last = u
+	}
+	isNew("beside the first", "bob")
+	deleted()
+	isNew("the highest was deleted", "cas")
+	deleted()
+	if err := st.close(); err != nil {
+		t.Fatal(err)
+	}
+	st = openTestStore(t, path)
+	isNew("the highest was deleted and the database opened again", "dan")
+
+	// A user that is not added takes no id.
+	if err := add(st, "dan")(); !errors.Is(err, errUsernameTaken) {
+		t.Fatal(err)
+	}
+	if u := aUser(t, st, "eve", member); u.id != last.id+1 {
+		t.Errorf("after an addition that failed the next id is %d, want %d", u.id, last.id+1)
+	}
+}
+
+func TestNamesAreUniqueWithoutRegardToCase(t *testing.T) {
+	t.Parallel()
+	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+	ctx := context.Background()
+	ann, bob := aUser(t, st, "Ann", member), aUser(t, st, "bob", member)
+	for _, c := range []struct {
+		claim           string
+		username, email string
+		want            error
+	}{
+		{"a username that is taken is refused", "Ann", "new@example.com", errUsernameTaken},
+		{"a username that is taken in another case is refused", "aNN", "new@example.com", errUsernameTaken},
+		{"an address that is taken is refused", "new", "Ann@example.com", errEmailTaken},
+		{"an address that is taken in another case is refused", "new", "aNN@EXAMPLE.com", errEmailTaken},
+		{"where both are taken the username is named", "ANN", "ann@example.com", errUsernameTaken},
+		{"a username may be another's address", "Ann@example.com", "new@example.com", nil},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			u := user{username: c.username, email: c.email, role: member}
+			err := st.addUser(ctx, console, &u, "hash", 1)
+			wantError(t, "adding", err, c.want)
+			if err == nil {
+				if err := st.deleteUser(ctx, console, u.id, 0, 1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, err = st.updateUser(ctx, console, bob.id, change{username: &c.username, email: &c.email}, 0, 2)
+			wantError(t, "changing", err, c.want)
+			back := change{username: &bob.username, email: &bob.email}
+			if _, err := st.updateUser(ctx, console, bob.id, back, 0, 2); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	t.Run("one's own name in another case is free", func(t *testing.T) {
+		name, email := "ANN", "ANN@EXAMPLE.COM"
+		u, err := st.updateUser(ctx, console, ann.id, change{username: &name, email: &email}, 0, 2)
+		if err != nil || u.username != name || u.email != email {
+			t.Errorf("got %+v, %v", u, err)
+		}
+	})
+	t.Run("a user is found by either name in any case, as it was typed", func(t *testing.T) {
+		for _, login := range []string{"bob", "BOB", "bob@example.com", "Bob@Example.Com"} {
+			u, c, err := st.userByLogin(login)
+			if err != nil || u.id != bob.id || u.username != "bob" || c.hash != "hash" {
+				t.Errorf("%s: got %+v, %+v, %v", login, u, c, err)
+			}
+		}
+		if _, _, err := st.userByLogin("nobody"); err != errUserNotFound {
+			t.Errorf("nobody: got the error %v", err)
+		}
+	})
+	t.Run("a login that is one's username and another's address is the username's", func(t *testing.T) {
+		cas := user{username: "bob@example.com", email: "cas@example.com", role: member}
+		if err := st.addUser(ctx, console, &cas, "hash", 1); err != nil {
+			t.Fatal(err)
+		}
+		if u, _, err := st.userByLogin("BOB@example.com"); err != nil || u.id != cas.id {
+			t.Errorf("got %+v, %v, want user %d", u, err, cas.id)
+		}
+	})
+}
+
+// Names that the rules of today would refuse come from adopted databases.
+func TestEveryUserIsReadAsItStandsInTheDatabase(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "app.db")
+	st := openTestStore(t, path)
+	conn := another(t, path)
+	for i, name := range []string{
+		"ann", "", `"`, `\`, `a"b`, `a\"b\\`, `\"`, "],[", `{"a":[1,"b"]}`, "a,b", "\n\t\x01", "null", "1", " ", "é, 漢, 😀", "\u2028", "'; --",
+	} {
+		want := user{id: int64(i) + 1, username: name, email: name + "@x", role: role(name), disabled: i%2 == 1,
+			createdAt: -1, updatedAt: 1 << 53, lastLoginAt: 0, version: 1<<63 - 1}
+		_, err := conn.ExecContext(t.Context(), `INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at, version)
+			VALUES (?, ?, ?, '', ?, ?, ?, ?, ?, ?)`, want.id, want.username, want.email, want.role, want.disabled, want.createdAt, want.updatedAt, want.lastLoginAt, want.version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := st.user(want.id); err != nil || got != want {
+			t.Errorf("got %+v %v, want %+v", got, err, want)
+		}
+	}
+}
+
+func TestARowThatIsNoUserIsAnError(t *testing.T) {
+	t.Parallel()
+	for _, row := range []any{
+		nil,
+		int64(1),
+		"",
+		"[]",
+		`[1,"a","b","member",0,1,2,3]`,
+		`["a",1,"b","member",0,1,2,3,4]`,
+		`[1,"a","b","member",0,1,2,3,4.5]`,
+		`[1,"a","b","member","no",1,2,3,4]`,
+		`[1,"a`,
+		`[1,"a\`,
+	} {
+		var u user
+		if err := u.Scan(row); err == nil {
+			t.Errorf("%v was read as %+v", row, u)
+		}
+	}
+}
+
+func TestListsUseTheIndexMadeForThem(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	yes := true
+	for _, c := range []struct {
+		claim string
+		ask   func(st *store, f func(*user)) error
+		steps []string // of the plan
+	}{
+		{"admins are found in the index of admins",
+			func(st *store, f func(*user)) error { return st.users(ctx, 0, 9, filter{role: admin}, f) },
+			[]string{"SEARCH user USING INDEX user_admin (id>?)"}},
+		{"disabled admins are found in the index of admins",
+			func(st *store, f func(*user)) error {
+				return st.users(ctx, 0, 9, filter{role: admin, disabled: &yes}, f)
+			},
+			[]string{"SEARCH user USING INDEX user_admin (id>?)"}},
+		{"disabled users are found in the index of the disabled",
+			func(st *store, f func(*user)) error { return st.users(ctx, 0, 9, filter{disabled: &yes}, f) },
+			[]string{"SEARCH user USING INDEX user_disabled (id>?)"}},
+		{"a page of all users begins at its first id",
+			func(st *store, f func(*user)) error { return st.users(ctx, 0, 9, filter{}, f) },
+			[]string{"SEARCH user USING INTEGER PRIMARY KEY (rowid>?)"}},
+		{"a search by name reads one range of one index",
+			func(st *store, f func(*user)) error { return st.search(ctx, "a", false, 9, f) },
+			[]string{"SEARCH user USING COVERING INDEX user_username (username>? AND username<?)"}},
+		{"a search by name and address reads one range of each of two indexes",
+			func(st *store, f func(*user)) error { return st.search(ctx, "a", true, 9, f) },
+			[]string{
+				"SEARCH user USING COVERING INDEX user_username (username>? AND username<?)",
+				"SEARCH user USING COVERING INDEX user_email (email>? AND email<?)",
+			}},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "app.db")
+			st := openTestStore(t, path)
+			if err := c.ask(st, func(*user) {}); err != nil {
+				t.Fatal(err)
+			}
+			if len(st.reads.stmts) != 1 {
+				t.Fatalf("it took %d statements, want 1", len(st.reads.stmts))
+			}
+			conn := another(t, path)
+			for query := range st.reads.stmts {
+				steps := plan(t, conn, query)
+				for _, step := range c.steps {
+					if !slices.Contains(strings.Split(steps, "\n"), step) {
+						t.Errorf("the plan is\n%s\nand has not the step %s", steps, step)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestASearchFindsByTheBeginningOfANameInAnyCase(t *testing.T) {
+	t.Parallel()
+	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+	for _, u := range []user{
+		{username: "Bob", email: "zed@example.com"},
+		{username: "al", email: "al@one.example"},
+		{username: "ALBERT", email: "king@example.com"},
+		{username: "alice", email: "a1@two.example"},
+		{username: "carol", email: "Alto@voice.example"},
+		{username: "am", email: "am@example.com"},
+		{username: "x_y", email: "x_y@example.com"},
+		{username: "xzy", email: "xzy@example.com"},
+		{username: "Straße", email: "s@example.com"}, // adopted
+		{username: "10%", email: "ten@example.com"},
+	} {
+		u.role = member
+		if err := st.addUser(context.Background(), console, &u, "hash", 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		claim   string
+		prefix  string
+		byEmail bool
+		limit   int
+		want    string
+	}{
+		{"those whose username begins so, in name order", "al", false, 9, "al ALBERT alice"},
+		{"in whatever case it is asked for", "AL", false, 9, "al ALBERT alice"},
+		{"a longer prefix finds fewer", "alb", false, 9, "ALBERT"},
+		{"a whole name finds itself", "alice", false, 9, "alice"},
+		{"more than a name does not find it", "alicee", false, 9, ""},
+		{"the middle of a name does not find it", "lice", false, 9, ""},
+		{"by address too, where that is asked for", "al", true, 9, "al ALBERT alice carol"},
+		{"by address alone", "king@", true, 9, "ALBERT"},
+		{"not by address, where that is not asked for", "king@", false, 9, ""},
+		{"one that both find stands once", "xzy", true, 9, "xzy"},
+		{"at most the limit", "al", false, 2, "al ALBERT"},
+		{"at most the limit, of both ranges together", "al", true, 2, "al ALBERT"},
+		{"an underscore is itself and no wildcard", "x_", true, 9, "x_y"},
+		{"a percent sign is itself and no wildcard", "%", true, 9, ""},
+		{"a percent sign is found", "10%", true, 9, "10%"},
+		{"letters that are not ASCII are found", "straß", true, 9, "Straße"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			var names []string
+			err := st.search(context.Background(), c.prefix, c.byEmail, c.limit, func(u *user) { names = append(names, u.username) })
+			if got := strings.Join(names, " "); err != nil || got != c.want {
+				t.Errorf("found %q, %v, want %q", got, err, c.want)
+			}
+		})
+	}
+}
+
+func TestAListHoldsTheUsersThatItsFilterLetsThrough(t *testing.T) {
+	t.Parallel()
+	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+	ctx := context.Background()
+	yes, no := true, false
+	for _, c := range []struct {
+		name     string
+		role     role
+		disabled bool
+	}{
+		{"ann", admin, false}, {"bob", member, false}, {"cas", admin, true}, {"dan", member, true}, {"eve", admin, false}, {"fay", member, false},
+	} {
+		u := user{username: c.name, email: c.name + "@example.com", role: c.role, disabled: c.disabled}
+		if err := st.addUser(ctx, console, &u, "hash", 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		claim string
+		after int64
+		limit int
+		only  filter
+		want  string
+	}{
+		{"all, in id order", 0, 9, filter{}, "ann bob cas dan eve fay"},
+		{"those after an id", 2, 9, filter{}, "cas dan eve fay"},
+		{"at most the limit", 0, 2, filter{}, "ann bob"},
+		{"admins", 0, 9, filter{role: admin}, "ann cas eve"},
+		{"admins after an id", 1, 9, filter{role: admin}, "cas eve"},
+		{"admins up to the limit", 0, 2, filter{role: admin}, "ann cas"},
+		{"members", 0, 9, filter{role: member}, "bob dan fay"},
+		{"the disabled", 0, 9, filter{disabled: &yes}, "cas dan"},
+		{"the others", 0, 9, filter{disabled: &no}, "ann bob eve fay"},
+		{"disabled admins", 0, 9, filter{role: admin, disabled: &yes}, "cas"},
+		{"active admins", 0, 9, filter{role: admin, disabled: &no}, "ann eve"},
+		{"disabled members", 0, 9, filter{role: member, disabled: &yes}, "dan"},
+		{"active members after an id", 2, 9, filter{role: member, disabled: &no}, "fay"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			var names []string
+			err := st.users(ctx, c.after, c.limit, c.only, func(u *user) { names = append(names, u.username) })
+			if got := strings.Join(names, " "); err != nil || got != c.want {
+				t.Errorf("got %q, %v, want %q", got, err, c.want)
+			}
+		})
+	}
+}
+
+func TestAnActiveAdminAlwaysStays(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	demoted, disabled := member, true
+	acts := map[string]func(st *store, by caller, id int64) error{
+		"demoting": func(st *store, by caller, id int64) error {
+			_, err := st.updateUser(ctx, by, id, change{role: &demoted}, 0, 2)
+			return err
+		},
+		"disabling": func(st *store, by caller, id int64) error {
+			_, err := st.updateUser(ctx, by, id, change{disabled: &disabled}, 0, 2)
+			return err
+		},
+		"deleting": func(st *store, by caller, id int64) error {
+			return st.deleteUser(ctx, by, id, 0, 1)
+		},
+	}
+	for act, do := range acts {
+		t.Run(act+" the last one is refused to whoever asks", func(t *testing.T) {
+			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+			ann := aUser(t, st, "ann", admin)
+			aUser(t, st, "bob", member)
+			out := user{username: "cas", email: "cas@example.com", role: admin, disabled: true}
+			if err := st.addUser(ctx, console, &out, "hash", 1); err != nil {
+				t.Fatal(err)
+			}
+			sid := aSession(t, st, ann)
+			wantError(t, "by itself", do(st, sid, ann.id), errLastAdmin)
+			wantError(t, "by the console", do(st, console, ann.id), errLastAdmin)
+			if u, err := st.user(ann.id); err != nil || u != ann && (u.role != admin || u.disabled || u.version != ann.version) {
+				t.Errorf("ann is %+v, %v", u, err)
+			}
+			if !hasSession(t, st, sid) {
+				t.Error("the session has ended")
+			}
+			wantError(t, "one who is disabled", do(st, sid, out.id), nil)
+			aUser(t, st, "dan", admin)
+			wantError(t, "when there is another", do(st, sid, ann.id), nil)
+		})
+	}
+	t.Run("other changes of the last one are free", func(t *testing.T) {
+		st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+		ann := aUser(t, st, "ann", admin)
+		sid := aSession(t, st, ann)
+		name, same, no := "anna", admin, false
+		_, err := st.updateUser(ctx, sid, ann.id, change{username: &name, role: &same, disabled: &no}, 0, 2)
+		wantError(t, "a change of the name", err, nil)
+	})
+	t.Run("a member is demoted, disabled and deleted without an admin", func(t *testing.T) {
+		st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+		bob := aUser(t, st, "bob", member)
+		for _, act := range []string{"demoting", "disabling", "deleting"} {
+			wantError(t, act, acts[act](st, console, bob.id), nil)
+		}
+	})
+
+	// Two at the same moment, through two stores as two processes have them.
+	const rounds = 20
+	for act, do := range acts {
+		for _, who := range []string{"each other", "themselves", "two by the console"} {
+			t.Run(act+" at the same moment: "+who, func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "app.db")
+				stores := []*store{openTestStore(t, path), openTestStore(t, path)}
+				for _, st := range stores {
+					runSQL(t, st.conn, `PRAGMA synchronous = OFF`) // syncs take the time and have no part in this
+				}
+				outside := another(t, path)
+				runSQL(t, outside, `PRAGMA synchronous = OFF`)
+				for round := range rounds {
+					runSQL(t, outside, `DELETE FROM user`, `DELETE FROM session`)
+					pair := []user{aUser(t, stores[0], "ann", admin), aUser(t, stores[0], "bob", admin)}
+					by := []caller{aSession(t, stores[0], pair[0]), aSession(t, stores[0], pair[1])}
+					target := []int64{pair[1].id, pair[0].id}
+					switch who {
+					case "themselves":
+						target = []int64{pair[0].id, pair[1].id}
+					case "two by the console":
+						by = []caller{console, console}
+					}
+					errs := make([]error, 2)
+					var wg sync.WaitGroup
+					for i := range 2 {
+						wg.Go(func() { errs[i] = do(stores[i], by[i], target[i]) })
+					}
+					wg.Wait()
+					if (errs[0] == nil) == (errs[1] == nil) {
+						t.Fatalf("round %d: they were answered %v and %v, want one success", round, errs[0], errs[1])
+					}
+					if n := scan[int](t, outside, `SELECT count(*) FROM user WHERE role = 'admin' AND disabled = 0`); n != 1 {
+						t.Fatalf("round %d: %d active admins are left", round, n)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	demoted, disabled, name := member, true, "changed"
+	acts := map[string]func(st *store, by caller, id int64) error{
+		"an update": func(st *store, by caller, id int64) error {
+			_, err := st.updateUser(ctx, by, id, change{username: &name}, 0, 2)
+			return err
+		},
+		"a deletion": func(st *store, by caller, id int64) error {
+			return st.deleteUser(ctx, by, id, 0, 1)
+		},
+	}
+	for act, do := range acts {
+		for _, c := range []struct {
+			claim string
+			first func(st *store, root user, sid caller) error // stands before it in the queue
+			want  error
+		}{
+			{"after the caller's logout is refused", func(st *store, root user, sid caller) error {
+				return st.endSession(ctx, sid, root.id, sid.session, 1)
+			}, errSessionEnded},
+			{"after the caller's logout everywhere is refused", func(st *store, root user, sid caller) error {
+				return st.endSessions(ctx, sid, root.id, 1)
+			}, errSessionEnded},
+			{"after the caller was demoted is refused", func(st *store, root user, _ caller) error {
+				_, err := st.updateUser(ctx, console, root.id, change{role: &demoted}, 0, 2)
+				return err
+			}, errForbidden},
+			{"after the caller was disabled is refused", func(st *store, root user, _ caller) error {
+				_, err := st.updateUser(ctx, console, root.id, change{disabled: &disabled}, 0, 2)
+				return err
+			}, errSessionEnded},
+			{"after the caller's password was changed by another is refused", func(st *store, root user, _ caller) error {
+				_, err := st.updateUser(ctx, console, root.id, change{hash: &name}, 0, 2)
+				return err
+			}, errSessionEnded},
+			{"after the caller was deleted is refused", func(st *store, root user, _ caller) error {
+				return st.deleteUser(ctx, console, root.id, 0, 1)
+			}, errSessionEnded},
+			{"after something else happened is done", func(st *store, _ user, _ caller) error {
+				return add(st, "else")()
+			}, nil},
+		} {
+			t.Run(act+" "+c.claim, func(t *testing.T) {
+				st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+				aUser(t, st, "other", admin) // so that root is not the last
+				root, ann := aUser(t, st, "root", admin), aUser(t, st, "ann", member)
+				sid := aSession(t, st, root)
+				release := holdWriter(t, st)
+				first := enqueue(t, st, func() error { return c.first(st, root, sid) })
+				second := enqueue(t, st, func() error { return do(st, sid, ann.id) })
+				release()
+				errs := answersOf(t, first, second)
+				wantError(t, "what comes first", errs[0], nil)
+				wantError(t, act, errs[1], c.want)
+				u, err := st.user(ann.id)
+				if c.want != nil && (err != nil || u != ann) {
+					t.Errorf("ann is %+v, %v, want her as she was", u, err)
+				}
+			})
+		}
+		t.Run(act+" by nobody is refused", func(t *testing.T) {
+			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+			ann := aUser(t, st, "ann", member)
+			var nobody caller
+			wantError(t, act, do(st, nobody, ann.id), errForbidden)
+			wantError(t, act+" by a session that does not exist", do(st, caller{kind: sessionCaller, session: 99}, ann.id), errSessionEnded)
+			wantError(t, act+" by a session without a number", do(st, caller{kind: sessionCaller, user: ann.id}, ann.id), errSessionEnded)
+			wantError(t, act+" by a stranger", do(st, caller{kind: strangerCaller}, ann.id), errForbidden)
+			wantError(t, act+" by an unknown kind of caller", do(st, caller{kind: "other", session: aSession(t, st, aUser(t, st, "root", admin)).session}, ann.id), errForbidden)
+			if u, err := st.user(ann.id); err != nil || u != ann {
+				t.Errorf("ann is %+v, %v, want her as she was", u, err)
+			}
+		})
+		t.Run(act+" of another is an admin's", func(t *testing.T) {
+			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+			root, ann, bob := aUser(t, st, "root", admin), aUser(t, st, "ann", member), aUser(t, st, "bob", member)
+			wantError(t, "by a member", do(st, aSession(t, st, ann), bob.id), errForbidden)
+			wantError(t, "by a member, of somebody who is not there", do(st, aSession(t, st, ann), 99), errForbidden)
+			wantError(t, "by an admin, of somebody who is not there", do(st, aSession(t, st, root), 99), errUserNotFound)
+			wantError(t, "by itself", do(st, aSession(t, st, ann), ann.id), nil)
+			wantError(t, "by an admin", do(st, aSession(t, st, root), bob.id), cmp.Or(map[string]error{"an update": errUsernameTaken}[act]))
+		})
+	}
+}
+
+func TestAChangeOfAVersionThatHasPassedIsRefused(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+	ann := aUser(t, st, "ann", member)
+	first, second := "first", "second"
+	u, err := st.updateUser(ctx, console, ann.id, change{username: &first}, ann.version, 7)
+	want := user{id: ann.id, username: "first", email: ann.email, role: member, createdAt: ann.createdAt, updatedAt: 7, version: ann.version + 1}
+	if err != nil || u != want {
+		t.Fatalf("a change of the version that is there: got %+v, %v, want %+v", u, err, want)
+	}
+	_, err = st.updateUser(ctx, console, ann.id, change{username: &second}, ann.version, 8)
+	wantError(t, "a change of the version before", err, errVersion)
+	wantError(t, "a deletion of the version before", st.deleteUser(ctx, console, ann.id, ann.version, 1), errVersion)
+	if got, err := st.user(ann.id); err != nil || got != want {
+		t.Errorf("the user is %+v, %v, want %+v", got, err, want)
+	}
+	wantError(t, "a deletion of the version that is there", st.deleteUser(ctx, console, ann.id, want.version, 1), nil)
+	wantError(t, "a deletion of who is gone", st.deleteUser(ctx, console, ann.id, want.version, 1), errUserNotFound)
+
+	t.Run("and of two changes of one version one is done", func(t *testing.T) {
+		bob := aUser(t, st, "bob", member)
+		release := holdWriter(t, st)
+		var writes []<-chan error
+		for _, name := range []string{"one", "two"} {
+			writes = append(writes, enqueue(t, st, func() error {
+				_, err := st.updateUser(ctx, console, bob.id, change{username: &name}, bob.version, 8)
+				return err
+			}))
+		}
+		release()
+		errs := answersOf(t, writes...)
+		wantError(t, "the first", errs[0], nil)
+		wantError(t, "the second", errs[1], errVersion)
+	})
+}
+
+// An admin who is no admin any more when its turn comes adds nobody; whoever
+// registers adds a member alone.
+func TestWhoMayAddIsCheckedWhenTheWriteRuns(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	demoted := member
+	for _, c := range []struct {
+		claim string
+		first func(st *store, root user, sid caller) error
+		by    func(sid caller) caller
+		role  role
+		want  error
+	}{
+		{"an admin adds an admin", nil, func(sid caller) caller { return sid }, admin, nil},
+		{"a demoted admin adds nobody", func(st *store, root user, sid caller) error {
+			_, err := st.updateUser(ctx, console, root.id, change{role: &demoted}, 0, 2)
+			return err
+		}, func(sid caller) caller { return sid }, member, errForbidden},
+		{"an admin who has logged out adds nobody", func(st *store, root user, sid caller) error {
+			return st.endSessions(ctx, console, root.id, 1)
+		}, func(sid caller) caller { return sid }, member, errSessionEnded},
+		{"a stranger adds a member", nil, func(caller) caller { return caller{kind: strangerCaller} }, member, nil},
+		{"a stranger adds no admin", nil, func(caller) caller { return caller{kind: strangerCaller} }, admin, errForbidden},
+		{"the zero caller adds nobody", nil, func(caller) caller { return caller{} }, member, errForbidden},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+			root := aUser(t, st, "root", admin)
+			aUser(t, st, "second", admin)
+			sid := aSession(t, st, root)
+			if c.first != nil {
+				if err := c.first(st, root, sid); err != nil {
+					t.Fatal(err)
+				}
+			}
+			u := user{username: "new", email: "new@example.com", role: c.role}
+			wantError(t, "the addition", st.addUser(ctx, c.by(sid), &u, "hash", 3), c.want)
+			if got := len(usernames(t, st)); got != 2 && c.want != nil || got != 3 && c.want == nil {
+				t.Errorf("there are %d users", got)
+			}
+			next := aUser(t, st, "next", member)
+			if c.want != nil && next.id != 3 {
+				t.Errorf("a refused addition took an id: the next is %d", next.id)
+			}
+		})
+	}
+}
