@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"reflect"
 	"regexp"
 	"runtime"
 	"slices"
@@ -487,42 +486,6 @@ func TestAFlagHasAValueForAllCommandsOrForNone(t *testing.T) {
 	}
 }
 
-func TestTheDefaultsAreTheTutorials(t *testing.T) {
-	t.Parallel()
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := configured(nil, getenvOf(nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := config{
-		settings: settings{
-			accessTTL:    15 * time.Minute,
-			refreshTTL:   720 * time.Hour,
-			registration: registrationOpen,
-			directory:    directoryNames,
-			rateLimit:    rateLimitOn,
-		},
-		database:      filepath.Join(dir, "app.db"),
-		addr:          "127.0.0.1:5000",
-		acmeDirectory: "https://acme-v02.api.letsencrypt.org/directory",
-		secretFrom:    "kept in the database",
-
-		eventRetention: 400 * 24 * time.Hour,
-	}
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("got %+v\nwant %+v", got, want)
-	}
-	for _, o := range options {
-		given, err := configured([]string{"-" + o.flag, o.standard}, getenvOf(nil))
-		if err != nil || !reflect.DeepEqual(given, want) {
-			t.Errorf("-%s %q makes %+v, %v, which is not the default", o.flag, o.standard, given, err)
-		}
-	}
-}
-
 func TestVersionIsOneLine(t *testing.T) {
 	t.Parallel()
 	got := userdProcess(t, t.TempDir(), "", nil, "version")
@@ -590,158 +553,6 @@ func TestAWrongCommandIsRefusedInOneLine(t *testing.T) {
 	t.Cleanup(func() { wantFiles(t, dir) })
 }
 
-func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	database := "DATABASE_URL=" + filepath.Join(dir, "app.db")
-	flags := make(map[string]string)
-	for _, o := range options {
-		flags[o.env] = "-" + o.flag
-	}
-	tried := make(map[string]bool)
-	for _, c := range []struct{ setting, value, fault string }{
-		{"DATABASE_URL", "postgres://ann@localhost/users", "SQLite"},
-		{"DATABASE_URL", "mysql://localhost/users", "SQLite"},
-		{"DATABASE_URL", "sqlite://app.db", "three slashes"},
-		{"DATABASE_URL", "sqlite:///", "must be a file"},
-		{"DATABASE_URL", ":memory:", "must be a file"},
-		{"DATABASE_URL", "sqlite:///:memory:", "must be a file"},
-		{"DATABASE_URL", "sqlite:///app.db?mode=ro", "?"},
-		{"ADDR", "5000", "HOST:PORT"},
-		{"ADDR", "localhost", "HOST:PORT"},
-		{"ADDR", "::1:5000", "HOST:PORT"},
-		{"ADDR", "http://127.0.0.1:5000", "HOST:PORT"},
-		{"ADDR", "127.0.0.1:", "port"},
-		{"ADDR", "127.0.0.1:http", "port"},
-		{"ADDR", "127.0.0.1:65536", "65535"},
-		{"ADDR", "127.0.0.1:-1", "port"},
-		{"METRICS_ADDR", "9090", "HOST:PORT"},
-		{"METRICS_ADDR", "127.0.0.1:metrics", "port"},
-		{"PORT", "http", "port"},
-		{"PORT", "65536", "65535"},
-		{"PORT", "127.0.0.1:5000", "PORT"},
-		{"HTTPS_DOMAIN", "localhost", "example.com"},
-		{"HTTPS_DOMAIN", "*.example.com", "without *"},
-		{"HTTPS_DOMAIN", "example.com,192.0.2.1", "192.0.2.1"},
-		{"HTTPS_DOMAIN", "example.com:443", "example.com:443"},
-		{"HTTPS_DOMAIN", "https://example.com", "https://example.com"},
-		{"HTTPS_DOMAIN", "example.com.", "example.com."},
-		{"HTTPS_DOMAIN", "münchen.example", "xn--"},
-		{"HTTPS_DOMAIN", "example.com ../x.example", "is not a domain name"},
-		{"ACME_DIRECTORY", "http://ca.example/directory", "https://"},
-		{"ACME_DIRECTORY", "ca.example", "https://"},
-		{"TLS_CERT", "none.pem", "no such file"},
-		{"TLS_KEY", "none.pem", "no such file"},
-		{"TLS_KEY", ".", "is a directory"},
-		{"JWT_ACCESS_TOKEN_EXPIRES", "soon", "15m"},
-		{"JWT_ACCESS_TOKEN_EXPIRES", "15 m", "15m"},
-		{"JWT_ACCESS_TOKEN_EXPIRES", "0", "1s"},
-		{"JWT_ACCESS_TOKEN_EXPIRES", "0.5", "1s"},
-		{"JWT_ACCESS_TOKEN_EXPIRES", "-15m", "1s"},
-		{"JWT_ACCESS_TOKEN_EXPIRES", "100000h", "ten years"},
-		{"JWT_REFRESH_TOKEN_EXPIRES", "False", "15m"},
-		{"JWT_REFRESH_TOKEN_EXPIRES", "0s", "1s"},
-		{"JWT_REFRESH_TOKEN_EXPIRES", "99999999999", "ten years"},
-		{"REGISTRATION", "maybe", "open or closed"},
-		{"REGISTRATION", "Open", "open or closed"},
-		{"DIRECTORY", "all", "full, names or self"},
-		{"TRUSTED_PROXIES", "10.0.0.0/33", "10.0.0.0/33"},
-		{"TRUSTED_PROXIES", "10.0.0.1, proxy.example", "proxy.example"},
-		{"TRUSTED_PROXIES", "10.0.0.1 10.0.0.2", "CIDR"},
-		{"CORS_ORIGINS", "*", "is not an origin"},
-		{"CORS_ORIGINS", "null", "is not an origin"},
-		{"CORS_ORIGINS", "https://*.example.com", "is not an origin"},
-		{"CORS_ORIGINS", "app.example.com", "is not an origin"},
-		{"CORS_ORIGINS", "https://app.example.com/", "is not an origin"},
-		{"CORS_ORIGINS", "https://app.example.com:443", "is not an origin"},
-		{"CORS_ORIGINS", "https://App.example.com", "is not an origin"},
-		{"CORS_ORIGINS", "https://ann@app.example.com", "is not an origin"},
-		{"CORS_ORIGINS", "https://app.example.com,ftp://example.com", "ftp://example.com"},
-		{"RATE_LIMIT", "never", "on or off"},
-		{"EVENT_RETENTION", "400d", "9600h"},
-		{"EVENT_RETENTION", "-1", "0 for ever"},
-		{"EVENT_RETENTION", "0.5s", "1s"},
-		{"LOG_FORMAT", "xml", "text or json"},
-		{"LOG_LEVEL", "loud", "debug, info, warn or error"},
-		{"LOG_LEVEL", "INFO", "debug, info, warn or error"},
-	} {
-		tried[c.setting] = true
-		t.Run(c.setting+"="+c.value, func(t *testing.T) {
-			t.Parallel()
-			userdHere(t, "", []string{database, c.setting + "=" + c.value}).wantFailure(t, 2, c.setting, c.value, c.fault)
-		})
-		if flag := flags[c.setting]; flag != "" {
-			t.Run(flag+" "+c.value, func(t *testing.T) {
-				t.Parallel()
-				userdHere(t, "", []string{database}, flag, c.value).wantFailure(t, 2, flag, c.value, c.fault)
-			})
-		}
-	}
-	for _, o := range options {
-		if !tried[o.env] {
-			t.Errorf("no bad value of %s was tried", o.env)
-		}
-	}
-	t.Cleanup(func() { wantFiles(t, dir) })
-}
-
-func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		claim   string
-		environ []string
-		args    string
-		get     func(c config) any
-		want    any
-	}{
-		{"a variable stands above the default", []string{"ADDR=127.0.0.1:81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
-		{"a flag stands above the variable", []string{"ADDR=127.0.0.1:81"}, "-addr 127.0.0.1:82", func(c config) any { return c.addr }, "127.0.0.1:82"},
-		{"a flag may have two dashes and an equals sign", nil, "--addr=127.0.0.1:82", func(c config) any { return c.addr }, "127.0.0.1:82"},
-		{"the last of two flags counts", nil, "-addr 127.0.0.1:82 -addr 127.0.0.1:83", func(c config) any { return c.addr }, "127.0.0.1:83"},
-		{"an empty variable is none", []string{"ADDR="}, "", func(c config) any { return c.addr }, "127.0.0.1:5000"},
-		{"PORT sets only the port", []string{"PORT=81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
-		{"PORT may be 0", []string{"PORT=0"}, "", func(c config) any { return c.addr }, "127.0.0.1:0"},
-		{"-addr stands above PORT", []string{"PORT=81"}, "-addr 0.0.0.0:82", func(c config) any { return c.addr }, "0.0.0.0:82"},
-		{"an address may be all of the machine's", nil, "-addr :82", func(c config) any { return c.addr }, ":82"},
-		{"an address may be IPv6", nil, "-addr [::1]:82", func(c config) any { return c.addr }, "[::1]:82"},
-		{"the metrics have no address", nil, "", func(c config) any { return c.metricsAddr }, ""},
-		{"unless they are given one", []string{"METRICS_ADDR=127.0.0.1:9090"}, "", func(c config) any { return c.metricsAddr }, "127.0.0.1:9090"},
-		{"which the flag takes away", []string{"METRICS_ADDR=127.0.0.1:9090"}, "-metrics-addr=", func(c config) any { return c.metricsAddr }, ""},
-		{"the default with HTTPS_DOMAIN is the port of HTTPS", []string{"HTTPS_DOMAIN=example.com"}, "", func(c config) any { return c.addr }, ":443"},
-		{"ADDR stands above that", []string{"HTTPS_DOMAIN=example.com", "ADDR=127.0.0.1:81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
-		{"and PORT", []string{"HTTPS_DOMAIN=example.com", "PORT=81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
-		{"domains are in lower case, each once", nil, "-https-domain Example.com,,a.example.com,example.COM,xn--mnchen-3ya.example", func(c config) any { return fmt.Sprint(c.domains) }, "[example.com a.example.com xn--mnchen-3ya.example]"},
-		{"another ACME server can be named", []string{"ACME_DIRECTORY=https://ca.example:14000/dir"}, "", func(c config) any { return c.acmeDirectory }, "https://ca.example:14000/dir"},
-		{"a time may be a duration", []string{"JWT_ACCESS_TOKEN_EXPIRES=1h30m"}, "", func(c config) any { return c.accessTTL }, 90 * time.Minute},
-		{"a time may be seconds", []string{"JWT_ACCESS_TOKEN_EXPIRES=900"}, "", func(c config) any { return c.accessTTL }, 15 * time.Minute},
-		{"the other time is the refresh token's", nil, "-refresh-ttl 3600", func(c config) any { return c.refreshTTL }, time.Hour},
-		{"registration can be closed", []string{"REGISTRATION=closed"}, "", func(c config) any { return c.registration }, registrationClosed},
-		{"and opened again by the flag", []string{"REGISTRATION=closed"}, "-registration open", func(c config) any { return c.registration }, registrationOpen},
-		{"the directory can be full", []string{"DIRECTORY=full"}, "", func(c config) any { return c.directory }, directoryFull},
-		{"the directory can be self", nil, "-directory self", func(c config) any { return c.directory }, directorySelf},
-		{"proxies are networks and addresses", []string{"TRUSTED_PROXIES=10.1.2.3/8, ::1,192.0.2.7"}, "", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[10.0.0.0/8 ::1/128 192.0.2.7/32]"},
-		{"IPv4 proxies in IPv6", []string{"TRUSTED_PROXIES=::ffff:10.0.0.0/104,::ffff:192.0.2.7"}, "", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[10.0.0.0/8 192.0.2.7/32]"},
-		{"a flag's proxies replace the variable's", []string{"TRUSTED_PROXIES=10.0.0.0/8"}, "-trusted-proxies 192.0.2.7", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[192.0.2.7/32]"},
-		{"origins are kept as they are", []string{"CORS_ORIGINS=https://app.example.com, http://localhost:3000,"}, "", func(c config) any { return fmt.Sprint(c.corsOrigins) }, "[https://app.example.com http://localhost:3000]"},
-		{"the limits can be off", []string{"RATE_LIMIT=off"}, "", func(c config) any { return c.rateLimit }, rateLimitOff},
-		{"events can be kept for ever", []string{"EVENT_RETENTION=0"}, "", func(c config) any { return c.eventRetention }, time.Duration(0)},
-		{"or for seconds", nil, "-event-retention 86400", func(c config) any { return c.eventRetention }, 24 * time.Hour},
-		{"the log can be text", []string{"LOG_FORMAT=text"}, "", func(c config) any { return c.logFormat }, "text"},
-		{"the log's level can be set", []string{"LOG_LEVEL=error"}, "-log-level debug", func(c config) any { return c.logLevel.String() }, "DEBUG"},
-	} {
-		t.Run(c.claim, func(t *testing.T) {
-			t.Parallel()
-			got, err := configured(strings.Fields(c.args), getenvOf(c.environ))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if value := c.get(got); value != c.want {
-				t.Errorf("got %v, want %v", value, c.want)
-			}
-		})
-	}
-}
-
 func TestFlagsCanBeAnywhere(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -790,85 +601,6 @@ func TestFlagsCanBeAnywhere(t *testing.T) {
 			}
 			if f := flags.Lookup("admin"); f != nil && f.Value.String() != c.admin {
 				t.Errorf("-admin is %s", f.Value)
-			}
-		})
-	}
-}
-
-func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
-	dir := t.TempDir()
-	t.Chdir(dir)
-	long := strings.Repeat("k", 32)
-	write := func(name, content string) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	empty, newlines, good := write("empty", ""), write("newlines", "\r\n\n"), write("good", long+"\n")
-	short := write("short", "short-secret\n")
-	for _, c := range []struct {
-		claim   string
-		environ []string
-		words   []string
-	}{
-		{"two keys are refused", []string{"JWT_SECRET_KEY=" + long, "JWT_SECRET_KEY_FILE=" + good}, []string{"JWT_SECRET_KEY", "JWT_SECRET_KEY_FILE", "both"}},
-		{"two keys are refused though they are the same", []string{"JWT_SECRET_KEY=x", "JWT_SECRET_KEY_FILE=" + filepath.Join(dir, "none")}, []string{"both"}},
-		{"an empty file is refused", []string{"JWT_SECRET_KEY_FILE=" + empty}, []string{"JWT_SECRET_KEY_FILE", empty, "empty"}},
-		{"a file of line breaks is refused", []string{"JWT_SECRET_KEY_FILE=" + newlines}, []string{"JWT_SECRET_KEY_FILE", newlines, "empty"}},
-		{"a missing file is refused", []string{"JWT_SECRET_KEY_FILE=" + filepath.Join(dir, "none")}, []string{"JWT_SECRET_KEY_FILE", filepath.Join(dir, "none"), "no such file"}},
-		{"a directory is refused", []string{"JWT_SECRET_KEY_FILE=" + dir}, []string{"JWT_SECRET_KEY_FILE", dir, "directory"}},
-		{"the tutorial's key is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=your-secret-key"}, []string{"JWT_SECRET_KEY", "tutorial"}},
-		{"a short key is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=short-secret"}, []string{"JWT_SECRET_KEY", "12 bytes", "32"}},
-		{"a key one byte too short is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=" + long[1:]}, []string{"JWT_SECRET_KEY", "31 bytes", "32"}},
-		{"a short key in a file is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY_FILE=" + short}, []string{"JWT_SECRET_KEY_FILE", "12 bytes", "32"}},
-	} {
-		t.Run(c.claim, func(t *testing.T) {
-			got := userdHere(t, "", c.environ)
-			got.wantFailure(t, 2, c.words...)
-			if strings.Contains(got.stderr, "short-secret") {
-				t.Errorf("standard error holds the key: %s", got.stderr)
-			}
-		})
-	}
-	wantFiles(t, dir, "empty", "newlines", "good", "short")
-
-	for _, c := range []struct {
-		claim   string
-		environ []string
-		from    string
-		warning string
-	}{
-		{"the tutorial's key is warned about where nobody else can reach it", []string{"JWT_SECRET_KEY=your-secret-key"}, "JWT_SECRET_KEY", "tutorial"},
-		{"a short key is warned about where nobody else can reach it", []string{"JWT_SECRET_KEY=short-secret"}, "JWT_SECRET_KEY", "12 bytes"},
-		{"a short key in a file is warned about where nobody else can reach it", []string{"JWT_SECRET_KEY_FILE=" + short}, "JWT_SECRET_KEY_FILE", "12 bytes"},
-		{"a long key is fine", []string{"JWT_SECRET_KEY=" + long}, "JWT_SECRET_KEY", ""},
-		{"a long key is fine where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=" + long}, "JWT_SECRET_KEY", ""},
-		{"a long key in a file is fine where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY_FILE=" + good}, "JWT_SECRET_KEY_FILE", ""},
-		{"no key is fine where others can reach it", []string{"ADDR=0.0.0.0:0"}, "kept in the database", ""},
-	} {
-		t.Run(c.claim, func(t *testing.T) {
-			got := userdHere(t, "", append([]string{"ADDR=127.0.0.1:0", "DATABASE_URL=" + filepath.Join(t.TempDir(), "app.db")}, c.environ...))
-			if got.status != 0 || !strings.Contains(got.stderr, fmt.Sprintf(`"signing_key":%q`, c.from)) {
-				t.Errorf("got %+v", got)
-			}
-			for _, secret := range []string{"short-secret", "your-secret-key", long} {
-				if strings.Contains(got.stderr, secret) {
-					t.Errorf("the log holds the key: %s", got.stderr)
-				}
-			}
-			warned := false
-			for line := range strings.Lines(got.stderr) {
-				if strings.Contains(line, `"level":"WARN"`) {
-					warned = true
-					if c.warning == "" || !strings.Contains(line, c.warning) || !strings.Contains(line, fmt.Sprintf(`"setting":%q`, c.from)) {
-						t.Errorf("warned: %s", line)
-					}
-				}
-			}
-			if warned != (c.warning != "") {
-				t.Errorf("it warned: %t:\n%s", warned, got.stderr)
 			}
 		})
 	}
@@ -924,47 +656,6 @@ func TestAFileThatIsNotItsOwnIsRefusedAndLeftAsItIs(t *testing.T) {
 		userdProcess(t, t.TempDir(), "", []string{"DATABASE_URL=" + path}).wantFailure(t, 1, filepath.Dir(path), "no such file")
 		wantFiles(t, filepath.Dir(filepath.Dir(path)))
 	})
-}
-
-func TestTheDatabaseIsWhereItsURLSays(t *testing.T) {
-	elsewhere := t.TempDir()
-	for _, c := range []struct {
-		claim, url string
-		path       string // from the working directory
-	}{
-		{"three slashes and a relative path", "sqlite:///rel.db", "rel.db"},
-		{"three slashes and a path into a directory", "sqlite:///sub/rel.db", "sub/rel.db"},
-		{"four slashes and an absolute path", "sqlite:///" + elsewhere + "/abs.db", elsewhere + "/abs.db"},
-		{"a relative path", "plain.db", "plain.db"},
-		{"a relative path that leaves the directory", "sub/../up.db", "up.db"},
-		{"an absolute path", elsewhere + "/plain.db", elsewhere + "/plain.db"},
-		{"a path with a space", "with a space.db", "with a space.db"},
-		{"a path with a question mark", "what?mode=memory.db", "what?mode=memory.db"},
-		{"a path with a hash", "with#hash.db", "with#hash.db"},
-		{"a path with a percent sign", "with%20percent%zz.db", "with%20percent%zz.db"},
-		{"a path with a colon", "file:name.db", "file:name.db"},
-		{"a URL with a space", "sqlite:///url with space.db", "url with space.db"},
-		{"a URL with a hash and a percent sign, which SQLAlchemy leaves as they are", "sqlite:///url#a%20b.db", "url#a%20b.db"},
-	} {
-		t.Run(c.claim, func(t *testing.T) {
-			dir := t.TempDir()
-			t.Chdir(dir)
-			if err := os.Mkdir("sub", 0o700); err != nil {
-				t.Fatal(err)
-			}
-			got := userdHere(t, goodPassword+"\n", []string{"DATABASE_URL=" + c.url}, "user", "add", "ann", "ann@example.com")
-			if want := (result{0, "added member ann, id 1\n", ""}); got != want {
-				t.Fatalf("got %+v, want %+v", got, want)
-			}
-			path, err := filepath.Abs(c.path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if names := usernames(t, openTestStore(t, path)); !slices.Equal(names, []string{"ann"}) {
-				t.Errorf("the users there are %v", names)
-			}
-		})
-	}
 }
 
 func TestAnAdminAddedDuringServingCanLogIn(t *testing.T) {
@@ -1054,11 +745,4 @@ func TestAUserWhoCannotBeAddedIsRefusedInOneHelpfulLine(t *testing.T) {
 			}
 		})
 	}
-}
-
-// configured returns the configuration that the arguments and the environment make.
-func configured(args []string, getenv func(string) string) (config, error) {
-	var c cli
-	_, _, err := c.parse(args, getenv)
-	return c.config, err
 }
