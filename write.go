@@ -19,21 +19,20 @@ import (
 )
 
 // A statement is one step of a write. The first statement carries the write's
-// conditions: if they do not hold, it changes nothing, and the others do not
-// run. A later statement may fail in the same way, but then the whole group runs
-// again.
+// conditions: if they do not hold, it changes nothing and the others do not run.
+// A later statement may fail too, but that runs the whole group again.
 type statement struct {
 	query  string // a constant
 	args   args
 	scan   []any // destinations for the row that the query returns; nil: it returns none
-	ifNone error // the error if the query touches no row; nil: that is fine
+	ifNone error // the error if the query affects or returns no row; nil: not an error
 }
 
 // args are the values of a query's named parameters, without their @. A query
 // need not use all of them.
 type args map[string]any
 
-// list returns the arguments as database/sql takes them.
+// list returns the arguments as database/sql accepts them.
 func (a args) list() []any {
 	list := make([]any, 0, len(a))
 	for name, value := range a {
@@ -45,17 +44,18 @@ func (a args) list() []any {
 var (
 	errDuplicate  = errors.New("not unique")
 	errNotApplied = errors.New("a condition of the write did not hold")
+	errClosing    = &storageError{"writing", errors.New("the database is closing")}
 )
 
 // A writer runs every write of the process on one connection. A commit costs an
-// fsync, and SQLite has one writer at a time in any case; so the writes that
-// wait are gathered into one transaction and share its commit.
+// fsync, and SQLite allows only one writer at a time. So the writer commits all
+// waiting writes, up to maxGroup, in one transaction.
 type writer struct {
-	db    *sql.DB // of one connection
+	db    *sql.DB // with one connection, conn
 	conn  *sql.Conn
 	stmts prepared
 	queue chan *pendingWrite
-	quit  chan struct{}
+	quit  chan struct{} // closed by stop
 	done  chan struct{} // closed when run has returned
 
 	commitDurations *prom.Histogram
@@ -68,28 +68,33 @@ type pendingWrite struct {
 	ctx        context.Context
 	statements []statement
 	err        error
-	answer     chan error
+	answer     chan error // with room for the answer, so that the writer never waits
 }
 
-// maxGroup bounds a transaction, and so how long its first write waits.
+func newPendingWrite(ctx context.Context, statements []statement) *pendingWrite {
+	return &pendingWrite{ctx: ctx, statements: statements, answer: make(chan error, 1)}
+}
+
+// maxGroup bounds the writes in a transaction, and so how long its first one waits.
 const maxGroup = 256
 
-// busyTimeout is how long a write of another process, the command line, is
-// waited for: what a large import takes, and less than a server has to stop in.
+// busyTimeout is how long a write waits for the lock of another process, a
+// command: long enough for a large import, and less than a server has to stop.
 const busyTimeout = 7 * time.Second
 
-var errClosing = &storageError{"writing", errors.New("the database is closing")}
-
+// openWriter opens the write connection. The caller starts run.
 func openWriter(path string) (*writer, error) {
-	db, err := sql.Open("sqlite", dsn(path, "mode=rw", fmt.Sprintf("_busy_timeout=%d", busyTimeout.Milliseconds()), "_journal_mode=WAL", "_synchronous=FULL", "_foreign_keys=1", "_txlock=immediate"))
+	db, err := sql.Open("sqlite", dsn(path,
+		"mode=rw", fmt.Sprintf("_busy_timeout=%d", busyTimeout.Milliseconds()),
+		"_journal_mode=WAL", "_synchronous=FULL", "_foreign_keys=1", "_txlock=immediate"))
 	if err != nil {
 		return nil, err
 	}
 	db.SetMaxOpenConns(1)
 	conn, err := db.Conn(context.Background())
-	// SQLite waits for no lock when it changes the journal's mode: another
-	// process may be making the same file.
-	for end := time.Now().Add(busyTimeout); err != nil && isBusy(err) && time.Now().Before(end); {
+	// SQLite ignores the busy timeout when it changes the journal mode, and another
+	// process may be creating the same file.
+	for end := time.Now().Add(busyTimeout); isBusy(err) && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 		conn, err = db.Conn(context.Background())
 	}
@@ -110,18 +115,18 @@ func openWriter(path string) (*writer, error) {
 	}, nil
 }
 
-// write runs the statements as one: all of them take effect, durably, before
-// it returns nil, or none. The context counts only while the write waits its
-// turn; a cancelled statement would roll back its whole group.
-// It returns the ifNone of a statement that touched no row, errDuplicate for a
-// UNIQUE constraint, the context's error, or errStorage.
+// write runs the statements as one: either all of them take effect and are synced
+// before it returns nil, or none takes effect. The context only counts while the
+// write waits for its turn, because cancelling a statement rolls back its group.
+// It returns the ifNone of a statement, errDuplicate, errReferenced, the context's
+// error, or errStorage.
 func (w *writer) write(ctx context.Context, statements ...statement) (err error) {
 	defer func() {
 		if errors.Is(err, errStorage) {
 			w.failedWrites.Add(1)
 		}
 	}()
-	p := &pendingWrite{ctx: ctx, statements: statements, answer: make(chan error, 1)}
+	p := newPendingWrite(ctx, statements)
 	select {
 	case w.queue <- p:
 	case <-ctx.Done():
@@ -132,78 +137,73 @@ func (w *writer) write(ctx context.Context, statements ...statement) (err error)
 	select {
 	case err := <-p.answer:
 		return err
-	case <-w.done: // it stood in the queue when the writer left
+	case <-w.done:
 		select {
 		case err := <-p.answer:
 			return err
-		default:
+		default: // it entered the queue after run had returned
 			return errClosing
 		}
 	}
 }
 
-// close closes the connection. An open statement would keep SQLite from closing
-// the file, and so from folding the write-ahead log into it.
-func (w *writer) close() error {
-	return errors.Join(w.stmts.close(), w.conn.Close(), w.db.Close())
-}
-
-// writeLater queues a statement whose loss would not matter, and does not wait:
-// where the queue is full, it is dropped.
+// writeLater queues a statement that may be lost, and does not wait: if the queue
+// is full, it drops the statement.
 func (w *writer) writeLater(st statement) {
-	p := &pendingWrite{ctx: context.Background(), statements: []statement{st}, answer: make(chan error, 1)}
 	select {
-	case w.queue <- p:
+	case w.queue <- newPendingWrite(context.Background(), []statement{st}):
 	default:
 	}
 }
 
-// stop ends run once the writes in the queue are done.
+// stop ends run after the writes in the queue.
 func (w *writer) stop() {
 	close(w.quit)
 	<-w.done
 }
 
-// run is the writer's goroutine.
+// close closes the connection. It closes the prepared statements first: an open
+// one would keep SQLite from closing the file and checkpointing the WAL.
+func (w *writer) close() error {
+	return errors.Join(w.stmts.close(), w.conn.Close(), w.db.Close())
+}
+
+// run commits the writes in the queue, in groups, until stop is called and the
+// queue is empty.
 func (w *writer) run() {
 	defer close(w.done)
 	group := make([]*pendingWrite, 0, maxGroup)
 	for {
+		var p *pendingWrite
 		select {
-		case p := <-w.queue:
-			group = append(group[:0], p)
+		case p = <-w.queue:
 		case <-w.quit:
-			select {
-			case p := <-w.queue:
-				group = append(group[:0], p)
-			default:
+			if p = w.poll(); p == nil {
 				return
 			}
 		}
-	gather:
+		group = append(group[:0], p)
 		for len(group) < maxGroup {
-			select {
-			case p := <-w.queue:
-				group = append(group, p)
-			default:
-				break gather
+			if p = w.poll(); p == nil {
+				break
 			}
+			group = append(group, p)
 		}
 		err := w.commit(group)
-		var refused *refusal
-		if errors.As(err, &refused) && len(group) > 1 {
-			// One of the group is at fault, and must fail alone: by a statement after
-			// its first or, at the commit, by a foreign key of another program's
-			// table. Savepoints would spare the others this, but cost each write two
-			// statements more.
+		if _, ok := errors.AsType[rejected](err); ok && len(group) > 1 {
+			// Only one write is at fault: by a later statement or, at the commit, by a
+			// deferred foreign key of another program's table. Savepoints would isolate
+			// it without this second run, but they cost each write two more statements.
 			for i := range group {
 				w.commit(group[i : i+1])
 			}
 		}
 		if isBusy(err) {
-			// They would wait as long again, one group after the other. Before the
-			// group is answered: what comes after that may find the lock free.
-			w.refuseQueue(err)
+			// Each later group would wait for busyTimeout again. This must happen before
+			// the group is answered: a write that comes after that may find the lock free.
+			for p := w.poll(); p != nil; p = w.poll() {
+				p.answer <- &storageError{"writing", err}
+			}
 		}
 		for _, p := range group {
 			p.answer <- p.err
@@ -212,22 +212,21 @@ func (w *writer) run() {
 	}
 }
 
-// refuseQueue fails the writes that stand in the queue.
-func (w *writer) refuseQueue(err error) {
-	for {
-		select {
-		case p := <-w.queue:
-			p.answer <- &storageError{"writing", err}
-		default:
-			return
-		}
+// poll removes and returns the first write in the queue, or returns nil if the
+// queue is empty.
+func (w *writer) poll() *pendingWrite {
+	select {
+	case p := <-w.queue:
+		return p
+	default:
+		return nil
 	}
 }
 
-// commit runs a group in one transaction and sets the err of each write. A write
-// whose first statement is refused fails alone. Any other error, which may have
-// rolled back the whole transaction inside SQLite, fails the group, and is
-// returned.
+// commit runs a group in one transaction and sets the err of each write. If the
+// first statement of a write is rejected, only that write fails. Any other error
+// fails the group, because SQLite may have rolled back the transaction, and commit
+// returns it.
 func (w *writer) commit(group []*pendingWrite) error {
 	start := time.Now()
 	err := w.transact(group)
@@ -245,19 +244,17 @@ func (w *writer) commit(group []*pendingWrite) error {
 		}
 		return nil
 	}
-	w.exec("ROLLBACK") // fails where SQLite has rolled back by itself
+	w.exec("ROLLBACK") // fails if SQLite has already rolled back
 	if isIOError(err) {
-		// A commit that was written, and could not be synced, stands whole in the log
-		// behind the last one that counts: were userd killed now, the next start would
-		// find it there. So it is written over, by a change to what is so already,
-		// before anybody hears that it failed. That this is synced is not sure either:
-		// a power cut now can still bring it back, until a later write has succeeded.
+		// SQLite could not sync this commit, but its frames are already in the WAL: if
+		// the process died now, recovery would replay it. A commit without effect
+		// overwrites the frames before any client learns of the failure. Its sync may
+		// fail too: until a later write succeeds, a power cut can still bring them back.
 		w.exec(fmt.Sprintf("PRAGMA application_id = %d", applicationID))
 	}
 	var failed error = &storageError{"writing", err}
-	var refused *refusal
-	if errors.As(err, &refused) {
-		failed = refused.error
+	if r, ok := errors.AsType[rejected](err); ok {
+		failed = r.error
 	}
 	for _, p := range group {
 		p.err = failed
@@ -265,6 +262,7 @@ func (w *writer) commit(group []*pendingWrite) error {
 	return err
 }
 
+// transact runs a group between BEGIN and COMMIT. It skips cancelled writes.
 func (w *writer) transact(group []*pendingWrite) error {
 	if err := w.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
@@ -275,50 +273,38 @@ func (w *writer) transact(group []*pendingWrite) error {
 			p.err = fmt.Errorf("waiting to write: %w", err)
 			continue
 		}
-		if err := w.apply(p); err != nil {
-			return err
+		for i, st := range p.statements {
+			err := w.step(st)
+			if r, ok := errors.AsType[rejected](err); ok && i == 0 {
+				p.err = r.error // SQLite has undone the statement, and nothing came before it
+				break
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return w.exec("COMMIT")
 }
 
-// apply runs one write of a group.
-func (w *writer) apply(p *pendingWrite) error {
-	for i, st := range p.statements {
-		err := w.step(st)
-		var refused *refusal
-		if i == 0 && errors.As(err, &refused) { // a statement that fails undoes itself
-			p.err = refused.error
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
+// A rejected error fails one write and leaves the rest of its group unaffected.
+type rejected struct{ error }
 
-// A refusal is the error of a write that fails by its own fault, and takes
-// nobody's along.
-type refusal struct{ error }
-
-func (r *refusal) Unwrap() error { return r.error }
-
-// step runs one statement. It returns a *refusal where the statement broke a
-// constraint or touched no row that it had to.
+// step runs one statement. It returns a rejected error if the statement broke a
+// constraint or returned its ifNone.
 func (w *writer) step(st statement) error {
 	err := w.perform(st)
 	switch {
 	case err == nil:
 		return nil
 	case isDuplicate(err):
-		return &refusal{fmt.Errorf("%w: %w", errDuplicate, err)}
-	case isReferenced(err):
-		return &refusal{errReferenced}
-	case isConstraint(err): // which only a mistake in this program can break
-		return &refusal{&storageError{"writing", err}}
+		return rejected{fmt.Errorf("%w: %w", errDuplicate, err)}
+	case codeOf(err) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: // of another program's table: userd has none
+		return rejected{errReferenced}
+	case isConstraint(err): // a bug in userd
+		return rejected{&storageError{"writing", err}}
 	case err == st.ifNone:
-		return &refusal{err}
+		return rejected{err}
 	}
 	return err
 }
@@ -328,52 +314,46 @@ func (w *writer) perform(st statement) error {
 	if err != nil {
 		return err
 	}
+	found := false
 	if st.scan == nil {
 		result, err := stmt.Exec(st.args.list()...)
 		if err != nil {
 			return err
 		}
-		if st.ifNone != nil {
-			if n, err := result.RowsAffected(); err != nil {
+		n, err := result.RowsAffected()
+		if err != nil {
+			return err
+		}
+		found = n > 0
+	} else {
+		rows, err := stmt.Query(st.args.list()...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() { // to the end: SQLite finishes the statement only then
+			found = true
+			if err := rows.Scan(st.scan...); err != nil {
 				return err
-			} else if n == 0 {
-				return st.ifNone
 			}
 		}
-		return nil
-	}
-	// Every row is taken: a statement that is closed before its end has not
-	// done all of its work.
-	rows, err := stmt.Query(st.args.list()...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	found := false
-	for rows.Next() {
-		found = true
-		if err := rows.Scan(st.scan...); err != nil {
+		if err := rows.Err(); err != nil {
 			return err
 		}
 	}
-	if err := rows.Err(); err != nil {
-		return err
-	}
-	if !found && st.ifNone != nil {
+	if !found {
 		return st.ifNone
 	}
 	return nil
 }
 
-func (w *writer) exec(query string) error {
-	return w.step(statement{query: query})
-}
+func (w *writer) exec(query string) error { return w.step(statement{query: query}) }
 
 // applicationID marks a database as userd's in its header ("user" in ASCII).
 const applicationID = 0x75736572
 
-// dsn names the database file to the driver. Pragmas stand in it because one
-// run by Exec would reach one connection of the pool.
+// dsn returns the name of the database file for the driver. Pragmas are
+// parameters of it, because one that Exec runs affects one connection of a pool.
 func dsn(path string, params ...string) string {
 	path = filepath.ToSlash(path)
 	if !strings.HasPrefix(path, "/") { // C:/…
@@ -383,8 +363,8 @@ func dsn(path string, params ...string) string {
 	return u.String()
 }
 
-// prepared keeps a prepared statement for each query text, made at first use.
-// The texts are constants of this package, so it stays small.
+// prepared caches a prepared statement for each query. It stays small because
+// queries are constants.
 type prepared struct {
 	by interface {
 		PrepareContext(context.Context, string) (*sql.Stmt, error)
@@ -424,42 +404,37 @@ func (p *prepared) close() error {
 	return errors.Join(errs...)
 }
 
-// codeOf returns SQLite's extended result code of an error
-// (https://www.sqlite.org/rescode.html), 0 where it is none of SQLite's.
+// codeOf returns SQLite's extended result code of an error, or 0 if it has none.
+// The low byte is the primary code (https://www.sqlite.org/rescode.html).
 func codeOf(err error) int {
-	var e *sqlite.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
 		return e.Code()
 	}
 	return 0
 }
 
-// isDamaged reports whether err says that a file is no database, or no longer one.
+// isDamaged reports whether err says that a file is not a database, or is corrupt.
 func isDamaged(err error) bool {
 	code := codeOf(err) & 0xff
 	return code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
 }
 
-// isUnfinished reports whether err says that a database opened to be read alone
-// has a transaction to be taken back.
+// isUnfinished reports whether err says that a database opened read-only has a
+// transaction that must be rolled back first.
 func isUnfinished(err error) bool { return codeOf(err) == sqlite3.SQLITE_READONLY_ROLLBACK }
 
 // isBusy reports whether err says that another process holds the lock.
 func isBusy(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_BUSY }
 
-// isIOError reports whether err says that the system refused to read, write or sync.
+// isIOError reports whether err says that the system failed to read, write or sync.
 func isIOError(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_IOERR }
 
-// isConstraint reports whether err says that a statement broke a constraint or
-// had a value of the wrong type: SQLite has then undone that statement and nothing else.
+// isConstraint reports whether err says that a statement broke a constraint or had
+// a value of the wrong type. SQLite then undoes only this statement.
 func isConstraint(err error) bool {
 	code := codeOf(err) & 0xff
 	return code == sqlite3.SQLITE_CONSTRAINT || code == sqlite3.SQLITE_MISMATCH
 }
-
-// isReferenced reports whether err is a failed FOREIGN KEY constraint: of
-// another program's table, as userd has none.
-func isReferenced(err error) bool { return codeOf(err) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY }
 
 // isDuplicate reports whether err is a failed UNIQUE constraint.
 func isDuplicate(err error) bool {

@@ -443,14 +443,10 @@ func TestAnotherProgramsWriteIsWaitedFor(t *testing.T) {
 	// Ours applies only to what the other has committed by then. It is put into
 	// the queue by hand, so that the writer is known to have it when the queue
 	// is empty.
-	ours := &pendingWrite{
-		ctx: context.Background(),
-		statements: []statement{{
-			query:  `UPDATE user SET username = 'ours' WHERE username = 'theirs'`,
-			ifNone: errNotApplied,
-		}},
-		answer: make(chan error, 1),
-	}
+	ours := newPendingWrite(context.Background(), []statement{{
+		query:  `UPDATE user SET username = 'ours' WHERE username = 'theirs'`,
+		ifNone: errNotApplied,
+	}})
 	st.queue <- ours
 	await(t, "the writer takes the write", func() bool { return len(st.queue) == 0 })
 	if u, err := st.user(50); err != errUserNotFound {
@@ -629,8 +625,7 @@ func TestWritesBehindOneThatWaitedForALockAreRefusedWithIt(t *testing.T) {
 	// Put into the queue by hand: what has left it is the writer's, in a group
 	// that the later ones cannot join any more.
 	put := func() *pendingWrite {
-		p := &pendingWrite{ctx: context.Background(), answer: make(chan error, 1),
-			statements: []statement{{query: `UPDATE counter SET user_id = user_id`}}}
+		p := newPendingWrite(context.Background(), []statement{{query: `UPDATE counter SET user_id = user_id`}})
 		st.queue <- p
 		return p
 	}
