@@ -44,19 +44,19 @@ const (
 	restOfSchema = `
 	CREATE UNIQUE INDEX user_username ON user (username COLLATE NOCASE);
 	CREATE UNIQUE INDEX user_email ON user (email COLLATE NOCASE);
-	-- Few rows each: they make "is there another active admin?" and the admins' filters one step.
+	-- Small indexes, for the check for another active admin and for the filters of user lists.
 	CREATE INDEX user_admin ON user (id) WHERE role = 'admin';
 	CREATE INDEX user_disabled ON user (id) WHERE disabled = 1;
 
-	-- The last user id given out. SQLite would give the id of a deleted last user
-	-- again, and an old token would then speak for somebody new.
+	-- The last user id given out. SQLite would reuse the id of a deleted last user, and an
+	-- old token of that user would then be valid for the new one.
 	CREATE TABLE counter (
 		id      INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
 		user_id INTEGER NOT NULL
 	);
 	INSERT INTO counter (id, user_id) SELECT 1, coalesce(max(id), 0) FROM user;
 
-	-- One login each; its id is the sid of its tokens.
+	-- One row for each login. The id is the sid of its tokens.
 	CREATE TABLE session (
 		id           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
 		user_id      INTEGER NOT NULL,
@@ -72,8 +72,8 @@ const (
 	);
 	CREATE INDEX session_user ON session (user_id);
 
-	-- The keys that sign access tokens if JWT_SECRET_KEY is not set; the newest signs. A retired key
-	-- verifies for token_ttl more seconds, the longest that a token it signed can live.
+	-- The keys that sign access tokens if JWT_SECRET_KEY is not set. The newest signs. A retired key
+	-- verifies for token_ttl more seconds, the longest lifetime of its tokens.
 	CREATE TABLE signing_key (
 		id         INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
 		kid        TEXT NOT NULL UNIQUE,
@@ -83,7 +83,7 @@ const (
 		token_ttl  INTEGER NOT NULL DEFAULT 0
 	);
 
-	-- Keys that never leave this file, by their use.
+	-- Keys for other purposes, which never leave this file.
 	CREATE TABLE secret (
 		name  TEXT NOT NULL PRIMARY KEY,
 		value BLOB NOT NULL
@@ -97,17 +97,17 @@ const addAuthStamp = `ALTER TABLE user ADD COLUMN auth_stamp INTEGER NOT NULL DE
 
 // eventTables is the second migration: events, and the seals that links replaced.
 const eventTables = `
-	-- One act each, which changed something. The id is the cursor of the feed. No id is given twice,
-	-- because the newest event is never deleted; AUTOINCREMENT would write to one more table.
+	-- One row for each act that changed something. The id is the cursor of the feed. Ids are never
+	-- reused, because the newest event is never deleted. AUTOINCREMENT would write to another table.
 	CREATE TABLE event (
 		id         INTEGER NOT NULL PRIMARY KEY,
 		at         INTEGER NOT NULL,
 		type       TEXT NOT NULL,
-		actor_id   INTEGER NOT NULL, -- the user who did it; 0: nobody who was signed in
-		user_id    INTEGER NOT NULL, -- to whom; 0: to nobody
-		session_id INTEGER NOT NULL, -- that began or ended, else that it was asked in; 0: none
+		actor_id   INTEGER NOT NULL, -- the user who did it; 0: not a signed-in user
+		user_id    INTEGER NOT NULL, -- the user it was done to; 0: none
+		session_id INTEGER NOT NULL, -- the session that began or ended, otherwise the actor's; 0: none
 		address    TEXT NOT NULL,    -- of the client; 'console': the command line; empty: userd itself
-		changes    TEXT NOT NULL     -- the names of what changed, by commas, some as name=value
+		changes    TEXT NOT NULL     -- the names of the changed fields, separated by commas, some as name=value
 	);
 	CREATE INDEX event_user ON event (user_id);
 	CREATE INDEX event_type ON event (type);
@@ -117,16 +117,16 @@ const eventTables = `
 // that adds links covers the older events too. No table refers to seal, so it can be dropped.
 const linkTable = `
 	CREATE TABLE event_link (
-		event_id INTEGER NOT NULL PRIMARY KEY, -- the last event that it covers
-		at       INTEGER NOT NULL,             -- the time of that event, or a later one of an event before it
+		event_id INTEGER NOT NULL PRIMARY KEY, -- the last event that the link covers
+		at       INTEGER NOT NULL,             -- the latest time of the events so far
 		hash     BLOB NOT NULL,                -- SHA-256 of the previous link's hash, event_id, at and the digest of the events
-		previous BLOB, digest BLOB             -- these two, only in the base: the last link whose events are deleted
+		previous BLOB, digest BLOB             -- inputs of hash; only in the base, the last link whose events are deleted
 	);
 	DROP TABLE seal;
 	DELETE FROM secret WHERE name = 'seal';`
 
-// maxID is the highest id that an import or an adopted database may bring: above
-// it, JSON's numbers are not exact everywhere, and the counter could run out.
+// maxID is the highest id that an imported or adopted user may have. JSON numbers
+// above it are not exact everywhere, and the counter could overflow.
 const maxID = 1<<53 - 1
 
 // A fileKind is what inspect finds at a path.
@@ -315,33 +315,26 @@ func checkTutorial(ctx context.Context, db *sql.DB) error {
 // checkTutorialColumns returns an error unless the table user has the tutorial's
 // four columns, and no other column that userd needs or cannot fill.
 func checkTutorialColumns(ctx context.Context, db *sql.DB) error {
-	rows, err := db.QueryContext(ctx, `SELECT name, type, "notnull", dflt_value IS NULL, pk FROM pragma_table_info('user')`)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
 	missing := []string{"id", "username", "email", "password_hash"}
 	var clashing, required []string
-	for rows.Next() {
-		var name, declared string
-		var notNull, noDefault bool
-		var key int
-		if err := rows.Scan(&name, &declared, &notNull, &noDefault, &key); err != nil {
-			return err
-		}
-		i := slices.Index(missing, strings.ToLower(name))
-		switch {
-		case i >= 0 && missing[i] == "id" && (key != 1 || !strings.EqualFold(declared, "INTEGER")):
-			// SQLite does not use this column as the row's id, so it can hold anything.
-		case i >= 0:
-			missing = slices.Delete(missing, i, i+1)
-		case strings.Contains(addColumns+addAuthStamp, "ADD COLUMN "+strings.ToLower(name)+" "):
-			clashing = append(clashing, name)
-		case notNull && noDefault:
-			required = append(required, name)
-		}
-	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+	var name, declared string
+	var notNull, noDefault bool
+	var key int
+	err := scanQuery(ctx, db, `SELECT name, type, "notnull", dflt_value IS NULL, pk FROM pragma_table_info('user')`,
+		[]any{&name, &declared, &notNull, &noDefault, &key}, func() {
+			i := slices.Index(missing, strings.ToLower(name))
+			switch {
+			case i >= 0 && missing[i] == "id" && (key != 1 || !strings.EqualFold(declared, "INTEGER")):
+				// SQLite does not use this column as the row's id, so it can hold anything.
+			case i >= 0:
+				missing = slices.Delete(missing, i, i+1)
+			case strings.Contains(addColumns+addAuthStamp, "ADD COLUMN "+strings.ToLower(name)+" "):
+				clashing = append(clashing, name)
+			case notNull && noDefault:
+				required = append(required, name)
+			}
+		})
+	if err != nil {
 		return err
 	}
 	switch {
@@ -357,19 +350,18 @@ func checkTutorialColumns(ctx context.Context, db *sql.DB) error {
 
 // migrate runs the migrations that the database has not seen.
 func migrate(ctx context.Context, conn *sql.Conn) error {
-	for {
-		done, err := migrateOnce(ctx, conn)
-		if err != nil {
+	for done := false; !done; {
+		var err error
+		if done, err = migrateOnce(ctx, conn); err != nil {
 			return fmt.Errorf("upgrading the database: %w", err)
 		}
-		if done {
-			return nil
-		}
 	}
+	return nil
 }
 
-// migrateOnce runs one migration. The version is read under the write lock:
-// another process may be opening the same new file.
+// migrateOnce runs one migration, or returns true if there are none left. It reads
+// the version under the write lock, because another process may be opening the
+// same new file.
 func migrateOnce(ctx context.Context, conn *sql.Conn) (done bool, err error) {
 	tx, err := conn.BeginTx(ctx, nil)
 	if err != nil {

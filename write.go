@@ -330,14 +330,8 @@ func (w *writer) perform(st statement) error {
 		if err != nil {
 			return err
 		}
-		defer rows.Close()
-		for rows.Next() { // to the end: SQLite finishes the statement only then
-			found = true
-			if err := rows.Scan(st.scan...); err != nil {
-				return err
-			}
-		}
-		if err := rows.Err(); err != nil {
+		// SQLite only finishes the statement when the last row is read.
+		if err := scanRows(rows, st.scan, func() { found = true }); err != nil {
 			return err
 		}
 	}
@@ -402,6 +396,27 @@ func (p *prepared) close() error {
 		errs = append(errs, stmt.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// scanRows calls f after scanning each row into dest, and closes the rows.
+func scanRows(rows *sql.Rows, dest []any, f func()) error {
+	defer rows.Close()
+	for rows.Next() {
+		if err := rows.Scan(dest...); err != nil {
+			return err
+		}
+		f()
+	}
+	return rows.Err()
+}
+
+// scanQuery calls f after scanning each row of a query into dest.
+func scanQuery(ctx context.Context, db *sql.DB, query string, dest []any, f func()) error {
+	rows, err := db.QueryContext(ctx, query)
+	if err != nil {
+		return err
+	}
+	return scanRows(rows, dest, f)
 }
 
 // codeOf returns SQLite's extended result code of an error, or 0 if it has none.
