@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,16 +16,15 @@ type user struct {
 	email       string
 	role        role
 	disabled    bool
-	createdAt   int64 // Unix seconds, as all times here
+	createdAt   int64 // in Unix seconds, like all times in the store
 	updatedAt   int64
 	lastLoginAt int64 // 0: never
-	version     int64 // counts the changes that a client can see; the ETag
+	version     int64 // grows with each change that a client can see; the ETag
 }
 
-// userColumns and (*user).Scan list a user's columns in the same order. A row is
-// one JSON text, because the driver's work for each column of a result (its name,
-// its declared type, a lock, a value on the heap) costs more than parsing all
-// nine from a text.
+// userColumns and (*user).Scan list a user's columns in the same order. The result
+// is one column of JSON: parsing it costs less than what the driver does for each
+// of nine columns (its name, its declared type, a lock, a value on the heap).
 const userColumns = `
 	json_array(
 		user.id,
@@ -54,14 +54,14 @@ func (u *user) Scan(row any) error {
 	return a.err
 }
 
-// columns returns the destinations of a row of userColumns followed by more.
+// columns returns the destinations of userColumns followed by more.
 func (u *user) columns(more ...any) []any { return append([]any{u}, more...) }
 
-// A jsonArray is the rest of an array that SQLite's json_array made, which has no
+// A jsonArray is the unread part of an array from SQLite's json_array, which has no
 // white space.
 type jsonArray struct {
 	rest string
-	err  error // the first that occurred
+	err  error // the first error
 }
 
 // next removes and returns the next element, or returns "" at the end.
@@ -69,14 +69,12 @@ func (a *jsonArray) next() string {
 	if a.rest == "" {
 		return ""
 	}
-	rest, end, quoted := a.rest[1:], 0, false // after [ or ,
-	for ; end < len(rest); end++ {
-		if c := rest[end]; c == '\\' {
-			end++
-		} else if c == '"' {
+	rest, end, quoted := a.rest[1:], 0, false // without the [ or , before the element
+	for ; end < len(rest) && (quoted || rest[end] != ',' && rest[end] != ']'); end++ {
+		if c := rest[end]; c == '"' {
 			quoted = !quoted
-		} else if (c == ',' || c == ']') && !quoted {
-			break
+		} else if c == '\\' {
+			end++
 		}
 	}
 	end = min(end, len(rest))
@@ -109,15 +107,15 @@ func (s *store) user(id int64) (u user, err error) {
 	return u, err
 }
 
-// credentials are what a user's login is checked against.
+// credentials are the stored values that a login checks.
 type credentials struct {
-	hash  string // of the password; empty: no such user
-	stamp int64  // auth_stamp: it grows with each change of the password or of disabled
+	hash  string // of the password; empty: the user does not exist
+	stamp int64  // auth_stamp, which grows with each change of the password or of disabled
 }
 
-// userByLogin returns the user, with its credentials, whose username or, if
-// there is none, whose e-mail address is login, in any case; or errUserNotFound.
-// The username comes first because an adopted one may equal another's address.
+// userByLogin returns the user whose username or e-mail address is login, in any
+// case, and its credentials; or errUserNotFound. A username takes precedence,
+// because an adopted username can equal the address of another user.
 func (s *store) userByLogin(login string) (u user, c credentials, err error) {
 	var rank int
 	err = s.read(`
@@ -134,8 +132,8 @@ func (s *store) credentials(id int64) (c credentials, err error) {
 	return c, err
 }
 
-// checkFree returns errUsernameTaken or errEmailTaken if a user other than except
-// already has one of them, in any case.
+// checkFree returns errUsernameTaken or errEmailTaken if a user other than the id
+// except has the username or the address, in any case.
 func (s *store) checkFree(username, email string, except int64) error {
 	var name, address bool
 	err := s.read(`
@@ -153,8 +151,8 @@ func (s *store) checkFree(username, email string, except int64) error {
 	return nil
 }
 
-// takenError says which name a failed UNIQUE constraint was about. It returns
-// other errors unchanged.
+// takenError returns errUsernameTaken or errEmailTaken for an errDuplicate. It
+// returns other errors unchanged.
 func (s *store) takenError(err error, username, email string, except int64) error {
 	if !errors.Is(err, errDuplicate) {
 		return err
@@ -162,7 +160,7 @@ func (s *store) takenError(err error, username, email string, except int64) erro
 	if taken := s.checkFree(username, email, except); taken != nil {
 		return taken
 	}
-	return &storageError{"writing", errors.New("the user that had the name has just gone")}
+	return &storageError{"writing", errors.New("the user that had the name was just deleted or renamed")}
 }
 
 // A filter narrows a list of users. The zero filter matches every user.
@@ -171,14 +169,10 @@ type filter struct {
 	disabled *bool // nil: either
 }
 
-// users calls f for at most limit users with ids above after, in id order.
-// f must not keep its argument: it is reused for the next row.
+// users calls f for at most limit users with ids above after, in id order. It
+// reuses f's argument for the next row.
 func (s *store) users(ctx context.Context, after int64, limit int, only filter, f func(*user)) error {
 	var u user
-	var disabled any
-	if only.disabled != nil {
-		disabled = *only.disabled
-	}
 	const (
 		from  = `SELECT` + userColumns + ` FROM user WHERE `
 		page  = `id > ?1 ORDER BY id LIMIT ?2`
@@ -187,18 +181,18 @@ func (s *store) users(ctx context.Context, after int64, limit int, only filter, 
 	// SQLite uses a partial index only if the query repeats its condition.
 	query := from + match
 	switch {
-	case only.role == "" && only.disabled == nil:
+	case only == (filter{}):
 		return s.eachRow(ctx, from+page, u.columns(), func() { f(&u) }, after, limit)
 	case only.role == admin:
 		query = from + `role = 'admin' AND ` + match
 	case only.disabled != nil && *only.disabled:
 		query = from + `disabled = 1 AND ` + match
 	}
-	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, after, limit, only.role, disabled)
+	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, after, limit, only.role, only.disabled)
 }
 
-// export calls f with each user and the hash of its password, in id order, as of
-// one moment.
+// export calls f with each user and its password hash, in id order, as of one
+// moment.
 func (s *store) export(ctx context.Context, f func(u *user, hash string)) error {
 	var u user
 	var hash string
@@ -206,12 +200,12 @@ func (s *store) export(ctx context.Context, f func(u *user, hash string)) error 
 		u.columns(&hash), func() { f(&u, hash) })
 }
 
-// search calls f, in name order, for at most limit users whose username begins
-// with prefix, in any case, or whose e-mail address does if byEmail is true. It
-// reads at most limit entries of each index, whatever the prefix is.
+// search calls f for at most limit users whose username begins with prefix, in any
+// case, in the order of usernames. If byEmail is true, e-mail addresses count too.
+// search reads at most limit entries of each index.
 func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit int, f func(*user)) error {
 	var u user
-	// Every string with the prefix sorts below the prefix followed by the last code point.
+	// Each string with the prefix sorts before the prefix followed by the last code point.
 	const byName = `SELECT id FROM user INDEXED BY user_username
 		WHERE username >= ?1 COLLATE NOCASE AND username < ?1 || char(0x10FFFF) COLLATE NOCASE
 		ORDER BY username COLLATE NOCASE LIMIT ?2`
@@ -229,16 +223,14 @@ func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit i
 // addUser adds a user for a caller and sets u's id, times and version. It
 // returns errSessionEnded, errForbidden, errUsernameTaken or errEmailTaken.
 func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, now int64) error {
-	created := ""
-	if u.role == admin {
-		created = "role=admin"
-	}
-	record := event{at: now, kind: userCreated, changes: created}.by(by)
+	record := event{at: now, kind: userCreated}.by(by)
 	record.query = insertNewUserEvent
+	if u.role == admin {
+		record.args["changes"] = "role=admin"
+	}
 	err := s.write(ctx,
 		statement{
-			// The larger of the counter and the highest id: the Flask app, if it ran
-			// again for a while, moved no counter.
+			// The Flask app can still add users, and it does not move the counter.
 			query: `
 				INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at)
 				SELECT
@@ -254,7 +246,7 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 				WHERE @caller = 'stranger' AND @role = 'member' OR ` + mayChange + `
 				RETURNING` + userColumns,
 			args: by.with(args{
-				"id":       nil, // no user yet, so only an admin may
+				"id":       nil, // not a user, so mayChange only accepts admins
 				"username": u.username,
 				"email":    u.email,
 				"hash":     hash,
@@ -276,17 +268,17 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 	return s.takenError(err, u.username, u.email, 0)
 }
 
-// mayChange is the condition of every change of the user @id. It holds if the
-// caller may make the change when the statement runs.
+// mayChange is the condition of every change of the user @id: the caller may make
+// the change when the statement runs.
 const mayChange = `(@caller = 'console' OR @caller = 'session' AND EXISTS (
 	SELECT 1 FROM session JOIN user AS asker ON asker.id = session.user_id
 	WHERE session.id = @session AND asker.disabled = 0 AND (asker.id = @id OR asker.role = 'admin')))`
 
-// otherAdmin holds if an active admin other than the current row exists.
+// otherAdmin is the condition that an active admin other than the current row exists.
 const otherAdmin = `EXISTS (
 	SELECT 1 FROM user AS other WHERE other.role = 'admin' AND other.disabled = 0 AND other.id <> user.id)`
 
-// A change holds new values of a user's columns. nil leaves a column unchanged.
+// A change holds new values for a user's columns. nil leaves a column unchanged.
 type change struct {
 	username *string
 	email    *string
@@ -295,8 +287,8 @@ type change struct {
 	disabled *bool
 }
 
-// names returns the names of what the change sets, separated by commas. Only a
-// role and a state show their new value: they neither name a person nor are secret.
+// names returns the changed fields, separated by commas. It includes the new value
+// only of role and disabled, which neither identify a person nor are secret.
 func (c *change) names() string {
 	var names []string
 	if c.username != nil {
@@ -317,9 +309,9 @@ func (c *change) names() string {
 	return strings.Join(names, ",")
 }
 
-// updateUser changes a user for a caller and returns the user as it then is. A
-// version other than 0 must still be the user's. A new password ends the user's
-// sessions except the caller's; disabling the user ends all of them.
+// updateUser changes a user for a caller and returns the new user. Unless version
+// is 0, it must equal the user's version. A new password ends the user's sessions
+// except the caller's; disabling the user ends all of them.
 // It returns errSessionEnded, errForbidden, errUserNotFound, errVersion,
 // errLastAdmin, errUsernameTaken or errEmailTaken.
 func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, version, now int64) (u user, err error) {
@@ -365,18 +357,11 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	if errors.Is(err, errNotApplied) {
 		return user{}, s.notAppliedError(by, id, version)
 	}
-	var username, email string
-	if c.username != nil {
-		username = *c.username
-	}
-	if c.email != nil {
-		email = *c.email
-	}
-	return u, s.takenError(err, username, email, id)
+	return u, s.takenError(err, *cmp.Or(c.username, new("")), *cmp.Or(c.email, new("")), id)
 }
 
-// deleteUser deletes a user and its sessions for a caller. Version and errors
-// are as in updateUser. It also returns errReferenced, if a row of another
+// deleteUser deletes a user and its sessions for a caller. The version and the
+// errors are those of updateUser. It also returns errReferenced if a row of another
 // program's table refers to the user.
 func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int64) error {
 	values := by.with(args{"id": id, "version": version})
@@ -399,8 +384,8 @@ func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int6
 	return err
 }
 
-// notAppliedError explains why a change of a user did not apply: the caller's
-// session first, then its rights, the user, and the user's version.
+// notAppliedError returns why a change of a user did not apply. It checks the
+// caller's session first, then its rights, the user, and the user's version.
 func (s *store) notAppliedError(by caller, id, version int64) error {
 	if err := s.authorizationError(by, id); err != nil {
 		return err
@@ -415,14 +400,13 @@ func (s *store) notAppliedError(by caller, id, version int64) error {
 	return errLastAdmin
 }
 
-// authorizationError explains why mayChange does not hold: errSessionEnded or
-// errForbidden. It returns nil if mayChange holds.
+// authorizationError returns nil if mayChange holds, and otherwise why not:
+// errSessionEnded or errForbidden.
 func (s *store) authorizationError(by caller, id int64) error {
-	switch by.kind {
-	case consoleCaller:
+	if by.kind == consoleCaller {
 		return nil
-	case sessionCaller:
-	default:
+	}
+	if by.kind != sessionCaller {
 		return errForbidden
 	}
 	var asker user
