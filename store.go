@@ -138,21 +138,21 @@ func (s *store) size() (file, log int64, err error) {
 	return info.Size(), wal.Size(), nil
 }
 
-// read scans the only row of a query into dest, or returns ifNone. It accepts no
-// context: a lookup takes microseconds, and to make it cancellable costs a
-// goroutine in the driver.
+// read scans the only row of a query into dest, or returns ifNone, which may be nil.
+// It accepts no context: a lookup takes microseconds, and to make it cancellable
+// costs a goroutine in the driver.
 func (s *store) read(query string, ifNone error, dest []any, args ...any) error {
 	stmt, err := s.reads.get(query)
 	if err == nil {
 		err = stmt.QueryRow(args...).Scan(dest...)
 	}
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, sql.ErrNoRows):
+	if errors.Is(err, sql.ErrNoRows) {
 		return ifNone
 	}
-	return &storageError{"reading", err}
+	if err != nil {
+		return &storageError{"reading", err}
+	}
+	return nil
 }
 
 // eachRow calls f after scanning each row of a query into dest.

@@ -1,11 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 )
 
-// maxSessions is how many sessions a user can have. One more ends the oldest.
+// maxSessions bounds the sessions of a user. One more ends the oldest.
 const maxSessions = 100
 
 // A session is one login of a user.
@@ -22,7 +23,7 @@ type session struct {
 	rotatedAt   int64
 }
 
-// sessionColumns and (*session).columns list a session's columns in the same order.
+// sessionColumns and (*session).columns list the columns in the same order.
 const sessionColumns = `
 	session.id,
 	session.user_id,
@@ -35,8 +36,8 @@ const sessionColumns = `
 	session.refresh_hash,
 	session.rotated_at`
 
-func (x *session) columns(more ...any) []any {
-	return append([]any{
+func (x *session) columns() []any {
+	return []any{
 		&x.id,
 		&x.userID,
 		&x.createdAt,
@@ -47,15 +48,15 @@ func (x *session) columns(more ...any) []any {
 		&x.generation,
 		&x.refreshHash,
 		&x.rotatedAt,
-	}, more...)
+	}
 }
 
-// startSession stores a new session of a user, sets its id, and returns the key
-// that signs its access token. It ends the user's oldest sessions past
-// maxSessions. newHash, if not empty, replaces the password's hash by a better
-// one of the same password.
-// It returns errCredentials if the user's auth_stamp is no longer the stamp that
-// was read before the password was checked, or if the user is disabled.
+// startSession stores a new session of a user, sets x.id, and returns the key that
+// signs its access token. It ends the user's oldest sessions beyond maxSessions. If
+// newHash is not empty, it replaces the user's hash by this better one of the same
+// password.
+// It returns errCredentials if the user is disabled, or if its auth_stamp is not
+// the stamp that was read before the password was checked.
 func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string) (key keyRow, err error) {
 	values := args{
 		"user":     x.userID,
@@ -95,35 +96,32 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 					SELECT id FROM session WHERE user_id = @user ORDER BY id DESC LIMIT 1 OFFSET @most)`,
 			args: values,
 		},
-		statement{
-			query: selectNewestKey,
-			scan:  []any{&key.kid, &key.secret},
-		})
+		key.selectNewest())
 	return key, err
 }
 
 // principal returns the user of a session and when the session was last used. It
-// returns errSessionEnded if the session has ended or its user is deleted or
-// disabled, and errBadToken if kid names a key of the database whose tokens are
-// no longer good. kid is empty for a key of the configuration.
+// returns errSessionEnded if the session has ended or expired or if its user is
+// disabled, and errBadToken if tokens of the key kid are no longer valid. kid is
+// empty for a key of the configuration.
 func (s *store) principal(sid int64, kid string, now int64) (u user, lastUsedAt int64, err error) {
-	var keyGood bool
+	var validKey bool
 	err = s.read(`SELECT`+userColumns+`, session.last_used_at,
-			?3 = '' OR EXISTS (SELECT 1 FROM signing_key WHERE kid = ?3 AND `+keyIsGood+`)
+			?3 = '' OR EXISTS (SELECT 1 FROM signing_key WHERE kid = ?3 AND `+keyIsValid+`)
 		FROM session JOIN user ON user.id = session.user_id
 		WHERE session.id = ?1 AND session.expires_at > ?2 AND user.disabled = 0`,
-		errSessionEnded, u.columns(&lastUsedAt, &keyGood), sid, now, kid)
-	if err == nil && !keyGood {
+		errSessionEnded, u.columns(&lastUsedAt, &validKey), sid, now, kid)
+	if err == nil && !validKey {
 		err = errBadToken
 	}
 	return u, lastUsedAt, err
 }
 
-// touchEvery is how old, in seconds, the recorded last use of a session may be: a
-// read must not cost a write.
+// touchEvery is the age in seconds at which the last use of a session is recorded
+// again, so that most requests cost no write.
 const touchEvery = 60
 
-// touch records, without waiting, that a session is in use.
+// touch records that a session is in use. It does not wait for the write.
 func (s *store) touch(sid, now int64) {
 	s.writeLater(statement{
 		query: `UPDATE session SET last_used_at = @now WHERE id = @id AND last_used_at <= @now - @every`,
@@ -137,18 +135,18 @@ func (s *store) session(sid int64) (x session, err error) {
 	return x, err
 }
 
-// sessionsOf calls f for each live session of a user, the oldest first.
+// sessionsOf calls f for each session of a user that has not expired, the oldest
+// first.
 func (s *store) sessionsOf(ctx context.Context, userID, now int64, f func(*session)) error {
 	var x session
 	return s.eachRow(ctx, `SELECT`+sessionColumns+` FROM session WHERE user_id = ? AND expires_at > ? ORDER BY id`,
 		x.columns(), func() { f(&x) }, userID, now)
 }
 
-// rotate replaces the live refresh token of a session, which must have the given
-// hash and the generation before x's, and returns the key that signs its access
-// token. x has the new token's hash and the current times and client; rotate
-// sets x's user. It returns errNotApplied if the session has ended, if its user
-// is disabled, or if another token is live.
+// rotate replaces the refresh token of a session by the one that x describes, sets
+// x.userID, and returns the key that signs the access token. It returns
+// errNotApplied if the session has ended or expired, if its user is disabled, or if
+// the current token does not have the hash and the generation before x's.
 func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) (key keyRow, err error) {
 	err = s.write(ctx,
 		statement{
@@ -177,10 +175,7 @@ func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) 
 			scan:   []any{&x.userID},
 			ifNone: errNotApplied,
 		},
-		statement{
-			query: selectNewestKey,
-			scan:  []any{&key.kid, &key.secret},
-		})
+		key.selectNewest())
 	return key, err
 }
 
@@ -195,16 +190,13 @@ func (s *store) endSession(ctx context.Context, by caller, userID, sid, now int6
 		},
 		event{at: now, kind: sessionEnded, userID: userID, sessionID: sid}.by(by))
 	if errors.Is(err, errNotApplied) {
-		if err := s.authorizationError(by, userID); err != nil {
-			return err
-		}
-		return errSessionNotFound
+		return cmp.Or[error](s.authorizationError(by, userID), errSessionNotFound)
 	}
 	return err
 }
 
-// endSessions ends every session of a user for a caller. A user without sessions
-// is not an error. It returns errSessionEnded or errForbidden.
+// endSessions ends all sessions of a user, if it has any, for a caller. It returns
+// errSessionEnded or errForbidden.
 func (s *store) endSessions(ctx context.Context, by caller, userID, now int64) error {
 	err := s.write(ctx,
 		statement{
@@ -219,9 +211,8 @@ func (s *store) endSessions(ctx context.Context, by caller, userID, now int64) e
 	return err
 }
 
-// endReused ends a session of a user because one of its refresh tokens was used
-// twice, the second time from an address. A session that has already ended is
-// not an error.
+// endReused ends a session, unless it has already ended, because the client at the
+// address sent a refresh token of it that was used before.
 func (s *store) endReused(ctx context.Context, userID, sid int64, address string, now int64) error {
 	err := s.write(ctx,
 		statement{
@@ -239,18 +230,18 @@ func (s *store) endReused(ctx context.Context, userID, sid int64, address string
 // sweepSize is how many sessions one sweep reads.
 const sweepSize = 1000
 
-// sweep deletes the expired ones of the next sweepSize sessions after an id, and
-// the keys whose tokens have all expired. It returns the id to continue from, 0
-// at the end. In small steps by id, it needs no index on the expiry, which every
-// refresh would have to update.
+// sweep deletes the keys whose tokens have all expired, and the expired ones of the
+// next sweepSize sessions after an id. It returns the id to continue from, or 0 at
+// the end. The small steps replace an index on expires_at, which each refresh would
+// have to update.
 func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err error) {
-	var n, over, oldKeys int
+	var n, expired, oldKeys int
 	err = s.read(`
 		SELECT count(*), coalesce(max(id), 0), count(*) FILTER (WHERE expires_at <= ?2),
-			(SELECT count(*) FROM signing_key WHERE NOT `+keyIsGood+`)
+			(SELECT count(*) FROM signing_key WHERE NOT `+keyIsValid+`)
 		FROM (SELECT id, expires_at FROM session WHERE id > ?1 ORDER BY id LIMIT ?3)`,
-		errStorage, []any{&n, &next, &over, &oldKeys}, after, now, sweepSize)
-	if err == nil && over > 0 {
+		errStorage, []any{&n, &next, &expired, &oldKeys}, after, now, sweepSize)
+	if err == nil && expired > 0 {
 		err = s.write(ctx, statement{
 			query: `DELETE FROM session WHERE id > @after AND id <= @last AND expires_at <= @now`,
 			args:  args{"after": after, "last": next, "now": now},
@@ -268,19 +259,24 @@ func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err er
 	return next, err
 }
 
-// A keyRow is a row of signing_key: a key's id and its secret.
+// A keyRow is the id and the secret of a row of signing_key.
 type keyRow struct {
 	kid    string
 	secret []byte
 }
 
-// keyIsGood holds if tokens of a key are still good at ?2.
-const keyIsGood = `(retired_at = 0 OR retired_at + token_ttl > ?2)`
+// keyIsValid is the condition that tokens of a key can be valid at the time ?2.
+const keyIsValid = `(retired_at = 0 OR retired_at + token_ttl > ?2)`
 
-// selectNewestKey selects the key that signs now. It runs in the write that
-// starts or refreshes a session: a key that another process rotated signs from
-// then on.
+// selectNewestKey selects the key that signs.
 const selectNewestKey = `SELECT kid, secret FROM signing_key WHERE retired_at = 0 ORDER BY id DESC LIMIT 1`
+
+// selectNewest returns a statement that reads the key that signs. Each write that
+// starts or refreshes a session ends with it, so that a new key signs as soon as
+// another process has rotated the keys.
+func (k *keyRow) selectNewest() statement {
+	return statement{query: selectNewestKey, scan: []any{&k.kid, &k.secret}}
+}
 
 // A signingKeyInfo is a signing key without its secret.
 type signingKeyInfo struct {
@@ -301,31 +297,28 @@ func (s *store) signingKeys(ctx context.Context) (keys []signingKeyInfo, err err
 	return keys, err
 }
 
-// newestKey returns the database's key that signs. Its kid is empty if there is
-// none, because the configuration has a key.
+// newestKey returns the key that signs. Its kid is empty if the configuration has
+// the key.
 func (s *store) newestKey() (key keyRow, err error) {
-	err = s.read(selectNewestKey, errNoKey, []any{&key.kid, &key.secret})
-	if errors.Is(err, errNoKey) {
-		err = nil
-	}
+	err = s.read(selectNewestKey, nil, []any{&key.kid, &key.secret})
 	return key, err
 }
 
-// keySecret returns the secret of a key whose tokens are still good, or errNoKey.
+// keySecret returns the secret of a key whose tokens can still be valid, or
+// errNoKey.
 func (s *store) keySecret(kid string, now int64) (secret []byte, err error) {
-	err = s.read(`SELECT secret FROM signing_key WHERE kid = ?1 AND `+keyIsGood,
-		errNoKey, []any{&secret}, kid, now)
+	err = s.read(`SELECT secret FROM signing_key WHERE kid = ?1 AND `+keyIsValid, errNoKey, []any{&secret}, kid, now)
 	return secret, err
 }
 
 var errNoKey = errors.New("no signing key")
 
-// ensureKey adds key as the signing key if the database has none, and records
-// that it signs tokens of ttl seconds from now on.
+// ensureKey adds key as the signing key if the database has none. It records that
+// the signing key signs tokens of ttl seconds.
 func (s *store) ensureKey(ctx context.Context, key keyRow, ttl, now int64) error {
-	var one int
-	err := s.read(`SELECT 1 FROM signing_key WHERE retired_at = 0 AND token_ttl >= ?`, errNoKey, []any{&one}, ttl)
-	if !errors.Is(err, errNoKey) {
+	var done bool
+	err := s.read(`SELECT EXISTS (SELECT 1 FROM signing_key WHERE retired_at = 0 AND token_ttl >= ?)`, errStorage, []any{&done}, ttl)
+	if err != nil || done {
 		return err
 	}
 	return s.write(ctx,
@@ -341,7 +334,7 @@ func (s *store) ensureKey(ctx context.Context, key keyRow, ttl, now int64) error
 		})
 }
 
-// retireKeys retires every key of the database, because the configuration has one.
+// retireKeys retires all keys of the database, because the configuration has one.
 func (s *store) retireKeys(ctx context.Context, now int64) error {
 	key, err := s.newestKey()
 	if err != nil || key.kid == "" {
@@ -353,7 +346,7 @@ func (s *store) retireKeys(ctx context.Context, now int64) error {
 	})
 }
 
-// rotateKey adds key, which signs from now on, and retires the others.
+// rotateKey adds a key, which signs from now on, and retires the others.
 func (s *store) rotateKey(ctx context.Context, key keyRow, now int64) error {
 	return s.write(ctx,
 		statement{
@@ -369,11 +362,11 @@ func (s *store) rotateKey(ctx context.Context, key keyRow, now int64) error {
 		event{at: now, kind: keyRotated, changes: "kid=" + key.kid}.by(console))
 }
 
-// secret returns the named secret of this database. If it has none of that name,
-// fresh becomes it.
+// secret returns the named secret of the database. If it does not exist, secret
+// stores fresh under the name.
 func (s *store) secret(ctx context.Context, name string, fresh []byte) (value []byte, err error) {
 	const query = `SELECT value FROM secret WHERE name = ?`
-	if err = s.read(query, errNoKey, []any{&value}, name); !errors.Is(err, errNoKey) {
+	if err = s.read(query, nil, []any{&value}, name); err != nil || value != nil {
 		return value, err
 	}
 	err = s.write(ctx, statement{

@@ -260,10 +260,7 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 		statement{query: `UPDATE counter SET user_id = (SELECT max(id) FROM user)`},
 		record)
 	if errors.Is(err, errNotApplied) {
-		if err := s.authorizationError(by, 0); err != nil {
-			return err
-		}
-		return errForbidden
+		return cmp.Or[error](s.authorizationError(by, 0), errForbidden)
 	}
 	return s.takenError(err, u.username, u.email, 0)
 }
