@@ -11,7 +11,7 @@ import (
 	"hash"
 )
 
-// An eventType says what kind of act an event was.
+// An eventType is the kind of act that an event records.
 type eventType string
 
 const (
@@ -27,11 +27,14 @@ const (
 	eventsTrimmed eventType = "events_trimmed"
 )
 
-// eventTypes are all types of events.
-var eventTypes = []eventType{userCreated, userChanged, userDeleted, usersImported, loggedIn, sessionEnded, sessionsEnded, tokenReused, keyRotated, eventsTrimmed}
+var eventTypes = []eventType{
+	userCreated, userChanged, userDeleted, usersImported, loggedIn,
+	sessionEnded, sessionsEnded, tokenReused, keyRotated, eventsTrimmed,
+}
 
-// An event is one row of the table event. It holds ids and addresses, and no name,
-// e-mail address or secret: with the user's row, the person is gone from it.
+// An event is one row of the table event; schema.go describes its columns. It holds
+// ids and addresses but no name, e-mail address or secret, so that it does not
+// identify a person whose user is deleted.
 type event struct {
 	id        int64
 	at        int64
@@ -43,7 +46,7 @@ type event struct {
 	changes   string
 }
 
-// eventColumns and (*event).columns are the one list of an event's columns, in step.
+// eventColumns and (*event).columns list the columns in the same order.
 const eventColumns = `
 	event.id,
 	event.at,
@@ -67,7 +70,7 @@ func (e *event) columns(more ...any) []any {
 	}, more...)
 }
 
-// by returns the statement that records the event as an act of a caller.
+// by returns the statement that records the event as an act of the caller.
 func (e event) by(who caller) statement {
 	e.actorID, e.address = who.user, who.address
 	if e.sessionID == 0 {
@@ -76,8 +79,8 @@ func (e event) by(who caller) statement {
 	return e.statement()
 }
 
-// statement returns the statement that records the event. It belongs at the end
-// of the act's own write.
+// statement returns the statement that records the event, for the end of the act's
+// own write.
 func (e event) statement() statement {
 	return statement{
 		query: insertEvent,
@@ -93,8 +96,8 @@ func (e event) statement() statement {
 	}
 }
 
-// The queries of an event's statement. The last two take the id of the user or
-// the session that the same write has just made.
+// The queries of an event's statement. The last two use the id of the user or the
+// session that the same write has just created.
 const (
 	intoEvent             = `INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes) `
 	insertEvent           = intoEvent + `VALUES (@at, @type, @actor, @user, @session, @address, @changes)`
@@ -102,15 +105,15 @@ const (
 	insertNewSessionEvent = intoEvent + `SELECT @at, @type, @actor, @user, max(id), @address, @changes FROM session`
 )
 
-// An eventFilter narrows a list of events. Its zero value lets every event through.
+// An eventFilter narrows a list of events. The zero eventFilter matches every event.
 type eventFilter struct {
 	userID int64     // 0: any
 	kind   eventType // empty: any
 }
 
-// events calls f for at most limit events with ids above after, in id order.
-// The event f is given is reused for the next row.
-func (s *store) events(ctx context.Context, after int64, limit int64, only eventFilter, f func(*event)) error {
+// events calls f for at most limit events with ids above after, in id order. It
+// reuses f's argument for the next row.
+func (s *store) events(ctx context.Context, after, limit int64, only eventFilter, f func(*event)) error {
 	var e event
 	const (
 		from = `SELECT` + eventColumns + ` FROM event WHERE `
@@ -119,7 +122,7 @@ func (s *store) events(ctx context.Context, after int64, limit int64, only event
 	each := func() { f(&e) }
 	switch {
 	case only.userID != 0 && only.kind != "":
-		// +: by the index of users, who have fewer events than a type has.
+		// The + makes SQLite use the index on users, who have fewer events than types.
 		return s.eachRow(ctx, from+`user_id = ?3 AND +type = ?4 AND `+page, e.columns(), each, after, limit, only.userID, only.kind)
 	case only.userID != 0:
 		return s.eachRow(ctx, from+`user_id = ?3 AND `+page, e.columns(), each, after, limit, only.userID)
@@ -129,18 +132,18 @@ func (s *store) events(ctx context.Context, after int64, limit int64, only event
 	return s.eachRow(ctx, from+page, e.columns(), each, after, limit)
 }
 
-// lastEvent returns the id of the newest event, 0 where there is none.
+// lastEvent returns the id of the newest event, or 0 if there are no events.
 func (s *store) lastEvent() (id int64, err error) {
 	err = s.read(`SELECT coalesce(max(id), 0) FROM event`, errStorage, []any{&id})
 	return id, err
 }
 
-// streamBatch is how many events are read at a time.
+// streamBatch is how many events eventsSince reads.
 const streamBatch = 500
 
-// eventsSince calls f for events with ids above after, in id order, streamBatch at
-// most, and returns the id to go on from and whether there are more now. It looks
-// at each event once, also at those that only does not let through.
+// eventsSince calls f for at most streamBatch events with ids above after, in id
+// order. It returns the id to continue from, which skips events that the filter
+// excludes, and whether more events exist now.
 func (s *store) eventsSince(ctx context.Context, after int64, only eventFilter, f func(*event)) (next int64, more bool, err error) {
 	newest, err := s.lastEvent()
 	if err != nil || newest <= after {
@@ -158,21 +161,21 @@ func (s *store) eventsSince(ctx context.Context, after int64, only eventFilter, 
 	return max(after, newest), false, err
 }
 
-// A link is one row of the table event_link. It covers the events since the link
-// before it, and that link: together they are the chain of events. The chain has no
-// key. It finds changes by comparison with a head that was noted elsewhere.
+// A link is one row of the table event_link. It covers the events since the previous
+// link, and that link: together they are the chain of events. The chain has no key.
+// It shows changes by comparison with a head that was noted elsewhere.
 type link struct {
 	eventID int64 // of the last event that it covers; 0: no link
-	at      int64 // the time of the last event, or of an earlier one if the clock was set back since
+	at      int64 // the latest time of the events so far, also if the clock was set back
 
 	// hash is SHA-256(previous ‖ eventID ‖ at ‖ digest). previous is the hash of the
-	// link before, empty for the first link; digest is SHA-256 of the events since.
-	// Only the base has previous and digest in its row: they prove its time when the
+	// previous link, empty for the first; digest is SHA-256 of the events since then.
+	// Only the row of the base has previous and digest: they prove its time when the
 	// events that it covers are deleted.
 	hash, previous, digest []byte
 }
 
-// linkColumns and (*link).columns are the one list of a link's columns, in step.
+// linkColumns and (*link).columns list the columns in the same order.
 const linkColumns = `
 	event_link.event_id,
 	event_link.at,
@@ -184,8 +187,8 @@ func (x *link) columns() []any {
 	return []any{&x.eventID, &x.at, &x.hash, &x.previous, &x.digest}
 }
 
-// sum returns the hash that the link must have. Each part has a fixed place, so that
-// no two links are the same bytes.
+// sum returns the hash that the link must have. Each part has a fixed size, so that
+// different links are different bytes.
 func (x *link) sum() []byte {
 	b := make([]byte, sha256.Size, 2*sha256.Size+16)
 	copy(b, x.previous)
@@ -195,11 +198,11 @@ func (x *link) sum() []byte {
 	return sum[:]
 }
 
-// A tail is the events after a link, which the next link is made of.
+// A tail is the events after a link, which the next link covers.
 type tail struct {
 	previous link
 	events   int
-	last, at int64
+	last, at int64 // of the next link: its eventID and at
 	digest   hash.Hash
 }
 
@@ -207,11 +210,11 @@ func tailAfter(previous link) tail {
 	return tail{previous: previous, at: previous.at, digest: sha256.New()}
 }
 
-// add adds an event. No two lists of events are the same bytes to the digest.
+// add adds an event. Different lists of events are different bytes for the digest.
 func (l *tail) add(e *event) {
 	l.events++
 	l.last = e.id
-	l.at = max(l.at, e.at) // one event with an old time must not make all before it look old
+	l.at = max(l.at, e.at) // an event with an old time must not make earlier ones look old
 	b := make([]byte, 0, 256)
 	for _, n := range []int64{e.id, e.at, e.actorID, e.userID, e.sessionID} {
 		b = binary.BigEndian.AppendUint64(b, uint64(n))
@@ -242,8 +245,8 @@ const linkSize = 1000
 var errHeadChanged = errors.New("the newest link of the chain of events is older than the last one that this process saw, or differs from it")
 
 // extend adds links until all events are covered. If another process adds a link
-// first, extend continues from that one. It returns errHeadChanged if another program
-// changed what this process has seen: a new link would make that change part of the chain.
+// first, extend continues from that one. It returns errHeadChanged if the last link
+// that this process has seen was changed or removed: a new link would hide that.
 func (c *chain) extend(ctx context.Context) error {
 	for {
 		newest, err := c.st.newestLink()
@@ -265,8 +268,8 @@ func (c *chain) extend(ctx context.Context) error {
 }
 
 // trim deletes some of the events from before a time, up to a link that becomes the
-// base, and reports whether there may be more. It returns errChainBroken, and deletes
-// nothing, if the events do not match their links.
+// base, and reports whether there may be more. If the events do not match their
+// links, it deletes nothing and returns errChainBroken.
 func (c *chain) trim(ctx context.Context, before, now int64) (more bool, err error) {
 	upTo, err := c.st.trimmable(before)
 	if err != nil || upTo == 0 {
@@ -279,7 +282,7 @@ func (c *chain) trim(ctx context.Context, before, now int64) (more bool, err err
 	return true, c.st.trim(ctx, v.head, now)
 }
 
-// A head names a link that was noted elsewhere, as events verify prints it.
+// A head identifies a link. userd events verify prints it, to be noted elsewhere.
 type head struct {
 	eventID int64
 	hash    string // hexadecimal
@@ -287,25 +290,24 @@ type head struct {
 
 func (h head) String() string { return fmt.Sprintf("%d:%s", h.eventID, h.hash) }
 
-// name returns the name of the link.
 func (x *link) name() head { return head{x.eventID, hex.EncodeToString(x.hash)} }
 
-// A verification recomputes the chain, given its events and links in order.
+// A verification recomputes the chain from its events and links, in order.
 type verification struct {
-	noted    head // to look for
+	noted    head // the head to find
 	found    bool // noted is in the chain
-	events   int  // that match their links
+	events   int  // events that match their links
 	links    int
 	base     link // the last link whose events are deleted; zero: no events are deleted
 	head     link // the newest link
-	unlinked tail // the events after it
+	unlinked tail // the events after the newest link
 	err      error
 }
 
 var errChainBroken = errors.New("the chain of events does not hold")
 
-// add takes the next event or, if x is not nil, the link after the events that it
-// covers. After the first link that does not hold it does nothing.
+// add adds the next event or, if x is not nil, the link that follows the events that
+// it covers. After a link that does not match, add does nothing.
 func (v *verification) add(e *event, x *link) {
 	if v.err != nil {
 		return
@@ -333,17 +335,12 @@ func (v *verification) add(e *event, x *link) {
 
 // newestLink returns the newest link, or the zero link if there is none.
 func (s *store) newestLink() (x link, err error) {
-	err = s.read(`SELECT`+linkColumns+` FROM event_link ORDER BY event_id DESC LIMIT 1`, errNoLink, x.columns())
-	if errors.Is(err, errNoLink) {
-		err = nil
-	}
+	err = s.read(`SELECT`+linkColumns+` FROM event_link ORDER BY event_id DESC LIMIT 1`, nil, x.columns())
 	return x, err
 }
 
-var errNoLink = errors.New("no link")
-
 // addLink adds a link. It returns errNotApplied if the newest link is not the one
-// that it continues.
+// before it.
 func (s *store) addLink(ctx context.Context, x link) error {
 	return s.write(ctx, statement{
 		query: `
@@ -355,12 +352,12 @@ func (s *store) addLink(ctx context.Context, x link) error {
 	})
 }
 
-// trimSize is how many events one trimming reads and deletes at most, so that other
-// writes do not wait long for it.
+// trimSize bounds the events that one trim deletes, so that other writes do not wait
+// long.
 const trimSize = 2 * linkSize
 
-// trimmable returns the event id of the newest link of the oldest events up to which
-// all events are from before a time, or 0 if there is none.
+// trimmable returns the event id of the newest link such that all events up to it are
+// from before a time and are among the trimSize oldest, or 0 if there is no such link.
 func (s *store) trimmable(before int64) (eventID int64, err error) {
 	err = s.read(`
 		SELECT coalesce(max(event_id), 0) FROM event_link
@@ -371,8 +368,8 @@ func (s *store) trimmable(before int64) (eventID int64, err error) {
 	return eventID, err
 }
 
-// trim makes a link the base: it deletes the events up to it, and the links before
-// it. If another process has done so, it does nothing.
+// trim makes a link the base: it deletes the events up to it and the links before
+// it. If another process has already done so, it does nothing.
 func (s *store) trim(ctx context.Context, base link, now int64) error {
 	err := s.write(ctx,
 		statement{
@@ -382,30 +379,25 @@ func (s *store) trim(ctx context.Context, base link, now int64) error {
 			args:   args{"event": base.eventID, "hash": base.hash, "previous": base.previous, "digest": base.digest},
 			ifNone: errNotApplied,
 		},
-		// Before the deletion, which must never delete the newest event.
+		// This comes first, because the newest event must never be deleted.
 		event{at: now, kind: eventsTrimmed, changes: fmt.Sprintf("until=%d", base.eventID)}.statement(),
-		statement{
-			query: `DELETE FROM event WHERE id <= @event`,
-			args:  args{"event": base.eventID},
-		},
-		statement{
-			query: `DELETE FROM event_link WHERE event_id < @event`,
-			args:  args{"event": base.eventID},
-		})
+		statement{query: `DELETE FROM event WHERE id <= @event`, args: args{"event": base.eventID}},
+		statement{query: `DELETE FROM event_link WHERE event_id < @event`, args: args{"event": base.eventID}})
 	if errors.Is(err, errNotApplied) {
 		err = nil
 	}
 	return err
 }
 
-// verifyEvents recomputes the chain from its base up to an event, as of one moment. It
-// returns errChainBroken, with the first range of events that does not match its link.
+// verifyEvents recomputes the chain from its base up to an event, as of one moment.
+// It returns errChainBroken, with the first range of events that does not match its
+// link, and what it verified before that.
 func (s *store) verifyEvents(ctx context.Context, upTo int64, noted head) (verification, error) {
 	v := verification{noted: noted, unlinked: tailAfter(link{})}
 	var e event
 	var x link
 	var isLink bool
-	var place int64
+	var place int64 // only to sort by
 	err := s.eachRow(ctx, `
 		SELECT`+eventColumns+`, 0, 0, NULL, NULL, NULL, event.id AS place, 0 AS is_link FROM event WHERE event.id <= ?1
 		UNION ALL
