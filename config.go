@@ -19,7 +19,7 @@ import (
 	"golang.org/x/crypto/acme/autocert"
 )
 
-// Settings are what the configuration says of how requests are answered.
+// settings are the part of the configuration that concerns requests.
 type settings struct {
 	accessTTL      time.Duration
 	refreshTTL     time.Duration
@@ -30,15 +30,15 @@ type settings struct {
 	rateLimit      rateLimit
 }
 
-// registration says who makes users.
+// registration says who can add users.
 type registration string
 
 const (
 	registrationOpen   registration = "open"   // anyone
-	registrationClosed registration = "closed" // admins
+	registrationClosed registration = "closed" // only admins
 )
 
-// directory says what a member sees of others.
+// directory says what a member sees of other users.
 type directory string
 
 const (
@@ -47,7 +47,7 @@ const (
 	directorySelf  directory = "self"  // nothing
 )
 
-// rateLimit says whether there is a limiter.
+// rateLimit says whether userd limits requests.
 type rateLimit string
 
 const (
@@ -62,21 +62,21 @@ type config struct {
 	addr           string
 	domains        []string // of HTTPS_DOMAIN, in lower case
 	acmeDirectory  string
-	tlsCert        string // a file, as tlsKey is; both are given or neither
-	tlsKey         string
+	tlsCert        string        // a file; set if and only if tlsKey is
+	tlsKey         string        // a file
 	metricsAddr    string        // empty: none
 	secret         []byte        // of JWT_SECRET_KEY; empty: the database keeps the key
-	previousSecret []byte        // of JWT_SECRET_KEY_PREVIOUS: its tokens are still good
-	secretFrom     string        // where the signing key is from, for people
-	eventRetention time.Duration // 0: events are kept for ever
-	logFormat      string        // empty: by what standard error is
+	previousSecret []byte        // of JWT_SECRET_KEY_PREVIOUS: its tokens are still valid
+	secretFrom     string        // where the signing key comes from, for the log
+	eventRetention time.Duration // 0: events are kept forever
+	logFormat      string        // empty: text on a terminal, otherwise json
 	logLevel       slog.Level
 }
 
 // An option is a setting with a flag and an environment variable.
 type option struct {
 	env, flag string
-	value     string // what its value is, for help
+	value     string // the placeholder of its value in the help
 	standard  string // the default
 	set       func(c *config, value string) error
 	help      string // sentences
@@ -90,7 +90,12 @@ var options = []option{
 		"Serve HTTPS for these names, with certificates that userd gets and renews by ACME. Port 80 of the same host redirects to HTTPS. By setting it you accept the terms of the certificate authority."},
 	{"ADDR", "addr", "HOST:PORT", "127.0.0.1:5000", func(c *config, v string) error { return setHostPort(&c.addr, v) },
 		"The address to listen on. With HTTPS_DOMAIN the default is :443."},
-	{"METRICS_ADDR", "metrics-addr", "HOST:PORT", "", (*config).setMetricsAddr,
+	{"METRICS_ADDR", "metrics-addr", "HOST:PORT", "", func(c *config, v string) error {
+		if v == "" {
+			return nil
+		}
+		return setHostPort(&c.metricsAddr, v)
+	},
 		"A second address, such as 127.0.0.1:9090, that answers only /metrics, /healthz and /readyz. It requires no token, so keep it private. On the main address, /metrics requires an admin's token."},
 	{"ACME_DIRECTORY", "acme-directory", "URL", autocert.DefaultACMEDirectory, (*config).setACMEDirectory,
 		"The directory of the ACME server."},
@@ -126,8 +131,8 @@ var options = []option{
 		"The lowest level that is logged: debug, info, warn or error."},
 }
 
-// variables are the settings that only the environment can hold. Secrets are
-// among them because every user of the machine can see flags.
+// variables are the settings without a flag. Each user of the machine can see
+// flags, so secrets have none.
 var variables = []struct{ env, help string }{
 	{"PORT", "The port of ADDR, on 127.0.0.1, if ADDR is not set."},
 	{"JWT_SECRET_KEY", "The key that signs access tokens, at least 32 bytes. If it is not set, userd makes a random key at its first start and keeps it in the database."},
@@ -137,29 +142,28 @@ var variables = []struct{ env, help string }{
 	{"NOTIFY_SOCKET", "The socket on which userd tells systemd when it is ready and when it stops."},
 }
 
-// load sets the settings that the command accepts. A flag's value in given
-// overrides the environment, and that overrides the default. Errors name the
-// setting.
+// load sets the settings whose flags the command accepts, in a zero config. A flag's
+// value in given overrides the environment, which overrides the default. It returns
+// a usageError that names the setting.
 func (c *config) load(given map[string]string, getenv func(string) string, accepts func(flag string) bool) error {
 	for _, o := range options {
 		if !accepts(o.flag) {
 			continue
 		}
 		value, from := o.standard, o.env
-		if o.env == "ADDR" && len(c.domains) > 0 {
-			value = ":443"
-		}
 		if v, ok := given[o.flag]; ok {
 			value, from = v, "-"+o.flag
 		} else if v := getenv(o.env); v != "" {
 			value = v
 		} else if v := getenv("PORT"); v != "" && o.env == "ADDR" {
-			value, from = net.JoinHostPort("127.0.0.1", v), "PORT"
+			if err := setHostPort(&c.addr, net.JoinHostPort("127.0.0.1", v)); err != nil {
+				return usagef("PORT=%q: %v", v, err)
+			}
+			continue
+		} else if o.env == "ADDR" && len(c.domains) > 0 {
+			value = ":443"
 		}
 		if err := o.set(c, value); err != nil {
-			if from == "PORT" {
-				value = getenv("PORT")
-			}
 			return usagef("%s=%q: %v", from, value, err)
 		}
 	}
@@ -175,34 +179,25 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 	return c.readSecrets(getenv)
 }
 
-// setDatabase takes what SQLAlchemy takes for SQLite, or a path.
-func (c *config) setDatabase(v string) error {
+// setDatabase accepts a path, or a URL of SQLAlchemy for SQLite.
+func (c *config) setDatabase(v string) (err error) {
 	path := v
 	if scheme, rest, ok := strings.Cut(v, "://"); ok {
 		if scheme != "sqlite" {
-			return fmt.Errorf("userd keeps its data in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path")
+			return errors.New("userd keeps its data in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path")
 		}
 		if path, ok = strings.CutPrefix(rest, "/"); !ok {
 			return errors.New("three slashes begin a relative path, four an absolute one")
 		}
 		if strings.Contains(path, "?") {
-			return errors.New("parameters after ? are not known here")
+			return errors.New("userd accepts no parameters after ?")
 		}
 	}
 	if path == "" || path == ":memory:" {
 		return errors.New("the database must be a file")
 	}
-	var err error
 	c.database, err = filepath.Abs(path)
 	return err
-}
-
-func (c *config) setMetricsAddr(v string) error {
-	if v == "" {
-		c.metricsAddr = ""
-		return nil
-	}
-	return setHostPort(&c.metricsAddr, v)
 }
 
 func setHostPort(to *string, v string) error {
@@ -210,35 +205,41 @@ func setHostPort(to *string, v string) error {
 	if err != nil {
 		return errors.New("must be HOST:PORT")
 	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return fmt.Errorf("the port must be a number up to 65535")
-	} else if n == 0 && port != "0" {
-		return errors.New("the port must be a number")
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 && port != "0" {
+		return errors.New("the port must be a number up to 65535")
 	}
 	*to = v
 	return nil
 }
 
-// setDomains takes names that a certificate can be had for by ACME: ASCII, and
-// no wildcards, which would take a change in the DNS.
+// items returns the elements of a comma-separated list that are not empty, without
+// the white space around them.
+func items(v string) (list []string) {
+	for item := range strings.SplitSeq(v, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			list = append(list, item)
+		}
+	}
+	return list
+}
+
+// setDomains accepts names that userd can get a certificate for by ACME: in ASCII,
+// and without wildcards, which need a challenge in the DNS.
 func (c *config) setDomains(v string) error {
-	c.domains = nil
-	for part := range strings.SplitSeq(strings.ToLower(v), ",") {
-		part = strings.TrimSpace(part)
-		if part == "" || slices.Contains(c.domains, part) {
-			continue
+	label := `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`
+	pattern := regexp.MustCompile(`^(` + label + `\.)+` + label + `$`)
+	for _, name := range items(strings.ToLower(v)) {
+		if _, notAddress := netip.ParseAddr(name); !pattern.MatchString(name) || len(name) > 253 || notAddress == nil {
+			return fmt.Errorf("%q is not a domain name such as example.com, in ASCII (xn--…) and without *", name)
 		}
-		label := `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`
-		good, err := regexp.MatchString(`^(`+label+`\.)+`+label+`$`, part)
-		if _, notAddress := netip.ParseAddr(part); err != nil || !good || len(part) > 253 || notAddress == nil {
-			return fmt.Errorf("%q is not a domain name such as example.com, in ASCII (xn--…) and without *", part)
+		if !slices.Contains(c.domains, name) {
+			c.domains = append(c.domains, name)
 		}
-		c.domains = append(c.domains, part)
 	}
 	return nil
 }
 
-// setACMEDirectory takes the address of a directory (RFC 8555 section 7.1.1).
+// setACMEDirectory accepts the URL of a directory (RFC 8555 section 7.1.1).
 func (c *config) setACMEDirectory(v string) error {
 	u, err := url.Parse(v)
 	if err != nil || u.Scheme != "https" || u.Host == "" {
@@ -248,21 +249,19 @@ func (c *config) setACMEDirectory(v string) error {
 	return nil
 }
 
-// setFile takes a file that can be read, or none.
-func setFile(to *string, v string) error {
-	*to = ""
+// setFile accepts the name of a readable file, or nothing.
+func setFile(to *string, v string) (err error) {
 	if v == "" {
 		return nil
 	}
 	if _, err := os.ReadFile(v); err != nil {
 		return err
 	}
-	var err error
 	*to, err = filepath.Abs(v)
 	return err
 }
 
-// setTTL takes a Go duration or, as Flask-JWT-Extended does, seconds.
+// setTTL accepts a Go duration or, as Flask-JWT-Extended does, seconds.
 func setTTL(ttl *time.Duration, v string) error {
 	d, err := time.ParseDuration(v)
 	if err != nil {
@@ -276,31 +275,22 @@ func setTTL(ttl *time.Duration, v string) error {
 }
 
 func (c *config) setRetention(v string) error {
-	if v == "0" {
-		c.eventRetention = 0
-		return nil
-	}
-	if err := setTTL(&c.eventRetention, v); err != nil {
+	if v != "0" && setTTL(&c.eventRetention, v) != nil {
 		return errors.New("must be a duration such as 9600h, or seconds; from 1s to ten years, or 0 for ever")
 	}
 	return nil
 }
 
 func (c *config) setProxies(v string) error {
-	c.trustedProxies = nil
-	for part := range strings.SplitSeq(v, ",") {
-		part = strings.TrimSpace(part)
-		if part == "" {
-			continue
-		}
-		prefix, err := netip.ParsePrefix(part)
-		if address, aerr := netip.ParseAddr(part); aerr == nil {
+	for _, item := range items(v) {
+		prefix, err := netip.ParsePrefix(item)
+		if address, notAddress := netip.ParseAddr(item); notAddress == nil {
 			prefix, err = address.Prefix(address.BitLen())
 		}
 		if err != nil {
-			return fmt.Errorf("%q is neither an address nor a CIDR such as 10.0.0.0/8", part)
+			return fmt.Errorf("%q is neither an address nor a CIDR such as 10.0.0.0/8", item)
 		}
-		if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 { // addresses are compared as IPv4
+		if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 { // userd compares client addresses as IPv4
 			prefix = netip.PrefixFrom(a.Unmap(), prefix.Bits()-96)
 		}
 		c.trustedProxies = append(c.trustedProxies, prefix.Masked())
@@ -308,27 +298,22 @@ func (c *config) setProxies(v string) error {
 	return nil
 }
 
-// setOrigins takes origins as a browser writes them (RFC 6454 section 6.2), so
-// that they can be compared as they are.
+// setOrigins accepts origins as browsers write them (RFC 6454 section 6.2), because
+// userd compares them as text.
 func (c *config) setOrigins(v string) error {
-	c.corsOrigins = nil
-	for part := range strings.SplitSeq(v, ",") {
-		part = strings.TrimSpace(part)
-		if part == "" {
-			continue
+	for _, item := range items(v) {
+		u, err := url.Parse(item)
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || strings.ContainsRune(item, '*') ||
+			item != strings.ToLower(u.Scheme+"://"+u.Host) ||
+			u.Scheme == "https" && u.Port() == "443" || u.Scheme == "http" && u.Port() == "80" || strings.HasSuffix(item, ":") {
+			return fmt.Errorf("%q is not an origin such as https://app.example.com, in lower case and without a path", item)
 		}
-		u, err := url.Parse(part)
-		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || strings.ContainsRune(part, '*') ||
-			part != strings.ToLower(u.Scheme+"://"+u.Host) ||
-			u.Scheme == "https" && u.Port() == "443" || u.Scheme == "http" && u.Port() == "80" || strings.HasSuffix(part, ":") {
-			return fmt.Errorf("%q is not an origin such as https://app.example.com, in lower case and without a path", part)
-		}
-		c.corsOrigins = append(c.corsOrigins, part)
+		c.corsOrigins = append(c.corsOrigins, item)
 	}
 	return nil
 }
 
-// setWord sets one of a few words.
+// setWord accepts one of the words.
 func setWord[T ~string](to *T, v string, words ...T) error {
 	if !slices.Contains(words, T(v)) {
 		return fmt.Errorf("must be %s", orList(words))
@@ -338,23 +323,23 @@ func setWord[T ~string](to *T, v string, words ...T) error {
 }
 
 // orList returns the words that are not empty as "a, b or c".
-func orList[T ~string](words []T) string {
-	var list []string
-	for _, w := range words {
-		if w != "" {
-			list = append(list, string(w))
+func orList[T ~string](words []T) (list string) {
+	for i, w := range words {
+		switch {
+		case list == "":
+			list = string(w)
+		case i == len(words)-1:
+			list += " or " + string(w)
+		default:
+			list += ", " + string(w)
 		}
 	}
-	last := len(list) - 1
-	if last == 0 {
-		return list[0]
-	}
-	return strings.Join(list[:last], ", ") + " or " + list[last]
+	return list
 }
 
 func setLevel(to *slog.Level, v string) error {
-	words := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
-	level, ok := words[v]
+	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+	level, ok := levels[v]
 	if !ok {
 		return errors.New("must be debug, info, warn or error")
 	}
@@ -362,13 +347,13 @@ func setLevel(to *slog.Level, v string) error {
 	return nil
 }
 
-// readKey takes a key from the environment or from a file, which may end in a
-// line break. Never from a flag: flags are seen by every user of the machine.
+// readKey reads a key from the environment or from a file, which may end with a
+// line break.
 func readKey(getenv func(string) string, name string) (key []byte, from string, err error) {
 	secret, file := getenv(name), getenv(name+"_FILE")
 	switch {
 	case secret != "" && file != "":
-		return nil, "", usagef("%s and %[1]s_FILE are both set: which one is meant?", name)
+		return nil, "", usagef("%s and %[1]s_FILE are both set; set only one", name)
 	case secret != "":
 		return []byte(secret), name, nil
 	case file == "":
@@ -385,22 +370,22 @@ func readKey(getenv func(string) string, name string) (key []byte, from string, 
 	return key, name + "_FILE", nil
 }
 
-// readSecrets reads the keys that the environment holds.
+// readSecrets reads the signing keys from the environment.
 func (c *config) readSecrets(getenv func(string) string) (err error) {
 	if c.secret, c.secretFrom, err = readKey(getenv, "JWT_SECRET_KEY"); err != nil {
 		return err
 	}
 	if previous := getenv("JWT_SECRET_KEY_PREVIOUS"); previous != "" {
-		c.previousSecret = []byte(previous)
 		if len(c.secret) == 0 {
-			return usagef("JWT_SECRET_KEY_PREVIOUS is set without JWT_SECRET_KEY: which key signs?")
+			return usagef("JWT_SECRET_KEY_PREVIOUS is set without JWT_SECRET_KEY; set both")
 		}
+		c.previousSecret = []byte(previous)
 	}
 	return nil
 }
 
-// weakSecret says why others may know or guess a configured signing key, or
-// nothing. RFC 7518 section 3.2: a key for HS256 has at least 256 bits.
+// weakSecret returns why others may know or guess a configured signing key, or "".
+// A key for HS256 must have at least 256 bits (RFC 7518 section 3.2).
 func weakSecret(secret []byte) string {
 	switch {
 	case string(secret) == "your-secret-key":
@@ -411,6 +396,7 @@ func weakSecret(secret []byte) string {
 	return ""
 }
 
+// version returns the versions of userd and of Go, with the commit if known.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
