@@ -10,7 +10,7 @@ import (
 	"userd/internal/passhash"
 )
 
-// A usageError reports a wrong command or configuration. Its exit status is 2.
+// A usageError reports a wrong command or configuration. The exit status is 2.
 type usageError struct{ text string }
 
 func (e *usageError) Error() string { return e.text }
@@ -19,33 +19,33 @@ func usagef(format string, args ...any) error {
 	return &usageError{fmt.Sprintf(format, args...)}
 }
 
-// An apiError is an error that a client may see. Code returns one, wrapped in
-// what it was doing; answerFor finds it again.
+// An apiError is an error that a client may see. Functions return it, wrapped or
+// not, and answerFor finds it.
 type apiError struct {
 	status int    // of HTTP
-	code   string // stable, for programs; docs/api.md lists them
+	code   string // for programs; it never changes (docs/api.md)
 	text   string // for people; the tutorial's text if the tutorial has one
 }
 
 func (e *apiError) Error() string { return e.text }
 
-// with returns e with a text that says more. The text must be fit for a client:
-// it never repeats the text of another error.
+// with returns e with another text. Clients see the text, so it must not contain the
+// text of another error.
 func (e *apiError) with(format string, args ...any) *detailedError {
 	return &detailedError{apiError: e, text: fmt.Sprintf(format, args...)}
 }
 
-// A detailedError is an apiError with details of one request.
+// A detailedError is an apiError with details about one request.
 type detailedError struct {
 	*apiError
 	text   string
-	fields map[string]string // field name to what is wrong with it; may be nil
+	fields map[string]string // what is wrong with each field; may be nil
 }
 
 func (e *detailedError) Error() string { return e.text }
 func (e *detailedError) Unwrap() error { return e.apiError }
 
-// Every error that a client may see, declared once.
+// All errors that a client may see.
 var (
 	errMalformedBody   = &apiError{400, "malformed_body", "The body must be one JSON object"}
 	errDuplicateMember = &apiError{400, "duplicate_member", "A member appears twice in the body"}
@@ -86,28 +86,28 @@ var (
 	errBusy     = &apiError{503, "busy", "Too many requests at once; try again shortly"}
 	errStorage  = &apiError{503, "unavailable", "The service cannot do this now; try again shortly"}
 	errNotReady = &apiError{503, "unavailable", "The service is not ready"}
-	errGivenUp  = &apiError{503, "unavailable", "The request was given up"} // by the client, which will not read this
+	errGivenUp  = &apiError{503, "unavailable", "The request was given up"} // by the client, which does not read this
 
-	errInternal = &apiError{500, "internal", "Internal server error"} // of every error that names none of these
+	errInternal = &apiError{500, "internal", "Internal server error"} // for any error that wraps none of these
 )
 
-// answerFor returns what to tell a client of err: the one place that turns an
-// error into a status.
+// answerFor returns the apiError that answers err. Only this function turns errors
+// into statuses.
 func answerFor(err error) *apiError {
-	var e *apiError
-	switch {
-	case errors.Is(err, context.Canceled): // also if the database reports it
+	if errors.Is(err, context.Canceled) { // a storageError may wrap it
 		return errGivenUp
-	case errors.Is(err, passhash.ErrBusy):
+	}
+	if errors.Is(err, passhash.ErrBusy) {
 		return errBusy
-	case errors.As(err, &e):
+	}
+	if e, ok := errors.AsType[*apiError](err); ok {
 		return e
 	}
 	return errInternal
 }
 
-// A storageError reports that the database could not do something. It is an
-// errStorage to clients; only the log and the command line see its cause.
+// A storageError reports a failure of the database. Clients see errStorage; only the
+// log and the command line show its cause.
 type storageError struct {
 	doing string
 	cause error
@@ -116,7 +116,7 @@ type storageError struct {
 func (e *storageError) Error() string   { return "database: " + e.doing + ": " + e.cause.Error() }
 func (e *storageError) Unwrap() []error { return []error{errStorage, e.cause} }
 
-// fieldErrors collects what is wrong with the fields of a body, by field name.
+// fieldErrors are the names of invalid fields and what is wrong with each.
 type fieldErrors map[string]string
 
 func (f fieldErrors) add(name, why string) {
@@ -125,7 +125,8 @@ func (f fieldErrors) add(name, why string) {
 	}
 }
 
-// err returns an error that names each field and what is wrong with it, or nil.
+// err returns an errInvalid that names each field and what is wrong with it, or nil
+// if there are none.
 func (f fieldErrors) err() error {
 	if len(f) == 0 {
 		return nil
@@ -138,7 +139,7 @@ func (f fieldErrors) err() error {
 	return &detailedError{errInvalid, "Not valid: " + strings.Join(text, "; "), f}
 }
 
-// shorten cuts what a client sent to what an error should repeat of it.
+// shorten returns at most the first 64 bytes of a client's text, for an error.
 func shorten(s string) string {
 	const most = 64
 	if len(s) <= most {
@@ -147,7 +148,7 @@ func shorten(s string) string {
 	return strings.ToValidUTF8(s[:most], "") + "…"
 }
 
-// plural returns a number and what it counts: "1 user", "2 users".
+// plural returns a number with the noun that it counts: "1 user", "2 users".
 func plural[N int | int64](n N, noun string) string {
 	if n != 1 {
 		noun += "s"
