@@ -7,20 +7,20 @@ import (
 	"unicode/utf8"
 )
 
-// A role says what a user may do to others. Anything but these two, and so
-// also a role that is missing, may do nothing.
+// A role says which users a user may change. Any other role, also an empty one,
+// permits nothing.
 type role string
 
 const (
-	member role = "member" // itself alone
-	admin  role = "admin"  // anyone
+	member role = "member" // only itself
+	admin  role = "admin"  // all users
 )
 
 var (
 	usernamePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$`)
 
-	// An addr-spec whose local part is a dot-atom (RFC 5322 section 3.4.1) and
-	// whose domain is a name (RFC 1035 section 2.3.1), as mail is delivered to.
+	// An addr-spec with a dot-atom as its local part (RFC 5322 section 3.4.1) and a
+	// name as its domain (RFC 1035 section 2.3.1).
 	emailPattern = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*" +
 		`@[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
 )
@@ -30,8 +30,8 @@ const (
 	maxLocalPart = 64  // RFC 5321 section 4.5.3.1.1
 )
 
-// checkUsername says what is wrong with a new username, or nothing. It cannot
-// hold an @, so that a login name is either a username or an address.
+// checkUsername returns what is wrong with a new username, or "". A username has no
+// @, so that a login name is either a username or an address.
 func checkUsername(s string) string {
 	if !usernamePattern.MatchString(s) {
 		return "must be 1 to 80 of the letters A to Z, digits, '.', '_' and '-', beginning with a letter or digit"
@@ -39,7 +39,7 @@ func checkUsername(s string) string {
 	return ""
 }
 
-// checkEmail says what is wrong with a new e-mail address, or nothing.
+// checkEmail returns what is wrong with a new e-mail address, or "".
 func checkEmail(s string) string {
 	if len(s) > maxEmail || strings.IndexByte(s, '@') > maxLocalPart || !emailPattern.MatchString(s) {
 		return "must be an address such as ann@example.com, in ASCII"
@@ -47,6 +47,7 @@ func checkEmail(s string) string {
 	return ""
 }
 
+// checkRole returns what is wrong with a role, or "".
 func checkRole(r role) string {
 	if r != member && r != admin {
 		return "must be member or admin"
@@ -56,10 +57,10 @@ func checkRole(r role) string {
 
 const (
 	minPassword = 8    // code points, NIST SP 800-63B section 5.1.1.2
-	maxPassword = 1024 // bytes: hashing must not be fed without end
+	maxPassword = 1024 // bytes, because a long password costs time to hash
 )
 
-// checkPassword says what is wrong with a new password, or nothing.
+// checkPassword returns what is wrong with a new password, or "".
 func checkPassword(password, username, email string) string {
 	switch {
 	case utf8.RuneCountInString(password) < minPassword:
@@ -78,8 +79,8 @@ func checkPassword(password, username, email string) string {
 	return ""
 }
 
-// common holds the passwords of eight and more characters that lead the
-// published lists of leaked ones: what a guesser tries first.
+// common are the passwords of at least eight characters at the top of the published
+// lists of leaked passwords, which attackers try first.
 var common = func() map[string]bool {
 	m := make(map[string]bool)
 	for _, p := range strings.Fields(`
