@@ -348,21 +348,21 @@ func checkTutorialColumns(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// migrate runs the migrations that the database has not seen.
-func migrate(ctx context.Context, conn *sql.Conn) error {
+// migrate runs the scripts that the database has not seen.
+func migrate(ctx context.Context, conn *sql.Conn, scripts []string) error {
 	for done := false; !done; {
 		var err error
-		if done, err = migrateOnce(ctx, conn); err != nil {
+		if done, err = migrateOnce(ctx, conn, scripts); err != nil {
 			return fmt.Errorf("upgrading the database: %w", err)
 		}
 	}
 	return nil
 }
 
-// migrateOnce runs one migration, or returns true if there are none left. It reads
-// the version under the write lock, because another process may be opening the
-// same new file.
-func migrateOnce(ctx context.Context, conn *sql.Conn) (done bool, err error) {
+// migrateOnce runs one script, or returns true if there are none left. It reads the
+// version under the write lock, because another process may be opening the same new
+// file.
+func migrateOnce(ctx context.Context, conn *sql.Conn, scripts []string) (done bool, err error) {
 	tx, err := conn.BeginTx(ctx, nil)
 	if err != nil {
 		return false, err
@@ -372,10 +372,10 @@ func migrateOnce(ctx context.Context, conn *sql.Conn) (done bool, err error) {
 	if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 		return false, err
 	}
-	if version >= len(migrations) {
+	if version >= len(scripts) {
 		return true, nil
 	}
-	script := migrations[version] + fmt.Sprintf("; PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, version+1)
+	script := scripts[version] + fmt.Sprintf("; PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, version+1)
 	if _, err := tx.ExecContext(ctx, script); err != nil {
 		return false, fmt.Errorf("migration %d: %w", version+1, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -71,43 +72,41 @@ func emptyFile(t *testing.T) string {
 	return path
 }
 
-func TestAMigrationThatFailsLeavesTheDatabaseAsItWas(t *testing.T) { // not parallel: it replaces migrations
-	known := migrations
-	t.Cleanup(func() { migrations = known })
-	failing := append(slices.Clone(known), `
+func TestAMigrationThatFailsLeavesTheDatabaseAsItWas(t *testing.T) {
+	t.Parallel()
+	upgrade := func(path, script string) error {
+		w, err := openWriter(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return errors.Join(migrate(t.Context(), w.conn, append(slices.Clone(migrations), script)), w.close())
+	}
+	const failing = `
 		CREATE TABLE half (id INTEGER);
 		UPDATE user SET username = 'changed';
-		INSERT INTO half SELECT id FROM nowhere`)
+		INSERT INTO half SELECT id FROM nowhere`
 
 	t.Run("one with users", func(t *testing.T) {
 		path := makeStore(t, "ann")
 		before := snapshot(t, filepath.Dir(path))
-		migrations = failing
-		st, err := openStore(context.Background(), path)
-		if err == nil {
-			st.close()
-			t.Fatal("it was opened")
+		if err := upgrade(path, failing); err == nil || !strings.Contains(err.Error(), "nowhere") {
+			t.Errorf("got the error %v", err)
 		}
 		if got := snapshot(t, filepath.Dir(path)); got != before {
 			t.Errorf("the files were\n%s\nand are\n%s", before, got)
 		}
-		migrations = known
 		if got := usernames(t, openTestStore(t, path)); !slices.Equal(got, []string{"ann"}) {
 			t.Errorf("the users are %v", got)
 		}
 	})
 	t.Run("a new one, which stays at the last migration that succeeded", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "app.db")
-		migrations = failing
-		st, err := openStore(context.Background(), path)
-		if err == nil {
-			st.close()
-			t.Fatal("it was opened")
+		path := emptyFile(t)
+		if err := upgrade(path, failing); err == nil {
+			t.Error("it was upgraded")
 		}
-		migrations = known
 		conn := another(t, path)
-		if got := scan[int](t, conn, `PRAGMA user_version`); got != len(known) {
-			t.Errorf("user_version is %d, want %d", got, len(known))
+		if got := scan[int](t, conn, `PRAGMA user_version`); got != len(migrations) {
+			t.Errorf("user_version is %d, want %d", got, len(migrations))
 		}
 		if got := scan[int](t, conn, `SELECT count(*) FROM sqlite_schema WHERE name = 'half'`); got != 0 {
 			t.Error("half of the migration is there")
@@ -116,14 +115,33 @@ func TestAMigrationThatFailsLeavesTheDatabaseAsItWas(t *testing.T) { // not para
 	})
 	t.Run("and the next start tries again", func(t *testing.T) {
 		path := makeStore(t, "ann")
-		migrations = append(slices.Clone(known), `ALTER TABLE user ADD COLUMN more INTEGER NOT NULL DEFAULT 7`)
-		defer func() { migrations = known }()
-		st := openTestStore(t, path)
+		if err := upgrade(path, failing); err == nil {
+			t.Error("it was upgraded")
+		}
+		if err := upgrade(path, `ALTER TABLE user ADD COLUMN more INTEGER NOT NULL DEFAULT 7`); err != nil {
+			t.Error(err)
+		}
 		if got := scan[int](t, another(t, path), `SELECT more FROM user`); got != 7 {
 			t.Errorf("the new column holds %d, want 7", got)
 		}
-		if got := usernames(t, st); !slices.Equal(got, []string{"ann"}) {
+		if got := usernames(t, openTestStore(t, path)); !slices.Equal(got, []string{"ann"}) {
 			t.Errorf("the users are %v", got)
+		}
+	})
+	t.Run("and openStore closes it", func(t *testing.T) {
+		path := makeStore(t, "ann")
+		damage(t, path, 60, []byte{0, 0, 0, 1}) // user_version, in the header; its table event exists already
+		before := snapshot(t, filepath.Dir(path))
+		st, err := openStore(t.Context(), path)
+		if err == nil {
+			st.close()
+			t.Fatal("it was opened")
+		}
+		if !strings.Contains(err.Error(), "migration 2") {
+			t.Errorf("got the error %v", err)
+		}
+		if got := snapshot(t, filepath.Dir(path)); got != before {
+			t.Errorf("the files were\n%s\nand are\n%s", before, got)
 		}
 	})
 }

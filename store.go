@@ -72,7 +72,7 @@ func openStore(ctx context.Context, path string) (*store, error) {
 		return nil, err
 	}
 	readerDSN := dsn(path, "mode=rw", "_query_only=1", "_busy_timeout=5000")
-	err = migrate(ctx, w.conn)
+	err = migrate(ctx, w.conn, migrations)
 	var readers *sql.DB
 	if err == nil {
 		readers, err = sql.Open("sqlite", readerDSN)
