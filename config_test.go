@@ -151,21 +151,21 @@ func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T
 		get     func(c config) any
 		want    any
 	}{
-		{"a variable stands above the default", []string{"ADDR=127.0.0.1:81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
-		{"a flag stands above the variable", []string{"ADDR=127.0.0.1:81"}, "-addr 127.0.0.1:82", func(c config) any { return c.addr }, "127.0.0.1:82"},
+		{"a variable overrides the default", []string{"ADDR=127.0.0.1:81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
+		{"a flag overrides the variable", []string{"ADDR=127.0.0.1:81"}, "-addr 127.0.0.1:82", func(c config) any { return c.addr }, "127.0.0.1:82"},
 		{"a flag may have two dashes and an equals sign", nil, "--addr=127.0.0.1:82", func(c config) any { return c.addr }, "127.0.0.1:82"},
 		{"the last of two flags counts", nil, "-addr 127.0.0.1:82 -addr 127.0.0.1:83", func(c config) any { return c.addr }, "127.0.0.1:83"},
 		{"an empty variable is none", []string{"ADDR="}, "", func(c config) any { return c.addr }, "127.0.0.1:5000"},
 		{"PORT sets only the port", []string{"PORT=81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
 		{"PORT may be 0", []string{"PORT=0"}, "", func(c config) any { return c.addr }, "127.0.0.1:0"},
-		{"-addr stands above PORT", []string{"PORT=81"}, "-addr 0.0.0.0:82", func(c config) any { return c.addr }, "0.0.0.0:82"},
+		{"-addr overrides PORT", []string{"PORT=81"}, "-addr 0.0.0.0:82", func(c config) any { return c.addr }, "0.0.0.0:82"},
 		{"an address may be all of the machine's", nil, "-addr :82", func(c config) any { return c.addr }, ":82"},
 		{"an address may be IPv6", nil, "-addr [::1]:82", func(c config) any { return c.addr }, "[::1]:82"},
 		{"the metrics have no address", nil, "", func(c config) any { return c.metricsAddr }, ""},
 		{"unless they are given one", []string{"METRICS_ADDR=127.0.0.1:9090"}, "", func(c config) any { return c.metricsAddr }, "127.0.0.1:9090"},
 		{"which the flag takes away", []string{"METRICS_ADDR=127.0.0.1:9090"}, "-metrics-addr=", func(c config) any { return c.metricsAddr }, ""},
 		{"the default with HTTPS_DOMAIN is the port of HTTPS", []string{"HTTPS_DOMAIN=example.com"}, "", func(c config) any { return c.addr }, ":443"},
-		{"ADDR stands above that", []string{"HTTPS_DOMAIN=example.com", "ADDR=127.0.0.1:81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
+		{"ADDR overrides that", []string{"HTTPS_DOMAIN=example.com", "ADDR=127.0.0.1:81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
 		{"and PORT", []string{"HTTPS_DOMAIN=example.com", "PORT=81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
 		{"domains are in lower case, each once", nil, "-https-domain Example.com,,a.example.com,example.COM,xn--mnchen-3ya.example", func(c config) any { return fmt.Sprint(c.domains) }, "[example.com a.example.com xn--mnchen-3ya.example]"},
 		{"another ACME server can be named", []string{"ACME_DIRECTORY=https://ca.example:14000/dir"}, "", func(c config) any { return c.acmeDirectory }, "https://ca.example:14000/dir"},
@@ -181,7 +181,7 @@ func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T
 		{"a flag's proxies replace the variable's", []string{"TRUSTED_PROXIES=10.0.0.0/8"}, "-trusted-proxies 192.0.2.7", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[192.0.2.7/32]"},
 		{"origins are kept as they are", []string{"CORS_ORIGINS=https://app.example.com, http://localhost:3000,"}, "", func(c config) any { return fmt.Sprint(c.corsOrigins) }, "[https://app.example.com http://localhost:3000]"},
 		{"the limits can be off", []string{"RATE_LIMIT=off"}, "", func(c config) any { return c.rateLimit }, rateLimitOff},
-		{"events can be kept for ever", []string{"EVENT_RETENTION=0"}, "", func(c config) any { return c.eventRetention }, time.Duration(0)},
+		{"events can be kept forever", []string{"EVENT_RETENTION=0"}, "", func(c config) any { return c.eventRetention }, time.Duration(0)},
 		{"or for seconds", nil, "-event-retention 86400", func(c config) any { return c.eventRetention }, 24 * time.Hour},
 		{"the log can be text", []string{"LOG_FORMAT=text"}, "", func(c config) any { return c.logFormat }, "text"},
 		{"the log's level can be set", []string{"LOG_LEVEL=error"}, "-log-level debug", func(c config) any { return c.logLevel.String() }, "DEBUG"},
@@ -223,10 +223,10 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 		{"a file of line breaks is refused", []string{"JWT_SECRET_KEY_FILE=" + newlines}, []string{"JWT_SECRET_KEY_FILE", newlines, "empty"}},
 		{"a missing file is refused", []string{"JWT_SECRET_KEY_FILE=" + filepath.Join(dir, "none")}, []string{"JWT_SECRET_KEY_FILE", filepath.Join(dir, "none"), "no such file"}},
 		{"a directory is refused", []string{"JWT_SECRET_KEY_FILE=" + dir}, []string{"JWT_SECRET_KEY_FILE", dir, "directory"}},
-		{"the tutorial's key is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=your-secret-key"}, []string{"JWT_SECRET_KEY", "tutorial"}},
-		{"a short key is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=short-secret"}, []string{"JWT_SECRET_KEY", "12 bytes", "32"}},
-		{"a key one byte too short is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=" + long[1:]}, []string{"JWT_SECRET_KEY", "31 bytes", "32"}},
-		{"a short key in a file is refused where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY_FILE=" + short}, []string{"JWT_SECRET_KEY_FILE", "12 bytes", "32"}},
+		{"the tutorial's key is refused on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=your-secret-key"}, []string{"JWT_SECRET_KEY", "tutorial"}},
+		{"a short key is refused on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=short-secret"}, []string{"JWT_SECRET_KEY", "12 bytes", "32"}},
+		{"a key one byte too short is refused on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=" + long[1:]}, []string{"JWT_SECRET_KEY", "31 bytes", "32"}},
+		{"a short key in a file is refused on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY_FILE=" + short}, []string{"JWT_SECRET_KEY_FILE", "12 bytes", "32"}},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			got := userdHere(t, "", c.environ)
@@ -244,13 +244,13 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 		from    string
 		warning string
 	}{
-		{"the tutorial's key is warned about where nobody else can reach it", []string{"JWT_SECRET_KEY=your-secret-key"}, "JWT_SECRET_KEY", "tutorial"},
-		{"a short key is warned about where nobody else can reach it", []string{"JWT_SECRET_KEY=short-secret"}, "JWT_SECRET_KEY", "12 bytes"},
-		{"a short key in a file is warned about where nobody else can reach it", []string{"JWT_SECRET_KEY_FILE=" + short}, "JWT_SECRET_KEY_FILE", "12 bytes"},
+		{"the tutorial's key is warned about on a loopback address", []string{"JWT_SECRET_KEY=your-secret-key"}, "JWT_SECRET_KEY", "tutorial"},
+		{"a short key is warned about on a loopback address", []string{"JWT_SECRET_KEY=short-secret"}, "JWT_SECRET_KEY", "12 bytes"},
+		{"a short key in a file is warned about on a loopback address", []string{"JWT_SECRET_KEY_FILE=" + short}, "JWT_SECRET_KEY_FILE", "12 bytes"},
 		{"a long key is fine", []string{"JWT_SECRET_KEY=" + long}, "JWT_SECRET_KEY", ""},
-		{"a long key is fine where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=" + long}, "JWT_SECRET_KEY", ""},
-		{"a long key in a file is fine where others can reach it", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY_FILE=" + good}, "JWT_SECRET_KEY_FILE", ""},
-		{"no key is fine where others can reach it", []string{"ADDR=0.0.0.0:0"}, "kept in the database", ""},
+		{"a long key is fine on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=" + long}, "JWT_SECRET_KEY", ""},
+		{"a long key in a file is fine on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY_FILE=" + good}, "JWT_SECRET_KEY_FILE", ""},
+		{"no key is fine on every address", []string{"ADDR=0.0.0.0:0"}, "kept in the database", ""},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			got := userdHere(t, "", append([]string{"ADDR=127.0.0.1:0", "DATABASE_URL=" + filepath.Join(t.TempDir(), "app.db")}, c.environ...))

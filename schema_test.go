@@ -146,7 +146,7 @@ func TestAMigrationThatFailsLeavesTheDatabaseAsItWas(t *testing.T) {
 	})
 }
 
-// damage overwrites a part of a file, keeping all else.
+// damage overwrites a part of a file.
 func damage(t *testing.T, path string, offset int64, bytes []byte) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -176,7 +176,7 @@ func firstPage(t *testing.T, path, table string) int64 {
 	return offset
 }
 
-func TestInspectRefusesWhatIsNoDatabaseOfUserdsAndLeavesItAsItIs(t *testing.T) {
+func TestInspectRefusesForeignFilesAndChangesNone(t *testing.T) {
 	t.Parallel()
 	aFile := func(content string) func(t *testing.T) string {
 		return func(t *testing.T) string {
@@ -209,7 +209,7 @@ func TestInspectRefusesWhatIsNoDatabaseOfUserdsAndLeavesItAsItIs(t *testing.T) {
 			}
 			return path
 		}, "not a file"},
-		{"a link to itself, which nobody can read", func(t *testing.T) string {
+		{"a link to itself", func(t *testing.T) string {
 			path := filepath.Join(t.TempDir(), "app.db")
 			if err := os.Symlink(path, path); err != nil {
 				t.Fatal(err)
@@ -314,9 +314,8 @@ func TestInspectRefusesWhatIsNoDatabaseOfUserdsAndLeavesItAsItIs(t *testing.T) {
 	}
 }
 
-// What a killed server leaves stands in the write-ahead log and not in the
-// database file.
-func TestInspectReadsAWriteAheadLogThatWasLeftBehind(t *testing.T) {
+// A killed server leaves its last writes in the WAL.
+func TestInspectReadsTheWALOfAKilledServer(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)

@@ -328,8 +328,8 @@ func TestAForgedTrimIsFoundByTheAgeOfTheBase(t *testing.T) {
 	})
 }
 
-// The clock can be set back, and whoever writes the file can add an event with an old
-// time, which the server then links: neither makes younger events look old.
+// The clock can be set back, and a program that writes the file can add an event with an
+// old time, which the server then links. Neither must make later events look old.
 func TestAnEventWithAnOldTimeDoesNotMakeTheBaseOld(t *testing.T) {
 	t.Parallel()
 	const last = 1777777777 // the time of the other events
@@ -802,7 +802,7 @@ func TestACommandLinksItsEvents(t *testing.T) {
 		t.Run(c.args, func(t *testing.T) {
 			sh := &shell{t, path}
 			if c.writes == 0 && events > 0 {
-				// An event of a server that runs, which a reader must leave alone.
+				// An event of a running server, which a reader must not link.
 				l := openLedger(t, path)
 				addEvents(t, l.store, 1)
 				events++

@@ -30,7 +30,7 @@ func hasSession(t *testing.T, st *store, sid caller) bool {
 	return err == nil
 }
 
-func TestSessionIDsAreNeverGivenTwice(t *testing.T) {
+func TestSessionIDsAreNeverReused(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st, err := openStore(context.Background(), path)

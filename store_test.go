@@ -109,7 +109,7 @@ func TestEveryConnectionOfTheStoreHasItsPragmas(t *testing.T) {
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	conns := map[string]*sql.Conn{"the writer": st.conn}
 	for _, name := range []string{"one reader", "another reader"} {
-		// Both are held at once, and so are two of the pool.
+		// Both are held, so they are two connections of the pool.
 		conn, err := st.readers.Conn(context.Background())
 		if err != nil {
 			t.Fatal(err)
@@ -135,7 +135,7 @@ func TestEveryConnectionOfTheStoreHasItsPragmas(t *testing.T) {
 	}
 }
 
-func TestTheFilesOfTheDatabaseAreTheirOwnersAlone(t *testing.T) {
+func TestOnlyTheOwnerCanReadTheDatabaseFiles(t *testing.T) {
 	t.Parallel()
 	defer syscall.Umask(syscall.Umask(0)) // so that the mode is the program's and not the umask's
 	path := filepath.Join(t.TempDir(), "app.db")
@@ -153,7 +153,7 @@ func TestTheFilesOfTheDatabaseAreTheirOwnersAlone(t *testing.T) {
 }
 
 // The paths that a DSN could misread.
-func TestADatabaseIsMadeAtThePathThatWasGiven(t *testing.T) {
+func TestADatabaseIsCreatedAtItsPath(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{
 		"app.db",
@@ -181,7 +181,7 @@ func TestADatabaseIsMadeAtThePathThatWasGiven(t *testing.T) {
 				t.Fatal(err)
 			}
 			if len(entries) != 1 || entries[0].Name() != name {
-				t.Errorf("the directory holds %v, want %q alone", entries, name)
+				t.Errorf("the directory holds %v, want only %q", entries, name)
 			}
 			if _, err := inspect(context.Background(), filepath.Join(dir, name)); err != nil {
 				t.Error(err)
@@ -308,7 +308,7 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 		"SCAN counter":     "it has one row",
 		"SCAN signing_key": "its last row ends it",
 		"SCAN signing_key USING COVERING INDEX sqlite_autoindex_signing_key_1": "its first row ends it",
-		"SCAN other USING INDEX user_admin":                                    "it holds the admins alone, and the first other active one ends it",
+		"SCAN other USING INDEX user_admin":                                    "it holds only the admins, and the first other active one ends it",
 		"SCAN CONSTANT ROW":                                                    "a SELECT without a table",
 		"SCAN (subquery-2)":                                                    "the sessions of one sweep",
 		"SCAN (subquery-1)":                                                    "what the search found by name, at most its limit",
@@ -353,7 +353,7 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 	})
 }
 
-func TestAfterCloseTheStoreAnswersWithAnError(t *testing.T) {
+func TestAClosedStoreReturnsErrors(t *testing.T) {
 	t.Parallel()
 	st, err := openStore(context.Background(), filepath.Join(t.TempDir(), "app.db"))
 	if err != nil {
@@ -373,7 +373,7 @@ func TestAfterCloseTheStoreAnswersWithAnError(t *testing.T) {
 	wantError(t, "a list", st.users(context.Background(), 0, 1, filter{}, func(*user) {}), errStorage)
 }
 
-func TestCloseLeavesTheDatabaseFileAlone(t *testing.T) {
+func TestCloseLeavesOnlyTheDatabaseFile(t *testing.T) {
 	t.Parallel()
 	path := makeStore(t, "ann", "bob")
 	entries, err := os.ReadDir(filepath.Dir(path))
@@ -381,11 +381,11 @@ func TestCloseLeavesTheDatabaseFileAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(entries) != 1 {
-		t.Errorf("the directory holds %v, want app.db alone", entries)
+		t.Errorf("the directory holds %v, want only app.db", entries)
 	}
 }
 
-func TestANewDatabaseCanBeOpenedByManyAtOnce(t *testing.T) {
+func TestManyProcessesCanOpenANewDatabase(t *testing.T) {
 	t.Parallel()
 	const rounds, openers = 10, 4
 	for round := range rounds {

@@ -39,7 +39,7 @@ func usernames(t *testing.T, st *store) (names []string) {
 	return names
 }
 
-func TestAnIDIsNeverGivenTwice(t *testing.T) {
+func TestUserIDsAreNeverReused(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st, err := openStore(context.Background(), path)
@@ -61,7 +61,7 @@ func TestAnIDIsNeverGivenTwice(t *testing.T) {
 		}
 		last = u
 	}
-	isNew("beside the first", "bob")
+	isNew("after the first", "bob")
 	deleted()
 	isNew("the highest was deleted", "cas")
 	deleted()
@@ -80,7 +80,7 @@ func TestAnIDIsNeverGivenTwice(t *testing.T) {
 	}
 }
 
-func TestNamesAreUniqueWithoutRegardToCase(t *testing.T) {
+func TestNamesAreUniqueInAnyCase(t *testing.T) {
 	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	ctx := context.Background()
@@ -114,7 +114,7 @@ func TestNamesAreUniqueWithoutRegardToCase(t *testing.T) {
 			}
 		})
 	}
-	t.Run("one's own name in another case is free", func(t *testing.T) {
+	t.Run("a user can change the case of its own name", func(t *testing.T) {
 		name, email := "ANN", "ANN@EXAMPLE.COM"
 		u, err := st.updateUser(ctx, console, ann.id, change{username: &name, email: &email}, 0, 2)
 		if err != nil || u.username != name || u.email != email {
@@ -144,7 +144,7 @@ func TestNamesAreUniqueWithoutRegardToCase(t *testing.T) {
 }
 
 // Names that the rules of today would refuse come from adopted databases.
-func TestEveryUserIsReadAsItStandsInTheDatabase(t *testing.T) {
+func TestEveryUserIsReadAsItIsStored(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
@@ -165,7 +165,7 @@ func TestEveryUserIsReadAsItStandsInTheDatabase(t *testing.T) {
 	}
 }
 
-func TestARowThatIsNoUserIsAnError(t *testing.T) {
+func TestARowThatIsNotAUserIsAnError(t *testing.T) {
 	t.Parallel()
 	for _, row := range []any{
 		nil,
@@ -186,7 +186,7 @@ func TestARowThatIsNoUserIsAnError(t *testing.T) {
 	}
 }
 
-func TestListsUseTheIndexMadeForThem(t *testing.T) {
+func TestListsUseTheirIndexes(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	yes := true
@@ -233,7 +233,7 @@ func TestListsUseTheIndexMadeForThem(t *testing.T) {
 				steps := plan(t, conn, query)
 				for _, step := range c.steps {
 					if !slices.Contains(strings.Split(steps, "\n"), step) {
-						t.Errorf("the plan is\n%s\nand has not the step %s", steps, step)
+						t.Errorf("the plan is\n%s\nwithout the step %s", steps, step)
 					}
 				}
 			}
@@ -275,9 +275,9 @@ func TestASearchFindsByTheBeginningOfANameInAnyCase(t *testing.T) {
 		{"more than a name does not find it", "alicee", false, 9, ""},
 		{"the middle of a name does not find it", "lice", false, 9, ""},
 		{"by address too, where that is asked for", "al", true, 9, "al ALBERT alice carol"},
-		{"by address alone", "king@", true, 9, "ALBERT"},
+		{"only by address", "king@", true, 9, "ALBERT"},
 		{"not by address, where that is not asked for", "king@", false, 9, ""},
-		{"one that both find stands once", "xzy", true, 9, "xzy"},
+		{"a user that both find is listed once", "xzy", true, 9, "xzy"},
 		{"at most the limit", "al", false, 2, "al ALBERT"},
 		{"at most the limit, of both ranges together", "al", true, 2, "al ALBERT"},
 		{"an underscore is itself and no wildcard", "x_", true, 9, "x_y"},
@@ -295,7 +295,7 @@ func TestASearchFindsByTheBeginningOfANameInAnyCase(t *testing.T) {
 	}
 }
 
-func TestAListHoldsTheUsersThatItsFilterLetsThrough(t *testing.T) {
+func TestAListHoldsTheUsersThatMatchItsFilter(t *testing.T) {
 	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	ctx := context.Background()
@@ -361,7 +361,7 @@ func TestAnActiveAdminAlwaysStays(t *testing.T) {
 		},
 	}
 	for act, do := range acts {
-		t.Run(act+" the last one is refused to whoever asks", func(t *testing.T) {
+		t.Run(act+" the last one is refused to every caller", func(t *testing.T) {
 			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 			ann := aUser(t, st, "ann", admin)
 			aUser(t, st, "bob", member)
@@ -456,7 +456,7 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 	for act, do := range acts {
 		for _, c := range []struct {
 			claim string
-			first func(st *store, root user, sid caller) error // stands before it in the queue
+			first func(st *store, root user, sid caller) error // runs before it
 			want  error
 		}{
 			{"after the caller's logout is refused", func(st *store, root user, sid caller) error {
@@ -502,7 +502,7 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 				}
 			})
 		}
-		t.Run(act+" by nobody is refused", func(t *testing.T) {
+		t.Run(act+" by an unknown caller is refused", func(t *testing.T) {
 			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 			ann := aUser(t, st, "ann", member)
 			var nobody caller
@@ -519,15 +519,15 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 			root, ann, bob := aUser(t, st, "root", admin), aUser(t, st, "ann", member), aUser(t, st, "bob", member)
 			wantError(t, "by a member", do(st, aSession(t, st, ann), bob.id), errForbidden)
-			wantError(t, "by a member, of somebody who is not there", do(st, aSession(t, st, ann), 99), errForbidden)
-			wantError(t, "by an admin, of somebody who is not there", do(st, aSession(t, st, root), 99), errUserNotFound)
+			wantError(t, "by a member, of a user that does not exist", do(st, aSession(t, st, ann), 99), errForbidden)
+			wantError(t, "by an admin, of a user that does not exist", do(st, aSession(t, st, root), 99), errUserNotFound)
 			wantError(t, "by itself", do(st, aSession(t, st, ann), ann.id), nil)
 			wantError(t, "by an admin", do(st, aSession(t, st, root), bob.id), cmp.Or(map[string]error{"an update": errUsernameTaken}[act]))
 		})
 	}
 }
 
-func TestAChangeOfAVersionThatHasPassedIsRefused(t *testing.T) {
+func TestAChangeOfAnOldVersionIsRefused(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
@@ -564,8 +564,8 @@ func TestAChangeOfAVersionThatHasPassedIsRefused(t *testing.T) {
 	})
 }
 
-// An admin who is no admin any more when its turn comes adds nobody; whoever
-// registers adds a member alone.
+// An admin that was demoted before its write runs adds no user. A stranger adds only
+// members.
 func TestWhoMayAddIsCheckedWhenTheWriteRuns(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -578,16 +578,16 @@ func TestWhoMayAddIsCheckedWhenTheWriteRuns(t *testing.T) {
 		want  error
 	}{
 		{"an admin adds an admin", nil, func(sid caller) caller { return sid }, admin, nil},
-		{"a demoted admin adds nobody", func(st *store, root user, sid caller) error {
+		{"a demoted admin adds no user", func(st *store, root user, sid caller) error {
 			_, err := st.updateUser(ctx, console, root.id, change{role: &demoted}, 0, 2)
 			return err
 		}, func(sid caller) caller { return sid }, member, errForbidden},
-		{"an admin who has logged out adds nobody", func(st *store, root user, sid caller) error {
+		{"an admin who has logged out adds no user", func(st *store, root user, sid caller) error {
 			return st.endSessions(ctx, console, root.id, 1)
 		}, func(sid caller) caller { return sid }, member, errSessionEnded},
 		{"a stranger adds a member", nil, func(caller) caller { return caller{kind: strangerCaller} }, member, nil},
 		{"a stranger adds no admin", nil, func(caller) caller { return caller{kind: strangerCaller} }, admin, errForbidden},
-		{"the zero caller adds nobody", nil, func(caller) caller { return caller{} }, member, errForbidden},
+		{"the zero caller adds no user", nil, func(caller) caller { return caller{} }, member, errForbidden},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))

@@ -73,18 +73,18 @@ func holdWriter(t *testing.T, st *store) (release func()) {
 	}
 }
 
-// enqueue starts f, which writes once, and returns when its write stands in the
-// queue of the store, whose writer the test holds.
+// enqueue starts f, which writes once, and returns when its write is in the queue of
+// the store. The test must hold the writer.
 func enqueue(t *testing.T, st *store, f func() error) (answer <-chan error) {
 	t.Helper()
 	before := len(st.queue)
 	c := make(chan error, 1)
 	go func() { c <- f() }()
-	await(t, "the write stands in the queue", func() bool { return len(st.queue) == before+1 })
+	await(t, "the write is in the queue", func() bool { return len(st.queue) == before+1 })
 	return c
 }
 
-// answers receives what each of the writes was answered.
+// answersOf returns the answer of each write.
 func answersOf(t *testing.T, writes ...<-chan error) (errs []error) {
 	t.Helper()
 	for i, c := range writes {
@@ -130,7 +130,7 @@ func TestWritesThatWaitShareOneCommit(t *testing.T) {
 		t.Errorf("the write that held the writer and %d that waited took %d commits, want 2", n, got)
 	}
 	if got := len(usernames(t, st)); got != n {
-		t.Errorf("%d of %d landed", got, n)
+		t.Errorf("%d of %d took effect", got, n)
 	}
 }
 
@@ -155,16 +155,16 @@ func TestAFullQueueIsWrittenInGroupsOfBoundedSize(t *testing.T) {
 			t.Errorf("write %d: %v", i, err)
 		}
 	}
-	// The late one stands in the queue before the writer comes back, or after.
+	// The late write enters the queue before or after the writer empties it.
 	if got := commits.Load(); got > 3 {
 		t.Errorf("%d writes took %d commits, want at most 3", maxGroup+2, got)
 	}
 	if got := len(usernames(t, st)); got != maxGroup+1 {
-		t.Errorf("%d of %d landed", got, maxGroup+1)
+		t.Errorf("%d of %d took effect", got, maxGroup+1)
 	}
 }
 
-func TestManyWritersAtOnceAllLand(t *testing.T) {
+func TestConcurrentWritesAllTakeEffect(t *testing.T) {
 	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	const writers, each = 64, 20
@@ -182,11 +182,11 @@ func TestManyWritersAtOnceAllLand(t *testing.T) {
 	names := usernames(t, st)
 	slices.Sort(names)
 	if got := len(slices.Compact(names)); got != writers*each {
-		t.Errorf("%d of %d landed", got, writers*each)
+		t.Errorf("%d of %d took effect", got, writers*each)
 	}
 }
 
-func TestAWriteThatFailsInAGroupFailsAloneAndWhole(t *testing.T) {
+func TestARejectedWriteLeavesItsGroupUnaffected(t *testing.T) {
 	t.Parallel()
 	errNothing := errors.New("nothing to do")
 	tick := statement{query: `UPDATE counter SET user_id = user_id + 1`} // the first statement, which must be undone
@@ -243,13 +243,13 @@ func TestAWriteThatFailsInAGroupFailsAloneAndWhole(t *testing.T) {
 				t.Errorf("the users are %v, want ann and the write's neighbours", got)
 			}
 			if got := scan[int64](t, another(t, path), `SELECT user_id FROM counter`); got != 3 {
-				t.Errorf("the counter stands at %d, want 3: the first statement of the write was not undone", got)
+				t.Errorf("the counter is at %d, want 3: the first statement of the write was not undone", got)
 			}
 		})
 	}
 }
 
-func TestAnErrorThatIsNoConstraintFailsItsWholeGroup(t *testing.T) {
+func TestAnyOtherErrorFailsTheWholeGroup(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		claim string
@@ -271,14 +271,14 @@ func TestAnErrorThatIsNoConstraintFailsItsWholeGroup(t *testing.T) {
 				wantError(t, fmt.Sprintf("write %d of the group", i), err, errStorage)
 			}
 			if got := usernames(t, st); !slices.Equal(got, []string{"ann"}) {
-				t.Errorf("the users are %v, want ann alone", got)
+				t.Errorf("the users are %v, want only ann", got)
 			}
 			wantError(t, "a write after the group", add(st, "later")(), nil)
 		})
 	}
 }
 
-func TestACommitThatFailsFailsItsWholeGroup(t *testing.T) {
+func TestAFailedCommitFailsTheWholeGroup(t *testing.T) {
 	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	var refuse atomic.Bool
@@ -302,7 +302,7 @@ func TestACommitThatFailsFailsItsWholeGroup(t *testing.T) {
 	refuse.Store(false)
 	wantError(t, "a write whose commit succeeds", add(st, "bob")(), nil)
 	if got := usernames(t, st); !slices.Equal(got, []string{"bob"}) {
-		t.Errorf("the users are %v, want bob alone", got)
+		t.Errorf("the users are %v, want only bob", got)
 	}
 }
 
@@ -356,7 +356,7 @@ func (c expired) Err() error {
 	return nil
 }
 
-func TestAWriteThatIsCancelledWhileItRunsLandsWithItsGroup(t *testing.T) {
+func TestAWriteThatIsCancelledWhileItRunsTakesEffect(t *testing.T) {
 	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -382,7 +382,7 @@ func TestAWriteThatIsCancelledWhileItRunsLandsWithItsGroup(t *testing.T) {
 	}
 }
 
-func TestAFullDiskFailsTheWholeGroupAndLeavesNothing(t *testing.T) {
+func TestAFullDiskFailsTheWholeGroup(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
@@ -411,7 +411,7 @@ func TestAFullDiskFailsTheWholeGroupAndLeavesNothing(t *testing.T) {
 			wantError(t, fmt.Sprintf("round %d, write %d of the group", round, i), err, errStorage)
 		}
 		if got := usernames(t, st); !slices.Equal(got, []string{"ann"}) {
-			t.Fatalf("round %d: the users are %v, want ann alone", round, got)
+			t.Fatalf("round %d: the users are %v, want only ann", round, got)
 		}
 		if u, err := st.user(1); err != nil || u.version != 1 {
 			t.Fatalf("round %d: ann is %+v, %v, want version 1", round, u, err)
@@ -432,7 +432,7 @@ func TestAFullDiskFailsTheWholeGroupAndLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestAnotherProgramsWriteIsWaitedFor(t *testing.T) {
+func TestAWriteWaitsForAnotherProcess(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
@@ -450,7 +450,7 @@ func TestAnotherProgramsWriteIsWaitedFor(t *testing.T) {
 	st.queue <- ours
 	await(t, "the writer takes the write", func() bool { return len(st.queue) == 0 })
 	if u, err := st.user(50); err != errUserNotFound {
-		t.Errorf("a reader beside the other's open transaction got %+v, %v", u, err)
+		t.Errorf("a reader during the other's open transaction got %+v, %v", u, err)
 	}
 	runSQL(t, other, `COMMIT`)
 	wantError(t, "our write", receive(t, "our write's answer", ours.answer), nil)
@@ -480,13 +480,13 @@ func TestCloseWaitsForTheWritesInTheQueue(t *testing.T) {
 	}
 	wantError(t, "close", receive(t, "close returns", closed), nil)
 	if got := len(usernames(t, openTestStore(t, path))); got != 10 {
-		t.Errorf("%d of 10 landed", got)
+		t.Errorf("%d of 10 took effect", got)
 	}
 }
 
-// A write that comes as the store closes is done or refused: an acknowledged
-// one is there afterwards, and no caller waits for ever.
-func TestAWriteBesideCloseIsDoneOrRefused(t *testing.T) {
+// A write while the store closes either takes effect or fails. An acknowledged write
+// is in the database afterwards, and no caller waits forever.
+func TestAWriteDuringCloseTakesEffectOrFails(t *testing.T) {
 	t.Parallel()
 	for round := range 10 {
 		path := filepath.Join(t.TempDir(), "app.db")
@@ -495,7 +495,7 @@ func TestAWriteBesideCloseIsDoneOrRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
-		var landed atomic.Int64
+		var acknowledged atomic.Int64
 		first := make(chan struct{})
 		var once sync.Once
 		for w := range 16 {
@@ -505,7 +505,7 @@ func TestAWriteBesideCloseIsDoneOrRefused(t *testing.T) {
 						wantError(t, "a write that is not done", err, errStorage)
 						return
 					}
-					landed.Add(1)
+					acknowledged.Add(1)
 					once.Do(func() { close(first) })
 				}
 			})
@@ -515,8 +515,8 @@ func TestAWriteBesideCloseIsDoneOrRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		wg.Wait()
-		if got := len(usernames(t, openTestStore(t, path))); got != int(landed.Load()) {
-			t.Fatalf("round %d: %d writes were acknowledged and %d are there", round, landed.Load(), got)
+		if got := len(usernames(t, openTestStore(t, path))); got != int(acknowledged.Load()) {
+			t.Fatalf("round %d: %d writes were acknowledged, but %d took effect", round, acknowledged.Load(), got)
 		}
 	}
 }
@@ -558,7 +558,7 @@ func TestTheWriteAheadLogStaysSmallUnderManySmallWrites(t *testing.T) {
 
 // The lock that another process holds while it makes the same database. SQLite
 // waits for no lock when it changes the journal's mode.
-func TestADatabaseThatAnotherProcessIsMakingIsWaitedFor(t *testing.T) {
+func TestOpenWaitsForAProcessThatCreatesTheDatabase(t *testing.T) {
 	t.Parallel()
 	path := makeDatabase(t, `VACUUM`)
 	other := another(t, path)
@@ -587,9 +587,9 @@ func TestADatabaseThatAnotherProcessIsMakingIsWaitedFor(t *testing.T) {
 	wantError(t, "close", got.st.close(), nil)
 }
 
-// A foreign key that is deferred to the commit fails there: the write at fault
-// must not take its group along.
-func TestADeferredForeignKeyFailsAlone(t *testing.T) {
+// A foreign key that is deferred to the commit fails there. Only the write at fault
+// must fail.
+func TestADeferredForeignKeyFailsOnlyItsWrite(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	path := filepath.Join(t.TempDir(), "app.db")
@@ -598,7 +598,7 @@ func TestADeferredForeignKeyFailsAlone(t *testing.T) {
 	runSQL(t, another(t, path),
 		`CREATE TABLE bill (id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL REFERENCES user (id) DEFERRABLE INITIALLY DEFERRED)`,
 		`INSERT INTO bill (user_id) VALUES (1)`)
-	wantError(t, "alone", st.deleteUser(ctx, console, ann.id, 0, 1), errReferenced)
+	wantError(t, "the deletion by itself", st.deleteUser(ctx, console, ann.id, 0, 1), errReferenced)
 	release := holdWriter(t, st)
 	before := enqueue(t, st, add(st, "before"))
 	deletion := enqueue(t, st, func() error { return st.deleteUser(ctx, console, ann.id, 0, 1) })
@@ -613,9 +613,9 @@ func TestADeferredForeignKeyFailsAlone(t *testing.T) {
 	}
 }
 
-// A lock that another process holds is waited for once: what stands in the queue
-// behind the write that waited is answered then, and does not wait as long again.
-func TestWritesBehindOneThatWaitedForALockAreRefusedWithIt(t *testing.T) {
+// A write waits once for a lock that another process holds. The writes behind it in
+// the queue fail together with it and do not wait again.
+func TestAWriteThatWaitedInVainForTheLockFailsTheQueue(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
@@ -633,7 +633,7 @@ func TestWritesBehindOneThatWaitedForALockAreRefusedWithIt(t *testing.T) {
 	for len(st.queue) > 0 {
 		runtime.Gosched()
 	}
-	time.Sleep(10 * time.Millisecond) // it gathers its group, and then stands at the lock for a second
+	time.Sleep(10 * time.Millisecond) // it forms its group, and then waits for the lock for a second
 	behind := []*pendingWrite{put(), put(), put()}
 	wantError(t, "the write that waited", receive(t, "the write that waited", waits.answer), errStorage)
 	runSQL(t, other, `ROLLBACK`) // one that waited again would now get the lock
