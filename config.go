@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -107,21 +108,22 @@ var options = []option{
 		"How long an access token is valid: a duration such as 15m, or seconds."},
 	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "TIME", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v) },
 		"How long a session lasts after its last refresh: a duration, or seconds."},
-	{"REGISTRATION", "registration", "open|closed", string(registrationOpen), func(c *config, v string) error {
-		return setWord(&c.registration, v, registrationOpen, registrationClosed)
-	},
+	{"REGISTRATION", "registration", "open|closed", string(registrationOpen),
+		func(c *config, v string) error {
+			return setWord(&c.registration, v, registrationOpen, registrationClosed)
+		},
 		"Who can add users: with open, everyone can register; with closed, only admins add users."},
-	{"DIRECTORY", "directory", "full|names|self", string(directoryNames), func(c *config, v string) error {
-		return setWord(&c.directory, v, directoryFull, directoryNames, directorySelf)
-	},
+	{"DIRECTORY", "directory", "full|names|self", string(directoryNames),
+		func(c *config, v string) error {
+			return setWord(&c.directory, v, directoryFull, directoryNames, directorySelf)
+		},
 		"What a member sees of other users: full (id, username and e-mail address), names (id and username) or self (nothing)."},
 	{"TRUSTED_PROXIES", "trusted-proxies", "CIDR,...", "", (*config).setProxies,
 		"The proxies whose X-Forwarded-For userd believes."},
 	{"CORS_ORIGINS", "cors-origins", "ORIGIN,...", "", (*config).setOrigins,
 		"The origins, such as https://app.example.com, whose pages may call the API from a browser."},
-	{"RATE_LIMIT", "rate-limit", "on|off", string(rateLimitOn), func(c *config, v string) error {
-		return setWord(&c.rateLimit, v, rateLimitOn, rateLimitOff)
-	},
+	{"RATE_LIMIT", "rate-limit", "on|off", string(rateLimitOn),
+		func(c *config, v string) error { return setWord(&c.rateLimit, v, rateLimitOn, rateLimitOff) },
 		"Whether userd limits failed logins and the requests of each network; off is for load tests."},
 	{"EVENT_RETENTION", "event-retention", "TIME", "9600h", (*config).setRetention,
 		"How long events are kept: a duration, or seconds; 0 keeps them forever. 9600h are 400 days."},
@@ -347,35 +349,28 @@ func setLevel(to *slog.Level, v string) error {
 	return nil
 }
 
-// readKey reads a key from the environment or from a file, which may end with a
-// line break.
-func readKey(getenv func(string) string, name string) (key []byte, from string, err error) {
-	secret, file := getenv(name), getenv(name+"_FILE")
+// readSecrets reads the signing keys from the environment. JWT_SECRET_KEY can also be
+// in a file, which may end with a line break.
+func (c *config) readSecrets(getenv func(string) string) error {
+	secret, file, previous := getenv("JWT_SECRET_KEY"), getenv("JWT_SECRET_KEY_FILE"), getenv("JWT_SECRET_KEY_PREVIOUS")
 	switch {
 	case secret != "" && file != "":
-		return nil, "", usagef("%s and %[1]s_FILE are both set; set only one", name)
+		return usagef("JWT_SECRET_KEY and JWT_SECRET_KEY_FILE are both set; set only one")
 	case secret != "":
-		return []byte(secret), name, nil
-	case file == "":
-		return nil, "kept in the database", nil
+		c.secret, c.secretFrom = []byte(secret), "JWT_SECRET_KEY"
+	case file != "":
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return usagef("JWT_SECRET_KEY_FILE: %v", err)
+		}
+		c.secret, c.secretFrom = bytes.TrimRight(data, "\r\n"), "JWT_SECRET_KEY_FILE"
+		if len(c.secret) == 0 {
+			return usagef("JWT_SECRET_KEY_FILE: %s is empty", file)
+		}
+	default:
+		c.secretFrom = "kept in the database"
 	}
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, "", usagef("%s_FILE: %v", name, err)
-	}
-	key = []byte(strings.TrimRight(string(data), "\r\n"))
-	if len(key) == 0 {
-		return nil, "", usagef("%s_FILE: %s is empty", name, file)
-	}
-	return key, name + "_FILE", nil
-}
-
-// readSecrets reads the signing keys from the environment.
-func (c *config) readSecrets(getenv func(string) string) (err error) {
-	if c.secret, c.secretFrom, err = readKey(getenv, "JWT_SECRET_KEY"); err != nil {
-		return err
-	}
-	if previous := getenv("JWT_SECRET_KEY_PREVIOUS"); previous != "" {
+	if previous != "" {
 		if len(c.secret) == 0 {
 			return usagef("JWT_SECRET_KEY_PREVIOUS is set without JWT_SECRET_KEY; set both")
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -128,11 +129,8 @@ func (s *store) count(ctx context.Context) (users, sessions int64, err error) {
 // closing a descriptor of them would drop SQLite's locks.
 func (s *store) size() (file, log int64, err error) {
 	info, err := os.Stat(s.path)
-	if err != nil {
-		return 0, 0, err
-	}
-	wal, err := os.Stat(s.path + "-wal")
-	if err != nil {
+	wal, walErr := os.Stat(s.path + "-wal")
+	if err := cmp.Or(err, walErr); err != nil {
 		return 0, 0, err
 	}
 	return info.Size(), wal.Size(), nil

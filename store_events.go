@@ -85,13 +85,8 @@ func (e event) statement() statement {
 	return statement{
 		query: insertEvent,
 		args: args{
-			"at":      e.at,
-			"type":    string(e.kind),
-			"actor":   e.actorID,
-			"user":    e.userID,
-			"session": e.sessionID,
-			"address": e.address,
-			"changes": e.changes,
+			"at": e.at, "type": string(e.kind), "actor": e.actorID, "user": e.userID,
+			"session": e.sessionID, "address": e.address, "changes": e.changes,
 		},
 	}
 }

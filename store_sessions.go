@@ -59,15 +59,9 @@ func (x *session) columns() []any {
 // the stamp that was read before the password was checked.
 func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string) (key keyRow, err error) {
 	values := args{
-		"user":     x.userID,
-		"stamp":    stamp,
-		"new_hash": newHash,
-		"now":      x.createdAt,
-		"expires":  x.expiresAt,
-		"address":  x.address,
-		"agent":    x.userAgent,
-		"refresh":  x.refreshHash,
-		"most":     maxSessions,
+		"user": x.userID, "stamp": stamp, "new_hash": newHash, "most": maxSessions,
+		"now": x.createdAt, "expires": x.expiresAt,
+		"address": x.address, "agent": x.userAgent, "refresh": x.refreshHash,
 	}
 	record := event{at: x.createdAt, kind: loggedIn, actorID: x.userID, userID: x.userID, address: x.address}.statement()
 	record.query = insertNewSessionEvent
@@ -163,14 +157,8 @@ func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) 
 					AND EXISTS (SELECT 1 FROM user WHERE user.id = session.user_id AND user.disabled = 0)
 				RETURNING user_id`,
 			args: args{
-				"id":         x.id,
-				"generation": x.generation,
-				"old_hash":   hash,
-				"new_hash":   x.refreshHash,
-				"now":        now,
-				"expires":    x.expiresAt,
-				"address":    x.address,
-				"agent":      x.userAgent,
+				"id": x.id, "generation": x.generation, "old_hash": hash, "new_hash": x.refreshHash,
+				"now": now, "expires": x.expiresAt, "address": x.address, "agent": x.userAgent,
 			},
 			scan:   []any{&x.userID},
 			ifNone: errNotApplied,

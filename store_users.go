@@ -235,24 +235,14 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 				INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at)
 				SELECT
 					1 + max(user_id, (SELECT coalesce(max(id), 0) FROM user)),
-					@username,
-					@email,
-					@hash,
-					@role,
-					@disabled,
-					@now,
-					@now
+					@username, @email, @hash, @role, @disabled, @now, @now
 				FROM counter
 				WHERE @caller = 'stranger' AND @role = 'member' OR ` + mayChange + `
 				RETURNING` + userColumns,
 			args: by.with(args{
 				"id":       nil, // not a user, so mayChange only accepts admins
-				"username": u.username,
-				"email":    u.email,
-				"hash":     hash,
-				"role":     u.role,
-				"disabled": u.disabled,
-				"now":      now,
+				"username": u.username, "email": u.email, "hash": hash,
+				"role": u.role, "disabled": u.disabled, "now": now,
 			}),
 			scan:   u.columns(),
 			ifNone: errNotApplied,
@@ -313,14 +303,8 @@ func (c *change) names() string {
 // errLastAdmin, errUsernameTaken or errEmailTaken.
 func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, version, now int64) (u user, err error) {
 	values := by.with(args{
-		"id":       id,
-		"username": c.username,
-		"email":    c.email,
-		"hash":     c.hash,
-		"role":     c.role,
-		"disabled": c.disabled,
-		"now":      now,
-		"version":  version,
+		"id": id, "version": version, "now": now,
+		"username": c.username, "email": c.email, "hash": c.hash, "role": c.role, "disabled": c.disabled,
 	})
 	statements := []statement{{
 		query: `
@@ -388,10 +372,10 @@ func (s *store) notAppliedError(by caller, id, version int64) error {
 		return err
 	}
 	u, err := s.user(id)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if version != 0 && u.version != version {
+	case version != 0 && u.version != version:
 		return errVersion
 	}
 	return errLastAdmin
