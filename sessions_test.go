@@ -6,6 +6,8 @@ import (
 	"encoding/base64"
 	"fmt"
 	"log/slog"
+	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -460,4 +462,102 @@ func TestLogout(t *testing.T) {
 	s.do(two, "GET", path, "").want(t, 401, "session_ended")
 	s.do(three, "GET", path, "").want(t, 401, "session_ended")
 	s.do(other, "GET", "/api/users/me", "").want(t, 200, "")
+}
+
+// A foreignHash is a hash that another program made.
+type foreignHash struct{ format, password, hash string }
+
+// foreignHashes reads the hashes that passhash's own tests verify.
+func foreignHashes(t *testing.T) (list []foreignHash) {
+	t.Helper()
+	data, err := os.ReadFile("internal/passhash/testdata/foreign.tsv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Split(strings.TrimSpace(line), "\t"); len(fields) == 3 {
+			list = append(list, foreignHash{fields[0], fields[1], fields[2]})
+		}
+	}
+	return list
+}
+
+func TestAClientThatHangsUpLeavesTheQueue(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, token := s.member("ann")
+	defer s.occupyHasher()()
+	for _, row := range []struct{ name, token, method, path, body string }{
+		{"login", "", "POST", "/api/login", `{"username":"ann","password":"` + goodPassword + `"}`},
+		{"registration", "", "POST", "/api/register", registerBody("bob", goodPassword)},
+		{"a new password", token, "PUT", "/api/users/me", `{"password":"another good password"}`},
+		{"the current password", token, "DELETE", "/api/users/me", `{"current_password":"` + goodPassword + `"}`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			wait := func(n int) (waited time.Duration) {
+				start := time.Now()
+				await(t, fmt.Sprintf("%d calls wait", n), func() bool { return s.hasher.Stats().Waiting == n })
+				return time.Since(start)
+			}
+			conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: userd\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+				row.method, row.path, row.token, len(row.body), row.body)
+			wait(1)
+			conn.Close()
+			if waited := wait(0); waited > passhash.MaxWait/2 {
+				t.Errorf("it stayed for %v", waited)
+			}
+		})
+	}
+}
+
+// With a full queue, any answer but 503 would show that nothing was hashed.
+func TestFullQueueIs503(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, token := s.member("ann")
+	defer s.occupyHasher()()
+	for _, row := range []struct{ name, token, method, path, body string }{
+		{"login with the right password", "", "POST", "/api/login", `{"username":"ann","password":"` + goodPassword + `"}`},
+		{"login with a wrong password", "", "POST", "/api/login", `{"username":"ann","password":"wrong"}`},
+		{"login with an unknown name", "", "POST", "/api/login", `{"username":"nobody","password":"wrong"}`},
+		{"registration", "", "POST", "/api/register", `{"username":"bob","email":"bob@example.com","password":"` + goodPassword + `"}`},
+		{"a new password", token, "PUT", path, `{"password":"another good password"}`},
+		{"the current password", token, "DELETE", path, `{"current_password":"` + goodPassword + `"}`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			defer s.crowdHasher("127.0.0.0/24")()
+			start := time.Now()
+			r := s.do(row.token, row.method, row.path, row.body).want(t, 503, "busy")
+			if waited := time.Since(start); waited >= passhash.MaxWait { // it does not count as of the crowd's network
+				t.Errorf("refused after %v, want immediately", waited)
+			}
+			if got := r.header.Get("Retry-After"); got != "1" {
+				t.Errorf("Retry-After: %q", got)
+			}
+		})
+	}
+	s.do(token, "GET", path, "").want(t, 200, "")
+}
+
+// A login replaces a foreign hash, and the next login still works.
+func TestForeignHashesAreReplaced(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("ann")
+	for _, foreign := range foreignHashes(t) {
+		if err := s.store.write(t.Context(), statement{query: `UPDATE user SET password_hash = @hash`, args: args{"hash": foreign.hash}}); err != nil {
+			t.Fatal(err)
+		}
+		body := `{"username":"ann","password":"` + foreign.password + `"}`
+		s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(t, 401, "invalid_credentials")
+		s.do("", "POST", "/api/login", body).want(t, 200, "")
+		if c, _ := s.store.credentials(1); s.hasher.Stale(c.hash) {
+			t.Errorf("%s: still %s", foreign.format, c.hash)
+		}
+		s.do("", "POST", "/api/login", body).want(t, 200, "")
+	}
 }
