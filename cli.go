@@ -466,15 +466,18 @@ func (c *cli) openInput(name string) (io.ReadCloser, error) {
 // progress returns a function that shows, at most once a second and only on a
 // terminal, how far a long command is.
 func (c *cli) progress() func(format string, n int) {
-	f, ok := c.stderr.(*os.File)
-	if !ok || !isTerminal(f) {
-		return func(string, int) {}
+	if f, ok := c.stderr.(*os.File); ok && isTerminal(f) {
+		return progressOn(f)
 	}
+	return func(string, int) {}
+}
+
+func progressOn(terminal io.Writer) func(format string, n int) {
 	last := time.Now()
 	return func(format string, n int) {
 		if now := time.Now(); now.Sub(last) >= time.Second {
 			last = now
-			fmt.Fprintf(c.stderr, "\r\x1b[K"+format+"\r", n)
+			fmt.Fprintf(terminal, "\r\x1b[K"+format+"\r", n)
 		}
 	}
 }

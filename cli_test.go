@@ -1,15 +1,19 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -224,6 +228,22 @@ func TestTablesOfAnyLengthAlign(t *testing.T) {
 	}
 }
 
+func TestProgressIsShownOnceASecondAndOnlyOnATerminal(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var terminal, file bytes.Buffer
+		show, hide := progressOn(&terminal), (&cli{stderr: &file}).progress()
+		for n := range 5 {
+			show("rows read: %d", n)
+			hide("rows read: %d", n)
+			time.Sleep(600 * time.Millisecond)
+		}
+		if want := "\r\x1b[Krows read: 2\r\r\x1b[Krows read: 4\r"; terminal.String() != want || file.Len() > 0 {
+			t.Errorf("it prints %q, and to a file %q", terminal.String(), file.String())
+		}
+	})
+}
+
 // brokenInput is a standard input that cannot be read.
 type brokenInput struct{ err error }
 
@@ -286,5 +306,64 @@ func TestAKeyOfTheEnvironmentIsNotRotated(t *testing.T) {
 	userdHere(t, "", environ, "key", "rotate").wantFailure(t, 1, "JWT_SECRET_KEY is set and signs")
 	if out, _ := (&shell{t, strings.TrimPrefix(environ[0], "DATABASE_URL=")}).run(0, "", "key", "list"); strings.Count(out, "\n") != 1 {
 		t.Errorf("key list prints\n%s", out)
+	}
+}
+
+func TestEventsAreFollowedFromTheNewest(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.admin("root")
+	newest := s.newest()
+	ctx, cancel := context.WithCancel(t.Context())
+	in, out := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- run(ctx, []string{"events", "-follow", "-json"}, getenvOf([]string{"DATABASE_URL=" + s.path}), strings.NewReader(""), out, out)
+	}()
+	first := make(chan string, 1)
+	go func() {
+		lines := bufio.NewScanner(in)
+		lines.Scan()
+		first <- lines.Text()
+		io.Copy(io.Discard, in)
+	}()
+	for line := ""; line == ""; {
+		s.login("root")
+		select {
+		case line = <-first:
+			var e struct{ ID int64 }
+			if err := json.Unmarshal([]byte(line), &e); err != nil || e.ID <= newest {
+				t.Errorf("the first line is %s, %v; want an event after %d", line, err, newest)
+			}
+		case err := <-ended:
+			t.Fatalf("it ended: %v", err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	cancel()
+	if err := receive(t, "it ends", ended); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAnInterruptEndsFollowingWithoutAnError(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.admin("root")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	c := &cli{userService: s.userService, stdout: io.Discard}
+	if err := c.printEvents(ctx, 0, eventFilter{}, true, false); err != nil {
+		t.Errorf("following ends with %v", err)
+	}
+	if err := c.printEvents(ctx, 0, eventFilter{}, false, false); !errors.Is(err, context.Canceled) {
+		t.Errorf("a list that was interrupted ends with %v", err)
+	}
+}
+
+func TestAnAbsentValueIsADash(t *testing.T) {
+	t.Parallel()
+	if got := []string{idOrDash(0), idOrDash(7), when(0), when(7)}; !slices.Equal(got, []string{"-", "7", "-", "1970-01-01T00:00:07Z"}) {
+		t.Errorf("got %q", got)
 	}
 }

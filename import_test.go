@@ -160,6 +160,9 @@ func TestExportImportRoundTrip(t *testing.T) {
 	sh := &shell{t, s.path}
 	for _, format := range [][]string{nil, {"-ndjson"}} {
 		export, _ := sh.run(0, "", append([]string{"user", "export"}, format...)...)
+		if (format != nil) != strings.HasPrefix(export, "{") {
+			t.Errorf("export %v begins with %.20q", format, export)
+		}
 		other := &shell{t, filepath.Join(t.TempDir(), "other.db")}
 		other.run(0, export, "user", "import", "-")
 		if again, _ := other.run(0, "", append([]string{"user", "export"}, format...)...); again != export {
@@ -208,6 +211,26 @@ func TestImportRace(t *testing.T) {
 			t.Errorf("it says %v and prints %q", err, out.String())
 		}
 		s.do("", "POST", "/api/login", `{"username":"ann","password":"U*U"}`).want(t, 200, "")
+	}
+}
+
+func TestAnImportThatFailsIsNotTriedAgain(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	var out, errOut bytes.Buffer
+	m, err := newImporter(t.Context(), &cli{config: config{database: s.path}, userService: s.userService, stdout: &out, stderr: &errOut})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.db.close()
+	if err := m.read(t.Context(), strings.NewReader("username,email,password_hash\nann,ann@example.com,"+someHash+"\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.exec(t.Context(), `CREATE TEMP TRIGGER broken BEFORE INSERT ON main.user BEGIN SELECT raise(ABORT, 'broken'); END`); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.insert(t.Context(), true); err == nil || !strings.HasPrefix(err.Error(), "importing: ") || !strings.Contains(err.Error(), "broken") || out.Len() > 0 {
+		t.Errorf("it says %v and prints %q", err, out.String())
 	}
 }
 

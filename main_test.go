@@ -426,6 +426,9 @@ func TestHelpForACommandIsAboutThisCommandOnly(t *testing.T) {
 			t.Errorf("userd help %s explains %d flags, and the command has %d", cmd.words, got, n)
 		}
 	}
+	if text := help(t, "help", "user", "import"); !strings.Contains(text, "\n\nEach user needs") {
+		t.Errorf("userd help user import prints\n%s", text)
+	}
 	if text := help(t, "help", "events"); !strings.HasSuffix(text, "\n\nMore commands:\n  events verify [HEAD]         check that no event was changed or removed\n") {
 		t.Errorf("userd help events prints\n%s", text)
 	}
