@@ -72,6 +72,7 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		{"ADDR", "127.0.0.1:http", "port"},
 		{"ADDR", "127.0.0.1:65536", "65535"},
 		{"ADDR", "127.0.0.1:-1", "port"},
+		{"ADDR", "127.0.0.1:00", "port"},
 		{"METRICS_ADDR", "9090", "HOST:PORT"},
 		{"METRICS_ADDR", "127.0.0.1:metrics", "port"},
 		{"PORT", "http", "port"},
@@ -125,7 +126,7 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		tried[c.setting] = true
 		t.Run(c.setting+"="+c.value, func(t *testing.T) {
 			t.Parallel()
-			userdHere(t, "", []string{database, c.setting + "=" + c.value}).wantFailure(t, 2, c.setting, c.value, c.fault)
+			userdHere(t, "", []string{database, c.setting + "=" + c.value}).wantFailure(t, 2, fmt.Sprintf("%s=%q", c.setting, c.value), c.fault)
 		})
 		if flag := flags[c.setting]; flag != "" {
 			t.Run(flag+" "+c.value, func(t *testing.T) {
