@@ -27,12 +27,8 @@ func (s *userService) addUser(ctx context.Context, by caller, u *user, password 
 	if u.username == "" || u.email == "" || password == "" {
 		return errRegisterFields
 	}
-	wrong := make(fieldErrors)
-	wrong.add("username", checkUsername(u.username))
-	wrong.add("email", checkEmail(u.email))
-	wrong.add("password", checkPassword(password, u.username, u.email))
-	wrong.add("role", checkRole(u.role))
-	if err := wrong.err(); err != nil {
+	all := change{username: &u.username, email: &u.email, role: &u.role}
+	if err := all.check(u, &password); err != nil {
 		return err
 	}
 	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
