@@ -405,9 +405,9 @@ func TestAdoptionByTwoAtOnce(t *testing.T) {
 	}
 }
 
-// A transaction whose process was killed leaves a rollback journal beside the
-// file, which whoever only reads cannot take back: the next start must go on all
-// the same. Copied in the middle of one, the files are as the killed leave them.
+// A process that is killed in a transaction leaves a rollback journal next to the
+// file. A read-only connection cannot undo that transaction, but the next start
+// must. The test copies the files in the middle of a transaction.
 func TestAJournalThatAKilledProcessLeftIsTakenBack(t *testing.T) {
 	t.Parallel()
 	path := flaskDatabase(t)

@@ -486,7 +486,7 @@ func TestARestoreReplacesWhateverIsThere(t *testing.T) {
 				t.Fatalf("kept is %v", kept)
 			} else if c.kept == toTheByte {
 				if contents(t, kept[0]) != was {
-					t.Error("what was there is not what is kept")
+					t.Error("the kept file differs from the previous database")
 				}
 			} else if c.kept != something {
 				if names := scan[string](t, another(t, kept[0]), `SELECT group_concat(username, ' ' ORDER BY id) FROM user`); names != c.kept {
@@ -873,8 +873,8 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 	}{
 		{"a session of nobody", sql(`INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (9, 1, 1, 1, '', '')`),
 			[]string{"session 1 belongs to user 9, which does not exist"}},
-		{"a role that there is not", sql(`UPDATE user SET role = 'king' || char(27) WHERE id = 1`), []string{`user 1 has the unknown role 'king?'`}},
-		{"a state that there is not", sql(`UPDATE user SET disabled = 2 WHERE id = 1`), []string{"user 1 has 2 instead of 0 or 1 in disabled"}},
+		{"an unknown role", sql(`UPDATE user SET role = 'king' || char(27) WHERE id = 1`), []string{`user 1 has the unknown role 'king?'`}},
+		{"an unknown value of disabled", sql(`UPDATE user SET disabled = 2 WHERE id = 1`), []string{"user 1 has 2 instead of 0 or 1 in disabled"}},
 		{"an unknown hash", sql(`UPDATE user SET password_hash = 'md5' WHERE id = 2`), []string{"user 2 cannot log in: the format of the password hash is unknown"}},
 		{"a damaged hash", sql(`UPDATE user SET password_hash = '$argon2id$' WHERE id = 2`), []string{"user 2 cannot log in: the format of the password hash is unknown"}},
 		{"no hash", sql(`PRAGMA writable_schema = ON`, `UPDATE sqlite_schema SET sql = replace(sql, 'password_hash VARCHAR(128) NOT NULL', 'password_hash VARCHAR(128)') WHERE name = 'user'`,
@@ -942,7 +942,7 @@ func TestACheckBesideAServer(t *testing.T) {
 	p.register("ann")
 	p.login("ann", goodPassword)
 	conn := another(t, filepath.Join(dir, "app.db"))
-	runSQL(t, conn, `BEGIN IMMEDIATE`) // whoever writes is not in the way
+	runSQL(t, conn, `BEGIN IMMEDIATE`) // a writer does not block the check
 	got := userdProcess(t, dir, "", nil, "check")
 	runSQL(t, conn, `COMMIT`)
 	if got.status != 0 || !strings.HasSuffix(got.stdout, "app.db: nothing found; 1 user, 1 session\n") || !strings.HasPrefix(got.stderr, "warning: no active admin") || strings.Count(got.stderr, "\n") != 1 {
@@ -961,7 +961,7 @@ func TestACheckBesideAServer(t *testing.T) {
 	(&shell{t, flaskDatabase(t)}).run(1, "", "check")
 }
 
-// A database behind a link is read with its log, which stands beside the file.
+// SQLite keeps the write-ahead log next to the file that a symbolic link points to.
 func TestADatabaseBehindALinkIsReadWithItsLog(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")

@@ -291,8 +291,8 @@ func BenchmarkHandler(b *testing.B) {
 	}
 }
 
-// BenchmarkObserve is what counting costs: a request, alone and with every core
-// counting in the same series, and whoever reads what was counted.
+// BenchmarkObserve measures the cost of counting a request, alone and with every
+// core counting in the same series, and the cost of a page of metrics.
 func BenchmarkObserve(b *testing.B) {
 	b.Run("alone", func(b *testing.B) {
 		r := benchStats()

@@ -16,8 +16,8 @@ import (
 // and that they may take minutes.
 var faults = flag.Bool("faults", false, "test with disks that fail and power cuts, as root, with strace, which must be installed; and longer")
 
-// A damaged page takes along what is on it, and nothing else: whoever needs it
-// hears 503, and never that a password is wrong or that somebody is not there.
+// A damaged page affects only the rows on it: requests that need them get 503, and
+// never the answer that a password is wrong or that a user does not exist.
 func TestADamagedPageHarmsOnlyWhatIsOnIt(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
