@@ -97,8 +97,8 @@ func newKeyring(lookup func(kid string, now int64) ([]byte, error), configured .
 	return &keyring{configured: configured, lookup: lookup, byHeader: make(map[string]*signingKey)}
 }
 
-// signer returns the key that signs: the first one of the configuration or, if it
-// has none, row, the database's newest.
+// signer returns the key that signs. That is the configuration's first key. If the
+// configuration has none, it is the database's newest key, which is row.
 func (k *keyring) signer(row keyRow) *signingKey {
 	if len(k.configured) > 0 {
 		return k.configured[0]
@@ -106,9 +106,9 @@ func (k *keyring) signer(row keyRow) *signingKey {
 	return newKey(row.kid, row.secret)
 }
 
-// named returns the database's key that the header of a token names, errBadToken
-// if it names none, or errStorage.
-func (k *keyring) named(header string, now int64) (*signingKey, error) {
+// keyByHeader returns the database's key that the header of a token names. It
+// returns errBadToken if the header names none, or errStorage.
+func (k *keyring) keyByHeader(header string, now int64) (*signingKey, error) {
 	k.mu.RLock()
 	key := k.byHeader[header]
 	k.mu.RUnlock()
@@ -130,7 +130,7 @@ func (k *keyring) named(header string, now int64) (*signingKey, error) {
 	}
 	key = newKey(kid, secret)
 	k.mu.Lock()
-	k.byHeader[header] = key // so the map is at most as large as the table of keys
+	k.byHeader[header] = key // only keys of the table get here, so clients cannot make the map grow
 	k.mu.Unlock()
 	return key, nil
 }
@@ -160,7 +160,7 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 		}
 	}
 	if signer == nil {
-		key, err := k.named(header, now)
+		key, err := k.keyByHeader(header, now)
 		if err != nil {
 			return claims{}, err
 		}
@@ -284,11 +284,11 @@ type principal struct {
 	fresh   bool // a login made the token, not a refresh
 }
 
-// An access says who may call a route. The zero access admits nobody.
+// An access says who may call a route. The zero access rejects every request.
 type access int
 
 const (
-	nobody access = iota
+	noAccess access = iota
 	anyone
 	signedIn
 	adminOnly
@@ -318,7 +318,7 @@ func (s *server) admit(x *exchange, a access) error {
 	default:
 		var err error
 		if x.target, err = parseID(id); err != nil {
-			return errUserNotFound.with("There is no such user: an id is a positive integer, or me")
+			return errUserNotFound.with("User not found: an id is a positive integer, or me")
 		}
 	}
 	switch {
@@ -377,8 +377,8 @@ func bearer(x *exchange) (string, error) {
 	return "", errNoToken
 }
 
-// A proof is a set of acts that could take an account over. For the acts of its
-// route's proof, a caller must prove again that it is the user.
+// A proof is a set of acts with which an attacker could take an account over. A
+// route's proof is the set of acts for which the caller must prove to be its user.
 type proof uint8
 
 const (
@@ -413,8 +413,8 @@ func (s *server) requireProof(x *exchange, acts proof, password *string) error {
 }
 
 // matchesPassword reports whether a password is that of the user with this id and
-// hash. For an unknown name, id is 0 and hash is empty; the time is the same. Every
-// call counts toward the limits. It returns errLimited, errStorage or
+// hash. For an unknown name, id is 0 and hash is empty; the time is the same. Each
+// verified password counts toward the limits. It returns errLimited, errStorage or
 // passhash.ErrBusy.
 func (s *server) matchesPassword(x *exchange, id int64, hash, name, password string) (bool, error) {
 	g, err := s.newGuess(x, id, hash, name)

@@ -741,7 +741,7 @@ func TestAdmit(t *testing.T) {
 func TestEveryRouteSaysWhoMayCallIt(t *testing.T) {
 	t.Parallel()
 	for _, rt := range new(server).routes() {
-		if rt.access <= nobody || rt.access > byDirectory {
+		if rt.access <= noAccess || rt.access > byDirectory {
 			t.Errorf("%s: access %d", rt.pattern, rt.access)
 		}
 	}
@@ -986,18 +986,18 @@ func TestOnlyTheHeaderOfAKeyIsLookedUp(t *testing.T) {
 		return []byte("secret"), nil
 	})
 	for _, header := range []string{"", kid, kidPrefix + kid, kid + kidSuffix, kidPrefix + kidSuffix, kidPrefix + "ABCDEFGH" + kidSuffix, kidPrefix + kid + "," + kidSuffix} {
-		if _, err := keys.named(encode64(header), testNow); err != errBadToken {
+		if _, err := keys.keyByHeader(encode64(header), testNow); err != errBadToken {
 			t.Errorf("%q: %v", header, err)
 		}
 	}
-	if _, err := keys.named(encode64(kidPrefix+kid+kidSuffix)+"=", testNow); err != errBadToken {
+	if _, err := keys.keyByHeader(encode64(kidPrefix+kid+kidSuffix)+"=", testNow); err != errBadToken {
 		t.Errorf("padded: %v", err)
 	}
 	if len(asked) != 0 {
 		t.Errorf("looked up %q", asked)
 	}
 	for range 2 {
-		if _, err := keys.named(encode64(kidPrefix+kid+kidSuffix), testNow); err != nil {
+		if _, err := keys.keyByHeader(encode64(kidPrefix+kid+kidSuffix), testNow); err != nil {
 			t.Error(err)
 		}
 	}

@@ -160,11 +160,11 @@ const idGap = 1 << 20
 
 // restore replaces the database by a copy, and keeps the previous one.
 //
-// At every instant the path refers to one of the two, complete, and neither
-// meets the -wal file of the other:
+// At every instant the path refers to one of the two, complete, and SQLite never
+// combines one with the -wal file of the other:
 //  1. lockDatabase locks the database and folds its write-ahead log into it.
-//  2. prepareRestore copies the copy into a new file next to it, checks, changes
-//     and syncs that.
+//  2. prepareRestore copies FILE into a new file next to the database, and checks,
+//     changes and syncs the new file.
 //  3. replaceDatabase gives the previous database a second name, which stays if
 //     the process is killed before step 4. The -wal file of a damaged database
 //     moves along: SQLite would take it for that of the new one.
@@ -300,10 +300,10 @@ func replaceDatabase(file *safefile.Temp, path, kept string, exists bool) (err e
 }
 
 // removeSecondName removes the name other if it refers to the same file as path:
-// a database in use must not have two names. It does not after a Replace that
-// failed after its rename.
+// a database in use must not have two names. If Replace failed after its rename,
+// path is already the new file, and other stays.
 func removeSecondName(path, other string) {
-	a, _ := os.Lstat(path) // nil, on an error, is the same file as no other
+	a, _ := os.Lstat(path) // on an error a is nil, and SameFile returns false
 	b, _ := os.Lstat(other)
 	if os.SameFile(a, b) {
 		os.Remove(other)
@@ -330,8 +330,9 @@ func lockDatabase(ctx context.Context, path string) (_ *lockedDatabase, err erro
 		err = db.QueryRowContext(ctx, `PRAGMA journal_mode`).Scan(&mode)
 	}
 	if isDamaged(err) {
-		// That needed the schema. This does not, and also fails if another process has
-		// the write-ahead log open; but only as a connection's very first statement.
+		// A change of the journal mode reads the schema, which is damaged. An exclusive
+		// lock does not. It must be the connection's first statement: only then it fails
+		// if another process has the write-ahead log open.
 		db.Close()
 		db, err = openLocked(ctx, path, `PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE`)
 	}

@@ -90,18 +90,17 @@ var commands = []command{
 		`Prints the keys in the database, without their secrets.`,
 		keyList},
 	{"key rotate", "", opens, "sign access tokens with a new key",
-		`Makes a new key, which signs access tokens from now on. The key before it verifies
-		tokens until the last one that it signed has expired. If JWT_SECRET_KEY is set, that
-		key signs, and this command refuses.`,
+		`Makes a new key, which signs access tokens from now on. The previous key stays valid
+		until its last token expires. If JWT_SECRET_KEY is set, this command fails.`,
 		noFlags(keyRotate)},
 	{"events", "", opens, "list what has happened",
 		`Prints the events: who did what to which user, and from which address.`,
 		eventList},
 	{"events verify", "[HEAD]", opens, "check that no event was changed or removed",
-		`Recomputes the chain of events and prints its newest link, the head. With a HEAD that
-		was noted elsewhere, it finds every change up to it. It fails if events were changed,
-		removed or inserted, or deleted before EVENT_RETENTION was over, for which it needs the
-		server's value.`,
+		`Recomputes the chain of events and prints its newest link, the head. It fails if
+		events were changed, removed or inserted. With a HEAD that you noted elsewhere, it
+		detects every change up to that head. It also fails if events younger than
+		EVENT_RETENTION were deleted: set that to the server's value.`,
 		noFlags(eventsVerify)},
 	{"backup", "FILE", untouched, "write a copy of the database",
 		`Writes a consistent copy of the database to FILE, which must not exist, or to

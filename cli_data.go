@@ -158,7 +158,7 @@ func eventsVerify(ctx context.Context, c *cli) error {
 	}
 	v, err := c.store.verifyEvents(ctx, math.MaxInt64, noted)
 	if v.links > 0 {
-		fmt.Fprintf(c.stdout, "events that hold: %d, in links: %d\n", v.events, v.links)
+		fmt.Fprintf(c.stdout, "verified events: %d, in links: %d\n", v.events, v.links)
 	}
 	if err != nil {
 		return err

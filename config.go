@@ -189,7 +189,7 @@ func (c *config) setDatabase(v string) (err error) {
 			return errors.New("userd keeps its data in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path")
 		}
 		if path, ok = strings.CutPrefix(rest, "/"); !ok {
-			return errors.New("three slashes begin a relative path, four an absolute one")
+			return errors.New("use sqlite:///PATH for a relative path, sqlite:////PATH for an absolute one")
 		}
 		if strings.Contains(path, "?") {
 			return errors.New("userd accepts no parameters after ?")

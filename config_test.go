@@ -59,7 +59,7 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 	for _, c := range []struct{ setting, value, fault string }{
 		{"DATABASE_URL", "postgres://ann@localhost/users", "SQLite"},
 		{"DATABASE_URL", "mysql://localhost/users", "SQLite"},
-		{"DATABASE_URL", "sqlite://app.db", "three slashes"},
+		{"DATABASE_URL", "sqlite://app.db", "sqlite:///PATH"},
 		{"DATABASE_URL", "sqlite:///", "must be a file"},
 		{"DATABASE_URL", ":memory:", "must be a file"},
 		{"DATABASE_URL", "sqlite:///:memory:", "must be a file"},

@@ -72,18 +72,18 @@ var (
 	errUserDisabled       = &apiError{403, "user_disabled", "This user is disabled"}
 	errRegistrationClosed = &apiError{403, "registration_closed", "Registration is closed: an admin adds users"}
 
-	errNotFound        = &apiError{404, "not_found", "There is nothing at this path"}
+	errNotFound        = &apiError{404, "not_found", "Path not found"}
 	errUserNotFound    = &apiError{404, "user_not_found", "User not found"}
 	errSessionNotFound = &apiError{404, "session_not_found", "Session not found"}
-	errMethod          = &apiError{405, "method_not_allowed", "This method is not allowed here; Allow lists those that are"}
+	errMethod          = &apiError{405, "method_not_allowed", "This path does not allow the method; see the Allow header"}
 	errLastAdmin       = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}
 	errReferenced      = &apiError{409, "user_referenced", "Another program's data in the database refers to this user"}
 	errVersion         = &apiError{412, "version_mismatch", "The user has changed since it was read"}
 	errTooLarge        = &apiError{413, "body_too_large", "The body is larger than 64 KiB"}
 	errMediaType       = &apiError{415, "unsupported_media_type", "Send Content-Type: application/json"}
-	errLimited         = &apiError{429, "too_many_requests", "Too many tries from here; try again after the seconds in Retry-After"}
+	errLimited         = &apiError{429, "too_many_requests", "Too many attempts; wait for the number of seconds in Retry-After"}
 
-	errBusy     = &apiError{503, "busy", "Too many requests at once; try again shortly"}
+	errBusy     = &apiError{503, "busy", "Too many concurrent requests; try again shortly"}
 	errStorage  = &apiError{503, "unavailable", "The service cannot do this now; try again shortly"}
 	errNotReady = &apiError{503, "unavailable", "The service is not ready"}
 	errGivenUp  = &apiError{503, "unavailable", "The request was given up"} // by the client, which does not read this

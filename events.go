@@ -121,8 +121,8 @@ func newFeed() *feed {
 
 // streamEvents sends the events after an id, and then each new one, as server-sent
 // events (https://html.spec.whatwg.org/multipage/server-sent-events.html). The id -1
-// means the newest. It reads the database, and so also sends the events of other
-// processes. A client that reads too slowly loses its connection. It can continue
+// means the newest. streamEvents polls the database, so it also sends the events of
+// other processes. A client that reads too slowly loses its connection. It can continue
 // after the last event that it received.
 func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error {
 	after, err := s.streamStart(x, after)

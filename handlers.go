@@ -54,7 +54,7 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refr
 }
 
 // A route is one row of the route table. A row that does not say who may call it
-// admits nobody.
+// rejects every request.
 type route struct {
 	pattern string // method and path
 	access  access // who may call it

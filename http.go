@@ -28,6 +28,10 @@ const (
 	writeTimeout   = 20 * time.Second // for an answer, or one part of a long one
 	idleTimeout    = 60 * time.Second // between requests
 	maxHeader      = 12 << 10         // bytes; net/http adds 4 KiB
+)
+
+// Limits of the server.
+const (
 	maxConnections = 4096
 	drainTimeout   = 7 * time.Second // for the running requests when the server stops
 )
@@ -50,11 +54,11 @@ type exchange struct {
 	id      string          // X-Request-Id
 	address string          // of the client
 	who     principal       // who.id is 0 until the request is authenticated
-	target  int64           // the user that the path's {id} names
+	target  int64           // the user that the path's {id} or a login's name refers to
 
 	// Only for the log line.
 	logUser int64  // the user that sent the request; 0: unknown
-	name    string // the username of target, if a login failed
+	name    string // the username of a login; logged only if it fails
 
 	routed      bool          // the mux found a route
 	proof       proof         // the acts of the route that require proof

@@ -136,8 +136,8 @@ func TestPathsAndMethods(t *testing.T) {
 	s := newService(t)
 	_, token := s.member("ann")
 	const (
-		notFound = `{"error":"There is nothing at this path","code":"not_found"}` + "\n"
-		noMethod = `{"error":"This method is not allowed here; Allow lists those that are","code":"method_not_allowed"}` + "\n"
+		notFound = `{"error":"Path not found","code":"not_found"}` + "\n"
+		noMethod = `{"error":"This path does not allow the method; see the Allow header","code":"method_not_allowed"}` + "\n"
 	)
 	for _, row := range []struct {
 		method, path string
@@ -307,9 +307,9 @@ func TestProblemJSON(t *testing.T) {
 		want  string
 	}{
 		{"no such path", s.do("", "GET", "/nothing", "", asked),
-			`{"error":"There is nothing at this path","code":"not_found","title":"Not Found","status":404,"detail":"There is nothing at this path"}`},
+			`{"error":"Path not found","code":"not_found","title":"Not Found","status":404,"detail":"Path not found"}`},
 		{"no such method", s.do("", "POST", "/api/test", "", asked),
-			`{"error":"This method is not allowed here; Allow lists those that are","code":"method_not_allowed","title":"Method Not Allowed","status":405,"detail":"This method is not allowed here; Allow lists those that are"}`},
+			`{"error":"This path does not allow the method; see the Allow header","code":"method_not_allowed","title":"Method Not Allowed","status":405,"detail":"This path does not allow the method; see the Allow header"}`},
 		{"a wrong field", s.do("", "POST", "/api/register", `{"username":1}`, asked),
 			`{"error":"The member \"username\" must be a string","code":"wrong_type","fields":{"username":"must be a string"},"title":"Bad Request","status":400,"detail":"The member \"username\" must be a string"}`},
 		{"no token", s.do("", "GET", "/api/users", "", asked),

@@ -60,7 +60,7 @@ type importRow struct {
 // table, outside the database and its locks, until insert moves all of them.
 type importer struct {
 	*cli
-	db        *writer // only its connection is used; its goroutine does not run
+	db        *writer // its connection and statements are used; its goroutine does not run
 	progress  func(format string, n int)
 	mu        sync.Mutex // held by add and report
 	good, bad int        // rows

@@ -38,7 +38,7 @@ const (
 	networkFailures       // failed logins, by network
 	registrations         // by network, as the following ones
 	refreshes
-	passwords // correct ones too: each costs a hash, and a login costs a row
+	passwords // checked ones, also if correct: each costs a hash
 	limitCount
 )
 
@@ -65,7 +65,7 @@ func newLimiter() *limiter {
 			registrations: {Name: "registration", Burst: 1000, Every: time.Second},
 			// Enough for 18,000 users with one address and access tokens of 15 minutes.
 			refreshes: {Name: "refresh", Burst: 10_000, Every: 50 * time.Millisecond},
-			// An eighth of the passwords that two cores verify: 36,000 logins an hour.
+			// 36,000 logins an hour: less than a fifth of what two cores verify.
 			passwords: {Name: "password", Burst: 1000, Every: 100 * time.Millisecond},
 		},
 	}

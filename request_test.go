@@ -193,7 +193,7 @@ func TestABadBodyIsAnsweredWithAWholeSentence(t *testing.T) {
 		{"\xff", "malformed_body", `The body is not valid UTF-8`},
 		{`{`, "malformed_body", `The body is not valid JSON`},
 		{`[]`, "malformed_body", `The body must be one JSON object`},
-		{`{"username":"\u0000"}`, "malformed_body", `The member "username" holds an escape that is no character`},
+		{`{"username":"\u0000"}`, "malformed_body", `The member "username" contains an escape that is not a character`},
 		{`{"username":"ann","username":"bob"}`, "duplicate_member", `The member "username" appears twice in the body`},
 		{`{"age":3}`, "unknown_member", `The body has the member "age", which this route does not know`},
 		{`{"username":1}`, "wrong_type", `The member "username" must be a string`},

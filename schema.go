@@ -14,8 +14,9 @@ import (
 )
 
 // migrations take an empty database to the current schema, one transaction each; PRAGMA
-// user_version counts them. They only add tables, indexes, and columns with constant defaults,
-// because rebuilding a table would empty others that cascade from it.
+// user_version counts them. They add tables, indexes, and columns with constant defaults, and never
+// rebuild a table, which would empty others that cascade from it. The fourth drops a table that
+// nothing refers to.
 var migrations = []string{
 	tutorialTable + addColumns + restOfSchema,
 	eventTables,
@@ -138,8 +139,8 @@ const (
 	kindTutorial                 // a database of the Flask tutorial, which adopt upgrades
 )
 
-// inspect returns what is at a path, without changing it. It returns an error if
-// userd must not open the file.
+// inspect returns the kind of the file at a path, or an error if userd must not open
+// it. It changes the file only to roll back the transaction of a killed process.
 func inspect(ctx context.Context, path string) (fileKind, error) {
 	empty, err := inspectFile(path)
 	if empty || err != nil {

@@ -226,7 +226,7 @@ func checkSecrets(c *config, address net.Addr, log *slog.Logger) error {
 		if tcp, ok := address.(*net.TCPAddr); !ok || !tcp.IP.IsLoopback() {
 			return usagef("%s: %s", setting, why)
 		}
-		log.Warn("weak signing key; use it only where no one else can reach this address", "setting", setting, "why", why)
+		log.Warn("weak signing key on a loopback address", "setting", setting, "why", why)
 	}
 	return nil
 }
@@ -265,7 +265,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 
 	events := chain{st: st}
 	defer func() { // after the last request and after keepChain
-		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastLinks)
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), finalLinkTimeout)
 		defer cancel()
 		if err := events.extend(limit); err != nil {
 			log.Warn("could not link the last events; the next start does it", "err", err)
@@ -366,7 +366,7 @@ func sweepSessions(ctx context.Context, st *store, log *slog.Logger) {
 
 const (
 	linkEvery = time.Second
-	lastLinks = time.Second    // at the end; only the first run after an upgrade can have more to link
+	finalLinkTimeout = time.Second    // at the end; only the first run after an upgrade can have more to link
 	trimEvery = 24 * time.Hour // not more often, since each trimming adds an event
 )
 
@@ -417,8 +417,8 @@ func (c *config) logger(w io.Writer) *slog.Logger {
 	return slog.New(newLogHandler(slog.NewJSONHandler(w, opts)))
 }
 
-// logPatience is how long a record waits while another one is being written.
-const logPatience = time.Second
+// logTimeout is how long a record waits while another one is being written.
+const logTimeout = time.Second
 
 // A logHandler drops records while the reader of the log does not read. Otherwise a
 // log collector that hangs, and so fills its pipe, would block each request that
@@ -438,7 +438,7 @@ func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 	select {
 	case h.turn <- struct{}{}: // the usual case needs no timer
 	default:
-		wait := logPatience
+		wait := logTimeout
 		if h.lost.Load() > 0 {
 			wait = 0 // an earlier record has already waited for this writer
 		}

@@ -277,7 +277,7 @@ func TestALogWithoutAReaderStopsAtMostOneRequest(t *testing.T) {
 	answered(cap(answers) - 1)
 	start := time.Now()
 	p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
-	if took := time.Since(start); took > logPatience {
+	if took := time.Since(start); took > logTimeout {
 		t.Errorf("when it is known that the log hangs, a request takes %v", took)
 	}
 

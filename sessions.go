@@ -68,8 +68,8 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 	return p, err
 }
 
-// startSession starts a session of a proven user and answers with its tokens. No
-// other function starts sessions. It returns errCredentials if the password or the
+// startSession starts a session of a proven user and answers with its tokens. Every
+// login goes through it. It returns errCredentials if the password or the
 // state of the user changed after the proof began.
 func (s *server) startSession(x *exchange, p provenUser) error {
 	now := s.wall()
@@ -214,7 +214,7 @@ func (s *server) refresh(x *exchange) error {
 	return s.sendTokens(x, &session, key, next, now, false)
 }
 
-// refreshAgain answers a refresh token that could not be exchanged. In the grace
+// refreshAgain decides about a refresh token that is not the live one. In the grace
 // it returns the session and the key of the live token, which is next. A token
 // that was used before ends its session.
 func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now time.Time) (live session, key keyRow, err error) {

@@ -44,9 +44,9 @@ func (c caller) with(values args) args {
 	return values
 }
 
-// A store is the database file and every statement that runs on it. A small pool
-// of connections reads; one goroutine writes (write.go). An error is one of the
-// named sentinels, the context's error, or a storageError.
+// A store is the database file and the statements of requests. A small pool of
+// connections reads; one goroutine writes (write.go). An error of a request's
+// statement is one of the named sentinels, the context's error, or a storageError.
 type store struct {
 	path      string
 	readers   *sql.DB

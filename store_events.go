@@ -156,15 +156,15 @@ func (s *store) eventsSince(ctx context.Context, after int64, only eventFilter, 
 	return max(after, newest), false, err
 }
 
-// A link is one row of the table event_link. It covers the events since the previous
-// link, and that link: together they are the chain of events. The chain has no key.
-// It shows changes by comparison with a head that was noted elsewhere.
+// A link is one row of the table event_link: a hash of the previous link and of the
+// events since then. The links form the chain of events. The chain has no key: a
+// comparison with a head that was noted elsewhere shows every change.
 type link struct {
 	eventID int64 // of the last event that it covers; 0: no link
 	at      int64 // the latest time of the events so far, also if the clock was set back
 
 	// hash is SHA-256(previous ‖ eventID ‖ at ‖ digest). previous is the hash of the
-	// previous link, empty for the first; digest is SHA-256 of the events since then.
+	// previous link, or 32 zero bytes; digest is SHA-256 of the events since then.
 	// Only the row of the base has previous and digest: they prove its time when the
 	// events that it covers are deleted.
 	hash, previous, digest []byte
@@ -193,7 +193,7 @@ func (x *link) sum() []byte {
 	return sum[:]
 }
 
-// A tail is the events after a link, which the next link covers.
+// A tail accumulates the events for the next link.
 type tail struct {
 	previous link
 	events   int
@@ -299,7 +299,7 @@ type verification struct {
 	err      error
 }
 
-var errChainBroken = errors.New("the chain of events does not hold")
+var errChainBroken = errors.New("the chain of events is broken")
 
 // add adds the next event or, if x is not nil, the link that follows the events that
 // it covers. After a link that does not match, add does nothing.

@@ -682,7 +682,7 @@ func TestUserdLinksItsEvents(t *testing.T) {
 		t.Helper()
 		return userdProcess(t, dir, "", environ, append([]string{"events", "verify"}, args...)...)
 	}
-	printed := regexp.MustCompile(`^events that hold: 2, in links: [12]\nhead: (2:[0-9a-f]{64})\nevents without a link yet: 0\n$`)
+	printed := regexp.MustCompile(`^verified events: 2, in links: [12]\nhead: (2:[0-9a-f]{64})\nevents without a link yet: 0\n$`)
 	r := verify(nil)
 	said := printed.FindStringSubmatch(r.stdout)
 	if r.status != 0 || said == nil {
@@ -706,7 +706,7 @@ func TestUserdLinksItsEvents(t *testing.T) {
 
 	conn := another(t, filepath.Join(dir, "app.db"))
 	runSQL(t, conn, `UPDATE event SET address = '' WHERE id = 1`)
-	if r := verify(nil); r.status != 1 || !strings.Contains(r.stderr, "userd: the chain of events does not hold: events 1 to ") || strings.Contains(r.stdout, "head") {
+	if r := verify(nil); r.status != 1 || !strings.Contains(r.stderr, "userd: the chain of events is broken: events 1 to ") || strings.Contains(r.stdout, "head") {
 		t.Errorf("after a change: %+v", r)
 	}
 	runSQL(t, conn, `UPDATE event SET address = '127.0.0.1' WHERE id = 1`)

@@ -218,9 +218,9 @@ func (s *store) endReused(ctx context.Context, userID, sid int64, address string
 // sweepSize is how many sessions one sweep reads.
 const sweepSize = 1000
 
-// sweep deletes the keys whose tokens have all expired, and the expired ones of the
-// next sweepSize sessions after an id. It returns the id to continue from, or 0 at
-// the end. The small steps replace an index on expires_at, which each refresh would
+// sweep deletes the keys whose tokens have all expired. Of the sweepSize sessions
+// after an id, it deletes the expired ones. It returns the id to continue from, or 0
+// at the end. The small steps replace an index on expires_at, which each refresh would
 // have to update.
 func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err error) {
 	var n, expired, oldKeys int

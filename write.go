@@ -191,7 +191,7 @@ func (w *writer) run() {
 		}
 		err := w.commit(group)
 		if _, ok := errors.AsType[rejected](err); ok && len(group) > 1 {
-			// Only one write is at fault: by a later statement or, at the commit, by a
+			// At least one write is at fault: by a later statement or, at the commit, by a
 			// deferred foreign key of another program's table. Savepoints would isolate
 			// it without this second run, but they cost each write two more statements.
 			for i := range group {

@@ -13,9 +13,9 @@ const (
 	// before they try again, which would only add to the load.
 	MaxWait = 2 * time.Second
 
-	// MaxWaitingPerCore is how many calls can wait for each core. At 25 ms a hash,
-	// a core serves them within MaxWait: if more could wait, they would only keep
-	// their connections open until they are refused.
+	// MaxWaitingPerCore is how many calls can wait for each core: what a core serves
+	// within MaxWait at 25 ms a hash. If more could wait, they would only keep their
+	// connections open until they are refused, as some are on a slower core.
 	MaxWaitingPerCore = 80
 )
 

@@ -89,7 +89,7 @@ func Unmarshal(data []byte, v any) error {
 			return &Error{WrongType, name, want}
 		}
 		if value[0] == '"' && hasBadEscape(value) {
-			return &Error{Malformed, name, "holds an escape that is no character"}
+			return &Error{Malformed, name, "contains an escape that is not a character"}
 		}
 		return nil
 	})

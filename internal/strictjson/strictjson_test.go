@@ -81,7 +81,7 @@ var (
 )
 
 func badEscape(name string) Error {
-	return Error{Malformed, name, "holds an escape that is no character"}
+	return Error{Malformed, name, "contains an escape that is not a character"}
 }
 func duplicate(name string) Error { return Error{Duplicate, name, "appears twice"} }
 func unknown(name string) Error   { return Error{Unknown, name, "is not known"} }
@@ -241,7 +241,7 @@ func TestAnErrorSaysWhatIsWrong(t *testing.T) {
 		want string
 	}{
 		{noJSON, "the text is not valid JSON"},
-		{badEscape("username"), `the member "username" holds an escape that is no character`},
+		{badEscape("username"), `the member "username" contains an escape that is not a character`},
 		{duplicate("\n"), `the member "\n" appears twice`},
 		{unknown(""), `the member "" is not known`},
 		{unknown(strings.Repeat("é", 1000)), `the member "` + strings.Repeat("é", 64) + `" is not known`},
