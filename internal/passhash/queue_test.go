@@ -321,7 +321,7 @@ func TestARefusedCallThatGivesUpEndsNoTurn(t *testing.T) {
 				t.Fatal("the queue is not full")
 			} else {
 				synctest.Wait()
-				h.queue.abandon("few", w)
+				h.queue.abandon(w)
 			}
 			cancelAll()
 			synctest.Wait()
