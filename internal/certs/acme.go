@@ -21,21 +21,21 @@ import (
 )
 
 // retryEvery is how long ACME.Run waits after a failure. Let's Encrypt allows 5
-// failures an hour (https://letsencrypt.org/docs/rate-limits/), and one attempt
-// of autocert can count as two.
+// failures an hour (https://letsencrypt.org/docs/rate-limits/), and one attempt of
+// autocert can count as two.
 const retryEvery = 30 * time.Minute
 
-// ACMEOptions say which certificates an ACME source obtains, and from where.
+// ACMEOptions are the settings of an ACME source.
 type ACMEOptions struct {
 	Domains   []string // in lower case and ASCII; no wildcards, which need the DNS
 	Directory string   // the URL of the server's directory, RFC 8555 section 7.1.1
-	Dir       string   // where keys and certificates are kept, see MakeDir
-	UserAgent string   // what the server is told, RFC 8555 section 6.1
+	Dir       string   // the local directory for keys and certificates, see MakeDir
+	UserAgent string   // of requests to the server, RFC 8555 section 6.1
 }
 
-// ACME is a source with one certificate per domain from an ACME server. It
-// proves control of a domain by TLS-ALPN-01 (RFC 8737) on the HTTPS port and by
-// HTTP-01 (RFC 8555 section 8.3) on port 80.
+// ACME is a source with one certificate per domain from an ACME server. It proves
+// control of a domain by TLS-ALPN-01 (RFC 8737) on the HTTPS port and by HTTP-01
+// (RFC 8555 section 8.3) on port 80.
 type ACME struct {
 	dir     string
 	manager *autocert.Manager
@@ -45,51 +45,45 @@ type ACME struct {
 	retryEvery, warnEvery time.Duration // shorter in tests
 }
 
-// NewACME returns a source that has not asked its server for anything yet: Run
-// does. To use it is to accept the server's terms of service.
+// NewACME returns a source that sends nothing to its server until Run. Its user
+// accepts the server's terms of service.
 func NewACME(o ACMEOptions, log *slog.Logger) *ACME {
-	a := &ACME{
-		dir:        o.Dir,
-		ready:      make(map[string]*atomic.Bool),
-		log:        log,
-		retryEvery: retryEvery,
-		warnEvery:  warnEvery,
-	}
+	a := &ACME{dir: o.Dir, ready: make(map[string]*atomic.Bool), log: log, retryEvery: retryEvery, warnEvery: warnEvery}
 	for _, d := range o.Domains {
 		a.ready[d] = new(atomic.Bool)
 	}
 	a.manager = &autocert.Manager{
 		Prompt:     autocert.AcceptTOS,
-		Cache:      cache{autocert.DirCache(a.dir)},
+		Cache:      cache{autocert.DirCache(o.Dir)},
 		HostPolicy: a.checkHost,
 		Client:     &acme.Client{DirectoryURL: o.Directory, UserAgent: o.UserAgent},
 	}
 	return a
 }
 
-// MakeDir creates the directory for keys and certificates with mode 0700, if it
-// does not exist. Call it before Run. The manager would create it too, but only
-// when it keeps its first certificate: a failure would then go unnoticed, and
-// each start would obtain another certificate until the server refuses.
+// MakeDir creates the directory for keys and certificates with mode 0700, if it does
+// not exist. Call it before Run. The manager would create it only for its first
+// certificate and would ignore a failure: each start would obtain another
+// certificate, until the server refuses.
 func (a *ACME) MakeDir() error {
-	if err := os.Mkdir(a.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(a.dir, 0o700); !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return nil
 }
 
 // TLSConfig returns a configuration that serves the certificates and answers
-// TLS-ALPN-01 challenges. Handshakes for a domain fail until Run has obtained
-// its certificate.
+// TLS-ALPN-01 challenges. Handshakes for a domain fail until Run has obtained its
+// certificate.
 func (a *ACME) TLSConfig() *tls.Config {
-	c := newTLSConfig(a.certificate)
-	c.NextProtos = []string{"h2", "http/1.1", acme.ALPNProto}
+	c := a.manager.TLSConfig() // with the protocols of HTTP and of the challenge
+	c.MinVersion, c.GetCertificate = tls.VersionTLS12, a.certificate
 	return c
 }
 
 // certificate answers a handshake. It refuses a domain without a certificate
-// immediately: strangers must neither make us use up the server's rate limits,
-// nor pile up while the manager waits for the server.
+// immediately: otherwise strangers could use up the server's rate limits, and their
+// handshakes would pile up while the manager waits for the server.
 func (a *ACME) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if slices.Equal(hello.SupportedProtos, []string{acme.ALPNProto}) {
 		return a.manager.GetCertificate(hello) // a challenge, RFC 8737 section 3
@@ -113,8 +107,8 @@ func (a *ACME) obtain(domain string) (*tls.Certificate, error) {
 }
 
 // Run obtains a certificate for each domain, and retries after a failure; the
-// manager renews them. It returns when ctx ends. Requests to the server that are
-// under way then go on, since the manager cannot cancel them.
+// manager renews them. It returns when ctx ends. Requests that are under way then
+// continue, because the manager cannot cancel them.
 func (a *ACME) Run(ctx context.Context) {
 	for domain := range a.ready {
 		go a.keep(ctx, domain)
@@ -148,8 +142,8 @@ var (
 	errNoChallenge = errors.New("challenge not found")
 )
 
-// A cache is the manager's directory of keys and certificates. The manager sends
-// the error for a missing challenge to the client, so it must not name a file.
+// A cache is the manager's directory of keys and certificates. The manager sends the
+// error for a missing challenge to the client, so that error must not name a file.
 type cache struct{ autocert.DirCache }
 
 func (c cache) Get(ctx context.Context, name string) ([]byte, error) {
@@ -174,16 +168,16 @@ func hostname(host string) string {
 	return strings.ToLower((&url.URL{Host: host}).Hostname())
 }
 
-// HTTPHandler returns the handler for port 80: the manager's answers to HTTP-01
-// challenges, and redirects to HTTPS for everything else. Call it before Run,
-// which otherwise does not use HTTP-01.
+// HTTPHandler returns the handler for port 80. It answers HTTP-01 challenges and
+// redirects other requests to HTTPS. Call it before Run, which otherwise does not use
+// HTTP-01.
 func (a *ACME) HTTPHandler() http.Handler {
 	return a.manager.HTTPHandler(http.HandlerFunc(a.redirect))
 }
 
-// redirect redirects to HTTPS. The manager's own redirect would send clients to
-// any host that a request names. And it is only for requests without a body: a
-// client that sends a password in plain text should notice.
+// redirect redirects to HTTPS. The manager's own redirect would send clients to any
+// host that a request names. Only GET and HEAD are redirected: a client that sends a
+// password in plain text should notice.
 func (a *ACME) redirect(w http.ResponseWriter, r *http.Request) {
 	host := hostname(r.Host)
 	switch {

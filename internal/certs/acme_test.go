@@ -61,6 +61,11 @@ func start(t *testing.T, a *ACME) (stop func()) {
 	go func() { a.Run(ctx); close(stopped) }()
 	return func() {
 		t.Helper()
+		select {
+		case <-stopped:
+			t.Error("Run returned before its context ended")
+		default:
+		}
 		cancel()
 		select {
 		case <-stopped:
@@ -209,7 +214,7 @@ func TestPort80(t *testing.T) {
 		t.Fatal(err)
 	}
 	web := httptest.NewServer(a.HTTPHandler())
-	defer web.Close()
+	t.Cleanup(web.Close)
 	const challenge = "/.well-known/acme-challenge/"
 	for _, c := range []struct {
 		method, host, target string
@@ -243,6 +248,7 @@ func TestPort80(t *testing.T) {
 		{"GET", "userd.example", challenge + "../acme_account%2Bkey", 404, "", "not found"},
 	} {
 		t.Run(c.method+" "+c.host+" "+c.target, func(t *testing.T) {
+			t.Parallel()
 			conn, err := net.Dial("tcp", web.Listener.Addr().String())
 			if err != nil {
 				t.Fatal(err)

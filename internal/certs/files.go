@@ -19,15 +19,15 @@ type Files struct {
 	certFile, keyFile string
 	reread            <-chan os.Signal
 	log               *slog.Logger
-	lastRead          string // what load read last, or why it could not read
+	lastRead          string // the contents that load read last, or its error
 	loaded            atomic.Pointer[tls.Certificate]
 
 	warnEvery time.Duration // shorter in tests
 }
 
-// OpenFiles reads a certificate, followed by its chain, and its key. It fails
-// if the files cannot be read or do not belong together. Each signal from
-// reread makes Run read the files again and log the result; reread may be nil.
+// OpenFiles reads a certificate, followed by its chain, and its key. It fails if
+// the files cannot be read or do not belong together. At each signal from reread,
+// which may be nil, Run reads the files again and logs the result.
 func OpenFiles(certFile, keyFile string, reread <-chan os.Signal, log *slog.Logger) (*Files, error) {
 	f := &Files{certFile: certFile, keyFile: keyFile, reread: reread, log: log, warnEvery: warnEvery}
 	if _, err := f.load(); err != nil {
@@ -36,18 +36,18 @@ func OpenFiles(certFile, keyFile string, reread <-chan os.Signal, log *slog.Logg
 	return f, nil
 }
 
-// TLSConfig returns a configuration that always serves the certificate that was
-// loaded last.
+// TLSConfig returns a configuration that serves the certificate that was loaded last.
 func (f *Files) TLSConfig() *tls.Config {
-	return newTLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		return f.loaded.Load(), nil
-	})
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return f.loaded.Load(), nil },
+	}
 }
 
-// load reads the files and reports whether they hold a new certificate. On an
-// error the previous certificate stays: files are replaced one after the other,
-// and not always atomically. The same contents, or the same failure, as at the
-// last call are neither new nor an error.
+// load reads the files and reports whether they contain a new certificate. On an
+// error the previous certificate stays: files are replaced one after the other, and
+// not always atomically. The same contents, or the same failure, as at the last call
+// are neither new nor an error.
 func (f *Files) load() (isNew bool, err error) {
 	cert, err := os.ReadFile(f.certFile)
 	key, keyErr := os.ReadFile(f.keyFile)
@@ -72,19 +72,17 @@ func (f *Files) load() (isNew bool, err error) {
 // that expires soon. It returns when ctx ends.
 func (f *Files) Run(ctx context.Context) {
 	logExpiry(f.log, f.loaded.Load().Leaf, true)
-	reload, warn := time.NewTicker(reloadEvery), time.NewTicker(f.warnEvery)
-	defer reload.Stop()
-	defer warn.Stop()
+	reload, warn := time.Tick(reloadEvery), time.Tick(f.warnEvery)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-warn.C:
+		case <-warn:
 			logExpiry(f.log, f.loaded.Load().Leaf, false)
 		case <-f.reread:
 			f.lastRead = ""
 			f.reload()
-		case <-reload.C:
+		case <-reload:
 			f.reload()
 		}
 	}

@@ -116,6 +116,10 @@ func TestFilesAreReloaded(t *testing.T) {
 		wait(reloadEvery)
 		quiet("without a change")
 		reread <- syscall.SIGHUP
+		synctest.Wait()
+		if len(lines) == 0 {
+			t.Error("after a signal nothing is read until the next tick")
+		}
 		lines.wantNext(t, "level=INFO", `msg="loaded certificate"`, "[first]")
 
 		write(t, dir, second.Cert[:100], first.Key)

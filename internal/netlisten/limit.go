@@ -1,33 +1,21 @@
 // Package netlisten opens the listeners of a server: sockets from systemd, and a
 // limit on the connections of a listener that idle clients cannot exhaust.
 //
-// # The limit
+// A server that only counts its connections stops serving once strangers have opened
+// as many as it allows. So a full listener of [Limit] makes room when a client wants
+// to connect: it closes the connections that have waited for their own client
+// longest, if that is longer than [Patience]. A connection waits for its client
+// before its first request and between requests, while a request waits for more of
+// its body, and while the client does not read what the server writes.
 //
-// A server that only counts its connections stops serving once strangers have
-// opened as many as it allows. So a [Listener] that is full makes room when a
-// client wants to connect. It closes the connections that have waited for their
-// own client longest, if that is longer than [Patience]. A connection waits for
-// its client
-//
-//   - before its first request and between requests,
-//   - while a request waits for more of its body, and
-//   - while the client does not read what the server writes.
-//
-// It never closes a connection on which the server is working. The server has to
-// say when that is: it marks each request with [Conn.BeginRequest] and
-// [Conn.EndRequest], and each time that a request needs its client with
-// [Conn.AwaitClient] and [Conn.Resume]. Handlers find their connection with
-// [ConnContext] and [FromContext].
+// The listener never closes a connection on which the server is working. The server
+// has to say when that is: handlers find their connection with [FromContext], mark
+// each request with [Conn.BeginRequest] and [Conn.EndRequest], and each time that
+// they need the client with [Conn.AwaitClient] and [Conn.Resume].
 //
 // Clients that send requests often enough never keep the server waiting. While
-// another client waits for a connection, [Conn.ShouldClose] tells the server to
-// close each connection after its current answer.
-//
-// # systemd
-//
-// [Listen] takes the socket of a systemd socket unit if there is one, and
-// [Notify] tells systemd that the service is ready or is stopping. Neither needs
-// systemd.
+// another client waits for a connection, [Conn.ShouldClose] tells the server to close
+// each connection after its current answer.
 package netlisten
 
 import (
@@ -43,32 +31,31 @@ import (
 	"time"
 )
 
-// Patience is how long a full listener lets a connection wait for its client. A
-// handshake needs some round trips.
-const Patience = time.Second
-
 const (
+	// Patience is how long a full listener lets a connection wait for its client. A
+	// handshake needs some round trips.
+	Patience = time.Second
+
 	// retryInterval is how often a full listener looks for connections that have
 	// waited too long, and how long Accept waits if no file descriptor is left.
 	retryInterval = 10 * time.Millisecond
 
 	// sendBuffer is how many bytes of an answer the system is asked to hold while
-	// the client does not read (Linux doubles it). By itself Linux holds up to 4
-	// MB: a client that asks for large answers on every connection and reads none
-	// of them would fill gigabytes of kernel memory.
+	// the client does not read (Linux doubles it). By default Linux holds up to 4
+	// MB: clients that request large answers on every connection and read none of
+	// them would fill gigabytes of kernel memory.
 	sendBuffer = 256 << 10
 
 	// spareFiles is how many file descriptors the limit leaves to the rest of the
-	// process, such as its database, if the process runs out of them.
+	// process, such as its database, after the process ran out of them.
 	spareFiles = 16
 )
 
-// A Listener limits how many of its connections are open. Its connections are
-// of type *[Conn].
-type Listener struct {
+// A listener limits how many of its connections are open.
+type listener struct {
 	net.Listener
 	start     time.Time
-	full      atomic.Bool   // Accept waits for a connection to close; without a lock, because each request reads it
+	full      atomic.Bool   // Accept waits for a connection to close; each request reads this
 	freed     chan struct{} // receives after a connection was closed
 	closed    chan struct{}
 	closeOnce sync.Once
@@ -77,30 +64,29 @@ type Listener struct {
 	limit int // Accept lowers it if the process runs out of file descriptors
 	open  map[*Conn]struct{}
 
-	extraRequests    atomic.Int64 // requests that began while another one ran on their connection
-	maxExtraRequests int64
+	extra    atomic.Int64 // requests that began while another one ran on their connection
+	maxExtra int64
 }
 
 // Limit returns a listener that accepts connections of l, of which at most n are
-// open at a time. More clients wait in the system's queue. Closing it closes l.
-func Limit(l net.Listener, n int) *Listener {
-	return &Listener{
+// open at a time. More clients wait in the system's queue. The connections are of
+// type *[Conn]. Closing the listener closes l.
+func Limit(l net.Listener, n int) net.Listener {
+	return &listener{
 		Listener: l,
 		start:    time.Now(),
 		freed:    make(chan struct{}, 1),
 		closed:   make(chan struct{}),
-
-		limit: n,
-		open:  make(map[*Conn]struct{}),
-
-		maxExtraRequests: int64(n),
+		limit:    n,
+		open:     make(map[*Conn]struct{}),
+		maxExtra: int64(n),
 	}
 }
 
 // Accept waits for room and for the next client. If the process has no file
-// descriptor left, Accept lowers the limit for good, so that connections never
-// take the last ones again.
-func (l *Listener) Accept() (net.Conn, error) {
+// descriptor left, Accept lowers the limit for good: connections must not take the
+// last descriptors again.
+func (l *listener) Accept() (net.Conn, error) {
 	for {
 		if err := l.makeRoom(); err != nil {
 			return nil, err
@@ -128,7 +114,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 }
 
 // makeRoom returns when there is room for a connection, or net.ErrClosed.
-func (l *Listener) makeRoom() error {
+func (l *listener) makeRoom() error {
 	defer l.full.Store(false)
 	for !l.hasRoom() {
 		l.full.Store(true)
@@ -143,9 +129,9 @@ func (l *Listener) makeRoom() error {
 }
 
 // hasRoom reports whether there is room for a connection. If not, it closes some
-// that have waited too long: several at a time if the limit is high, because it
-// looks at every connection.
-func (l *Listener) hasRoom() bool {
+// connections that have waited too long. It looks at every connection, so it closes
+// several if the limit is high.
+func (l *listener) hasRoom() bool {
 	l.mu.Lock()
 	if len(l.open) < l.limit {
 		l.mu.Unlock()
@@ -172,39 +158,39 @@ func (l *Listener) hasRoom() bool {
 	return false
 }
 
-// now returns the nanoseconds since the listener was made, plus 1: never 0. It
-// only reads the monotonic clock, because every request calls it.
-func (l *Listener) now() int64 { return int64(time.Since(l.start)) + 1 }
+// now returns the nanoseconds since the listener was made, plus 1: never 0. It reads
+// only the monotonic clock, which costs less, because every request calls it.
+func (l *listener) now() int64 { return int64(time.Since(l.start)) + 1 }
 
-// Close closes the listener, also while Accept waits for room. http.Server.Shutdown
-// waits, whatever its context says, until Accept has returned.
-func (l *Listener) Close() error {
+// Close closes the listener, also while Accept waits for room: http.Server.Shutdown
+// waits until Accept has returned, even if its context ends.
+func (l *listener) Close() error {
 	l.closeOnce.Do(func() { close(l.closed) })
 	return l.Listener.Close()
 }
 
-// A Conn is a connection of a [Listener]. Its methods can be called concurrently:
-// HTTP/2 runs several requests on one connection.
+// A Conn is a connection of a listener of [Limit]. Its methods can be called
+// concurrently: HTTP/2 runs several requests on one connection.
 type Conn struct {
 	net.Conn
-	l *Listener
+	l       *listener
+	writing atomic.Int64 // when the current write began, by l.now; 0 if there is none
 
 	mu       sync.Mutex
 	requests int   // that began and have not ended
 	running  int   // those of them that do not wait for the client
 	since    int64 // when the last request stopped running, by l.now
-	writing  int64 // when the current write began; 0 if there is none
 }
 
-// waitsSince returns when c began to wait for its client, by l.now, or 0 if it
-// does not wait.
+// waitsSince returns when c began to wait for its client, by l.now, or 0 if it does
+// not wait.
 func (c *Conn) waitsSince() int64 {
+	if writing := c.writing.Load(); writing != 0 {
+		return writing
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.writing != 0:
-		return c.writing
-	case c.running > 0:
+	if c.running > 0 {
 		return 0
 	}
 	return c.since
@@ -213,15 +199,14 @@ func (c *Conn) waitsSince() int64 {
 // BeginRequest marks the beginning of a request and returns true. If it returns
 // false, the server should refuse the request, and must not call EndRequest.
 //
-// The first request of a connection may always begin. All requests beyond that,
-// which are possible with HTTP/2, are limited to the number of connections,
-// counted over all of them. So HTTP/2 clients can make the server hold at most
-// twice what HTTP/1 clients can.
+// The first request of a connection can always begin. HTTP/2 allows more: the total of
+// these is limited to the limit of connections. So HTTP/2 clients can make the server
+// hold at most twice what HTTP/1 clients can.
 func (c *Conn) BeginRequest() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.requests > 0 && c.l.extraRequests.Add(1) > c.l.maxExtraRequests {
-		c.l.extraRequests.Add(-1)
+	if c.requests > 0 && c.l.extra.Add(1) > c.l.maxExtra {
+		c.l.extra.Add(-1)
 		return false
 	}
 	c.requests++
@@ -229,15 +214,15 @@ func (c *Conn) BeginRequest() bool {
 	return true
 }
 
-// EndRequest marks the end of a request that BeginRequest let in. From then on
-// the connection waits for its client: to send the rest of a body that the
+// EndRequest marks the end of a request for which BeginRequest returned true. From
+// then on the connection waits for its client: to send the rest of a body that the
 // handler did not read, to read the answer, and to send the next request.
 func (c *Conn) EndRequest() {
+	c.AwaitClient()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.pause()
 	if c.requests--; c.requests > 0 {
-		c.l.extraRequests.Add(-1)
+		c.l.extra.Add(-1)
 	}
 }
 
@@ -245,11 +230,6 @@ func (c *Conn) EndRequest() {
 func (c *Conn) AwaitClient() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.pause()
-}
-
-// pause marks that one request fewer runs. The caller holds c.mu.
-func (c *Conn) pause() {
 	c.running--
 	c.since = c.l.now() // counts once nothing runs
 }
@@ -261,22 +241,15 @@ func (c *Conn) Resume() {
 	c.running++
 }
 
-// ShouldClose reports whether another client waits because the listener is full.
-// The server should then close the connection after the current answer.
+// ShouldClose reports whether another client waits because the listener is full. If
+// so, the server should close the connection after the current answer.
 func (c *Conn) ShouldClose() bool { return c.l.full.Load() }
 
-// Write writes to the client. While it blocks, the connection waits for its
-// client.
+// Write writes to the client. While it blocks, the connection waits for its client.
 func (c *Conn) Write(p []byte) (int, error) {
-	c.noteWriting(c.l.now())
-	defer c.noteWriting(0)
+	c.writing.Store(c.l.now())
+	defer c.writing.Store(0)
 	return c.Conn.Write(p)
-}
-
-func (c *Conn) noteWriting(since int64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.writing = since
 }
 
 // Close closes the connection and makes room for another one.
@@ -292,12 +265,10 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// connKey is the key of a request's *Conn in its context.
-type connKey struct{}
+type connKey struct{} // of a request's *Conn in its context
 
-// ConnContext gives the context of a connection's requests the connection, for
-// [FromContext]. It is for http.Server.ConnContext. The connection is a *Conn, or
-// a *tls.Conn over one.
+// ConnContext is for http.Server.ConnContext: it lets [FromContext] find conn, which
+// is a *Conn or a *tls.Conn over one.
 func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
@@ -306,8 +277,8 @@ func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// FromContext returns the connection of a request, or nil if its server has no
-// Listener or no ConnContext.
+// FromContext returns the connection of a request, or nil if its server does not use
+// Limit and ConnContext.
 func FromContext(ctx context.Context) *Conn {
 	c, _ := ctx.Value(connKey{}).(*Conn)
 	return c

@@ -58,8 +58,10 @@ func (l *pipeListener) dial() net.Conn {
 	return client
 }
 
+func newListener(inner net.Listener, n int) *listener { return Limit(inner, n).(*listener) }
+
 // connect dials and accepts a connection.
-func connect(t *testing.T, l *Listener) (client net.Conn, c *Conn) {
+func connect(t *testing.T, l *listener) (client net.Conn, c *Conn) {
 	t.Helper()
 	client = l.Listener.(*pipeListener).dial()
 	conn, err := l.Accept()
@@ -94,7 +96,7 @@ func later(f func()) <-chan time.Duration {
 }
 
 // accept is later with Accept, which must succeed.
-func accept(t *testing.T, l *Listener) <-chan time.Duration {
+func accept(t *testing.T, l *listener) <-chan time.Duration {
 	return later(func() {
 		if _, err := l.Accept(); err != nil {
 			t.Error(err)
@@ -106,7 +108,7 @@ func TestAFullListenerWaitsWhileRequestsRun(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inner := newPipeListener()
-		l := Limit(inner, 2)
+		l := newListener(inner, 2)
 		clientA, a := connect(t, l)
 		clientB, b := connect(t, l)
 		a.BeginRequest()
@@ -128,7 +130,7 @@ func TestTheConnectionThatWaitedLongestMakesRoom(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inner := newPipeListener()
-		l := Limit(inner, 4)
+		l := newListener(inner, 4)
 		var clients []net.Conn
 		for _, end := range []time.Duration{300, 100, 200, 0} { // milliseconds from now
 			client, c := connect(t, l)
@@ -195,7 +197,7 @@ func TestWhenAConnectionWaitsForItsClient(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				inner := newPipeListener()
-				l := Limit(inner, 1)
+				l := newListener(inner, 1)
 				client, c := connect(t, l)
 				time.Sleep(time.Minute)
 				row.do(c)
@@ -230,7 +232,7 @@ func TestWaitingStartsAnewWithEachRequest(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inner := newPipeListener()
-		l := Limit(inner, 1)
+		l := newListener(inner, 1)
 		_, c := connect(t, l)
 		time.Sleep(time.Minute)
 		c.BeginRequest()
@@ -246,7 +248,7 @@ func TestShouldCloseWhileAnotherClientWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inner := newPipeListener()
-		l := Limit(inner, 2)
+		l := newListener(inner, 2)
 		_, a := connect(t, l)
 		_, b := connect(t, l)
 		a.BeginRequest()
@@ -274,7 +276,7 @@ func TestALargeListenerMakesRoomForSeveralClients(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inner := newPipeListener()
-		l := Limit(inner, 128)
+		l := newListener(inner, 128)
 		var clients []net.Conn
 		for range 128 {
 			client, _ := connect(t, l)
@@ -310,7 +312,7 @@ func TestARequestThatBeginsInTimeSavesItsConnection(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inner := newPipeListener()
-		l := Limit(inner, 64) // makes room for two clients at a time
+		l := newListener(inner, 64) // makes room for two clients at a time
 		clientA, a := connect(t, l)
 		time.Sleep(time.Nanosecond)
 		clientB, b := connect(t, l)
@@ -332,7 +334,7 @@ func TestTheLimitIsLoweredWhenFileDescriptorsRunOut(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inner := newPipeListener()
-		l := Limit(inner, 100)
+		l := newListener(inner, 100)
 		var clients []net.Conn
 		for range 40 {
 			client, _ := connect(t, l)
@@ -365,7 +367,7 @@ func TestAListenerServesAtLeastOneConnection(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inner := newPipeListener()
-		l := Limit(inner, 100)
+		l := newListener(inner, 100)
 		for range 3 {
 			inner.errs <- syscall.EMFILE // the rest of the process has taken all of them
 		}
@@ -379,7 +381,7 @@ func TestAListenerServesAtLeastOneConnection(t *testing.T) {
 func TestAcceptReturnsOtherErrors(t *testing.T) {
 	t.Parallel()
 	inner := newPipeListener()
-	l := Limit(inner, 1)
+	l := newListener(inner, 1)
 	inner.errs <- syscall.ENFILE
 	if _, err := l.Accept(); err != syscall.ENFILE {
 		t.Errorf("got %v", err)
@@ -390,7 +392,7 @@ func TestAFullListenerCanBeClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inner := newPipeListener()
-		l := Limit(inner, 1)
+		l := newListener(inner, 1)
 		_, c := connect(t, l)
 		c.BeginRequest()
 		inner.dial() // Accept must not take it
@@ -416,7 +418,7 @@ func TestAListenerCanBeClosedTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := Limit(inner, 1)
+	l := newListener(inner, 1)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -427,7 +429,7 @@ func TestAListenerCanBeClosedTwice(t *testing.T) {
 
 func TestRequestsBeyondTheFirstOfAConnectionAreLimitedInTotal(t *testing.T) {
 	t.Parallel()
-	l := Limit(newPipeListener(), 2)
+	l := newListener(newPipeListener(), 2)
 	_, a := connect(t, l)
 	_, b := connect(t, l)
 	for i, step := range []struct {
@@ -453,8 +455,8 @@ func TestRequestsBeyondTheFirstOfAConnectionAreLimitedInTotal(t *testing.T) {
 		a.EndRequest()
 		b.EndRequest()
 	}
-	if a.requests != 0 || a.running != 0 || b.requests != 0 || b.running != 0 || l.extraRequests.Load() != 0 {
-		t.Errorf("left are %d and %d requests, %d and %d running, %d extra", a.requests, b.requests, a.running, b.running, l.extraRequests.Load())
+	if a.requests != 0 || a.running != 0 || b.requests != 0 || b.running != 0 || l.extra.Load() != 0 {
+		t.Errorf("left are %d and %d requests, %d and %d running, %d extra", a.requests, b.requests, a.running, b.running, l.extra.Load())
 	}
 }
 
@@ -485,7 +487,7 @@ func (c *countedConn) Close() error {
 	return err
 }
 
-func TestNoMoreConnectionsAreOpenAtOnceThanAllowed(t *testing.T) {
+func TestNoMoreConnectionsAreOpenThanAllowed(t *testing.T) {
 	t.Parallel()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -521,7 +523,7 @@ func TestLittleOfAnAnswerIsHeldForAClientThatDoesNotRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := Limit(inner, 1)
+	l := newListener(inner, 1)
 	defer l.Close()
 	client, err := net.Dial("tcp", inner.Addr().String())
 	if err != nil {
@@ -548,7 +550,7 @@ func TestLittleOfAnAnswerIsHeldForAClientThatDoesNotRead(t *testing.T) {
 
 func TestARequestFindsItsConnection(t *testing.T) {
 	t.Parallel()
-	l := Limit(newPipeListener(), 1)
+	l := newListener(newPipeListener(), 1)
 	_, c := connect(t, l)
 	other, _ := net.Pipe()
 	for _, row := range []struct {
@@ -572,7 +574,7 @@ func TestARequestFindsItsConnection(t *testing.T) {
 
 func TestAConnectionCarriesWhatIsWritten(t *testing.T) {
 	t.Parallel()
-	l := Limit(newPipeListener(), 1)
+	l := newListener(newPipeListener(), 1)
 	client, c := connect(t, l)
 	go func() {
 		c.Write([]byte("hello "))

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// ErrSocket says that systemd passed something other than one listening TCP
+// ErrSocket means that systemd passed something other than one listening TCP
 // socket: the socket unit has to be changed. Listen wraps it.
 var ErrSocket = errors.New("unusable socket from systemd")
 
@@ -42,8 +42,8 @@ func Listen(addr string) (net.Listener, error) {
 }
 
 // Notify tells systemd the state of the service, such as READY=1 (sd_notify(3)).
-// If systemd did not ask for that, Notify does nothing. It waits at most a second
-// for a systemd that does not read.
+// Without systemd it does nothing. It waits at most a second if systemd does not
+// read.
 func Notify(state string) error {
 	return notify(os.Getenv("NOTIFY_SOCKET"), state, time.Second)
 }

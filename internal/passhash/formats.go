@@ -18,7 +18,7 @@ import (
 	"golang.org/x/crypto/scrypt"
 )
 
-// The caps on what a stored hash may ask for; the package comment gives the reason.
+// The caps on the cost of a stored hash; the package comment gives the reason.
 const (
 	maxMemory     = 128 << 10 // KiB; Django's argon2 uses 100 MiB
 	maxPasses     = 10
@@ -28,7 +28,7 @@ const (
 	maxIterations = 2_000_000 // of PBKDF2; Django 6 uses 1,200,000
 	maxBcryptCost = 14        // the default is 10 to 12
 
-	maxHashLength = 512 // bytes of the whole text
+	maxHashLength = 512 // bytes of the entire text
 	minKeySize    = 16  // bytes
 	maxKeySize    = 64
 	maxSaltSize   = 64
@@ -37,78 +37,91 @@ const (
 // A matcher reports whether a password is the one that was hashed.
 type matcher func(password string) bool
 
-// parse reads a hash in any of the formats of the package comment. This is the only
-// list of them: every other package asks Known.
-func parse(s string) (m matcher, known bool) {
-	if len(s) > maxHashLength {
-		return nil, false
-	}
+// parse returns the matcher of a hash, or nil if the hash has none of the formats of
+// the package comment or is above the caps. This is the only list of formats.
+func parse(s string) matcher {
+	r := &reader{rest: s}
 	switch {
+	case len(s) > maxHashLength:
 	case strings.HasPrefix(s, "$argon2"):
-		a, ok := parseArgon2(s)
-		return a.matches, ok
-	case strings.HasPrefix(s, "$scrypt$"):
-		return parsePHCScrypt(s)
+		if a, ok := parseArgon2(s); ok {
+			return a.matches
+		}
 	case strings.HasPrefix(s, "$2"):
 		return parseBcrypt(s)
-	case strings.HasPrefix(s, "scrypt:"):
-		return parseWerkzeugScrypt(s)
-	case strings.HasPrefix(s, "pbkdf2:"):
-		return parseWerkzeugPBKDF2(s)
-	case strings.HasPrefix(s, "pbkdf2_sha256$"):
-		return parseDjangoPBKDF2(s)
+	case r.begins("$scrypt$"):
+		n, blockSize, p := 1<<r.number("ln=", maxScryptLogN), r.number(",r=", maxScryptR), r.number(",p=", maxThreads)
+		return r.scrypt(n, blockSize, p, r.decode(phcBase64), r.decode(phcBase64))
+	case r.begins("scrypt:"):
+		n, blockSize, p := r.number("", 1<<maxScryptLogN), r.number(":", maxScryptR), r.number(":", maxThreads)
+		return r.scrypt(n, blockSize, p, []byte(r.field()), r.decode(hex.DecodeString))
+	case r.begins("pbkdf2:sha1:"):
+		return r.pbkdf2(sha1.New, hex.DecodeString)
+	case r.begins("pbkdf2:sha256:"):
+		return r.pbkdf2(sha256.New, hex.DecodeString)
+	case r.begins("pbkdf2:sha512:"):
+		return r.pbkdf2(sha512.New, hex.DecodeString)
+	case r.begins("pbkdf2_sha256$"):
+		return r.pbkdf2(sha256.New, base64.StdEncoding.Strict().DecodeString)
 	}
-	return nil, false
+	return nil
+}
+
+// A reader reads a hash from left to right, as Go evaluates the calls of a statement.
+// After the first mistake failed is true, and the results are meaningless.
+type reader struct {
+	rest   string
+	failed bool
+}
+
+// begins reports whether prefix comes next, and reads it if so.
+func (r *reader) begins(prefix string) (ok bool) {
+	r.rest, ok = strings.CutPrefix(r.rest, prefix)
+	return ok
+}
+
+// expect reads text, which must come next.
+func (r *reader) expect(text string) { r.failed = !r.begins(text) || r.failed }
+
+// number reads prefix and a decimal number from 1 to max, without a sign or a
+// leading zero.
+func (r *reader) number(prefix string, max int) int {
+	r.expect(prefix)
+	rest := strings.TrimLeft(r.rest, "0123456789")
+	digits := strings.TrimSuffix(r.rest, rest)
+	n, err := strconv.Atoi(digits)
+	r.rest, r.failed = rest, r.failed || err != nil || n > max || digits[0] == '0'
+	return n
+}
+
+// field reads a $ and the text up to the next one or the end.
+func (r *reader) field() string {
+	r.expect("$")
+	text, _, _ := strings.Cut(r.rest, "$")
+	r.rest = r.rest[len(text):]
+	return text
+}
+
+// decode reads a field and decodes it.
+func (r *reader) decode(decode func(string) ([]byte, error)) []byte {
+	data, err := decode(r.field())
+	r.failed = r.failed || err != nil
+	return data
+}
+
+// ok reports whether the entire hash was read without a mistake, and its salt and
+// key have allowed sizes.
+func (r *reader) ok(salt, key []byte) bool {
+	return !r.failed && r.rest == "" &&
+		len(salt) >= 1 && len(salt) <= maxSaltSize && len(key) >= minKeySize && len(key) <= maxKeySize
 }
 
 // equal compares keys in constant time.
 func equal(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }
 
-func validSizes(salt, key []byte) bool {
-	return len(salt) >= 1 && len(salt) <= maxSaltSize && len(key) >= minKeySize && len(key) <= maxKeySize
-}
-
-// parseNumber reads a decimal number from 1 to max, without a sign or a leading zero.
-func parseNumber(s string, max int) (n int, ok bool) {
-	n, err := strconv.Atoi(s)
-	return n, err == nil && n >= 1 && n <= max && s[0] != '+' && s[0] != '0'
-}
-
-// A parameter is a number after a prefix.
-type parameter struct {
-	prefix string
-	max    int
-}
-
-// parseParameters reads parameters between separators, such as m=19456,t=2,p=1.
-func parseParameters(s, separator string, parameters ...parameter) (values []int, ok bool) {
-	fields := strings.Split(s, separator)
-	if len(fields) != len(parameters) {
-		return nil, false
-	}
-	for i, p := range parameters {
-		text, found := strings.CutPrefix(fields[i], p.prefix)
-		n, ok := parseNumber(text, p.max)
-		if !found || !ok {
-			return nil, false
-		}
-		values = append(values, n)
-	}
-	return values, true
-}
-
-// decodeBase64 decodes the only spelling of some bytes in base64 without padding.
-// Strict refuses superfluous bits, but no line breaks.
-func decodeBase64(s string) (data []byte, ok bool) {
-	data, err := base64.RawStdEncoding.Strict().DecodeString(s)
-	return data, err == nil && len(s) == base64.RawStdEncoding.EncodedLen(len(data))
-}
-
 const (
 	argon2id = "argon2id"
 	argon2i  = "argon2i"
-
-	argon2Version = "v=19" // argon2.Version
 )
 
 // An argon2Hash is a hash in the PHC string format.
@@ -120,7 +133,7 @@ type argon2Hash struct {
 
 // String returns $argon2id$v=19$m=19456,t=2,p=1$SALT$KEY.
 func (a argon2Hash) String() string {
-	return fmt.Sprintf("$%s$%s$m=%d,t=%d,p=%d$%s$%s", a.variant, argon2Version, a.Memory, a.Passes, a.Threads,
+	return fmt.Sprintf("$%s$v=%d$m=%d,t=%d,p=%d$%s$%s", a.variant, argon2.Version, a.Memory, a.Passes, a.Threads,
 		base64.RawStdEncoding.EncodeToString(a.salt), base64.RawStdEncoding.EncodeToString(a.key))
 }
 
@@ -132,128 +145,65 @@ func (a argon2Hash) matches(password string) bool {
 	return equal(a.key, derive([]byte(password), a.salt, a.Passes, a.Memory, a.Threads, uint32(len(a.key))))
 }
 
+// phcBase64 decodes base64 without padding. It refuses superfluous bits, but skips
+// line breaks.
+func phcBase64(s string) ([]byte, error) { return base64.RawStdEncoding.Strict().DecodeString(s) }
+
 // parseArgon2 reads the text that String writes and accepts no other spelling of it.
 func parseArgon2(s string) (a argon2Hash, ok bool) {
-	fields := strings.Split(s, "$") // "", variant, version, cost, salt, key
-	if len(fields) != 6 || fields[0] != "" || fields[2] != argon2Version {
-		return a, false
-	}
-	cost, ok := parseParameters(fields[3], ",", parameter{"m=", maxMemory}, parameter{"t=", maxPasses}, parameter{"p=", maxThreads})
-	if !ok {
-		return a, false
-	}
-	salt, ok1 := decodeBase64(fields[4])
-	key, ok2 := decodeBase64(fields[5])
-	a = argon2Hash{fields[1], Cost{uint32(cost[0]), uint32(cost[1]), uint8(cost[2])}, salt, key}
-	ok = ok1 && ok2 &&
+	r := &reader{rest: s}
+	a.variant = r.field()
+	r.expect("$v=19$") // argon2.Version
+	a.Memory = uint32(r.number("m=", maxMemory))
+	a.Passes = uint32(r.number(",t=", maxPasses))
+	a.Threads = uint8(r.number(",p=", maxThreads))
+	a.salt, a.key = r.decode(phcBase64), r.decode(phcBase64)
+	ok = r.ok(a.salt, a.key) &&
 		(a.variant == argon2id || a.variant == argon2i) &&
 		a.Cost.valid() &&
-		len(salt) >= 8 && // the specification's minimum
-		validSizes(salt, key)
+		len(a.salt) >= 8 && // the specification's minimum
+		!strings.ContainsAny(s, "\r\n")
 	return a, ok
 }
 
-// matchScrypt returns the matcher of a scrypt hash (RFC 7914), which needs n*r/8 KiB.
-// The caller has checked that each number is below its cap, so none overflows.
-func matchScrypt(n, r, p int, salt, key []byte) (matcher, bool) {
-	if n < 2 || n&(n-1) != 0 || n*r/8 > maxMemory || n*r*p/8 > maxPasses*maxMemory/2 || !validSizes(salt, key) {
-		return nil, false
+// scrypt returns the matcher of a scrypt hash (RFC 7914), which needs n*r/8 KiB.
+func (r *reader) scrypt(n, blockSize, p int, salt, key []byte) matcher {
+	if !r.ok(salt, key) || n < 2 || n&(n-1) != 0 || n*blockSize/8 > maxMemory || n*blockSize*p/8 > maxPasses*maxMemory/2 {
+		return nil
 	}
 	return func(password string) bool {
-		got, err := scrypt.Key([]byte(password), salt, n, r, p, len(key))
+		got, err := scrypt.Key([]byte(password), salt, n, blockSize, p, len(key))
 		return err == nil && equal(got, key)
-	}, true
+	}
 }
 
-func parsePHCScrypt(s string) (matcher, bool) {
-	fields := strings.Split(s, "$") // "", "scrypt", cost, salt, key
-	if len(fields) != 5 {
-		return nil, false
-	}
-	cost, ok := parseParameters(fields[2], ",", parameter{"ln=", maxScryptLogN}, parameter{"r=", maxScryptR}, parameter{"p=", maxThreads})
-	if !ok {
-		return nil, false
-	}
-	salt, err1 := base64.RawStdEncoding.Strict().DecodeString(fields[3])
-	key, err2 := base64.RawStdEncoding.Strict().DecodeString(fields[4])
-	if err1 != nil || err2 != nil {
-		return nil, false
-	}
-	return matchScrypt(1<<cost[0], cost[1], cost[2], salt, key)
-}
-
-// parseWerkzeugScrypt uses the text of the salt as the salt, as Werkzeug does.
-func parseWerkzeugScrypt(s string) (matcher, bool) {
-	fields := strings.Split(s, "$") // scrypt:N:r:p, salt, key
-	if len(fields) != 3 {
-		return nil, false
-	}
-	numbers := strings.TrimPrefix(fields[0], "scrypt:")
-	cost, ok := parseParameters(numbers, ":", parameter{"", 1 << maxScryptLogN}, parameter{"", maxScryptR}, parameter{"", maxThreads})
-	key, err := hex.DecodeString(fields[2])
-	if !ok || err != nil {
-		return nil, false
-	}
-	return matchScrypt(cost[0], cost[1], cost[2], []byte(fields[1]), key)
-}
-
-// matchPBKDF2 returns the matcher of a PBKDF2 hash (RFC 8018 section 5.2). The key
-// has the size of h, because each further block would cost all iterations again.
-func matchPBKDF2(h func() hash.Hash, iterations string, salt, key []byte) (matcher, bool) {
-	n, ok := parseNumber(iterations, maxIterations)
-	if !ok || len(key) != h().Size() || !validSizes(salt, key) {
-		return nil, false
+// pbkdf2 reads the iterations, the salt and the key of a PBKDF2 hash (RFC 8018
+// section 5.2). Like Werkzeug and Django, it uses the text of the salt as the salt.
+// The key has the size of h: each further block would cost all iterations again.
+func (r *reader) pbkdf2(h func() hash.Hash, decodeKey func(string) ([]byte, error)) matcher {
+	iterations, salt, key := r.number("", maxIterations), []byte(r.field()), r.decode(decodeKey)
+	if !r.ok(salt, key) || len(key) != h().Size() {
+		return nil
 	}
 	return func(password string) bool {
-		got, err := pbkdf2.Key(h, password, salt, n, len(key))
+		got, err := pbkdf2.Key(h, password, salt, iterations, len(key))
 		return err == nil && equal(got, key)
-	}, true
-}
-
-// parseWerkzeugPBKDF2 uses the text of the salt as the salt, as Werkzeug does.
-func parseWerkzeugPBKDF2(s string) (matcher, bool) {
-	fields := strings.Split(s, "$") // pbkdf2:HASH:N, salt, key
-	if len(fields) != 3 {
-		return nil, false
 	}
-	method := strings.Split(fields[0], ":") // "pbkdf2", hash, iterations
-	if len(method) != 3 {
-		return nil, false
-	}
-	h := map[string]func() hash.Hash{"sha1": sha1.New, "sha256": sha256.New, "sha512": sha512.New}[method[1]]
-	key, err := hex.DecodeString(fields[2])
-	if h == nil || err != nil {
-		return nil, false
-	}
-	return matchPBKDF2(h, method[2], []byte(fields[1]), key)
-}
-
-// parseDjangoPBKDF2 uses the text of the salt as the salt, as Django does.
-func parseDjangoPBKDF2(s string) (matcher, bool) {
-	fields := strings.Split(s, "$") // "pbkdf2_sha256", iterations, salt, key
-	if len(fields) != 4 {
-		return nil, false
-	}
-	key, err := base64.StdEncoding.Strict().DecodeString(fields[3])
-	if err != nil {
-		return nil, false
-	}
-	return matchPBKDF2(sha256.New, fields[1], []byte(fields[2]), key)
 }
 
 // maxBcryptPassword is the number of bytes that bcrypt looks at. It ignores the
 // rest, so a longer password would match whatever its end.
 const maxBcryptPassword = 72
 
-func parseBcrypt(s string) (matcher, bool) {
+func parseBcrypt(s string) matcher {
 	if len(s) != 60 || !strings.Contains("aby", s[2:3]) || s[3] != '$' || s[6] != '$' {
-		return nil, false
+		return nil
 	}
 	cost, err := strconv.Atoi(s[4:6])
 	if err != nil || cost < bcrypt.MinCost || cost > maxBcryptCost {
-		return nil, false
+		return nil
 	}
 	return func(password string) bool {
 		return len(password) <= maxBcryptPassword && bcrypt.CompareHashAndPassword([]byte(s), []byte(password)) == nil
-	}, true
+	}
 }

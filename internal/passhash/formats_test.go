@@ -61,8 +61,8 @@ func TestBcryptRefusesLongPasswords(t *testing.T) {
 	mustVerify(t, h, hash, strings.Repeat("a", 73), false)
 }
 
-// A stored hash chooses neither what verifying it costs nor whether Verify panics.
-// Each row is valid but for what its name says.
+// A stored hash chooses neither the cost of verifying it nor whether Verify panics.
+// Each row has only the fault that its name says.
 func TestParseRefuses(t *testing.T) {
 	t.Parallel()
 	const (
@@ -133,6 +133,7 @@ func TestParseRefuses(t *testing.T) {
 		{"Django without padding", "pbkdf2_sha256$1000$aBcD1234eFgH5678" + django[:44]},
 		{"Django with a character after the key", "pbkdf2_sha256$1000$aBcD1234eFgH5678" + django + "x"},
 		{"Django with an additional field", "pbkdf2_sha256$1000$aBcD1234eFgH5678" + django + "$"},
+		{"Django without its prefix", "1000$aBcD1234eFgH5678" + django},
 		{"Django without a key", "pbkdf2_sha256$1000$aBcD1234eFgH5678"},
 
 		{"bcrypt that needs minutes", "$2b$15$" + bcrypt},
@@ -147,10 +148,36 @@ func TestParseRefuses(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			if _, known := parse(row.hash); known {
+			if Known(row.hash) {
 				t.Errorf("%q is accepted", row.hash)
 			}
 		})
+	}
+}
+
+func TestParseAcceptsHashesAtTheCaps(t *testing.T) {
+	t.Parallel()
+	const salt, bcrypt = "$aBcD1234eFgH5678$", "abcdefghijklmnopqrstuuD3mHdCr44zlIZ.VZCaYRpfQhXMYnEo."
+	hex32, hex64 := strings.Repeat("ab", 32), strings.Repeat("ab", 64)
+	longest := "pbkdf2_sha256$1000$aBcD1234eFgH5678$Y4lYkhydJc8QouyoCrenGSLT749fOKuITYRJIxqlmNo="
+	for _, row := range []struct{ name, hash string }{
+		{"the longest text", longest + strings.Repeat("\n", maxHashLength-len(longest))},
+		{"the shortest salt", "scrypt:1024:8:1$s$" + hex64},
+		{"the longest salt", "scrypt:1024:8:1$" + strings.Repeat("s", 64) + "$" + hex64},
+		{"the shortest key", "scrypt:1024:8:1" + salt + hex32[:32]},
+		{"the least N of scrypt", "scrypt:2:8:1" + salt + hex64},
+		{"the most memory of scrypt", "scrypt:131072:8:1" + salt + hex64},
+		{"the largest r of scrypt", "scrypt:2:64:1" + salt + hex64},
+		{"the largest p of scrypt", "scrypt:1024:8:16" + salt + hex64},
+		{"the most work of scrypt", "scrypt:65536:8:10" + salt + hex64},
+		{"the most iterations of PBKDF2", "pbkdf2:sha256:2000000" + salt + hex32},
+		{"one iteration of PBKDF2", "pbkdf2:sha256:1" + salt + hex32},
+		{"the least cost of bcrypt", "$2b$04$" + bcrypt},
+		{"the highest cost of bcrypt", "$2b$14$" + bcrypt},
+	} {
+		if !Known(row.hash) {
+			t.Errorf("%s: %q is refused", row.name, row.hash)
+		}
 	}
 }
 
@@ -166,8 +193,7 @@ func FuzzParse(f *testing.F) {
 	// These are within the caps but too slow to fuzz.
 	slow := regexp.MustCompile(`[0-9]{4}|ln=[0-9]{2}|[$]1[0-9][$]`)
 	f.Fuzz(func(t *testing.T, s string) {
-		matches, known := parse(s)
-		if known && !slow.MatchString(s) && matches(rand.Text()) {
+		if matches := parse(s); matches != nil && !slow.MatchString(s) && matches(rand.Text()) {
 			t.Errorf("%q matches a random password", s)
 		}
 	})

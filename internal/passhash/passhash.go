@@ -1,8 +1,6 @@
 // Package passhash hashes passwords with argon2id and verifies hashes that other
 // programs made.
 //
-// # Formats
-//
 // Hash writes argon2id in the PHC string format. Verify accepts these formats:
 //
 //	$argon2id$v=19$m=…,t=…,p=…$SALT$KEY and $argon2i$…  PHC string format
@@ -12,28 +10,21 @@
 //	pbkdf2:sha1|sha256|sha512:N$SALT$HEX                Werkzeug
 //	pbkdf2_sha256$N$SALT$BASE64                         Django
 //
-// Stale tells which of them to replace: every hash but those that Hash writes
-// today. The right moment is a login, the only one at which the password is known.
+// A hash that Hash would not write today is Stale. Replace it at the next login: only
+// then is the password known.
 //
-// # Costs
-//
-// A stored hash names its own cost, so anyone who can write hashes, for example
-// with an import, could make Verify slow. Verify therefore refuses hashes above
-// fixed caps. They admit the defaults of the programs above and about twice as
-// much: 128 MiB of memory and about two seconds of one core.
-//
-// Verify needs the same time for an unknown hash, or for the empty hash of a user
-// who does not exist, as for a hash that Hash wrote.
+// A stored hash names its own cost, so anyone who can write hashes, for example with
+// an import, could make Verify slow. Verify therefore refuses hashes above fixed caps.
+// They admit the defaults of the programs above and about twice as much: 128 MiB of
+// memory and about two seconds of one core.
 //
 // # The queue
 //
-// A Hasher hashes one password per core at a time. More would slow all of them
-// down and need Cost.Memory each. Other calls wait, at most MaxWaitingPerCore for
-// each core and at most MaxWait long; then they return ErrBusy.
-//
-// Every call names the network of its client. The networks take turns, and the
-// network with the most waiting calls is the first to be refused. So a network that
-// sends many passwords, even correct ones, delays any other by one turn only.
+// A Hasher hashes one password per core at a time. More would slow all of them down
+// and need Cost.Memory each. Every call names the network of its client. The networks
+// take turns, and if too many calls wait, the network with the most waiting calls is
+// the first to be refused. So a network that sends many passwords, even correct ones,
+// delays any other by one turn only.
 package passhash
 
 import (
@@ -46,7 +37,7 @@ import (
 	"golang.org/x/crypto/argon2"
 )
 
-// ErrBusy means that the queue was full, or that a call waited for MaxWait.
+// ErrBusy means that the queue was full, or that the call waited for MaxWait.
 var ErrBusy = errors.New("too many passwords to hash")
 
 // A Cost is the cost of one argon2 hash.
@@ -58,7 +49,7 @@ type Cost struct {
 
 // Default returns 19 MiB, 2 passes and 1 thread: the second of OWASP's equivalent
 // settings for argon2id (Password Storage Cheat Sheet), about 25 ms of one core.
-// It has one thread because more would use cores that the queue gives to others.
+// More threads would use cores that the queue gives to others.
 func Default() Cost { return Cost{Memory: 19456, Passes: 2, Threads: 1} }
 
 // valid reports whether argon2 accepts the cost and Verify's caps admit it.
@@ -72,15 +63,14 @@ const (
 	saltSize = 16 // bytes; RFC 9106 section 3.1
 	keySize  = 32 // bytes
 
-	minGarbage = 1 << 10 // KiB for each hash
+	minGarbage = 1 << 10 // KiB; to collect less would cost more than the hash
 )
 
-// A Hasher hashes and verifies passwords, one per core at a time. Its methods may
-// be called concurrently.
+// A Hasher hashes and verifies passwords. Its methods may be called concurrently.
 type Hasher struct {
 	cost    Cost
 	queue   queue
-	hashed  atomic.Int64
+	hashed  atomic.Int64 // for Stats
 	refused atomic.Int64
 }
 
@@ -93,10 +83,9 @@ func New(c Cost) *Hasher {
 	return &Hasher{cost: c, queue: queue{cores: runtime.GOMAXPROCS(0)}}
 }
 
-// Hash returns the argon2id hash of a password with a new salt. from names the
-// network of the client that waits for it. The error is ErrBusy, or wraps that of
-// ctx, which ends the waiting but not the hashing. Hash accepts passwords of any
-// length: the caller limits it.
+// Hash returns the argon2id hash of a password with a new salt. from names the client's
+// network. The error is ErrBusy, or wraps that of ctx, which ends the waiting but not
+// the hashing. The caller limits the length of the password.
 func (h *Hasher) Hash(ctx context.Context, from, password string) (string, error) {
 	salt := make([]byte, saltSize)
 	rand.Read(salt)
@@ -107,18 +96,19 @@ func (h *Hasher) Hash(ctx context.Context, from, password string) (string, error
 	return argon2Hash{argon2id, h.cost, salt, key}.String(), nil
 }
 
-// Verify reports whether hash is a hash of the password; from and the error are as
-// for Hash. An unknown hash never matches. Verifying it takes as long as verifying
-// a hash that Hash wrote: the time must not tell which users exist.
+// Verify reports whether hash is a hash of the password; from and the error are as for
+// Hash. An unknown hash, such as the empty one of a user who does not exist, never
+// matches. Verify takes as long for it as for a hash that Hash wrote: the time must
+// not tell which users exist.
 func (h *Hasher) Verify(ctx context.Context, from, hash, password string) (bool, error) {
-	matches, known := parse(hash)
-	if !known {
+	matches := parse(hash)
+	if matches == nil {
 		matches = func(password string) bool {
 			h.derive(password, make([]byte, saltSize))
 			return false
 		}
 	}
-	var ok bool
+	ok := false
 	err := h.run(ctx, from, func() { ok = matches(password) })
 	return ok, err
 }
@@ -128,20 +118,16 @@ func (h *Hasher) derive(password string, salt []byte) []byte {
 }
 
 // Known reports whether Verify accepts the format and the cost of a hash.
-func Known(hash string) bool {
-	_, known := parse(hash)
-	return known
-}
+func Known(hash string) bool { return parse(hash) != nil }
 
-// Stale reports whether a hash differs in format, cost or size from those that Hash
-// writes, so that a new hash should replace it.
+// Stale reports whether a hash differs in format, cost or size from those of Hash.
 func (h *Hasher) Stale(hash string) bool {
 	a, known := parseArgon2(hash)
 	return !known || a.variant != argon2id || a.Cost != h.cost || len(a.salt) != saltSize || len(a.key) != keySize
 }
 
-// Turn waits in the queue as Hash and Verify do, for other work that keeps a core
-// busy. The caller calls done when that work ends. The error is that of Hash.
+// Turn waits in the queue as Hash and Verify do, for other work that keeps a core busy.
+// The caller calls done when that work ends. The error is that of Hash.
 func (h *Hasher) Turn(ctx context.Context, from string) (done func(), err error) {
 	if err := h.queue.wait(ctx, from); err != nil {
 		return nil, err
@@ -149,31 +135,26 @@ func (h *Hasher) Turn(ctx context.Context, from string) (done func(), err error)
 	return h.queue.done, nil
 }
 
-// run waits for a turn and then calls work, which hashes one password.
+// run waits for a turn and then calls work, which hashes one password. It runs the
+// garbage collector after every hash that completes a round of all cores, and after a
+// hash while no other is running. Each hash leaves Cost.Memory of garbage, and a server
+// may make the collector run rarely (GOGC).
 func (h *Hasher) run(ctx context.Context, from string, work func()) error {
-	if err := h.queue.wait(ctx, from); err != nil {
-		if err == ErrBusy {
-			h.refused.Add(1)
-		}
+	done, err := h.Turn(ctx, from)
+	if err == ErrBusy {
+		h.refused.Add(1)
+	}
+	if err != nil {
 		return err
 	}
-	defer h.queue.done()
+	defer done()
 	work()
-	h.collectGarbage(h.hashed.Add(1))
-	return nil
-}
-
-// collectGarbage runs the garbage collector after every hash that completes a round
-// of all cores, and after a hash while no other is running. Each hash leaves
-// Cost.Memory of garbage, and a server may make the collector run rarely (GOGC).
-// Below minGarbage, a collection would cost more than the hash.
-func (h *Hasher) collectGarbage(hashed int64) {
-	if h.cost.Memory < minGarbage {
-		return
-	}
-	if running, _ := h.queue.count(); running == 1 || hashed%int64(h.queue.cores) == 0 {
+	hashed := h.hashed.Add(1)
+	running, _ := h.queue.count()
+	if h.cost.Memory >= minGarbage && (running == 1 || hashed%int64(h.queue.cores) == 0) {
 		runtime.GC()
 	}
+	return nil
 }
 
 // Stats describe the work of a Hasher.

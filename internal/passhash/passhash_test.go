@@ -203,7 +203,8 @@ func TestStale(t *testing.T) {
 }
 
 // Without forced collections, the garbage of many hashes would pile up. After cheap
-// hashes they would cost more than the hashes themselves. This test must not run in parallel with others, which collect too.
+// hashes they would cost more than the hashes. This test must not run in parallel with
+// others, which collect too.
 func TestGarbageIsCollectedAfterExpensiveHashes(t *testing.T) {
 	collections := func(h *Hasher) uint32 {
 		var before, after runtime.MemStats

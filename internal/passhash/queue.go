@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// MaxWait is how long a call waits for its turn at most. Clients wait longer
+	// MaxWait is the longest time that a call waits for its turn. Clients wait longer
 	// before they try again, which would only add to the load.
 	MaxWait = 2 * time.Second
 
@@ -19,8 +19,8 @@ const (
 	MaxWaitingPerCore = 80
 )
 
-// A queue gives out turns, one per core at a time. Calls wait in order of arrival
-// within their network; the networks take turns.
+// A queue gives out turns, one per core at a time. The networks take turns. The
+// calls of one network wait in order of arrival.
 type queue struct {
 	cores int
 
@@ -38,25 +38,23 @@ type network struct {
 // A waiter receives one value: nil for its turn, or ErrBusy.
 type waiter chan error
 
-// wait returns nil when the caller has a turn, and done must end it. Otherwise it
-// returns ErrBusy, or an error that wraps the context's.
+// wait returns nil when the caller has a turn, which it ends with done. The error is
+// ErrBusy or wraps that of ctx.
 func (q *queue) wait(ctx context.Context, from string) error {
 	w := q.join(from)
 	if w == nil {
 		return nil
 	}
-	timeout := time.NewTimer(MaxWait)
-	defer timeout.Stop()
 	var err error
 	select {
 	case err = <-w:
 		return err
-	case <-timeout.C:
+	case <-time.After(MaxWait):
 		err = ErrBusy
 	case <-ctx.Done():
 		err = fmt.Errorf("waiting to hash: %w", ctx.Err())
 	}
-	if !q.abandon(from, w) && <-w == nil { // the turn came just now
+	if !q.abandon(w) && <-w == nil { // the turn came just now
 		q.done()
 	}
 	return err
@@ -71,7 +69,7 @@ func (q *queue) join(from string) waiter {
 		q.running++
 		return nil
 	}
-	i := q.find(from)
+	i := slices.IndexFunc(q.networks, func(n network) bool { return n.name == from })
 	if i < 0 {
 		i = len(q.networks)
 		q.networks = append(q.networks, network{name: from})
@@ -91,19 +89,16 @@ func (q *queue) join(from string) waiter {
 }
 
 // abandon removes a waiter, or returns false if it has received its value.
-func (q *queue) abandon(from string, w waiter) bool {
+func (q *queue) abandon(w waiter) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	i := q.find(from)
-	if i < 0 {
-		return false
+	for i, n := range q.networks {
+		if j := slices.Index(n.waiters, w); j >= 0 {
+			q.remove(i, j)
+			return true
+		}
 	}
-	n := slices.Index(q.networks[i].waiters, w)
-	if n < 0 {
-		return false
-	}
-	q.remove(i, n)
-	return true
+	return false
 }
 
 // done ends a turn and passes it on to the next network, which then goes last.
@@ -118,19 +113,14 @@ func (q *queue) done() {
 	q.remove(len(q.networks)-1, 0) <- nil
 }
 
-// find returns the index of a network that has waiters, or -1.
-func (q *queue) find(name string) int {
-	return slices.IndexFunc(q.networks, func(n network) bool { return n.name == name })
-}
-
-// remove removes the nth waiter of a network and returns it. A network without
-// waiters is removed too.
-func (q *queue) remove(i, n int) waiter {
-	net := &q.networks[i]
-	w := net.waiters[n]
+// remove removes waiter j of network i and returns it. A network without waiters is
+// removed too.
+func (q *queue) remove(i, j int) waiter {
+	n := &q.networks[i]
+	w := n.waiters[j]
 	q.waiting--
-	net.waiters = slices.Delete(net.waiters, n, n+1)
-	if len(net.waiters) == 0 {
+	n.waiters = slices.Delete(n.waiters, j, j+1)
+	if len(n.waiters) == 0 {
 		q.networks = slices.Delete(q.networks, i, i+1)
 	}
 	return w

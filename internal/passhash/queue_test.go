@@ -226,6 +226,25 @@ func TestNetworksTakeTurns(t *testing.T) {
 	})
 }
 
+func TestOfTwoNetworksWithAsManyCallsTheNewestCallIsRefused(t *testing.T) {
+	t.Parallel()
+	q := queue{cores: 1, running: 1}
+	const half = MaxWaitingPerCore / 2
+	for from, calls := range []int{half - 1, half, 1} {
+		for range calls {
+			q.join(string(rune('a' + from)))
+		}
+	}
+	select {
+	case err := <-q.join("a"):
+		if err != ErrBusy {
+			t.Errorf("got %v", err)
+		}
+	default:
+		t.Error("another call was refused")
+	}
+}
+
 func TestCallsOfANetworkWaitInOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -321,7 +340,7 @@ func TestARefusedCallThatGivesUpEndsNoTurn(t *testing.T) {
 				t.Fatal("the queue is not full")
 			} else {
 				synctest.Wait()
-				h.queue.abandon("few", w)
+				h.queue.abandon(w)
 			}
 			cancelAll()
 			synctest.Wait()

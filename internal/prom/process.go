@@ -1,6 +1,7 @@
 package prom
 
 import (
+	"bytes"
 	"os"
 	"runtime/debug"
 	"runtime/metrics"
@@ -8,11 +9,11 @@ import (
 	"strings"
 )
 
-// A runtimeFamily is a metric of package runtime/metrics as a family.
+// A runtimeFamily is a family with the metric source of package runtime/metrics, which
+// can be read without stopping the world.
 type runtimeFamily struct{ source, name, kind, help string }
 
-// runtimeFamilies have the names that Prometheus' own Go client uses. Reading
-// them does not stop the world.
+// runtimeFamilies have the names that Prometheus' own Go client uses.
 var runtimeFamilies = []runtimeFamily{
 	{"/sched/goroutines:goroutines", "go_goroutines", "gauge", "Goroutines that exist."},
 	{"/memory/classes/heap/objects:bytes", "go_memstats_heap_alloc_bytes", "gauge", "Memory of objects on the heap."},
@@ -34,22 +35,18 @@ func (p *Page) GoFamilies() {
 }
 
 func (p *Page) readRuntime(families []runtimeFamily) {
-	samples := make([]metrics.Sample, len(families))
-	for i, f := range families {
-		samples[i].Name = f.source
-	}
-	metrics.Read(samples)
-	for i, f := range families {
-		if samples[i].Value.Kind() == metrics.KindUint64 { // a later Go may drop a metric
-			p.Family(f.name, f.kind, f.help)
-			p.Sample(f.name, "", float64(samples[i].Value.Uint64()))
+	for _, f := range families {
+		sample := []metrics.Sample{{Name: f.source}}
+		metrics.Read(sample)
+		if v := sample[0].Value; v.Kind() == metrics.KindUint64 { // a later Go may drop a metric
+			p.single(f.name, f.kind, f.help, float64(v.Uint64()))
 		}
 	}
 }
 
-// ProcessFamilies adds what Linux says about the process, under the names of
-// https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics.
-// On a system without /proc it adds nothing.
+// ProcessFamilies adds the processor time, memory and files of the process, with the
+// names of https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics.
+// Without Linux's /proc it adds nothing.
 func (p *Page) ProcessFamilies() { p.processFamilies("/proc") }
 
 func (p *Page) processFamilies(proc string) {
@@ -57,10 +54,10 @@ func (p *Page) processFamilies(proc string) {
 	if err != nil {
 		return
 	}
-	// proc(5) numbers the fields from 1. The second one is the program's name in
-	// parentheses and may itself hold spaces and parentheses.
+	// proc(5) numbers the fields from 1. The second field is the program's name in
+	// parentheses, which can contain spaces and parentheses.
 	const firstAfterName = 3
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	field := func(n int) (v float64) {
 		if i := n - firstAfterName; i < len(fields) {
 			v, _ = strconv.ParseFloat(fields[i], 64)

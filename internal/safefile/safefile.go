@@ -4,21 +4,13 @@
 // [CreateTemp] makes an empty file with mode 0600. The caller fills it, by its
 // descriptor or, if another library has to open it, by its name. Publish then
 // gives it a name that must not exist; Replace gives it a name that another file
-// may have. Both sync the contents before and the directory after the change:
-// after a power cut the name refers to the complete new file, or still to what
-// it referred to before. Discard removes the temporary name in any case.
-//
-//	t, err := safefile.CreateTemp(filepath.Dir(path), "report.part-*")
-//	if err != nil {
-//		return err
-//	}
-//	defer t.Discard()
-//	…
-//	return t.Publish(path)
+// may have. Both sync the contents before and the directory after the change: after
+// a power cut the name refers to the complete new file, or still to what it referred
+// to before. Discard removes the temporary name in any case; defer it.
 //
 // In a directory that others can write, a name can refer to another file at each
-// use (CWE-367). Ownership is therefore changed by descriptor: a chown by name
-// would follow a symbolic link that took the file's place.
+// use (CWE-367). [ChownLike] therefore works on a descriptor: a chown by name would
+// follow a symbolic link that took the file's place.
 package safefile
 
 import (
@@ -46,8 +38,8 @@ func CreateTemp(dir, pattern string) (*Temp, error) {
 }
 
 // Publish gives the file the name path. It fails with fs.ErrExist, and changes
-// nothing, if path exists in any form, even as a symbolic link that leads
-// nowhere. The temporary name stays until Discard.
+// nothing, if path exists in any form, even as a symbolic link that leads nowhere.
+// The temporary name stays until Discard.
 func (t *Temp) Publish(path string) error {
 	if err := t.Sync(); err != nil {
 		return err
@@ -71,8 +63,8 @@ func (t *Temp) Replace(path string) error {
 	return SyncDir(filepath.Dir(path))
 }
 
-// Discard closes the file and removes its temporary name. A published file
-// keeps its lasting name.
+// Discard closes the file and removes its temporary name. A published file keeps its
+// lasting name.
 func (t *Temp) Discard() {
 	t.Close()
 	if !t.renamed {
@@ -110,20 +102,6 @@ func syncError(err error) error {
 		return nil
 	}
 	return err
-}
-
-// ChownLike gives an open file the owner and group of the file at path like, if
-// the process runs as root. Others cannot give files away: there it does nothing.
-func ChownLike(f *os.File, like string) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	info, err := os.Stat(like)
-	if err != nil {
-		return err
-	}
-	uid, gid := owner(info)
-	return f.Chown(uid, gid)
 }
 
 // TimestampedName returns path with a label and the time in UTC, to the

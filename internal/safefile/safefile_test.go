@@ -73,6 +73,7 @@ func TestAFileIsPrivateFromTheStart(t *testing.T) {
 func TestPublish(t *testing.T) {
 	t.Parallel()
 	t.Run("gives a name that stays", func(t *testing.T) {
+		t.Parallel()
 		dir := t.TempDir()
 		path := filepath.Join(dir, "file")
 		f := newTemp(t, dir, "new")
@@ -84,6 +85,7 @@ func TestPublish(t *testing.T) {
 		wantFile(t, path, "new")
 	})
 	t.Run("overwrites neither a file nor a link", func(t *testing.T) {
+		t.Parallel()
 		dir := t.TempDir()
 		file, link := filepath.Join(dir, "file"), filepath.Join(dir, "link")
 		writeFile(t, file, "old")
@@ -134,6 +136,9 @@ func TestReplaceOfADirectoryFailsAndLeavesNothing(t *testing.T) {
 	}
 	f.Discard()
 	wantNames(t, dir, "directory")
+	if _, err := f.WriteString("more"); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("a discarded file is open: %v", err)
+	}
 }
 
 func TestAClosedFileGetsNoName(t *testing.T) { // it cannot be synced

@@ -2,20 +2,19 @@ package throttle
 
 import "time"
 
-// MaxKeys is how many keys a limit remembers, in some 3 MB.
-const MaxKeys = 1 << 16
+const (
+	maxKeys    = 1 << 16 // that a limit remembers, in some 3 MB
+	candidates = 8       // entries of which a new key replaces one
+)
 
-// candidates is how many entries compete for being forgotten.
-const candidates = 8
-
-// An entry is what a limit remembers of a key.
+// An entry is the memory of one key.
 type entry struct {
 	failures int
-	until    time.Duration // the next try is not allowed before
-	gone     time.Duration // the entry is forgotten from then on
+	until    time.Duration // when the next try is allowed
+	gone     time.Duration // when the entry is forgotten
 }
 
-// A table has at most MaxKeys entries. The nil table is empty.
+// A table has at most maxKeys entries. The nil table is empty.
 type table map[Key]entry
 
 // get returns the entry of key, and the zero entry if the table has none now.
@@ -33,13 +32,12 @@ func (t *table) put(key Key, e entry) {
 	if *t == nil {
 		*t = make(table)
 	}
-	if _, ok := (*t)[key]; !ok && len(*t) >= MaxKeys {
+	if _, ok := (*t)[key]; !ok && len(*t) >= maxKeys {
 		var first Key
-		var gone time.Duration
 		n := 0
 		for k, other := range *t { // in random order
-			if n == 0 || other.gone < gone {
-				first, gone = k, other.gone
+			if n == 0 || other.gone < (*t)[first].gone {
+				first = k
 			}
 			if n++; n == candidates {
 				break

@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// fullTable returns a table with MaxKeys entries, of which that of key 0 would be
+// fullTable returns a table with maxKeys entries, of which that of key 0 would be
 // forgotten first.
 func fullTable() table {
 	var full table
-	for key := range Key(MaxKeys) {
+	for key := range Key(maxKeys) {
 		full.put(key, entry{gone: time.Hour + time.Duration(key)})
 	}
 	return full
@@ -22,11 +22,11 @@ func TestTheLimiterSurvivesAFlood(t *testing.T) {
 	for range 20 {
 		d.Fail(1, now)
 	}
-	for key := range Key(3 * MaxKeys) {
+	for key := range Key(3 * maxKeys) {
 		d.Fail(key+2, now+time.Duration(key))
 	}
-	if n := len(d.failed); n != MaxKeys {
-		t.Errorf("%d entries, want %d", n, MaxKeys)
+	if n := len(d.failed); n != maxKeys {
+		t.Errorf("%d entries, want %d", n, maxKeys)
 	}
 	wantWait(t, d.Check(1, now), "login", 15*time.Minute)
 }
@@ -37,7 +37,7 @@ func TestAKnownKeyRemovesNoOtherFromAFullTable(t *testing.T) {
 	for key := range Key(1000) {
 		full.put(key, entry{gone: 2 * time.Hour})
 	}
-	for key := range Key(MaxKeys) {
+	for key := range Key(maxKeys) {
 		if full.get(key, 0) == (entry{}) {
 			t.Fatalf("key %d is gone", key)
 		}
@@ -50,7 +50,7 @@ func TestAFullTableLooksOnlyAtAFewEntries(t *testing.T) {
 	t.Parallel()
 	full := fullTable()
 	for key := range Key(3) {
-		full.put(MaxKeys+key, entry{gone: 2 * time.Hour})
+		full.put(maxKeys+key, entry{gone: 2 * time.Hour})
 		if full.get(0, 0) != (entry{}) {
 			return
 		}

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// wantWait fails the test unless err is the limit's and says to wait so long; 0
-// is no error.
+// wantWait fails the test unless err is the limit's and says to wait so long; 0 means
+// no error.
 func wantWait(t *testing.T, err error, by string, wait time.Duration) {
 	t.Helper()
 	if wait == 0 {
@@ -210,7 +210,7 @@ func TestListsOfPartsHaveTheirOwnKeys(t *testing.T) {
 	t.Parallel()
 	s := NewSeed()
 	seen := make(map[Key][]string)
-	for _, parts := range [][]string{nil, {""}, {"", ""}, {"a"}, {"a", ""}, {"", "a"}, {"ab"}, {"a", "b"}, {"b", "a"}, {"1:a"}, {"a1:b"}, {"a", "1:b"}} {
+	for _, parts := range [][]string{nil, {""}, {"", ""}, {"a"}, {"a", ""}, {"", "a"}, {"ab"}, {"a", "b"}, {"b", "a"}, {"1:a"}, {"a1:b"}, {"a", "1:b"}, {"1", "", "abcdefghi"}, {"09abcdefghi"}} {
 		key := s.Key(parts...)
 		if other, ok := seen[key]; ok {
 			t.Errorf("%q and %q share a key", parts, other)

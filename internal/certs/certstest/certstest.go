@@ -6,10 +6,8 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -28,38 +26,27 @@ type Pair struct {
 // New makes a certificate for 127.0.0.1 and the names. It is valid from an hour
 // ago, for the lifetime. New panics if it fails, which only a bug can cause.
 func New(lifetime time.Duration, names ...string) Pair {
-	key, keyErr := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	serial, serialErr := rand.Int(rand.Reader, big.NewInt(1<<62))
-	must(errors.Join(keyErr, serialErr))
 	begin := time.Now().Add(-time.Hour)
 	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: "test"},
-		DNSNames:              names,
-		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore:             begin,
-		NotAfter:              begin.Add(lifetime),
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		IsCA:                  true,
-		BasicConstraintsValid: true,
+		DNSNames:    names,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:   begin,
+		NotAfter:    begin.Add(lifetime),
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must(err)
-	leaf, err := x509.ParseCertificate(der)
-	must(err)
-	keyDER, err := x509.MarshalECPrivateKey(key)
-	must(err)
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	der := must(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))
 	return Pair{
 		Cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		Key:  pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}),
-		Leaf: leaf,
+		Key:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: must(x509.MarshalPKCS8PrivateKey(key))}),
+		Leaf: must(x509.ParseCertificate(der)),
 	}
 }
 
-func must(err error) {
+func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
 	}
+	return v
 }
 
 // Write writes the pair to cert.pem and key.pem in dir, and returns their paths.
