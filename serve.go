@@ -365,9 +365,9 @@ func sweepSessions(ctx context.Context, st *store, log *slog.Logger) {
 }
 
 const (
-	linkEvery = time.Second
+	linkEvery        = time.Second
 	finalLinkTimeout = time.Second    // at the end; only the first run after an upgrade can have more to link
-	trimEvery = 24 * time.Hour // not more often, since each trimming adds an event
+	trimEvery        = 24 * time.Hour // not more often, since each trimming adds an event
 )
 
 // keepChain links new events, and trims those that are older than retention unless
