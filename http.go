@@ -47,7 +47,7 @@ type exchange struct {
 	http.ResponseWriter
 	r       *http.Request
 	conn    *netlisten.Conn // nil in tests without a netlisten.Listener
-	id      string          // X-Request-Id
+	id      string          // X-Request-Id; a trusted proxy may choose it
 	address string          // of the client
 	who     principal       // who.id is 0 until the request is authenticated
 	target  int64           // the user that the path's {id} names
@@ -81,11 +81,15 @@ var (
 // ServeHTTP answers every request.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
+	address, id := s.origin(r)
+	if id == "" {
+		id = hex.EncodeToString(binary.BigEndian.AppendUint64(nil, rand.Uint64()))
+	}
 	x := &exchange{
 		ResponseWriter: w,
 		r:              r,
-		id:             hex.EncodeToString(binary.BigEndian.AppendUint64(nil, rand.Uint64())),
-		address:        s.clientAddress(r),
+		id:             id,
+		address:        address,
 		stats:          s.stats,
 		routeStats:     s.stats.unrouted,
 		largeBodies:    s.largeBodies,
@@ -133,6 +137,12 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(x, r)
 }
 
+// allowedHeaders are the headers that a page may send: those that userd reads, and
+// those that tracing and libraries in the page add to every request. A browser
+// refuses the request if one of its headers is not allowed.
+const allowedHeaders = "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID, " +
+	"X-Requested-With, X-Request-Id, Traceparent, Tracestate, Baggage, Sentry-Trace"
+
 // cors lets pages of the configured origins read the answers
 // (https://fetch.spec.whatwg.org/#http-cors-protocol). If x is a preflight
 // request, cors answers it and returns true. It does not allow credentials: userd
@@ -150,7 +160,7 @@ func (s *server) cors(x *exchange) (preflight bool) {
 		return false
 	}
 	header["Access-Control-Allow-Methods"] = []string{"GET, POST, PUT, PATCH, DELETE"}
-	header["Access-Control-Allow-Headers"] = []string{"Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID"}
+	header["Access-Control-Allow-Headers"] = []string{allowedHeaders}
 	header["Access-Control-Max-Age"] = []string{"600"}
 	x.routed = true
 	x.WriteHeader(http.StatusNoContent)

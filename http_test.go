@@ -747,7 +747,7 @@ func TestCORS(t *testing.T) {
 			if row.status == 204 {
 				want["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
 				want["Access-Control-Max-Age"] = "600"
-				want["Access-Control-Allow-Headers"] = "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID"
+				want["Access-Control-Allow-Headers"] = "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Requested-With, X-Request-Id, Traceparent, Tracestate, Baggage, Sentry-Trace"
 			} else if row.allowed {
 				want["Access-Control-Expose-Headers"] = "ETag, Link, Location, Retry-After, X-Request-Id"
 			}

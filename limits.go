@@ -79,7 +79,7 @@ func limited(err error) error {
 	return fmt.Errorf("%w: %w", errLimited, err)
 }
 
-// network returns the network of an address that clientAddress returned.
+// network returns the network of an address of a client.
 func network(address string) string {
 	a, err := netip.ParseAddr(address)
 	if err != nil {

@@ -249,7 +249,7 @@ func (s *server) getUser(x *exchange) error {
 		return err
 	}
 	v := s.viewOf(&x.who, u.id)
-	if v == viewAll && matches(x.r.Header.Values("If-None-Match"), u.version, true) {
+	if v == viewAll && matches(x.r.Header.Values("If-None-Match"), u.version) {
 		x.Header().Set("ETag", etag(u.version))
 		x.WriteHeader(http.StatusNotModified)
 		return nil

@@ -462,9 +462,57 @@ func TestETag(t *testing.T) {
 	s.do(token, "PUT", path, `{"username":"ann3"}`, "If-Match: "+tag).want(t, 412, "version_mismatch")
 	s.do(token, "PATCH", path, `{}`, "If-Match: "+tag).want(t, 412, "version_mismatch")
 	s.do(token, "DELETE", path, "", "If-Match: "+tag).want(t, 412, "version_mismatch")
-	s.do(token, "PUT", path, `{"username":"ann3"}`, `If-Match: W/"2"`).want(t, 412, "version_mismatch")
+	s.do(token, "PUT", path, `{"username":"ann3"}`, `If-Match: W/"1"`).want(t, 412, "version_mismatch")
 	s.do(token, "PUT", path, `{"username":"ann3"}`, "If-Match: *").want(t, 200, "")
 	s.do(token, "DELETE", path, "", `If-Match: "3"`).want(t, 200, "")
+}
+
+// A proxy that compresses answers rewrites their tags.
+func TestMatchesTheTagsThatProxiesMake(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		tag  string
+		want bool
+	}{
+		{`"12"`, true},
+		{`W/"12"`, true},
+		{`"12-gzip"`, true},
+		{`"12--gzip"`, true},
+		{`W/"12-gzip"`, true},
+		{`"12-br"`, true},
+		{`"12-zstd"`, true},
+		{`"12-deflate"`, true},
+		{`"1", W/"12"`, true},
+		{`*`, true},
+		{`"1"`, false},
+		{`W/"1"`, false},
+		{`"1-gzip"`, false},
+		{`"122"`, false},
+		{`"12-"`, false},
+		{`"12---gzip"`, false},
+		{`"12-13"`, false},
+		{`"-gzip"`, false},
+		{`12`, false},
+		{`"12`, false},
+		{`12"`, false},
+		{`"`, false},
+		{`w/"12"`, false},
+		{`W/*`, false},
+		{``, false},
+	} {
+		if got := matches([]string{row.tag}, 12); got != row.want {
+			t.Errorf("%s: %t, want %t", row.tag, got, row.want)
+		}
+	}
+	s := newService(t)
+	path, token := s.member("ann")
+	for _, tag := range []string{`W/"1"`, `"1-gzip"`} {
+		s.do(token, "GET", path, "", "If-None-Match: "+tag).want(t, 304, "")
+		s.do(token, "PATCH", path, `{}`, "If-Match: "+tag).want(t, 200, "")
+	}
+	s.do(token, "PATCH", path, `{"username":"ann2"}`, `If-Match: "1-gzip"`).want(t, 200, "")
+	s.do(token, "PATCH", path, `{"username":"ann3"}`, `If-Match: "1-gzip"`).want(t, 412, "version_mismatch")
+	s.do(token, "DELETE", path, ``, `If-Match: W/"2"`).want(t, 200, "")
 }
 
 // Of many changes that name one version, one is made.
