@@ -286,24 +286,40 @@ func requestID(r *http.Request) string {
 
 // forwardedFor returns the address of the client: that of the peer or, if the
 // peer is a trusted proxy, the last address in X-Forwarded-For that is not a
-// trusted proxy. The client could have sent any addresses to the left of it.
+// trusted proxy. The client could have sent any addresses to the left of it. Empty
+// elements do not count (RFC 9110 section 5.6.1.2).
 func (s *server) forwardedFor(r *http.Request, address netip.Addr) string {
 	forwarded := strings.Join(r.Header["X-Forwarded-For"], ",")
 	for s.isTrusted(address) && forwarded != "" {
 		i := strings.LastIndexByte(forwarded, ',')
 		hop := strings.TrimSpace(forwarded[i+1:])
-		next, err := netip.ParseAddr(hop)
-		if err != nil { // some proxies add the port
-			withPort, err := netip.ParseAddrPort(hop)
-			if err != nil {
-				break
-			}
-			next = withPort.Addr()
+		forwarded = forwarded[:max(i, 0)]
+		if hop == "" {
+			continue
+		}
+		next, ok := parseHop(hop)
+		if !ok {
+			break
 		}
 		address = next
-		forwarded = forwarded[:max(i, 0)]
 	}
 	return address.Unmap().String()
+}
+
+// parseHop reads an address as proxies write it: with or without a port, and an
+// IPv6 address with or without brackets.
+func parseHop(hop string) (netip.Addr, bool) {
+	if inner, ok := strings.CutPrefix(hop, "["); ok {
+		if inner, ok = strings.CutSuffix(inner, "]"); ok {
+			address, err := netip.ParseAddr(inner)
+			return address, err == nil && address.Is6()
+		}
+	}
+	if address, err := netip.ParseAddr(hop); err == nil {
+		return address, true
+	}
+	withPort, err := netip.ParseAddrPort(hop)
+	return withPort.Addr(), err == nil
 }
 
 func (s *server) isTrusted(address netip.Addr) bool {

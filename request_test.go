@@ -412,7 +412,17 @@ func TestClientAddress(t *testing.T) {
 		{"garbage", private, proxy, []string{"unknown"}, "10.0.0.1"},
 		{"garbage to the left of a proxy", private, proxy, []string{"unknown, 10.0.0.2"}, "10.0.0.2"},
 		{"garbage to the right of an address", private, proxy, []string{"198.51.100.7, unknown"}, "10.0.0.1"},
-		{"an empty element at the end", private, proxy, []string{"198.51.100.7,"}, "10.0.0.1"},
+		{"an empty element at the end", private, proxy, []string{"198.51.100.7,"}, "198.51.100.7"},
+		{"empty elements everywhere", private, proxy, []string{",203.0.113.5,, 198.51.100.7, ,\t", "", "10.0.0.2,,"}, "198.51.100.7"},
+		{"only empty elements", private, proxy, []string{" ,,", ","}, "10.0.0.1"},
+		{"brackets without a port", private, proxy, []string{"[2001:db8::1]"}, "2001:db8::1"},
+		{"brackets and a port", private, proxy, []string{"[2001:db8::1]:443"}, "2001:db8::1"},
+		{"brackets around a proxy", private, proxy, []string{"198.51.100.7, [fd00::2]"}, "198.51.100.7"},
+		{"an IPv4 address in IPv6 in brackets", private, proxy, []string{"[::ffff:198.51.100.7]"}, "198.51.100.7"},
+		{"brackets around an IPv4 address", private, proxy, []string{"[198.51.100.7]"}, "10.0.0.1"},
+		{"a bracket that is not closed", private, proxy, []string{"[2001:db8::1"}, "10.0.0.1"},
+		{"brackets around nothing", private, proxy, []string{"[]"}, "10.0.0.1"},
+		{"a port without a number", private, proxy, []string{"[2001:db8::1]:"}, "10.0.0.1"},
 		{"an empty element at the beginning", private, proxy, []string{",198.51.100.7"}, "198.51.100.7"},
 		{"a port after the address", private, proxy, []string{"203.0.113.5, 198.51.100.7:5555, [fd00::2]:80"}, "198.51.100.7"},
 		{"a network for an address", private, proxy, []string{"198.51.100.0/24"}, "10.0.0.1"},
@@ -518,7 +528,7 @@ func TestAnEmptyChunkedBodyIsNone(t *testing.T) {
 
 func FuzzClientAddress(f *testing.F) {
 	for _, peer := range []string{"10.0.0.1:1", "192.0.2.1:1", "[fd00::1]:1", "[::ffff:10.0.0.1]:80", "@", ""} {
-		for _, header := range []string{"", "198.51.100.7", "203.0.113.5, 198.51.100.7 ,10.0.0.2", "::ffff:10.0.0.1", "fe80::1%eth0", ",,", "10.0.0.1\r\n", "[::1]:5", strings.Repeat("10.0.0.1,", 500)} {
+		for _, header := range []string{"", "198.51.100.7", "203.0.113.5, 198.51.100.7 ,10.0.0.2", "::ffff:10.0.0.1", "fe80::1%eth0", ",,", "10.0.0.1\r\n", "[::1]:5", "[2001:db8::1]", "[", "[]", " , ,", strings.Repeat("10.0.0.1,", 500)} {
 			f.Add(peer, header)
 		}
 	}
