@@ -23,11 +23,11 @@ import (
 
 // Limits of each connection, of which a stranger can open many.
 const (
-	headerTimeout  = 5 * time.Second  // for a request's header to arrive
-	requestTimeout = 10 * time.Second // for the header and the body
-	writeTimeout   = 20 * time.Second // for an answer, or one part of a long one
-	idleTimeout    = 60 * time.Second // between requests
-	maxHeader      = 12 << 10         // bytes; net/http adds 4 KiB
+	headerTimeout  = 5 * time.Second   // for a request's header to arrive
+	requestTimeout = 10 * time.Second  // for the header and the body
+	writeTimeout   = 20 * time.Second  // for an answer, or one part of a long one
+	idleTimeout    = 150 * time.Second // between requests; proxies keep connections for 60 to 120 s, and answer 502 if userd closes first
+	maxHeader      = 12 << 10          // bytes; net/http adds 4 KiB
 	maxConnections = 4096
 	drainTimeout   = 7 * time.Second // for the running requests when the server stops
 )
