@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"mime"
 	"net/http"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -338,6 +339,9 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 		slog.Int64("took_us", time.Since(start).Microseconds()),
 		slog.String("client", x.address),
 	)
+	if x.r.Pattern == "" {
+		attrs = append(attrs, slog.String("path", loggedPath(x.r.URL.Path)))
+	}
 	if x.logUser != 0 {
 		attrs = append(attrs, slog.Int64("user", x.logUser))
 	}
@@ -357,6 +361,24 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 		attrs = append(attrs, slog.String("err", x.err.Error()))
 	}
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
+}
+
+// pathWord matches the segments of a path that are words, versions, file names and
+// small numbers. Tokens, e-mail addresses and most passwords are not.
+var pathWord = regexp.MustCompile(`^(|[A-Z]?[a-z0-9._-]{0,23}|[A-Z]{1,24})$`)
+
+// loggedPath returns what the log says of a path that is not a route. Segments that
+// could be secrets are "…", since a client that puts one into a path by mistake must
+// not put it into the log.
+func loggedPath(path string) string {
+	const most = 8
+	segments := strings.SplitN(path, "/", most+1)
+	for i, segment := range segments {
+		if i == most || !pathWord.MatchString(segment) {
+			segments[i] = "…"
+		}
+	}
+	return shorten(strings.Join(segments, "/"))
 }
 
 // utc returns a time of the database, or the zero time for 0, which means never.
