@@ -42,7 +42,7 @@ var commands = []command{
 	{"", "", untouched, "run the server",
 		`Without a command, userd serves until it is interrupted or terminated. It then
 		finishes the running requests, closes the database and exits. On SIGHUP it reads the
-		files TLS_CERT and TLS_KEY again; without them, SIGHUP does nothing.`,
+		files TLS_CERT and TLS_KEY again. Without HTTPS, SIGHUP ends userd like SIGTERM.`,
 		noFlags(nil)},
 	{"user add", "NAME EMAIL", creates, "add a user",
 		`Adds a user and prints its id. The password is the first line of standard input; on

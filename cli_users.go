@@ -103,8 +103,8 @@ func (c *cli) writeUsers(asJSON bool, each func(row func(*user)) error) error {
 func userSet(f *flag.FlagSet) action {
 	asJSON := jsonFlag(f)
 	var set change
-	f.Func("username", "Set the username to `NAME`.", func(v string) error { set.username = &v; return nil })
-	f.Func("email", "Set the e-mail address to `ADDRESS`.", func(v string) error { set.email = &v; return nil })
+	f.Func("username", "Set the username to `NAME`.", func(v string) error { set.username = new(trimName(v)); return nil })
+	f.Func("email", "Set the e-mail address to `ADDRESS`.", func(v string) error { set.email = new(trimName(v)); return nil })
 	f.Func("role", "Set the role to `ROLE`: member or admin.", func(v string) error {
 		set.role = new(role)
 		return setWord(set.role, v, member, admin)

@@ -119,7 +119,7 @@ var options = []option{
 		},
 		"What a member sees of other users: full (id, username and e-mail address), names (id and username) or self (nothing)."},
 	{"TRUSTED_PROXIES", "trusted-proxies", "CIDR,...", "", (*config).setProxies,
-		"The proxies whose X-Forwarded-For userd believes."},
+		"The proxies whose X-Forwarded-For and X-Request-Id userd believes."},
 	{"CORS_ORIGINS", "cors-origins", "ORIGIN,...", "", (*config).setOrigins,
 		"The origins, such as https://app.example.com, whose pages may call the API from a browser."},
 	{"RATE_LIMIT", "rate-limit", "on|off", string(rateLimitOn),

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"mime"
 	"net/http"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -23,11 +24,11 @@ import (
 
 // Limits of each connection, of which a stranger can open many.
 const (
-	headerTimeout  = 5 * time.Second  // for a request's header to arrive
-	requestTimeout = 10 * time.Second // for the header and the body
-	writeTimeout   = 20 * time.Second // for an answer, or one part of a long one
-	idleTimeout    = 60 * time.Second // between requests
-	maxHeader      = 12 << 10         // bytes; net/http adds 4 KiB
+	headerTimeout  = 5 * time.Second   // for a request's header to arrive
+	requestTimeout = 10 * time.Second  // for the header and the body
+	writeTimeout   = 20 * time.Second  // for an answer, or one part of a long one
+	idleTimeout    = 150 * time.Second // between requests; proxies keep connections for 60 to 120 s, and answer 502 if userd closes first
+	maxHeader      = 12 << 10          // bytes; net/http adds 4 KiB
 )
 
 // Limits of the server.
@@ -51,7 +52,7 @@ type exchange struct {
 	http.ResponseWriter
 	r       *http.Request
 	conn    *netlisten.Conn // nil in tests without a netlisten.Listener
-	id      string          // X-Request-Id
+	id      string          // X-Request-Id; a trusted proxy may choose it
 	address string          // of the client
 	who     principal       // who.id is 0 until the request is authenticated
 	target  int64           // the user that the path's {id} or a login's name refers to
@@ -85,11 +86,15 @@ var (
 // ServeHTTP answers every request.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
+	address, id := s.origin(r)
+	if id == "" {
+		id = hex.EncodeToString(binary.BigEndian.AppendUint64(nil, rand.Uint64()))
+	}
 	x := &exchange{
 		ResponseWriter: w,
 		r:              r,
-		id:             hex.EncodeToString(binary.BigEndian.AppendUint64(nil, rand.Uint64())),
-		address:        s.clientAddress(r),
+		id:             id,
+		address:        address,
 		stats:          s.stats,
 		routeStats:     s.stats.unrouted,
 		largeBodies:    s.largeBodies,
@@ -137,6 +142,12 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(x, r)
 }
 
+// allowedHeaders are the headers that a page may send: those that userd reads, and
+// those that tracing and libraries in the page add to every request. A browser
+// refuses the request if one of its headers is not allowed.
+const allowedHeaders = "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID, " +
+	"X-Requested-With, X-Request-Id, Traceparent, Tracestate, Baggage, Sentry-Trace"
+
 // cors lets pages of the configured origins read the answers
 // (https://fetch.spec.whatwg.org/#http-cors-protocol). If x is a preflight
 // request, cors answers it and returns true. It does not allow credentials: userd
@@ -154,7 +165,7 @@ func (s *server) cors(x *exchange) (preflight bool) {
 		return false
 	}
 	header["Access-Control-Allow-Methods"] = []string{"GET, POST, PUT, PATCH, DELETE"}
-	header["Access-Control-Allow-Headers"] = []string{"Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID"}
+	header["Access-Control-Allow-Headers"] = []string{allowedHeaders}
 	header["Access-Control-Max-Age"] = []string{"600"}
 	x.routed = true
 	x.WriteHeader(http.StatusNoContent)
@@ -332,6 +343,9 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 		slog.Int64("took_us", time.Since(start).Microseconds()),
 		slog.String("client", x.address),
 	)
+	if x.r.Pattern == "" {
+		attrs = append(attrs, slog.String("path", loggedPath(x.r.URL.Path)))
+	}
 	if x.logUser != 0 {
 		attrs = append(attrs, slog.Int64("user", x.logUser))
 	}
@@ -351,6 +365,24 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 		attrs = append(attrs, slog.String("err", x.err.Error()))
 	}
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
+}
+
+// pathWord matches the segments of a path that are words, versions, file names and
+// small numbers. Tokens, e-mail addresses and most passwords are not.
+var pathWord = regexp.MustCompile(`^(|[A-Z]?[a-z0-9._-]{0,23}|[A-Z]{1,24})$`)
+
+// loggedPath returns what the log says of a path that is not a route. Segments that
+// could be secrets are "…", since a client that puts one into a path by mistake must
+// not put it into the log.
+func loggedPath(path string) string {
+	const most = 8
+	segments := strings.SplitN(path, "/", most+1)
+	for i, segment := range segments {
+		if i == most || !pathWord.MatchString(segment) {
+			segments[i] = "…"
+		}
+	}
+	return shorten(strings.Join(segments, "/"))
 }
 
 // utc returns a time of the database, or the zero time for 0, which means never.

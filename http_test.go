@@ -530,6 +530,32 @@ func TestNoSecretReachesTheLog(t *testing.T) {
 	}
 }
 
+func TestALoggedPathIsShortAndHasNoSecret(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]string{
+		"":                                      "",
+		"*":                                     "…",
+		"/":                                     "/",
+		"/API/v1/Users/42/":                     "/API/v1/Users/42/",
+		"/wp-login.php":                         "/wp-login.php",
+		"//favicon.ico":                         "//favicon.ico",
+		"/../etc":                               "/../etc",
+		"/api/reset/Xk29-tQ":                    "/api/reset/…",
+		"/api/users/ann@example.com/x":          "/api/users/…/x",
+		"/eyJhbGciOiJIUzI1NiJ9.eyJ9.c2ln":       "/…",
+		"/7b1f0a4c8d2e4c6b9d7d2f4f5a1b3c9e":     "/…",
+		"/a\r\nb/\x1b[31m/\u2028/\xff":          "/…/…/…/…",
+		"/correct horse battery":                "/…",
+		"/1/2/3/4/5/6/7/8/9":                    "/1/2/3/4/5/6/7/…",
+		"/" + strings.Repeat("/a", 50000):       "//a/a/a/a/a/a/…",
+		strings.Repeat("/abcdefghijklmnopq", 7): "/abcdefghijklmnopq/abcdefghijklmnopq/abcdefghijklmnopq/abcdefghi…",
+	} {
+		if got := loggedPath(path); got != want {
+			t.Errorf("%.40q is logged as %q, want %q", path, got, want)
+		}
+	}
+}
+
 func TestTheLogNamesUserAndTarget(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -567,7 +593,13 @@ func TestTheLogNamesUserAndTarget(t *testing.T) {
 		{"a write", func() reply { return s.do(token, "PUT", "/api/users/me", `{"username":"anna"}`) },
 			map[string]any{"level": "INFO", "status": 200.0, "user": 1.0, "code": nil}},
 		{"no such path", func() reply { return s.do("", "GET", "/nothing", "") },
-			map[string]any{"level": "INFO", "route": "", "status": 404.0, "code": "not_found"}},
+			map[string]any{"level": "INFO", "route": "", "path": "/nothing", "status": 404.0, "code": "not_found"}},
+		{"no such path, with a query", func() reply { return s.do("", "GET", "/api/user/7?password=x", "") },
+			map[string]any{"route": "", "path": "/api/user/7", "status": 404.0}},
+		{"a path that does not allow the method", func() reply { return s.do("", "GET", "/api/login", "") },
+			map[string]any{"route": "", "path": "/api/login", "status": 405.0, "code": "method_not_allowed"}},
+		{"a route has no path", func() reply { return s.do(token, "GET", "/api/users/99", "") },
+			map[string]any{"route": "GET /api/users/{id}", "path": nil, "status": 404.0, "code": "user_not_found"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := row.send()
@@ -747,7 +779,7 @@ func TestCORS(t *testing.T) {
 			if row.status == 204 {
 				want["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
 				want["Access-Control-Max-Age"] = "600"
-				want["Access-Control-Allow-Headers"] = "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID"
+				want["Access-Control-Allow-Headers"] = "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Requested-With, X-Request-Id, Traceparent, Tracestate, Baggage, Sentry-Trace"
 			} else if row.allowed {
 				want["Access-Control-Expose-Headers"] = "ETag, Link, Location, Retry-After, X-Request-Id"
 			}

@@ -282,7 +282,7 @@ func (r *importRow) set(fields map[string]string) (problem string) {
 		return n
 	}
 	u := &r.user
-	u.username, u.email, u.role = fields["username"], fields["email"], role(cmp.Or(fields["role"], string(member)))
+	u.username, u.email, u.role = trimName(fields["username"]), trimName(fields["email"]), role(cmp.Or(fields["role"], string(member)))
 	wrong.add("username", checkUsername(u.username))
 	wrong.add("email", checkEmail(u.email))
 	r.password, r.hash = fields["password"], fields["password_hash"]

@@ -43,6 +43,10 @@ func TestImport(t *testing.T) {
 		{"NDJSON", "", `{"username":"ann","email":"ann@example.com","password":"correct horse battery","role":"admin"}` + "\n" +
 			`{"username":"bob","email":"bob@example.com","password_hash":"` + someHash + `","disabled":true,"last_login_at":null}` + "\n",
 			0, "imported 2 users\n", nil, "ann:admin bob:member"},
+		{"spaces around names", "", "username,email,password_hash\nann , ann@example.com," + someHash + "\nroot ,eve@example.com," + someHash + "\n",
+			1, "", []string{"row 3: username already exists"}, ""},
+		{"spaces around a name", "", "username,email,password_hash\n\" ann\",ann@example.com ," + someHash + "\n",
+			0, "imported 1 user\n", nil, "ann:member"},
 		{"only checking", "-dry-run", "username,email,password\nann,ann@example.com,correct horse battery\n",
 			0, "would import 1 user\n", nil, ""},
 		{"bad rows: nothing", "", "username,email,password\nann,ann@example.com,correct horse battery\n?,bob@example.com,short\nroot,eve@example.com,correct horse battery\n",

@@ -79,7 +79,7 @@ func limited(err error) error {
 	return fmt.Errorf("%w: %w", errLimited, err)
 }
 
-// network returns the network of an address that clientAddress returned.
+// network returns the network of an address of a client.
 func network(address string) string {
 	a, err := netip.ParseAddr(address)
 	if err != nil {
@@ -129,7 +129,7 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 		return nil, nil
 	}
 	from := network(x.address)
-	user := []string{"name", strings.Map(foldASCII, name)}
+	user := []string{"name", strings.Map(foldASCII, trimName(name))}
 	if id != 0 {
 		user = []string{"user", strconv.FormatInt(id, 10), hash}
 	}

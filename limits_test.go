@@ -116,7 +116,7 @@ func TestEachSpellingOfAUserCountsAsTheUser(t *testing.T) {
 	}
 	s.tryLogin(homeNet, "ann", wrongPassword).wantWait(t, 2)
 
-	for _, name := range []string{"nobody", "Nobody", "NOBODY", "nobody", "noBody"} {
+	for _, name := range []string{"nobody", "Nobody", "NOBODY", " nobody ", "noBody"} {
 		s.tryLogin(homeNet, name, wrongPassword).want(t, 401, "")
 	}
 	s.tryLogin(homeNet, "nobody", wrongPassword).wantWait(t, 2)

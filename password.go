@@ -30,6 +30,10 @@ const (
 	maxLocalPart = 64  // RFC 5321 section 4.5.3.1.1
 )
 
+// trimName drops the spaces around a username or an e-mail address, which a
+// keyboard or a copy adds unseen. No valid one has spaces.
+func trimName(s string) string { return strings.TrimSpace(s) }
+
 // checkUsername returns what is wrong with a new username, or "". A username has no
 // @, so that a login name is either a username or an address.
 func checkUsername(s string) string {

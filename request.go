@@ -213,59 +213,113 @@ func ifMatch(r *http.Request, u *user) (int64, error) {
 	switch {
 	case len(tags) == 0:
 		return 0, nil
-	case matches(tags, u.version, false):
+	case matches(tags, u.version):
 		return u.version, nil
 	}
 	return 0, errVersion
 }
 
 // matches reports whether tags, the values of If-Match or If-None-Match, name a
-// version (RFC 9110 section 13.1). Weak tags only count for If-None-Match.
-func matches(tags []string, version int64, weak bool) bool {
-	want := etag(version)
+// version. A proxy that compresses answers rewrites their tags, and clients send
+// back what they got: nginx makes W/"1" of "1", Apache "1-gzip", and Jetty
+// "1--gzip". RFC 9110 section 13.1.1 would refuse these in If-Match, since the bytes
+// of the answer may differ. Here a tag names the version of a user, not bytes.
+func matches(tags []string, version int64) bool {
+	want := strconv.FormatInt(version, 10)
 	for tag := range strings.SplitSeq(strings.Join(tags, ","), ",") {
 		tag = strings.TrimSpace(tag)
-		if weak {
-			tag = strings.TrimPrefix(tag, "W/")
+		if tag == "*" {
+			return true
 		}
-		if tag == want || tag == "*" {
+		tag, opened := strings.CutPrefix(strings.TrimPrefix(tag, "W/"), `"`)
+		tag, closed := strings.CutSuffix(tag, `"`)
+		number, coding, _ := strings.Cut(tag, "-")
+		if opened && closed && number == want && (number == tag || slices.Contains(contentCodings, strings.TrimPrefix(coding, "-"))) {
 			return true
 		}
 	}
 	return false
 }
 
-// clientAddress returns the address of the client: that of the peer or, if the
-// peer is a trusted proxy, the last address in X-Forwarded-For that is not a
-// trusted proxy. The client could have sent any addresses to the left of it.
-func (s *server) clientAddress(r *http.Request) string {
+// contentCodings are those that proxies append to tags.
+var contentCodings = []string{"gzip", "br", "zstd", "deflate"}
+
+// origin returns the address of the client and the request's id. The peer sends
+// both if it is a trusted proxy. Otherwise the address is the peer's, and the id is
+// empty.
+func (s *server) origin(r *http.Request) (client, id string) {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
-		return r.RemoteAddr
+		return r.RemoteAddr, ""
 	}
 	if len(s.trustedProxies) == 0 {
-		return host
+		return host, ""
 	}
-	address, err := netip.ParseAddr(host)
+	peer, err := netip.ParseAddr(host)
 	if err != nil {
-		return host
+		return host, ""
 	}
+	if s.isTrusted(peer) {
+		id = requestID(r)
+	}
+	return s.forwardedFor(r, peer), id
+}
+
+// maxRequestID is the largest length of an id that a proxy may give to a request.
+const maxRequestID = 128
+
+// requestID returns the request's X-Request-Id, or "" if it is absent, too long,
+// ambiguous, or has a character other than those of UUIDs, base64 and trace ids.
+func requestID(r *http.Request) string {
+	ids := r.Header["X-Request-Id"]
+	if len(ids) != 1 || len(ids[0]) > maxRequestID {
+		return ""
+	}
+	for _, c := range []byte(ids[0]) {
+		letter := 'a' <= c|0x20 && c|0x20 <= 'z'
+		if !letter && (c < '0' || c > '9') && strings.IndexByte("-._~+/=:@", c) < 0 {
+			return ""
+		}
+	}
+	return ids[0]
+}
+
+// forwardedFor returns the address of the client: that of the peer or, if the
+// peer is a trusted proxy, the last address in X-Forwarded-For that is not a
+// trusted proxy. The client could have sent any addresses to the left of it. Empty
+// elements do not count (RFC 9110 section 5.6.1.2).
+func (s *server) forwardedFor(r *http.Request, address netip.Addr) string {
 	forwarded := strings.Join(r.Header["X-Forwarded-For"], ",")
 	for s.isTrusted(address) && forwarded != "" {
 		i := strings.LastIndexByte(forwarded, ',')
 		hop := strings.TrimSpace(forwarded[i+1:])
-		next, err := netip.ParseAddr(hop)
-		if err != nil { // some proxies add the port
-			withPort, err := netip.ParseAddrPort(hop)
-			if err != nil {
-				break
-			}
-			next = withPort.Addr()
+		forwarded = forwarded[:max(i, 0)]
+		if hop == "" {
+			continue
+		}
+		next, ok := parseHop(hop)
+		if !ok {
+			break
 		}
 		address = next
-		forwarded = forwarded[:max(i, 0)]
 	}
 	return address.Unmap().String()
+}
+
+// parseHop reads an address as proxies write it: with or without a port, and an
+// IPv6 address with or without brackets.
+func parseHop(hop string) (netip.Addr, bool) {
+	if inner, ok := strings.CutPrefix(hop, "["); ok {
+		if inner, ok = strings.CutSuffix(inner, "]"); ok {
+			address, err := netip.ParseAddr(inner)
+			return address, err == nil && address.Is6()
+		}
+	}
+	if address, err := netip.ParseAddr(hop); err == nil {
+		return address, true
+	}
+	withPort, err := netip.ParseAddrPort(hop)
+	return withPort.Addr(), err == nil
 }
 
 func (s *server) isTrusted(address netip.Addr) bool {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net"
 	"net/http"
@@ -411,7 +412,17 @@ func TestClientAddress(t *testing.T) {
 		{"garbage", private, proxy, []string{"unknown"}, "10.0.0.1"},
 		{"garbage to the left of a proxy", private, proxy, []string{"unknown, 10.0.0.2"}, "10.0.0.2"},
 		{"garbage to the right of an address", private, proxy, []string{"198.51.100.7, unknown"}, "10.0.0.1"},
-		{"an empty element at the end", private, proxy, []string{"198.51.100.7,"}, "10.0.0.1"},
+		{"an empty element at the end", private, proxy, []string{"198.51.100.7,"}, "198.51.100.7"},
+		{"empty elements everywhere", private, proxy, []string{",203.0.113.5,, 198.51.100.7, ,\t", "", "10.0.0.2,,"}, "198.51.100.7"},
+		{"only empty elements", private, proxy, []string{" ,,", ","}, "10.0.0.1"},
+		{"brackets without a port", private, proxy, []string{"[2001:db8::1]"}, "2001:db8::1"},
+		{"brackets and a port", private, proxy, []string{"[2001:db8::1]:443"}, "2001:db8::1"},
+		{"brackets around a proxy", private, proxy, []string{"198.51.100.7, [fd00::2]"}, "198.51.100.7"},
+		{"an IPv4 address in IPv6 in brackets", private, proxy, []string{"[::ffff:198.51.100.7]"}, "198.51.100.7"},
+		{"brackets around an IPv4 address", private, proxy, []string{"[198.51.100.7]"}, "10.0.0.1"},
+		{"a bracket that is not closed", private, proxy, []string{"[2001:db8::1"}, "10.0.0.1"},
+		{"brackets around nothing", private, proxy, []string{"[]"}, "10.0.0.1"},
+		{"a port without a number", private, proxy, []string{"[2001:db8::1]:"}, "10.0.0.1"},
 		{"an empty element at the beginning", private, proxy, []string{",198.51.100.7"}, "198.51.100.7"},
 		{"a port after the address", private, proxy, []string{"203.0.113.5, 198.51.100.7:5555, [fd00::2]:80"}, "198.51.100.7"},
 		{"a network for an address", private, proxy, []string{"198.51.100.0/24"}, "10.0.0.1"},
@@ -437,11 +448,60 @@ func TestClientAddress(t *testing.T) {
 			for _, h := range row.headers {
 				r.Header.Add("X-Forwarded-For", h)
 			}
-			if got := s.clientAddress(r); got != row.want {
+			if got, _ := s.origin(r); got != row.want {
 				t.Errorf("got %q, want %q", got, row.want)
 			}
 		})
 	}
+}
+
+// Otherwise the proxy's log and ours could not be joined.
+func TestOnlyATrustedProxyGivesARequestItsID(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("a", maxRequestID)
+	for _, row := range []struct {
+		name string
+		peer string
+		ids  []string
+		want string
+	}{
+		{"nginx", "127.0.0.1:1", []string{"0af7651916cd43dd8448eb211c80319c"}, "0af7651916cd43dd8448eb211c80319c"},
+		{"a UUID", "127.0.0.1:1", []string{"7B1F0A4C-8d2e-4c6b-9d7d-2f4f5a1b3c9e"}, "7B1F0A4C-8d2e-4c6b-9d7d-2f4f5a1b3c9e"},
+		{"base64 and an address", "127.0.0.1:1", []string{"a+/~_=.@10.0.0.1:80"}, "a+/~_=.@10.0.0.1:80"},
+		{"the longest", "127.0.0.1:1", []string{long}, long},
+		{"a longer one", "127.0.0.1:1", []string{long + "a"}, ""},
+		{"a space", "127.0.0.1:1", []string{"a b"}, ""},
+		{"a line break", "127.0.0.1:1", []string{"a\nb"}, ""},
+		{"a quote", "127.0.0.1:1", []string{`a"b`}, ""},
+		{"a list", "127.0.0.1:1", []string{"a,b"}, ""},
+		{"a letter that is not ASCII", "127.0.0.1:1", []string{"\u017f"}, ""},
+		{"two headers", "127.0.0.1:1", []string{"a", "b"}, ""},
+		{"an empty header", "127.0.0.1:1", []string{""}, ""},
+		{"no header", "127.0.0.1:1", nil, ""},
+		{"a stranger", "192.0.2.1:1", []string{"a"}, ""},
+		{"a peer without an address", "@", []string{"a"}, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := new(server)
+			proxied(&s.settings)
+			if _, got := s.origin(&http.Request{RemoteAddr: row.peer, Header: http.Header{"X-Request-Id": row.ids}}); got != row.want {
+				t.Errorf("got %q, want %q", got, row.want)
+			}
+		})
+	}
+	t.Run("the answer and the log have the id", func(t *testing.T) {
+		s := newService(t, proxied)
+		book := s.keepLog()
+		if got := s.do("", "GET", "/nothing", "", "X-Request-Id: the-proxys").header.Get("X-Request-Id"); got != "the-proxys" {
+			t.Errorf("the answer has %q", got)
+		}
+		if got := s.do("", "GET", "/nothing", "", "X-Request-Id: a b").header.Get("X-Request-Id"); len(got) != 16 {
+			t.Errorf("the answer to an id that is not valid has %q", got)
+		}
+		if got := book.records(t, slog.LevelInfo)[0]["id"]; got != "the-proxys" {
+			t.Errorf("the log has %q", got)
+		}
+	})
 }
 
 // An empty body whose length is not told beforehand is empty, too.
@@ -468,7 +528,7 @@ func TestAnEmptyChunkedBodyIsNone(t *testing.T) {
 
 func FuzzClientAddress(f *testing.F) {
 	for _, peer := range []string{"10.0.0.1:1", "192.0.2.1:1", "[fd00::1]:1", "[::ffff:10.0.0.1]:80", "@", ""} {
-		for _, header := range []string{"", "198.51.100.7", "203.0.113.5, 198.51.100.7 ,10.0.0.2", "::ffff:10.0.0.1", "fe80::1%eth0", ",,", "10.0.0.1\r\n", "[::1]:5", strings.Repeat("10.0.0.1,", 500)} {
+		for _, header := range []string{"", "198.51.100.7", "203.0.113.5, 198.51.100.7 ,10.0.0.2", "::ffff:10.0.0.1", "fe80::1%eth0", ",,", "10.0.0.1\r\n", "[::1]:5", "[2001:db8::1]", "[", "[]", " , ,", strings.Repeat("10.0.0.1,", 500)} {
 			f.Add(peer, header)
 		}
 	}
@@ -477,11 +537,11 @@ func FuzzClientAddress(f *testing.F) {
 	open := &server{settings: settings{trustedProxies: []netip.Prefix{trusted, netip.MustParsePrefix("fd00::/8")}}}
 	f.Fuzz(func(t *testing.T, peer, header string) {
 		r := &http.Request{RemoteAddr: peer, Header: http.Header{"X-Forwarded-For": {header}}}
-		direct := closed.clientAddress(r)
+		direct, _ := closed.origin(r)
 		if host, _, err := net.SplitHostPort(peer); err == nil && direct != host {
 			t.Errorf("without a trusted proxy the client of %q is %q", peer, direct)
 		}
-		got := open.clientAddress(r)
+		got, _ := open.origin(r)
 		address, err := netip.ParseAddr(got)
 		if err != nil && got != direct {
 			t.Errorf("%q behind %q is %q, no address", header, peer, got)

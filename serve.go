@@ -57,9 +57,8 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+	ctx, hangup, stop := watchHangups(ctx, &c)
+	defer stop()
 	// Before the database is opened: if the port is in use, another userd may use
 	// the file.
 	l, err := listen(&c, hangup, log)
@@ -87,6 +86,24 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	}
 	log.Info("stopped", "took_ms", time.Since(<-stopping).Milliseconds())
 	return nil
+}
+
+// watchHangups returns a channel that gets each SIGHUP if the server has
+// certificates. Without certificates, the first SIGHUP ends the returned context: a
+// server does not outlive its terminal, unless nohup started it. The caller calls
+// stop at the end.
+func watchHangups(ctx context.Context, c *config) (_ context.Context, hangup <-chan os.Signal, stop func()) {
+	if c.tlsCert != "" || len(c.domains) > 0 {
+		hangup := make(chan os.Signal, 1)
+		signal.Notify(hangup, syscall.SIGHUP)
+		return ctx, hangup, func() { signal.Stop(hangup) }
+	}
+	if signal.Ignored(syscall.SIGHUP) {
+		return ctx, nil, func() {}
+	}
+	ctx, stop = signal.NotifyContext(ctx, syscall.SIGHUP)
+	context.AfterFunc(ctx, stop) // a second SIGHUP ends the process
+	return ctx, nil, stop
 }
 
 // listeners are the sockets of a server, and the certificates for them.

@@ -28,6 +28,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"userd/internal/certs/certstest"
@@ -239,9 +240,27 @@ func TestACertificateIsReplacedWhileItServes(t *testing.T) {
 	}
 }
 
-func TestAHangupWithoutACertificateDoesNothing(t *testing.T) {
+// Otherwise a server would outlive the terminal that it was started in.
+func TestAHangupWithoutACertificateEndsTheServer(t *testing.T) {
 	t.Parallel()
 	p := startUserd(t, t.TempDir(), nil)
+	if status := p.end(syscall.SIGHUP); status != 0 {
+		t.Errorf("exit status %d, want 0", status)
+	}
+	if log := strings.Join(p.log(), "\n"); !strings.Contains(log, `"msg":"stopped"`) {
+		t.Errorf("it logged:\n%s", log)
+	}
+}
+
+func TestAHangupDoesNotEndWhatNohupStarted(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cmd := userdCommand(t, dir, nil)
+	nohup := exec.Command("nohup", cmd.Args...)
+
+	nohup.Dir, nohup.Env = cmd.Dir, cmd.Env
+	p := spawn(t, nohup)
+	p.awaitServing()
 	for range 3 {
 		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 			t.Fatal(err)
@@ -251,6 +270,59 @@ func TestAHangupWithoutACertificateDoesNothing(t *testing.T) {
 	if status := p.end(syscall.SIGTERM); status != 0 {
 		t.Errorf("exit status %d, want 0", status)
 	}
+}
+
+// pipes is a listener that accepts what is sent to it.
+type pipes chan net.Conn
+
+func (p pipes) Accept() (net.Conn, error) {
+	if c, ok := <-p; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+func (p pipes) Close() error   { return nil }
+func (p pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+
+// A load balancer that keeps a connection longer than the server answers 502 now and
+// then: the server closes the connection while a request is on its way.
+func TestAnIdleConnectionOutlivesThoseOfProxies(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	synctest.Test(t, func(t *testing.T) {
+		client, accepted := net.Pipe()
+		l := make(pipes, 1)
+		l <- accepted
+		h := newHTTPServer(s.server)
+		go h.Serve(l)
+		in := bufio.NewReader(client)
+		get := func() error {
+			go fmt.Fprint(client, "GET /api/test HTTP/1.1\r\nHost: x\r\n\r\n")
+			resp, err := http.ReadResponse(in, nil)
+			if err == nil {
+				_, err = io.Copy(io.Discard, resp.Body)
+			}
+			return err
+		}
+		for _, idle := range []time.Duration{
+			0,
+			60 * time.Second,  // AWS, nginx
+			90 * time.Second,  // Traefik
+			120 * time.Second, // Caddy
+			149 * time.Second,
+		} {
+			time.Sleep(idle)
+			if err := get(); err != nil {
+				t.Fatalf("after %v without a request: %v", idle, err)
+			}
+		}
+		start := time.Now()
+		if _, err := in.ReadByte(); err != io.EOF || time.Since(start) != idleTimeout {
+			t.Errorf("closed after %v: %v", time.Since(start), err)
+		}
+		close(l)
+		h.Close()
+	})
 }
 
 func TestContradictionsAboutHTTPSAreRefused(t *testing.T) {

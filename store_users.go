@@ -116,7 +116,16 @@ type credentials struct {
 // userByLogin returns the user whose username or e-mail address is login, in any
 // case, and its credentials; or errUserNotFound. A username takes precedence,
 // because an adopted username can equal the address of another user.
+// Spaces around login do not matter, unless an adopted name has them.
 func (s *store) userByLogin(login string) (u user, c credentials, err error) {
+	u, c, err = s.userByExactLogin(login)
+	if trimmed := trimName(login); err == errUserNotFound && trimmed != login {
+		return s.userByExactLogin(trimmed)
+	}
+	return u, c, err
+}
+
+func (s *store) userByExactLogin(login string) (u user, c credentials, err error) {
 	var rank int
 	err = s.read(`
 		SELECT`+userColumns+`, user.password_hash, user.auth_stamp, 0 AS rank FROM user WHERE username = ?1 COLLATE NOCASE

@@ -20,10 +20,11 @@ type userService struct {
 	wall   func() time.Time // the wall clock, for what is stored or signed
 }
 
-// addUser checks u and the password, adds the user for a caller, and sets u's id
-// and times. It returns errRegisterFields, errInvalid, passhash.ErrBusy, or an
-// error of store.addUser.
+// addUser trims and checks u, checks the password, adds the user for a caller, and
+// sets u's id and times. It returns errRegisterFields, errInvalid,
+// passhash.ErrBusy, or an error of store.addUser.
 func (s *userService) addUser(ctx context.Context, by caller, u *user, password string) error {
+	u.username, u.email = trimName(u.username), trimName(u.email)
 	if u.username == "" || u.email == "" || password == "" {
 		return errRegisterFields
 	}
@@ -249,7 +250,7 @@ func (s *server) getUser(x *exchange) error {
 		return err
 	}
 	v := s.viewOf(&x.who, u.id)
-	if v == viewAll && matches(x.r.Header.Values("If-None-Match"), u.version, true) {
+	if v == viewAll && matches(x.r.Header.Values("If-None-Match"), u.version) {
 		x.Header().Set("ETag", etag(u.version))
 		x.WriteHeader(http.StatusNotModified)
 		return nil
@@ -299,8 +300,8 @@ func (s *server) updateUser(x *exchange) error {
 		return err
 	}
 	c := change{
-		username: unlessSame(in.Username, u.username),
-		email:    unlessSame(in.Email, u.email),
+		username: newName(in.Username, u.username),
+		email:    newName(in.Email, u.email),
 		role:     unlessSame(in.Role, u.role),
 		disabled: unlessSame(in.Disabled, u.disabled),
 	}
@@ -363,6 +364,15 @@ func (c *change) check(u *user, password *string) error {
 		wrong.add("password", checkPassword(*password, username, email))
 	}
 	return wrong.err()
+}
+
+// newName returns a given name or address without spaces around it, or nil if it is
+// the current one, which may have them if it was adopted.
+func newName(given *string, current string) *string {
+	if given == nil || *given == current {
+		return nil
+	}
+	return unlessSame(new(trimName(*given)), current)
 }
 
 // unlessSame returns given, or nil if it is the current value.

@@ -28,7 +28,7 @@ func TestRegisterNamesEachWrongField(t *testing.T) {
 		{"a username with a space", "an n", "x3@example.com", "testpass", "username"},
 		{"a username with an @", "ann@example.com", "x4@example.com", "testpass", "username"},
 		{"a username outside ASCII", "änn", "x5@example.com", "testpass", "username"},
-		{"a username with a line break", "ann\n", "x6@example.com", "testpass", "username"},
+		{"a username with a line break", "an\nn", "x6@example.com", "testpass", "username"},
 		{"an email without @", "x7", "ann.example.com", "testpass", "email"},
 		{"an email with two @", "x8", "a@b@example.com", "testpass", "email"},
 		{"an email with a display name", "x9", "Ann <ann@example.com>", "testpass", "email"},
@@ -40,7 +40,7 @@ func TestRegisterNamesEachWrongField(t *testing.T) {
 		{"an email at a host beginning with a hyphen", "x15", "ann@-example.com", "testpass", "email"},
 		{"an email whose host ends in a dot", "x16", "ann@example.com.", "testpass", "email"},
 		{"an email outside ASCII", "x17", "änn@example.com", "testpass", "email"},
-		{"an email with a line break", "x18", "ann@example.com\n", "testpass", "email"},
+		{"an email with a line break", "x18", "ann@example\n.com", "testpass", "email"},
 		{"an email with a long local part", "x19", long("a", 65) + "@example.com", "testpass", "email"},
 		{"an email too long", "x20", long("a", 64) + "@" + long("b", 63) + "." + long("c", 63) + "." + long("d", 62), "testpass", "email"},
 		{"a short password", "x21", "x21@example.com", "seven77", "password"},
@@ -72,6 +72,70 @@ func TestRegisterNamesEachWrongField(t *testing.T) {
 			t.Errorf("%s: got %d %s", test.claim, r.status, r.body)
 		}
 	}
+}
+
+// A phone's keyboard or a copy adds spaces that the user does not see.
+func TestSpacesAroundANameAreTrimmed(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, root := s.admin("root")
+	for _, row := range []struct {
+		name string
+		send func() reply
+	}{
+		{"register", func() reply {
+			return s.do("", "POST", "/api/register", `{"username":" ann\n","email":"\tann@example.com ","password":"`+goodPassword+`"}`).want(t, 201, "")
+		}},
+		{"create", func() reply {
+			return s.do(root, "POST", "/api/users", `{"username":"ann\u00a0","email":" ann@example.com","password":"`+goodPassword+`"}`).want(t, 201, "")
+		}},
+		{"change", func() reply {
+			path, _ := s.register("bob")
+			return s.do(root, "PUT", path, `{"username":"ann ","email":" ann@example.com"}`).want(t, 200, "")
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := row.send()
+			if r.field("username") != "ann" || r.field("email") != "ann@example.com" {
+				t.Fatalf("answered %s", r.body)
+			}
+			for _, name := range []string{"ann ", " ann", "ann@example.com ", "\tann\n", " ANN@example.com"} {
+				s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, goodPassword)).want(t, 200, "")
+			}
+			path := "/api/users/" + r.field("id")
+			tag := s.do(root, "GET", path, "").header.Get("ETag")
+			if got := s.do(root, "PATCH", path, `{"username":" ann","email":"ann@example.com "}`).want(t, 200, "").header.Get("ETag"); got != tag {
+				t.Error("a name that only gets spaces is a change")
+			}
+			s.do(root, "DELETE", path, "").want(t, 200, "")
+		})
+	}
+	t.Run("only around it", func(t *testing.T) {
+		s.do("", "POST", "/api/register", `{"username":"a nn","email":"ann@example.com","password":"`+goodPassword+`"}`).want(t, 400, "invalid_fields")
+		s.do("", "POST", "/api/register", `{"username":" ","email":"ann@example.com","password":"`+goodPassword+`"}`).want(t, 400, "missing_fields")
+	})
+	t.Run("not around a password", func(t *testing.T) {
+		s.register("cleo")
+		s.do("", "POST", "/api/login", `{"username":"cleo","password":"`+goodPassword+` "}`).want(t, 401, "invalid_credentials")
+	})
+	t.Run("not if an adopted name has them", func(t *testing.T) {
+		const spaced = " dan "
+		s.register("dan")
+		s.register("spaced")
+		if _, err := s.store.writer.conn.ExecContext(t.Context(), `UPDATE user SET username = ? WHERE username = 'spaced'`, spaced); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{spaced, "dan"} {
+			token := s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, goodPassword)).want(t, 200, "").field("access_token")
+			r := s.do(token, "GET", "/api/users/me", "")
+			if r.field("username") != name {
+				t.Errorf("%q logs in as %q", name, r.field("username"))
+			}
+			if got := s.do(token, "PUT", "/api/users/me", r.body).want(t, 200, "").field("username"); got != name {
+				t.Errorf("sent back, the name became %q", got)
+			}
+		}
+	})
 }
 
 func TestRegistrationClosed(t *testing.T) {
@@ -462,9 +526,57 @@ func TestETag(t *testing.T) {
 	s.do(token, "PUT", path, `{"username":"ann3"}`, "If-Match: "+tag).want(t, 412, "version_mismatch")
 	s.do(token, "PATCH", path, `{}`, "If-Match: "+tag).want(t, 412, "version_mismatch")
 	s.do(token, "DELETE", path, "", "If-Match: "+tag).want(t, 412, "version_mismatch")
-	s.do(token, "PUT", path, `{"username":"ann3"}`, `If-Match: W/"2"`).want(t, 412, "version_mismatch")
+	s.do(token, "PUT", path, `{"username":"ann3"}`, `If-Match: W/"1"`).want(t, 412, "version_mismatch")
 	s.do(token, "PUT", path, `{"username":"ann3"}`, "If-Match: *").want(t, 200, "")
 	s.do(token, "DELETE", path, "", `If-Match: "3"`).want(t, 200, "")
+}
+
+// A proxy that compresses answers rewrites their tags.
+func TestMatchesTheTagsThatProxiesMake(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		tag  string
+		want bool
+	}{
+		{`"12"`, true},
+		{`W/"12"`, true},
+		{`"12-gzip"`, true},
+		{`"12--gzip"`, true},
+		{`W/"12-gzip"`, true},
+		{`"12-br"`, true},
+		{`"12-zstd"`, true},
+		{`"12-deflate"`, true},
+		{`"1", W/"12"`, true},
+		{`*`, true},
+		{`"1"`, false},
+		{`W/"1"`, false},
+		{`"1-gzip"`, false},
+		{`"122"`, false},
+		{`"12-"`, false},
+		{`"12---gzip"`, false},
+		{`"12-13"`, false},
+		{`"-gzip"`, false},
+		{`12`, false},
+		{`"12`, false},
+		{`12"`, false},
+		{`"`, false},
+		{`w/"12"`, false},
+		{`W/*`, false},
+		{``, false},
+	} {
+		if got := matches([]string{row.tag}, 12); got != row.want {
+			t.Errorf("%s: %t, want %t", row.tag, got, row.want)
+		}
+	}
+	s := newService(t)
+	path, token := s.member("ann")
+	for _, tag := range []string{`W/"1"`, `"1-gzip"`} {
+		s.do(token, "GET", path, "", "If-None-Match: "+tag).want(t, 304, "")
+		s.do(token, "PATCH", path, `{}`, "If-Match: "+tag).want(t, 200, "")
+	}
+	s.do(token, "PATCH", path, `{"username":"ann2"}`, `If-Match: "1-gzip"`).want(t, 200, "")
+	s.do(token, "PATCH", path, `{"username":"ann3"}`, `If-Match: "1-gzip"`).want(t, 412, "version_mismatch")
+	s.do(token, "DELETE", path, ``, `If-Match: W/"2"`).want(t, 200, "")
 }
 
 // Of many changes that name one version, one is made.
