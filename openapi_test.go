@@ -1241,14 +1241,17 @@ func refusesRegistration(w *witness) {
 	w.do("", "POST", "/api/register", w.doc.example(w.t, "POST /api/register", 0)).want(w.t, 403, "registration_closed")
 }
 
-// Another table refers to the user.
+// Another table refers to one user, and another user has no name.
 func refusesReferenced(w *witness) {
 	t := w.t.(*testing.T)
 	path := flaskDatabase(t,
 		`CREATE TABLE bill (id INTEGER PRIMARY KEY, username VARCHAR(80) NOT NULL REFERENCES user (username))`,
-		`INSERT INTO bill (username) VALUES ('ann')`)
+		`INSERT INTO bill (username) VALUES ('ann')`,
+		`UPDATE user SET username = '' WHERE id = 2`)
 	(&shell{t, path}).run(0, "", "adopt")
 	w.service = newServiceOn(t, path)
+	nameless := w.do("", "POST", "/api/login", `{"username":"not an address","password":"`+goodPassword+`"}`).want(t, 200, "").field("access_token")
+	w.do(nameless, "GET", "/api/verify", "").want(t, 403, "forbidden")
 	r := w.do("", "POST", "/api/login", `{"username":"ann","password":"short"}`).want(t, 200, "")
 	ann := r.field("access_token")
 	w.do(ann, "GET", "/api/users/me", "").want(t, 200, "")

@@ -45,8 +45,13 @@ func checkUsername(s string) string {
 	return ""
 }
 
-// checkEmail returns what is wrong with a new e-mail address, or "".
+// checkEmail returns what is wrong with a new e-mail address, or "". One that began
+// with '-', '=', '+' or '@' would be an option to a command and a formula to a
+// spreadsheet (OWASP, CSV Injection).
 func checkEmail(s string) string {
+	if s != "" && strings.Contains("-=+@", s[:1]) {
+		return "must not begin with '-', '=', '+' or '@'"
+	}
 	if len(s) > maxEmail || strings.IndexByte(s, '@') > maxLocalPart || !emailPattern.MatchString(s) {
 		return "must be an address such as ann@example.com, in ASCII"
 	}
