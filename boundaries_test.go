@@ -330,7 +330,13 @@ func TestTheModuleRequiresSQLiteAndCryptoAlone(t *testing.T) {
 			if strings.TrimSpace(comment) != "indirect" {
 				direct = append(direct, words[1])
 			}
-		case "go", "toolchain":
+		case "go":
+			// A floor without a patch, or with patch 0, allows builds with the known
+			// vulnerabilities of the first release.
+			if !regexp.MustCompile(`^1\.[0-9]+\.[1-9][0-9]*$`).MatchString(words[1]) {
+				t.Errorf("go.mod requires Go %s, want a patch release such as 1.26.8", words[1])
+			}
+		case "toolchain":
 		default:
 			t.Errorf("go.mod has a directive that a checkout elsewhere may not follow: %s", strings.TrimSpace(line))
 		}
@@ -338,6 +344,18 @@ func TestTheModuleRequiresSQLiteAndCryptoAlone(t *testing.T) {
 	slices.Sort(direct)
 	if want := []string{"golang.org/x/crypto", "modernc.org/sqlite"}; !slices.Equal(direct, want) {
 		t.Errorf("go.mod requires %v, want %v and no more", direct, want)
+	}
+}
+
+func TestTheWorkflowLooksForVulnerabilities(t *testing.T) {
+	t.Parallel()
+	workflow, err := os.ReadFile(".github/workflows/ci.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pinned := regexp.MustCompile(`(?m)^ +- run: go run golang\.org/x/vuln/cmd/govulncheck@v[0-9.]+ \./\.\.\.$`)
+	if !pinned.Match(workflow) {
+		t.Errorf("no step matches %s", pinned)
 	}
 }
 

@@ -69,6 +69,7 @@ var (
 	errWrongPassword = &apiError{401, "wrong_password", "The current password is wrong"}
 
 	errForbidden          = &apiError{403, "forbidden", "Only the user itself or an admin may do this"}
+	errNoUsername         = &apiError{403, "forbidden", "This user has no username; give it one first"}
 	errUserDisabled       = &apiError{403, "user_disabled", "This user is disabled"}
 	errRegistrationClosed = &apiError{403, "registration_closed", "Registration is closed: an admin adds users"}
 

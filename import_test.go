@@ -71,6 +71,8 @@ func TestImport(t *testing.T) {
 			1, "", []string{"row 2: Not valid: created_at must be a time such as 2026-01-31T12:00:00Z; disabled must be true or false; role must be member or admin"}, ""},
 		{"a row with a field too few", "", "username,email,password_hash\nann,a@example.com\n",
 			1, "", []string{"row 2: has 2 fields instead of 3"}, ""},
+		{"addresses that begin with a sign", "", "username,email,password_hash\nann,=a@example.com," + someHash + "\nbob,-b@example.com," + someHash + "\n",
+			1, "", []string{"row 2: Not valid: email must not begin with '-'", "row 3: Not valid: email must not begin with '-'"}, ""},
 		{"an unknown column", "", "username,email,password_hash,shoe\n", 1, "", nil, ""},
 		{"a column twice", "", "username,email,username,password_hash\n", 1, "", nil, ""},
 		{"an unclosed quote", "", "username,email,password_hash\n\"ann,a@example.com,x\n", 1, "", nil, ""},

@@ -248,6 +248,14 @@ func (f *findings) check(schema object, v any, at string) {
 			require(v == arg, "is not %v", arg)
 		case "enum":
 			require(slices.Contains(arg.([]any), v), "is not in %v", arg)
+		case "oneOf":
+			valid := 0
+			for _, s := range arg.([]any) {
+				if f.d.check(s.(object), v, at).faults == nil {
+					valid++
+				}
+			}
+			require(valid == 1, "is valid by %d of %v", valid, arg)
 		case "pattern":
 			require(!isText || regexp.MustCompile(arg.(string)).MatchString(text), "does not match %s", arg)
 		case "minLength":
@@ -309,15 +317,21 @@ func (f *findings) check(schema object, v any, at string) {
 
 // checkText checks a header or a parameter, which are text.
 func (d *document) checkText(schema object, text, at string) []string {
-	target := schema
-	for target["$ref"] != nil {
-		target = d.resolve(target["$ref"])
-	}
 	var v any = text
-	if target["type"] == "integer" || target["type"] == "boolean" {
+	if d.holdsNumbers(schema) {
 		json.Unmarshal([]byte(text), &v) // if it fails, the text has the wrong type
 	}
 	return d.check(schema, v, at).faults
+}
+
+// holdsNumbers reports whether a schema accepts integers or booleans.
+func (d *document) holdsNumbers(schema object) bool {
+	if ref := schema["$ref"]; ref != nil {
+		return d.holdsNumbers(d.resolve(ref))
+	}
+	several, _ := schema["oneOf"].([]any)
+	return schema["type"] == "integer" || schema["type"] == "boolean" ||
+		slices.ContainsFunc(several, func(s any) bool { return d.holdsNumbers(s.(object)) })
 }
 
 func TestSchemaCheck(t *testing.T) {
@@ -329,6 +343,8 @@ func TestSchemaCheck(t *testing.T) {
 		{"refuses a value of neither of two types", `{"type":["string","null"]}`, `null`, `false`},
 		{"refuses another constant", `{"const":"Bearer"}`, `"Bearer"`, `"bearer"`},
 		{"refuses a word that is not listed", `{"enum":["a","b"]}`, `"b"`, `"c"`},
+		{"refuses a value of no schema of several", `{"oneOf":[{"type":"integer"},{"const":"me"}]}`, `"me"`, `"x"`},
+		{"refuses a value of two schemas of several", `{"oneOf":[{"minimum":1},{"maximum":2}]}`, `0`, `1`},
 		{"refuses another pattern", `{"pattern":"^a$"}`, `"a"`, `"ab"`},
 		{"refuses a short text", `{"minLength":2}`, `"ää"`, `"ä"`},
 		{"refuses a long text", `{"maxLength":1}`, `"ä"`, `"ää"`},
@@ -361,7 +377,7 @@ func TestSchemaCheck(t *testing.T) {
 			t.Errorf("%s: it accepts %s", row.claim, row.bad)
 		}
 	}
-	for _, schema := range []object{{"oneOf": []any{}}, {"format": "uuid"}, {"typ": "string"}} {
+	for _, schema := range []object{{"anyOf": []any{}}, {"format": "uuid"}, {"typ": "string"}} {
 		if d.check(schema, nil, "value").faults == nil {
 			t.Errorf("it accepts %v", schema)
 		}
@@ -386,7 +402,7 @@ func TestDocumentSchemasAndExamples(t *testing.T) {
 				t.Error(fault)
 			}
 		}
-		if s["type"] == nil && s["$ref"] == nil && s["const"] == nil && s["description"] != "Ignored." ||
+		if s["type"] == nil && s["$ref"] == nil && s["const"] == nil && s["oneOf"] == nil && s["description"] != "Ignored." ||
 			s["type"] == "object" && s["properties"] == nil && s["additionalProperties"] == nil ||
 			s["type"] == "array" && s["items"] == nil {
 			t.Errorf("%s accepts nearly any value", at)
@@ -426,6 +442,70 @@ func TestDocumentUsesItsComponents(t *testing.T) {
 				t.Errorf("components/%s/%s is not used", kind, name)
 			}
 		}
+	}
+}
+
+// Generators make a type of each component, with a name without punctuation whose
+// first letter is a capital. oapi-codegen 2.8.2 refused parameters/id next to schemas/Id.
+func TestDocumentComponentsHaveNamesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	var d struct{ Components map[string]object }
+	if err := json.Unmarshal(openAPI, &d); err != nil {
+		t.Fatal(err)
+	}
+	delete(d.Components, "examples") // are not types
+	seen := make(map[string]string)
+	for kind, components := range d.Components {
+		for name := range components {
+			typeName := strings.ToLower(regexp.MustCompile(`[^A-Za-z0-9]`).ReplaceAllString(name, ""))
+			if other, ok := seen[typeName]; ok {
+				t.Errorf("components/%s/%s has the name of %s", kind, name, other)
+			}
+			seen[typeName] = "components/" + kind + "/" + name
+		}
+	}
+}
+
+// A client can be generated from what any server sends: nothing in the document
+// depends on an address, {id} is a number or me, and the version is one that
+// package managers accept.
+func TestDocumentFitsGenerators(t *testing.T) {
+	t.Parallel()
+	var raw struct {
+		Info    struct{ Version string }
+		Servers []struct{ URL string }
+	}
+	if err := json.Unmarshal(openAPI, &raw); err != nil {
+		t.Fatal(err)
+	}
+	if len(raw.Servers) != 1 || raw.Servers[0].URL != "/" {
+		t.Errorf("the servers are %v, want /", raw.Servers)
+	}
+	page, err := os.ReadFile("docs/api.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	onPage := regexp.MustCompile(`version ([0-9]+\.[0-9]+\.[0-9]+) of the API`).FindSubmatch(page)
+	if onPage == nil || string(onPage[1]) != raw.Info.Version {
+		t.Errorf("the version is %q, docs/api.md has %q", raw.Info.Version, onPage)
+	}
+	d := readDocument(t)
+	ids := 0
+	for _, op := range d.operations {
+		for _, p := range op.Parameters {
+			if p.In != "path" {
+				continue
+			}
+			ids++
+			for text, want := range map[string]bool{"1": true, "me": p.Name == "id", "0": false, "01": false, "-1": false, "Me": false, "1.5": false} {
+				if faults := d.checkText(p.Schema, text, p.Name); (faults == nil) != want {
+					t.Errorf("%s: valid {%s}: %q, want %t: %q", op.name, p.Name, text, want, faults)
+				}
+			}
+		}
+	}
+	if ids < 6 {
+		t.Errorf("only %d path parameters were found", ids)
 	}
 }
 
@@ -1161,14 +1241,17 @@ func refusesRegistration(w *witness) {
 	w.do("", "POST", "/api/register", w.doc.example(w.t, "POST /api/register", 0)).want(w.t, 403, "registration_closed")
 }
 
-// Another table refers to the user.
+// Another table refers to one user, and another user has no name.
 func refusesReferenced(w *witness) {
 	t := w.t.(*testing.T)
 	path := flaskDatabase(t,
 		`CREATE TABLE bill (id INTEGER PRIMARY KEY, username VARCHAR(80) NOT NULL REFERENCES user (username))`,
-		`INSERT INTO bill (username) VALUES ('ann')`)
+		`INSERT INTO bill (username) VALUES ('ann')`,
+		`UPDATE user SET username = '' WHERE id = 2`)
 	(&shell{t, path}).run(0, "", "adopt")
 	w.service = newServiceOn(t, path)
+	nameless := w.do("", "POST", "/api/login", `{"username":"not an address","password":"`+goodPassword+`"}`).want(t, 200, "").field("access_token")
+	w.do(nameless, "GET", "/api/verify", "").want(t, 403, "forbidden")
 	r := w.do("", "POST", "/api/login", `{"username":"ann","password":"short"}`).want(t, 200, "")
 	ann := r.field("access_token")
 	w.do(ann, "GET", "/api/users/me", "").want(t, 200, "")

@@ -3,6 +3,7 @@ package main
 import (
 	"net/mail"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,7 +15,7 @@ func TestCheckPassword(t *testing.T) {
 		short     = "must have at least 8 characters"
 		long      = "must have at most 1024 bytes"
 		nul       = "must not contain NUL"
-		name      = "must not be the username or the email"
+		name      = "must be more than the username, the email or userd with digits and punctuation"
 		tooCommon = "is one of the most common passwords"
 	)
 	for _, row := range []struct {
@@ -24,6 +25,7 @@ func TestCheckPassword(t *testing.T) {
 	}{
 		{"a sentence", goodPassword, ""},
 		{"the tutorial's password", "testpass", ""},
+		{"the tutorial's password in another case", "TestPass", tooCommon},
 		{"nothing", "", short},
 		{"7 letters", "kwyjibo", short},
 		{"8 letters", "kwyjibos", ""},
@@ -41,9 +43,17 @@ func TestCheckPassword(t *testing.T) {
 		{"a NUL at the end", "correct horse\x00", nul},
 		{"the username", "ann-smith", name},
 		{"the username in another case", "Ann-SMITH", name},
-		{"the e-mail address", "ann@example.com", name},
-		{"the e-mail address in another case", "ANN@Example.com", name},
-		{"the username and more", "ann-smith1", ""},
+		{"the e-mail address", "annika@example.com", name},
+		{"the e-mail address in another case", "ANNIKA@Example.com", name},
+		{"the username and digits", "ann-smith1984", name},
+		{"the username without its punctuation", "annsmith", name},
+		{"the username with other punctuation", "$A_N_N smith!", name},
+		{"the username and more letters", "ann-smith-x", ""},
+		{"the username inside", "my-ann-smith", ""},
+		{"the local part of the address and digits", "Annika.2024", name},
+		{"the address without punctuation", "annikaexamplecom", name},
+		{"userd and digits", "userd-2026", name},
+		{"userd and more letters", "userd-service", ""},
 		{"a common one", "password", tooCommon},
 		{"a common one in upper case", "PASSWORD", tooCommon},
 		{"a common one in mixed case", "PassWord123", tooCommon},
@@ -55,27 +65,65 @@ func TestCheckPassword(t *testing.T) {
 		{"a common one and more", "password correct", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			if got := checkPassword(row.password, "ann-smith", "ann@example.com"); got != row.want {
+			if got := checkPassword(row.password, "ann-smith", "annika@example.com"); got != row.want {
 				t.Errorf("got %q, want %q", got, row.want)
 			}
 		})
 	}
 }
 
-// An entry that another rule stops, or that has a capital letter, would be of
-// no use.
-func TestEachCommonPasswordIsFound(t *testing.T) {
+// Without letters, only the plain texts are compared.
+func TestAContextWordWithoutLetters(t *testing.T) {
 	t.Parallel()
-	if len(common) < 100 {
-		t.Errorf("only %d passwords", len(common))
-	}
-	for p := range common {
-		for _, spelling := range []string{p, strings.ToUpper(p), strings.ToUpper(p[:1]) + p[1:]} {
-			if got := checkPassword(spelling, "ann", "ann@example.com"); got != "is one of the most common passwords" {
-				t.Errorf("%q: %q", spelling, got)
-			}
+	for password, refused := range map[string]bool{"1984-2024": true, "2024-1984": false} {
+		if got := checkPassword(password, "1984-2024", "7@example.com"); (got != "") != refused {
+			t.Errorf("%s: %q, want refused: %t", password, got, refused)
 		}
 	}
+}
+
+func TestCommonPasswords(t *testing.T) {
+	t.Parallel()
+	list := strings.Split(strings.Trim(commonPasswords(), "\n"), "\n")
+	if len(list) != 10_000 || !slices.IsSorted(list) || len(slices.Compact(slices.Clone(list))) != len(list) {
+		t.Errorf("%d passwords, want 10,000, sorted and distinct", len(list))
+	}
+	if len(commonPasswordsGzip) >= 150_000 {
+		t.Errorf("the file has %d bytes", len(commonPasswordsGzip))
+	}
+	for _, p := range list {
+		spelling := strings.ToUpper(p[:1]) + p[1:]
+		want := "is one of the most common passwords"
+		if got := checkPassword(spelling, "ann", "ann@example.com"); got != want {
+			t.Errorf("%q: %q", spelling, got)
+		}
+	}
+	// From the top of several published lists.
+	for _, p := range strings.Fields("password 123456789 iloveyou1 football qwertyuiop trustno1 whatever testtest") {
+		if !isCommon(p) {
+			t.Errorf("%q is not in the list", p)
+		}
+	}
+	for _, p := range []string{"", "\n", "pass", "ssword", "pass\nword", goodPassword} {
+		if isCommon(p) {
+			t.Errorf("%q is in the list", p)
+		}
+	}
+}
+
+// Programs take such an address for an option or a formula.
+func TestAnAddressDoesNotBeginWithASign(t *testing.T) {
+	t.Parallel()
+	for address, ok := range map[string]bool{
+		"-ann@example.com": false, "=ann@example.com": false, "+ann@example.com": false, "@ann@example.com": false,
+		"-@example.com": false, "ann+tag@example.com": true, "a-@example.com": true, "_ann@example.com": true,
+	} {
+		if got := checkEmail(address); (got == "") != ok {
+			t.Errorf("%s: %q", address, got)
+		}
+	}
+	s := newService(t)
+	s.do("", "POST", "/api/register", `{"username":"ann","email":"+ann@example.com","password":"`+goodPassword+`"}`).want(t, 400, "invalid_fields")
 }
 
 // FuzzNames holds the rules for names against what they are for: a username is
@@ -83,7 +131,7 @@ func TestEachCommonPasswordIsFound(t *testing.T) {
 // reads as nothing else.
 func FuzzNames(f *testing.F) {
 	for _, seed := range []string{"ann", "a.b_c-1", "", ".ann", "ann@example.com", "Ann <ann@example.com>", `"a b"@example.com`, "a..b@example.com", "ann@[127.0.0.1]", "ann@example.com.",
-		"ann@-example.com", "ann@exa_mple.com", "ann+tag@example.com", "ann@example.com\n", "аnn", "ann\u200b", "a@b", "(c)ann@example.com", strings.Repeat("a", 81), strings.Repeat("a", 65) + "@example.com"} {
+		"ann@-example.com", "ann@exa_mple.com", "ann+tag@example.com", "-ann@example.com", "=ann@example.com", "+ann@example.com", "@ann@example.com", "ann@example.com\n", "аnn", "ann\u200b", "a@b", "(c)ann@example.com", strings.Repeat("a", 81), strings.Repeat("a", 65) + "@example.com"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -94,7 +142,7 @@ func FuzzNames(f *testing.F) {
 		}
 		if checkEmail(s) == "" {
 			a, err := mail.ParseAddress(s)
-			if err != nil || a.Address != s || a.Name != "" || len(s) > 254 {
+			if err != nil || strings.ContainsAny(s[:1], "-=+@") || a.Address != s || a.Name != "" || len(s) > 254 {
 				t.Errorf("the address %q is accepted, and net/mail reads %v, %v", s, a, err)
 			}
 		}

@@ -27,6 +27,11 @@ func TestNginxAuthRequest(t *testing.T) {
 	_, token := s.member("ann")
 	behind := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s is %s, %s", r.Header.Get("X-User-Name"), r.Header.Get("X-User-Id"), r.Header.Get("X-User-Role"))
+		for name := range r.Header {
+			if strings.ContainsAny(name, "_.") {
+				fmt.Fprintf(w, ", and %s came through", name)
+			}
+		}
 	}))
 	defer behind.Close()
 
@@ -74,7 +79,9 @@ func TestNginxAuthRequest(t *testing.T) {
 			if token != "" {
 				r.Header.Set("Authorization", "Bearer "+token)
 			}
-			r.Header.Set("X-User-Name", "an invention")
+			for _, name := range []string{"X-User-Name", "X_User_Name", "X-User_Role", "x.user.role"} {
+				r.Header.Set(name, "an invention")
+			}
 			resp, err := http.DefaultClient.Do(r)
 			if err != nil {
 				lastErr = err

@@ -304,8 +304,12 @@ type verifyAnswer struct {
 
 // verify tells a reverse proxy who is calling, so that the proxy can forward the
 // request to a service that cannot read tokens. The username is percent-encoded:
-// an adopted one can have characters that a header cannot carry.
+// an adopted one can have characters that a header cannot carry. An adopted empty one
+// is errNoUsername: proxies drop an empty header, or keep the one that a client sent.
 func (s *server) verify(x *exchange) error {
+	if x.who.username == "" {
+		return errNoUsername
+	}
 	header := x.Header()
 	header.Set("X-User-Id", strconv.FormatInt(x.who.id, 10))
 	header.Set("X-User-Name", url.PathEscape(x.who.username))

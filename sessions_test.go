@@ -388,6 +388,30 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// A proxy would drop an empty header, or pass on the one that the client sent.
+func TestVerifyRefusesAnAdoptedUserWithoutAName(t *testing.T) {
+	t.Parallel()
+	path := flaskDatabase(t,
+		`UPDATE user SET username = '', email = '-bob@example.com' WHERE id = 2`)
+	(&shell{t, path}).run(0, "", "adopt")
+	s := newServiceOn(t, path)
+	bob := s.do("", "POST", "/api/login", `{"username":"-bob@example.com","password":"`+goodPassword+`"}`).want(t, 200, "").field("access_token")
+	r := s.do(bob, "GET", "/api/verify", "").want(t, 403, "forbidden")
+	for name := range r.header {
+		if strings.HasPrefix(name, "X-User-") {
+			t.Errorf("the refusal has %s", name)
+		}
+	}
+	// The adopted address stays, and hinders no other change.
+	fetched := s.do(bob, "GET", "/api/users/me", "").body
+	s.do(bob, "PUT", "/api/users/me", fetched).want(t, 200, "")
+	s.do(bob, "PATCH", "/api/users/me", `{"email":"=bob@example.com"}`).want(t, 400, "invalid_fields")
+	s.do(bob, "PATCH", "/api/users/me", `{"username":"bob"}`).want(t, 200, "")
+	if got := s.do(bob, "GET", "/api/verify", "").want(t, 200, "").header.Get("X-User-Name"); got != "bob" {
+		t.Errorf("X-User-Name: %s", got)
+	}
+}
+
 func TestLoginAcceptsNameOrAddressInAnyCase(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
