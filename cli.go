@@ -66,8 +66,9 @@ var commands = []command{
 		`Deletes a user and ends its sessions. The last active admin cannot be deleted.`,
 		noFlags(userDelete)},
 	{"user import", "FILE", creates, "add users from a CSV or NDJSON file",
-		`Reads CSV, or NDJSON with one object a line, as "userd user export" writes them, or
-		the CSV of Django's table auth_user. If FILE is -, it reads standard input.
+		`Reads CSV, or NDJSON with one object a line, as "userd user export" writes them, a
+		JSON array of such objects, or the CSV of Django's table auth_user. If FILE is -, it
+		reads standard input. It skips empty lines and rows of only commas.
 
 		Each user needs username, email, and either password, which is hashed, or
 		password_hash (argon2, bcrypt, scrypt, or PBKDF2 as Werkzeug and Django write it).

@@ -298,11 +298,11 @@ func (c *cli) readPassword(ctx context.Context) (string, error) {
 			defer func() { stop(); restore(); fmt.Fprintln(c.stderr) }()
 		}
 	}
-	line, err := bufio.NewReader(io.LimitReader(c.stdin, maxPassword+3)).ReadString('\n')
+	line, err := bufio.NewReader(io.LimitReader(c.stdin, int64(len(byteOrderMark)+maxPassword+3))).ReadString('\n')
 	if err != nil && err != io.EOF {
 		return "", fmt.Errorf("reading the password from standard input: %w", err)
 	}
-	line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
+	line = strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(line, byteOrderMark), "\n"), "\r")
 	if line == "" {
 		return "", errors.New("no password on standard input")
 	}

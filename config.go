@@ -349,6 +349,10 @@ func setLevel(to *slog.Level, v string) error {
 	return nil
 }
 
+// byteOrderMark begins the texts that many Windows programs write, in UTF-8. userd drops
+// it from every text that it reads from a file or from standard input.
+const byteOrderMark = "\ufeff"
+
 // readSecrets reads the signing keys from the environment. JWT_SECRET_KEY can also be
 // in a file, which may end with a line break.
 func (c *config) readSecrets(getenv func(string) string) error {
@@ -363,7 +367,7 @@ func (c *config) readSecrets(getenv func(string) string) error {
 		if err != nil {
 			return usagef("JWT_SECRET_KEY_FILE: %v", err)
 		}
-		c.secret, c.secretFrom = bytes.TrimRight(data, "\r\n"), "JWT_SECRET_KEY_FILE"
+		c.secret, c.secretFrom = bytes.TrimRight(bytes.TrimPrefix(data, []byte(byteOrderMark)), "\r\n"), "JWT_SECRET_KEY_FILE"
 		if len(c.secret) == 0 {
 			return usagef("JWT_SECRET_KEY_FILE: %s is empty", file)
 		}

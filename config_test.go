@@ -213,6 +213,7 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 	}
 	empty, newlines, good := write("empty", ""), write("newlines", "\r\n\n"), write("good", long+"\n")
 	short := write("short", "short-secret\n")
+	marked, onlyMark := write("marked", byteOrderMark+long[1:]+"\r\n"), write("mark", byteOrderMark+"\n")
 	for _, c := range []struct {
 		claim   string
 		environ []string
@@ -222,6 +223,8 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 		{"two keys are refused though they are the same", []string{"JWT_SECRET_KEY=x", "JWT_SECRET_KEY_FILE=" + filepath.Join(dir, "none")}, []string{"both"}},
 		{"an empty file is refused", []string{"JWT_SECRET_KEY_FILE=" + empty}, []string{"JWT_SECRET_KEY_FILE", empty, "empty"}},
 		{"a file of line breaks is refused", []string{"JWT_SECRET_KEY_FILE=" + newlines}, []string{"JWT_SECRET_KEY_FILE", newlines, "empty"}},
+		{"a file of a byte-order mark is refused", []string{"JWT_SECRET_KEY_FILE=" + onlyMark}, []string{"JWT_SECRET_KEY_FILE", onlyMark, "empty"}},
+		{"a byte-order mark is not part of the key", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY_FILE=" + marked}, []string{"JWT_SECRET_KEY_FILE", "31 bytes"}},
 		{"a missing file is refused", []string{"JWT_SECRET_KEY_FILE=" + filepath.Join(dir, "none")}, []string{"JWT_SECRET_KEY_FILE", filepath.Join(dir, "none"), "no such file"}},
 		{"a directory is refused", []string{"JWT_SECRET_KEY_FILE=" + dir}, []string{"JWT_SECRET_KEY_FILE", dir, "directory"}},
 		{"the tutorial's key is refused on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=your-secret-key"}, []string{"JWT_SECRET_KEY", "tutorial"}},
@@ -237,7 +240,7 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 			}
 		})
 	}
-	wantFiles(t, dir, "empty", "newlines", "good", "short")
+	wantFiles(t, dir, "empty", "newlines", "good", "short", "marked", "mark")
 
 	for _, c := range []struct {
 		claim   string

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -105,20 +104,16 @@ func (m *importer) read(ctx context.Context, in io.Reader) error {
 }
 
 // readRows adds the rows of in that have a hash, and calls hash with those that
-// have a password. A file that begins with a brace is NDJSON; any other is CSV.
-func (m *importer) readRows(ctx context.Context, in io.Reader, hash func(importRow)) (err error) {
-	buffered := bufio.NewReaderSize(in, 1<<16)
-	number, next := 1, ndjsonRows(buffered)
-	if first, _ := buffered.Peek(1); string(first) != "{" {
-		number = 2
-		if next, err = csvRows(buffered); err != nil {
-			return err
-		}
+// have a password.
+func (m *importer) readRows(ctx context.Context, in io.Reader, hash func(importRow)) error {
+	next, number, err := newRows(in)
+	if err != nil {
+		return err
 	}
 	for ; ; number++ {
 		r := importRow{number: number}
 		fields, problem, err := next()
-		if err == nil && problem == "" {
+		if err == nil && problem == "" && fields != nil {
 			problem = r.set(fields)
 		}
 		switch {
@@ -128,6 +123,7 @@ func (m *importer) readRows(ctx context.Context, in io.Reader, hash func(importR
 			return fmt.Errorf("row %d: %w", number, err) // where the next row begins is uncertain
 		case problem != "":
 			m.report(number, problem)
+		case fields == nil: // an empty row
 		case r.password == "":
 			err = m.add(ctx, r)
 		default:

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"encoding/csv"
 	"encoding/json"
@@ -17,7 +18,7 @@ import (
 
 // An importRow is one user of an import file.
 type importRow struct {
-	number   int // of its line in an NDJSON file, of its record in a CSV file; the header is 1
+	number   int // of its line in NDJSON, its element in a JSON array, its record in CSV, where the header is 1
 	user     user
 	password string // to be hashed; empty if hash is given
 	hash     string
@@ -49,9 +50,71 @@ func importFields(header []string) ([]string, error) {
 	return fields, nil
 }
 
-// csvRows returns a function that returns the fields of the next row by name, or
-// what is wrong with the row. Its error is io.EOF after the last row.
-func csvRows(in io.Reader) (next func() (map[string]string, string, error), err error) {
+// maxRow bounds the bytes of one row, whatever its format. It is the bound of a
+// request's body, which holds one user too.
+const maxRow = maxBody
+
+var errLongRow = fmt.Errorf("is longer than %d KiB, the most that a row can have", maxRow>>10)
+
+// A boundedReader reads a file whose rows have at most maxRow bytes. The parsers of
+// CSV and JSON would hold a row of any length in memory.
+type boundedReader struct {
+	in     io.Reader
+	read   int64 // bytes
+	rowEnd int64 // where the last row ended; the parser has consumed all bytes before it
+}
+
+// Read returns errLongRow after maxRow bytes that are not the end of a row.
+func (r *boundedReader) Read(p []byte) (int, error) {
+	room := r.rowEnd + maxRow - r.read
+	if room <= 0 {
+		return 0, errLongRow
+	}
+	n, err := r.in.Read(p[:min(int64(len(p)), room)])
+	r.read += int64(n)
+	return n, err
+}
+
+// A nextRow returns the fields of the next row by name, or what is wrong with the row,
+// or neither if the row is empty. Its error is io.EOF after the last row.
+type nextRow func() (fields map[string]string, problem string, err error)
+
+// newRows returns the rows of a file and the number of the first one. A file that begins
+// with a brace is NDJSON, and one that begins with a bracket is a JSON array; any other
+// is CSV.
+func newRows(in io.Reader) (next nextRow, number int, err error) {
+	buffered := bufio.NewReaderSize(in, 1<<16)
+	if mark, _ := buffered.Peek(len(byteOrderMark)); string(mark) == byteOrderMark {
+		buffered.Discard(len(byteOrderMark))
+	}
+	bounded := &boundedReader{in: buffered}
+	switch firstByte(buffered) {
+	case '{':
+		return ndjsonRows(buffered), 1, nil
+	case '[':
+		return arrayRows(bounded), 1, nil
+	}
+	next, err = csvRows(bounded)
+	return next, 2, err
+}
+
+// firstByte returns the first byte that is not white space, without consuming any. It
+// returns 0 if the buffer or the file has none.
+func firstByte(in *bufio.Reader) byte {
+	for n := 1; ; n++ {
+		text, err := in.Peek(n)
+		if err != nil {
+			return 0
+		}
+		if c := text[n-1]; !strings.ContainsRune(" \t\r\n", rune(c)) {
+			return c
+		}
+	}
+}
+
+// csvRows reads a CSV file with a header. Spreadsheets write rows of only commas, also
+// with fewer or more commas than the header has.
+func csvRows(in *boundedReader) (nextRow, error) {
 	r := csv.NewReader(in)
 	r.ReuseRecord = true
 	header, err := r.Read()
@@ -61,46 +124,95 @@ func csvRows(in io.Reader) (next func() (map[string]string, string, error), err 
 	if err != nil {
 		return nil, fmt.Errorf("the header: %w", err)
 	}
-	header[0] = strings.TrimPrefix(header[0], "\ufeff") // which spreadsheets write first
 	names, err := importFields(header)
 	return func() (map[string]string, string, error) {
+		in.rowEnd = r.InputOffset()
 		record, err := r.Read()
-		if errors.Is(err, csv.ErrFieldCount) {
+		wrongCount := errors.Is(err, csv.ErrFieldCount)
+		switch {
+		case err != nil && !wrongCount:
+			return nil, "", err
+		case !slices.ContainsFunc(record, func(field string) bool { return strings.TrimSpace(field) != "" }):
+			return nil, "", nil
+		case wrongCount:
 			return nil, fmt.Sprintf("has %s instead of %d", plural(len(record), "field"), len(names)), nil
 		}
 		fields := make(map[string]string, len(names))
 		for i, value := range record {
 			fields[names[i]] = value
 		}
-		return fields, "", err
+		return fields, "", nil
 	}, err
 }
 
-// ndjsonRows is csvRows for a file with one JSON object a line.
-func ndjsonRows(in io.Reader) (next func() (map[string]string, string, error)) {
+// ndjsonRows reads a file with one JSON object a line.
+func ndjsonRows(in io.Reader) nextRow {
 	lines := bufio.NewScanner(in)
-	lines.Buffer(nil, maxBody)
+	lines.Buffer(nil, maxRow)
 	return func() (map[string]string, string, error) {
 		if !lines.Scan() {
-			return nil, "", cmp.Or(lines.Err(), io.EOF)
-		}
-		fields := make(map[string]string)
-		err := strictjson.Members(lines.Bytes(), func(name string, value []byte) error {
-			if !slices.Contains(importColumns, name) {
-				return fmt.Errorf("unknown member %q", shorten(name))
+			err := cmp.Or(lines.Err(), io.EOF)
+			if errors.Is(err, bufio.ErrTooLong) {
+				err = errLongRow
 			}
-			var text string // stays empty for null
-			if json.Unmarshal(value, &text) != nil {
-				text = string(value) // a number, say
-			}
-			fields[name] = text
-			return nil
-		})
-		if err != nil {
-			return nil, err.Error(), nil
+			return nil, "", err
 		}
-		return fields, "", nil
+		line := bytes.TrimSpace(lines.Bytes())
+		if len(line) == 0 {
+			return nil, "", nil
+		}
+		return jsonFields(line)
 	}
+}
+
+// arrayRows reads a file that is one JSON array of objects.
+func arrayRows(in *boundedReader) nextRow {
+	d := json.NewDecoder(in)
+	d.Token() // the bracket, which newRows has seen
+	return func() (map[string]string, string, error) {
+		in.rowEnd = d.InputOffset()
+		if !d.More() {
+			return nil, "", endOfArray(d)
+		}
+		var row json.RawMessage
+		if err := d.Decode(&row); err != nil {
+			return nil, "", err
+		}
+		return jsonFields(row)
+	}
+}
+
+// endOfArray returns io.EOF if the array ends here and nothing follows it.
+func endOfArray(d *json.Decoder) error {
+	if _, err := d.Token(); err == io.EOF {
+		return io.ErrUnexpectedEOF
+	} else if err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return cmp.Or(err, errors.New("text follows the JSON array"))
+	}
+	return io.EOF
+}
+
+// jsonFields returns the fields of one JSON object, or what is wrong with it.
+func jsonFields(object []byte) (fields map[string]string, problem string, err error) {
+	fields = make(map[string]string)
+	err = strictjson.Members(object, func(name string, value []byte) error {
+		if !slices.Contains(importColumns, name) {
+			return fmt.Errorf("unknown member %q", shorten(name))
+		}
+		var text string // stays empty for null
+		if json.Unmarshal(value, &text) != nil {
+			text = string(value) // a number, say
+		}
+		fields[name] = text
+		return nil
+	})
+	if err != nil {
+		return nil, err.Error(), nil
+	}
+	return fields, "", nil
 }
 
 // set fills the row from its fields, by name, and returns what is wrong with it.

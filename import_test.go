@@ -13,6 +13,8 @@ import (
 // someHash is a published vector: bcrypt of "U*U", cost 5.
 const someHash = "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"
 
+const annsLine = `{"username":"ann","email":"ann@example.com","password_hash":"` + someHash + `"}`
+
 func TestImport(t *testing.T) {
 	t.Parallel()
 	fails := map[string]string{ // what the last line says
@@ -21,8 +23,15 @@ func TestImport(t *testing.T) {
 		"a column twice":                          `userd: column "username" appears twice`,
 		"an unclosed quote":                       "userd: row 2: ",
 		"an unclosed quote after a good row":      "userd: row 3: ",
-		"a line without an end":                   "userd: row 1: ",
+		"a line without an end":                   "userd: row 1: is longer than 64 KiB, the most that a row can have\n",
+		"a CSV field without an end":              "userd: row 3: is longer than 64 KiB, the most that a row can have\n",
+		"a CSV header without an end":             "userd: the header: is longer than 64 KiB, the most that a row can have\n",
+		"an element of an array without an end":   "userd: row 2: is longer than 64 KiB, the most that a row can have\n",
+		"an array that is cut off":                "userd: row 2: unexpected EOF\n",
+		"an array that is cut off in a row":       "userd: row 1: unexpected EOF\n",
+		"text after an array":                     "userd: row 2: text follows the JSON array\n",
 		"a column of another table than Django's": `userd: unknown column "shoe": see userd help user import`,
+		"empty lines of NDJSON":                   "userd: 1 bad row; nothing was imported\n",
 		"bad rows: nothing":                       "userd: 2 bad rows; nothing was imported\n",
 		"a hash in no known form":                 "userd: 1 bad row; nothing was imported\n",
 		"bad rows: how many good ones":            "userd: would leave out 2 bad rows\n",
@@ -83,12 +92,30 @@ func TestImport(t *testing.T) {
 		{"an empty file", "", "", 1, "", nil, ""},
 		{"a spreadsheet's CSV", "", "\ufeffusername,email,password_hash\r\nann,a@example.com," + someHash + "\r\n",
 			0, "imported 1 user\n", nil, "ann:member"},
+		{"a byte-order mark before a quoted header", "", "\ufeff\"username\",\"email\",\"password_hash\"\r\n\"ann\",\"ann@example.com\",\"" + someHash + "\"\r\n",
+			0, "imported 1 user\n", nil, "ann:member"},
+		{"a byte-order mark before NDJSON", "", "\ufeff" + annsLine + "\r\n", 0, "imported 1 user\n", nil, "ann:member"},
+		{"a byte-order mark before a JSON array", "", "\ufeff[" + annsLine + "]", 0, "imported 1 user\n", nil, "ann:member"},
+		{"empty lines of NDJSON", "", "\n" + annsLine + "\n \t\r\n{}\n\n\n", 1, "", []string{"row 4: Not valid: email"}, ""},
+		{"empty lines and rows of only commas", "", "username,email,password_hash\n\nann,ann@example.com," + someHash + "\n,,\n\" \",\t,\n,,,,\n,\n?,b@example.com," + someHash + "\n",
+			1, "", []string{"row 7: Not valid: username"}, ""},
+		{"only rows of commas", "", "username,email,password_hash\n,,\n,,\n", 0, "imported 0 users\n", nil, ""},
+		{"a JSON array", "", "\n[\n" + annsLine + ",\n{\"username\":\"bob\",\n\"email\":\"bob@example.com\",\"password_hash\":\"" + someHash + "\"}\n]\n",
+			0, "imported 2 users\n", nil, "ann:member bob:member"},
+		{"an empty JSON array", "", "[]", 0, "imported 0 users\n", nil, ""},
+		{"a JSON array with bad rows", "", "[" + annsLine + ", 7, {\"shoe\":44}]", 1, "", []string{"row 2: the text must be one JSON object", `row 3: unknown member "shoe"`}, ""},
+		{"an array that is cut off", "", "[" + annsLine, 1, "", nil, ""},
+		{"an array that is cut off in a row", "", "[" + annsLine[:40], 1, "", nil, ""},
+		{"text after an array", "", "[" + annsLine + "]\n[]", 1, "", nil, ""},
 		{"Django's auth_user", "", "id,password,last_login,is_superuser,username,first_name,last_name,email,is_staff,is_active,date_joined\n" +
 			"5,pbkdf2_sha256$1000$salt$YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU=,2026-01-02 03:04:05.678+00:00,t,ann,Ann,A,a@example.com,t,t,2025-01-02 03:04:05+00\n" +
 			"6,bcrypt_is_not_in_django$x,,0,bob,,,b@example.com,0,1,2025-01-02T03:04:05Z\n",
 			1, "", []string{"row 3: Not valid: password_hash has an unknown format"}, ""},
 		{"a column of another table than Django's", "", "username,email,date_joined,shoe\n", 1, "", nil, ""},
 		{"a line without an end", "", `{"username":"` + strings.Repeat("a", maxBody), 1, "", nil, ""},
+		{"a CSV field without an end", "", "username,email,password_hash\nann,ann@example.com," + someHash + "\n\"" + strings.Repeat("a\n", maxBody), 1, "", nil, ""},
+		{"a CSV header without an end", "", strings.Repeat("username", maxBody), 1, "", nil, ""},
+		{"an element of an array without an end", "", "[" + annsLine + `,{"username":"` + strings.Repeat("a", maxBody), 1, "", nil, ""},
 		{"an unclosed quote after a good row", "-partial", "username,email,password_hash\nann,a@example.com," + someHash + "\n\"bob,b@example.com,x\n", 1, "", nil, ""},
 		{"NDJSON with a number", "", `{"id":70,"username":"ann","email":"ann@example.com","password_hash":"` + someHash + `"}` + "\n", 0, "imported 1 user\n", nil, "ann:member"},
 		{"only a header", "", "username,email,password_hash\n", 0, "imported 0 users\n", nil, ""},

@@ -786,7 +786,7 @@ func TestACommandLinksItsEvents(t *testing.T) {
 		{"", 0, "user set -username anna ann", 1},
 		{goodPassword + "\n", 0, "user passwd anna", 1},
 		{"username,email,password\nbob,bob@example.com," + goodPassword + "\n", 0, "user import -", 1},
-		{"username,email,password\ncas,cas@example.com," + goodPassword + "\n,,\n", 1, "user import -partial -", 1},
+		{"username,email,password\ncas,cas@example.com," + goodPassword + "\n?,,\n", 1, "user import -partial -", 1},
 		{"", 0, "user delete bob", 1},
 		{"", 0, "key rotate", 1},
 		{"", 1, "user delete root", 0},

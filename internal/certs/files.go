@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -60,7 +61,8 @@ func (f *Files) load() (isNew bool, err error) {
 	if err != nil {
 		return false, err // it names the file
 	}
-	pair, err := tls.X509KeyPair(cert, key)
+	mark := []byte("\ufeff") // a byte-order mark, as Windows programs write it
+	pair, err := tls.X509KeyPair(bytes.TrimPrefix(cert, mark), bytes.TrimPrefix(key, mark))
 	if err != nil {
 		return false, fmt.Errorf("certificate %s with key %s: %w", f.certFile, f.keyFile, err)
 	}

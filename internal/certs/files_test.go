@@ -30,6 +30,7 @@ func TestOnlyACertificateWithItsKeyIsLoaded(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	good, other := certstest.New(90*certstest.Day), certstest.New(90*certstest.Day)
+	marked := func(text []byte) []byte { return slices.Concat([]byte("\ufeff"), text) }
 	f := &Files{certFile: filepath.Join(dir, "cert.pem"), keyFile: filepath.Join(dir, "key.pem")}
 	for _, c := range []struct {
 		claim     string
@@ -46,6 +47,7 @@ func TestOnlyACertificateWithItsKeyIsLoaded(t *testing.T) {
 		{"half a key is refused", good.Cert, good.Key[:100], false, "PEM"},
 		{"swapped files are refused", good.Key, good.Cert, false, "PEM"},
 		{"a chain is loaded", slices.Concat(other.Cert, good.Cert), other.Key, true, ""},
+		{"byte-order marks are dropped", marked(good.Cert), marked(good.Key), true, ""},
 		{"and the first pair again", good.Cert, good.Key, true, ""},
 	} {
 		before := f.loaded.Load()
