@@ -13,7 +13,8 @@ VOLUME /data
 # SQLite writes large sorts to a temporary file, and the image has no /tmp.
 ENV TMPDIR=/data
 ENV DATABASE_URL=sqlite:////data/app.db
-ENV ADDR=0.0.0.0:5000
+# All addresses, on port 5000 or that of PORT, which platforms set.
+ENV HOST=0.0.0.0
 EXPOSE 5000
 HEALTHCHECK --start-period=30s CMD ["/userd", "healthcheck"]
 ENTRYPOINT ["/userd"]

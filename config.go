@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -136,7 +137,7 @@ var options = []option{
 // variables are the settings without a flag. Each user of the machine can see
 // flags, so secrets have none.
 var variables = []struct{ env, help string }{
-	{"PORT", "The port of ADDR, on 127.0.0.1, if ADDR is not set."},
+	{"HOST, PORT", "The host of ADDR, an IP address or localhost, and its port, if ADDR is not set. The default of HOST is 127.0.0.1, that of PORT is 5000, or 443 with HTTPS_DOMAIN. Platforms set PORT, and the image sets HOST=0.0.0.0."},
 	{"JWT_SECRET_KEY", "The key that signs access tokens, at least 32 bytes. If it is not set, userd makes a random key at its first start and keeps it in the database."},
 	{"JWT_SECRET_KEY_FILE", "A file that holds this key instead."},
 	{"JWT_SECRET_KEY_PREVIOUS", "The key before this one, whose tokens are still valid."},
@@ -157,13 +158,11 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 			value, from = v, "-"+o.flag
 		} else if v := getenv(o.env); v != "" {
 			value = v
-		} else if v := getenv("PORT"); v != "" && o.env == "ADDR" {
-			if err := setHostPort(&c.addr, net.JoinHostPort("127.0.0.1", v)); err != nil {
-				return usagef("PORT=%q: %v", v, err)
+		} else if o.env == "ADDR" {
+			var err error
+			if value, err = c.defaultAddr(o.standard, getenv); err != nil {
+				return err
 			}
-			continue
-		} else if o.env == "ADDR" && len(c.domains) > 0 {
-			value = ":443"
 		}
 		if err := o.set(c, value); err != nil {
 			return usagef("%s=%q: %v", from, value, err)
@@ -179,6 +178,32 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 		return nil
 	}
 	return c.readSecrets(getenv)
+}
+
+// defaultAddr returns the address to listen on if ADDR is not set: standard, with the host
+// of HOST and the port of PORT, or the port of HTTPS. HOST must be an address: tcsh and
+// conda set it to the name of the machine or of its system, where userd must not listen.
+func (c *config) defaultAddr(standard string, getenv func(string) string) (string, error) {
+	host, port := getenv("HOST"), getenv("PORT")
+	https := len(c.domains) > 0
+	if host == "" && port == "" && https {
+		return ":443", nil
+	}
+	standardHost, standardPort, err := net.SplitHostPort(standard)
+	if err != nil {
+		return "", err
+	}
+	if https {
+		standardPort = "443"
+	}
+	host, port = strings.Trim(cmp.Or(host, standardHost), "[]"), cmp.Or(port, standardPort)
+	if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
+		return "", usagef("HOST=%q: must be an IP address such as 0.0.0.0, or localhost; userd ignores HOST if ADDR is set", host)
+	}
+	if err := checkPort(port); err != nil {
+		return "", usagef("PORT=%q: %v", port, err)
+	}
+	return net.JoinHostPort(host, port), nil
 }
 
 // setDatabase accepts a path, or a URL of SQLAlchemy for SQLite.
@@ -207,10 +232,17 @@ func setHostPort(to *string, v string) error {
 	if err != nil {
 		return errors.New("must be HOST:PORT")
 	}
+	if err := checkPort(port); err != nil {
+		return err
+	}
+	*to = v
+	return nil
+}
+
+func checkPort(port string) error {
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 && port != "0" {
 		return errors.New("the port must be a number up to 65535")
 	}
-	*to = v
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -77,7 +78,10 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		{"METRICS_ADDR", "127.0.0.1:metrics", "port"},
 		{"PORT", "http", "port"},
 		{"PORT", "65536", "65535"},
-		{"PORT", "127.0.0.1:5000", "PORT"},
+		{"PORT", "127.0.0.1:5000", "port"},
+		{"HOST", "machine.example", "must be an IP address"},
+		{"HOST", "x86_64-conda-linux-gnu", "must be an IP address"},
+		{"HOST", "0.0.0.0:5000", "must be an IP address"},
 		{"HTTPS_DOMAIN", "localhost", "example.com"},
 		{"HTTPS_DOMAIN", "*.example.com", "without *"},
 		{"HTTPS_DOMAIN", "example.com,192.0.2.1", "192.0.2.1"},
@@ -159,6 +163,13 @@ func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T
 		{"an empty variable is none", []string{"ADDR="}, "", func(c config) any { return c.addr }, "127.0.0.1:5000"},
 		{"PORT sets only the port", []string{"PORT=81"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
 		{"PORT may be 0", []string{"PORT=0"}, "", func(c config) any { return c.addr }, "127.0.0.1:0"},
+		{"HOST sets only the host", []string{"HOST=0.0.0.0"}, "", func(c config) any { return c.addr }, "0.0.0.0:5000"},
+		{"HOST and PORT set the address", []string{"HOST=0.0.0.0", "PORT=81"}, "", func(c config) any { return c.addr }, "0.0.0.0:81"},
+		{"HOST may be IPv6", []string{"HOST=::", "PORT=81"}, "", func(c config) any { return c.addr }, "[::]:81"},
+		{"HOST may be IPv6 in brackets", []string{"HOST=[::1]"}, "", func(c config) any { return c.addr }, "[::1]:5000"},
+		{"HOST may be localhost", []string{"HOST=localhost"}, "", func(c config) any { return c.addr }, "localhost:5000"},
+		{"ADDR overrides HOST and PORT, also bad ones", []string{"ADDR=127.0.0.1:81", "HOST=machine", "PORT=http"}, "", func(c config) any { return c.addr }, "127.0.0.1:81"},
+		{"HOST with HTTPS_DOMAIN leaves the port of HTTPS", []string{"HTTPS_DOMAIN=example.com", "HOST=0.0.0.0"}, "", func(c config) any { return c.addr }, "0.0.0.0:443"},
 		{"-addr overrides PORT", []string{"PORT=81"}, "-addr 0.0.0.0:82", func(c config) any { return c.addr }, "0.0.0.0:82"},
 		{"an address may be all of the machine's", nil, "-addr :82", func(c config) any { return c.addr }, ":82"},
 		{"an address may be IPv6", nil, "-addr [::1]:82", func(c config) any { return c.addr }, "[::1]:82"},
@@ -197,6 +208,23 @@ func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T
 				t.Errorf("got %v, want %v", value, c.want)
 			}
 		})
+	}
+}
+
+func TestTheImageListensOnThePortOfAPlatform(t *testing.T) {
+	t.Parallel()
+	dockerfile, err := os.ReadFile("Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var environ []string
+	for _, env := range regexp.MustCompile(`(?m)^ENV (\w+=\S+)$`).FindAllStringSubmatch(string(dockerfile), -1) {
+		environ = append(environ, env[1])
+	}
+	for port, want := range map[string]string{"": "0.0.0.0:5000", "8080": "0.0.0.0:8080"} {
+		if c, err := configured(nil, getenvOf(append(environ, "PORT="+port))); err != nil || c.addr != want {
+			t.Errorf("with PORT=%s the image listens on %s, %v", port, c.addr, err)
+		}
 	}
 }
 

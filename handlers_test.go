@@ -202,6 +202,7 @@ func TestHealthcheckAsksTheRunningServer(t *testing.T) {
 		{"by the address of all interfaces", "", []string{"ADDR=0.0.0.0:" + port}},
 		{"by an address without a host", "", []string{"ADDR=:" + port}},
 		{"by PORT", "", []string{"ADDR=", "PORT=" + port}},
+		{"by HOST and PORT", "", []string{"ADDR=", "HOST=0.0.0.0", "PORT=" + port}},
 		{"by the flag", "-addr 127.0.0.1:" + port, nil},
 		{"with a database that it must not need", "", []string{"ADDR=127.0.0.1:" + port, "DATABASE_URL=" + filepath.Join(dir, "none", "app.db")}},
 	} {

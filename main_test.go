@@ -233,7 +233,7 @@ func userdHere(t *testing.T, stdin string, environ []string, args ...string) res
 	defer cancel()
 	var stdout bytes.Buffer
 	stderr := &stopper{stop: cancel}
-	if getenvOf(environ)("PORT") == "" {
+	if getenvOf(environ)("PORT")+getenvOf(environ)("HOST") == "" {
 		environ = append([]string{"ADDR=127.0.0.1:0"}, environ...)
 	}
 	err := run(ctx, args, getenvOf(environ), strings.NewReader(stdin), &stdout, stderr)
@@ -389,7 +389,7 @@ func TestTheManualNamesEverything(t *testing.T) {
 			t.Errorf("it does not explain %s", v.env)
 		}
 	}
-	for _, name := range []string{"PORT", "JWT_SECRET_KEY", "JWT_SECRET_KEY_FILE", "JWT_SECRET_KEY_PREVIOUS", "NOTIFY_SOCKET"} {
+	for _, name := range []string{"HOST", "PORT", "JWT_SECRET_KEY", "JWT_SECRET_KEY_FILE", "JWT_SECRET_KEY_PREVIOUS", "NOTIFY_SOCKET"} {
 		if !regexp.MustCompile(`(?m)\b` + name + `\b`).MatchString(text) {
 			t.Errorf("it does not name %s", name)
 		}
