@@ -165,6 +165,9 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 			}
 		}
 		if err := o.set(c, value); err != nil {
+			if o.env == "DATABASE_URL" {
+				value = printableURL(value)
+			}
 			return usagef("%s=%q: %v", from, value, err)
 		}
 	}
@@ -206,12 +209,37 @@ func (c *config) defaultAddr(standard string, getenv func(string) string) (strin
 	return net.JoinHostPort(host, port), nil
 }
 
-// setDatabase accepts a path, or a URL of SQLAlchemy for SQLite.
+// urlScheme finds the scheme of a URL. A single letter is a Windows drive.
+var urlScheme = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]+:`)
+
+// printableURL returns a database URL without what can hold a password: the user info and
+// the query. If they cannot be told apart, it returns only the scheme. It returns a path
+// as it is.
+func printableURL(v string) string {
+	scheme := urlScheme.FindString(v)
+	if scheme == "" {
+		return v
+	}
+	u, err := url.Parse(v)
+	switch {
+	case err != nil || strings.Contains(u.Opaque+u.Path+u.RawQuery+u.Fragment, "@"): // perhaps a password with / ? or #
+		return scheme + "…"
+	case u.Opaque == "":
+		return scheme + "//" + u.Host + u.Path
+	case scheme == "sqlite:" || scheme == "file:":
+		return scheme + u.Opaque
+	}
+	return scheme + "…"
+}
+
+// setDatabase accepts what SQLAlchemy accepts for SQLite, or a path. A path that begins
+// like a URL is refused, because SQLite would make a file of the name "file:app.db".
 func (c *config) setDatabase(v string) (err error) {
 	path := v
-	if scheme, rest, ok := strings.Cut(v, "://"); ok {
-		if scheme != "sqlite" {
-			return errors.New("userd keeps its data in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path")
+	if urlScheme.MatchString(v) {
+		rest, ok := strings.CutPrefix(v, "sqlite://")
+		if !ok {
+			return errors.New("userd keeps its data in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path; if this is a path, begin it with ./")
 		}
 		if path, ok = strings.CutPrefix(rest, "/"); !ok {
 			return errors.New("use sqlite:///PATH for a relative path, sqlite:////PATH for an absolute one")

@@ -58,13 +58,13 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 	}
 	tried := make(map[string]bool)
 	for _, c := range []struct{ setting, value, fault string }{
-		{"DATABASE_URL", "postgres://ann@localhost/users", "SQLite"},
+		{"DATABASE_URL", "sqlite:app.db", "sqlite:///relative.db"},
+		{"DATABASE_URL", "file:app.db", "begin it with ./"},
 		{"DATABASE_URL", "mysql://localhost/users", "SQLite"},
 		{"DATABASE_URL", "sqlite://app.db", "sqlite:///PATH"},
 		{"DATABASE_URL", "sqlite:///", "must be a file"},
 		{"DATABASE_URL", ":memory:", "must be a file"},
 		{"DATABASE_URL", "sqlite:///:memory:", "must be a file"},
-		{"DATABASE_URL", "sqlite:///app.db?mode=ro", "?"},
 		{"ADDR", "5000", "HOST:PORT"},
 		{"ADDR", "localhost", "HOST:PORT"},
 		{"ADDR", "::1:5000", "HOST:PORT"},
@@ -145,6 +145,40 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		}
 	}
 	t.Cleanup(func() { wantFiles(t, dir) })
+}
+
+func TestARefusedDatabaseURLIsPrintedWithoutItsPassword(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for url, printed := range map[string]string{
+		"mysql+pymysql://root:secret@db.example:3306/users":  `"mysql+pymysql://db.example:3306/users"`,
+		"postgres://secret@db.example/users":                 `"postgres://db.example/users"`,
+		"postgres://db.example/users?password=secret":        `"postgres://db.example/users"`,
+		"postgres://db.example/users?password=a@secret":      `"postgres:…"`,
+		"postgres://root:se/secret@db.example":               `"postgres:…"`,
+		"postgres://root:12/secret@db.example":               `"postgres:…"`,
+		"postgres://root:12#secret@db.example":               `"postgres:…"`,
+		"postgres://root:12?secret@db.example":               `"postgres:…"`,
+		"postgres://root:%zzsecret@db.example":               `"postgres:…"`,
+		"jdbc:postgresql://db.example?password=secret":       `"jdbc:…"`,
+		"root:secret@db.example":                             `"root:…"`,
+		"sqlite+pysqlcipher://:secret@/app.db":               `"sqlite+pysqlcipher:///app.db"`,
+		"sqlite://:secret@/app.db":                           `"sqlite:///app.db"`,
+		"sqlite:///app.db?key=secret":                        `"sqlite:///app.db"`,
+		"sqlite:app.db?key=secret":                           `"sqlite:app.db"`,
+		"file:" + filepath.Join(dir, "app.db") + "?k=secret": `"file://` + filepath.Join(dir, "app.db") + `"`,
+	} {
+		for _, got := range []result{
+			userdHere(t, "", []string{"DATABASE_URL=" + url}),
+			userdHere(t, "", []string{"DATABASE_URL=" + url}, "user", "list"),
+			userdHere(t, "", nil, "-database", url),
+		} {
+			got.wantFailure(t, 2, "="+printed+": ")
+			if strings.Contains(got.stderr, "secret") {
+				t.Errorf("%s: %s", url, got.stderr)
+			}
+		}
+	}
 }
 
 func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T) {
@@ -326,7 +360,7 @@ func TestTheDatabaseIsWhereItsURLSays(t *testing.T) {
 		{"a path with a question mark", "what?mode=memory.db", "what?mode=memory.db"},
 		{"a path with a hash", "with#hash.db", "with#hash.db"},
 		{"a path with a percent sign", "with%20percent%zz.db", "with%20percent%zz.db"},
-		{"a path with a colon", "file:name.db", "file:name.db"},
+		{"a path with a colon", "./file:name.db", "file:name.db"},
 		{"a URL with a space", "sqlite:///url with space.db", "url with space.db"},
 		{"a URL with a hash and a percent sign, which SQLAlchemy leaves as they are", "sqlite:///url#a%20b.db", "url#a%20b.db"},
 	} {
