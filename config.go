@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -70,6 +69,7 @@ type config struct {
 	secret         []byte        // of JWT_SECRET_KEY; empty: the database keeps the key
 	previousSecret []byte        // of JWT_SECRET_KEY_PREVIOUS: its tokens are still valid
 	secretFrom     string        // where the signing key comes from, for the log
+	previousFrom   string        // the variable that gave previousSecret
 	eventRetention time.Duration // 0: events are kept forever
 	logFormat      string        // empty: text on a terminal, otherwise json
 	logLevel       slog.Level
@@ -134,13 +134,24 @@ var options = []option{
 		"The lowest level that is logged: debug, info, warn or error."},
 }
 
-// variables are the settings without a flag. Each user of the machine can see
-// flags, so secrets have none.
+// A secretSetting is a secret. It is never a flag, because every user of the machine can
+// see flags. The variable env_FILE can name a file that holds it instead.
+type secretSetting struct {
+	env  string
+	set  func(c *config, value []byte, from string) // from is the variable that was set
+	help string
+}
+
+var secrets = []secretSetting{
+	{"JWT_SECRET_KEY", func(c *config, v []byte, from string) { c.secret, c.secretFrom = v, from },
+		"The key that signs access tokens, at least 32 bytes. If it is not set, userd makes a random key at its first start and keeps it in the database."},
+	{"JWT_SECRET_KEY_PREVIOUS", func(c *config, v []byte, from string) { c.previousSecret, c.previousFrom = v, from },
+		"The key before this one, whose tokens are still valid."},
+}
+
+// variables are the other settings that only the environment can hold.
 var variables = []struct{ env, help string }{
 	{"HOST, PORT", "The host of ADDR, an IP address or localhost, and its port, if ADDR is not set. The default of HOST is 127.0.0.1, that of PORT is 5000, or 443 with HTTPS_DOMAIN. Platforms set PORT, and the image sets HOST=0.0.0.0."},
-	{"JWT_SECRET_KEY", "The key that signs access tokens, at least 32 bytes. If it is not set, userd makes a random key at its first start and keeps it in the database."},
-	{"JWT_SECRET_KEY_FILE", "A file that holds this key instead."},
-	{"JWT_SECRET_KEY_PREVIOUS", "The key before this one, whose tokens are still valid."},
 	{"LISTEN_PID, LISTEN_FDS", "A socket from systemd, which userd uses instead of ADDR."},
 	{"NOTIFY_SOCKET", "The socket on which userd tells systemd when it is ready and when it stops."},
 }
@@ -413,32 +424,44 @@ func setLevel(to *slog.Level, v string) error {
 // it from every text that it reads from a file or from standard input.
 const byteOrderMark = "\ufeff"
 
-// readSecrets reads the signing keys from the environment. JWT_SECRET_KEY can also be
-// in a file, which may end with a line break.
-func (c *config) readSecrets(getenv func(string) string) error {
-	secret, file, previous := getenv("JWT_SECRET_KEY"), getenv("JWT_SECRET_KEY_FILE"), getenv("JWT_SECRET_KEY_PREVIOUS")
+// read returns the secret and the variable that holds it or names its file, or nothing if
+// it is not set. A line break at the end of a file is not part of the secret.
+func (x *secretSetting) read(getenv func(string) string) (secret []byte, from string, err error) {
+	value, fileSetting := getenv(x.env), x.env+"_FILE"
+	file := getenv(fileSetting)
 	switch {
-	case secret != "" && file != "":
-		return usagef("JWT_SECRET_KEY and JWT_SECRET_KEY_FILE are both set; set only one")
-	case secret != "":
-		c.secret, c.secretFrom = []byte(secret), "JWT_SECRET_KEY"
-	case file != "":
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return usagef("JWT_SECRET_KEY_FILE: %v", err)
-		}
-		c.secret, c.secretFrom = bytes.TrimRight(bytes.TrimPrefix(data, []byte(byteOrderMark)), "\r\n"), "JWT_SECRET_KEY_FILE"
-		if len(c.secret) == 0 {
-			return usagef("JWT_SECRET_KEY_FILE: %s is empty", file)
-		}
-	default:
-		c.secretFrom = "kept in the database"
+	case value != "" && file != "":
+		return nil, "", usagef("%s and %s are both set; set only one", x.env, fileSetting)
+	case value != "":
+		return []byte(value), x.env, nil
+	case file == "":
+		return nil, "", nil
 	}
-	if previous != "" {
-		if len(c.secret) == 0 {
-			return usagef("JWT_SECRET_KEY_PREVIOUS is set without JWT_SECRET_KEY; set both")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, "", usagef("%s: %v", fileSetting, err)
+	}
+	secret = []byte(strings.TrimRight(strings.TrimPrefix(string(data), byteOrderMark), "\r\n"))
+	if len(secret) == 0 {
+		return nil, "", usagef("%s: %s is empty", fileSetting, file)
+	}
+	return secret, fileSetting, nil
+}
+
+// readSecrets reads the secrets that the environment holds or names.
+func (c *config) readSecrets(getenv func(string) string) error {
+	c.secretFrom = "kept in the database"
+	for i := range secrets {
+		value, from, err := secrets[i].read(getenv)
+		if err != nil {
+			return err
 		}
-		c.previousSecret = []byte(previous)
+		if from != "" {
+			secrets[i].set(c, value, from)
+		}
+	}
+	if len(c.previousSecret) > 0 && len(c.secret) == 0 {
+		return usagef("%s is set without JWT_SECRET_KEY; set both", c.previousFrom)
 	}
 	return nil
 }

@@ -292,6 +292,8 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 		{"the tutorial's key is refused on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=your-secret-key"}, []string{"JWT_SECRET_KEY", "tutorial"}},
 		{"a short key is refused on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=short-secret"}, []string{"JWT_SECRET_KEY", "12 bytes", "32"}},
 		{"a key one byte too short is refused on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=" + long[1:]}, []string{"JWT_SECRET_KEY", "31 bytes", "32"}},
+		{"a short previous key in a file is refused on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY=" + long, "JWT_SECRET_KEY_PREVIOUS_FILE=" + short}, []string{"JWT_SECRET_KEY_PREVIOUS_FILE", "12 bytes", "32"}},
+		{"a previous key in a file without a key is refused", []string{"JWT_SECRET_KEY_PREVIOUS_FILE=" + good}, []string{"JWT_SECRET_KEY_PREVIOUS_FILE", "without JWT_SECRET_KEY"}},
 		{"a short key in a file is refused on every address", []string{"ADDR=0.0.0.0:0", "JWT_SECRET_KEY_FILE=" + short}, []string{"JWT_SECRET_KEY_FILE", "12 bytes", "32"}},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
@@ -341,6 +343,42 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 				t.Errorf("it warned: %t:\n%s", warned, got.stderr)
 			}
 		})
+	}
+}
+
+func TestEachSecretCanBeInAFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	// JWT_SECRET_KEY_PREVIOUS requires the other key.
+	value := func(env string) string { return env + " " + strings.Repeat("k", 32) }
+	for _, x := range secrets {
+		file := filepath.Join(dir, x.env)
+		if err := os.WriteFile(file, []byte(byteOrderMark+value(x.env)+"\r\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var others []string
+		for _, other := range secrets {
+			if other.env != x.env {
+				others = append(others, other.env+"="+value(other.env))
+			}
+		}
+		want, err := configured(nil, getenvOf(append(others, x.env+"="+value(x.env))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := configured(nil, getenvOf(append(others, x.env+"_FILE="+file)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got.secret) != string(want.secret) || string(got.previousSecret) != string(want.previousSecret) {
+			t.Errorf("%s_FILE gives the keys %q and %q", x.env, got.secret, got.previousSecret)
+		}
+		for _, environ := range [][]string{
+			{x.env + "_FILE=" + file, x.env + "=" + value(x.env)},
+			{x.env + "_FILE=" + filepath.Join(dir, "none")},
+		} {
+			userdHere(t, "", append(others, environ...)).wantFailure(t, 2, x.env+"_FILE")
+		}
 	}
 }
 

@@ -178,6 +178,9 @@ func manual() string {
 		text += o.entry()
 	}
 	text += "\nSettings that only the environment can hold:\n"
+	for _, x := range secrets {
+		text += "  " + x.env + ", " + x.env + "_FILE\n" + wrap("      ", x.help+" "+x.env+"_FILE names a file that holds it instead.")
+	}
 	for _, v := range variables {
 		text += "  " + v.env + "\n" + wrap("      ", v.help)
 	}

@@ -384,12 +384,17 @@ func TestTheManualNamesEverything(t *testing.T) {
 			t.Errorf("it does not say %q", entry)
 		}
 	}
+	for _, x := range secrets {
+		if !strings.Contains(words, x.env+", "+x.env+"_FILE "+x.help) {
+			t.Errorf("it does not explain %s", x.env)
+		}
+	}
 	for _, v := range variables {
 		if !strings.Contains(words, v.env+" "+v.help) {
 			t.Errorf("it does not explain %s", v.env)
 		}
 	}
-	for _, name := range []string{"HOST", "PORT", "JWT_SECRET_KEY", "JWT_SECRET_KEY_FILE", "JWT_SECRET_KEY_PREVIOUS", "NOTIFY_SOCKET"} {
+	for _, name := range []string{"HOST", "PORT", "JWT_SECRET_KEY", "JWT_SECRET_KEY_FILE", "JWT_SECRET_KEY_PREVIOUS", "JWT_SECRET_KEY_PREVIOUS_FILE", "NOTIFY_SOCKET"} {
 		if !regexp.MustCompile(`(?m)\b` + name + `\b`).MatchString(text) {
 			t.Errorf("it does not name %s", name)
 		}

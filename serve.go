@@ -235,7 +235,7 @@ func (l *listeners) keepCertificates(ctx context.Context) error {
 // checkSecrets refuses weak signing keys, but only warns of them if the server
 // listens on a loopback address.
 func checkSecrets(c *config, address net.Addr, log *slog.Logger) error {
-	for setting, secret := range map[string][]byte{c.secretFrom: c.secret, "JWT_SECRET_KEY_PREVIOUS": c.previousSecret} {
+	for setting, secret := range map[string][]byte{c.secretFrom: c.secret, c.previousFrom: c.previousSecret} {
 		why := weakSecret(secret)
 		if why == "" {
 			continue
