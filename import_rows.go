@@ -253,7 +253,7 @@ func (r *importRow) set(fields map[string]string) (problem string) {
 	if v := fields["id"]; v != "" {
 		var err error
 		if u.id, err = parseID(v); err != nil || u.id > maxID {
-			wrong.add("id", "must be an integer from 1 to 2^53-1")
+			wrong.add("id", "must be an integer from 1 to 2^52-1")
 		}
 	}
 	wrong.add("role", checkRole(u.role))

@@ -68,7 +68,7 @@ func TestImport(t *testing.T) {
 			1, "", []string{"row 4: username already appears in row 2", "row 5: email already appears in row 3"}, ""},
 		{"ids that are free", "", "id,username,email,password_hash\n70,ann,a@example.com," + someHash + "\n,bob,b@example.com," + someHash + "\n",
 			0, "imported 2 users\n", nil, "ann:member bob:member"},
-		{"ids that are not", "", "id,username,email,password_hash\n1,ann,a@example.com," + someHash + "\n9,bob,b@example.com," + someHash + "\n9,eve,e@example.com," + someHash + "\n0,kim,k@example.com," + someHash + "\n9007199254740992,max,m@example.com," + someHash + "\n",
+		{"ids that are not", "", "id,username,email,password_hash\n1,ann,a@example.com," + someHash + "\n9,bob,b@example.com," + someHash + "\n9,eve,e@example.com," + someHash + "\n0,kim,k@example.com," + someHash + "\n4503599627370496,max,m@example.com," + someHash + "\n",
 			1, "", []string{"row 5: Not valid: id must", "row 6: Not valid: id must", "row 2: id was already given to a user", "row 4: id already appears in row 3"}, ""},
 		{"a hash in no known form", "", "username,email,password_hash\nann,a@example.com,5f4dcc3b5aa765d61d8327deb882cf99\n",
 			1, "", []string{"row 2: Not valid: password_hash has an unknown format"}, ""},
@@ -201,6 +201,18 @@ func TestExportImportRoundTrip(t *testing.T) {
 		if again, _ := other.run(0, "", append([]string{"user", "export"}, format...)...); again != export {
 			t.Errorf("exported %s\nthen %s", export, again)
 		}
+	}
+}
+
+// JavaScript rounds integers from 2^53 on, and later users have higher ids than imported
+// ones.
+func TestUsersAfterTheHighestImportedIDHaveExactIDs(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	rows := fmt.Sprintf("id,username,email,password_hash\n%d,ann,ann@example.com,%s\n,bob,bob@example.com,%[2]s\n", maxID, someHash)
+	(&shell{t, s.path}).run(0, rows, "user", "import", "-")
+	if path, _ := s.register("eve"); path != "/api/users/4503599627370497" {
+		t.Errorf("the next user is at %s", path)
 	}
 }
 

@@ -126,9 +126,9 @@ const linkTable = `
 	DROP TABLE seal;
 	DELETE FROM secret WHERE name = 'seal';`
 
-// maxID is the highest id that an imported or adopted user may have. JSON numbers
-// above it are not exact everywhere, and the counter could overflow.
-const maxID = 1<<53 - 1
+// maxID is the highest id that an imported or adopted user may have. JavaScript rounds
+// integers from 2^53 on, so the ids of later users, which are higher, need a wide margin.
+const maxID = 1<<52 - 1
 
 // A fileKind is what inspect finds at a path.
 type fileKind int
