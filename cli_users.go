@@ -9,8 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"strings"
 	"time"
 )
@@ -285,37 +283,4 @@ func sessionEnd(ctx context.Context, c *cli) error {
 	}
 	_, err = fmt.Fprintf(c.stdout, "ended session %d of %s\n", sid, u.username)
 	return err
-}
-
-// readPassword reads the first line of standard input. On a terminal it prompts,
-// and hides what is typed if stty can do that.
-func (c *cli) readPassword(ctx context.Context) (string, error) {
-	if f, ok := c.stdin.(*os.File); ok && isTerminal(f) {
-		if restore, err := hideInput(f); err == nil {
-			fmt.Fprint(c.stderr, "Password: ")
-			// The read below does not end with ctx. Exit, but with the echo turned on.
-			stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
-			defer func() { stop(); restore(); fmt.Fprintln(c.stderr) }()
-		}
-	}
-	line, err := bufio.NewReader(io.LimitReader(c.stdin, int64(len(byteOrderMark)+maxPassword+3))).ReadString('\n')
-	if err != nil && err != io.EOF {
-		return "", fmt.Errorf("reading the password from standard input: %w", err)
-	}
-	line = strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(line, byteOrderMark), "\n"), "\r")
-	if line == "" {
-		return "", errors.New("no password on standard input")
-	}
-	return line, nil
-}
-
-// hideInput turns the echo of a terminal off. It runs stty because the system
-// calls differ between systems, and userd uses no library that knows them all.
-func hideInput(f *os.File) (restore func(), err error) {
-	stty := func(arg string) error {
-		cmd := exec.Command("stty", arg)
-		cmd.Stdin = f
-		return cmd.Run()
-	}
-	return func() { stty("echo") }, stty("-echo")
 }
