@@ -6,6 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -44,26 +47,26 @@ var commands = []command{
 		noFlags(nil)},
 	{"user add", "NAME EMAIL", creates, "add a user",
 		`Adds a user and prints its id. The password is the first line of standard input; on
-		a terminal userd asks for it and does not show it.`,
+		a terminal userd asks for it twice and does not show it.`,
 		userAdd},
 	{"user list", "", opens, "list all users",
 		`Prints all users, ordered by id.`,
 		userList},
 	{"user show", "USER", opens, "show one user",
-		`Prints one user.`,
+		`Prints one user, one field a line.`,
 		userShow},
 	{"user set", "USER", opens, "change a user's name, address, role or status",
-		`Changes what the flags name, and prints the user. Disabling a user ends its sessions.
+		`Changes what the flags name, and prints the user, one field a line. Disabling a user ends its sessions.
 		The last active admin can be neither demoted nor disabled.`,
 		userSet},
 	{"user passwd", "USER", opens, "set a user's password",
 		`Sets a password and ends all of the user's sessions. The password is the first line
-		of standard input; on a terminal userd asks for it and does not show it.`,
+		of standard input; on a terminal userd asks for it twice and does not show it.`,
 		noFlags(userPasswd)},
 	{"user delete", "USER", opens, "delete a user",
 		`Deletes a user and ends its sessions. The last active admin cannot be deleted.`,
 		noFlags(userDelete)},
-	{"user import", "FILE", creates, "add users from a CSV or NDJSON file",
+	{"user import", "FILE", untouched, "add users from a CSV or NDJSON file",
 		`Reads CSV, or NDJSON with one object a line, as "userd user export" writes them, a
 		JSON array of such objects, or the CSV of Django's table auth_user. If FILE is -, it
 		reads standard input. It skips empty lines and rows of only commas.
@@ -73,11 +76,12 @@ var commands = []command{
 		Optional are id, role, disabled, created_at, updated_at and last_login_at. An id must
 		be higher than every id that this database has given to a user.
 
-		Each bad row is reported on standard error with its number; a CSV header is row 1.
-		If any row is bad, nothing is imported, unless -partial is given.`,
+		Each bad row is reported on standard error with its number, in order; a CSV header is
+		row 1. If any row is bad, nothing is imported, unless -partial is given.`,
 		userImport},
 	{"user export", "", opens, "write all users, with their password hashes",
-		`Writes all users with their password hashes, as of one moment, in CSV.`,
+		`Writes all users with their password hashes, as of one moment, in CSV. It refuses to
+		write to a terminal.`,
 		userExport},
 	{"session list", "USER", opens, "list a user's sessions",
 		`Prints the active sessions of a user.`,
@@ -93,7 +97,8 @@ var commands = []command{
 		until its last token expires. If JWT_SECRET_KEY is set, this command fails.`,
 		noFlags(keyRotate)},
 	{"events", "", opens, "list what has happened",
-		`Prints the events: who did what to which user, and from which address.`,
+		`Prints the events: who did what to which user, and from which address. A table shows
+		the current name of a user after its id.`,
 		eventList},
 	{"events verify", "[HEAD]", opens, "check that no event was changed or removed",
 		`Recomputes the chain of events and prints its newest link, the head. It fails if
@@ -354,7 +359,7 @@ func (c *cli) withDatabase(ctx context.Context, create bool, resolve resolution,
 
 // openDatabase opens the database, and adopts one of the Flask tutorial first.
 func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution) (*store, error) {
-	kind, err := inspect(ctx, c.database)
+	kind, err := inspectDatabase(ctx, c.database)
 	if err == nil && kind == kindNone && !create {
 		err = fmt.Errorf("database %s does not exist or is empty; -database names another one", c.database)
 	}
@@ -366,9 +371,27 @@ func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution)
 	}
 	st, err := openStore(ctx, c.database)
 	if err != nil {
-		return nil, fmt.Errorf("database %s: %w", c.database, err)
+		return nil, openError(c.database, err)
 	}
 	return st, nil
+}
+
+// inspectDatabase is inspect. Its errors about the path name the setting.
+func inspectDatabase(ctx context.Context, path string) (fileKind, error) {
+	kind, err := inspect(ctx, path)
+	if _, ok := errors.AsType[*fs.PathError](err); !ok {
+		return kind, err
+	}
+	dir := filepath.Dir(path)
+	if _, dirErr := os.Stat(dir); errors.Is(dirErr, fs.ErrNotExist) {
+		return kind, fmt.Errorf("DATABASE_URL (-database) is %s, but the directory %s does not exist", path, dir)
+	}
+	return kind, openError(path, err)
+}
+
+// openError names the setting in an error of openStore.
+func openError(path string, err error) error {
+	return fmt.Errorf("DATABASE_URL (-database) is %s: %w", path, err)
 }
 
 // plainError replaces an error that has a text for clients by that text.

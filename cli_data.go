@@ -103,18 +103,20 @@ func (c *cli) printEvents(ctx context.Context, after int64, only eventFilter, fo
 	out := bufio.NewWriter(c.stdout)
 	lines := json.NewEncoder(out)
 	table := newTable(out, "ID", "AT", "TYPE", "ACTOR", "USER", "SESSION", "ADDRESS", "CHANGES")
-	// So that later rows align too: ids to 8 digits, all types, and IPv4 addresses.
-	table.widths = []int{8, 20, 14, 8, 8, 8, 15, 0}
+	// So that later rows align too: ids to 8 digits, with a name to 16 characters, all types,
+	// and IPv4 addresses.
+	table.widths = []int{8, 20, 14, 16, 16, 8, 15, 0}
 	if asJSON {
 		table.rows = nil
 	}
 	for {
+		names := make(map[int64]string) // of these events; later ones may find a new name
 		next, more, err := c.store.eventsSince(ctx, after, only, func(e *event) {
 			if asJSON {
 				lines.Encode(newEventAnswer(e))
 				return
 			}
-			table.row(e.id, when(e.at), e.kind, idOrDash(e.actorID), idOrDash(e.userID), idOrDash(e.sessionID), e.address, e.changes)
+			table.row(e.id, when(e.at), e.kind, c.idAndName(e.actorID, names), c.idAndName(e.userID, names), idOrDash(e.sessionID), e.address, e.changes)
 		})
 		if err := errors.Join(table.flush(), out.Flush()); err != nil {
 			return err
@@ -134,6 +136,20 @@ func (c *cli) printEvents(ctx context.Context, after int64, only eventFilter, fo
 		case <-time.After(followEvery):
 		}
 	}
+}
+
+// idAndName returns the id of a user and its name as it is now: an event has only the id.
+// A deleted user has no name. It keeps what it finds in names.
+func (c *cli) idAndName(id int64, names map[int64]string) string {
+	text, ok := names[id]
+	if !ok {
+		text = idOrDash(id)
+		if u, err := c.store.user(id); err == nil {
+			text += " " + u.username
+		}
+		names[id] = text
+	}
+	return text
 }
 
 func idOrDash(id int64) string {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -175,10 +176,17 @@ func TestUserListAndShow(t *testing.T) {
 	if out, _ := sh.run(0, "", "user", "set", "-json", "ann", "-role", "member"); !strings.HasPrefix(out, `{"id":2,"username":"ann"`) {
 		t.Errorf("user set -json: %s", out)
 	}
-	ann := "ID  USERNAME  EMAIL            ROLE    DISABLED  LAST LOGIN\n" +
-		"2   ann       ann@example.com  member  false     -\n"
+	ann := regexp.MustCompile(`^ID          2
+USERNAME    ann
+EMAIL       ann@example.com
+ROLE        member
+DISABLED    false
+CREATED     20\S+Z
+UPDATED     20\S+Z
+LAST LOGIN  -
+$`)
 	for _, args := range []string{"user show ann", "user set ann -role member"} {
-		if out, _ := sh.run(0, "", strings.Fields(args)...); out != ann {
+		if out, _ := sh.run(0, "", strings.Fields(args)...); !ann.MatchString(out) {
 			t.Errorf("%s:\n%s", args, out)
 		}
 	}
@@ -189,6 +197,31 @@ func TestUserListAndShow(t *testing.T) {
 		if out, _ := sh.run(0, "", "user", "show", name, "-json"); !strings.HasPrefix(out, `{"id":2,`) {
 			t.Errorf("user show %s: %s", name, out)
 		}
+	}
+}
+
+func TestUserSetWithoutAChangeWritesNothing(t *testing.T) {
+	t.Parallel()
+	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
+	sh.run(0, goodPassword, "user", "add", "-admin", "root", "root@example.com")
+	before, _ := sh.run(0, "", "user", "show", "-json", "root")
+	for _, args := range []string{
+		"user set root -username root",
+		"user set root -email root@example.com",
+		"user set root -role admin",
+		"user set root -disabled false",
+		"user set root -username root -email root@example.com -role admin -disabled=false",
+	} {
+		if out, _ := sh.run(0, "", append(strings.Fields(args), "-json")...); out != before {
+			t.Errorf("%s prints %s, want %s", args, out, before)
+		}
+	}
+	if out, _ := sh.run(0, "", "events", "-json"); strings.Count(out, "\n") != 1 {
+		t.Errorf("the events are\n%s", out)
+	}
+	sh.run(0, "", "user", "set", "root", "-username", "root", "-email", "new@example.com")
+	if out, _ := sh.run(0, "", "events", "-json", "-after", "1"); strings.Count(out, "\n") != 1 || !strings.Contains(out, `"email"`) || strings.Contains(out, `"username"`) {
+		t.Errorf("the events are\n%s", out)
 	}
 }
 
@@ -233,14 +266,30 @@ func TestProgressIsShownOnceASecondAndOnlyOnATerminal(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var terminal, file bytes.Buffer
-		show, hide := progressOn(&terminal), (&cli{stderr: &file}).progress()
+		shown, hidden := progressOn(&terminal, "rows read", 1000), (&cli{stderr: &file}).progress("rows read", 1000)
 		for n := range 5 {
-			show("rows read: %d", n)
-			hide("rows read: %d", n)
+			shown.show(n, int64(100*n))
+			hidden.show(n, int64(100*n))
 			time.Sleep(600 * time.Millisecond)
 		}
-		if want := "\r\x1b[Krows read: 2\r\r\x1b[Krows read: 4\r"; terminal.String() != want || file.Len() > 0 {
+		shown.show(3000, 2000) // the file got longer
+		shown.note("importing 5 users")
+		shown.end()
+		hidden.note("importing 5 users")
+		hidden.end()
+		want := "\r\x1b[Krows read: 2 (20 %), 2 a second\r\x1b[Krows read: 4 (40 %), 2 a second\r\x1b[Kimporting 5 users\r\x1b[K"
+		if terminal.String() != want || file.Len() > 0 {
 			t.Errorf("it prints %q, and to a file %q", terminal.String(), file.String())
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		var terminal bytes.Buffer
+		quick, unknown := progressOn(&terminal, "rows read", 0), progressOn(&terminal, "rows read", 0)
+		quick.end()
+		time.Sleep(2 * time.Second)
+		unknown.show(7, 0)
+		if want := "\r\x1b[Krows read: 7, 4 a second"; terminal.String() != want {
+			t.Errorf("it prints %q", terminal.String())
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 )
@@ -72,11 +73,21 @@ func userShow(f *flag.FlagSet) action {
 	}
 }
 
+// writeUser prints a user, one field a line or as one JSON object.
 func (c *cli) writeUser(asJSON bool, u *user) error {
-	return c.writeUsers(asJSON, func(row func(*user)) error {
-		row(u)
-		return nil
-	})
+	if asJSON {
+		_, err := c.stdout.Write(append(appendUser(nil, u, viewAll), '\n'))
+		return err
+	}
+	table := newTable(c.stdout, "ID", u.id)
+	table.row("USERNAME", u.username)
+	table.row("EMAIL", u.email)
+	table.row("ROLE", u.role)
+	table.row("DISABLED", u.disabled)
+	table.row("CREATED", when(u.createdAt))
+	table.row("UPDATED", when(u.updatedAt))
+	table.row("LAST LOGIN", when(u.lastLoginAt))
+	return table.flush()
 }
 
 // writeUsers prints the users that each passes to row, as a table or as one JSON
@@ -121,12 +132,15 @@ func userSet(f *flag.FlagSet) action {
 		if err != nil {
 			return err
 		}
+		set.username, set.email = unlessSame(set.username, u.username), unlessSame(set.email, u.email)
+		set.role, set.disabled = unlessSame(set.role, u.role), unlessSame(set.disabled, u.disabled)
 		if err := set.check(&u, nil); err != nil {
 			return err
 		}
-		u, err = c.changeUser(ctx, console, u.id, set, nil, 0)
-		if err != nil {
-			return err
+		if set != (change{}) { // otherwise there is nothing to record as an event
+			if u, err = c.changeUser(ctx, console, u.id, set, nil, 0); err != nil {
+				return err
+			}
 		}
 		return c.writeUser(*asJSON, &u)
 	}
@@ -173,17 +187,25 @@ var importColumns = append([]string{"password"}, exportColumns...)
 func userExport(f *flag.FlagSet) action {
 	ndjson := f.Bool("ndjson", false, "Write one JSON object a line instead of CSV.")
 	return func(ctx context.Context, c *cli) error {
+		if f, ok := c.stdout.(*os.File); ok && isTerminal(f) {
+			return usagef("user export: refusing to print password hashes to a terminal; redirect or pipe the output")
+		}
 		export := exportCSV
 		if *ndjson {
 			export = exportNDJSON
 		}
 		out := bufio.NewWriterSize(c.stdout, 1<<16)
 		write, flush := export(out)
-		progress := c.progress()
+		users, _, err := c.store.count(ctx)
+		if err != nil {
+			return err
+		}
+		progress := c.progress("users written", users)
+		defer progress.end()
 		n := 0
-		err := c.store.export(ctx, func(u *user, hash string) {
+		err = c.store.export(ctx, func(u *user, hash string) {
 			n++
-			progress("users written: %d", n)
+			progress.show(n, int64(n))
 			write(u, hash)
 		})
 		return errors.Join(err, flush(), out.Flush())

@@ -808,8 +808,12 @@ func TestEventsOnTheCommandLine(t *testing.T) {
 			t.Errorf("%s prints %s, want %s", c.args, got, c.ids)
 		}
 	}
-	out, _ := sh.run(0, "", "events", "-after", "4")
-	if want := "5         2026-05-04T03:02:01Z  user_deleted    2         2         2         127.0.0.1        \n"; !strings.HasSuffix(out, want) || !strings.HasPrefix(out, "ID ") {
+	out, _ := sh.run(0, "", "events", "-after", "0", "-user", "root")
+	if want := "2         2026-05-04T03:02:01Z  login           1 root            1 root            1 "; !strings.Contains(out, want) {
+		t.Errorf("events prints %s, want %s", out, want)
+	}
+	out, _ = sh.run(0, "", "events", "-after", "4") // a deleted user has no name
+	if want := "5         2026-05-04T03:02:01Z  user_deleted    2                 2                 2         127.0.0.1        \n"; !strings.HasSuffix(out, want) || !strings.HasPrefix(out, "ID ") {
 		t.Errorf("events prints %s, want %s", out, want)
 	}
 	sh.run(2, "", "events", "-type", "nothing")

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 )
@@ -14,7 +17,7 @@ import (
 // userImport adds the users of a file. It reads, checks and hashes everything
 // before it locks the database, so that a server keeps working meanwhile.
 func userImport(f *flag.FlagSet) action {
-	dryRun := f.Bool("dry-run", false, "Only check the file, and import nothing.")
+	dryRun := f.Bool("dry-run", false, "Only check the file: import nothing, and neither create nor adopt a database.")
 	partial := f.Bool("partial", false, "Import the good rows although others are bad. The exit status is still 1.")
 	return func(ctx context.Context, c *cli) error {
 		in, err := c.openInput(c.args[0])
@@ -22,22 +25,59 @@ func userImport(f *flag.FlagSet) action {
 			return err
 		}
 		defer in.Close()
-		m, err := newImporter(ctx, c)
+		run := func(ctx context.Context, c *cli) error { return c.importUsers(ctx, in, *dryRun, *partial) }
+		if *dryRun {
+			return c.onlyRead(ctx, run)
+		}
+		return c.withDatabase(ctx, true, refuse, run)
+	}
+}
+
+// onlyRead runs an action that does not change the database. If there is none, the action
+// gets an empty one, which is deleted afterwards. A database of the Flask tutorial is not
+// adopted.
+func (c *cli) onlyRead(ctx context.Context, run action) error {
+	switch kind, err := inspectDatabase(ctx, c.database); {
+	case err != nil:
+		return err
+	case kind == kindTutorial:
+		return fmt.Errorf("%s is a database of the Flask tutorial, which -dry-run does not upgrade: run userd adopt first", c.database)
+	case kind == kindNone:
+		dir, err := os.MkdirTemp("", "userd-")
 		if err != nil {
 			return err
 		}
-		defer m.db.close()
-		if err := m.read(ctx, in); err != nil {
-			return err
-		}
-		if err := m.removeConflicts(ctx); err != nil {
-			return err
-		}
-		if *dryRun && (m.bad == 0 || *partial) {
-			return m.conclude("would import "+plural(m.good, "user"), "would leave out ")
-		}
-		return m.insert(ctx, *partial)
+		defer os.RemoveAll(dir)
+		c.database = filepath.Join(dir, "app.db")
 	}
+	return c.withDatabase(ctx, true, refuse, run)
+}
+
+func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial bool) error {
+	size := int64(0)
+	if f, ok := in.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			size = info.Size()
+		}
+	}
+	m, err := newImporter(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer m.db.close()
+	m.progress = c.progress("rows read", size)
+	err = m.read(ctx, in)
+	m.progress.end()
+	if err == nil {
+		err = m.removeConflicts(ctx)
+	}
+	if err := errors.Join(err, m.printProblems(ctx)); err != nil {
+		return err
+	}
+	if dryRun && (m.bad == 0 || partial) {
+		return m.conclude("would import "+plural(m.good, "user"), "would leave out ")
+	}
+	return m.insert(ctx, partial)
 }
 
 // An importer is one run of user import. It holds the good rows in a temporary
@@ -45,7 +85,7 @@ func userImport(f *flag.FlagSet) action {
 type importer struct {
 	*cli
 	db        *writer // its connection and statements are used; its goroutine does not run
-	progress  func(format string, n int)
+	progress  *progress
 	mu        sync.Mutex // held by add and report
 	good, bad int        // rows
 }
@@ -55,7 +95,7 @@ func newImporter(ctx context.Context, c *cli) (*importer, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &importer{cli: c, db: db, progress: c.progress()}
+	m := &importer{cli: c, db: db}
 	// The rowid is the row's number. A null id becomes the next free one; place counts
 	// these rows. One transaction for all rows locks only the temporary table.
 	err = m.exec(ctx, `
@@ -63,7 +103,9 @@ func newImporter(ctx context.Context, c *cli) (*importer, error) {
 		PRAGMA wal_autocheckpoint = 0;
 		CREATE TEMP TABLE import AS
 			SELECT id, 0 AS place, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at
-			FROM user WHERE false; BEGIN`)
+			FROM user WHERE false;
+		CREATE TEMP TABLE problem (row INTEGER NOT NULL PRIMARY KEY, text TEXT NOT NULL);
+		BEGIN`)
 	if err != nil {
 		db.close()
 		return nil, fmt.Errorf("preparing the import: %w", err)
@@ -77,7 +119,7 @@ func (m *importer) exec(ctx context.Context, query string, args ...any) error {
 }
 
 // read reads the rows of in, hashes their passwords on every core, and adds the
-// good rows, in no particular order. It ends the transaction of newImporter.
+// good rows and the problems of the bad ones, in no particular order. It ends the transaction of newImporter.
 func (m *importer) read(ctx context.Context, in io.Reader) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -106,13 +148,13 @@ func (m *importer) read(ctx context.Context, in io.Reader) error {
 // readRows adds the rows of in that have a hash, and calls hash with those that
 // have a password.
 func (m *importer) readRows(ctx context.Context, in io.Reader, hash func(importRow)) error {
-	next, number, err := newRows(in)
+	file, err := newRows(in)
 	if err != nil {
 		return err
 	}
-	for ; ; number++ {
-		r := importRow{number: number}
-		fields, problem, err := next()
+	for number := file.number; ; number++ {
+		fields, problem, err := file.next()
+		r := importRow{number: number, end: file.file.rowEnd}
 		if err == nil && problem == "" && fields != nil {
 			problem = r.set(fields)
 		}
@@ -122,7 +164,7 @@ func (m *importer) readRows(ctx context.Context, in io.Reader, hash func(importR
 		case err != nil:
 			return fmt.Errorf("row %d: %w", number, err) // where the next row begins is uncertain
 		case problem != "":
-			m.report(number, problem)
+			err = m.report(ctx, number, problem)
 		case fields == nil: // an empty row
 		case r.password == "":
 			err = m.add(ctx, r)
@@ -140,7 +182,7 @@ func (m *importer) add(ctx context.Context, r importRow) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.good++
-	m.progress("rows read: %d", m.good)
+	m.progress.show(m.good+m.bad, r.end)
 	insert, err := m.db.stmts.get(`
 		INSERT INTO import (rowid, id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at)
 		VALUES (?1, nullif(?2, 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)`)
@@ -154,12 +196,38 @@ func (m *importer) add(ctx context.Context, r importRow) error {
 	return err
 }
 
-// report prints what is wrong with a row.
-func (m *importer) report(row int, problem string) {
+// report keeps what is wrong with a row for printProblems.
+func (m *importer) report(ctx context.Context, row int, problem string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.bad++
-	fmt.Fprintf(m.stderr, "row %d: %s\n", row, problem)
+	insert, err := m.db.stmts.get(`INSERT INTO problem (row, text) VALUES (?, ?)`)
+	if err == nil {
+		_, err = insert.ExecContext(context.WithoutCancel(ctx), row, problem)
+	}
+	return err
+}
+
+// printProblems prints what report has kept, in the order of the rows, and forgets it.
+func (m *importer) printProblems(ctx context.Context) error {
+	rows, err := m.db.conn.QueryContext(ctx, `SELECT row, text FROM problem ORDER BY row`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	out := bufio.NewWriter(m.stderr)
+	for rows.Next() {
+		var row int
+		var text string
+		if err := rows.Scan(&row, &text); err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "row %d: %s\n", row, text)
+	}
+	if err := errors.Join(rows.Err(), rows.Close(), out.Flush()); err != nil {
+		return err
+	}
+	return m.exec(ctx, `DELETE FROM problem`)
 }
 
 // conflicts finds the rows that contradict an earlier row or an existing user.
@@ -181,45 +249,32 @@ const conflicts = `
 	) AS import
 	WHERE problem IS NOT NULL ORDER BY row`
 
-// removeConflicts removes and reports the rows that are in conflict.
+// removeConflicts removes the rows that are in conflict, and keeps their problems for
+// printProblems.
 func (m *importer) removeConflicts(ctx context.Context) error {
-	rows, err := m.db.conn.QueryContext(ctx, conflicts)
+	result, err := m.db.conn.ExecContext(ctx, `INSERT INTO problem (row, text) `+conflicts)
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
-	var found []int
-	for rows.Next() {
-		var row int
-		var problem string
-		if err := rows.Scan(&row, &problem); err != nil {
-			return err
-		}
-		found = append(found, row)
-		m.good--
-		m.report(row, problem)
+	n, err := result.RowsAffected()
+	if err != nil {
+		return err
 	}
-	err = errors.Join(rows.Err(), rows.Close())
-	for _, row := range found {
-		if err == nil {
-			err = m.exec(ctx, `DELETE FROM import WHERE rowid = ?`, row)
-		}
-	}
-	if err == nil {
-		// Counted here, so that tryInsert holds the lock for a shorter time.
-		err = m.exec(ctx, `
-			UPDATE import SET place = counted.place
-			FROM (SELECT rowid AS row, row_number() OVER (ORDER BY rowid) AS place FROM import WHERE id IS NULL) AS counted
-			WHERE import.rowid = counted.row`)
-	}
-	return err
+	m.good, m.bad = m.good-int(n), m.bad+int(n)
+	// The place is counted here, so that tryInsert holds the lock for a shorter time.
+	return m.exec(ctx, `
+		DELETE FROM import WHERE rowid IN (SELECT row FROM problem);
+		UPDATE import SET place = counted.place
+		FROM (SELECT rowid AS row, row_number() OVER (ORDER BY rowid) AS place FROM import WHERE id IS NULL) AS counted
+		WHERE import.rowid = counted.row`)
 }
 
 // insert moves the rows into the database, unless rows are bad and partial is false.
 func (m *importer) insert(ctx context.Context, partial bool) error {
 	for attempt := 1; m.bad == 0 || partial; attempt++ {
-		m.progress("importing %d users", m.good)
+		m.progress.note(fmt.Sprintf("importing %d users", m.good))
 		err := m.tryInsert(ctx)
+		m.progress.end()
 		if err == nil {
 			m.store.wrote.Store(true) // the store has another connection
 			return m.conclude("imported "+plural(m.good, "user"), "left out ")
@@ -228,7 +283,7 @@ func (m *importer) insert(ctx context.Context, partial bool) error {
 			return fmt.Errorf("importing: %w", err)
 		}
 		// Meanwhile a server has added a user with one of these names.
-		if err := m.removeConflicts(ctx); err != nil {
+		if err := errors.Join(m.removeConflicts(ctx), m.printProblems(ctx)); err != nil {
 			return err
 		}
 	}

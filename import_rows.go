@@ -18,7 +18,8 @@ import (
 
 // An importRow is one user of an import file.
 type importRow struct {
-	number   int // of its line in NDJSON, its element in a JSON array, its record in CSV, where the header is 1
+	number   int   // of its line in NDJSON, its element in a JSON array, its record in CSV, where the header is 1
+	end      int64 // its place in the file, in bytes
 	user     user
 	password string // to be hashed; empty if hash is given
 	hash     string
@@ -75,14 +76,20 @@ func (r *boundedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// The rows of a file, in one of its formats.
+type rows struct {
+	next   nextRow
+	number int            // of the first row
+	file   *boundedReader // whose rowEnd shows how far next is
+}
+
 // A nextRow returns the fields of the next row by name, or what is wrong with the row,
 // or neither if the row is empty. Its error is io.EOF after the last row.
 type nextRow func() (fields map[string]string, problem string, err error)
 
-// newRows returns the rows of a file and the number of the first one. A file that begins
-// with a brace is NDJSON, and one that begins with a bracket is a JSON array; any other
-// is CSV.
-func newRows(in io.Reader) (next nextRow, number int, err error) {
+// newRows returns the rows of a file. A file that begins with a brace is NDJSON, and one
+// that begins with a bracket is a JSON array; any other is CSV.
+func newRows(in io.Reader) (*rows, error) {
 	buffered := bufio.NewReaderSize(in, 1<<16)
 	if mark, _ := buffered.Peek(len(byteOrderMark)); string(mark) == byteOrderMark {
 		buffered.Discard(len(byteOrderMark))
@@ -90,12 +97,12 @@ func newRows(in io.Reader) (next nextRow, number int, err error) {
 	bounded := &boundedReader{in: buffered}
 	switch firstByte(buffered) {
 	case '{':
-		return ndjsonRows(buffered), 1, nil
+		return &rows{ndjsonRows(bounded), 1, bounded}, nil
 	case '[':
-		return arrayRows(bounded), 1, nil
+		return &rows{arrayRows(bounded), 1, bounded}, nil
 	}
-	next, err = csvRows(bounded)
-	return next, 2, err
+	next, err := csvRows(bounded)
+	return &rows{next, 2, bounded}, err
 }
 
 // firstByte returns the first byte that is not white space, without consuming any. It
@@ -146,19 +153,15 @@ func csvRows(in *boundedReader) (nextRow, error) {
 }
 
 // ndjsonRows reads a file with one JSON object a line.
-func ndjsonRows(in io.Reader) nextRow {
-	lines := bufio.NewScanner(in)
-	lines.Buffer(nil, maxRow)
+func ndjsonRows(in *boundedReader) nextRow {
+	lines := bufio.NewReader(in)
 	return func() (map[string]string, string, error) {
-		if !lines.Scan() {
-			err := cmp.Or(lines.Err(), io.EOF)
-			if errors.Is(err, bufio.ErrTooLong) {
-				err = errLongRow
-			}
+		line, err := lines.ReadBytes('\n')
+		if err != nil && (err != io.EOF || len(line) == 0) {
 			return nil, "", err
 		}
-		line := bytes.TrimSpace(lines.Bytes())
-		if len(line) == 0 {
+		in.rowEnd += int64(len(line))
+		if line = bytes.TrimSpace(line); len(line) == 0 {
 			return nil, "", nil
 		}
 		return jsonFields(line)

@@ -19,13 +19,13 @@ func TestARowOfAnImportIsBounded(t *testing.T) {
 			t.Parallel()
 			long := strings.Repeat("a", maxRow-100)
 			row := fmt.Sprintf(format.row, long)
-			next, number, err := newRows(strings.NewReader(format.header + strings.Repeat(row, 5)))
+			file, err := newRows(strings.NewReader(format.header + strings.Repeat(row, 5)))
 			if err != nil {
 				t.Fatal(err)
 			}
 			for range 5 {
-				if fields, problem, err := next(); err != nil || problem != "" || fields["username"] != long {
-					t.Errorf("row %d: %q, %v", number, problem, err)
+				if fields, problem, err := file.next(); err != nil || problem != "" || fields["username"] != long {
+					t.Errorf("%q, %v", problem, err)
 				}
 			}
 
@@ -33,12 +33,12 @@ func TestARowOfAnImportIsBounded(t *testing.T) {
 				return copy(p, strings.Repeat(format.filler, len(p))), nil
 			})}
 			start, _, _ := strings.Cut(row, "aaa")
-			next, _, err = newRows(io.MultiReader(strings.NewReader(format.header+row+start), endless))
+			file, err = newRows(io.MultiReader(strings.NewReader(format.header+row+start), endless))
 			if err != nil {
 				t.Fatal(err)
 			}
 			for err == nil {
-				_, _, err = next()
+				_, _, err = file.next()
 			}
 			if !errors.Is(err, errLongRow) || endless.n > 4*maxRow {
 				t.Errorf("%d bytes of an endless row were read: %v", endless.n, err)

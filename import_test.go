@@ -69,7 +69,7 @@ func TestImport(t *testing.T) {
 		{"ids that are free", "", "id,username,email,password_hash\n70,ann,a@example.com," + someHash + "\n,bob,b@example.com," + someHash + "\n",
 			0, "imported 2 users\n", nil, "ann:member bob:member"},
 		{"ids that are not", "", "id,username,email,password_hash\n1,ann,a@example.com," + someHash + "\n9,bob,b@example.com," + someHash + "\n9,eve,e@example.com," + someHash + "\n0,kim,k@example.com," + someHash + "\n4503599627370496,max,m@example.com," + someHash + "\n",
-			1, "", []string{"row 5: Not valid: id must", "row 6: Not valid: id must", "row 2: id was already given to a user", "row 4: id already appears in row 3"}, ""},
+			1, "", []string{"row 2: id was already given to a user", "row 4: id already appears in row 3", "row 5: Not valid: id must", "row 6: Not valid: id must"}, ""},
 		{"a hash in no known form", "", "username,email,password_hash\nann,a@example.com,5f4dcc3b5aa765d61d8327deb882cf99\n",
 			1, "", []string{"row 2: Not valid: password_hash has an unknown format"}, ""},
 		{"a password and a hash", "", "username,email,password,password_hash\nann,a@example.com,correct horse battery," + someHash + "\n",
@@ -346,5 +346,62 @@ func TestImportedHashesLogIn(t *testing.T) {
 			}
 			s.do("", "POST", "/api/login", `{"username":"bob","password":"correct horse battery"}`).want(t, 403, "user_disabled")
 		})
+	}
+}
+
+func TestADryRunOfAnImportCreatesAndUpgradesNoDatabase(t *testing.T) {
+	t.Parallel()
+	rows := "username,email,password_hash\nann,ann@example.com," + someHash + "\nANN,b@example.com," + someHash + "\n"
+	dir := t.TempDir()
+	sh := &shell{t, filepath.Join(dir, "app.db")}
+	if out, errOut := sh.run(1, rows, "user", "import", "-dry-run", "-partial", "-"); out != "would import 1 user\n" || !strings.HasPrefix(errOut, "row 3: username already appears in row 2\n") {
+		t.Errorf("it prints %q and %q", out, errOut)
+	}
+	wantFiles(t, dir)
+
+	tutorial := flaskDatabase(t)
+	before, err := os.ReadFile(tutorial)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, errOut := (&shell{t, tutorial}).run(1, rows, "user", "import", "-dry-run", "-"); !strings.Contains(errOut, "run userd adopt first") {
+		t.Errorf("it prints %q", errOut)
+	}
+	if after, err := os.ReadFile(tutorial); err != nil || !bytes.Equal(after, before) {
+		t.Errorf("the database of the tutorial was changed, %v", err)
+	}
+}
+
+// Rows are hashed on every core, and conflicts are found after all rows are read.
+func TestBadRowsAreReportedInOrderAlsoBeforeAFatalOne(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	var file strings.Builder
+	file.WriteString("username,email,password_hash\nann,ann@example.com," + someHash + "\n")
+	for row := 3; row < 40; row++ {
+		if row%2 == 0 {
+			fmt.Fprintf(&file, "ANN,b%d@example.com,%s\n", row, someHash)
+		} else {
+			fmt.Fprintf(&file, "bob%d,,%s\n", row, someHash)
+		}
+	}
+	sh := &shell{t, s.path}
+	_, errOut := sh.run(1, file.String(), "user", "import", "-")
+	last := 0
+	for line := range strings.Lines(errOut) {
+		var row int
+		if n, _ := fmt.Sscanf(line, "row %d:", &row); n == 1 {
+			if row != last+1 && last > 0 {
+				t.Errorf("row %d follows row %d", row, last)
+			}
+			last = row
+		}
+	}
+	if last != 39 {
+		t.Errorf("it reports\n%s", errOut)
+	}
+	_, errOut = sh.run(1, file.String()+"\"", "user", "import", "-")
+	if lines := strings.Split(errOut, "\n"); !strings.HasPrefix(lines[0], "row 3: Not valid: ") || !strings.HasPrefix(lines[len(lines)-2], "userd: row 40: ") {
+		t.Errorf("it reports\n%s", errOut)
 	}
 }

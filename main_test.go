@@ -440,7 +440,7 @@ func TestHelpForACommandIsAboutThisCommandOnly(t *testing.T) {
 	want := `Usage: userd user add [flags] NAME EMAIL
 
 Adds a user and prints its id. The password is the first line of standard
-input; on a terminal userd asks for it and does not show it.
+input; on a terminal userd asks for it twice and does not show it.
 
 Flags:
   -admin
@@ -661,7 +661,7 @@ func TestAFileThatIsNotItsOwnIsRefusedAndLeftAsItIs(t *testing.T) {
 	}
 	t.Run("a directory that is not there", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "missing", "app.db")
-		userdProcess(t, t.TempDir(), "", []string{"DATABASE_URL=" + path}).wantFailure(t, 1, filepath.Dir(path), "no such file")
+		userdProcess(t, t.TempDir(), "", []string{"DATABASE_URL=" + path}).wantFailure(t, 1, "DATABASE_URL (-database) is "+path+", but the directory "+filepath.Dir(path)+" does not exist")
 		wantFiles(t, filepath.Dir(filepath.Dir(path)))
 	})
 }

@@ -502,8 +502,8 @@ func TestTheAddressOfTheMetricsAnswersNothingElse(t *testing.T) {
 
 	taken := strings.TrimPrefix(p.url, "http://")
 	elsewhere := t.TempDir()
-	userdProcess(t, elsewhere, "", nil, "-metrics-addr", taken).wantFailure(t, 1, taken, "in use")
-	userdProcess(t, elsewhere, "", []string{"METRICS_ADDR=" + taken}).wantFailure(t, 1, taken, "in use")
+	userdProcess(t, elsewhere, "", nil, "-metrics-addr", taken).wantFailure(t, 1, "METRICS_ADDR (-metrics-addr)", taken, "in use")
+	userdProcess(t, elsewhere, "", []string{"METRICS_ADDR=" + taken}).wantFailure(t, 1, "METRICS_ADDR (-metrics-addr)", taken, "in use")
 	wantFiles(t, elsewhere)
 
 	// One that watches must not keep a server from ending.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -53,7 +54,7 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	tuneRuntime()
 	log := c.logger(stderr)
 	signal.Ignore(syscall.SIGPIPE) // userd must not end if the reader of its log does
-	kind, err := inspect(ctx, c.database)
+	kind, err := inspectDatabase(ctx, c.database)
 	if err != nil {
 		return err
 	}
@@ -76,7 +77,7 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	}
 	st, err := openStore(ctx, c.database)
 	if err != nil {
-		return fmt.Errorf("database %s: %w", c.database, err)
+		return openError(c.database, err)
 	}
 	stopping := make(chan time.Time, 1) // the time at which ctx ended
 	context.AfterFunc(ctx, func() { stopping <- time.Now() })
@@ -133,13 +134,30 @@ func listen(c *config, hangup <-chan os.Signal, log *slog.Logger) (l *listeners,
 	if errors.Is(err, netlisten.ErrSocket) {
 		return l, usagef("%v", err)
 	}
-	if err == nil && l.acme != nil {
-		err = l.listenForACME(c.addr)
+	if err != nil {
+		return l, listenError("ADDR (-addr)", err)
 	}
-	if err == nil && c.metricsAddr != "" {
-		l.metrics, err = net.Listen("tcp", c.metricsAddr)
+	if l.acme != nil {
+		if err := l.listenForACME(c.addr); err != nil {
+			return l, listenError("HTTPS_DOMAIN (-https-domain)", err)
+		}
 	}
-	return l, err
+	if c.metricsAddr != "" {
+		if l.metrics, err = net.Listen("tcp", c.metricsAddr); err != nil {
+			return l, listenError("METRICS_ADDR (-metrics-addr)", err)
+		}
+	}
+	return l, nil
+}
+
+// listenError names the setting in an error about a port, and what a port below 1024 needs.
+func listenError(setting string, err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok && errors.Is(err, fs.ErrPermission) {
+		if tcp, ok := op.Addr.(*net.TCPAddr); ok && tcp.Port < 1024 {
+			return fmt.Errorf("%s: %w: a port below 1024 needs the capability CAP_NET_BIND_SERVICE (setcap cap_net_bind_service=+ep FILE, or AmbientCapabilities in the systemd unit)", setting, err)
+		}
+	}
+	return fmt.Errorf("%s: %w", setting, err)
 }
 
 // setCertificates sets the certificates of TLS_CERT or HTTPS_DOMAIN, if one of them

@@ -9,6 +9,7 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -809,7 +810,7 @@ func TestPebbleGivesACertificateThatIsKept(t *testing.T) {
 	}
 	t.Run("a port 80 that is taken is a failure", func(t *testing.T) {
 		other := t.TempDir()
-		userdProcess(t, other, "", []string{"HTTPS_DOMAIN=b.example"}).wantFailure(t, 1, "127.0.0.1:80", "in use")
+		userdProcess(t, other, "", []string{"HTTPS_DOMAIN=b.example"}).wantFailure(t, 1, "HTTPS_DOMAIN (-https-domain)", "127.0.0.1:80", "in use")
 		wantFiles(t, other)
 	})
 	t.Run("and so is a port 443", func(t *testing.T) {
@@ -1167,7 +1168,7 @@ func TestATakenPortIsAFailureThatLeavesNothing(t *testing.T) {
 	}
 	defer listener.Close()
 	dir := t.TempDir()
-	userdProcess(t, dir, "", nil, "-addr", listener.Addr().String()).wantFailure(t, 1, listener.Addr().String(), "in use")
+	userdProcess(t, dir, "", nil, "-addr", listener.Addr().String()).wantFailure(t, 1, "ADDR (-addr)", listener.Addr().String(), "in use")
 	wantFiles(t, dir)
 }
 
@@ -1554,5 +1555,25 @@ func TestARequestThatRunsIsFinishedBeforeItEnds(t *testing.T) {
 	receive(t, "userd exits", p.exited)
 	if status := p.cmd.ProcessState.ExitCode(); status != 0 {
 		t.Errorf("exit status %d, want 0", status)
+	}
+}
+
+func TestAnErrorAboutAPortNamesTheSettingAndTheMissingCapability(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		port  int
+		cause error
+		hint  bool
+	}{
+		{443, syscall.EACCES, true},
+		{1023, syscall.EACCES, true},
+		{1024, syscall.EACCES, false},
+		{443, syscall.EADDRINUSE, false},
+	} {
+		cause := &net.OpError{Op: "listen", Net: "tcp", Addr: &net.TCPAddr{Port: c.port}, Err: os.NewSyscallError("bind", c.cause)}
+		err := listenError("ADDR (-addr)", cause)
+		if !errors.Is(err, c.cause) || !strings.HasPrefix(err.Error(), "ADDR (-addr): listen tcp :") || strings.Contains(err.Error(), "CAP_NET_BIND_SERVICE") != c.hint {
+			t.Errorf("port %d: %v", c.port, err)
+		}
 	}
 }

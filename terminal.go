@@ -73,9 +73,14 @@ func when(unix int64) string {
 	return utc(unix).Format(time.RFC3339)
 }
 
+// isTerminal reports whether a file is a character device other than the null device.
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(info, null)
 }
 
 // openInput opens a file, or standard input if the name is -.
@@ -86,41 +91,105 @@ func (c *cli) openInput(name string) (io.ReadCloser, error) {
 	return os.Open(name)
 }
 
-// progress returns a function that shows, at most once a second and only on a
-// terminal, how far a long command is.
-func (c *cli) progress() func(format string, n int) {
+// A progress shows on a terminal, at most once a second, how far a long command is. A nil
+// *progress shows nothing.
+type progress struct {
+	terminal    io.Writer
+	what        string // "rows read"
+	total       int64  // of the work, in any unit; 0: unknown
+	began, last time.Time
+	shown       bool
+}
+
+// progress returns nil if standard error is not a terminal.
+func (c *cli) progress(what string, total int64) *progress {
 	if f, ok := c.stderr.(*os.File); ok && isTerminal(f) {
-		return progressOn(f)
+		return progressOn(f, what, total)
 	}
-	return func(string, int) {}
+	return nil
 }
 
-func progressOn(terminal io.Writer) func(format string, n int) {
-	last := time.Now()
-	return func(format string, n int) {
-		if now := time.Now(); now.Sub(last) >= time.Second {
-			last = now
-			fmt.Fprintf(terminal, "\r\x1b[K"+format+"\r", n)
-		}
+func progressOn(terminal io.Writer, what string, total int64) *progress {
+	now := time.Now()
+	return &progress{terminal: terminal, what: what, total: total, began: now, last: now}
+}
+
+// show shows a number of things and what part of the total is done.
+func (p *progress) show(n int, done int64) {
+	if p == nil {
+		return
+	}
+	now := time.Now()
+	if now.Sub(p.last) < time.Second {
+		return
+	}
+	p.last, p.shown = now, true
+	part := ""
+	if p.total > 0 {
+		part = fmt.Sprintf(" (%d %%)", 100*min(done, p.total)/p.total)
+	}
+	fmt.Fprintf(p.terminal, "\r\x1b[K%s: %d%s, %.0f a second", p.what, n, part, float64(n)/now.Sub(p.began).Seconds())
+}
+
+// note shows a step whose progress is unknown.
+func (p *progress) note(text string) {
+	if p != nil {
+		p.shown = true
+		fmt.Fprint(p.terminal, "\r\x1b[K"+text)
 	}
 }
 
-// readPassword reads the first line of standard input. On a terminal it prompts,
-// and hides what is typed if stty can do that.
+// end removes what was shown.
+func (p *progress) end() {
+	if p != nil && p.shown {
+		fmt.Fprint(p.terminal, "\r\x1b[K")
+	}
+}
+
+// readPassword reads a new password: on a terminal userd asks for it twice, and otherwise
+// it is the first line of standard input.
 func (c *cli) readPassword(ctx context.Context) (string, error) {
-	if f, ok := c.stdin.(*os.File); ok && isTerminal(f) {
-		if restore, err := hideInput(f); err == nil {
-			fmt.Fprint(c.stderr, "Password: ")
-			// The read below does not end with ctx. Exit, but with the echo turned on.
-			stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
-			defer func() { stop(); restore(); fmt.Fprintln(c.stderr) }()
-		}
+	in := bufio.NewReaderSize(c.stdin, len(byteOrderMark)+maxPassword+len("\r\n")+1)
+	f, ok := c.stdin.(*os.File)
+	if !ok || !isTerminal(f) {
+		return readPasswordLine(in)
 	}
-	line, err := bufio.NewReader(io.LimitReader(c.stdin, int64(len(byteOrderMark)+maxPassword+3))).ReadString('\n')
-	if err != nil && err != io.EOF {
+	visible := ""
+	if restore, err := hideInput(f); err != nil {
+		visible = " (it is visible)"
+	} else {
+		// The reads below do not end with ctx. Exit, but with the echo turned on.
+		stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
+		defer func() { stop(); restore() }()
+	}
+	ask := func(prompt string) (string, error) {
+		fmt.Fprint(c.stderr, prompt+visible+": ")
+		line, err := readPasswordLine(in)
+		if visible == "" {
+			fmt.Fprintln(c.stderr)
+		}
+		return line, err
+	}
+	password, err := ask("Password")
+	if err != nil {
+		return "", err
+	}
+	repeated, err := ask("The same password again")
+	if err == nil && repeated != password {
+		err = errors.New("the two passwords differ")
+	}
+	return password, err
+}
+
+// readPasswordLine returns a line without its end. It cuts a line that is longer than any
+// password.
+func readPasswordLine(in *bufio.Reader) (string, error) {
+	text, err := in.ReadSlice('\n')
+	if err != nil && err != io.EOF && err != bufio.ErrBufferFull {
 		return "", fmt.Errorf("reading the password from standard input: %w", err)
 	}
-	line = strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(line, byteOrderMark), "\n"), "\r")
+	line := strings.TrimPrefix(string(text), byteOrderMark)
+	line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
 	if line == "" {
 		return "", errors.New("no password on standard input")
 	}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+)
+
+// openTerminal returns the two ends of a pseudo-terminal: keyboard is what a person types
+// and sees, and device is what a program opens.
+func openTerminal(t *testing.T) (keyboard, device *os.File) {
+	t.Helper()
+	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { keyboard.Close() })
+	var number, locked int32
+	for request, value := range map[uintptr]*int32{syscall.TIOCGPTN: &number, syscall.TIOCSPTLCK: &locked} {
+		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, keyboard.Fd(), request, uintptr(unsafe.Pointer(value))); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	device, err = os.OpenFile(fmt.Sprint("/dev/pts/", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { device.Close() })
+	return keyboard, device
+}
+
+func TestOnATerminalANewPasswordIsAskedForTwice(t *testing.T) {
+	t.Parallel()
+	path := makeStore(t, "root")
+	environ := getenvOf([]string{"DATABASE_URL=" + path})
+	for _, c := range []struct{ args, typed, fault string }{
+		{"user add ann ann@example.com", goodPassword + "\n" + goodPassword + "\n", ""},
+		{"user add bob bob@example.com", goodPassword + "\n" + goodPassword + "x\n", "the two passwords differ"},
+		{"user add bob bob@example.com", goodPassword + "\n\n", "no password on standard input"},
+		{"user passwd root", goodPassword + "\n" + goodPassword + "x\n", "the two passwords differ"},
+		{"user passwd root", goodPassword + "\n" + goodPassword + "\n", ""},
+	} {
+		keyboard, device := openTerminal(t)
+		if _, err := io.WriteString(keyboard, c.typed); err != nil {
+			t.Fatal(err)
+		}
+		var stderr bytes.Buffer
+		err := run(t.Context(), strings.Fields(c.args), environ, device, io.Discard, &stderr)
+		if (err == nil) != (c.fault == "") || err != nil && err.Error() != c.fault {
+			t.Errorf("userd %s: %v", c.args, err)
+		}
+		if want := "Password: \nThe same password again: \n"; stderr.String() != want {
+			t.Errorf("userd %s prints %q", c.args, stderr.String())
+		}
+	}
+	if names := usernames(t, openTestStore(t, path)); strings.Join(names, " ") != "root ann" {
+		t.Errorf("the users are %v", names)
+	}
+}
+
+func TestAnExportIsNotPrintedToATerminal(t *testing.T) {
+	t.Parallel()
+	environ := getenvOf([]string{"DATABASE_URL=" + makeStore(t, "root")})
+	_, device := openTerminal(t)
+	for _, args := range []string{"user export", "user export -ndjson", "backup -"} {
+		err := run(t.Context(), strings.Fields(args), environ, strings.NewReader(""), device, io.Discard)
+		if err == nil || exitStatus(err) != 2 || !strings.Contains(err.Error(), "to a terminal") {
+			t.Errorf("userd %s: %v", args, err)
+		}
+		null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer null.Close()
+		if err := run(t.Context(), strings.Fields(args), environ, strings.NewReader(""), null, io.Discard); err != nil {
+			t.Errorf("userd %s >%s: %v", args, os.DevNull, err)
+		}
+	}
+}
