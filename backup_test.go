@@ -253,7 +253,7 @@ func TestABackupThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
 	}
 	damaged := makeStore(t, "ann")
 	damage(t, damaged, firstPage(t, damaged, "user"), make([]byte, 4096))
-	terminal, err := os.OpenFile("/dev/null", os.O_WRONLY, 0) // a device of characters, as a terminal is
+	terminal, err := os.OpenFile("/dev/zero", os.O_WRONLY, 0) // a character device, like a terminal
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -195,8 +196,12 @@ func (r *reader) pbkdf2(h func() hash.Hash, decodeKey func(string) ([]byte, erro
 // rest, so a longer password would match whatever its end.
 const maxBcryptPassword = 72
 
+// bcryptAlphabet is that of bcrypt's base64. With another character, the comparison
+// would fail without the work, and so show that the user exists.
+var bcryptAlphabet = regexp.MustCompile(`^[./A-Za-z0-9]{53}$`)
+
 func parseBcrypt(s string) matcher {
-	if len(s) != 60 || !strings.Contains("aby", s[2:3]) || s[3] != '$' || s[6] != '$' {
+	if len(s) != 60 || !strings.Contains("aby", s[2:3]) || s[3] != '$' || s[6] != '$' || !bcryptAlphabet.MatchString(s[7:]) {
 		return nil
 	}
 	cost, err := strconv.Atoi(s[4:6])
@@ -204,6 +209,7 @@ func parseBcrypt(s string) matcher {
 		return nil
 	}
 	return func(password string) bool {
-		return len(password) <= maxBcryptPassword && bcrypt.CompareHashAndPassword([]byte(s), []byte(password)) == nil
+		matches := bcrypt.CompareHashAndPassword([]byte(s), []byte(password)) == nil // first, so that each password costs the same
+		return matches && len(password) <= maxBcryptPassword
 	}
 }

@@ -144,6 +144,8 @@ func TestParseRefuses(t *testing.T) {
 		{"bcrypt, one byte longer", "$2b$05$" + bcrypt + "."},
 		{"bcrypt without its second dollar sign", "$2b.05$" + bcrypt},
 		{"bcrypt without its third dollar sign", "$2b$05." + bcrypt},
+		{"bcrypt with a salt outside its alphabet", "$2b$05$!" + bcrypt[1:]},
+		{"bcrypt with a key outside its alphabet", "$2b$05$" + bcrypt[:52] + "="},
 		{"bcrypt's prefix", "$2"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
