@@ -21,7 +21,7 @@ import (
 // Claims are the claims of an access token (RFC 7519): those of
 // Flask-JWT-Extended, in its order, and the session. Times are in Unix seconds.
 type claims struct {
-	fresh     bool // a login made the token, not a refresh
+	fresh     bool // a login made the token, not a refresh: it is a proof for proofAge
 	issued    int64
 	id        string
 	subject   int64 // the user
@@ -34,6 +34,10 @@ type claims struct {
 // tokenType is the claim "type" of an access token. It differs from that of other
 // kinds of token, which another service may sign with the same key.
 const tokenType = "access"
+
+// clockLeeway is how far in the future, in seconds, a token may have been issued:
+// the clocks of two machines, or of one before and after a step, may differ so much.
+const clockLeeway = 60
 
 // maxToken is the largest length of a token, in bytes. userd's tokens have about 330.
 const maxToken = 1024
@@ -177,10 +181,9 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	if err != nil {
 		return claims{}, errBadToken // without err, whose text is about a request's body
 	}
-	if c.issued > now || c.notBefore > now {
-		return claims{}, errBadToken
-	}
-	if c.expires <= now {
+	// A clock that was set back makes good tokens look as if they came from the
+	// future. The client must refresh such a token, not log in again.
+	if c.expires <= now || max(c.issued, c.notBefore) > now+clockLeeway {
 		return claims{}, errExpiredToken
 	}
 	c.kid = signer.kid
@@ -281,7 +284,8 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 type principal struct {
 	user
 	session int64
-	fresh   bool // a login made the token, not a refresh
+	fresh   bool  // a login made the token, not a refresh
+	issued  int64 // when the token was made
 }
 
 // An access says who may call a route. The zero access rejects every request.
@@ -355,7 +359,7 @@ func (s *server) authenticate(x *exchange) error {
 	if lastUsedAt <= now-touchEvery {
 		s.store.touch(c.session, now)
 	}
-	x.who = principal{user: u, session: c.session, fresh: c.fresh}
+	x.who = principal{user: u, session: c.session, fresh: c.fresh, issued: c.issued}
 	x.logUser = u.id
 	return nil
 }
@@ -377,26 +381,55 @@ func bearer(x *exchange) (string, error) {
 	return "", errNoToken
 }
 
-// A proof is a set of acts with which an attacker could take an account over. A
-// route's proof is the set of acts for which the caller must prove to be its user.
-type proof uint8
+// A proof is a set of acts that could take an account over, or keep it. A row of
+// the route table has those of its route: a caller must prove again that it is the
+// user before it does them. A field with its current value is not an act.
+type proof uint16
 
 const (
-	changeEmail proof = 1 << iota
+	changeUsername proof = 1 << iota // of oneself or, for admins, of others, as all of these
+	changeEmail
 	changePassword
-	deleteSelf
+	changeRole
+	changeDisabled
+	deleteUser
+	createAdmin
+	endOtherSessions // any session but the one that asks
 
-	noProof proof = 0
+	changeUser       = changeUsername | changeEmail | changePassword | changeRole | changeDisabled
+	noProof    proof = 0
 )
 
-// requireProof returns nil if the caller proves with the password that it is the
-// user. Without a password, it returns errNotFresh unless a login made the token or
-// the route requires no proof for these acts. So a stolen refresh token is not
-// enough to take an account over. The other errors are errWrongPassword and those
-// of matchesPassword.
+// actsOf returns the acts of a change of a user, with a new password unless that
+// is nil.
+func actsOf(c *change, password *string) (acts proof) {
+	add := func(act proof, does bool) {
+		if does {
+			acts |= act
+		}
+	}
+	add(changeUsername, c.username != nil)
+	add(changeEmail, c.email != nil)
+	add(changePassword, password != nil)
+	add(changeRole, c.role != nil)
+	add(changeDisabled, c.disabled != nil)
+	return acts
+}
+
+// proofAge is how long, in seconds, a login is a proof, however long its token
+// lives: a token that is stolen later must not be enough to take the account over.
+// A reader of the tutorial logs in once and has this much time for all of its lines.
+const proofAge = 15 * 60
+
+// requireProof returns nil if the caller proves that it is the user: with the
+// password or, without one, with a token that a login made at most proofAge ago.
+// A password is always checked. If the route requires no proof for these acts,
+// none is needed. It returns errNotFresh, errWrongPassword, or an error of
+// matchesPassword.
 func (s *server) requireProof(x *exchange, acts proof, password *string) error {
 	if password == nil {
-		if acts&x.proof == 0 || x.who.fresh {
+		age := s.wall().Unix() - x.who.issued
+		if acts&x.proof == 0 || x.who.fresh && -clockLeeway <= age && age <= proofAge {
 			return nil
 		}
 		return errNotFresh
@@ -410,6 +443,11 @@ func (s *server) requireProof(x *exchange, acts proof, password *string) error {
 		err = errWrongPassword
 	}
 	return err
+}
+
+// A proofRequest is the body of an act that needs no other member.
+type proofRequest struct {
+	CurrentPassword *string `json:"current_password"`
 }
 
 // matchesPassword reports whether a password is that of the user with this id and

@@ -104,9 +104,9 @@ var options = []option{
 		"Serve HTTPS with this certificate and the intermediate ones after it, in PEM. userd reads the file again when it changes."},
 	{"TLS_KEY", "tls-key", "FILE", "", func(c *config, v string) error { return setFile(&c.tlsKey, v) },
 		"The private key of TLS_CERT, in PEM."},
-	{"JWT_ACCESS_TOKEN_EXPIRES", "access-ttl", "TIME", "15m", func(c *config, v string) error { return setTTL(&c.accessTTL, v) },
-		"How long an access token is valid: a duration such as 15m, or seconds."},
-	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "TIME", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v) },
+	{"JWT_ACCESS_TOKEN_EXPIRES", "access-ttl", "TIME", "15m", func(c *config, v string) error { return setTTL(&c.accessTTL, v, maxAccessTTL) },
+		"How long an access token is valid: a duration such as 15m, or seconds; at most 24h."},
+	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "TIME", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v, tenYears) },
 		"How long a session lasts after its last refresh: a duration, or seconds."},
 	{"REGISTRATION", "registration", "open|closed", string(registrationOpen),
 		func(c *config, v string) error {
@@ -263,21 +263,33 @@ func setFile(to *string, v string) (err error) {
 	return err
 }
 
-// setTTL accepts a Go duration or, as Flask-JWT-Extended does, seconds.
-func setTTL(ttl *time.Duration, v string) error {
+const (
+	tenYears = 10 * 365 * 24 * time.Hour
+	// maxAccessTTL bounds how long other services, which verify access tokens by
+	// themselves, accept a token whose session has ended.
+	maxAccessTTL = 24 * time.Hour
+)
+
+// setTTL sets a Go duration or, as in Flask-JWT-Extended, a number of seconds: at
+// least a second, and at most longest.
+func setTTL(ttl *time.Duration, v string, longest time.Duration) error {
 	d, err := time.ParseDuration(v)
 	if err != nil {
 		d, err = time.ParseDuration(v + "s")
 	}
-	if err != nil || d < time.Second || d > 10*365*24*time.Hour {
-		return errors.New("must be a duration such as 15m, or seconds; from 1s to ten years")
+	if err != nil || d < time.Second || d > longest {
+		most := "ten years"
+		if longest < tenYears {
+			most = strconv.Itoa(int(longest/time.Hour)) + "h"
+		}
+		return fmt.Errorf("must be a duration such as 15m, or seconds; from 1s to %s", most)
 	}
 	*ttl = d
 	return nil
 }
 
 func (c *config) setRetention(v string) error {
-	if v != "0" && setTTL(&c.eventRetention, v) != nil {
+	if v != "0" && setTTL(&c.eventRetention, v, tenYears) != nil {
 		return errors.New("must be a duration such as 9600h, or seconds; from 1s to ten years, or 0 for ever")
 	}
 	return nil

@@ -296,7 +296,7 @@ func challenge(err error) string {
 		}
 	}
 	if errors.Is(err, errNotFresh) {
-		return `Bearer error="insufficient_user_authentication"` // RFC 9470 section 3
+		return fmt.Sprintf(`Bearer error="insufficient_user_authentication", max_age="%d"`, proofAge) // RFC 9470 section 3: a refresh would not help
 	}
 	return "Bearer"
 }

@@ -274,7 +274,8 @@ func (s *server) sendTokens(x *exchange, session *session, key keyRow, t refresh
 // logout ends the caller's session or, with ?all=true, all of the caller's
 // sessions.
 func (s *server) logout(x *exchange) error {
-	if _, err := decode[struct{}](x.optionalBody()); err != nil {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
 		return err
 	}
 	q, err := x.query("all")
@@ -285,7 +286,14 @@ func (s *server) logout(x *exchange) error {
 	if err != nil {
 		return err
 	}
+	acts := noProof
 	if all != nil && *all {
+		acts = endOtherSessions
+	}
+	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+		return err
+	}
+	if acts == endOtherSessions {
 		err = s.store.endSessions(x.r.Context(), x.caller(), x.who.id, s.wall().Unix())
 	} else {
 		err = s.store.endSession(x.r.Context(), x.caller(), x.who.id, x.who.session, s.wall().Unix())
@@ -358,7 +366,14 @@ func newSessionAnswer(x *session, current int64) sessionAnswer {
 
 // endSessions ends every session of a user.
 func (s *server) endSessions(x *exchange) error {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
 	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	if err := s.requireProof(x, endOtherSessions, in.CurrentPassword); err != nil {
 		return err
 	}
 	if err := s.store.endSessions(x.r.Context(), x.caller(), x.target, s.wall().Unix()); err != nil {
@@ -369,9 +384,20 @@ func (s *server) endSessions(x *exchange) error {
 
 // endSession ends one session of a user.
 func (s *server) endSession(x *exchange) error {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
 	sid, err := parseID(x.r.PathValue("sid"))
 	if err != nil {
 		return errSessionNotFound
+	}
+	acts := noProof
+	if sid != x.who.session {
+		acts = endOtherSessions
+	}
+	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+		return err
 	}
 	if err := s.store.endSession(x.r.Context(), x.caller(), x.target, sid, s.wall().Unix()); err != nil {
 		return err

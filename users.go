@@ -83,6 +83,8 @@ type createRequest struct {
 	Email    string `json:"email"`
 	Password string `json:"password"`
 	Role     *role  `json:"role"`
+
+	CurrentPassword *string `json:"current_password"` // of the admin
 }
 
 func (s *server) createUser(x *exchange) error {
@@ -93,6 +95,13 @@ func (s *server) createUser(x *exchange) error {
 	u := user{username: in.Username, email: in.Email, role: member}
 	if in.Role != nil {
 		u.role = *in.Role
+	}
+	acts := noProof
+	if u.role == admin {
+		acts = createAdmin
+	}
+	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+		return err
 	}
 	if err := s.addUser(x.r.Context(), x.caller(), &u, in.Password); err != nil {
 		return err
@@ -311,14 +320,7 @@ func (s *server) updateUser(x *exchange) error {
 	if err := c.check(u, in.Password); err != nil {
 		return err
 	}
-	acts := noProof
-	if c.email != nil {
-		acts |= changeEmail
-	}
-	if in.Password != nil {
-		acts |= changePassword
-	}
-	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, actsOf(&c, in.Password), in.CurrentPassword); err != nil {
 		return err
 	}
 	if in.Password != nil {
@@ -383,12 +385,8 @@ func unlessSame[T comparable](given *T, current T) *T {
 	return given
 }
 
-type deleteRequest struct {
-	CurrentPassword *string `json:"current_password"`
-}
-
 func (s *server) deleteUser(x *exchange) error {
-	in, err := decode[deleteRequest](x.optionalBody())
+	in, err := decode[proofRequest](x.optionalBody())
 	if err != nil {
 		return err
 	}
@@ -400,11 +398,7 @@ func (s *server) deleteUser(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	acts := noProof
-	if u.id == x.who.id {
-		acts = deleteSelf
-	}
-	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, deleteUser, in.CurrentPassword); err != nil {
 		return err
 	}
 	if err := s.store.deleteUser(x.r.Context(), x.caller(), u.id, version, s.wall().Unix()); err != nil {
