@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"hash"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -284,6 +285,7 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 type principal struct {
 	user
 	session int64
+	token   tokenID
 	fresh   bool  // a login made the token, not a refresh
 	issued  int64 // when the token was made
 }
@@ -302,7 +304,15 @@ const (
 
 // caller returns the principal of x as the caller of a write.
 func (x *exchange) caller() caller {
-	return caller{kind: sessionCaller, user: x.who.id, session: x.who.session, address: x.address}
+	return caller{
+		kind:    sessionCaller,
+		user:    x.who.id,
+		session: x.who.session,
+		address: x.address,
+		token:   x.who.token,
+		renewed: x.renewed,
+		stamp:   x.stamp,
+	}
 }
 
 // admit returns nil if x may call a route with this access. Unless that is anyone,
@@ -349,7 +359,8 @@ func (s *server) authenticate(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	u, lastUsedAt, err := s.store.principal(c.session, c.kid, now)
+	id := tokenID{c.id, generationOf(c.id)}
+	u, lastUsedAt, err := s.store.principal(c.session, id, c.kid, now)
 	if err != nil {
 		return err
 	}
@@ -359,7 +370,7 @@ func (s *server) authenticate(x *exchange) error {
 	if lastUsedAt <= now-touchEvery {
 		s.store.touch(c.session, now)
 	}
-	x.who = principal{user: u, session: c.session, fresh: c.fresh, issued: c.issued}
+	x.who = principal{user: u, session: c.session, token: id, fresh: c.fresh, issued: c.issued}
 	x.logUser = u.id
 	return nil
 }
@@ -398,77 +409,25 @@ const (
 
 	changeUser       = changeUsername | changeEmail | changePassword | changeRole | changeDisabled
 	noProof    proof = 0
-)
 
-// actsOf returns the acts of a change of a user, with a new password unless that
-// is nil.
-func actsOf(c *change, password *string) (acts proof) {
-	add := func(act proof, does bool) {
-		if does {
-			acts |= act
-		}
-	}
-	add(changeUsername, c.username != nil)
-	add(changeEmail, c.email != nil)
-	add(changePassword, password != nil)
-	add(changeRole, c.role != nil)
-	add(changeDisabled, c.disabled != nil)
-	return acts
-}
+	// The acts for which the token that changed a password is no longer a proof: a
+	// thief may hold it too. Their writes check this.
+	renewedOnly = changeEmail | changePassword | changeRole | createAdmin
+)
 
 // proofAge is how long, in seconds, a login is a proof, however long its token
 // lives: a token that is stolen later must not be enough to take the account over.
 // A reader of the tutorial logs in once and has this much time for all of its lines.
 const proofAge = 15 * 60
 
-// requireProof returns nil if the caller proves that it is the user: with the
-// password or, without one, with a token that a login made at most proofAge ago.
-// A password is always checked. If the route requires no proof for these acts,
-// none is needed. It returns errNotFresh, errWrongPassword, or an error of
-// matchesPassword.
-func (s *server) requireProof(x *exchange, acts proof, password *string) error {
-	if password == nil {
-		age := s.wall().Unix() - x.who.issued
-		if acts&x.proof == 0 || x.who.fresh && -clockLeeway <= age && age <= proofAge {
-			return nil
-		}
-		return errNotFresh
+// targetUser returns the user that the path names, or errUserNotFound. It does not
+// read the principal again.
+func (s *server) targetUser(x *exchange) (*user, error) {
+	if x.target == x.who.id {
+		return &x.who.user, nil
 	}
-	c, err := s.store.credentials(x.who.id)
-	if err != nil {
-		return err
-	}
-	ok, err := s.matchesPassword(x, x.who.id, c.hash, "", *password)
-	if err == nil && !ok {
-		err = errWrongPassword
-	}
-	return err
-}
-
-// A proofRequest is the body of an act that needs no other member.
-type proofRequest struct {
-	CurrentPassword *string `json:"current_password"`
-}
-
-// matchesPassword reports whether a password is that of the user with this id and
-// hash. For an unknown name, id is 0 and hash is empty; the time is the same. Each
-// verified password counts toward the limits. It returns errLimited, errStorage or
-// passhash.ErrBusy.
-func (s *server) matchesPassword(x *exchange, id int64, hash, name, password string) (bool, error) {
-	g, err := s.newGuess(x, id, hash, name)
-	if err != nil {
-		return false, err
-	}
-	// After the limits above: a guess that they refuse costs no hash, so it must not
-	// count for the other users of its network.
-	if err := s.allow(x, passwords); err != nil {
-		return false, err
-	}
-	ok, err := s.hasher.Verify(x.r.Context(), network(x.address), hash, password)
-	if err != nil {
-		return false, err
-	}
-	return ok, g.finish(ok)
+	u, err := s.store.user(x.target)
+	return &u, err
 }
 
 // newClaims returns the claims of a new access token of a session.
@@ -476,10 +435,21 @@ func newClaims(x *session, now time.Time, ttl time.Duration, fresh bool) claims 
 	return claims{
 		fresh:     fresh,
 		issued:    now.Unix(),
-		id:        rand.Text(),
+		id:        strconv.FormatInt(x.generation, 10) + "-" + rand.Text(), // see generationOf
 		subject:   x.userID,
 		notBefore: now.Unix(),
 		expires:   now.Add(ttl).Unix(),
 		session:   x.id,
 	}
+}
+
+// generationOf returns the generation of a session that a jti begins with, or 0 if
+// it has none, as in the tokens of earlier builds.
+func generationOf(jti string) int64 {
+	text, _, _ := strings.Cut(jti, "-")
+	generation, err := parseID(text)
+	if err != nil {
+		return 0
+	}
+	return generation
 }

@@ -63,6 +63,8 @@ type exchange struct {
 
 	routed      bool          // the mux found a route
 	proof       proof         // the acts of the route that require proof
+	renewed     bool          // the caller's token proved an act of renewedOnly
+	stamp       *int64        // auth_stamp when the caller's password proved its acts
 	stats       *stats        // of the server
 	routeStats  *routeStats   // of the route; until the mux finds one, of requests without a route
 	largeBodies chan struct{} // of the server

@@ -22,6 +22,7 @@ var migrations = []string{
 	eventTables,
 	addAuthStamp,
 	linkTable,
+	addRekeying,
 }
 
 // The first migration in three parts. A tutorial database already has the first (adopt.go).
@@ -125,6 +126,13 @@ const linkTable = `
 	);
 	DROP TABLE seal;
 	DELETE FROM secret WHERE name = 'seal';`
+
+// addRekeying is the fifth migration. A changed password re-keys the session that asked: its access
+// tokens of generations before rekeyed_at are dead, except kept_jti, which asked. It compares
+// generations because times have the precision of a second, and clocks are set back.
+const addRekeying = `
+	ALTER TABLE session ADD COLUMN rekeyed_at INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE session ADD COLUMN kept_jti   TEXT NOT NULL DEFAULT '';`
 
 // maxID is the highest id that an imported or adopted user may have. JSON numbers
 // above it are not exact everywhere, and the counter could overflow.

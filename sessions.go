@@ -82,7 +82,7 @@ func (s *server) startSession(x *exchange, p provenUser) error {
 		return err
 	}
 	x.logUser = p.id
-	return s.sendTokens(x, &session, key, token, now, true)
+	return x.sendJSON(http.StatusOK, s.newTokens(&session, key, token, now, true))
 }
 
 // userAgent returns at most 256 bytes of the request's User-Agent, as valid UTF-8.
@@ -211,7 +211,7 @@ func (s *server) refresh(x *exchange) error {
 		return err
 	}
 	x.logUser = session.userID
-	return s.sendTokens(x, &session, key, next, now, false)
+	return x.sendJSON(http.StatusOK, s.newTokens(&session, key, next, now, false))
 }
 
 // refreshAgain decides about a refresh token that is not the live one. In the grace
@@ -226,6 +226,8 @@ func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now tim
 		err = errExpiredToken
 	case live.generation == next.generation && hmac.Equal(live.refreshHash, next.hash()) && now.Unix()-live.rotatedAt <= refreshGrace:
 		key, err = s.store.newestKey()
+	case live.rekeyedAt > presented.generation:
+		err = errSessionEnded // not a theft: the client may not know yet that the password changed
 	case live.generation > presented.generation:
 		x.logUser = live.userID
 		if err = s.store.endReused(x.r.Context(), live.userID, live.id, x.address, now.Unix()); err == nil {
@@ -260,15 +262,27 @@ type tokenAnswer struct {
 	RefreshToken string `json:"refresh_token"`
 }
 
-// sendTokens answers a login or a refresh with a pair of tokens.
-func (s *server) sendTokens(x *exchange, session *session, key keyRow, t refreshToken, now time.Time, fresh bool) error {
-	t.session = session.id
-	return x.sendJSON(http.StatusOK, tokenAnswer{
+// newTokens returns the pair of tokens of a session with t as its live token.
+func (s *server) newTokens(session *session, key keyRow, t refreshToken, now time.Time, fresh bool) tokenAnswer {
+	t.session, t.generation = session.id, session.generation
+	return tokenAnswer{
 		AccessToken:  s.keys.signer(key).sign(newClaims(session, now, s.accessTTL, fresh)),
 		TokenType:    "Bearer",
 		ExpiresIn:    int64(s.accessTTL / time.Second),
 		RefreshToken: s.refresher.format(&t),
-	})
+	}
+}
+
+// rekey returns what re-keys the caller's session in the write that changes the
+// caller's password. After the write, answer returns the new pair of tokens, which
+// is as good as that of a login.
+func (s *server) rekey(x *exchange) (r *rekeying, answer func() tokenAnswer) {
+	now := s.wall()
+	token := refreshToken{session: x.who.session} // not the successor of the old one, whose holder must not get it
+	rand.Read(token.secret[:])
+	r = &rekeying{session: s.newSession(x, now, token), kept: x.who.token.jti}
+	r.session.userID = x.who.id
+	return r, func() tokenAnswer { return s.newTokens(&r.session, r.key, token, now, true) }
 }
 
 // logout ends the caller's session or, with ?all=true, all of the caller's

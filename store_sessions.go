@@ -21,6 +21,7 @@ type session struct {
 	generation  int64
 	refreshHash []byte
 	rotatedAt   int64
+	rekeyedAt   int64 // the first generation whose access tokens are good; see addRekeying
 }
 
 // sessionColumns and (*session).columns list the columns in the same order.
@@ -34,7 +35,8 @@ const sessionColumns = `
 	session.user_agent,
 	session.generation,
 	session.refresh_hash,
-	session.rotated_at`
+	session.rotated_at,
+	session.rekeyed_at`
 
 func (x *session) columns() []any {
 	return []any{
@@ -48,6 +50,7 @@ func (x *session) columns() []any {
 		&x.generation,
 		&x.refreshHash,
 		&x.rotatedAt,
+		&x.rekeyedAt,
 	}
 }
 
@@ -94,17 +97,63 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 	return key, err
 }
 
-// principal returns the user of a session and when the session was last used. It
-// returns errSessionEnded if the session has ended or expired or if its user is
-// disabled, and errBadToken if tokens of the key kid are no longer valid. kid is
-// empty for a key of the configuration.
-func (s *store) principal(sid int64, kid string, now int64) (u user, lastUsedAt int64, err error) {
+// A rekeying makes every other token of a session dead, since its user changed the
+// password: a thief may hold tokens of the same session.
+type rekeying struct {
+	session session // the client and the times, and the hash of the new refresh token
+	kept    string  // the jti of the access token that asks, which stays good
+	key     keyRow  // signs the new access token
+}
+
+// statements returns the statements that re-key. They set the session's generation
+// and the key.
+func (r *rekeying) statements() []statement {
+	return []statement{
+		{
+			query: `
+				UPDATE session SET
+					generation = generation + 1,
+					refresh_hash = @refresh,
+					rotated_at = @now,
+					last_used_at = @now,
+					expires_at = @expires,
+					address = @address,
+					user_agent = @agent,
+					rekeyed_at = generation + 1,
+					kept_jti = @kept
+				WHERE id = @id
+				RETURNING generation`,
+			args: args{
+				"id":      r.session.id,
+				"refresh": r.session.refreshHash,
+				"now":     r.session.createdAt,
+				"expires": r.session.expiresAt,
+				"address": r.session.address,
+				"agent":   r.session.userAgent,
+				"kept":    r.kept,
+			},
+			scan: []any{&r.session.generation},
+		},
+		{
+			query: selectNewestKey,
+			scan:  []any{&r.key.kid, &r.key.secret},
+		},
+	}
+}
+
+// principal returns the user of an access token's session and when the session was
+// last used. It returns errSessionEnded if the session has ended or was re-keyed
+// without keeping the token, or if its user is deleted or disabled, and errBadToken
+// if kid names a key of the database whose tokens are no longer good. kid is empty
+// for a key of the configuration.
+func (s *store) principal(sid int64, token tokenID, kid string, now int64) (u user, lastUsedAt int64, err error) {
 	var validKey bool
 	err = s.read(`SELECT`+userColumns+`, session.last_used_at,
 			?3 = '' OR EXISTS (SELECT 1 FROM signing_key WHERE kid = ?3 AND `+keyIsValid+`)
 		FROM session JOIN user ON user.id = session.user_id
-		WHERE session.id = ?1 AND session.expires_at > ?2 AND user.disabled = 0`,
-		errSessionEnded, u.columns(&lastUsedAt, &validKey), sid, now, kid)
+		WHERE session.id = ?1 AND (session.rekeyed_at <= ?4 OR session.kept_jti = ?5)
+			AND session.expires_at > ?2 AND user.disabled = 0`,
+		errSessionEnded, u.columns(&lastUsedAt, &validKey), sid, now, kid, token.generation, token.jti)
 	if err == nil && !validKey {
 		err = errBadToken
 	}

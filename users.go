@@ -44,8 +44,9 @@ func (s *userService) addUser(ctx context.Context, by caller, u *user, password 
 
 // changeUser makes a change that c.check accepted, and sets the password unless it
 // is nil, for a caller. It returns the changed user. If version is not 0, the user
-// must still have it. The error is passhash.ErrBusy or one of store.updateUser.
-func (s *userService) changeUser(ctx context.Context, by caller, id int64, c change, password *string, version int64) (user, error) {
+// must still have it. The statements in then belong to the same write. The error is
+// passhash.ErrBusy or one of store.updateUser.
+func (s *userService) changeUser(ctx context.Context, by caller, id int64, c change, password *string, version int64, then ...statement) (user, error) {
 	if password != nil {
 		hash, err := s.hasher.Hash(ctx, network(by.address), *password)
 		if err != nil {
@@ -53,7 +54,7 @@ func (s *userService) changeUser(ctx context.Context, by caller, id int64, c cha
 		}
 		c.hash = &hash
 	}
-	return s.store.updateUser(ctx, by, id, c, version, s.wall().Unix())
+	return s.store.updateUser(ctx, by, id, c, version, s.wall().Unix(), then...)
 }
 
 type registerRequest struct {
@@ -267,16 +268,6 @@ func (s *server) getUser(x *exchange) error {
 	return x.sendUser(http.StatusOK, u, v)
 }
 
-// targetUser returns the user that the path names, or errUserNotFound. It does not
-// read the principal again.
-func (s *server) targetUser(x *exchange) (*user, error) {
-	if x.target == x.who.id {
-		return &x.who.user, nil
-	}
-	u, err := s.store.user(x.target)
-	return &u, err
-}
-
 type updateRequest struct {
 	Username        *string `json:"username"`
 	Email           *string `json:"email"`
@@ -329,6 +320,9 @@ func (s *server) updateUser(x *exchange) error {
 		}
 	}
 	if c != (change{}) || in.Password != nil {
+		if in.Password != nil && u.id == x.who.id {
+			return s.changeOwnPassword(x, c, in.Password, version)
+		}
 		changed, err := s.changeUser(x.r.Context(), x.caller(), u.id, c, in.Password, version)
 		if err != nil {
 			return err
@@ -344,6 +338,25 @@ func (s *server) updateUser(x *exchange) error {
 		return err
 	}
 	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
+}
+
+// changeOwnPassword changes the caller, with a new password. The answer is the user
+// and a new pair of tokens: the others of the session are dead, since a thief may
+// hold them.
+func (s *server) changeOwnPassword(x *exchange, c change, password *string, version int64) error {
+	r, answer := s.rekey(x)
+	u, err := s.changeUser(x.r.Context(), x.caller(), x.who.id, c, password, version, r.statements()...)
+	if err != nil {
+		return err
+	}
+	tokens, err := json.Marshal(answer())
+	if err != nil {
+		return err
+	}
+	x.Header().Set("ETag", etag(u.version))
+	body := appendUser(nil, &u, viewAll)
+	body[len(body)-1] = ','
+	return x.send(http.StatusOK, append(append(body, tokens[1:]...), '\n'))
 }
 
 // check returns errInvalid if a new value of u, or its new password unless that is
