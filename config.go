@@ -24,6 +24,7 @@ import (
 type settings struct {
 	accessTTL      time.Duration
 	refreshTTL     time.Duration
+	sessionLife    time.Duration // 0: no limit
 	registration   registration
 	directory      directory
 	trustedProxies []netip.Prefix
@@ -108,6 +109,8 @@ var options = []option{
 		"How long an access token is valid: a duration such as 15m, or seconds; at most 24h."},
 	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "TIME", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v, tenYears) },
 		"How long a session lasts after its last refresh: a duration, or seconds."},
+	{"SESSION_LIFETIME", "session-lifetime", "TIME", "4320h", func(c *config, v string) error { return setTTLOrZero(&c.sessionLife, v) },
+		"The longest that a session can live, however often it is refreshed: a duration, or seconds; 0 sets no limit. 4320h are 180 days."},
 	{"REGISTRATION", "registration", "open|closed", string(registrationOpen),
 		func(c *config, v string) error {
 			return setWord(&c.registration, v, registrationOpen, registrationClosed)
@@ -125,7 +128,7 @@ var options = []option{
 	{"RATE_LIMIT", "rate-limit", "on|off", string(rateLimitOn),
 		func(c *config, v string) error { return setWord(&c.rateLimit, v, rateLimitOn, rateLimitOff) },
 		"Whether userd limits failed logins and the requests of each network; off is for load tests."},
-	{"EVENT_RETENTION", "event-retention", "TIME", "9600h", (*config).setRetention,
+	{"EVENT_RETENTION", "event-retention", "TIME", "9600h", func(c *config, v string) error { return setTTLOrZero(&c.eventRetention, v) },
 		"How long events are kept: a duration, or seconds; 0 keeps them forever. 9600h are 400 days."},
 	{"LOG_FORMAT", "log-format", "text|json", "", func(c *config, v string) error { return setWord(&c.logFormat, v, "", "text", "json") },
 		"The format of the log on standard error. Default: text on a terminal, otherwise json."},
@@ -288,8 +291,13 @@ func setTTL(ttl *time.Duration, v string, longest time.Duration) error {
 	return nil
 }
 
-func (c *config) setRetention(v string) error {
-	if v != "0" && setTTL(&c.eventRetention, v, tenYears) != nil {
+// setTTLOrZero is setTTL, but also accepts 0, for ever.
+func setTTLOrZero(ttl *time.Duration, v string) error {
+	if v == "0" {
+		*ttl = 0
+		return nil
+	}
+	if setTTL(ttl, v, tenYears) != nil {
 		return errors.New("must be a duration such as 9600h, or seconds; from 1s to ten years, or 0 for ever")
 	}
 	return nil

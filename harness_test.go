@@ -140,6 +140,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 	c := settings{
 		accessTTL:    15 * time.Minute,
 		refreshTTL:   720 * time.Hour,
+		sessionLife:  4320 * time.Hour,
 		registration: registrationOpen,
 		directory:    directoryNames,
 		rateLimit:    rateLimitOn,

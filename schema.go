@@ -23,6 +23,7 @@ var migrations = []string{
 	addAuthStamp,
 	linkTable,
 	addRekeying,
+	addGraceUses,
 }
 
 // The first migration in three parts. A tutorial database already has the first (adopt.go).
@@ -133,6 +134,9 @@ const linkTable = `
 const addRekeying = `
 	ALTER TABLE session ADD COLUMN rekeyed_at INTEGER NOT NULL DEFAULT 0;
 	ALTER TABLE session ADD COLUMN kept_jti   TEXT NOT NULL DEFAULT '';`
+
+// addGraceUses is the sixth migration: how often the last rotation of a refresh token was repeated.
+const addGraceUses = `ALTER TABLE session ADD COLUMN grace_uses INTEGER NOT NULL DEFAULT 0;`
 
 // maxID is the highest id that an imported or adopted user may have. JSON numbers
 // above it are not exact everywhere, and the counter could overflow.

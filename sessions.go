@@ -105,10 +105,14 @@ type refreshToken struct {
 	secret     [sha256.Size]byte
 }
 
-// refreshGrace is the time, in seconds, in which the token before the live one can
-// be used again: the answer is the live one. Without it, a lost answer or two tabs
-// that refresh concurrently would end the session.
-const refreshGrace = 10
+// The grace: the token before the live one can be used again, for the same answer.
+// Without it, a lost answer or two tabs that refresh concurrently would end the
+// session. A thief must not follow the rotations with it. So it is only for the
+// client of the rotation that it repeats, by network and User-Agent.
+const (
+	refreshGrace = 10 // seconds after the rotation
+	maxGraceUses = 3
+)
 
 // A refresher makes and recognizes refresh tokens. Its key is only in the database.
 // JWT_SECRET_KEY would not do: other services that know it could compute the
@@ -221,22 +225,31 @@ func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now tim
 	if live, err = s.store.session(presented.session); err != nil {
 		return live, key, err
 	}
+	life := int64(s.sessionLife / time.Second)
 	switch {
-	case live.expiresAt <= now.Unix():
-		err = errExpiredToken
-	case live.generation == next.generation && hmac.Equal(live.refreshHash, next.hash()) && now.Unix()-live.rotatedAt <= refreshGrace:
-		key, err = s.store.newestKey()
+	case live.expiresAt <= now.Unix(), life > 0 && live.createdAt+life <= now.Unix():
+		return live, key, errExpiredToken
 	case live.rekeyedAt > presented.generation:
-		err = errSessionEnded // not a theft: the client may not know yet that the password changed
-	case live.generation > presented.generation:
-		x.logUser = live.userID
-		if err = s.store.endReused(x.r.Context(), live.userID, live.id, x.address, now.Unix()); err == nil {
-			err = errReused
-		}
+		return live, key, errSessionEnded // not a theft: the client may not know yet that the password changed
 	case live.generation == presented.generation && hmac.Equal(live.refreshHash, presented.hash()):
-		err = errSessionEnded // the token is live, but its user is disabled
-	default:
-		err = errBadToken // issued before the database was restored from an older copy
+		return live, key, errSessionEnded // the token is live, but its user is disabled
+	case live.generation <= presented.generation:
+		return live, key, errBadToken // issued before the database was restored from an older copy
+	}
+	d := now.Unix() - live.rotatedAt
+	if live.generation == next.generation && hmac.Equal(live.refreshHash, next.hash()) && 0 <= d && d <= refreshGrace &&
+		network(x.address) == network(live.address) && userAgent(x.r) == live.userAgent {
+		key, err = s.store.repeatRotation(x.r.Context(), &live, maxGraceUses)
+		if !errors.Is(err, errNotApplied) {
+			if err == nil {
+				s.stats.graceAnswers.Add(1)
+			}
+			return live, key, err
+		}
+	}
+	x.logUser = live.userID
+	if err = s.store.endReused(x.r.Context(), live.userID, live.id, x.address, now.Unix()); err == nil {
+		err = errReused
 	}
 	return live, key, err
 }
@@ -248,6 +261,7 @@ func (s *server) newSession(x *exchange, now time.Time, t refreshToken) session 
 		id:          t.session,
 		createdAt:   now.Unix(),
 		expiresAt:   now.Add(s.refreshTTL).Unix(),
+		lifetime:    int64(s.sessionLife / time.Second),
 		address:     x.address,
 		userAgent:   userAgent(x.r),
 		generation:  t.generation,

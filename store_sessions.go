@@ -16,6 +16,7 @@ type session struct {
 	createdAt   int64
 	lastUsedAt  int64
 	expiresAt   int64
+	lifetime    int64  // the longest time from createdAt to expiresAt; 0: no limit. Not in the table
 	address     string // of the client, at the login or the last refresh
 	userAgent   string
 	generation  int64
@@ -63,7 +64,7 @@ func (x *session) columns() []any {
 func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string) (key keyRow, err error) {
 	values := args{
 		"user": x.userID, "stamp": stamp, "new_hash": newHash, "most": maxSessions,
-		"now": x.createdAt, "expires": x.expiresAt,
+		"now": x.createdAt, "expires": x.expiresAt, "lifetime": x.lifetime,
 		"address": x.address, "agent": x.userAgent, "refresh": x.refreshHash,
 	}
 	record := event{at: x.createdAt, kind: loggedIn, actorID: x.userID, userID: x.userID, address: x.address}.statement()
@@ -81,7 +82,7 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 		statement{
 			query: `
 				INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent, refresh_hash, rotated_at)
-				VALUES (@user, @now, @now, @expires, @address, @agent, @refresh, @now)
+				VALUES (@user, @now, @now, iif(@lifetime = 0, @expires, min(@expires, @now + @lifetime)), @address, @agent, @refresh, @now)
 				RETURNING id`,
 			args: values,
 			scan: []any{&x.id},
@@ -116,21 +117,18 @@ func (r *rekeying) statements() []statement {
 					refresh_hash = @refresh,
 					rotated_at = @now,
 					last_used_at = @now,
-					expires_at = @expires,
+					expires_at = ` + endOfSession + `,
 					address = @address,
 					user_agent = @agent,
+					grace_uses = 0,
 					rekeyed_at = generation + 1,
 					kept_jti = @kept
 				WHERE id = @id
 				RETURNING generation`,
 			args: args{
-				"id":      r.session.id,
-				"refresh": r.session.refreshHash,
-				"now":     r.session.createdAt,
-				"expires": r.session.expiresAt,
-				"address": r.session.address,
-				"agent":   r.session.userAgent,
-				"kept":    r.kept,
+				"id": r.session.id, "refresh": r.session.refreshHash, "kept": r.kept,
+				"now": r.session.createdAt, "expires": r.session.expiresAt, "lifetime": r.session.lifetime,
+				"address": r.session.address, "agent": r.session.userAgent,
 			},
 			scan: []any{&r.session.generation},
 		},
@@ -186,10 +184,15 @@ func (s *store) sessionsOf(ctx context.Context, userID, now int64, f func(*sessi
 		x.columns(), func() { f(&x) }, userID, now)
 }
 
+// endOfSession is the time at which a session ends after a refresh: it lives at most
+// @lifetime from its start, unless that is 0.
+const endOfSession = `iif(@lifetime = 0, @expires, min(@expires, created_at + @lifetime))`
+
 // rotate replaces the refresh token of a session by the one that x describes, sets
 // x.userID, and returns the key that signs the access token. It returns
-// errNotApplied if the session has ended or expired, if its user is disabled, or if
-// the current token does not have the hash and the generation before x's.
+// errNotApplied if the session has ended or expired or has lived for x's lifetime,
+// if its user is disabled, or if the current token does not have the hash and the
+// generation before x's.
 func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) (key keyRow, err error) {
 	err = s.write(ctx,
 		statement{
@@ -199,20 +202,42 @@ func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) 
 					refresh_hash = @new_hash,
 					rotated_at = @now,
 					last_used_at = @now,
-					expires_at = @expires,
+					expires_at = ` + endOfSession + `,
 					address = @address,
-					user_agent = @agent
-				WHERE id = @id AND generation = @generation - 1 AND refresh_hash = @old_hash AND expires_at > @now
+					user_agent = @agent,
+					grace_uses = 0
+				WHERE id = @id AND generation = @generation - 1 AND refresh_hash = @old_hash
+					AND expires_at > @now AND ` + endOfSession + ` > @now
 					AND EXISTS (SELECT 1 FROM user WHERE user.id = session.user_id AND user.disabled = 0)
 				RETURNING user_id`,
 			args: args{
 				"id": x.id, "generation": x.generation, "old_hash": hash, "new_hash": x.refreshHash,
-				"now": now, "expires": x.expiresAt, "address": x.address, "agent": x.userAgent,
+				"now": now, "expires": x.expiresAt, "lifetime": x.lifetime,
+				"address": x.address, "agent": x.userAgent,
 			},
 			scan:   []any{&x.userID},
 			ifNone: errNotApplied,
 		},
 		key.selectNewest())
+	return key, err
+}
+
+// repeatRotation counts one more answer to the token before the live one of x, and
+// returns the key that signs the access token. It returns errNotApplied if there
+// were most of them already, or if the session has another live token or has ended.
+func (s *store) repeatRotation(ctx context.Context, x *session, most int) (key keyRow, err error) {
+	err = s.write(ctx,
+		statement{
+			query: `
+				UPDATE session SET grace_uses = grace_uses + 1
+				WHERE id = @id AND generation = @generation AND refresh_hash = @hash AND grace_uses < @most`,
+			args:   args{"id": x.id, "generation": x.generation, "hash": x.refreshHash, "most": most},
+			ifNone: errNotApplied,
+		},
+		statement{
+			query: selectNewestKey,
+			scan:  []any{&key.kid, &key.secret},
+		})
 	return key, err
 }
 

@@ -220,6 +220,10 @@ func exercise(t *testing.T, st *store) {
 			_, err := st.rotate(ctx, &x, []byte{}, 2)
 			return notNamed(err, errNotApplied)
 		}(),
+		func() error {
+			_, err := st.repeatRotation(ctx, &session{id: sid.session, generation: 9}, maxGraceUses)
+			return notNamed(err, errNotApplied)
+		}(),
 		st.sessionsOf(ctx, ann.id, 0, func(*session) {}),
 		func() error { st.touch(sid.session, 2); return st.endReused(ctx, ann.id, 99, "", 2) }(),
 		st.authorizationError(sid, ann.id),
