@@ -204,18 +204,24 @@ func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, on
 
 // streamUsers answers with every user after an id, in short reads and constant
 // memory. The answer can be as large as the table, so each part has the time limit
-// of an entire answer. A failure breaks the connection: a part of the list must
-// not look like all of it.
+// of an entire answer, and the reader's rights are checked again before it is sent.
+// A failure breaks the connection: a part of the list must not look like all of it.
 func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 	list := s.newUserArray(x)
 	deadline := http.NewResponseController(x.ResponseWriter)
-	for {
+	for role, parts := x.who.role, 0; ; parts++ {
 		n := 0
 		err := s.store.users(x.r.Context(), after, listPage, only, func(u *user) {
 			n++
 			after = u.id
 			list.add(u)
 		})
+		if err == nil && parts > 0 {
+			err = s.admit(x, signedIn)
+		}
+		if err == nil && x.who.role != role { // which decided what the list shows
+			err = errForbidden
+		}
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -397,6 +398,76 @@ func TestListStreamsEveryUser(t *testing.T) {
 		if id != fmt.Sprint(i+1) {
 			t.Fatalf("user %s is at index %d", id, i)
 		}
+	}
+}
+
+// A slowWriter is a client that does something after the first part of an answer.
+type slowWriter struct {
+	*httptest.ResponseRecorder
+	then func()
+}
+
+func (w *slowWriter) Write(p []byte) (int, error) {
+	n, err := w.ResponseRecorder.Write(p)
+	if w.then != nil {
+		w.then()
+		w.then = nil
+	}
+	return n, err
+}
+
+func (w *slowWriter) SetWriteDeadline(time.Time) error { return nil }
+
+// A list that is sent in parts ends when its reader loses the right to read it.
+func TestAListChecksItsReaderForEachPart(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		claim string
+		who   role
+		lose  func(s *service, id int64)
+		whole bool
+	}{
+		{"nothing happens", member, func(*service, int64) {}, true},
+		{"the reader is disabled", member, func(s *service, id int64) {
+			_, err := s.store.updateUser(s.t.Context(), console, id, change{disabled: new(true)}, 0, 1)
+			wantError(s.t.(*testing.T), "disabling", err, nil)
+		}, false},
+		{"the session ends", member, func(s *service, id int64) {
+			wantError(s.t.(*testing.T), "ending", s.store.endSessions(s.t.Context(), console, id, 1), nil)
+		}, false},
+		{"the token expires", member, func(s *service, id int64) { s.clock.add(s.accessTTL) }, false},
+		{"an admin becomes a member", admin, func(s *service, id int64) {
+			_, err := s.store.updateUser(s.t.Context(), console, id, change{role: new(member)}, 0, 1)
+			wantError(s.t.(*testing.T), "demoting", err, nil)
+		}, false},
+	} {
+		t.Run(test.claim, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.admin("root")
+			reader := user{username: "reader", email: "reader@example.com", role: test.who}
+			if err := s.addUser(t.Context(), console, &reader, goodPassword); err != nil {
+				t.Fatal(err)
+			}
+			token := s.login("reader")
+			for i := range 2 * listPage {
+				u := user{username: fmt.Sprintf("user%d", i), email: fmt.Sprintf("user%d@example.com", i), role: member}
+				if err := s.store.addUser(t.Context(), console, &u, "hash", 1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w := &slowWriter{httptest.NewRecorder(), func() { test.lose(s, reader.id) }}
+			r := httptest.NewRequest("GET", "/api/users", nil)
+			r.Header.Set("Authorization", "Bearer "+token)
+			var broken any
+			func() {
+				defer func() { broken = recover() }()
+				s.ServeHTTP(w, r)
+			}()
+			if got := strings.Count(w.Body.String(), `"id":`); test.whole && (got != 2*listPage+2 || broken != nil) || !test.whole && (got != listPage || broken != http.ErrAbortHandler) {
+				t.Errorf("%d users were sent, and the handler ended with %v", got, broken)
+			}
+		})
 	}
 }
 
