@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"hash"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -21,7 +22,7 @@ import (
 // Claims are the claims of an access token (RFC 7519): those of
 // Flask-JWT-Extended, in its order, and the session. Times are in Unix seconds.
 type claims struct {
-	fresh     bool // a login made the token, not a refresh
+	fresh     bool // a login made the token, not a refresh: it is a proof for proofAge
 	issued    int64
 	id        string
 	subject   int64 // the user
@@ -34,6 +35,10 @@ type claims struct {
 // tokenType is the claim "type" of an access token. It differs from that of other
 // kinds of token, which another service may sign with the same key.
 const tokenType = "access"
+
+// clockLeeway is how far in the future, in seconds, a token may have been issued:
+// the clocks of two machines, or of one before and after a step, may differ so much.
+const clockLeeway = 60
 
 // maxToken is the largest length of a token, in bytes. userd's tokens have about 330.
 const maxToken = 1024
@@ -177,10 +182,9 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	if err != nil {
 		return claims{}, errBadToken // without err, whose text is about a request's body
 	}
-	if c.issued > now || c.notBefore > now {
-		return claims{}, errBadToken
-	}
-	if c.expires <= now {
+	// A clock that was set back makes good tokens look as if they came from the
+	// future. The client must refresh such a token, not log in again.
+	if c.expires <= now || max(c.issued, c.notBefore) > now+clockLeeway {
 		return claims{}, errExpiredToken
 	}
 	c.kid = signer.kid
@@ -281,7 +285,9 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 type principal struct {
 	user
 	session int64
-	fresh   bool // a login made the token, not a refresh
+	token   tokenID
+	fresh   bool  // a login made the token, not a refresh
+	issued  int64 // when the token was made
 }
 
 // An access says who may call a route. The zero access rejects every request.
@@ -298,7 +304,15 @@ const (
 
 // caller returns the principal of x as the caller of a write.
 func (x *exchange) caller() caller {
-	return caller{kind: sessionCaller, user: x.who.id, session: x.who.session, address: x.address}
+	return caller{
+		kind:    sessionCaller,
+		user:    x.who.id,
+		session: x.who.session,
+		address: x.address,
+		token:   x.who.token,
+		renewed: x.renewed,
+		stamp:   x.stamp,
+	}
 }
 
 // admit returns nil if x may call a route with this access. Unless that is anyone,
@@ -345,7 +359,8 @@ func (s *server) authenticate(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	u, lastUsedAt, err := s.store.principal(c.session, c.kid, now)
+	id := tokenID{c.id, generationOf(c.id)}
+	u, lastUsedAt, err := s.store.principal(c.session, id, c.kid, now)
 	if err != nil {
 		return err
 	}
@@ -355,7 +370,7 @@ func (s *server) authenticate(x *exchange) error {
 	if lastUsedAt <= now-touchEvery {
 		s.store.touch(c.session, now)
 	}
-	x.who = principal{user: u, session: c.session, fresh: c.fresh}
+	x.who = principal{user: u, session: c.session, token: id, fresh: c.fresh, issued: c.issued}
 	x.logUser = u.id
 	return nil
 }
@@ -377,60 +392,42 @@ func bearer(x *exchange) (string, error) {
 	return "", errNoToken
 }
 
-// A proof is a set of acts with which an attacker could take an account over. A
-// route's proof is the set of acts for which the caller must prove to be its user.
-type proof uint8
+// A proof is a set of acts that could take an account over, or keep it. A row of
+// the route table has those of its route: a caller must prove again that it is the
+// user before it does them. A field with its current value is not an act.
+type proof uint16
 
 const (
-	changeEmail proof = 1 << iota
+	changeUsername proof = 1 << iota // of oneself or, for admins, of others, as all of these
+	changeEmail
 	changePassword
-	deleteSelf
+	changeRole
+	changeDisabled
+	deleteUser
+	createAdmin
+	endOtherSessions // any session but the one that asks
 
-	noProof proof = 0
+	changeUser       = changeUsername | changeEmail | changePassword | changeRole | changeDisabled
+	noProof    proof = 0
+
+	// The acts for which the token that changed a password is no longer a proof: a
+	// thief may hold it too. Their writes check this.
+	renewedOnly = changeEmail | changePassword | changeRole | createAdmin
 )
 
-// requireProof returns nil if the caller proves with the password that it is the
-// user. Without a password, it returns errNotFresh unless a login made the token or
-// the route requires no proof for these acts. So a stolen refresh token is not
-// enough to take an account over. The other errors are errWrongPassword and those
-// of matchesPassword.
-func (s *server) requireProof(x *exchange, acts proof, password *string) error {
-	if password == nil {
-		if acts&x.proof == 0 || x.who.fresh {
-			return nil
-		}
-		return errNotFresh
-	}
-	c, err := s.store.credentials(x.who.id)
-	if err != nil {
-		return err
-	}
-	ok, err := s.matchesPassword(x, x.who.id, c.hash, "", *password)
-	if err == nil && !ok {
-		err = errWrongPassword
-	}
-	return err
-}
+// proofAge is how long, in seconds, a login is a proof, however long its token
+// lives: a token that is stolen later must not be enough to take the account over.
+// A reader of the tutorial logs in once and has this much time for all of its lines.
+const proofAge = 15 * 60
 
-// matchesPassword reports whether a password is that of the user with this id and
-// hash. For an unknown name, id is 0 and hash is empty; the time is the same. Each
-// verified password counts toward the limits. It returns errLimited, errStorage or
-// passhash.ErrBusy.
-func (s *server) matchesPassword(x *exchange, id int64, hash, name, password string) (bool, error) {
-	g, err := s.newGuess(x, id, hash, name)
-	if err != nil {
-		return false, err
+// targetUser returns the user that the path names, or errUserNotFound. It does not
+// read the principal again.
+func (s *server) targetUser(x *exchange) (*user, error) {
+	if x.target == x.who.id {
+		return &x.who.user, nil
 	}
-	// After the limits above: a guess that they refuse costs no hash, so it must not
-	// count for the other users of its network.
-	if err := s.allow(x, passwords); err != nil {
-		return false, err
-	}
-	ok, err := s.hasher.Verify(x.r.Context(), network(x.address), hash, password)
-	if err != nil {
-		return false, err
-	}
-	return ok, g.finish(ok)
+	u, err := s.store.user(x.target)
+	return &u, err
 }
 
 // newClaims returns the claims of a new access token of a session.
@@ -438,10 +435,21 @@ func newClaims(x *session, now time.Time, ttl time.Duration, fresh bool) claims 
 	return claims{
 		fresh:     fresh,
 		issued:    now.Unix(),
-		id:        rand.Text(),
+		id:        strconv.FormatInt(x.generation, 10) + "-" + rand.Text(), // see generationOf
 		subject:   x.userID,
 		notBefore: now.Unix(),
 		expires:   now.Add(ttl).Unix(),
 		session:   x.id,
 	}
+}
+
+// generationOf returns the generation of a session that a jti begins with, or 0 if
+// it has none, as in the tokens of earlier builds.
+func generationOf(jti string) int64 {
+	text, _, _ := strings.Cut(jti, "-")
+	generation, err := parseID(text)
+	if err != nil {
+		return 0
+	}
+	return generation
 }

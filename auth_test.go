@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -235,9 +236,9 @@ func forgeries(k *signingKey, c claims, now int64) []forgery {
 		{name: "an exp of long ago", token: withClaim("exp", "1"), want: errExpiredToken},
 		{name: "an exp of a second ago", token: withClaim("exp", fmt.Sprint(now-1)), want: errExpiredToken},
 		{name: "an exp of now", token: withClaim("exp", fmt.Sprint(now)), want: errExpiredToken},
-		{name: "an nbf in a second", token: withClaim("nbf", fmt.Sprint(now+1))},
-		{name: "an nbf of after the exp", token: withClaim("nbf", fmt.Sprint(c.expires+1))},
-		{name: "an iat in a second", token: withClaim("iat", fmt.Sprint(now+1))},
+		{name: "an nbf in 61 seconds", token: withClaim("nbf", fmt.Sprint(now+61)), want: errExpiredToken},
+		{name: "an nbf of after the exp", token: withClaim("nbf", fmt.Sprint(c.expires+1)), want: errExpiredToken},
+		{name: "an iat in 61 seconds", token: withClaim("iat", fmt.Sprint(now+61)), want: errExpiredToken},
 	}
 	for _, alg := range []string{"none", "None", "NONE", "nOnE", ""} {
 		input := encode64(strings.Replace(header, "HS256", alg, 1)) + "." + encode64(payload)
@@ -411,6 +412,8 @@ func TestVerifyAccepts(t *testing.T) {
 		{"claims in another order, between spaces", "\t{ \"sid\" : \"1\" ,\n\"type\":\"access\", \"exp\":1777864621, \"nbf\":1777863721, \"sub\":\"1\", \"jti\":\"ID\", \"iat\":1777863721, \"fresh\":true } ", c},
 		{"a claim that userd does not know (RFC 7519 section 4)", claimsText(c, "csrf", `{"sub":["2"],"exp":1}`), c},
 		{"a token that is not fresh", claimsText(c, "fresh", "false"), with(func(c *claims) { c.fresh = false })},
+		{"an iat in 60 seconds", claimsText(c, "iat", fmt.Sprint(testNow+60)), with(func(c *claims) { c.issued = testNow + 60 })},
+		{"an nbf in 60 seconds", claimsText(c, "nbf", fmt.Sprint(testNow+60)), with(func(c *claims) { c.notBefore = testNow + 60 })},
 		{"the last second before the exp", claimsText(c, "exp", fmt.Sprint(testNow+1)), with(func(c *claims) { c.expires = testNow + 1 })},
 		{"the largest exp", claimsText(c, "exp", "9223372036854775807"), with(func(c *claims) { c.expires = math.MaxInt64 })},
 		{"as many claims as a token may have", strings.Replace(payload, "}", manyMembers(strictjson.MaxMembers-8)+"}", 1), c},
@@ -1068,26 +1071,209 @@ func TestAccess(t *testing.T) {
 	s.do(root, "GET", "/api/users", "").want(t, 200, "")
 }
 
-// A token not from a login may not take the user over; the password may.
-func TestFresh(t *testing.T) {
+// An actCase is one act: a request to a route that sets one field, or does
+// something without a field.
+type actCase struct {
+	field string // of the body, or "": the request itself
+	value string // of the field, in JSON
+	query string
+	own   bool // it requires proof if the caller does it to itself
+	other bool // it requires proof if an admin does it to another user
+}
+
+// actCases is the table of design section 5: for each route that is not a read
+// and admits only users, every field of its body.
+var actCases = map[string][]actCase{
+	"POST /api/logout": {
+		{field: ""},
+		{query: "?all=false"},
+		{query: "?all=true", own: true},
+	},
+	"POST /api/users": {
+		{field: "username", value: `"new1"`},
+		{field: "email", value: `"new1@example.com"`},
+		{field: "password", value: `"another long one"`},
+		{field: "role", value: `"member"`},
+		{field: "role", value: `"admin"`, other: true},
+	},
+	"PUT /api/users/{id}":                   changeCases,
+	"PATCH /api/users/{id}":                 changeCases,
+	"DELETE /api/users/{id}":                {{own: true, other: true}},
+	"DELETE /api/users/{id}/sessions":       {{own: true, other: true}},
+	"DELETE /api/users/{id}/sessions/{sid}": {{own: true, other: true}}, // for the current one, see below
+}
+
+var changeCases = []actCase{
+	{field: ""}, // changes nothing, as the fields that are ignored
+	{field: "username", value: `"new1"`, own: true, other: true},
+	{field: "email", value: `"new1@example.com"`, own: true, other: true},
+	{field: "password", value: `"another long one"`, own: true, other: true},
+	{field: "role", value: `"admin"`, own: true, other: true},
+	{field: "disabled", value: `true`, own: true, other: true},
+	{field: "id", value: `7`},
+	{field: "created_at", value: `7`},
+	{field: "updated_at", value: `7`},
+	{field: "last_login_at", value: `7`},
+}
+
+// A prover is a state of the caller's proof.
+type prover struct {
+	name     string
+	token    func(s *service, name string) string
+	password string // sent as current_password
+	proves   bool
+	code     string // of the answer if it does not prove
+	always   bool   // the answer has the code even if the act requires no proof
+}
+
+var provers = []prover{
+	{name: "a login just now", proves: true,
+		token: func(s *service, name string) string { return s.login(name) }},
+	{name: "a login 15 minutes ago", proves: true,
+		token: func(s *service, name string) string { return s.loginBefore(name, 15*time.Minute) }},
+	{name: "a login 15 minutes and a second ago", code: "fresh_login_required",
+		token: func(s *service, name string) string { return s.loginBefore(name, 15*time.Minute+time.Second) }},
+	{name: "a login 23 hours ago", code: "fresh_login_required",
+		token: func(s *service, name string) string { return s.loginBefore(name, 23*time.Hour) }},
+	{name: "a refresh just now", code: "fresh_login_required", token: refreshed},
+	{name: "a login before the clock was set back by a minute", proves: true,
+		token: func(s *service, name string) string { return s.loginBefore(name, -time.Minute) }},
+	{name: "a refresh, with the password", proves: true, password: goodPassword, token: refreshed},
+	{name: "a refresh, with a wrong password", password: "wrong", code: "wrong_password", always: true, token: refreshed},
+	{name: "a login, with a wrong password", password: "wrong", code: "wrong_password", always: true,
+		token: func(s *service, name string) string { return s.login(name) }},
+}
+
+// loginBefore returns the access token of a login, and sets the wall clock forward.
+func (s *service) loginBefore(name string, age time.Duration) string {
+	token := s.login(name)
+	s.clock.set(s.clock.wall().Add(age))
+	return token
+}
+
+func refreshed(s *service, name string) string {
+	_, refresh := s.pair(name)
+	return s.do(refresh, "POST", "/api/refresh", "").want(s.t, 200, "").field("access_token")
+}
+
+// The proof table: for each route, field, caller and proof, whether the act is done.
+func TestProofTable(t *testing.T) {
 	t.Parallel()
-	s := newService(t)
-	path, token := s.member("ann")
-	c, err := s.keys.verify(token, s.clock.wall().Unix())
+	for _, rt := range new(server).routes() {
+		method, path, _ := strings.Cut(rt.pattern, " ")
+		if rt.access == anyone || method == "GET" {
+			if rt.proof != noProof {
+				t.Errorf("%s requires proof, but is not an act of a user", rt.pattern)
+			}
+			continue
+		}
+		cases := actCases[rt.pattern]
+		for _, field := range memberNames(bodies[rt.pattern]) {
+			if field != "current_password" && !slices.ContainsFunc(cases, func(c actCase) bool { return c.field == field }) {
+				t.Errorf("%s: no row for the field %s", rt.pattern, field)
+			}
+		}
+		if len(cases) == 0 {
+			t.Errorf("%s: no row", rt.pattern)
+		}
+		t.Run(rt.pattern, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, unlimited, func(c *settings) { c.accessTTL = 24 * time.Hour })
+			_, _ = s.admin("keeper") // never the last admin
+			for _, act := range cases {
+				for _, p := range provers {
+					for _, who := range []string{"a member of itself", "an admin of itself", "an admin of another"} {
+						testAct(t, s, rt, method, path, act, p, who)
+					}
+				}
+			}
+		})
+	}
+}
+
+// testAct does one act, and compares the answer with the table.
+func testAct(t *testing.T, s *service, rt route, method, path string, act actCase, p prover, who string) {
+	t.Helper()
+	s.acts++
+	caller, other := fmt.Sprintf("caller%d", s.acts), fmt.Sprintf("other%d", s.acts)
+	target := caller
+	required := act.own
+	if who == "an admin of another" {
+		target, required = other, act.other
+	}
+	if !strings.Contains(path, "{id}") {
+		required = act.own || act.other
+	}
+	ids := make(map[string]int64)
+	for _, name := range []string{caller, other} {
+		u := user{username: name, email: name + "@example.com", role: member}
+		if name == caller && who != "a member of itself" {
+			u.role = admin
+		}
+		if err := s.addUser(t.Context(), console, &u, goodPassword); err != nil {
+			t.Fatal(err)
+		}
+		ids[name] = u.id
+	}
+	if who == "a member of itself" && (act.field == "role" || act.field == "disabled" || rt.access == adminOnly) {
+		return // forbidden, whatever the proof is
+	}
+	token := p.token(s, caller)
+	s.login(target)
+	last := strconv.FormatInt(scanStore[int64](t, s, "SELECT max(id) FROM session"), 10)
+
+	fields := map[string]json.RawMessage{}
+	if rt.pattern == "POST /api/users" {
+		fields["username"], fields["email"], fields["password"] = quoted(fmt.Sprintf("made%d", s.acts)), quoted(fmt.Sprintf("made%d@example.com", s.acts)), quoted("another long one")
+	}
+	if act.field != "" {
+		value := strings.Replace(act.value, "new1", fmt.Sprintf("new%d", s.acts), 1)
+		if act.field == "role" && method != "POST" && who == "an admin of itself" {
+			value = `"member"`
+		}
+		fields[act.field] = json.RawMessage(value)
+	}
+	if p.password != "" {
+		fields["current_password"] = quoted(p.password)
+	}
+	body, err := json.Marshal(fields)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.fresh = false
-	stale := s.signer().sign(c)
-	for _, body := range []string{`{"password":"another long one"}`, `{"email":"new@example.com"}`} {
-		s.do(stale, "PUT", path, body).want(t, 401, "fresh_login_required")
+	r := s.do(token, method, strings.NewReplacer("{id}", strconv.FormatInt(ids[target], 10), "{sid}", last).Replace(path)+act.query, string(body))
+	name := fmt.Sprintf("%s %s=%s%s by %s, with %s", rt.pattern, act.field, act.value, act.query, who, p.name)
+	switch refuse := p.always || required && !p.proves; {
+	case refuse && (r.status != 401 || r.field("code") != p.code):
+		t.Errorf("%s: got %d %s, want 401 %s", name, r.status, r.body, p.code)
+	case !refuse && r.status >= 300:
+		t.Errorf("%s: got %d %s, want success", name, r.status, r.body)
+	case refuse && p.code == "fresh_login_required" && r.header.Get("WWW-Authenticate") != `Bearer error="insufficient_user_authentication", max_age="900"`:
+		t.Errorf("%s: challenged with %s", name, r.header.Get("WWW-Authenticate"))
 	}
-	s.do(stale, "DELETE", path, "").want(t, 401, "fresh_login_required")
-	s.do(stale, "PUT", path, `{"username":"ann2"}`).want(t, 200, "")
-	s.do(stale, "PUT", path, `{"email":"ann@example.com"}`).want(t, 200, "") // no change
-	s.do(stale, "PUT", path, `{"email":"new@example.com","current_password":"wrong"}`).want(t, 401, "wrong_password")
-	s.do(stale, "PUT", path, `{"email":"new@example.com","current_password":"correct horse battery"}`).want(t, 200, "")
-	s.do(stale, "DELETE", path, `{"current_password":"correct horse battery"}`).want(t, 200, "")
+}
+
+func quoted(s string) json.RawMessage { return json.RawMessage(strconv.Quote(s)) }
+
+// scanStore returns the only value of a query.
+func scanStore[T any](t *testing.T, s *service, query string) (v T) {
+	t.Helper()
+	if err := s.store.read(query, errStorage, []any{&v}); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// What changes nothing requires no proof, and neither does ending the current session.
+func TestNoProofIsNeeded(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, _ := s.register("ann")
+	stale := refreshed(s, "ann")
+	s.do(stale, "PUT", path, `{"username":"ann","email":"ann@example.com","role":"member","disabled":false}`).want(t, 200, "")
+	s.do(stale, "DELETE", path+"/sessions/1", "").want(t, 204, "")
+	s.do(stale, "GET", path, "").want(t, 401, "session_ended")
+	stale = refreshed(s, "ann")
+	s.do(stale, "POST", "/api/logout", "").want(t, 204, "")
 }
 
 func TestKeyRotation(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +23,7 @@ import (
 type settings struct {
 	accessTTL      time.Duration
 	refreshTTL     time.Duration
+	sessionLife    time.Duration // 0: no limit
 	registration   registration
 	directory      directory
 	trustedProxies []netip.Prefix
@@ -105,10 +105,12 @@ var options = []option{
 		"Serve HTTPS with this certificate and the intermediate ones after it, in PEM. userd reads the file again when it changes."},
 	{"TLS_KEY", "tls-key", "FILE", "", func(c *config, v string) error { return setFile(&c.tlsKey, v) },
 		"The private key of TLS_CERT, in PEM."},
-	{"JWT_ACCESS_TOKEN_EXPIRES", "access-ttl", "TIME", "15m", func(c *config, v string) error { return setTTL(&c.accessTTL, v) },
-		"How long an access token is valid: a duration such as 15m, or seconds."},
-	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "TIME", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v) },
+	{"JWT_ACCESS_TOKEN_EXPIRES", "access-ttl", "TIME", "15m", func(c *config, v string) error { return setTTL(&c.accessTTL, v, maxAccessTTL) },
+		"How long an access token is valid: a duration such as 15m, or seconds; at most 24h."},
+	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "TIME", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v, tenYears) },
 		"How long a session lasts after its last refresh: a duration, or seconds."},
+	{"SESSION_LIFETIME", "session-lifetime", "TIME", "4320h", func(c *config, v string) error { return setTTLOrZero(&c.sessionLife, v) },
+		"The longest that a session can live, however often it is refreshed: a duration, or seconds; 0 sets no limit. 4320h are 180 days."},
 	{"REGISTRATION", "registration", "open|closed", string(registrationOpen),
 		func(c *config, v string) error {
 			return setWord(&c.registration, v, registrationOpen, registrationClosed)
@@ -126,7 +128,7 @@ var options = []option{
 	{"RATE_LIMIT", "rate-limit", "on|off", string(rateLimitOn),
 		func(c *config, v string) error { return setWord(&c.rateLimit, v, rateLimitOn, rateLimitOff) },
 		"Whether userd limits failed logins and the requests of each network; off is for load tests."},
-	{"EVENT_RETENTION", "event-retention", "TIME", "9600h", (*config).setRetention,
+	{"EVENT_RETENTION", "event-retention", "TIME", "9600h", func(c *config, v string) error { return setTTLOrZero(&c.eventRetention, v) },
 		"How long events are kept: a duration, or seconds; 0 keeps them forever. 9600h are 400 days."},
 	{"LOG_FORMAT", "log-format", "text|json", "", func(c *config, v string) error { return setWord(&c.logFormat, v, "", "text", "json") },
 		"The format of the log on standard error. Default: text on a terminal, otherwise json."},
@@ -334,21 +336,38 @@ func setFile(to *string, v string) (err error) {
 	return err
 }
 
-// setTTL accepts a Go duration or, as Flask-JWT-Extended does, seconds.
-func setTTL(ttl *time.Duration, v string) error {
+const (
+	tenYears = 10 * 365 * 24 * time.Hour
+	// maxAccessTTL bounds how long other services, which verify access tokens by
+	// themselves, accept a token whose session has ended.
+	maxAccessTTL = 24 * time.Hour
+)
+
+// setTTL sets a Go duration or, as in Flask-JWT-Extended, a number of seconds: at
+// least a second, and at most longest.
+func setTTL(ttl *time.Duration, v string, longest time.Duration) error {
 	d, err := time.ParseDuration(v)
 	if err != nil {
 		d, err = time.ParseDuration(v + "s")
 	}
-	if err != nil || d < time.Second || d > 10*365*24*time.Hour {
-		return errors.New("must be a duration such as 15m, or seconds; from 1s to ten years")
+	if err != nil || d < time.Second || d > longest {
+		most := "ten years"
+		if longest < tenYears {
+			most = strconv.Itoa(int(longest/time.Hour)) + "h"
+		}
+		return fmt.Errorf("must be a duration such as 15m, or seconds; from 1s to %s", most)
 	}
 	*ttl = d
 	return nil
 }
 
-func (c *config) setRetention(v string) error {
-	if v != "0" && setTTL(&c.eventRetention, v) != nil {
+// setTTLOrZero is setTTL, but also accepts 0, for ever.
+func setTTLOrZero(ttl *time.Duration, v string) error {
+	if v == "0" {
+		*ttl = 0
+		return nil
+	}
+	if setTTL(ttl, v, tenYears) != nil {
 		return errors.New("must be a duration such as 9600h, or seconds; from 1s to ten years, or 0 for ever")
 	}
 	return nil
@@ -476,19 +495,4 @@ func weakSecret(secret []byte) string {
 		return fmt.Sprintf("the key has %d bytes and must have at least 32", len(secret))
 	}
 	return ""
-}
-
-// version returns the versions of userd and of Go, with the commit if known.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	v := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && !strings.Contains(v, s.Value[:min(12, len(s.Value))]) {
-			v += " " + s.Value
-		}
-	}
-	return v + " " + info.GoVersion
 }

@@ -58,7 +58,7 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refr
 type route struct {
 	pattern string // method and path
 	access  access // who may call it
-	proof   proof  // the acts that require proof
+	proof   proof  // the acts that require proof (see requireProof)
 	limit   limit  // counts the requests of a network before the handler runs
 	handle  func(*exchange) error
 }
@@ -75,19 +75,19 @@ func (s *server) routes() []route {
 		{"POST /api/register", anyone, noProof, registrations, s.register},
 		{"POST /api/login", anyone, noProof, noLimit, s.login}, // newGuess and passwords limit it
 		{"POST /api/refresh", anyone, noProof, refreshes, s.refresh},
-		{"POST /api/logout", signedIn, noProof, noLimit, s.logout},
+		{"POST /api/logout", signedIn, endOtherSessions, noLimit, s.logout},
 		{"GET /api/verify", signedIn, noProof, noLimit, s.verify},
 
 		{"GET /api/users", signedIn, noProof, noLimit, s.listUsers},
-		{"POST /api/users", adminOnly, noProof, noLimit, s.createUser},
+		{"POST /api/users", adminOnly, createAdmin, noLimit, s.createUser},
 		{"GET /api/users/{id}", byDirectory, noProof, noLimit, s.getUser},
-		{"PUT /api/users/{id}", selfOrAdmin, changeEmail | changePassword, noLimit, s.updateUser},
-		{"PATCH /api/users/{id}", selfOrAdmin, changeEmail | changePassword, noLimit, s.updateUser},
-		{"DELETE /api/users/{id}", selfOrAdmin, deleteSelf, noLimit, s.deleteUser},
+		{"PUT /api/users/{id}", selfOrAdmin, changeUser, noLimit, s.updateUser},
+		{"PATCH /api/users/{id}", selfOrAdmin, changeUser, noLimit, s.updateUser},
+		{"DELETE /api/users/{id}", selfOrAdmin, deleteUser, noLimit, s.deleteUser},
 
 		{"GET /api/users/{id}/sessions", selfOrAdmin, noProof, noLimit, s.listSessions},
-		{"DELETE /api/users/{id}/sessions", selfOrAdmin, noProof, noLimit, s.endSessions},
-		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, noProof, noLimit, s.endSession},
+		{"DELETE /api/users/{id}/sessions", selfOrAdmin, endOtherSessions, noLimit, s.endSessions},
+		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, noLimit, s.endSession},
 		{"GET /api/events", adminOnly, noProof, noLimit, s.listEvents},
 	}
 }

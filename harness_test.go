@@ -123,6 +123,7 @@ type service struct {
 	clock *clock
 	path  string
 	http  *httptest.Server
+	acts  int // that testAct has done
 }
 
 // newService starts a service. The options change its settings first.
@@ -139,6 +140,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 	c := settings{
 		accessTTL:    15 * time.Minute,
 		refreshTTL:   720 * time.Hour,
+		sessionLife:  4320 * time.Hour,
 		registration: registrationOpen,
 		directory:    directoryNames,
 		rateLimit:    rateLimitOn,
@@ -157,7 +159,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 	s := newServer(c, st, passhash.New(cheap), keys, refresher, testLog(t), clock.wall, clock.mono)
 	web := httptest.NewServer(s)
 	t.Cleanup(web.Close)
-	return &service{s, t, web.URL, clock, path, web}
+	return &service{server: s, t: t, url: web.URL, clock: clock, path: path, http: web}
 }
 
 // unlimited lets a test fail to log in as often as it likes.

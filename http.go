@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"userd/internal/netlisten"
 	"userd/internal/throttle"
@@ -63,6 +64,8 @@ type exchange struct {
 
 	routed      bool          // the mux found a route
 	proof       proof         // the acts of the route that require proof
+	renewed     bool          // the caller's token proved an act of renewedOnly
+	stamp       *int64        // auth_stamp when the caller's password proved its acts
 	stats       *stats        // of the server
 	routeStats  *routeStats   // of the route; until the mux finds one, of requests without a route
 	largeBodies chan struct{} // of the server
@@ -296,7 +299,7 @@ func challenge(err error) string {
 		}
 	}
 	if errors.Is(err, errNotFresh) {
-		return `Bearer error="insufficient_user_authentication"` // RFC 9470 section 3
+		return fmt.Sprintf(`Bearer error="insufficient_user_authentication", max_age="%d"`, proofAge) // RFC 9470 section 3: a refresh would not help
 	}
 	return "Bearer"
 }
@@ -391,4 +394,31 @@ func utc(unix int64) (t time.Time) {
 		t = time.Unix(unix, 0).UTC()
 	}
 	return t
+}
+
+// appendString appends s as a JSON string. Only names that were adopted can
+// require escapes.
+func appendString(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
+			quoted, err := json.Marshal(s)
+			if err != nil {
+				panic(err) // a string cannot fail
+			}
+			return append(b, quoted...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
+}
+
+// appendTime appends a time in Unix seconds, or null for 0.
+func appendTime(b []byte, unix int64) []byte {
+	if unix == 0 {
+		return append(b, "null"...)
+	}
+	b = append(b, '"')
+	b = time.Unix(unix, 0).UTC().AppendFormat(b, time.RFC3339)
+	return append(b, '"')
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -124,12 +125,13 @@ func knownMethod(method string) string {
 
 // Stats are the counters of a server. Its store and its hasher have their own.
 type stats struct {
-	mu          sync.Mutex
-	routes      []*routeStats
-	unrouted    *routeStats // the first of routes: requests that matched no row
-	limited     *prom.Counters
-	connections atomic.Int64
-	damaged     atomic.Bool // the check of the database found damage
+	mu           sync.Mutex
+	routes       []*routeStats
+	unrouted     *routeStats // the first of routes: requests that matched no row
+	limited      *prom.Counters
+	graceAnswers atomic.Uint64 // to refresh tokens that were used twice
+	connections  atomic.Int64
+	damaged      atomic.Bool // the check of the database found damage
 
 	rowCount                *checkup // sets these:
 	users, sessions, events atomic.Int64
@@ -201,6 +203,7 @@ func (s *server) requestFamilies(p *prom.Page) {
 	}
 	p.Gauge("userd_connections", "Open connections, idle ones too.", float64(s.stats.connections.Load()))
 	p.Counters("userd_limited_total", "Requests refused by a limit, which answers 429.", s.stats.limited)
+	p.Counter("userd_refresh_grace_total", "Refresh tokens that were used again within the grace, and got the same answer.", float64(s.stats.graceAnswers.Load()))
 	hashes := s.hasher.Stats()
 	p.Gauge("userd_password_hashes_running", "Passwords that are being hashed.", float64(hashes.Running))
 	p.Gauge("userd_password_hashes_waiting", "Passwords that wait to be hashed.", float64(hashes.Waiting))
@@ -230,4 +233,19 @@ func (s *server) databaseFamilies(p *prom.Page) {
 	p.Family(writes, "histogram", "Writes that share a commit and took effect.")
 	p.Histogram(writes, "", w.commitSizes)
 	p.Counter("userd_writes_refused_total", "Writes that failed because of the database, or waited too long for it.", float64(w.failedWrites.Load()))
+}
+
+// version returns the versions of userd and of Go, with the commit if known.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && !strings.Contains(v, s.Value[:min(12, len(s.Value))]) {
+			v += " " + s.Value
+		}
+	}
+	return v + " " + info.GoVersion
 }

@@ -597,11 +597,14 @@ var bodies = map[string]any{
 	"POST /api/register":     registerRequest{},
 	"POST /api/login":        loginRequest{},
 	"POST /api/refresh":      refreshRequest{},
-	"POST /api/logout":       struct{}{},
+	"POST /api/logout":       proofRequest{},
 	"POST /api/users":        createRequest{},
 	"PUT /api/users/{id}":    updateRequest{},
 	"PATCH /api/users/{id}":  updateRequest{},
-	"DELETE /api/users/{id}": deleteRequest{},
+	"DELETE /api/users/{id}": proofRequest{},
+
+	"DELETE /api/users/{id}/sessions":       proofRequest{},
+	"DELETE /api/users/{id}/sessions/{sid}": proofRequest{},
 }
 
 // memberNames returns the JSON names of a struct's fields, in order.
@@ -1000,10 +1003,16 @@ func goesWell(w *witness) {
 		w.do(ann, "POST", "/api/logout"+query, d.example(t, "POST /api/logout", 0)).want(t, 204, "")
 	}
 	w.do(root, "DELETE", "/api/users/1/sessions", "").want(t, 204, "")
+	ann = w.login("annette")
+	w.do(ann, "DELETE", "/api/users/1/sessions/999", `{"current_password":"correct horse battery"}`).want(t, 404, "session_not_found")
+	w.do(ann, "DELETE", "/api/users/1/sessions", `{"current_password":"correct horse battery"}`).want(t, 204, "")
 	r = w.do("", "POST", "/api/login", `{"username":"annette","password":"`+goodPassword+`"}`).want(t, 200, "")
 	ann = r.field("access_token")
 	sid := w.do(ann, "GET", "/api/users/me/sessions", "").want(t, 200, "").list(t, "id")
 	w.do(root, "DELETE", "/api/users/1/sessions/"+sid[0], "").want(t, 204, "")
+	ann = w.login("annette")
+	sid = w.do(ann, "GET", "/api/users/me/sessions", "").want(t, 200, "").list(t, "id")
+	w.do(ann, "DELETE", "/api/users/1/sessions/"+sid[0], `{"current_password":"correct horse battery"}`).want(t, 204, "")
 	ann = w.login("annette")
 	w.do(root, "DELETE", "/api/users/3", "", "If-Match: *").want(t, 200, "")
 	w.do(root, "DELETE", "/api/users/4", "{}").want(t, 200, "")
@@ -1152,16 +1161,40 @@ func refusesConflicts(w *witness) {
 
 func refusesProofs(w *witness) {
 	w.register("ann")
-	_, refresh := w.pair("ann")
-	stale := w.do(refresh, "POST", "/api/refresh", "").want(w.t, 200, "").field("access_token")
-	for _, row := range [][2]string{{"PUT", `"password":"another one",`}, {"PATCH", `"email":"x@example.com",`}, {"DELETE", ``}} {
-		w.do(stale, row[0], "/api/users/me", "{"+strings.TrimSuffix(row[1], ",")+"}").want(w.t, 401, "fresh_login_required")
-		w.do(stale, row[0], "/api/users/me", "{"+row[1]+`"current_password":"wrong"}`).want(w.t, 401, "wrong_password")
+	w.admin("root")
+	for name, acts := range map[string][][3]string{
+		"ann": {
+			{"PUT", "/api/users/me", `"password":"another one",`},
+			{"PATCH", "/api/users/me", `"email":"x@example.com",`},
+			{"DELETE", "/api/users/me"},
+			{"POST", "/api/logout?all=true"},
+			{"DELETE", "/api/users/me/sessions"},
+			{"DELETE", "/api/users/me/sessions/999"},
+		},
+		"root": {{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one","role":"admin",`}},
+	} {
+		_, refresh := w.pair(name)
+		stale := w.do(refresh, "POST", "/api/refresh", "").want(w.t, 200, "").field("access_token")
+		for _, act := range acts {
+			w.do(stale, act[0], act[1], "{"+strings.TrimSuffix(act[2], ",")+"}").want(w.t, 401, "fresh_login_required")
+			w.do(stale, act[0], act[1], "{"+act[2]+`"current_password":"wrong"}`).want(w.t, 401, "wrong_password")
+			w.clock.add(time.Hour) // a wrong password delays the next one
+			_, refresh = w.pair(name)
+			stale = w.do(refresh, "POST", "/api/refresh", "").want(w.t, 200, "").field("access_token")
+		}
 	}
 }
 
+// proofs are requests that check a current_password.
+var proofs = [][3]string{
+	{"PUT", "/api/users/me"}, {"PATCH", "/api/users/me"}, {"DELETE", "/api/users/me"},
+	{"POST", "/api/logout"}, {"DELETE", "/api/users/me/sessions"}, {"DELETE", "/api/users/me/sessions/999"},
+	{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one",`},
+}
+
 func refusesMany(w *witness) {
-	_, ann := w.member("ann")
+	w.register("ann")
+	_, root := w.admin("root")
 	for range freeFailures {
 		w.service.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`)
 	}
@@ -1174,8 +1207,8 @@ func refusesMany(w *witness) {
 	w.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(w.t, 429, "too_many_requests")
 	w.do("", "POST", "/api/register", "").want(w.t, 429, "too_many_requests")
 	w.do("", "POST", "/api/refresh", "").want(w.t, 429, "too_many_requests")
-	for _, method := range []string{"PUT", "PATCH", "DELETE"} {
-		w.do(ann, method, "/api/users/me", `{"current_password":"wrong"}`).want(w.t, 429, "too_many_requests")
+	for _, p := range proofs {
+		w.do(root, p[0], p[1], "{"+p[2]+`"current_password":"wrong"}`).want(w.t, 429, "too_many_requests")
 	}
 }
 
@@ -1186,8 +1219,8 @@ func refusesBusy(w *witness) {
 	w.do("", "POST", "/api/login", `{"username":"ann","password":"x"}`).want(w.t, 503, "busy")
 	w.do("", "POST", "/api/register", w.doc.example(w.t, "POST /api/register", 0)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/users", w.doc.example(w.t, "POST /api/users", 0)).want(w.t, 503, "busy")
-	for _, method := range []string{"PUT", "PATCH", "DELETE"} {
-		w.do(root, method, "/api/users/me", `{"current_password":"x"}`).want(w.t, 503, "busy")
+	for _, p := range proofs {
+		w.do(root, p[0], p[1], "{"+p[2]+`"current_password":"x"}`).want(w.t, 503, "busy")
 	}
 	for range cap(w.largeBodies) {
 		w.largeBodies <- struct{}{}

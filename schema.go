@@ -22,6 +22,8 @@ var migrations = []string{
 	eventTables,
 	addAuthStamp,
 	linkTable,
+	addRekeying,
+	addGraceUses,
 }
 
 // The first migration in three parts. A tutorial database already has the first (adopt.go).
@@ -125,6 +127,16 @@ const linkTable = `
 	);
 	DROP TABLE seal;
 	DELETE FROM secret WHERE name = 'seal';`
+
+// addRekeying is the fifth migration. A changed password re-keys the session that asked: its access
+// tokens of generations before rekeyed_at are dead, except kept_jti, which asked. It compares
+// generations because times have the precision of a second, and clocks are set back.
+const addRekeying = `
+	ALTER TABLE session ADD COLUMN rekeyed_at INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE session ADD COLUMN kept_jti   TEXT NOT NULL DEFAULT '';`
+
+// addGraceUses is the sixth migration: how often the last rotation of a refresh token was repeated.
+const addGraceUses = `ALTER TABLE session ADD COLUMN grace_uses INTEGER NOT NULL DEFAULT 0;`
 
 // maxID is the highest id that an imported or adopted user may have. JavaScript rounds
 // integers from 2^53 on, so the ids of later users, which are higher, need a wide margin.

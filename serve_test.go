@@ -1251,6 +1251,12 @@ type loadUser struct {
 type loadSession struct {
 	generation      int
 	access, refresh string // empty: its answer was lost
+	fresh           bool   // the access token is a proof
+}
+
+// take keeps the tokens of an answer.
+func (s *loadSession) take(r reply) {
+	s.access, s.refresh = r.field("access_token"), r.field("refresh_token")
 }
 
 // row is what selectLoadUser gives for the user. The address names the password.
@@ -1354,13 +1360,13 @@ func (c *loadClient) run(ask func(status int, token, method, path, body string) 
 	pair := func(i int, next loadUser, token, path, body string) bool {
 		r, ok := send(next, 200, token, "POST", path, body)
 		if ok {
-			u.sessions[i].access, u.sessions[i].refresh = r.field("access_token"), r.field("refresh_token")
+			u.sessions[i].take(r)
 		}
 		return ok
 	}
 	login := func() bool {
 		next := u
-		next.sessions = append(slices.Clone(u.sessions), loadSession{})
+		next.sessions = append(slices.Clone(u.sessions), loadSession{fresh: true})
 		return pair(len(u.sessions), next, "", "/api/login", fmt.Sprintf(`{"username":"c%d-%d","password":"%s %d"}`, u.client, u.name, goodPassword, u.password))
 	}
 	refresh := func(i int) bool {
@@ -1380,9 +1386,12 @@ func (c *loadClient) run(ask func(status int, token, method, path, body string) 
 		next := u
 		next.password++
 		next.version++
-		next.sessions = slices.Clone(u.sessions[i : i+1])
-		_, ok := send(next, 200, u.sessions[i].access, "PUT", userPath(c.id),
+		next.sessions = []loadSession{{generation: u.sessions[i].generation + 1, fresh: true}}
+		r, ok := send(next, 200, u.sessions[i].access, "PUT", userPath(c.id),
 			fmt.Sprintf(`{"email":"c%d-p%d@example.com","password":"%s %[2]d"}`, u.client, next.password, goodPassword))
+		if ok {
+			u.sessions[0].take(r)
+		}
 		return ok
 	}
 	logout := func(i int) bool {
@@ -1404,13 +1413,13 @@ func (c *loadClient) run(ask func(status int, token, method, path, body string) 
 		}
 		i := held[rand.IntN(len(held))]
 		switch n := rand.IntN(100); {
-		case n < 60:
+		case n < 60 && u.sessions[i].fresh:
 			going = rename(i)
 		case n < 94:
 			going = refresh(i)
 		case n < 96:
 			going = logout(i)
-		case n < 98 && u.sessions[i].generation == 0: // its token is fresh
+		case n < 98 && u.sessions[i].fresh:
 			going = newPassword(i)
 		default:
 			going = login()

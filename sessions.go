@@ -82,7 +82,7 @@ func (s *server) startSession(x *exchange, p provenUser) error {
 		return err
 	}
 	x.logUser = p.id
-	return s.sendTokens(x, &session, key, token, now, true)
+	return x.sendJSON(http.StatusOK, s.newTokens(&session, key, token, now, true))
 }
 
 // userAgent returns at most 256 bytes of the request's User-Agent, as valid UTF-8.
@@ -105,10 +105,14 @@ type refreshToken struct {
 	secret     [sha256.Size]byte
 }
 
-// refreshGrace is the time, in seconds, in which the token before the live one can
-// be used again: the answer is the live one. Without it, a lost answer or two tabs
-// that refresh concurrently would end the session.
-const refreshGrace = 10
+// The grace: the token before the live one can be used again, for the same answer.
+// Without it, a lost answer or two tabs that refresh concurrently would end the
+// session. A thief must not follow the rotations with it. So it is only for the
+// client of the rotation that it repeats, by network and User-Agent.
+const (
+	refreshGrace = 10 // seconds after the rotation
+	maxGraceUses = 3
+)
 
 // A refresher makes and recognizes refresh tokens. Its key is only in the database.
 // JWT_SECRET_KEY would not do: other services that know it could compute the
@@ -211,7 +215,7 @@ func (s *server) refresh(x *exchange) error {
 		return err
 	}
 	x.logUser = session.userID
-	return s.sendTokens(x, &session, key, next, now, false)
+	return x.sendJSON(http.StatusOK, s.newTokens(&session, key, next, now, false))
 }
 
 // refreshAgain decides about a refresh token that is not the live one. In the grace
@@ -221,20 +225,31 @@ func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now tim
 	if live, err = s.store.session(presented.session); err != nil {
 		return live, key, err
 	}
+	life := int64(s.sessionLife / time.Second)
 	switch {
-	case live.expiresAt <= now.Unix():
-		err = errExpiredToken
-	case live.generation == next.generation && hmac.Equal(live.refreshHash, next.hash()) && now.Unix()-live.rotatedAt <= refreshGrace:
-		key, err = s.store.newestKey()
-	case live.generation > presented.generation:
-		x.logUser = live.userID
-		if err = s.store.endReused(x.r.Context(), live.userID, live.id, x.address, now.Unix()); err == nil {
-			err = errReused
-		}
+	case live.expiresAt <= now.Unix(), life > 0 && live.createdAt+life <= now.Unix():
+		return live, key, errExpiredToken
+	case live.rekeyedAt > presented.generation:
+		return live, key, errSessionEnded // not a theft: the client may not know yet that the password changed
 	case live.generation == presented.generation && hmac.Equal(live.refreshHash, presented.hash()):
-		err = errSessionEnded // the token is live, but its user is disabled
-	default:
-		err = errBadToken // issued before the database was restored from an older copy
+		return live, key, errSessionEnded // the token is live, but its user is disabled
+	case live.generation <= presented.generation:
+		return live, key, errBadToken // issued before the database was restored from an older copy
+	}
+	d := now.Unix() - live.rotatedAt
+	if live.generation == next.generation && hmac.Equal(live.refreshHash, next.hash()) && 0 <= d && d <= refreshGrace &&
+		network(x.address) == network(live.address) && userAgent(x.r) == live.userAgent {
+		key, err = s.store.repeatRotation(x.r.Context(), &live, maxGraceUses)
+		if !errors.Is(err, errNotApplied) {
+			if err == nil {
+				s.stats.graceAnswers.Add(1)
+			}
+			return live, key, err
+		}
+	}
+	x.logUser = live.userID
+	if err = s.store.endReused(x.r.Context(), live.userID, live.id, x.address, now.Unix()); err == nil {
+		err = errReused
 	}
 	return live, key, err
 }
@@ -246,6 +261,7 @@ func (s *server) newSession(x *exchange, now time.Time, t refreshToken) session 
 		id:          t.session,
 		createdAt:   now.Unix(),
 		expiresAt:   now.Add(s.refreshTTL).Unix(),
+		lifetime:    int64(s.sessionLife / time.Second),
 		address:     x.address,
 		userAgent:   userAgent(x.r),
 		generation:  t.generation,
@@ -260,21 +276,34 @@ type tokenAnswer struct {
 	RefreshToken string `json:"refresh_token"`
 }
 
-// sendTokens answers a login or a refresh with a pair of tokens.
-func (s *server) sendTokens(x *exchange, session *session, key keyRow, t refreshToken, now time.Time, fresh bool) error {
-	t.session = session.id
-	return x.sendJSON(http.StatusOK, tokenAnswer{
+// newTokens returns the pair of tokens of a session with t as its live token.
+func (s *server) newTokens(session *session, key keyRow, t refreshToken, now time.Time, fresh bool) tokenAnswer {
+	t.session, t.generation = session.id, session.generation
+	return tokenAnswer{
 		AccessToken:  s.keys.signer(key).sign(newClaims(session, now, s.accessTTL, fresh)),
 		TokenType:    "Bearer",
 		ExpiresIn:    int64(s.accessTTL / time.Second),
 		RefreshToken: s.refresher.format(&t),
-	})
+	}
+}
+
+// rekey returns what re-keys the caller's session in the write that changes the
+// caller's password. After the write, answer returns the new pair of tokens, which
+// is as good as that of a login.
+func (s *server) rekey(x *exchange) (r *rekeying, answer func() tokenAnswer) {
+	now := s.wall()
+	token := refreshToken{session: x.who.session} // not the successor of the old one, whose holder must not get it
+	rand.Read(token.secret[:])
+	r = &rekeying{session: s.newSession(x, now, token), kept: x.who.token.jti}
+	r.session.userID = x.who.id
+	return r, func() tokenAnswer { return s.newTokens(&r.session, r.key, token, now, true) }
 }
 
 // logout ends the caller's session or, with ?all=true, all of the caller's
 // sessions.
 func (s *server) logout(x *exchange) error {
-	if _, err := decode[struct{}](x.optionalBody()); err != nil {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
 		return err
 	}
 	q, err := x.query("all")
@@ -285,7 +314,14 @@ func (s *server) logout(x *exchange) error {
 	if err != nil {
 		return err
 	}
+	acts := noProof
 	if all != nil && *all {
+		acts = endOtherSessions
+	}
+	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+		return err
+	}
+	if acts == endOtherSessions {
 		err = s.store.endSessions(x.r.Context(), x.caller(), x.who.id, s.wall().Unix())
 	} else {
 		err = s.store.endSession(x.r.Context(), x.caller(), x.who.id, x.who.session, s.wall().Unix())
@@ -358,7 +394,14 @@ func newSessionAnswer(x *session, current int64) sessionAnswer {
 
 // endSessions ends every session of a user.
 func (s *server) endSessions(x *exchange) error {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
 	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	if err := s.requireProof(x, endOtherSessions, in.CurrentPassword); err != nil {
 		return err
 	}
 	if err := s.store.endSessions(x.r.Context(), x.caller(), x.target, s.wall().Unix()); err != nil {
@@ -369,9 +412,20 @@ func (s *server) endSessions(x *exchange) error {
 
 // endSession ends one session of a user.
 func (s *server) endSession(x *exchange) error {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
 	sid, err := parseID(x.r.PathValue("sid"))
 	if err != nil {
 		return errSessionNotFound
+	}
+	acts := noProof
+	if sid != x.who.session {
+		acts = endOtherSessions
+	}
+	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+		return err
 	}
 	if err := s.store.endSession(x.r.Context(), x.caller(), x.target, sid, s.wall().Unix()); err != nil {
 		return err

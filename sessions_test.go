@@ -84,7 +84,108 @@ func TestRefreshGrace(t *testing.T) {
 		t.Error("two successors of one token")
 	}
 	s.do(b.field("access_token"), "GET", path, "").want(t, 200, "")
+	s.scrape().want(t, samples{"userd_refresh_grace_total": 1})
 	s.do(b.field("refresh_token"), "POST", "/api/refresh", "").want(t, 200, "")
+}
+
+// The grace is only for the client that lost an answer.
+func TestTheGraceIsForTheSameClient(t *testing.T) {
+	t.Parallel()
+	const ann, near, thief = "X-Forwarded-For: 192.0.2.7", "X-Forwarded-For: 192.0.2.200", "X-Forwarded-For: 198.51.100.7"
+	const agent, other = "User-Agent: app/1", "User-Agent: app/2"
+	for _, test := range []struct {
+		claim   string
+		after   time.Duration // of the wall clock
+		headers []string
+		used    int // graces before
+		status  int
+	}{
+		{"the same client", time.Second, []string{ann, agent}, 0, 200},
+		{"in the same moment", 0, []string{ann, agent}, 0, 200},
+		{"another address of the network", time.Second, []string{near, agent}, 0, 200},
+		{"the third time", time.Second, []string{ann, agent}, 2, 200},
+		{"the fourth time", time.Second, []string{ann, agent}, 3, 401},
+		{"another network", time.Second, []string{thief, agent}, 0, 401},
+		{"another User-Agent", time.Second, []string{ann, other}, 0, 401},
+		{"after 11 seconds", 11 * time.Second, []string{ann, agent}, 0, 401},
+		{"after the clock was set back by a second", -time.Second, []string{ann, agent}, 0, 401},
+		{"after the clock was set back by four hours", -4 * time.Hour, []string{ann, agent}, 0, 401},
+		{"after the clock was set back by 31 days", -31 * 24 * time.Hour, []string{ann, agent}, 0, 401},
+	} {
+		t.Run(test.claim, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, proxied)
+			s.register("ann")
+			_, first := s.pair("ann")
+			r := s.do(first, "POST", "/api/refresh", "", ann, agent).want(t, 200, "")
+			for range test.used {
+				s.do(first, "POST", "/api/refresh", "", ann, agent).want(t, 200, "")
+			}
+			s.clock.set(s.clock.wall().Add(test.after))
+			got := s.do(first, "POST", "/api/refresh", "", test.headers...).want(t, test.status, "")
+			if test.status == 200 {
+				// The next rotation has its own grace.
+				second := got.field("refresh_token")
+				for range 1 + maxGraceUses {
+					s.do(second, "POST", "/api/refresh", "", ann, agent).want(t, 200, "")
+				}
+				return
+			}
+			got.want(t, 401, "reused_token")
+			s.do(r.field("refresh_token"), "POST", "/api/refresh", "", ann, agent).want(t, 401, "session_ended")
+			if n := scanStore[int](t, s, "SELECT count(*) FROM event WHERE type = 'token_reused'"); n != 1 {
+				t.Errorf("%d events", n)
+			}
+		})
+	}
+}
+
+// A session lives at most SESSION_LIFETIME, however often it is refreshed.
+func TestSessionLifetime(t *testing.T) {
+	t.Parallel()
+	life := func(d time.Duration) func(*settings) { return func(c *settings) { c.sessionLife = d } }
+	t.Run("it ends", func(t *testing.T) {
+		s := newService(t, life(1000*time.Hour))
+		path, _ := s.register("ann")
+		_, token := s.pair("ann")
+		var access string
+		for _, step := range []time.Duration{700 * time.Hour, 299 * time.Hour, 59 * time.Minute} {
+			s.clock.add(step)
+			r := s.do(token, "POST", "/api/refresh", "").want(t, 200, "")
+			token, access = r.field("refresh_token"), r.field("access_token")
+		}
+		if ends := s.do(access, "GET", path+"/sessions", "").list(t, "expires_at"); ends[0] != "2026-06-14T19:02:01Z" {
+			t.Errorf("the session ends at %s", ends)
+		}
+		s.clock.add(time.Minute)
+		s.do(access, "GET", path, "").want(t, 401, "session_ended")
+		s.do(token, "POST", "/api/refresh", "").want(t, 401, "expired_token")
+	})
+	t.Run("a changed password does not extend it", func(t *testing.T) {
+		s := newService(t, life(time.Hour))
+		path, token := s.member("ann")
+		s.clock.add(10 * time.Minute)
+		r := s.do(token, "PUT", path, `{"password":"another long one"}`).want(t, 200, "")
+		s.clock.add(50 * time.Minute)
+		s.do(r.field("refresh_token"), "POST", "/api/refresh", "").want(t, 401, "expired_token")
+	})
+	t.Run("a login has it too", func(t *testing.T) {
+		s := newService(t, life(time.Minute))
+		path, token := s.member("ann")
+		s.clock.add(time.Minute)
+		s.do(token, "GET", path, "").want(t, 401, "session_ended")
+	})
+	t.Run("made shorter, it ends sessions at their refresh", func(t *testing.T) {
+		s := newService(t, life(0))
+		s.register("ann")
+		_, token := s.pair("ann")
+		for range 20 { // there is no limit
+			s.clock.add(700 * time.Hour)
+			token = s.do(token, "POST", "/api/refresh", "").want(t, 200, "").field("refresh_token")
+		}
+		s.settings.sessionLife = 1000 * time.Hour
+		s.do(token, "POST", "/api/refresh", "").want(t, 401, "expired_token")
+	})
 }
 
 func TestRefreshReuseEndsTheSession(t *testing.T) {
@@ -179,7 +280,7 @@ func TestRefreshFromTheFuture(t *testing.T) {
 	s.do(token, "POST", "/api/refresh", "").want(t, 200, "")
 }
 
-// Of many parallel refreshes each is answered, all with the one successor.
+// Of a few parallel refreshes each is answered, all with the one successor.
 func TestParallelRefresh(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -187,7 +288,7 @@ func TestParallelRefresh(t *testing.T) {
 	_, token := s.pair("ann")
 	for range 5 {
 		var wg sync.WaitGroup
-		got := make([]string, 16)
+		got := make([]string, 1+maxGraceUses)
 		for i := range got {
 			wg.Go(func() { got[i] = s.do(token, "POST", "/api/refresh", "").want(t, 200, "").field("refresh_token") })
 		}

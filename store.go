@@ -32,15 +32,27 @@ type caller struct {
 	user    int64  // 0: none
 	session int64  // of the user; 0: none
 	address string // only for the event
+
+	token   tokenID // the access token
+	renewed bool    // the act requires a token that was made after the last re-keying
+	stamp   *int64  // auth_stamp when the password was verified; nil: it was not
+}
+
+// A tokenID names an access token of a session.
+type tokenID struct {
+	jti        string
+	generation int64 // of the refresh token that was live when it was made
 }
 
 // console is the command line.
 var console = caller{kind: consoleCaller, address: "console"}
 
-// with returns a copy of the values with @caller and @session for mayChange.
+// with returns a copy of the values with the parameters of mayChange.
 func (c caller) with(values args) args {
 	values = maps.Clone(values)
 	values["caller"], values["session"] = string(c.kind), c.session
+	values["generation"], values["jti"] = c.token.generation, c.token.jti
+	values["renewed"], values["stamp"] = c.renewed, c.stamp
 	return values
 }
 

@@ -16,11 +16,13 @@ type session struct {
 	createdAt   int64
 	lastUsedAt  int64
 	expiresAt   int64
+	lifetime    int64  // the longest time from createdAt to expiresAt; 0: no limit. Not in the table
 	address     string // of the client, at the login or the last refresh
 	userAgent   string
 	generation  int64
 	refreshHash []byte
 	rotatedAt   int64
+	rekeyedAt   int64 // the first generation whose access tokens are good; see addRekeying
 }
 
 // sessionColumns and (*session).columns list the columns in the same order.
@@ -34,7 +36,8 @@ const sessionColumns = `
 	session.user_agent,
 	session.generation,
 	session.refresh_hash,
-	session.rotated_at`
+	session.rotated_at,
+	session.rekeyed_at`
 
 func (x *session) columns() []any {
 	return []any{
@@ -48,6 +51,7 @@ func (x *session) columns() []any {
 		&x.generation,
 		&x.refreshHash,
 		&x.rotatedAt,
+		&x.rekeyedAt,
 	}
 }
 
@@ -60,7 +64,7 @@ func (x *session) columns() []any {
 func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string) (key keyRow, err error) {
 	values := args{
 		"user": x.userID, "stamp": stamp, "new_hash": newHash, "most": maxSessions,
-		"now": x.createdAt, "expires": x.expiresAt,
+		"now": x.createdAt, "expires": x.expiresAt, "lifetime": x.lifetime,
 		"address": x.address, "agent": x.userAgent, "refresh": x.refreshHash,
 	}
 	record := event{at: x.createdAt, kind: loggedIn, actorID: x.userID, userID: x.userID, address: x.address}.statement()
@@ -78,7 +82,7 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 		statement{
 			query: `
 				INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent, refresh_hash, rotated_at)
-				VALUES (@user, @now, @now, @expires, @address, @agent, @refresh, @now)
+				VALUES (@user, @now, @now, iif(@lifetime = 0, @expires, min(@expires, @now + @lifetime)), @address, @agent, @refresh, @now)
 				RETURNING id`,
 			args: values,
 			scan: []any{&x.id},
@@ -94,17 +98,60 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 	return key, err
 }
 
-// principal returns the user of a session and when the session was last used. It
-// returns errSessionEnded if the session has ended or expired or if its user is
-// disabled, and errBadToken if tokens of the key kid are no longer valid. kid is
-// empty for a key of the configuration.
-func (s *store) principal(sid int64, kid string, now int64) (u user, lastUsedAt int64, err error) {
+// A rekeying makes every other token of a session dead, since its user changed the
+// password: a thief may hold tokens of the same session.
+type rekeying struct {
+	session session // the client and the times, and the hash of the new refresh token
+	kept    string  // the jti of the access token that asks, which stays good
+	key     keyRow  // signs the new access token
+}
+
+// statements returns the statements that re-key. They set the session's generation
+// and the key.
+func (r *rekeying) statements() []statement {
+	return []statement{
+		{
+			query: `
+				UPDATE session SET
+					generation = generation + 1,
+					refresh_hash = @refresh,
+					rotated_at = @now,
+					last_used_at = @now,
+					expires_at = ` + endOfSession + `,
+					address = @address,
+					user_agent = @agent,
+					grace_uses = 0,
+					rekeyed_at = generation + 1,
+					kept_jti = @kept
+				WHERE id = @id
+				RETURNING generation`,
+			args: args{
+				"id": r.session.id, "refresh": r.session.refreshHash, "kept": r.kept,
+				"now": r.session.createdAt, "expires": r.session.expiresAt, "lifetime": r.session.lifetime,
+				"address": r.session.address, "agent": r.session.userAgent,
+			},
+			scan: []any{&r.session.generation},
+		},
+		{
+			query: selectNewestKey,
+			scan:  []any{&r.key.kid, &r.key.secret},
+		},
+	}
+}
+
+// principal returns the user of an access token's session and when the session was
+// last used. It returns errSessionEnded if the session has ended or was re-keyed
+// without keeping the token, or if its user is deleted or disabled, and errBadToken
+// if kid names a key of the database whose tokens are no longer good. kid is empty
+// for a key of the configuration.
+func (s *store) principal(sid int64, token tokenID, kid string, now int64) (u user, lastUsedAt int64, err error) {
 	var validKey bool
 	err = s.read(`SELECT`+userColumns+`, session.last_used_at,
 			?3 = '' OR EXISTS (SELECT 1 FROM signing_key WHERE kid = ?3 AND `+keyIsValid+`)
 		FROM session JOIN user ON user.id = session.user_id
-		WHERE session.id = ?1 AND session.expires_at > ?2 AND user.disabled = 0`,
-		errSessionEnded, u.columns(&lastUsedAt, &validKey), sid, now, kid)
+		WHERE session.id = ?1 AND (session.rekeyed_at <= ?4 OR session.kept_jti = ?5)
+			AND session.expires_at > ?2 AND user.disabled = 0`,
+		errSessionEnded, u.columns(&lastUsedAt, &validKey), sid, now, kid, token.generation, token.jti)
 	if err == nil && !validKey {
 		err = errBadToken
 	}
@@ -137,10 +184,15 @@ func (s *store) sessionsOf(ctx context.Context, userID, now int64, f func(*sessi
 		x.columns(), func() { f(&x) }, userID, now)
 }
 
+// endOfSession is the time at which a session ends after a refresh: it lives at most
+// @lifetime from its start, unless that is 0.
+const endOfSession = `iif(@lifetime = 0, @expires, min(@expires, created_at + @lifetime))`
+
 // rotate replaces the refresh token of a session by the one that x describes, sets
 // x.userID, and returns the key that signs the access token. It returns
-// errNotApplied if the session has ended or expired, if its user is disabled, or if
-// the current token does not have the hash and the generation before x's.
+// errNotApplied if the session has ended or expired or has lived for x's lifetime,
+// if its user is disabled, or if the current token does not have the hash and the
+// generation before x's.
 func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) (key keyRow, err error) {
 	err = s.write(ctx,
 		statement{
@@ -150,20 +202,42 @@ func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) 
 					refresh_hash = @new_hash,
 					rotated_at = @now,
 					last_used_at = @now,
-					expires_at = @expires,
+					expires_at = ` + endOfSession + `,
 					address = @address,
-					user_agent = @agent
-				WHERE id = @id AND generation = @generation - 1 AND refresh_hash = @old_hash AND expires_at > @now
+					user_agent = @agent,
+					grace_uses = 0
+				WHERE id = @id AND generation = @generation - 1 AND refresh_hash = @old_hash
+					AND expires_at > @now AND ` + endOfSession + ` > @now
 					AND EXISTS (SELECT 1 FROM user WHERE user.id = session.user_id AND user.disabled = 0)
 				RETURNING user_id`,
 			args: args{
 				"id": x.id, "generation": x.generation, "old_hash": hash, "new_hash": x.refreshHash,
-				"now": now, "expires": x.expiresAt, "address": x.address, "agent": x.userAgent,
+				"now": now, "expires": x.expiresAt, "lifetime": x.lifetime,
+				"address": x.address, "agent": x.userAgent,
 			},
 			scan:   []any{&x.userID},
 			ifNone: errNotApplied,
 		},
 		key.selectNewest())
+	return key, err
+}
+
+// repeatRotation counts one more answer to the token before the live one of x, and
+// returns the key that signs the access token. It returns errNotApplied if there
+// were most of them already, or if the session has another live token or has ended.
+func (s *store) repeatRotation(ctx context.Context, x *session, most int) (key keyRow, err error) {
+	err = s.write(ctx,
+		statement{
+			query: `
+				UPDATE session SET grace_uses = grace_uses + 1
+				WHERE id = @id AND generation = @generation AND refresh_hash = @hash AND grace_uses < @most`,
+			args:   args{"id": x.id, "generation": x.generation, "hash": x.refreshHash, "most": most},
+			ifNone: errNotApplied,
+		},
+		statement{
+			query: selectNewestKey,
+			scan:  []any{&key.kid, &key.secret},
+		})
 	return key, err
 }
 

@@ -23,7 +23,7 @@ func aSession(t *testing.T, st *store, u user) caller {
 // hasSession reports whether the session is there and good.
 func hasSession(t *testing.T, st *store, sid caller) bool {
 	t.Helper()
-	_, _, err := st.principal(sid.session, "", 0)
+	_, _, err := st.principal(sid.session, sid.token, "", 0)
 	if err != nil && err != errSessionEnded {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestASessionBeginsOnlyForTheUserWhosePasswordWasVerified(t *testing.T) {
 			if loginErr != nil || login.hash != "new hash" {
 				t.Errorf("the hash is %q, %v, want the new one", login.hash, loginErr)
 			}
-			u, _, err := st.principal(x.id, "", 6)
+			u, _, err := st.principal(x.id, tokenID{}, "", 6)
 			if err != nil || u.id != ann.id || u.lastLoginAt != 5 {
 				t.Errorf("the session's user is %+v, %v", u, err)
 			}

@@ -208,13 +208,20 @@ func exercise(t *testing.T, st *store) {
 		func() error { _, err := st.user(ann.id); return err }(),
 		func() error { _, err := st.credentials(ann.id); return err }(),
 		func() error { _, _, err := st.userByLogin("ann"); return err }(),
-		func() error { _, _, err := st.principal(sid.session, "kid", 0); return notNamed(err, errBadToken) }(),
+		func() error {
+			_, _, err := st.principal(sid.session, tokenID{}, "kid", 0)
+			return notNamed(err, errBadToken)
+		}(),
 		func() error { _, err := st.session(sid.session); return err }(),
 		func() error { _, err := st.keySecret("kid", 0); return notNamed(err, errNoKey) }(),
 		func() error { _, err := st.secret(ctx, "refresh", []byte("fresh")); return err }(),
 		func() error {
 			x := session{id: sid.session, generation: 1, expiresAt: 1 << 40, refreshHash: []byte("next")}
 			_, err := st.rotate(ctx, &x, []byte{}, 2)
+			return notNamed(err, errNotApplied)
+		}(),
+		func() error {
+			_, err := st.repeatRotation(ctx, &session{id: sid.session, generation: 9}, maxGraceUses)
 			return notNamed(err, errNotApplied)
 		}(),
 		st.sessionsOf(ctx, ann.id, 0, func(*session) {}),
@@ -231,6 +238,11 @@ func exercise(t *testing.T, st *store) {
 		st.search(ctx, "a", true, 1, none),
 		func() error { _, err := st.updateUser(ctx, sid, ann.id, change{username: &name}, 0, 2); return err }(),
 		func() error { _, err := st.updateUser(ctx, sid, ann.id, change{hash: &hash}, 0, 2); return err }(),
+		func() error {
+			r := rekeying{session: session{id: sid.session, expiresAt: 1 << 40, refreshHash: []byte("next")}}
+			_, err := st.updateUser(ctx, sid, ann.id, change{hash: &hash}, 0, 2, r.statements()...)
+			return err
+		}(),
 		func() error { _, err := st.updateUser(ctx, sid, ann.id, change{disabled: &yes}, 0, 2); return err }(),
 		st.deleteUser(ctx, sid, ann.id, 0, 1),
 		st.endSession(ctx, sid, root.id, sid.session, 1),

@@ -265,10 +265,12 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 }
 
 // mayChange is the condition of every change of the user @id: the caller may make
-// the change when the statement runs.
+// the change when the statement runs, and its token or password still proves what it
+// proved when the request came in.
 const mayChange = `(@caller = 'console' OR @caller = 'session' AND EXISTS (
 	SELECT 1 FROM session JOIN user AS asker ON asker.id = session.user_id
-	WHERE session.id = @session AND asker.disabled = 0 AND (asker.id = @id OR asker.role = 'admin')))`
+	WHERE session.id = @session AND (session.rekeyed_at <= @generation OR session.kept_jti = @jti AND NOT @renewed)
+		AND (@stamp IS NULL OR asker.auth_stamp = @stamp) AND asker.disabled = 0 AND (asker.id = @id OR asker.role = 'admin')))`
 
 // otherAdmin is the condition that an active admin other than the current row exists.
 const otherAdmin = `EXISTS (
@@ -307,10 +309,11 @@ func (c *change) names() string {
 
 // updateUser changes a user for a caller and returns the new user. Unless version
 // is 0, it must equal the user's version. A new password ends the user's sessions
-// except the caller's; disabling the user ends all of them.
-// It returns errSessionEnded, errForbidden, errUserNotFound, errVersion,
+// except the caller's; disabling the user ends all of them. The statements in then
+// belong to the same write.
+// It returns an error of authorizationError, errUserNotFound, errVersion,
 // errLastAdmin, errUsernameTaken or errEmailTaken.
-func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, version, now int64) (u user, err error) {
+func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, version, now int64, then ...statement) (u user, err error) {
 	values := by.with(args{
 		"id": id, "version": version, "now": now,
 		"username": c.username, "email": c.email, "hash": c.hash, "role": c.role, "disabled": c.disabled,
@@ -342,6 +345,7 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	} else if c.hash != nil {
 		statements = append(statements, statement{query: `DELETE FROM session WHERE user_id = @id AND id <> @session`, args: values})
 	}
+	statements = append(statements, then...)
 	statements = append(statements, event{at: now, kind: userChanged, userID: id, changes: c.names()}.by(by))
 	err = s.write(ctx, statements...)
 	if errors.Is(err, errNotApplied) {
@@ -391,7 +395,8 @@ func (s *store) notAppliedError(by caller, id, version int64) error {
 }
 
 // authorizationError returns nil if mayChange holds, and otherwise why not:
-// errSessionEnded or errForbidden.
+// errSessionEnded, errWrongPassword or errNotFresh if the password has changed since
+// the request came in, or errForbidden.
 func (s *store) authorizationError(by caller, id int64) error {
 	if by.kind == consoleCaller {
 		return nil
@@ -400,11 +405,20 @@ func (s *store) authorizationError(by caller, id int64) error {
 		return errForbidden
 	}
 	var asker user
-	err := s.read(`SELECT`+userColumns+`
+	var kept, changed bool
+	err := s.read(`SELECT`+userColumns+`, session.rekeyed_at > ?2, coalesce(user.auth_stamp <> ?4, 0)
 		FROM session JOIN user ON user.id = session.user_id
-		WHERE session.id = ? AND user.disabled = 0`, errSessionEnded, asker.columns(), by.session)
-	if err == nil && asker.id != id && asker.role != admin {
-		err = errForbidden
+		WHERE session.id = ?1 AND (session.rekeyed_at <= ?2 OR session.kept_jti = ?3) AND user.disabled = 0`,
+		errSessionEnded, asker.columns(&kept, &changed), by.session, by.token.generation, by.token.jti, by.stamp)
+	switch {
+	case err != nil:
+		return err
+	case changed:
+		return errWrongPassword
+	case kept && by.renewed:
+		return errNotFresh
+	case asker.id != id && asker.role != admin:
+		return errForbidden
 	}
-	return err
+	return nil
 }

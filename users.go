@@ -44,8 +44,9 @@ func (s *userService) addUser(ctx context.Context, by caller, u *user, password 
 
 // changeUser makes a change that c.check accepted, and sets the password unless it
 // is nil, for a caller. It returns the changed user. If version is not 0, the user
-// must still have it. The error is passhash.ErrBusy or one of store.updateUser.
-func (s *userService) changeUser(ctx context.Context, by caller, id int64, c change, password *string, version int64) (user, error) {
+// must still have it. The statements in then belong to the same write. The error is
+// passhash.ErrBusy or one of store.updateUser.
+func (s *userService) changeUser(ctx context.Context, by caller, id int64, c change, password *string, version int64, then ...statement) (user, error) {
 	if password != nil {
 		hash, err := s.hasher.Hash(ctx, network(by.address), *password)
 		if err != nil {
@@ -53,7 +54,7 @@ func (s *userService) changeUser(ctx context.Context, by caller, id int64, c cha
 		}
 		c.hash = &hash
 	}
-	return s.store.updateUser(ctx, by, id, c, version, s.wall().Unix())
+	return s.store.updateUser(ctx, by, id, c, version, s.wall().Unix(), then...)
 }
 
 type registerRequest struct {
@@ -83,6 +84,8 @@ type createRequest struct {
 	Email    string `json:"email"`
 	Password string `json:"password"`
 	Role     *role  `json:"role"`
+
+	CurrentPassword *string `json:"current_password"` // of the admin
 }
 
 func (s *server) createUser(x *exchange) error {
@@ -93,6 +96,13 @@ func (s *server) createUser(x *exchange) error {
 	u := user{username: in.Username, email: in.Email, role: member}
 	if in.Role != nil {
 		u.role = *in.Role
+	}
+	acts := noProof
+	if u.role == admin {
+		acts = createAdmin
+	}
+	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+		return err
 	}
 	if err := s.addUser(x.r.Context(), x.caller(), &u, in.Password); err != nil {
 		return err
@@ -194,18 +204,24 @@ func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, on
 
 // streamUsers answers with every user after an id, in short reads and constant
 // memory. The answer can be as large as the table, so each part has the time limit
-// of an entire answer. A failure breaks the connection: a part of the list must
-// not look like all of it.
+// of an entire answer, and the reader's rights are checked again before it is sent.
+// A failure breaks the connection: a part of the list must not look like all of it.
 func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 	list := s.newUserArray(x)
 	deadline := http.NewResponseController(x.ResponseWriter)
-	for {
+	for role, parts := x.who.role, 0; ; parts++ {
 		n := 0
 		err := s.store.users(x.r.Context(), after, listPage, only, func(u *user) {
 			n++
 			after = u.id
 			list.add(u)
 		})
+		if err == nil && parts > 0 {
+			err = s.admit(x, signedIn)
+		}
+		if err == nil && x.who.role != role { // which decided what the list shows
+			err = errForbidden
+		}
 		if err != nil {
 			return err
 		}
@@ -258,16 +274,6 @@ func (s *server) getUser(x *exchange) error {
 	return x.sendUser(http.StatusOK, u, v)
 }
 
-// targetUser returns the user that the path names, or errUserNotFound. It does not
-// read the principal again.
-func (s *server) targetUser(x *exchange) (*user, error) {
-	if x.target == x.who.id {
-		return &x.who.user, nil
-	}
-	u, err := s.store.user(x.target)
-	return &u, err
-}
-
 type updateRequest struct {
 	Username        *string `json:"username"`
 	Email           *string `json:"email"`
@@ -311,14 +317,7 @@ func (s *server) updateUser(x *exchange) error {
 	if err := c.check(u, in.Password); err != nil {
 		return err
 	}
-	acts := noProof
-	if c.email != nil {
-		acts |= changeEmail
-	}
-	if in.Password != nil {
-		acts |= changePassword
-	}
-	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, actsOf(&c, in.Password), in.CurrentPassword); err != nil {
 		return err
 	}
 	if in.Password != nil {
@@ -327,6 +326,9 @@ func (s *server) updateUser(x *exchange) error {
 		}
 	}
 	if c != (change{}) || in.Password != nil {
+		if in.Password != nil && u.id == x.who.id {
+			return s.changeOwnPassword(x, c, in.Password, version)
+		}
 		changed, err := s.changeUser(x.r.Context(), x.caller(), u.id, c, in.Password, version)
 		if err != nil {
 			return err
@@ -342,6 +344,25 @@ func (s *server) updateUser(x *exchange) error {
 		return err
 	}
 	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
+}
+
+// changeOwnPassword changes the caller, with a new password. The answer is the user
+// and a new pair of tokens: the others of the session are dead, since a thief may
+// hold them.
+func (s *server) changeOwnPassword(x *exchange, c change, password *string, version int64) error {
+	r, answer := s.rekey(x)
+	u, err := s.changeUser(x.r.Context(), x.caller(), x.who.id, c, password, version, r.statements()...)
+	if err != nil {
+		return err
+	}
+	tokens, err := json.Marshal(answer())
+	if err != nil {
+		return err
+	}
+	x.Header().Set("ETag", etag(u.version))
+	body := appendUser(nil, &u, viewAll)
+	body[len(body)-1] = ','
+	return x.send(http.StatusOK, append(append(body, tokens[1:]...), '\n'))
 }
 
 // check returns errInvalid if a new value of u, or its new password unless that is
@@ -383,12 +404,8 @@ func unlessSame[T comparable](given *T, current T) *T {
 	return given
 }
 
-type deleteRequest struct {
-	CurrentPassword *string `json:"current_password"`
-}
-
 func (s *server) deleteUser(x *exchange) error {
-	in, err := decode[deleteRequest](x.optionalBody())
+	in, err := decode[proofRequest](x.optionalBody())
 	if err != nil {
 		return err
 	}
@@ -400,11 +417,7 @@ func (s *server) deleteUser(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	acts := noProof
-	if u.id == x.who.id {
-		acts = deleteSelf
-	}
-	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, deleteUser, in.CurrentPassword); err != nil {
 		return err
 	}
 	if err := s.store.deleteUser(x.r.Context(), x.caller(), u.id, version, s.wall().Unix()); err != nil {
@@ -457,33 +470,6 @@ func appendUser(b []byte, u *user, v view) []byte {
 		b = appendTime(b, u.lastLoginAt)
 	}
 	return append(b, '}')
-}
-
-// appendString appends s as a JSON string. Only names that were adopted can
-// require escapes.
-func appendString(b []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
-			quoted, err := json.Marshal(s)
-			if err != nil {
-				panic(err) // a string cannot fail
-			}
-			return append(b, quoted...)
-		}
-	}
-	b = append(b, '"')
-	b = append(b, s...)
-	return append(b, '"')
-}
-
-// appendTime appends a time in Unix seconds, or null for 0.
-func appendTime(b []byte, unix int64) []byte {
-	if unix == 0 {
-		return append(b, "null"...)
-	}
-	b = append(b, '"')
-	b = time.Unix(unix, 0).UTC().AppendFormat(b, time.RFC3339)
-	return append(b, '"')
 }
 
 // sendUser answers with a user, and with its ETag if the view shows all of it.

@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 func TestRegisterNamesEachWrongField(t *testing.T) {
@@ -399,6 +401,76 @@ func TestListStreamsEveryUser(t *testing.T) {
 	}
 }
 
+// A slowWriter is a client that does something after the first part of an answer.
+type slowWriter struct {
+	*httptest.ResponseRecorder
+	then func()
+}
+
+func (w *slowWriter) Write(p []byte) (int, error) {
+	n, err := w.ResponseRecorder.Write(p)
+	if w.then != nil {
+		w.then()
+		w.then = nil
+	}
+	return n, err
+}
+
+func (w *slowWriter) SetWriteDeadline(time.Time) error { return nil }
+
+// A list that is sent in parts ends when its reader loses the right to read it.
+func TestAListChecksItsReaderForEachPart(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		claim string
+		who   role
+		lose  func(s *service, id int64)
+		whole bool
+	}{
+		{"nothing happens", member, func(*service, int64) {}, true},
+		{"the reader is disabled", member, func(s *service, id int64) {
+			_, err := s.store.updateUser(s.t.Context(), console, id, change{disabled: new(true)}, 0, 1)
+			wantError(s.t.(*testing.T), "disabling", err, nil)
+		}, false},
+		{"the session ends", member, func(s *service, id int64) {
+			wantError(s.t.(*testing.T), "ending", s.store.endSessions(s.t.Context(), console, id, 1), nil)
+		}, false},
+		{"the token expires", member, func(s *service, id int64) { s.clock.add(s.accessTTL) }, false},
+		{"an admin becomes a member", admin, func(s *service, id int64) {
+			_, err := s.store.updateUser(s.t.Context(), console, id, change{role: new(member)}, 0, 1)
+			wantError(s.t.(*testing.T), "demoting", err, nil)
+		}, false},
+	} {
+		t.Run(test.claim, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.admin("root")
+			reader := user{username: "reader", email: "reader@example.com", role: test.who}
+			if err := s.addUser(t.Context(), console, &reader, goodPassword); err != nil {
+				t.Fatal(err)
+			}
+			token := s.login("reader")
+			for i := range 2 * listPage {
+				u := user{username: fmt.Sprintf("user%d", i), email: fmt.Sprintf("user%d@example.com", i), role: member}
+				if err := s.store.addUser(t.Context(), console, &u, "hash", 1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w := &slowWriter{httptest.NewRecorder(), func() { test.lose(s, reader.id) }}
+			r := httptest.NewRequest("GET", "/api/users", nil)
+			r.Header.Set("Authorization", "Bearer "+token)
+			var broken any
+			func() {
+				defer func() { broken = recover() }()
+				s.ServeHTTP(w, r)
+			}()
+			if got := strings.Count(w.Body.String(), `"id":`); test.whole && (got != 2*listPage+2 || broken != nil) || !test.whole && (got != listPage || broken != http.ErrAbortHandler) {
+				t.Errorf("%d users were sent, and the handler ended with %v", got, broken)
+			}
+		})
+	}
+}
+
 func TestCreateUser(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -462,6 +534,117 @@ func TestChangedPasswordEndsTheOtherSessions(t *testing.T) {
 	s.do(root, "PUT", path, `{"password":"set by the admin"}`).want(t, 200, "")
 	s.do(token, "GET", path, "").want(t, 401, "session_ended")
 	s.do(root, "GET", path, "").want(t, 200, "")
+}
+
+// A thief who holds tokens of the session in which the owner changes the password
+// loses all of them, and cannot change the password back.
+func TestAChangedPasswordRekeysTheSession(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited)
+	path, _ := s.register("ann")
+	_, root := s.admin("root")
+	access, refresh := s.pair("ann")
+	r := s.do(refresh, "POST", "/api/refresh", "").want(t, 200, "")
+	refresh2, thief := r.field("refresh_token"), r.field("access_token")
+	c, err := s.keys.verify(thief, s.clock.wall().Unix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.fresh, c.id = true, "0-"+c.id
+	fresh := s.signer().sign(c) // as a second login token of the same session and second
+
+	r = s.do(access, "PUT", path, `{"password":"another long one"}`).want(t, 200, "")
+	var member struct{ ID, ExpiresIn int }
+	if err := json.Unmarshal([]byte(r.body), &member); err != nil || !strings.HasPrefix(r.body, `{"id":1,"username":"ann"`) ||
+		!strings.Contains(r.body, `"last_login_at":"2026-05-04T03:02:01Z","access_token":"`) || r.field("token_type") != "Bearer" ||
+		r.field("expires_in") != "900" || r.header.Get("ETag") != `"2"` {
+		t.Fatalf("got %v %s", r.header, r.body)
+	}
+	next := r.field("access_token")
+
+	for _, dead := range []string{thief, fresh} {
+		s.do(dead, "GET", path, "").want(t, 401, "session_ended")
+		s.do(dead, "PUT", path, `{"password":"correct horse battery"}`).want(t, 401, "session_ended")
+	}
+	for _, dead := range []string{refresh, refresh2} { // also after the grace
+		s.do(dead, "POST", "/api/refresh", "").want(t, 401, "session_ended")
+		s.clock.add(time.Minute)
+		s.do(dead, "POST", "/api/refresh", "").want(t, 401, "session_ended")
+	}
+
+	// The token that asked goes on, and proves nothing that matters.
+	s.do(access, "GET", path, "").want(t, 200, "")
+	for _, body := range []string{`{"password":"correct horse battery"}`, `{"email":"thief@example.com"}`, `{"username":"ann2","email":"thief@example.com"}`} {
+		s.do(access, "PUT", path, body).want(t, 401, "fresh_login_required")
+	}
+	s.do(access, "PUT", path, `{"username":"annette"}`).want(t, 200, "")
+
+	// The new pair is as after a login.
+	s.do(next, "PUT", path, `{"email":"new@example.com"}`).want(t, 200, "")
+	pair := s.do(r.field("refresh_token"), "POST", "/api/refresh", "").want(t, 200, "")
+	s.do(pair.field("access_token"), "GET", path, "").want(t, 200, "")
+	s.do(pair.field("access_token"), "PUT", path, `{"email":"newer@example.com"}`).want(t, 401, "fresh_login_required")
+	again := s.do(access, "PUT", path, `{"password":"a third long one","current_password":"another long one"}`).want(t, 200, "")
+	s.do(next, "GET", path, "").want(t, 401, "session_ended")
+	s.do(pair.field("refresh_token"), "POST", "/api/refresh", "").want(t, 401, "session_ended")
+	s.do(again.field("refresh_token"), "POST", "/api/refresh", "").want(t, 200, "")
+
+	if r := s.do(root, "PUT", path, `{"password":"set by the admin"}`).want(t, 200, ""); r.field("access_token") != "" {
+		t.Errorf("the admin got tokens: %s", r.body)
+	}
+	s.do(again.field("access_token"), "GET", path, "").want(t, 401, "session_ended")
+}
+
+// An admin's token that changed its password proves nothing for other users' roles,
+// addresses and passwords either.
+func TestAKeptTokenOfAnAdmin(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	ann, _ := s.register("ann")
+	root, token := s.admin("root")
+	s.do(token, "PUT", root, `{"password":"another long one"}`).want(t, 200, "")
+	for _, body := range []string{`{"password":"set by the thief"}`, `{"email":"x@example.com"}`, `{"role":"admin"}`} {
+		s.do(token, "PUT", ann, body).want(t, 401, "fresh_login_required")
+	}
+	s.do(token, "POST", "/api/users", `{"username":"eve","email":"eve@example.com","password":"another one","role":"admin"}`).want(t, 401, "fresh_login_required")
+	s.do(token, "POST", "/api/users", `{"username":"eve","email":"eve@example.com","password":"another one"}`).want(t, 201, "")
+	s.do(token, "PUT", ann, `{"username":"annette"}`).want(t, 200, "")
+	s.do(token, "DELETE", ann, "").want(t, 200, "")
+}
+
+// What a request proved is checked again when its write runs: the password may
+// have changed since.
+func TestAProofIsCheckedWhenTheWriteRuns(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, _ := s.register("ann")
+	token := s.login("ann")
+	c, err := s.keys.verify(token, s.clock.wall().Unix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := s.store.credentials(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.do(token, "PUT", path, `{"password":"another long one"}`).want(t, 200, "")
+	asked := tokenID{c.id, generationOf(c.id)}
+	for _, test := range []struct {
+		claim string
+		by    caller
+		want  error
+	}{
+		{"a token that the re-keying made dead", caller{token: tokenID{"0-OTHER", 0}}, errSessionEnded},
+		{"the token that asked, for an act that it no longer proves", caller{token: asked, renewed: true}, errNotFresh},
+		{"the old password", caller{token: asked, stamp: &before.stamp}, errWrongPassword},
+		{"the token that asked", caller{token: asked}, nil},
+	} {
+		by := test.by
+		by.kind, by.user, by.session = sessionCaller, 1, 1
+		_, err := s.store.updateUser(t.Context(), by, 1, change{username: new("annette")}, 0, 1)
+		wantError(t, test.claim, err, test.want)
+		wantError(t, test.claim, s.store.authorizationError(by, 1), test.want)
+	}
 }
 
 func TestRoles(t *testing.T) {
