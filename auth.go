@@ -264,6 +264,9 @@ func randomKey() keyRow {
 // key, loadKeys makes one in the database. If the configuration has one, it retires
 // those of the database.
 func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, error) {
+	if err := st.recordSigner(ctx, len(c.secret) > 0, now); err != nil {
+		return nil, fmt.Errorf("signing key: %w", err)
+	}
 	if len(c.secret) == 0 {
 		if err := st.ensureKey(ctx, randomKey(), int64(c.accessTTL/time.Second), now); err != nil {
 			return nil, fmt.Errorf("signing key: %w", err)

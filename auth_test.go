@@ -1280,7 +1280,7 @@ func TestKeyRotation(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	path, old := s.member("ann")
-	if err := s.store.rotateKey(t.Context(), randomKey(), s.clock.wall().Unix()); err != nil {
+	if err := s.store.rotateKey(t.Context(), randomKey(), false, s.clock.wall().Unix()); err != nil {
 		t.Fatal(err)
 	}
 	s.do(old, "GET", path, "").want(t, 200, "")

@@ -273,7 +273,7 @@ func BenchmarkHandler(b *testing.B) {
 	}
 	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))
 	token := keys.configured[0].sign(newClaims(&login, now, 24*time.Hour, true))
-	s := newServer(settings{directory: directoryNames}, st, passhash.New(cheap), keys, nil, slog.New(slog.DiscardHandler), time.Now, monotonic())
+	s := newServer(settings{directory: directoryNames}, st, passhash.New(cheap), keys, slog.New(slog.DiscardHandler), time.Now, monotonic())
 
 	for _, op := range []struct{ name, path string }{{"read", "/api/users/1"}, {"page", "/api/users?limit=100"}} {
 		b.Run(op.name, func(b *testing.B) {
@@ -319,7 +319,7 @@ func BenchmarkObserve(b *testing.B) {
 			b.Fatal(err)
 		}
 		defer st.close()
-		s := newServer(settings{}, st, passhash.New(cheap), newKeyring(st.keySecret), nil, slog.New(slog.DiscardHandler), time.Now, monotonic())
+		s := newServer(settings{}, st, passhash.New(cheap), newKeyring(st.keySecret), slog.New(slog.DiscardHandler), time.Now, monotonic())
 		for _, r := range s.stats.routes {
 			for _, status := range []int{200, 401, 404, 503} {
 				r.observe("GET", status, time.Millisecond)

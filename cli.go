@@ -93,9 +93,10 @@ var commands = []command{
 		`Prints the keys in the database, without their secrets.`,
 		keyList},
 	{"key rotate", "", opens, "sign access tokens with a new key",
-		`Makes a new key, which signs access tokens from now on. The previous key stays valid
-		until its last token expires. If JWT_SECRET_KEY is set, this command fails.`,
-		noFlags(keyRotate)},
+		`Makes a new key, which signs access tokens from now on. The key before it verifies
+		tokens until the last one that it signed has expired, unless -now is given. If the
+		servers sign with JWT_SECRET_KEY, this command refuses.`,
+		keyRotate},
 	{"events", "", opens, "list what has happened",
 		`Prints the events: who did what to which user, and from which address. A table shows
 		the current name of a user after its id.`,

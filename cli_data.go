@@ -26,6 +26,13 @@ func keyList(f *flag.FlagSet) action {
 		if err != nil {
 			return err
 		}
+		last, err := c.store.signer()
+		if err != nil {
+			return err
+		}
+		if last.configured {
+			fmt.Fprintf(c.stderr, "since %s the servers of this database sign with JWT_SECRET_KEY, not with a key of this list\n", when(last.since))
+		}
 		if *asJSON {
 			lines := json.NewEncoder(c.stdout)
 			for _, k := range keys {
@@ -46,16 +53,39 @@ func keyList(f *flag.FlagSet) action {
 	}
 }
 
-func keyRotate(ctx context.Context, c *cli) error {
-	if len(c.secret) > 0 {
-		return fmt.Errorf("%s is set and signs; move it to JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
-	}
-	key := randomKey()
-	if err := c.store.rotateKey(ctx, key, c.wall().Unix()); err != nil {
+func keyRotate(f *flag.FlagSet) action {
+	end := f.Bool("now", false, "End the keys before it now: every access token that they signed is invalid. Use it if a key may have leaked.")
+	refresh := f.Bool("refresh", false, "Replace the key of refresh tokens instead: every session must log in again when its access token expires.")
+	return func(ctx context.Context, c *cli) error {
+		now := c.wall().Unix()
+		if *refresh {
+			if err := c.store.rotateSecret(ctx, "refresh", randomKey().secret, now); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(c.stdout, "the key of refresh tokens is new; the tokens before it are no longer valid")
+			return err
+		}
+		last, err := c.store.signer()
+		if err != nil {
+			return err
+		}
+		if last.since > 0 && last.configured {
+			return fmt.Errorf("since %s the servers of this database sign with JWT_SECRET_KEY; move it to JWT_SECRET_KEY_PREVIOUS and set a new one, or start a server without it", when(last.since))
+		}
+		if last.since == 0 && len(c.secret) > 0 {
+			return fmt.Errorf("%s is set and signs; move it to JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
+		}
+		key := randomKey()
+		if err := c.store.rotateKey(ctx, key, *end, now); err != nil {
+			return err
+		}
+		text := ""
+		if *end {
+			text = "; the keys before it are no longer valid"
+		}
+		_, err = fmt.Fprintf(c.stdout, "key %s signs from now on%s\n", key.kid, text)
 		return err
 	}
-	_, err := fmt.Fprintf(c.stdout, "key %s signs from now on\n", key.kid)
-	return err
 }
 
 // eventList prints events, and with -follow also those to come.

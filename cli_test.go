@@ -359,6 +359,78 @@ func TestAKeyOfTheEnvironmentIsNotRotated(t *testing.T) {
 	}
 }
 
+// With -now, a leaked key is worthless at once; without the option, until the last
+// token that it signed has expired.
+func TestALeakedKeyEndsNow(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, token := s.member("ann")
+	leaked := s.signer()
+	c, err := s.keys.verify(token, s.clock.wall().Unix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh := &shell{t, s.path}
+	sh.run(0, "", "key", "rotate")
+	s.do(leaked.sign(c), "GET", path, "").want(t, 200, "")
+	if out, _ := sh.run(0, "", "key", "rotate", "-now"); !strings.HasSuffix(out, " signs from now on; the keys before it are no longer valid\n") {
+		t.Errorf("key rotate -now prints %s", out)
+	}
+	s.do(leaked.sign(c), "GET", path, "").want(t, 401, "invalid_token")
+	s.do(leaked.sign(c), "PUT", path, `{"password":"forged by a thief"}`).want(t, 401, "invalid_token")
+	s.do(s.login("ann"), "GET", path, "").want(t, 200, "")
+	if n := count(t, s, "signing_key"); n != 1 {
+		t.Errorf("%d keys are left", n)
+	}
+}
+
+// A running server uses the new key of refresh tokens from the next request on.
+func TestTheRefreshKeyIsRotated(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("ann")
+	access, old := s.pair("ann")
+	sh := &shell{t, s.path}
+	sh.run(0, "", "key", "rotate", "-refresh")
+	s.do(old, "POST", "/api/refresh", "").want(t, 401, "invalid_token")
+	s.do(access, "GET", "/api/users/me", "").want(t, 200, "")
+	_, renewed := s.pair("ann")
+	s.do(renewed, "POST", "/api/refresh", "").want(t, 200, "")
+	if out, _ := sh.run(0, "", "events"); !strings.Contains(out, "secret=refresh") {
+		t.Errorf("the events are\n%s", out)
+	}
+}
+
+// Commands say which kind of key the servers sign with, whatever the environment
+// of the command's shell is.
+func TestCommandsKnowTheServersKey(t *testing.T) {
+	t.Parallel()
+	path := makeStore(t)
+	st := openTestStore(t, path)
+	configured := "JWT_SECRET_KEY=" + strings.Repeat("k", 32)
+	database := "DATABASE_URL=" + path
+	if _, err := loadKeys(t.Context(), st, testConfig(strings.Repeat("k", 32)), testNow); err != nil {
+		t.Fatal(err)
+	}
+	for _, environ := range [][]string{{database}, {database, configured}} {
+		userdHere(t, "", environ, "key", "rotate").wantFailure(t, 1, "the servers of this database sign with JWT_SECRET_KEY")
+		if r := userdHere(t, "", environ, "key", "list"); r.status != 0 || !strings.Contains(r.stderr, "since 2026-05-04T03:02:01Z the servers of this database sign with JWT_SECRET_KEY") {
+			t.Errorf("key list: %+v", r)
+		}
+	}
+	if _, err := loadKeys(t.Context(), st, testConfig(""), testNow); err != nil {
+		t.Fatal(err)
+	}
+	for _, environ := range [][]string{{database}, {database, configured}} {
+		if r := userdHere(t, "", environ, "key", "rotate"); r.status != 0 {
+			t.Errorf("key rotate: %+v", r)
+		}
+		if r := userdHere(t, "", environ, "key", "list"); r.status != 0 || r.stderr != "" {
+			t.Errorf("key list: %+v", r)
+		}
+	}
+}
+
 func TestEventsAreFollowedFromTheNewest(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

@@ -169,7 +169,7 @@ func TestEachActIsOneEvent(t *testing.T) {
 			wantError(t, "one who saw it at the same time", a.store.endReused(ctx, 2, 2, "", 9), nil)
 		}, `token_reused actor=0 user=2 session=2 "127.0.0.1" ""`},
 		{"a key rotated on the command line", func(t *testing.T, a *actors) {
-			wantError(t, "the write", a.store.rotateKey(ctx, keyRow{"abcdefgh", []byte("secret")}, 9), nil)
+			wantError(t, "the write", a.store.rotateKey(ctx, keyRow{"abcdefgh", []byte("secret")}, false, 9), nil)
 		}, `key_rotated actor=0 user=0 session=0 "console" "kid=abcdefgh"`},
 		{"an import", func(t *testing.T, a *actors) {
 			sh := &shell{t, a.path}

@@ -19,7 +19,6 @@ type server struct {
 	settings
 	userService
 	keys        *keyring
-	refresher   *refresher
 	limiter     *limiter // nil: RATE_LIMIT=off
 	feed        *feed
 	log         *slog.Logger
@@ -30,12 +29,11 @@ type server struct {
 	largeBodies chan struct{} // holds one token for each body over smallBody that is being read
 }
 
-func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, r *refresher, log *slog.Logger, wall func() time.Time, mono func() time.Duration) *server {
+func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *slog.Logger, wall func() time.Time, mono func() time.Duration) *server {
 	s := &server{
 		settings:    c,
 		userService: userService{st, h, wall},
 		keys:        keys,
-		refresher:   r,
 		feed:        newFeed(),
 		log:         log,
 		mono:        mono,

@@ -152,11 +152,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 	if err != nil {
 		t.Fatal(err)
 	}
-	refresher, err := loadRefresher(t.Context(), st)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newServer(c, st, passhash.New(cheap), keys, refresher, testLog(t), clock.wall, clock.mono)
+	s := newServer(c, st, passhash.New(cheap), keys, testLog(t), clock.wall, clock.mono)
 	web := httptest.NewServer(s)
 	t.Cleanup(web.Close)
 	return &service{server: s, t: t, url: web.URL, clock: clock, path: path, http: web}
@@ -384,4 +380,14 @@ func wantError(t *testing.T, what string, err, want error) {
 	if want == nil && err != nil || !errors.Is(err, want) {
 		t.Errorf("%s: got the error %v, want %v", what, err, want)
 	}
+}
+
+// refresher returns the refresher of the service's database.
+func (s *service) refresher() *refresher {
+	s.t.Helper()
+	r, err := loadRefresher(context.Background(), s.store)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r
 }

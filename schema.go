@@ -24,6 +24,7 @@ var migrations = []string{
 	linkTable,
 	addRekeying,
 	addGraceUses,
+	signerTable,
 }
 
 // The first migration in three parts. A tutorial database already has the first (adopt.go).
@@ -138,6 +139,15 @@ const addRekeying = `
 // addGraceUses is the sixth migration: how often the last rotation of a refresh token was repeated.
 const addGraceUses = `ALTER TABLE session ADD COLUMN grace_uses INTEGER NOT NULL DEFAULT 0;`
 
+// signerTable is the seventh migration: with which kind of key the servers of this database sign.
+// Commands run in shells that do not have the servers' environment.
+const signerTable = `
+	CREATE TABLE signer (
+		id         INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+		configured INTEGER NOT NULL, -- 1: with JWT_SECRET_KEY; 0: with the newest key of signing_key
+		since      INTEGER NOT NULL  -- the start of the first server that did so
+	);`
+
 // maxID is the highest id that an imported or adopted user may have. JavaScript rounds
 // integers from 2^53 on, so the ids of later users, which are higher, need a wide margin.
 const maxID = 1<<52 - 1
@@ -240,6 +250,9 @@ func readFirstPages(ctx context.Context, db *sql.DB, version int) error {
 	if version > 3 {
 		tables = append(tables, "event_link")
 	}
+	if version > 6 {
+		tables = append(tables, "signer")
+	}
 	for _, table := range tables {
 		rows, err := db.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
 		if err == nil {
@@ -302,7 +315,7 @@ func checkTutorial(ctx context.Context, db *sql.DB) error {
 	var names string
 	err := db.QueryRowContext(ctx, `
 		SELECT coalesce(group_concat(name, ', '), '') FROM sqlite_schema WHERE name IN (
-			'counter', 'session', 'signing_key', 'secret', 'event', 'seal', 'event_link',
+			'counter', 'session', 'signing_key', 'secret', 'event', 'seal', 'event_link', 'signer',
 			'user_username', 'user_email', 'user_admin', 'user_disabled', 'session_user', 'event_user', 'event_type')`).Scan(&names)
 	if err == nil && names != "" {
 		err = fmt.Errorf("userd needs the names %s, which existing tables or indexes have: rename them", names)

@@ -280,11 +280,10 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	if err != nil {
 		return err
 	}
-	refresher, err := loadRefresher(ctx, st)
-	if err != nil {
+	if _, err := loadRefresher(ctx, st); err != nil { // the first start makes it
 		return err
 	}
-	s := newServer(c.settings, st, passhash.New(passhash.Default()), keys, refresher, log, time.Now, monotonic())
+	s := newServer(c.settings, st, passhash.New(passhash.Default()), keys, log, time.Now, monotonic())
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
 	go func() { served <- l.serve(httpServer, netlisten.Limit(l.api, maxConnections)) }()

@@ -77,12 +77,16 @@ func (s *server) startSession(x *exchange, p provenUser) error {
 	rand.Read(token.secret[:])
 	session := s.newSession(x, now, token)
 	session.userID = p.id
+	r, err := loadRefresher(x.r.Context(), s.store)
+	if err != nil {
+		return err
+	}
 	key, err := s.store.startSession(x.r.Context(), &session, p.stamp, p.newHash)
 	if err != nil {
 		return err
 	}
 	x.logUser = p.id
-	return x.sendJSON(http.StatusOK, s.newTokens(&session, key, token, now, true))
+	return x.sendJSON(http.StatusOK, s.newTokens(r, &session, key, token, now, true))
 }
 
 // userAgent returns at most 256 bytes of the request's User-Agent, as valid UTF-8.
@@ -116,7 +120,8 @@ const (
 
 // A refresher makes and recognizes refresh tokens. Its key is only in the database.
 // JWT_SECRET_KEY would not do: other services that know it could compute the
-// successors of the tokens that they see.
+// successors of the tokens that they see. Each request reads the key again: a
+// command that replaced it ended every token of the key before it.
 type refresher struct{ key []byte }
 
 // loadRefresher returns the refresher of a database, whose key the first start makes.
@@ -200,12 +205,16 @@ func (s *server) refresh(x *exchange) error {
 			return err
 		}
 	}
-	presented, err := s.refresher.parse(text)
+	r, err := loadRefresher(x.r.Context(), s.store)
+	if err != nil {
+		return err
+	}
+	presented, err := r.parse(text)
 	if err != nil {
 		return err
 	}
 	now := s.wall()
-	next := s.refresher.next(presented)
+	next := r.next(presented)
 	session := s.newSession(x, now, next)
 	key, err := s.store.rotate(x.r.Context(), &session, presented.hash(), now.Unix())
 	if errors.Is(err, errNotApplied) {
@@ -215,7 +224,7 @@ func (s *server) refresh(x *exchange) error {
 		return err
 	}
 	x.logUser = session.userID
-	return x.sendJSON(http.StatusOK, s.newTokens(&session, key, next, now, false))
+	return x.sendJSON(http.StatusOK, s.newTokens(r, &session, key, next, now, false))
 }
 
 // refreshAgain decides about a refresh token that is not the live one. In the grace
@@ -277,26 +286,30 @@ type tokenAnswer struct {
 }
 
 // newTokens returns the pair of tokens of a session with t as its live token.
-func (s *server) newTokens(session *session, key keyRow, t refreshToken, now time.Time, fresh bool) tokenAnswer {
+func (s *server) newTokens(r *refresher, session *session, key keyRow, t refreshToken, now time.Time, fresh bool) tokenAnswer {
 	t.session, t.generation = session.id, session.generation
 	return tokenAnswer{
 		AccessToken:  s.keys.signer(key).sign(newClaims(session, now, s.accessTTL, fresh)),
 		TokenType:    "Bearer",
 		ExpiresIn:    int64(s.accessTTL / time.Second),
-		RefreshToken: s.refresher.format(&t),
+		RefreshToken: r.format(&t),
 	}
 }
 
 // rekey returns what re-keys the caller's session in the write that changes the
 // caller's password. After the write, answer returns the new pair of tokens, which
 // is as good as that of a login.
-func (s *server) rekey(x *exchange) (r *rekeying, answer func() tokenAnswer) {
+func (s *server) rekey(x *exchange) (r *rekeying, answer func() tokenAnswer, err error) {
+	tokens, err := loadRefresher(x.r.Context(), s.store)
+	if err != nil {
+		return nil, nil, err
+	}
 	now := s.wall()
 	token := refreshToken{session: x.who.session} // not the successor of the old one, whose holder must not get it
 	rand.Read(token.secret[:])
 	r = &rekeying{session: s.newSession(x, now, token), kept: x.who.token.jti}
 	r.session.userID = x.who.id
-	return r, func() tokenAnswer { return s.newTokens(&r.session, r.key, token, now, true) }
+	return r, func() tokenAnswer { return s.newTokens(tokens, &r.session, r.key, token, now, true) }, nil
 }
 
 // logout ends the caller's session or, with ?all=true, all of the caller's

@@ -268,15 +268,15 @@ func TestRefreshFromTheFuture(t *testing.T) {
 	s := newService(t)
 	s.register("ann")
 	_, token := s.pair("ann")
-	presented, err := s.refresher.parse(token)
+	presented, err := s.refresher().parse(token)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second := s.refresher.next(s.refresher.next(presented))
-	s.do(s.refresher.format(&second), "POST", "/api/refresh", "").want(t, 401, "invalid_token")
+	second := s.refresher().next(s.refresher().next(presented))
+	s.do(s.refresher().format(&second), "POST", "/api/refresh", "").want(t, 401, "invalid_token")
 	other := presented
 	other.secret[0] ^= 1
-	s.do(s.refresher.format(&other), "POST", "/api/refresh", "").want(t, 401, "invalid_token")
+	s.do(s.refresher().format(&other), "POST", "/api/refresh", "").want(t, 401, "invalid_token")
 	s.do(token, "POST", "/api/refresh", "").want(t, 200, "")
 }
 
@@ -315,7 +315,7 @@ func TestRefreshTokenIsNotInTheDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	presented, _ := s.refresher.parse(token)
+	presented, _ := s.refresher().parse(token)
 	if want := sha256.Sum256(presented.secret[:]); string(x.refreshHash) != string(want[:]) {
 		t.Errorf("the database keeps %x", x.refreshHash)
 	}

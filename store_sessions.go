@@ -408,8 +408,16 @@ func (s *store) retireKeys(ctx context.Context, now int64) error {
 	})
 }
 
-// rotateKey adds a key, which signs from now on, and retires the others.
-func (s *store) rotateKey(ctx context.Context, key keyRow, now int64) error {
+// rotateKey adds key, which signs from now on. It retires the others or, if end is
+// true, deletes them, so that their tokens are no longer valid.
+func (s *store) rotateKey(ctx context.Context, key keyRow, end bool, now int64) error {
+	others := statement{
+		query: `UPDATE signing_key SET retired_at = @now WHERE kid <> @kid AND retired_at = 0`,
+		args:  args{"kid": key.kid, "now": now},
+	}
+	if end {
+		others = statement{query: `DELETE FROM signing_key WHERE kid <> @kid`, args: args{"kid": key.kid}}
+	}
 	return s.write(ctx,
 		statement{
 			query: `
@@ -417,11 +425,43 @@ func (s *store) rotateKey(ctx context.Context, key keyRow, now int64) error {
 				SELECT @kid, @secret, @now, coalesce(max(token_ttl), 0) FROM signing_key`,
 			args: args{"kid": key.kid, "secret": key.secret, "now": now},
 		},
-		statement{
-			query: `UPDATE signing_key SET retired_at = @now WHERE kid <> @kid AND retired_at = 0`,
-			args:  args{"kid": key.kid, "now": now},
-		},
+		others,
 		event{at: now, kind: keyRotated, changes: "kid=" + key.kid}.by(console))
+}
+
+// rotateSecret replaces the named secret of this database.
+func (s *store) rotateSecret(ctx context.Context, name string, value []byte, now int64) error {
+	return s.write(ctx,
+		statement{
+			query: `INSERT INTO secret (name, value) VALUES (@name, @value) ON CONFLICT (name) DO UPDATE SET value = @value`,
+			args:  args{"name": name, "value": value},
+		},
+		event{at: now, kind: keyRotated, changes: "secret=" + name}.by(console))
+}
+
+// A signer says with which kind of key the servers of this database sign.
+type signer struct {
+	configured bool  // with JWT_SECRET_KEY
+	since      int64 // 0: no server has started yet
+}
+
+func (s *store) signer() (v signer, err error) {
+	err = s.read(`SELECT configured, since FROM signer WHERE id = 1`, nil, []any{&v.configured, &v.since})
+	return v, err
+}
+
+// recordSigner records with which kind of key a server signs that starts now.
+func (s *store) recordSigner(ctx context.Context, configured bool, now int64) error {
+	last, err := s.signer()
+	if err != nil || last.since > 0 && last.configured == configured {
+		return err
+	}
+	return s.write(ctx, statement{
+		query: `
+			INSERT INTO signer (id, configured, since) VALUES (1, @configured, @now)
+			ON CONFLICT (id) DO UPDATE SET configured = @configured, since = @now`,
+		args: args{"configured": configured, "now": now},
+	})
 }
 
 // secret returns the named secret of the database. If it does not exist, secret

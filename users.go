@@ -350,7 +350,10 @@ func (s *server) updateUser(x *exchange) error {
 // and a new pair of tokens: the others of the session are dead, since a thief may
 // hold them.
 func (s *server) changeOwnPassword(x *exchange, c change, password *string, version int64) error {
-	r, answer := s.rekey(x)
+	r, answer, err := s.rekey(x)
+	if err != nil {
+		return err
+	}
 	u, err := s.changeUser(x.r.Context(), x.caller(), x.who.id, c, password, version, r.statements()...)
 	if err != nil {
 		return err
