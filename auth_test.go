@@ -233,6 +233,7 @@ func forgeries(k *signingKey, c claims, now int64) []forgery {
 		{name: "fresh as a string", token: withClaim("fresh", `"true"`)},
 		{name: "fresh as null", token: withClaim("fresh", "null")},
 
+		{name: "an iat of 24 hours ago", token: withClaim("iat", fmt.Sprint(now-24*60*60)), want: errExpiredToken},
 		{name: "an exp of long ago", token: withClaim("exp", "1"), want: errExpiredToken},
 		{name: "an exp of a second ago", token: withClaim("exp", fmt.Sprint(now-1)), want: errExpiredToken},
 		{name: "an exp of now", token: withClaim("exp", fmt.Sprint(now)), want: errExpiredToken},
@@ -387,7 +388,7 @@ func TestSignThenVerify(t *testing.T) {
 			if want := input + "." + encode64(string(h.Sum(nil))); token != want {
 				t.Errorf("got  %s\nwant %s", token, want)
 			}
-			if got, err := ringOf(row.key).verify(token, testNow); err != nil || !sameClaims(got, row.claims) || got.kid != row.key.kid {
+			if got, err := ringOf(row.key).verify(token, row.claims.issued); err != nil || !sameClaims(got, row.claims) || got.kid != row.key.kid {
 				t.Errorf("verified as %+v, %v; want %+v", got, err, row.claims)
 			}
 		})
@@ -415,6 +416,7 @@ func TestVerifyAccepts(t *testing.T) {
 		{"an iat in 60 seconds", claimsText(c, "iat", fmt.Sprint(testNow+60)), with(func(c *claims) { c.issued = testNow + 60 })},
 		{"an nbf in 60 seconds", claimsText(c, "nbf", fmt.Sprint(testNow+60)), with(func(c *claims) { c.notBefore = testNow + 60 })},
 		{"the last second before the exp", claimsText(c, "exp", fmt.Sprint(testNow+1)), with(func(c *claims) { c.expires = testNow + 1 })},
+		{"an iat of almost 24 hours ago", claimsText(c, "iat", fmt.Sprint(testNow-24*60*60+1)), with(func(c *claims) { c.issued = testNow - 24*60*60 + 1 })},
 		{"the largest exp", claimsText(c, "exp", "9223372036854775807"), with(func(c *claims) { c.expires = math.MaxInt64 })},
 		{"as many claims as a token may have", strings.Replace(payload, "}", manyMembers(strictjson.MaxMembers-8)+"}", 1), c},
 		{"the longest token", pad(payload, maxToken, func(text string) int { return len(signInput(k, k.header+"."+encode64(text))) }), c},
@@ -1274,6 +1276,34 @@ func TestNoProofIsNeeded(t *testing.T) {
 	s.do(stale, "GET", path, "").want(t, 401, "session_ended")
 	stale = refreshed(s, "ann")
 	s.do(stale, "POST", "/api/logout", "").want(t, 204, "")
+}
+
+// A database of an earlier build can have a key whose tokens were to live for years.
+func TestARetiredKeyEndsWithinADay(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(c *settings) { c.accessTTL = 10 * 365 * 24 * time.Hour })
+	path, token := s.member("ann")
+	leaked := s.signer()
+	c, err := s.keys.verify(token, s.clock.wall().Unix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.store.rotateKey(t.Context(), randomKey(), false, s.clock.wall().Unix()); err != nil {
+		t.Fatal(err)
+	}
+	s.clock.add(24*time.Hour - time.Second)
+	c.issued = s.clock.wall().Unix()
+	s.do(token, "GET", path, "").want(t, 200, "")
+	s.do(leaked.sign(c), "GET", path, "").want(t, 200, "")
+	s.clock.add(time.Second)
+	s.do(token, "GET", path, "").want(t, 401, "expired_token")
+	s.do(leaked.sign(c), "GET", path, "").want(t, 401, "invalid_token")
+	if _, err := s.store.sweep(t.Context(), 0, s.clock.wall().Unix()); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, s, "signing_key"); n != 1 {
+		t.Errorf("%d keys are left", n)
+	}
 }
 
 func TestKeyRotation(t *testing.T) {

@@ -311,7 +311,7 @@ func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err er
 	}
 	if err == nil && oldKeys > 0 {
 		err = s.write(ctx, statement{
-			query: `DELETE FROM signing_key WHERE retired_at > 0 AND retired_at + token_ttl <= @now`,
+			query: `DELETE FROM signing_key WHERE retired_at > 0 AND ` + keyEnd + ` <= @now`,
 			args:  args{"now": now},
 		})
 	}
@@ -328,7 +328,11 @@ type keyRow struct {
 }
 
 // keyIsValid is the condition that tokens of a key can be valid at the time ?2.
-const keyIsValid = `(retired_at = 0 OR retired_at + token_ttl > ?2)`
+const keyIsValid = `(retired_at = 0 OR ` + keyEnd + ` > ?2)`
+
+// keyEnd is when the last token of a retired key expires: after 24 hours at most
+// (maxAccessTTL), also if an earlier build gave tokens a longer life.
+const keyEnd = `retired_at + min(token_ttl, 86400)`
 
 // selectNewestKey selects the key that signs.
 const selectNewestKey = `SELECT kid, secret FROM signing_key WHERE retired_at = 0 ORDER BY id DESC LIMIT 1`
@@ -352,7 +356,7 @@ type signingKeyInfo struct {
 func (s *store) signingKeys(ctx context.Context) (keys []signingKeyInfo, err error) {
 	var k signingKeyInfo
 	err = s.eachRow(ctx, `
-		SELECT kid, created_at, retired_at, iif(retired_at = 0, 0, retired_at + token_ttl)
+		SELECT kid, created_at, retired_at, iif(retired_at = 0, 0, `+keyEnd+`)
 		FROM signing_key ORDER BY id DESC`,
 		[]any{&k.kid, &k.createdAt, &k.retiredAt, &k.goodUntil},
 		func() { keys = append(keys, k) })
