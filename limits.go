@@ -26,6 +26,7 @@ type limiter struct {
 	mu         sync.Mutex
 	guesses    throttle.Delays // failed logins, by user and network
 	known      throttle.Set    // networks that a user has logged in from, by both
+	knownNames throttle.Set    // the same, by the user's names instead of its id
 	allowances [limitCount]throttle.Allowance
 }
 
@@ -39,6 +40,7 @@ const (
 	registrations         // by network, as the following ones
 	refreshes
 	passwords // checked ones, also if correct: each costs a hash
+	lookups   // of users in a network that has no failures left
 	limitCount
 )
 
@@ -52,9 +54,10 @@ const (
 
 func newLimiter() *limiter {
 	return &limiter{
-		seed:    throttle.NewSeed(),
-		guesses: throttle.Delays{Name: "user and network", Free: freeFailures, First: firstDelay, Max: maxDelay, Memory: forgiveness},
-		known:   throttle.Set{For: knownFor},
+		seed:       throttle.NewSeed(),
+		guesses:    throttle.Delays{Name: "user and network", Free: freeFailures, First: firstDelay, Max: maxDelay, Memory: forgiveness},
+		known:      throttle.Set{For: knownFor},
+		knownNames: throttle.Set{For: knownFor},
 		allowances: [limitCount]throttle.Allowance{
 			// 100 consecutive failures are NIST's limit for an account (SP 800-63B section
 			// 5.2.2), and as many as an entire office makes on a bad day.
@@ -67,6 +70,8 @@ func newLimiter() *limiter {
 			refreshes: {Name: "refresh", Burst: 10_000, Every: 50 * time.Millisecond},
 			// 36,000 logins an hour: less than a fifth of what two cores verify.
 			passwords: {Name: "password", Burst: 1000, Every: 100 * time.Millisecond},
+			// As often as a failure is allowed. See allowLookup.
+			lookups: {Name: "lookup", Burst: 20, Every: 6 * time.Second},
 		},
 	}
 }
@@ -109,6 +114,53 @@ func (s *server) allow(x *exchange, limit limit) error {
 	}
 	a.Take(key, now)
 	return nil
+}
+
+// allowLookup returns nil if a login from x's network may look up the user with
+// this name, or errLimited. Otherwise the time of a 429 would show which names
+// exist: a found row takes longer. If the network has no failures left, the only
+// names that it may look up without a limit are those that logged in from there. A
+// few others are allowed, since after a restart only the sessions of a user show
+// that it did; they are too few to measure times.
+func (s *server) allowLookup(x *exchange, name string) error {
+	l := s.limiter
+	if l == nil {
+		return nil
+	}
+	from := network(x.address)
+	now, key := s.mono(), l.seed.Key(from)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.allowances[passwords].Check(key, now); err != nil {
+		return limited(err)
+	}
+	if l.allowances[networkFailures].Check(key, now) == nil || l.knownNames.Has(l.nameKey(name, from), now) {
+		return nil
+	}
+	if err := l.allowances[lookups].Check(key, now); err != nil {
+		return limited(err)
+	}
+	l.allowances[lookups].Take(key, now)
+	return nil
+}
+
+// nameKey returns the key of a login name, in any spelling, and a network.
+func (l *limiter) nameKey(name, from string) throttle.Key {
+	return l.seed.Key("name", strings.Map(foldASCII, trimName(name)), from)
+}
+
+// noteLogin records that a user has logged in from x's network.
+func (s *server) noteLogin(x *exchange, u *user) {
+	l := s.limiter
+	if l == nil {
+		return
+	}
+	from, now := network(x.address), s.mono()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, name := range []string{u.username, u.email} {
+		l.knownNames.Add(l.nameKey(name, from), now)
+	}
 }
 
 // A guess is a password that a client sent, with the keys under which it counts.

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"userd/internal/throttle"
 )
 
 // proxied makes a service believe X-Forwarded-For, so that a test can come from anywhere.
@@ -235,6 +237,52 @@ func TestAGuessReadsTheSessionsOnlyIfTheyDecide(t *testing.T) {
 	}
 	if _, err := newGuess(2); !errors.Is(err, errStorage) {
 		t.Errorf("a guess that an allowance stops did not read the sessions: %v", err)
+	}
+}
+
+// Otherwise the time of a 429 would show which names exist.
+func TestALimitedNetworkLooksUpNoUser(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		limit limit
+		wait  int // seconds
+	}{{networkFailures, 6}, {passwords, 1}} {
+		t.Run(fmt.Sprint(row.limit), func(t *testing.T) {
+			s := newService(t, proxied)
+			s.register("ann")
+			s.register("bob")
+			s.register("cleo")
+			s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+			s.tryLogin(homeNet, "bob", goodPassword).want(t, 200, "")
+			from := s.limiter.seed.Key(network(homeNet))
+			drain := func(limit limit) {
+				a := &s.limiter.allowances[limit]
+				for range a.Burst {
+					a.Take(from, s.mono())
+				}
+			}
+			drain(row.limit)
+			if row.limit == networkFailures {
+				t.Run("unless the user is known there", func(t *testing.T) {
+					for _, name := range []string{"ann", "ANN ", "ann@example.com"} {
+						s.tryLogin(homeNet, name, goodPassword).want(t, 200, "")
+					}
+				})
+				t.Run("unless its sessions might show that it is", func(t *testing.T) {
+					s.limiter.knownNames = throttle.Set{For: knownFor}
+					s.limiter.known = throttle.Set{For: knownFor}
+					s.tryLogin(homeNet, "bob", goodPassword).want(t, 200, "")
+					s.tryLogin(homeNet, "cleo", goodPassword).wantWait(t, row.wait)
+				})
+				drain(lookups)
+			}
+			if err := s.store.readers.Close(); err != nil { // a read would be 503
+				t.Fatal(err)
+			}
+			for _, name := range []string{"cleo", "cleo@example.com", "nobody"} {
+				s.tryLogin(homeNet, name, goodPassword).wantWait(t, row.wait)
+			}
+		})
 	}
 }
 
