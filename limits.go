@@ -12,8 +12,9 @@ import (
 )
 
 // A limiter limits the requests of strangers. It counts by network, which is a /24
-// of IPv4 or a /64 of IPv6: a client that has one address of it usually has all. A
-// restart clears the counts; only an operator can restart userd.
+// of IPv4 or a /64 of IPv6: a client that has one address of it usually has all. Some
+// have an IPv6 /56 or /48, which therefore have an allowance for all their networks.
+// A restart clears the counts; only an operator can restart userd.
 //
 // A failed login counts three times: by user and network, with a growing delay,
 // against guesses of a password; by network, against guesses of a user for one
@@ -27,8 +28,14 @@ type limiter struct {
 	guesses    throttle.Delays // failed logins, by user and network
 	known      throttle.Set    // networks that a user has logged in from, by both
 	knownNames throttle.Set    // the same, by the user's names instead of its id
-	allowances [limitCount]throttle.Allowance
+	allowances [limitCount]throttle.Nest
 }
+
+// An IPv6 /56 has 4 times the allowance of a /64, and a /48 has 16 times.
+var (
+	wideNetworks = []int{56, 48}
+	wideFactors  = []int{4, 16}
+)
 
 // A limit names an allowance of a limiter.
 type limit int
@@ -53,26 +60,34 @@ const (
 )
 
 func newLimiter() *limiter {
-	return &limiter{
+	l := &limiter{
 		seed:       throttle.NewSeed(),
 		guesses:    throttle.Delays{Name: "user and network", Free: freeFailures, First: firstDelay, Max: maxDelay, Memory: forgiveness},
 		known:      throttle.Set{For: knownFor},
 		knownNames: throttle.Set{For: knownFor},
-		allowances: [limitCount]throttle.Allowance{
-			// 100 consecutive failures are NIST's limit for an account (SP 800-63B section
-			// 5.2.2), and as many as an entire office makes on a bad day.
-			userFailures:    {Name: "user", Burst: 100, Every: time.Minute},
-			networkFailures: {Name: "network", Burst: 100, Every: 6 * time.Second},
-			// Enough for a classroom or a test suite, but not for a stranger to try all
-			// names of a large service or to fill its disk.
-			registrations: {Name: "registration", Burst: 1000, Every: time.Second},
-			// Enough for 18,000 users with one address and access tokens of 15 minutes.
-			refreshes: {Name: "refresh", Burst: 10_000, Every: 50 * time.Millisecond},
-			// 36,000 logins an hour: less than a fifth of what two cores verify.
-			passwords: {Name: "password", Burst: 1000, Every: 100 * time.Millisecond},
-			// As often as a failure is allowed. See allowLookup.
-			lookups: {Name: "lookup", Burst: 20, Every: 6 * time.Second},
-		},
+	}
+	for i, a := range allowances() {
+		l.allowances[i] = throttle.NewNest(a, wideFactors...)
+	}
+	return l
+}
+
+// allowances returns the allowances of a user or of a network that is a /24 or /64.
+func allowances() [limitCount]throttle.Allowance {
+	return [limitCount]throttle.Allowance{
+		// 100 consecutive failures are NIST's limit for an account (SP 800-63B section
+		// 5.2.2), and as many as an entire office makes on a bad day.
+		userFailures:    {Name: "user", Burst: 100, Every: time.Minute},
+		networkFailures: {Name: "network", Burst: 100, Every: 6 * time.Second},
+		// Enough for a classroom or a test suite, but not for a stranger to try all
+		// names of a large service or to fill its disk.
+		registrations: {Name: "registration", Burst: 1000, Every: time.Second},
+		// Enough for 18,000 users with one address and access tokens of 15 minutes.
+		refreshes: {Name: "refresh", Burst: 10_000, Every: 50 * time.Millisecond},
+		// 36,000 logins an hour: less than a fifth of what two cores verify.
+		passwords: {Name: "password", Burst: 1000, Every: 100 * time.Millisecond},
+		// As often as a failure is allowed. See allowLookup.
+		lookups: {Name: "lookup", Burst: 20, Every: 6 * time.Second},
 	}
 }
 
@@ -99,20 +114,34 @@ func network(address string) string {
 	return p.String()
 }
 
+// networkKeys returns the keys of an address's network and of the wider ones that
+// contain it, as throttle.Nest counts them.
+func (l *limiter) networkKeys(address string) []throttle.Key {
+	keys := make([]throttle.Key, 1, 1+len(wideNetworks))
+	keys[0] = l.seed.Key(network(address))
+	if a, err := netip.ParseAddr(address); err == nil && a.Unmap().Is6() {
+		for _, bits := range wideNetworks {
+			p, _ := a.Prefix(bits)
+			keys = append(keys, l.seed.Key(p.String()))
+		}
+	}
+	return keys
+}
+
 // allow counts a request of x's network toward a limit, or returns errLimited.
 func (s *server) allow(x *exchange, limit limit) error {
 	l := s.limiter
 	if l == nil || limit == noLimit {
 		return nil
 	}
-	now, key := s.mono(), l.seed.Key(network(x.address))
+	now, keys := s.mono(), l.networkKeys(x.address)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := &l.allowances[limit]
-	if err := a.Check(key, now); err != nil {
+	if err := a.CheckAll(keys, now); err != nil {
 		return limited(err)
 	}
-	a.Take(key, now)
+	a.TakeAll(keys, now)
 	return nil
 }
 
@@ -128,19 +157,19 @@ func (s *server) allowLookup(x *exchange, name string) error {
 		return nil
 	}
 	from := network(x.address)
-	now, key := s.mono(), l.seed.Key(from)
+	now, keys := s.mono(), l.networkKeys(x.address)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.allowances[passwords].Check(key, now); err != nil {
+	if err := l.allowances[passwords].CheckAll(keys, now); err != nil {
 		return limited(err)
 	}
-	if l.allowances[networkFailures].Check(key, now) == nil || l.knownNames.Has(l.nameKey(name, from), now) {
+	if l.allowances[networkFailures].CheckAll(keys, now) == nil || l.knownNames.Has(l.nameKey(name, from), now) {
 		return nil
 	}
-	if err := l.allowances[lookups].Check(key, now); err != nil {
+	if err := l.allowances[lookups].CheckAll(keys, now); err != nil {
 		return limited(err)
 	}
-	l.allowances[lookups].Take(key, now)
+	l.allowances[lookups].TakeAll(keys, now)
 	return nil
 }
 
@@ -165,10 +194,11 @@ func (s *server) noteLogin(x *exchange, u *user) {
 
 // A guess is a password that a client sent, with the keys under which it counts.
 type guess struct {
-	l                       *limiter
-	mono                    func() time.Duration
-	pair, user, from, known throttle.Key
-	exempt                  bool // the user has logged in from this network
+	l                 *limiter
+	mono              func() time.Duration
+	pair, user, known throttle.Key
+	from              []throttle.Key // the network, and wider ones
+	exempt            bool           // the user has logged in from this network
 }
 
 // newGuess returns a guess of the password of a user, or errLimited. For a name
@@ -190,7 +220,7 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 		mono:  s.mono,
 		pair:  l.seed.Key(append(user, from)...),
 		user:  l.seed.Key(user...),
-		from:  l.seed.Key(from),
+		from:  l.networkKeys(x.address),
 		known: l.seed.Key(strconv.FormatInt(id, 10), from),
 	}
 	now := s.mono()
@@ -230,7 +260,7 @@ func (g *guess) check(now time.Duration) error {
 		err = g.l.allowances[userFailures].Check(g.user, now)
 	}
 	if err == nil && !g.exempt {
-		err = g.l.allowances[networkFailures].Check(g.from, now)
+		err = g.l.allowances[networkFailures].CheckAll(g.from, now)
 	}
 	return limited(err)
 }
@@ -256,6 +286,6 @@ func (g *guess) finish(correct bool) error {
 	}
 	l.guesses.Fail(g.pair, now)
 	l.allowances[userFailures].Take(g.user, now)
-	l.allowances[networkFailures].Take(g.from, now)
+	l.allowances[networkFailures].TakeAll(g.from, now)
 	return nil
 }

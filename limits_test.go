@@ -174,6 +174,39 @@ func TestNetworks(t *testing.T) {
 	}
 }
 
+// Otherwise a client with an IPv6 /48 would have 65,536 times each allowance.
+func TestAWideNetworkHasOneAllowance(t *testing.T) {
+	t.Parallel()
+	for limit := userFailures + 1; limit < limitCount; limit++ {
+		s := &server{settings: settings{}, limiter: newLimiter(), mono: func() time.Duration { return time.Hour }}
+		burst := s.limiter.allowances[limit].Burst
+		ask := func(address string) error { return s.allow(&exchange{address: address}, limit) }
+		fill := func(format string, times int) {
+			t.Helper()
+			for i := range times * burst {
+				if err := ask(fmt.Sprintf(format, i%(8*times))); err != nil {
+					t.Fatalf("limit %d: request %d: %v", limit, i, err)
+				}
+			}
+		}
+		refuse := func(address string) {
+			t.Helper()
+			if ask(address) == nil {
+				t.Fatalf("limit %d does not refuse %s", limit, address)
+			}
+		}
+		fill("2001:db8:1:0%02x::1", 4)
+		refuse("2001:db8:1:ff::1")
+		for i := 1; i < 4; i++ {
+			fill(fmt.Sprintf("2001:db8:1:%d%%02x::1", i), 4)
+		}
+		refuse("2001:db8:1:8888::1")
+		if err := errors.Join(ask("2001:db8:2::1"), ask("192.0.2.1"), ask("a name")); err != nil {
+			t.Errorf("limit %d: another network: %v", limit, err)
+		}
+	}
+}
+
 func TestAStrangerDoesNotLockAUserOutOfHerNetwork(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
