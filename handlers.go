@@ -81,13 +81,13 @@ func (s *server) routes() []route {
 		{"GET /api/users", signedIn, noProof, noLimit, s.listUsers},
 		{"POST /api/users", adminOnly, createAdmin, noLimit, s.createUser},
 		{"GET /api/users/{id}", byDirectory, noProof, noLimit, s.getUser},
-		{"PUT /api/users/{id}", selfOrAdmin, changeUser, noLimit, s.updateUser},
-		{"PATCH /api/users/{id}", selfOrAdmin, changeUser, noLimit, s.updateUser},
-		{"DELETE /api/users/{id}", selfOrAdmin, deleteUser, noLimit, s.deleteUser},
+		{"PUT /api/users/{id}", selfOrAdmin, changeUser, changes, s.updateUser},
+		{"PATCH /api/users/{id}", selfOrAdmin, changeUser, changes, s.updateUser},
+		{"DELETE /api/users/{id}", selfOrAdmin, deleteUser, changes, s.deleteUser},
 
 		{"GET /api/users/{id}/sessions", selfOrAdmin, noProof, noLimit, s.listSessions},
-		{"DELETE /api/users/{id}/sessions", selfOrAdmin, endOtherSessions, noLimit, s.endSessions},
-		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, noLimit, s.endSession},
+		{"DELETE /api/users/{id}/sessions", selfOrAdmin, endOtherSessions, noLimit, s.endSessions}, // ends the caller's session too, so each costs a login
+		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, changes, s.endSession},
 		{"GET /api/events", adminOnly, noProof, noLimit, s.listEvents},
 	}
 }

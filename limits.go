@@ -43,11 +43,13 @@ type limit int
 const (
 	noLimit         limit = iota
 	userFailures          // failed logins, by user
+	userChanges           // changes, by user
 	networkFailures       // failed logins, by network
-	registrations         // by network, as the following ones
+	registrations         // by network, as all the following ones
 	refreshes
 	passwords // checked ones, also if correct: each costs a hash
 	lookups   // of users in a network that has no failures left
+	changes   // by members, which count for the user too; also refused ones, since they tell which names exist
 	limitCount
 )
 
@@ -88,6 +90,10 @@ func allowances() [limitCount]throttle.Allowance {
 		passwords: {Name: "password", Burst: 1000, Every: 100 * time.Millisecond},
 		// As often as a failure is allowed. See allowLookup.
 		lookups: {Name: "lookup", Burst: 20, Every: 6 * time.Second},
+		// Each change adds an event of some 100 bytes for 400 days: a user can add 150 kB
+		// a day, and a network 9 MB.
+		changes:     {Name: "change", Burst: 1000, Every: time.Second},
+		userChanges: {Name: "user change", Burst: 60, Every: time.Minute},
 	}
 }
 
@@ -128,15 +134,29 @@ func (l *limiter) networkKeys(address string) []throttle.Key {
 	return keys
 }
 
-// allow counts a request of x's network toward a limit, or returns errLimited.
+// allow counts a request of x's network toward a limit, or returns errLimited. A
+// change also counts for the user, unless it is an admin: an admin can do without
+// limits what the limit of changes prevents.
 func (s *server) allow(x *exchange, limit limit) error {
 	l := s.limiter
-	if l == nil || limit == noLimit {
+	if l == nil || limit == noLimit || limit == changes && x.who.role == admin {
 		return nil
 	}
 	now, keys := s.mono(), l.networkKeys(x.address)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if limit == changes {
+		// First, so that what one user is refused does not count for its network.
+		if err := l.take(userChanges, now, l.seed.Key(strconv.FormatInt(x.who.id, 10))); err != nil {
+			return err
+		}
+	}
+	return l.take(limit, now, keys...)
+}
+
+// take counts one request toward a limit, or returns errLimited. The caller holds
+// the lock.
+func (l *limiter) take(limit limit, now time.Duration, keys ...throttle.Key) error {
 	a := &l.allowances[limit]
 	if err := a.CheckAll(keys, now); err != nil {
 		return limited(err)
@@ -166,11 +186,7 @@ func (s *server) allowLookup(x *exchange, name string) error {
 	if l.allowances[networkFailures].CheckAll(keys, now) == nil || l.knownNames.Has(l.nameKey(name, from), now) {
 		return nil
 	}
-	if err := l.allowances[lookups].CheckAll(keys, now); err != nil {
-		return limited(err)
-	}
-	l.allowances[lookups].TakeAll(keys, now)
-	return nil
+	return l.take(lookups, now, keys...)
 }
 
 // nameKey returns the key of a login name, in any spelling, and a network.

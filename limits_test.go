@@ -177,10 +177,14 @@ func TestNetworks(t *testing.T) {
 // Otherwise a client with an IPv6 /48 would have 65,536 times each allowance.
 func TestAWideNetworkHasOneAllowance(t *testing.T) {
 	t.Parallel()
-	for limit := userFailures + 1; limit < limitCount; limit++ {
+	for limit := networkFailures; limit < limitCount; limit++ {
 		s := &server{settings: settings{}, limiter: newLimiter(), mono: func() time.Duration { return time.Hour }}
 		burst := s.limiter.allowances[limit].Burst
-		ask := func(address string) error { return s.allow(&exchange{address: address}, limit) }
+		var id int64 // of another user each time
+		ask := func(address string) error {
+			id++
+			return s.allow(&exchange{address: address, who: principal{user: user{id: id}}}, limit)
+		}
 		fill := func(format string, times int) {
 			t.Helper()
 			for i := range times * burst {
@@ -490,6 +494,62 @@ func TestARefusedGuessDelaysNoOtherUserOfTheNetwork(t *testing.T) {
 		s.tryLogin(homeNet, "nobody", wrongPassword).want(t, status, "")
 	}
 	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+}
+
+func TestTheChangesOfAMemberAreLimited(t *testing.T) {
+	t.Parallel()
+	s := newService(t, proxied)
+	_, root := s.admin("root")
+	_, bob := s.member("bob")
+	s.register("taken")
+	home, other := "X-Forwarded-For: "+homeNet, "X-Forwarded-For: "+otherNet
+	for i, row := range []struct {
+		name   string
+		change func(token, from string) reply
+		status int
+	}{
+		{"renames", func(token, from string) reply {
+			return s.do(token, "PUT", "/api/users/me", fmt.Sprintf(`{"username":"name%d"}`, time.Now().UnixNano()), from)
+		}, 200},
+		{"questions whether a name exists", func(token, from string) reply {
+			return s.do(token, "PATCH", "/api/users/me", `{"username":"free","email":"taken@example.com","current_password":"`+goodPassword+`"}`, from)
+		}, 400},
+		{"changes of nothing", func(token, from string) reply { return s.do(token, "PATCH", "/api/users/me", `{}`, from) }, 200},
+		{"changes of another version", func(token, from string) reply {
+			return s.do(token, "PATCH", "/api/users/me", `{}`, from, `If-Match: "0"`)
+		}, 412},
+		{"deletions of another version", func(token, from string) reply {
+			return s.do(token, "DELETE", "/api/users/me", ``, from, `If-Match: "0"`)
+		}, 412},
+		{"ends of sessions", func(token, from string) reply { return s.do(token, "DELETE", "/api/users/me/sessions/999", ``, from) }, 404},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			name := fmt.Sprintf("ann%d", i)
+			_, ann := s.member(name)
+			a := &s.limiter.allowances[changes]
+			s.limiter.allowances[changes] = newLimiter().allowances[changes]
+			for range 60 {
+				row.change(ann, home).want(t, row.status, "")
+			}
+			row.change(ann, home).wantWait(t, 60)
+			row.change(ann, other).wantWait(t, 60) // a limit of the user
+			row.change(bob, home).want(t, row.status, "")
+			s.do(ann, "GET", "/api/users/me", "").want(t, 200, "")
+			s.clock.add(time.Minute)
+			row.change(ann, home).want(t, row.status, "")
+			row.change(ann, home).wantWait(t, 60)
+			s.limiter.allowances[userChanges] = newLimiter().allowances[userChanges]
+			for range a.Burst {
+				a.Take(s.limiter.seed.Key(network(homeNet)), s.mono())
+			}
+			row.change(bob, home).wantWait(t, 1)
+			row.change(bob, other).want(t, row.status, "")
+			for range 70 {
+				row.change(root, home).want(t, row.status, "")
+			}
+			s.do(ann, "DELETE", "/api/users/me/sessions", "", home).want(t, 204, "") // the way out for a user whose token was stolen
+		})
+	}
 }
 
 func TestASuiteThatRegistersAHundredUsersPasses(t *testing.T) {
