@@ -59,7 +59,7 @@ type route struct {
 	pattern string // method and path
 	access  access // who may call it
 	proof   proof  // the acts that require proof (see requireProof)
-	limit   limit  // counts the requests of a network before the handler runs
+	limit   limit  // counts the requests of a network; the handler calls count, after it has read the body
 	handle  func(*exchange) error
 }
 
@@ -92,20 +92,18 @@ func (s *server) routes() []route {
 	}
 }
 
-// handle adds a route to the mux. It checks the access and the limit before the
-// handler runs.
+// handle adds a route to the mux. It checks the access before the handler runs.
 func (s *server) handle(rt route) {
 	stats := s.stats.route(rt.pattern)
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
 		x := w.(*exchange)
 		x.r = r // with the path's values
-		x.routed, x.proof, x.routeStats = true, rt.proof, stats
+		x.routed, x.proof, x.limit, x.routeStats = true, rt.proof, rt.limit, stats
 		err := s.admit(x, rt.access)
 		if err == nil {
-			err = s.allow(x, rt.limit)
-		}
-		if err == nil {
-			err = rt.handle(x)
+			if err = rt.handle(x); err != nil {
+				err = s.countMalformed(x, err)
+			}
 		}
 		if err != nil {
 			x.fail(err)

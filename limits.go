@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -37,17 +39,16 @@ var (
 	wideFactors  = []int{4, 16}
 )
 
-// A limit names an allowance of a limiter.
-type limit int
-
 const (
-	noLimit         limit = iota
-	userFailures          // failed logins, by user
-	userChanges           // changes, by user
-	networkFailures       // failed logins, by network
-	registrations         // by network, as all the following ones
+	noLimit          limit = iota
+	userFailures           // failed logins, by user
+	userChanges            // changes, by user
+	sessionRefreshes       // refreshes, by session
+	networkFailures        // failed logins, by network
+	registrations          // by network, as all the following ones
 	refreshes
 	passwords // checked ones, also if correct: each costs a hash
+	malformed // requests that failed before they counted toward another limit
 	lookups   // of users in a network that has no failures left
 	changes   // by members, which count for the user too; also refused ones, since they tell which names exist
 	limitCount
@@ -88,12 +89,17 @@ func allowances() [limitCount]throttle.Allowance {
 		refreshes: {Name: "refresh", Burst: 10_000, Every: 50 * time.Millisecond},
 		// 36,000 logins an hour: less than a fifth of what two cores verify.
 		passwords: {Name: "password", Burst: 1000, Every: 100 * time.Millisecond},
+		// Enough for the mistakes of everyone in a network.
+		malformed: {Name: "malformed", Burst: 1000, Every: time.Second},
 		// As often as a failure is allowed. See allowLookup.
 		lookups: {Name: "lookup", Burst: 20, Every: 6 * time.Second},
 		// Each change adds an event of some 100 bytes for 400 days: a user can add 150 kB
 		// a day, and a network 9 MB.
 		changes:     {Name: "change", Burst: 1000, Every: time.Second},
 		userChanges: {Name: "user change", Burst: 60, Every: time.Minute},
+		// More than many tabs with access tokens of one second need. Otherwise one used-up
+		// token, sent again and again, would use up the refreshes of its network.
+		sessionRefreshes: {Name: "session refresh", Burst: 100, Every: time.Second},
 	}
 }
 
@@ -134,23 +140,57 @@ func (l *limiter) networkKeys(address string) []throttle.Key {
 	return keys
 }
 
-// allow counts a request of x's network toward a limit, or returns errLimited. A
-// change also counts for the user, unless it is an admin: an admin can do without
-// limits what the limit of changes prevents.
+// count counts a request toward the limit of its route, or returns errLimited. The
+// owner is the user who makes a change, or the session that is refreshed; it has its
+// own limit, which comes first: what it refuses does not count for the network.
+//
+// A handler calls count when it has checked all that costs little and tells nothing
+// about others: the body, its fields, the tag of a token. Otherwise one client could
+// use up with garbage what its network shares. Admins may make changes without limit.
+func (s *server) count(x *exchange, owner int64) error {
+	x.counted = true
+	own := noLimit
+	switch x.limit {
+	case changes:
+		own = userChanges
+	case refreshes:
+		own = sessionRefreshes
+	}
+	l := s.limiter
+	if l == nil || x.limit == changes && x.who.role == admin {
+		return nil
+	}
+	if own != noLimit {
+		now, key := s.mono(), l.seed.Key(strconv.FormatInt(owner, 10))
+		l.mu.Lock()
+		err := l.take(own, now, key)
+		l.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return s.allow(x, x.limit)
+}
+
+// countMalformed counts a request of a limited route that failed before its handler
+// called count. It returns errLimited, or err, the reason of the failure.
+func (s *server) countMalformed(x *exchange, err error) error {
+	status := answerFor(err).status
+	if x.limit == noLimit || x.counted || status >= http.StatusInternalServerError || status == http.StatusTooManyRequests {
+		return err
+	}
+	return cmp.Or(s.allow(x, malformed), err)
+}
+
+// allow counts a request of x's network toward a limit, or returns errLimited.
 func (s *server) allow(x *exchange, limit limit) error {
 	l := s.limiter
-	if l == nil || limit == noLimit || limit == changes && x.who.role == admin {
+	if l == nil || limit == noLimit {
 		return nil
 	}
 	now, keys := s.mono(), l.networkKeys(x.address)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if limit == changes {
-		// First, so that what one user is refused does not count for its network.
-		if err := l.take(userChanges, now, l.seed.Key(strconv.FormatInt(x.who.id, 10))); err != nil {
-			return err
-		}
-	}
 	return l.take(limit, now, keys...)
 }
 

@@ -208,6 +208,9 @@ func (s *server) refresh(x *exchange) error {
 	if err != nil {
 		return err
 	}
+	if err := s.count(x, presented.session); err != nil {
+		return err
+	}
 	now := s.wall()
 	next := s.refresher.next(presented)
 	session := s.newSession(x, now, next)
@@ -423,6 +426,9 @@ func (s *server) endSession(x *exchange) error {
 	sid, err := parseID(x.r.PathValue("sid"))
 	if err != nil {
 		return errSessionNotFound
+	}
+	if err := s.count(x, x.who.id); err != nil {
+		return err
 	}
 	acts := noProof
 	if sid != x.who.session {
