@@ -57,7 +57,7 @@ type route struct {
 	pattern string // method and path
 	access  access // who may call it
 	proof   proof  // the acts that require proof (see requireProof)
-	limit   limit  // counts the requests of a network before the handler runs
+	limit   limit  // counts the requests of a network; the handler calls count, after it has read the body
 	handle  func(*exchange) error
 }
 
@@ -79,31 +79,29 @@ func (s *server) routes() []route {
 		{"GET /api/users", signedIn, noProof, noLimit, s.listUsers},
 		{"POST /api/users", adminOnly, createAdmin, noLimit, s.createUser},
 		{"GET /api/users/{id}", byDirectory, noProof, noLimit, s.getUser},
-		{"PUT /api/users/{id}", selfOrAdmin, changeUser, noLimit, s.updateUser},
-		{"PATCH /api/users/{id}", selfOrAdmin, changeUser, noLimit, s.updateUser},
-		{"DELETE /api/users/{id}", selfOrAdmin, deleteUser, noLimit, s.deleteUser},
+		{"PUT /api/users/{id}", selfOrAdmin, changeUser, changes, s.updateUser},
+		{"PATCH /api/users/{id}", selfOrAdmin, changeUser, changes, s.updateUser},
+		{"DELETE /api/users/{id}", selfOrAdmin, deleteUser, changes, s.deleteUser},
 
 		{"GET /api/users/{id}/sessions", selfOrAdmin, noProof, noLimit, s.listSessions},
-		{"DELETE /api/users/{id}/sessions", selfOrAdmin, endOtherSessions, noLimit, s.endSessions},
-		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, noLimit, s.endSession},
+		{"DELETE /api/users/{id}/sessions", selfOrAdmin, endOtherSessions, noLimit, s.endSessions}, // ends the caller's session too, so each costs a login
+		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, changes, s.endSession},
 		{"GET /api/events", adminOnly, noProof, noLimit, s.listEvents},
 	}
 }
 
-// handle adds a route to the mux. It checks the access and the limit before the
-// handler runs.
+// handle adds a route to the mux. It checks the access before the handler runs.
 func (s *server) handle(rt route) {
 	stats := s.stats.route(rt.pattern)
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
 		x := w.(*exchange)
 		x.r = r // with the path's values
-		x.routed, x.proof, x.routeStats = true, rt.proof, stats
+		x.routed, x.proof, x.limit, x.routeStats = true, rt.proof, rt.limit, stats
 		err := s.admit(x, rt.access)
 		if err == nil {
-			err = s.allow(x, rt.limit)
-		}
-		if err == nil {
-			err = rt.handle(x)
+			if err = rt.handle(x); err != nil {
+				err = s.countMalformed(x, err)
+			}
 		}
 		if err != nil {
 			x.fail(err)

@@ -66,12 +66,17 @@ type exchange struct {
 	proof       proof         // the acts of the route that require proof
 	renewed     bool          // the caller's token proved an act of renewedOnly
 	stamp       *int64        // auth_stamp when the caller's password proved its acts
+	limit       limit         // of the route
+	counted     bool          // the request counts toward the limit of the route
 	stats       *stats        // of the server
 	routeStats  *routeStats   // of the route; until the mux finds one, of requests without a route
 	largeBodies chan struct{} // of the server
 	status      int           // of the answer; 0: not yet sent
 	err         error         // why the request failed; nil: it did not fail
 }
+
+// A limit names an allowance of a limiter. limits.go lists them.
+type limit int
 
 // Unwrap lets http.ResponseController reach the connection.
 func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -12,8 +14,9 @@ import (
 )
 
 // A limiter limits the requests of strangers. It counts by network, which is a /24
-// of IPv4 or a /64 of IPv6: a client that has one address of it usually has all. A
-// restart clears the counts; only an operator can restart userd.
+// of IPv4 or a /64 of IPv6: a client that has one address of it usually has all. Some
+// have an IPv6 /56 or /48, which therefore have an allowance for all their networks.
+// A restart clears the counts; only an operator can restart userd.
 //
 // A failed login counts three times: by user and network, with a growing delay,
 // against guesses of a password; by network, against guesses of a user for one
@@ -26,19 +29,28 @@ type limiter struct {
 	mu         sync.Mutex
 	guesses    throttle.Delays // failed logins, by user and network
 	known      throttle.Set    // networks that a user has logged in from, by both
-	allowances [limitCount]throttle.Allowance
+	knownNames throttle.Set    // the same, by the user's names instead of its id
+	allowances [limitCount]throttle.Nest
 }
 
-// A limit names an allowance of a limiter.
-type limit int
+// An IPv6 /56 has 4 times the allowance of a /64, and a /48 has 16 times.
+var (
+	wideNetworks = []int{56, 48}
+	wideFactors  = []int{4, 16}
+)
 
 const (
-	noLimit         limit = iota
-	userFailures          // failed logins, by user
-	networkFailures       // failed logins, by network
-	registrations         // by network, as the following ones
+	noLimit          limit = iota
+	userFailures           // failed logins, by user
+	userChanges            // changes, by user
+	sessionRefreshes       // refreshes, by session
+	networkFailures        // failed logins, by network
+	registrations          // by network, as all the following ones
 	refreshes
 	passwords // checked ones, also if correct: each costs a hash
+	malformed // requests that failed before they counted toward another limit
+	lookups   // of users in a network that has no failures left
+	changes   // by members, which count for the user too; also refused ones, since they tell which names exist
 	limitCount
 )
 
@@ -51,23 +63,43 @@ const (
 )
 
 func newLimiter() *limiter {
-	return &limiter{
-		seed:    throttle.NewSeed(),
-		guesses: throttle.Delays{Name: "user and network", Free: freeFailures, First: firstDelay, Max: maxDelay, Memory: forgiveness},
-		known:   throttle.Set{For: knownFor},
-		allowances: [limitCount]throttle.Allowance{
-			// 100 consecutive failures are NIST's limit for an account (SP 800-63B section
-			// 5.2.2), and as many as an entire office makes on a bad day.
-			userFailures:    {Name: "user", Burst: 100, Every: time.Minute},
-			networkFailures: {Name: "network", Burst: 100, Every: 6 * time.Second},
-			// Enough for a classroom or a test suite, but not for a stranger to try all
-			// names of a large service or to fill its disk.
-			registrations: {Name: "registration", Burst: 1000, Every: time.Second},
-			// Enough for 18,000 users with one address and access tokens of 15 minutes.
-			refreshes: {Name: "refresh", Burst: 10_000, Every: 50 * time.Millisecond},
-			// 36,000 logins an hour: less than a fifth of what two cores verify.
-			passwords: {Name: "password", Burst: 1000, Every: 100 * time.Millisecond},
-		},
+	l := &limiter{
+		seed:       throttle.NewSeed(),
+		guesses:    throttle.Delays{Name: "user and network", Free: freeFailures, First: firstDelay, Max: maxDelay, Memory: forgiveness},
+		known:      throttle.Set{For: knownFor},
+		knownNames: throttle.Set{For: knownFor},
+	}
+	for i, a := range allowances() {
+		l.allowances[i] = throttle.NewNest(a, wideFactors...)
+	}
+	return l
+}
+
+// allowances returns the allowances of a user or of a network that is a /24 or /64.
+func allowances() [limitCount]throttle.Allowance {
+	return [limitCount]throttle.Allowance{
+		// 100 consecutive failures are NIST's limit for an account (SP 800-63B section
+		// 5.2.2), and as many as an entire office makes on a bad day.
+		userFailures:    {Name: "user", Burst: 100, Every: time.Minute},
+		networkFailures: {Name: "network", Burst: 100, Every: 6 * time.Second},
+		// Enough for a classroom or a test suite, but not for a stranger to try all
+		// names of a large service or to fill its disk.
+		registrations: {Name: "registration", Burst: 1000, Every: time.Second},
+		// Enough for 18,000 users with one address and access tokens of 15 minutes.
+		refreshes: {Name: "refresh", Burst: 10_000, Every: 50 * time.Millisecond},
+		// 36,000 logins an hour: less than a fifth of what two cores verify.
+		passwords: {Name: "password", Burst: 1000, Every: 100 * time.Millisecond},
+		// Enough for the mistakes of everyone in a network.
+		malformed: {Name: "malformed", Burst: 1000, Every: time.Second},
+		// As often as a failure is allowed. See allowLookup.
+		lookups: {Name: "lookup", Burst: 20, Every: 6 * time.Second},
+		// Each change adds an event of some 100 bytes for 400 days: a user can add 150 kB
+		// a day, and a network 9 MB.
+		changes:     {Name: "change", Burst: 1000, Every: time.Second},
+		userChanges: {Name: "user change", Burst: 60, Every: time.Minute},
+		// More than many tabs with access tokens of one second need. Otherwise one used-up
+		// token, sent again and again, would use up the refreshes of its network.
+		sessionRefreshes: {Name: "session refresh", Burst: 100, Every: time.Second},
 	}
 }
 
@@ -94,29 +126,135 @@ func network(address string) string {
 	return p.String()
 }
 
+// networkKeys returns the keys of an address's network and of the wider ones that
+// contain it, as throttle.Nest counts them.
+func (l *limiter) networkKeys(address string) []throttle.Key {
+	keys := make([]throttle.Key, 1, 1+len(wideNetworks))
+	keys[0] = l.seed.Key(network(address))
+	if a, err := netip.ParseAddr(address); err == nil && a.Unmap().Is6() {
+		for _, bits := range wideNetworks {
+			p, _ := a.Prefix(bits)
+			keys = append(keys, l.seed.Key(p.String()))
+		}
+	}
+	return keys
+}
+
+// count counts a request toward the limit of its route, or returns errLimited. The
+// owner is the user who makes a change, or the session that is refreshed; it has its
+// own limit, which comes first: what it refuses does not count for the network.
+//
+// A handler calls count when it has checked all that costs little and tells nothing
+// about others: the body, its fields, the tag of a token. Otherwise one client could
+// use up with garbage what its network shares. Admins may make changes without limit.
+func (s *server) count(x *exchange, owner int64) error {
+	x.counted = true
+	own := noLimit
+	switch x.limit {
+	case changes:
+		own = userChanges
+	case refreshes:
+		own = sessionRefreshes
+	}
+	l := s.limiter
+	if l == nil || x.limit == changes && x.who.role == admin {
+		return nil
+	}
+	if own != noLimit {
+		now, key := s.mono(), l.seed.Key(strconv.FormatInt(owner, 10))
+		l.mu.Lock()
+		err := l.take(own, now, key)
+		l.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return s.allow(x, x.limit)
+}
+
+// countMalformed counts a request of a limited route that failed before its handler
+// called count. It returns errLimited, or err, the reason of the failure.
+func (s *server) countMalformed(x *exchange, err error) error {
+	status := answerFor(err).status
+	if x.limit == noLimit || x.counted || status >= http.StatusInternalServerError || status == http.StatusTooManyRequests {
+		return err
+	}
+	return cmp.Or(s.allow(x, malformed), err)
+}
+
 // allow counts a request of x's network toward a limit, or returns errLimited.
 func (s *server) allow(x *exchange, limit limit) error {
 	l := s.limiter
 	if l == nil || limit == noLimit {
 		return nil
 	}
-	now, key := s.mono(), l.seed.Key(network(x.address))
+	now, keys := s.mono(), l.networkKeys(x.address)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.take(limit, now, keys...)
+}
+
+// take counts one request toward a limit, or returns errLimited. The caller holds
+// the lock.
+func (l *limiter) take(limit limit, now time.Duration, keys ...throttle.Key) error {
 	a := &l.allowances[limit]
-	if err := a.Check(key, now); err != nil {
+	if err := a.CheckAll(keys, now); err != nil {
 		return limited(err)
 	}
-	a.Take(key, now)
+	a.TakeAll(keys, now)
 	return nil
+}
+
+// allowLookup returns nil if a login from x's network may look up the user with
+// this name, or errLimited. Otherwise the time of a 429 would show which names
+// exist: a found row takes longer. If the network has no failures left, the only
+// names that it may look up without a limit are those that logged in from there. A
+// few others are allowed, since after a restart only the sessions of a user show
+// that it did; they are too few to measure times.
+func (s *server) allowLookup(x *exchange, name string) error {
+	l := s.limiter
+	if l == nil {
+		return nil
+	}
+	from := network(x.address)
+	now, keys := s.mono(), l.networkKeys(x.address)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.allowances[passwords].CheckAll(keys, now); err != nil {
+		return limited(err)
+	}
+	if l.allowances[networkFailures].CheckAll(keys, now) == nil || l.knownNames.Has(l.nameKey(name, from), now) {
+		return nil
+	}
+	return l.take(lookups, now, keys...)
+}
+
+// nameKey returns the key of a login name, in any spelling, and a network.
+func (l *limiter) nameKey(name, from string) throttle.Key {
+	return l.seed.Key("name", strings.Map(foldASCII, trimName(name)), from)
+}
+
+// noteLogin records that a user has logged in from x's network.
+func (s *server) noteLogin(x *exchange, u *user) {
+	l := s.limiter
+	if l == nil {
+		return
+	}
+	from, now := network(x.address), s.mono()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, name := range []string{u.username, u.email} {
+		l.knownNames.Add(l.nameKey(name, from), now)
+	}
 }
 
 // A guess is a password that a client sent, with the keys under which it counts.
 type guess struct {
-	l                       *limiter
-	mono                    func() time.Duration
-	pair, user, from, known throttle.Key
-	exempt                  bool // the user has logged in from this network
+	l                 *limiter
+	mono              func() time.Duration
+	pair, user, known throttle.Key
+	from              []throttle.Key // the network, and wider ones
+	exempt            bool           // the user has logged in from this network
 }
 
 // newGuess returns a guess of the password of a user, or errLimited. For a name
@@ -138,7 +276,7 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 		mono:  s.mono,
 		pair:  l.seed.Key(append(user, from)...),
 		user:  l.seed.Key(user...),
-		from:  l.seed.Key(from),
+		from:  l.networkKeys(x.address),
 		known: l.seed.Key(strconv.FormatInt(id, 10), from),
 	}
 	now := s.mono()
@@ -178,7 +316,7 @@ func (g *guess) check(now time.Duration) error {
 		err = g.l.allowances[userFailures].Check(g.user, now)
 	}
 	if err == nil && !g.exempt {
-		err = g.l.allowances[networkFailures].Check(g.from, now)
+		err = g.l.allowances[networkFailures].CheckAll(g.from, now)
 	}
 	return limited(err)
 }
@@ -204,6 +342,6 @@ func (g *guess) finish(correct bool) error {
 	}
 	l.guesses.Fail(g.pair, now)
 	l.allowances[userFailures].Take(g.user, now)
-	l.allowances[networkFailures].Take(g.from, now)
+	l.allowances[networkFailures].TakeAll(g.from, now)
 	return nil
 }

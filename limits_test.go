@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"userd/internal/throttle"
 )
 
 // proxied makes a service believe X-Forwarded-For, so that a test can come from anywhere.
@@ -172,6 +174,43 @@ func TestNetworks(t *testing.T) {
 	}
 }
 
+// Otherwise a client with an IPv6 /48 would have 65,536 times each allowance.
+func TestAWideNetworkHasOneAllowance(t *testing.T) {
+	t.Parallel()
+	for limit := networkFailures; limit < limitCount; limit++ {
+		s := &server{settings: settings{}, limiter: newLimiter(), mono: func() time.Duration { return time.Hour }}
+		burst := s.limiter.allowances[limit].Burst
+		var id int64 // of another user each time
+		ask := func(address string) error {
+			id++
+			return s.allow(&exchange{address: address, who: principal{user: user{id: id}}}, limit)
+		}
+		fill := func(format string, times int) {
+			t.Helper()
+			for i := range times * burst {
+				if err := ask(fmt.Sprintf(format, i%(8*times))); err != nil {
+					t.Fatalf("limit %d: request %d: %v", limit, i, err)
+				}
+			}
+		}
+		refuse := func(address string) {
+			t.Helper()
+			if ask(address) == nil {
+				t.Fatalf("limit %d does not refuse %s", limit, address)
+			}
+		}
+		fill("2001:db8:1:0%02x::1", 4)
+		refuse("2001:db8:1:ff::1")
+		for i := 1; i < 4; i++ {
+			fill(fmt.Sprintf("2001:db8:1:%d%%02x::1", i), 4)
+		}
+		refuse("2001:db8:1:8888::1")
+		if err := errors.Join(ask("2001:db8:2::1"), ask("192.0.2.1"), ask("a name")); err != nil {
+			t.Errorf("limit %d: another network: %v", limit, err)
+		}
+	}
+}
+
 func TestAStrangerDoesNotLockAUserOutOfHerNetwork(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -235,6 +274,52 @@ func TestAGuessReadsTheSessionsOnlyIfTheyDecide(t *testing.T) {
 	}
 	if _, err := newGuess(2); !errors.Is(err, errStorage) {
 		t.Errorf("a guess that an allowance stops did not read the sessions: %v", err)
+	}
+}
+
+// Otherwise the time of a 429 would show which names exist.
+func TestALimitedNetworkLooksUpNoUser(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		limit limit
+		wait  int // seconds
+	}{{networkFailures, 6}, {passwords, 1}} {
+		t.Run(fmt.Sprint(row.limit), func(t *testing.T) {
+			s := newService(t, proxied)
+			s.register("ann")
+			s.register("bob")
+			s.register("cleo")
+			s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+			s.tryLogin(homeNet, "bob", goodPassword).want(t, 200, "")
+			from := s.limiter.seed.Key(network(homeNet))
+			drain := func(limit limit) {
+				a := &s.limiter.allowances[limit]
+				for range a.Burst {
+					a.Take(from, s.mono())
+				}
+			}
+			drain(row.limit)
+			if row.limit == networkFailures {
+				t.Run("unless the user is known there", func(t *testing.T) {
+					for _, name := range []string{"ann", "ANN ", "ann@example.com"} {
+						s.tryLogin(homeNet, name, goodPassword).want(t, 200, "")
+					}
+				})
+				t.Run("unless its sessions might show that it is", func(t *testing.T) {
+					s.limiter.knownNames = throttle.Set{For: knownFor}
+					s.limiter.known = throttle.Set{For: knownFor}
+					s.tryLogin(homeNet, "bob", goodPassword).want(t, 200, "")
+					s.tryLogin(homeNet, "cleo", goodPassword).wantWait(t, row.wait)
+				})
+				drain(lookups)
+			}
+			if err := s.store.readers.Close(); err != nil { // a read would be 503
+				t.Fatal(err)
+			}
+			for _, name := range []string{"cleo", "cleo@example.com", "nobody"} {
+				s.tryLogin(homeNet, name, goodPassword).wantWait(t, row.wait)
+			}
+		})
 	}
 }
 
@@ -355,43 +440,169 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 	s.register("ann")
 	_, token := s.member("bob")
 	right := `{"username":"ann","password":"` + goodPassword + `"}`
+	session := int64(1000)
+	used := func() string { // a token of a session that has ended; its tag is right
+		session++
+		return `{"refresh_token":"` + s.refresher.format(&refreshToken{session: session}) + `"}`
+	}
+	always := func(body string) func() string { return func() string { return body } }
 	for _, row := range []struct {
 		method, path string
 		limit        limit
-		body         string
+		body         func() string
+		status       int
 		code         string
 	}{
-		{"POST", "/api/register", registrations, `{"x":1}`, "unknown_member"},
-		{"POST", "/api/refresh", refreshes, `{"x":1}`, "unknown_member"},
-		{"POST", "/api/login", passwords, right, ""},
-		{"PUT", "/api/users/me", passwords, `{"current_password":"` + goodPassword + `"}`, ""},
-		{"PUT", "/api/users/me", passwords, `{"password":"` + goodPassword + `"}`, ""}, // by a fresh token
+		{"POST", "/api/register", registrations, always(`{"username":"ann","email":"x@example.com","password":"` + goodPassword + `"}`), 400, "username_taken"},
+		{"POST", "/api/register", malformed, always(`{"x":1}`), 400, "unknown_member"},
+		{"POST", "/api/register", malformed, always(`{"username":"?","email":"x@example.com","password":"` + goodPassword + `"}`), 400, "invalid_fields"},
+		{"POST", "/api/refresh", refreshes, used, 401, "session_ended"},
+		{"POST", "/api/refresh", malformed, always(`{"x":1}`), 400, "unknown_member"},
+		{"POST", "/api/refresh", malformed, always(`{"refresh_token":"x"}`), 401, "invalid_token"},
+		{"POST", "/api/login", passwords, always(right), 200, ""},
+		{"PATCH", "/api/users/me", malformed, always(`{"x":1}`), 400, "unknown_member"},
+		{"DELETE", "/api/users/me", malformed, always(`{"x":1}`), 400, "unknown_member"},
+		{"DELETE", "/api/users/me/sessions/x", malformed, always(``), 404, "session_not_found"},
+		{"PUT", "/api/users/me", passwords, always(`{"current_password":"` + goodPassword + `"}`), 200, ""},
+		{"PUT", "/api/users/me", passwords, always(`{"password":"` + goodPassword + `"}`), 200, ""}, // by a fresh token
 	} {
-		t.Run(row.path+" "+row.body, func(t *testing.T) {
+		t.Run(row.path+" "+row.code, func(t *testing.T) {
 			a := &s.limiter.allowances[row.limit]
 			*a = newLimiter().allowances[row.limit]
 			ask := func(from string) reply {
-				r := s.do(token, row.method, row.path, row.body, "X-Forwarded-For: "+from)
+				r := s.do(token, row.method, row.path, row.body(), "X-Forwarded-For: "+from)
 				if renewed := r.field("access_token"); row.method == "PUT" && renewed != "" {
 					token = renewed // the old one is no proof for another change of the password
 				}
 				return r
 			}
-			status := map[string]int{"unknown_member": 400, "": 200}[row.code]
 			const left = 3
 			key := s.limiter.seed.Key(network(homeNet))
 			for range a.Burst - left {
 				a.Take(key, s.mono())
 			}
 			for range left {
-				ask(homeNet).want(t, status, row.code)
+				ask(homeNet).want(t, row.status, row.code)
 			}
 			ask(homeNet).wantWait(t, 1) // rounded up to a second
-			ask(otherNet).want(t, status, row.code)
+			ask(otherNet).want(t, row.status, row.code)
 			s.clock.add(a.Every)
-			ask(homeNet).want(t, status, row.code)
+			ask(homeNet).want(t, row.status, row.code)
 			ask(homeNet).wantWait(t, 1) // rounded up to a second
 		})
+	}
+}
+
+// Otherwise one client of a network could shut out all the others.
+func TestGarbageUsesUpNothingThatHonestClientsShare(t *testing.T) {
+	t.Parallel()
+	s := newService(t, proxied)
+	s.register("ann")
+	s.register("eve")
+	login := func(name string) reply { return s.tryLogin(homeNet, name, goodPassword).want(t, 200, "") }
+	ann, eve := login("ann"), login("eve")
+	send := func(token, method, path, body string, headers ...string) reply {
+		return s.do(token, method, path, body, append(headers, "X-Forwarded-For: "+homeNet)...)
+	}
+	used := login("eve").field("refresh_token") // a token that was used, again and again
+	send("", "POST", "/api/refresh", `{"refresh_token":"`+used+`"}`).want(t, 200, "")
+	s.clock.add(time.Minute)
+	tag := strings.LastIndexByte(used, '.')
+
+	for _, row := range []struct{ token, method, path, body string }{
+		{"", "POST", "/api/register", `x`},
+		{"", "POST", "/api/register", `{}`},
+		{"", "POST", "/api/register", `{"username":"` + strings.Repeat("x", maxBody) + `"}`},
+		{"", "POST", "/api/register", `{"username":"eve2","email":"eve2@example.com","password":"x"}`},
+		{"", "POST", "/api/refresh", `x`},
+		{"", "POST", "/api/refresh", ``},
+		{"", "POST", "/api/refresh", `{"refresh_token":"x"}`},
+		{"", "POST", "/api/refresh", `{"refresh_token":"` + used[:tag] + `.x"}`},
+		{"", "POST", "/api/refresh", `{"refresh_token":"` + used + `"}`},
+		{eve.field("access_token"), "POST", "/api/refresh", ``},
+		{"", "POST", "/api/login", `x`},
+		{"", "POST", "/api/login", `{}`},
+		{eve.field("access_token"), "PUT", "/api/users/me", `x`},
+		{eve.field("access_token"), "PUT", "/api/users/me", `{"username":"?"}`},
+		{eve.field("access_token"), "DELETE", "/api/users/me", `x`},
+		{eve.field("access_token"), "DELETE", "/api/users/me/sessions/x", ``},
+		{"x", "PUT", "/api/users/me", `{"username":"x"}`},
+	} {
+		const left = 5 // of each allowance, so that the flood can be small
+		l := newLimiter()
+		from := l.seed.Key(network(homeNet))
+		for _, limit := range []limit{registrations, refreshes, changes, passwords, malformed} {
+			a := &l.allowances[limit]
+			for range a.Burst - left {
+				a.Take(from, s.mono())
+			}
+		}
+		own := l.seed.Key(fmt.Sprint(s.sessionOf(used)))
+		for range l.allowances[sessionRefreshes].Burst - 1 {
+			l.allowances[sessionRefreshes].Take(own, s.mono())
+		}
+		eveKey := l.seed.Key("2")
+		for range l.allowances[userChanges].Burst - 1 {
+			l.allowances[userChanges].Take(eveKey, s.mono())
+		}
+		s.limiter = l
+		for range 3 * left {
+			if r := send(row.token, row.method, row.path, row.body); r.status < 400 || r.status >= 500 {
+				t.Fatalf("%s %s %.40s: %d", row.method, row.path, row.body, r.status)
+			}
+		}
+		name := fmt.Sprintf("honest%d", time.Now().UnixNano())
+		send("", "POST", "/api/register", `{"username":"`+name+`","email":"`+name+`@example.com","password":"`+goodPassword+`"}`).want(t, 201, "")
+		ann = send("", "POST", "/api/refresh", `{"refresh_token":"`+ann.field("refresh_token")+`"}`).want(t, 200, "")
+		login("ann")
+		send(ann.field("access_token"), "PATCH", "/api/users/me", `{}`).want(t, 200, "")
+	}
+}
+
+// sessionOf returns the session of a refresh token.
+func (s *service) sessionOf(token string) int64 {
+	s.t.Helper()
+	t, err := s.refresher.parse(token)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return t.session
+}
+
+// Each handler of a limited route must call count, and no other may.
+func TestEachRouteCountsTowardItsLimit(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("ann")
+	refused := 0
+	for _, rt := range s.routes() {
+		if rt.limit == noLimit {
+			continue
+		}
+		l := newLimiter()
+		for i := range l.allowances {
+			if i != int(malformed) {
+				l.allowances[i].Burst = 0
+			}
+		}
+		s.limiter = newLimiter()
+		token := s.login("ann")
+		refresh := s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).field("refresh_token")
+		s.limiter = l
+		method, path, _ := strings.Cut(rt.pattern, " ")
+		body := map[string]string{
+			"/api/register": `{"username":"eve","email":"eve@example.com","password":"` + goodPassword + `"}`,
+			"/api/refresh":  `{"refresh_token":"` + refresh + `"}`,
+		}[path]
+		if body == "" && method != "DELETE" {
+			body = `{}`
+		}
+		path = strings.NewReplacer("{id}", "me", "{sid}", "999").Replace(path)
+		s.do(token, method, path, body).want(t, 429, "too_many_requests")
+		refused++
+	}
+	if refused < 6 {
+		t.Errorf("%d limited routes", refused)
 	}
 }
 
@@ -409,6 +620,62 @@ func TestARefusedGuessDelaysNoOtherUserOfTheNetwork(t *testing.T) {
 		s.tryLogin(homeNet, "nobody", wrongPassword).want(t, status, "")
 	}
 	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+}
+
+func TestTheChangesOfAMemberAreLimited(t *testing.T) {
+	t.Parallel()
+	s := newService(t, proxied)
+	_, root := s.admin("root")
+	_, bob := s.member("bob")
+	s.register("taken")
+	home, other := "X-Forwarded-For: "+homeNet, "X-Forwarded-For: "+otherNet
+	for i, row := range []struct {
+		name   string
+		change func(token, from string) reply
+		status int
+	}{
+		{"renames", func(token, from string) reply {
+			return s.do(token, "PUT", "/api/users/me", fmt.Sprintf(`{"username":"name%d"}`, time.Now().UnixNano()), from)
+		}, 200},
+		{"questions whether a name exists", func(token, from string) reply {
+			return s.do(token, "PATCH", "/api/users/me", `{"username":"free","email":"taken@example.com","current_password":"`+goodPassword+`"}`, from)
+		}, 400},
+		{"changes of nothing", func(token, from string) reply { return s.do(token, "PATCH", "/api/users/me", `{}`, from) }, 200},
+		{"changes of another version", func(token, from string) reply {
+			return s.do(token, "PATCH", "/api/users/me", `{}`, from, `If-Match: "0"`)
+		}, 412},
+		{"deletions of another version", func(token, from string) reply {
+			return s.do(token, "DELETE", "/api/users/me", ``, from, `If-Match: "0"`)
+		}, 412},
+		{"ends of sessions", func(token, from string) reply { return s.do(token, "DELETE", "/api/users/me/sessions/999", ``, from) }, 404},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			name := fmt.Sprintf("ann%d", i)
+			_, ann := s.member(name)
+			a := &s.limiter.allowances[changes]
+			s.limiter.allowances[changes] = newLimiter().allowances[changes]
+			for range 60 {
+				row.change(ann, home).want(t, row.status, "")
+			}
+			row.change(ann, home).wantWait(t, 60)
+			row.change(ann, other).wantWait(t, 60) // a limit of the user
+			row.change(bob, home).want(t, row.status, "")
+			s.do(ann, "GET", "/api/users/me", "").want(t, 200, "")
+			s.clock.add(time.Minute)
+			row.change(ann, home).want(t, row.status, "")
+			row.change(ann, home).wantWait(t, 60)
+			s.limiter.allowances[userChanges] = newLimiter().allowances[userChanges]
+			for range a.Burst {
+				a.Take(s.limiter.seed.Key(network(homeNet)), s.mono())
+			}
+			row.change(bob, home).wantWait(t, 1)
+			row.change(bob, other).want(t, row.status, "")
+			for range 70 {
+				row.change(root, home).want(t, row.status, "")
+			}
+			s.do(ann, "DELETE", "/api/users/me/sessions", "", home).want(t, 204, "") // the way out for a user whose token was stolen
+		})
+	}
 }
 
 func TestASuiteThatRegistersAHundredUsersPasses(t *testing.T) {

@@ -1198,7 +1198,7 @@ func refusesMany(w *witness) {
 	for range freeFailures {
 		w.service.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`)
 	}
-	for _, allowance := range []limit{registrations, refreshes, passwords} {
+	for _, allowance := range []limit{registrations, refreshes, passwords, malformed} {
 		a := &w.limiter.allowances[allowance]
 		for range a.Burst {
 			a.Take(w.limiter.seed.Key(network("127.0.0.1")), w.mono())

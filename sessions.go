@@ -47,6 +47,9 @@ type provenUser struct {
 // passhash.ErrBusy or, only if the password is right, errUserDisabled. An unknown
 // name costs as much time as a wrong password.
 func (s *server) prove(x *exchange, name, password string) (p provenUser, err error) {
+	if err := s.allowLookup(x, name); err != nil {
+		return p, err
+	}
 	u, c, err := s.store.userByLogin(name)
 	if err != nil && err != errUserNotFound {
 		return p, err
@@ -61,6 +64,7 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 	case u.disabled:
 		return p, errUserDisabled
 	}
+	s.noteLogin(x, &u)
 	p = provenUser{id: u.id, stamp: c.stamp}
 	if s.hasher.Stale(c.hash) {
 		p.newHash, err = s.hasher.Hash(x.r.Context(), network(x.address), password)
@@ -211,6 +215,9 @@ func (s *server) refresh(x *exchange) error {
 	}
 	presented, err := r.parse(text)
 	if err != nil {
+		return err
+	}
+	if err := s.count(x, presented.session); err != nil {
 		return err
 	}
 	now := s.wall()
@@ -432,6 +439,9 @@ func (s *server) endSession(x *exchange) error {
 	sid, err := parseID(x.r.PathValue("sid"))
 	if err != nil {
 		return errSessionNotFound
+	}
+	if err := s.count(x, x.who.id); err != nil {
+		return err
 	}
 	acts := noProof
 	if sid != x.who.session {

@@ -20,16 +20,21 @@ type userService struct {
 	wall   func() time.Time // the wall clock, for what is stored or signed
 }
 
-// addUser trims and checks u, checks the password, adds the user for a caller, and
-// sets u's id and times. It returns errRegisterFields, errInvalid,
-// passhash.ErrBusy, or an error of store.addUser.
-func (s *userService) addUser(ctx context.Context, by caller, u *user, password string) error {
+// checkNew trims and checks a new user and checks its password. It returns
+// errRegisterFields or errInvalid.
+func (u *user) checkNew(password string) error {
 	u.username, u.email = trimName(u.username), trimName(u.email)
 	if u.username == "" || u.email == "" || password == "" {
 		return errRegisterFields
 	}
 	all := change{username: &u.username, email: &u.email, role: &u.role}
-	if err := all.check(u, &password); err != nil {
+	return all.check(u, &password)
+}
+
+// addUser adds a user that checkNew accepts, for a caller, and sets its id and times.
+// It returns an error of checkNew, passhash.ErrBusy, or an error of store.addUser.
+func (s *userService) addUser(ctx context.Context, by caller, u *user, password string) error {
+	if err := u.checkNew(password); err != nil {
 		return err
 	}
 	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
@@ -72,6 +77,12 @@ func (s *server) register(x *exchange) error {
 		return err
 	}
 	u := user{username: in.Username, email: in.Email, role: member}
+	if err := u.checkNew(in.Password); err != nil {
+		return err
+	}
+	if err := s.count(x, 0); err != nil {
+		return err
+	}
 	if err := s.addUser(x.r.Context(), caller{kind: strangerCaller, address: x.address}, &u, in.Password); err != nil {
 		return err
 	}
@@ -297,6 +308,9 @@ func (s *server) updateUser(x *exchange) error {
 	if err != nil {
 		return err
 	}
+	if err := s.count(x, x.who.id); err != nil {
+		return err
+	}
 	u, err := s.targetUser(x)
 	if err != nil {
 		return err
@@ -410,6 +424,9 @@ func unlessSame[T comparable](given *T, current T) *T {
 func (s *server) deleteUser(x *exchange) error {
 	in, err := decode[proofRequest](x.optionalBody())
 	if err != nil {
+		return err
+	}
+	if err := s.count(x, x.who.id); err != nil {
 		return err
 	}
 	u, err := s.targetUser(x)

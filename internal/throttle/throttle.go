@@ -2,6 +2,7 @@
 // key: the caller decides whether a key is a user, a network or both.
 //
 //   - [Allowance] lets each key act in a burst, and then once per interval.
+//   - [Nest] is an allowance for keys that contain each other, such as networks.
 //   - [Delays] makes each key wait longer after each failure.
 //   - [Set] remembers keys for some time, for example those that are exempt.
 //
@@ -80,6 +81,56 @@ func (a *Allowance) Check(key Key, now time.Duration) error {
 func (a *Allowance) Take(key Key, now time.Duration) {
 	whole := max(now, a.whole.get(key, now).gone) + a.Every
 	a.whole.put(key, entry{gone: min(whole, now+time.Duration(a.Burst)*a.Every)})
+}
+
+// A Nest is an Allowance for keys that contain each other, such as networks. An act
+// counts for its key and for all wider ones, each of which has a multiple of the
+// allowance. Otherwise a client with many narrow keys, such as the 65,536 networks
+// of an IPv6 /48, would have as many allowances. Use [NewNest].
+type Nest struct {
+	Allowance // of the narrowest keys
+	wider     []Allowance
+}
+
+// NewNest returns a Nest of an allowance. Each factor is that of one wider kind of
+// key, in the order in which they contain each other.
+func NewNest(a Allowance, factors ...int) Nest {
+	n := Nest{Allowance: a}
+	for _, factor := range factors {
+		n.wider = append(n.wider, Allowance{Name: a.Name, Burst: a.Burst * factor, Every: a.Every / time.Duration(factor)})
+	}
+	return n
+}
+
+// level returns the allowance of the i-th key, of which the narrowest is the 0th.
+func (n *Nest) level(i int) *Allowance {
+	if i == 0 {
+		return &n.Allowance
+	}
+	return &n.wider[i-1]
+}
+
+// CheckAll returns nil if all keys may act now, and otherwise the *Limited with the
+// longest wait. The keys begin with the narrowest, and there can be fewer than the
+// Nest has kinds. It counts nothing.
+func (n *Nest) CheckAll(keys []Key, now time.Duration) error {
+	var longest *Limited
+	for i, key := range keys {
+		if err, ok := n.level(i).Check(key, now).(*Limited); ok && (longest == nil || err.Wait > longest.Wait) {
+			longest = err
+		}
+	}
+	if longest == nil {
+		return nil
+	}
+	return longest
+}
+
+// TakeAll counts one act for all keys, even if CheckAll refuses it.
+func (n *Nest) TakeAll(keys []Key, now time.Duration) {
+	for i, key := range keys {
+		n.level(i).Take(key, now)
+	}
 }
 
 // Delays make each key wait after a failure. The first few failures cost nothing,

@@ -83,6 +83,35 @@ func TestAnAllowance(t *testing.T) {
 	})
 }
 
+func TestANest(t *testing.T) {
+	t.Parallel()
+	const now = time.Hour
+	n := NewNest(Allowance{Name: "mail", Burst: 3, Every: time.Minute}, 2, 4)
+	act := func(want time.Duration, keys ...Key) {
+		t.Helper()
+		wantWait(t, n.CheckAll(keys, now), "mail", want)
+		if want == 0 {
+			n.TakeAll(keys, now)
+		}
+	}
+	for range 3 {
+		act(0, 1, 100, 1000)
+	}
+	act(time.Minute, 1, 100, 1000) // the narrowest key
+	for range 3 {
+		act(0, 2, 100, 1000)
+	}
+	act(30*time.Second, 3, 100, 1000) // the wider key has twice the allowance
+	act(time.Minute, 1, 100, 1000)    // the longest wait counts
+	for narrow := range Key(6) {
+		act(0, 10+narrow, 101+narrow, 1000)
+	}
+	act(15*time.Second, 20, 200, 1000) // the widest has four times
+	act(0, 20, 200, 2000)
+	act(0, 30) // a key without wider ones
+	act(0)
+}
+
 func TestNoTimeHasMoreThanItsAllowance(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))

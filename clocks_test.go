@@ -1,0 +1,271 @@
+package main
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"userd/internal/throttle"
+)
+
+// clockReaders are the functions that compare two times, or that read a clock for a
+// function or a statement in SQL that compares it. Each has the reason why a step of
+// the wall clock does no harm:
+//
+//   - mono: it measures a duration on the monotonic clock, which nobody can set.
+//   - stored: it writes a time into a row or a file name. Nothing compares it there.
+//   - a subtest of TestAStepOfTheWallClock, or another test, that shows it.
+var clockReaders = map[string]string{
+	"adopt.go copyBefore":                "stored",
+	"auth.go keyring.verify":             "access tokens",
+	"auth.go server.authenticate":        "access tokens",
+	"backup.go restore":                  "stored",
+	"cli.go cli.withDatabase":            "stored",
+	"cli_data.go cli.printEvents":        "mono",
+	"cli_data.go eventsVerify":           "trimming",
+	"cli_data.go keyRotate":              "signing keys",
+	"cli_users.go sessionEnd":            "stored",
+	"cli_users.go sessionList":           "sessions",
+	"cli_users.go userDelete":            "stored",
+	"events.go eventWriter.write":        "mono",
+	"events.go feed.wait":                "mono",
+	"events.go server.streamEvents":      "mono",
+	"http.go server.ServeHTTP":           "mono",
+	"http.go server.logRequest":          "mono",
+	"import.go importer.tryInsert":       "stored",
+	"limits.go guess.finish":             "limits",
+	"limits.go server.allow":             "limits",
+	"limits.go server.allowLookup":       "limits",
+	"limits.go server.count":             "limits",
+	"limits.go server.newGuess":          "limits", // and sessions, for known networks
+	"limits.go server.noteLogin":         "limits",
+	"metrics.go checkup.result":          "mono",
+	"proof.go server.requireProof":       "TestProofTable",
+	"serve.go keepChain":                 "trimming", // and mono, for its interval
+	"serve.go logHandler.Handle":         "mono",
+	"serve.go monotonic":                 "mono",
+	"serve.go serve":                     "mono",
+	"serve.go serveStore":                "signing keys",
+	"serve.go sweepSessions":             "sessions",
+	"sessions.go server.endSession":      "stored",
+	"sessions.go server.endSessions":     "stored",
+	"sessions.go server.listSessions":    "sessions",
+	"sessions.go server.logout":          "stored",
+	"sessions.go server.refresh":         "TestTheGraceIsForTheSameClient",
+	"sessions.go server.rekey":           "stored",
+	"sessions.go server.startSession":    "sessions",
+	"store_sessions.go store.keySecret":  "signing keys",
+	"store_sessions.go store.principal":  "sessions",
+	"store_sessions.go store.rotate":     "sessions",
+	"store_sessions.go store.rotateKey":  "signing keys",
+	"store_sessions.go store.sessionsOf": "sessions",
+	"store_sessions.go store.sweep":      "sessions",
+	"store_sessions.go store.touch":      "sessions",
+	"terminal.go progress.show":          "mono",
+	"terminal.go progressOn":             "mono",
+	"users.go server.deleteUser":         "stored",
+	"users.go server.streamUsers":        "mono",
+	"users.go userService.addUser":       "stored",
+	"users.go userService.changeUser":    "stored",
+	"write.go openWriter":                "mono",
+	"write.go writer.commit":             "mono",
+}
+
+func TestEveryReaderOfAClockIsListed(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := maps.Clone(clockReaders)
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		for _, name := range readersOf(t, file) {
+			if reader := file + " " + name; listed[reader] == "" {
+				t.Errorf("%s reads a clock or compares times: say in clockReaders why a step of the wall clock does no harm", reader)
+			} else {
+				delete(listed, reader)
+			}
+		}
+	}
+	for reader := range listed {
+		t.Errorf("%s does not exist, or reads no clock", reader)
+	}
+}
+
+// An operator, NTP or a virtual machine that was resumed sets the wall clock.
+func TestAStepOfTheWallClock(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	for _, step := range []time.Duration{-31 * day, -4 * time.Hour, -5 * time.Second, 5 * time.Second, 4 * time.Hour, 31 * day} {
+		t.Run("access tokens "+step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			_, token := s.member("ann")
+			s.clock.set(s.wall().Add(step))
+			r := s.do(token, "GET", "/api/users/me", "")
+			if step.Abs() < time.Minute {
+				r.want(t, 200, "")
+			} else {
+				r.want(t, 401, "expired_token") // so the client refreshes
+			}
+			token = s.login("ann")
+			s.do(token, "GET", "/api/users/me", "").want(t, 200, "")
+		})
+		t.Run("sessions "+step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t) // sessions of 30 days
+			s.register("ann")
+			refresh := s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).field("refresh_token")
+			s.clock.set(s.wall().Add(step))
+			now := s.wall().Unix()
+			s.store.touch(1, now)
+			if _, err := s.store.sweep(t.Context(), 0, now); err != nil {
+				t.Fatal(err)
+			}
+			r := s.do("", "POST", "/api/refresh", `{"refresh_token":"`+refresh+`"}`)
+			if step > 30*day {
+				r.want(t, 401, "session_ended")
+				return
+			}
+			token := r.want(t, 200, "").field("access_token")
+			if got := s.do(token, "GET", "/api/users/me/sessions", "").want(t, 200, "").list(t, "current"); len(got) != 1 {
+				t.Errorf("%d sessions, want 1", len(got))
+			}
+		})
+		t.Run("signing keys "+step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			_, token := s.member("ann")
+			next := randomKey()
+			if err := s.store.rotateKey(t.Context(), next, s.wall().Unix()); err != nil {
+				t.Fatal(err)
+			}
+			s.clock.set(s.wall().Add(step))
+			if _, err := s.store.sweep(t.Context(), 0, s.wall().Unix()); err != nil {
+				t.Fatal(err)
+			}
+			if r := s.do(token, "GET", "/api/users/me", ""); r.status != 200 && step.Abs() < time.Minute || r.status != 401 && step.Abs() > time.Minute {
+				t.Errorf("a token of the retired key: %d", r.status)
+			}
+			if key := s.signer(); key.kid != next.kid {
+				t.Errorf("key %s signs, want %s", key.kid, next.kid)
+			}
+			s.do(s.login("ann"), "GET", "/api/users/me", "").want(t, 200, "")
+		})
+		t.Run("limits "+step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, proxied)
+			s.register("ann")
+			for range freeFailures {
+				s.tryLogin(homeNet, "ann", wrongPassword).want(t, 401, "")
+			}
+			x := &exchange{address: homeNet, who: principal{user: user{id: 1}}}
+			waits := func() (all []string) {
+				for limit := noLimit + 1; limit < limitCount; limit++ {
+					keys := []throttle.Key{s.limiter.seed.Key(network(homeNet))}
+					if limit < networkFailures {
+						keys[0] = s.limiter.seed.Key("1")
+					}
+					all = append(all, fmt.Sprint(s.limiter.allowances[limit].CheckAll(keys, s.mono())))
+				}
+				return all
+			}
+			for limit := noLimit + 1; limit < limitCount; limit++ {
+				a := &s.limiter.allowances[limit]
+				for range a.Burst {
+					a.Take(s.limiter.seed.Key("1"), s.mono())
+					a.Take(s.limiter.seed.Key(network(x.address)), s.mono())
+				}
+			}
+			before := waits()
+			s.clock.set(s.wall().Add(step))
+			if after := waits(); !slices.Equal(before, after) {
+				t.Errorf("before the step %q, after it %q", before, after)
+			}
+			s.limiter.allowances = newLimiter().allowances
+			s.tryLogin(homeNet, "ann", goodPassword).wantWait(t, 2)
+			s.clock.add(2 * time.Second)
+			s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+		})
+		t.Run("trimming "+step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.register("ann")
+			events := chain{st: s.store}
+			if err := events.extend(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			s.clock.set(s.wall().Add(step))
+			const retention = 400 * day // the default
+			if more, err := events.trim(t.Context(), s.wall().Add(-retention).Unix(), s.wall().Unix()); err != nil || more {
+				t.Errorf("it trimmed events: %t, %v", more, err)
+			}
+			s.register("bob")
+			if err := events.extend(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			v, err := s.store.verifyEvents(t.Context(), 0, head{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := checkBase(&v, retention, s.wall()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// readersOf returns the functions of a file that read a clock or compare two times.
+func readersOf(t *testing.T, file string) (names []string) {
+	t.Helper()
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range parsed.Decls {
+		f, ok := d.(*ast.FuncDecl)
+		if !ok || f.Body == nil {
+			continue
+		}
+		name := f.Name.Name
+		if f.Recv != nil {
+			kind := f.Recv.List[0].Type
+			if star, ok := kind.(*ast.StarExpr); ok {
+				kind = star.X
+			}
+			name = fmt.Sprint(kind, ".", name)
+		}
+		reads := false
+		ast.Inspect(f.Body, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.SelectorExpr:
+				reads = reads || slices.Contains([]string{"wall", "mono", "Now", "Since", "Until", "Before", "After", "Sub", "AfterFunc", "NewTicker"}, n.Sel.Name) && fmt.Sprint(n.X) != "context"
+			case *ast.BinaryExpr:
+				compares := slices.Contains([]token.Token{token.LSS, token.LEQ, token.GTR, token.GEQ, token.SUB}, n.Op)
+				for _, side := range []ast.Expr{n.X, n.Y} {
+					id, ok := side.(*ast.Ident)
+					reads = reads || compares && ok && id.Name == "now"
+				}
+			case *ast.BasicLit: // SQL
+				reads = reads || strings.Contains(n.Value, "@now") && strings.ContainsAny(n.Value, "<>") || strings.Contains(n.Value, "expires_at >") || strings.Contains(n.Value, "expires_at <")
+			case *ast.Ident:
+				reads = reads || n.Name == "keyIsValid"
+			}
+			return true
+		})
+		if reads {
+			names = append(names, name)
+		}
+	}
+	return names
+}
