@@ -147,7 +147,7 @@ func TestAStepOfTheWallClock(t *testing.T) {
 			s := newService(t)
 			_, token := s.member("ann")
 			next := randomKey()
-			if err := s.store.rotateKey(t.Context(), next, s.wall().Unix()); err != nil {
+			if err := s.store.rotateKey(t.Context(), next, false, s.wall().Unix()); err != nil {
 				t.Fatal(err)
 			}
 			s.clock.set(s.wall().Add(step))

@@ -443,7 +443,7 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 	session := int64(1000)
 	used := func() string { // a token of a session that has ended; its tag is right
 		session++
-		return `{"refresh_token":"` + s.refresher.format(&refreshToken{session: session}) + `"}`
+		return `{"refresh_token":"` + s.refresher().format(&refreshToken{session: session}) + `"}`
 	}
 	always := func(body string) func() string { return func() string { return body } }
 	for _, row := range []struct {
@@ -562,7 +562,7 @@ func TestGarbageUsesUpNothingThatHonestClientsShare(t *testing.T) {
 // sessionOf returns the session of a refresh token.
 func (s *service) sessionOf(token string) int64 {
 	s.t.Helper()
-	t, err := s.refresher.parse(token)
+	t, err := s.refresher().parse(token)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -326,3 +326,20 @@ func (s *server) isTrusted(address netip.Addr) bool {
 	address = address.Unmap().WithZone("") // a prefix has no zone
 	return slices.ContainsFunc(s.trustedProxies, func(p netip.Prefix) bool { return p.Contains(address) })
 }
+
+// unlessSame returns given, or nil if it is the current value.
+func unlessSame[T comparable](given *T, current T) *T {
+	if given != nil && *given == current {
+		return nil
+	}
+	return given
+}
+
+// newName returns a given name or address without spaces around it, or nil if it is
+// the current one, which may have them if it was adopted.
+func newName(given *string, current string) *string {
+	if given == nil || *given == current {
+		return nil
+	}
+	return unlessSame(new(trimName(*given)), current)
+}

@@ -404,23 +404,6 @@ func (c *change) check(u *user, password *string) error {
 	return wrong.err()
 }
 
-// newName returns a given name or address without spaces around it, or nil if it is
-// the current one, which may have them if it was adopted.
-func newName(given *string, current string) *string {
-	if given == nil || *given == current {
-		return nil
-	}
-	return unlessSame(new(trimName(*given)), current)
-}
-
-// unlessSame returns given, or nil if it is the current value.
-func unlessSame[T comparable](given *T, current T) *T {
-	if given != nil && *given == current {
-		return nil
-	}
-	return given
-}
-
 func (s *server) deleteUser(x *exchange) error {
 	in, err := decode[proofRequest](x.optionalBody())
 	if err != nil {
