@@ -49,6 +49,9 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	if owner == applicationID {
 		return nil // another process was faster
 	}
+	if err := refuseHooks(ctx, tx); err != nil { // made since inspect
+		return err
+	}
 	duplicates, err := findDuplicates(ctx, tx)
 	if err != nil {
 		return err

@@ -217,6 +217,8 @@ func TestWhatIsNotAdopted(t *testing.T) {
 		{"a table of the name of the table of links", []string{`CREATE TABLE event_link (id INTEGER)`}, "names event_link"},
 		{"an index of userd's name", []string{`CREATE INDEX user_email ON user (email)`}, "user_email"},
 		{"an id near the end of all", []string{`INSERT INTO user VALUES (9223372036854775807, 'a', 'b', 'c')`}, "9223372036854775807"},
+		{"a trigger on the table user", []string{`CREATE TRIGGER promote AFTER INSERT ON user BEGIN SELECT 1; END`}, `trigger "promote" on table "user"`},
+		{"a view of the table user", []string{`CREATE VIEW hashes AS SELECT password_hash FROM user`}, `view "hashes"`},
 		{"no table user", []string{`DROP TABLE user`}, "another program"},
 		{"a version of somebody's own", []string{`PRAGMA user_version = 1`}, "another program"},
 	} {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -286,6 +287,9 @@ func checkTutorial(ctx context.Context, db *sql.DB) error {
 	if err := checkTutorialColumns(ctx, db); err != nil {
 		return err
 	}
+	if err := refuseHooks(ctx, db); err != nil {
+		return err
+	}
 	var names string
 	err := db.QueryRowContext(ctx, `
 		SELECT coalesce(group_concat(name, ', '), '') FROM sqlite_schema WHERE name IN (
@@ -346,6 +350,40 @@ func checkTutorialColumns(ctx context.Context, db *sql.DB) error {
 		return fmt.Errorf("userd cannot fill the column %s of the table user, which must not be NULL: give it a default", strings.Join(required, ", "))
 	}
 	return nil
+}
+
+var createTable = regexp.MustCompile(`CREATE TABLE (\w+)`)
+
+// findHooks returns the triggers and views whose SQL mentions a table of userd. A
+// trigger of another table counts too, because a deletion can cascade to that table.
+func findHooks(ctx context.Context, db querier) (hooks []string, err error) {
+	var tables []string
+	for _, match := range createTable.FindAllStringSubmatch(strings.Join(migrations, ""), -1) {
+		tables = append(tables, match[1])
+	}
+	mention := regexp.MustCompile(`(?i)\b(` + strings.Join(tables, "|") + `)\b`)
+	var kind, name, table, text string
+	err = scanQuery(ctx, db, `SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE type IN ('trigger', 'view') ORDER BY name`,
+		[]any{&kind, &name, &table, &text}, func() {
+			switch {
+			case !mention.MatchString(text):
+			case kind == "trigger":
+				hooks = append(hooks, fmt.Sprintf("trigger %q on table %q", name, table))
+			default:
+				hooks = append(hooks, fmt.Sprintf("view %q", name))
+			}
+		})
+	return hooks, err
+}
+
+// refuseHooks returns an error that names what findHooks finds, if anything. A trigger
+// could make any user an admin, within a write of userd.
+func refuseHooks(ctx context.Context, db querier) error {
+	hooks, err := findHooks(ctx, db)
+	if err == nil && len(hooks) > 0 {
+		err = fmt.Errorf("userd refuses triggers and views that use its tables, and found %s: find out what they do, then drop them with sqlite3", strings.Join(hooks, ", "))
+	}
+	return err
 }
 
 // migrate runs the scripts that the database has not seen.

@@ -332,3 +332,73 @@ func TestInspectReadsTheWALOfAKilledServer(t *testing.T) {
 		t.Errorf("the users are %v", got)
 	}
 }
+
+// promote is a trigger that makes a user an admin by a login.
+const promote = `CREATE TRIGGER promote AFTER INSERT ON session BEGIN UPDATE user SET role = 'admin' WHERE id = new.user_id; END`
+
+// addHooks runs SQL in a closed database.
+func addHooks(t *testing.T, path string, queries ...string) {
+	t.Helper()
+	t.Run("changed by SQL", func(t *testing.T) { runSQL(t, another(t, path), queries...) })
+}
+
+func TestTriggersAndViewsOfOurTablesAreFound(t *testing.T) {
+	t.Parallel()
+	const post = `CREATE TABLE post (id INTEGER PRIMARY KEY, user_id INTEGER, users TEXT)`
+	for _, c := range []struct{ sql, want string }{
+		{promote, `[trigger "promote" on table "session"]`},
+		{`CREATE TRIGGER t AFTER DELETE ON "User" BEGIN SELECT 1; END`, `[trigger "t" on table "user"]`},
+		{`CREATE TRIGGER t AFTER DELETE ON post BEGIN UPDATE [user] SET role = 'admin'; END`, `[trigger "t" on table "post"]`},
+		{`CREATE TRIGGER t AFTER DELETE ON post BEGIN DELETE FROM/**/event; END`, `[trigger "t" on table "post"]`},
+		{`CREATE VIEW v AS SELECT password_hash FROM 'user'`, `[view "v"]`},
+		{`CREATE VIEW v AS SELECT * FROM secret`, `[view "v"]`},
+		{`CREATE TRIGGER t AFTER DELETE ON post BEGIN UPDATE post SET users = old.user_id; END`, `[]`},
+		{`CREATE VIEW v AS SELECT user_id, users FROM post`, `[]`},
+		{`CREATE TEMP TRIGGER t AFTER DELETE ON user BEGIN SELECT 1; END`, `[]`}, // of one connection only
+	} {
+		t.Run(c.sql, func(t *testing.T) {
+			path := makeStore(t)
+			conn := another(t, path)
+			runSQL(t, conn, post, c.sql)
+			hooks, err := findHooks(t.Context(), conn)
+			if got := fmt.Sprint(hooks); err != nil || !strings.EqualFold(got, c.want) {
+				t.Errorf("found %s, %v, want %s", got, err, c.want)
+			}
+		})
+	}
+	t.Run("of every table that the migrations make", func(t *testing.T) {
+		path := makeStore(t)
+		conn := another(t, path)
+		tables := strings.Fields(scan[string](t, conn, `SELECT group_concat(name, ' ') FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'`))
+		for _, table := range tables {
+			runSQL(t, conn, `CREATE TRIGGER on_`+table+` AFTER DELETE ON `+table+` BEGIN SELECT 1; END`)
+		}
+		if hooks, err := findHooks(t.Context(), conn); err != nil || len(hooks) != len(tables) || len(tables) < 7 {
+			t.Errorf("found %s of %s, %v", hooks, tables, err)
+		}
+	})
+}
+
+func TestADatabaseWithATriggerIsNotUsed(t *testing.T) {
+	t.Parallel()
+	const says = `trigger "promote" on table "session"`
+	path := makeStore(t, "mallory")
+	addHooks(t, path, promote)
+	environ := []string{"DATABASE_URL=" + path, "ADDR=127.0.0.1:0"}
+	for _, args := range [][]string{nil, {"user", "list"}, {"events", "verify"}, {"adopt"}, {"user", "add", "ann", "ann@example.com"}} {
+		userdHere(t, goodPassword, environ, args...).wantFailure(t, 1, says)
+	}
+	if got := userdHere(t, "", environ, "backup", filepath.Join(t.TempDir(), "copy.db")); got.status != 0 || !strings.Contains(got.stderr, says) {
+		t.Errorf("backup: %+v", got)
+	}
+	wantFiles(t, filepath.Dir(path), "app.db")
+	addHooks(t, path, `DROP TRIGGER promote`)
+	(&shell{t, path}).run(0, "", "user", "list")
+
+	t.Run("but a store that is open keeps working", func(t *testing.T) {
+		s := newService(t)
+		s.register("ann")
+		runSQL(t, another(t, s.path), `CREATE VIEW names AS SELECT username FROM user`)
+		s.login("ann")
+	})
+}

@@ -73,7 +73,9 @@ func openStore(ctx context.Context, path string) (*store, error) {
 		return nil, err
 	}
 	readerDSN := dsn(path, "mode=rw", "_query_only=1", "_busy_timeout=5000")
-	err = migrate(ctx, w.conn, migrations)
+	if err = refuseHooks(ctx, w.conn); err == nil { // a migration could run a trigger
+		err = migrate(ctx, w.conn, migrations)
+	}
 	var readers *sql.DB
 	if err == nil {
 		readers, err = sql.Open("sqlite", readerDSN)
@@ -275,6 +277,13 @@ func (x *examination) run(ctx context.Context, db *sql.DB) (err error) {
 	}
 	if err := x.compareSchema(ctx, db); err != nil {
 		return err
+	}
+	hooks, err := findHooks(ctx, db)
+	if err != nil {
+		return err
+	}
+	for _, hook := range hooks {
+		x.findings = append(x.findings, hook+" uses a table of userd")
 	}
 	for _, rule := range rules {
 		found, err := collect(ctx, db, rule)

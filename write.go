@@ -348,11 +348,14 @@ const applicationID = 0x75736572
 
 // dsn returns the name of the database file for the driver. Pragmas are
 // parameters of it, because one that Exec runs affects one connection of a pool.
+// With trusted_schema off, what another program put into the schema can call only
+// functions without side effects.
 func dsn(path string, params ...string) string {
 	path = filepath.ToSlash(path)
 	if !strings.HasPrefix(path, "/") { // C:/…
 		path = "/" + path
 	}
+	params = append(params, "_pragma=trusted_schema(0)")
 	u := url.URL{Scheme: "file", Path: path, RawQuery: strings.Join(params, "&")}
 	return u.String()
 }
@@ -410,8 +413,13 @@ func scanRows(rows *sql.Rows, dest []any, f func()) error {
 	return rows.Err()
 }
 
+// A querier is a pool, a connection or a transaction.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
 // scanQuery calls f after scanning each row of a query into dest.
-func scanQuery(ctx context.Context, db *sql.DB, query string, dest []any, f func()) error {
+func scanQuery(ctx context.Context, db querier, query string, dest []any, f func()) error {
 	rows, err := db.QueryContext(ctx, query)
 	if err != nil {
 		return err
