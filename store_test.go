@@ -118,9 +118,9 @@ func TestEveryConnectionOfTheStoreHasItsPragmas(t *testing.T) {
 		conns[name] = conn
 	}
 	for name, want := range map[string]map[string]string{
-		"the writer":     {"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "query_only": "0", "busy_timeout": "7000", "trusted_schema": "0"},
-		"one reader":     {"journal_mode": "wal", "query_only": "1", "busy_timeout": "5000", "trusted_schema": "0"},
-		"another reader": {"journal_mode": "wal", "query_only": "1", "busy_timeout": "5000", "trusted_schema": "0"},
+		"the writer":     {"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "query_only": "0", "busy_timeout": "7000", "trusted_schema": "0", "secure_delete": "1"},
+		"one reader":     {"journal_mode": "wal", "query_only": "1", "busy_timeout": "5000", "trusted_schema": "0", "secure_delete": "1"},
+		"another reader": {"journal_mode": "wal", "query_only": "1", "busy_timeout": "5000", "trusted_schema": "0", "secure_delete": "1"},
 	} {
 		for pragma, value := range want {
 			if got := scan[string](t, conns[name], "PRAGMA "+pragma); got != value {

@@ -349,13 +349,14 @@ const applicationID = 0x75736572
 // dsn returns the name of the database file for the driver. Pragmas are
 // parameters of it, because one that Exec runs affects one connection of a pool.
 // With trusted_schema off, what another program put into the schema can call only
-// functions without side effects.
+// functions without side effects. With secure_delete on, SQLite overwrites what it
+// deletes: FAST would leave password hashes in free pages.
 func dsn(path string, params ...string) string {
 	path = filepath.ToSlash(path)
 	if !strings.HasPrefix(path, "/") { // C:/…
 		path = "/" + path
 	}
-	params = append(params, "_pragma=trusted_schema(0)")
+	params = append(params, "_pragma=trusted_schema(0)", "_pragma=secure_delete(1)")
 	u := url.URL{Scheme: "file", Path: path, RawQuery: strings.Join(params, "&")}
 	return u.String()
 }
