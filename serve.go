@@ -278,6 +278,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	background.Go(func() { sweepSessions(ctx, st, log) })
 	background.Go(func() { keepChain(ctx, &events, c.eventRetention, log) })
 	background.Go(func() { checkDatabase(ctx, s) })
+	background.Go(func() { watchFiles(ctx, st, log) })
 	background.Go(func() {
 		if err := l.keepCertificates(ctx); err != nil {
 			served <- err
@@ -302,6 +303,24 @@ func checkDatabase(ctx context.Context, s *server) {
 	}
 	if n, err := s.store.unknownHashes(ctx); err == nil && n > 0 {
 		s.log.Warn("users with an unknown password hash cannot log in", "users", n)
+	}
+}
+
+// watchFiles checks the files of the database every second until ctx ends or a file is
+// lost. A restart would begin with an empty database, so the server does not end itself.
+func watchFiles(ctx context.Context, st *store, log *slog.Logger) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := st.checkFiles(); err != nil {
+				log.Error("refusing writes until a restart: a file of the database is gone; bring it back first", "err", err)
+				return
+			}
+		}
 	}
 }
 

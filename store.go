@@ -6,8 +6,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -52,6 +54,7 @@ type store struct {
 	readers   *sql.DB
 	readerDSN string
 	reads     prepared
+	files     map[string]fs.FileInfo // the open files, by the paths that they had
 	*writer
 }
 
@@ -68,6 +71,10 @@ func openStore(ctx context.Context, path string) (*store, error) {
 	if err := safefile.CreateIfMissing(path); err != nil {
 		return nil, err
 	}
+	created, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
 	w, err := openWriter(path)
 	if err != nil {
 		return nil, err
@@ -75,6 +82,10 @@ func openStore(ctx context.Context, path string) (*store, error) {
 	readerDSN := dsn(path, "mode=rw", "_query_only=1", "_busy_timeout=5000")
 	if err = refuseHooks(ctx, w.conn); err == nil { // a migration could run a trigger
 		err = migrate(ctx, w.conn, migrations)
+	}
+	var files map[string]fs.FileInfo
+	if err == nil {
+		files, err = statFiles(path, created)
 	}
 	var readers *sql.DB
 	if err == nil {
@@ -92,8 +103,43 @@ func openStore(ctx context.Context, path string) (*store, error) {
 		readers:   readers,
 		readerDSN: readerDSN,
 		reads:     prepared{by: readers},
+		files:     files,
 		writer:    w,
 	}, nil
+}
+
+// statFiles returns the files of an open database, whose WAL exists, by their paths.
+// created is what had the path before it was opened.
+func statFiles(path string, created fs.FileInfo) (map[string]fs.FileInfo, error) {
+	target, err := filepath.EvalSymlinks(path) // SQLite puts the -wal next to a link's target
+	if err != nil {
+		return nil, err
+	}
+	files := make(map[string]fs.FileInfo)
+	for _, name := range []string{path, target + "-wal", target + "-shm"} {
+		if files[name], err = os.Stat(name); err != nil {
+			return nil, err
+		}
+	}
+	if !os.SameFile(files[path], created) {
+		return nil, errors.New("another file took its place while it was being opened")
+	}
+	return files, nil
+}
+
+// checkFiles returns an error if a file of the database was deleted, moved or replaced
+// since it was opened. The store then refuses every write until it is closed: what it
+// writes to a file without a name would be lost with the process. checkFiles compares
+// device and inode by name, because closing a descriptor would drop SQLite's locks.
+func (s *store) checkFiles() error {
+	for name, opened := range s.files {
+		info, err := os.Stat(name)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, opened) {
+			s.filesLost.Store(true)
+			return fmt.Errorf("%s was deleted, moved or replaced", name)
+		}
+	}
+	return nil
 }
 
 // close waits for the queued writes and closes the file. The write connection is

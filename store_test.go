@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"go/ast"
 	"go/token"
+	"log/slog"
 	"maps"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 )
 
 // another opens the database file as another program does.
@@ -371,6 +373,50 @@ func TestAClosedStoreReturnsErrors(t *testing.T) {
 	_, err = st.credentials(ann.id)
 	wantError(t, "a read by a new statement", err, errStorage)
 	wantError(t, "a list", st.users(context.Background(), 0, 1, filter{}, func(*user) {}), errStorage)
+}
+
+func TestALostFileRefusesWrites(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		claim string
+		lose  func(path string) error
+	}{
+		{"a deleted database", func(path string) error {
+			return errors.Join(os.Remove(path), os.Remove(path+"-wal"), os.Remove(path+"-shm"))
+		}},
+		{"a moved database", func(path string) error { return os.Rename(path, path+".old") }},
+		{"another database in its place", func(path string) error {
+			return errors.Join(os.Rename(path, path+".old"), os.WriteFile(path, []byte("x"), 0o600))
+		}},
+		{"a deleted write-ahead log", func(path string) error { return os.Remove(path + "-wal") }},
+		{"deleted shared memory", func(path string) error { return os.Remove(path + "-shm") }},
+		{"a moved directory", func(path string) error { return os.Rename(filepath.Dir(path), filepath.Dir(path)+".old") }},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "data")
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			s := newServiceOn(t, filepath.Join(dir, "app.db"))
+			s.register("ann")
+			if err := s.store.checkFiles(); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.lose(s.path); err != nil {
+				t.Fatal(err)
+			}
+			s.keepLog()
+			synctest.Test(t, func(t *testing.T) { // for the ticker
+				var log lines
+				watchFiles(t.Context(), s.store, slog.New(slog.NewTextHandler(&log, nil)))
+				if text := log.text.String(); !strings.Contains(text, "level=ERROR") || !strings.Contains(text, "was deleted, moved or replaced") {
+					t.Errorf("the log says %s", text)
+				}
+			})
+			s.do("", "POST", "/api/register", registerBody("bob", goodPassword)).want(t, 503, "unavailable")
+			s.do("", "GET", "/readyz", "").want(t, 503, "unavailable")
+		})
+	}
 }
 
 func TestCloseLeavesOnlyTheDatabaseFile(t *testing.T) {

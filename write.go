@@ -45,6 +45,7 @@ var (
 	errDuplicate  = errors.New("not unique")
 	errNotApplied = errors.New("a condition of the write did not hold")
 	errClosing    = &storageError{"writing", errors.New("the database is closing")}
+	errFilesLost  = &storageError{"writing", errors.New("a file of the database was deleted, moved or replaced; restart userd")}
 )
 
 // A writer runs every write of the process on one connection. A commit costs an
@@ -62,6 +63,7 @@ type writer struct {
 	commitSizes     *prom.Histogram // successful writes per commit
 	failedWrites    atomic.Uint64   // writes that returned errStorage
 	wrote           atomic.Bool     // at least one write took effect
+	filesLost       atomic.Bool     // set by checkFiles: refuse every write
 }
 
 type pendingWrite struct {
@@ -126,6 +128,9 @@ func (w *writer) write(ctx context.Context, statements ...statement) (err error)
 			w.failedWrites.Add(1)
 		}
 	}()
+	if w.filesLost.Load() {
+		return errFilesLost
+	}
 	p := newPendingWrite(ctx, statements)
 	select {
 	case w.queue <- p:
