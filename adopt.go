@@ -77,12 +77,18 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	return nil
 }
 
-// upgradeTutorial renames duplicates, adds userd's columns and tables, and makes
-// the file private.
+// textColumns makes text of bytes, which an app stores if it does not decode a hash,
+// and of numbers. userd compares text, and SQLite never considers a BLOB equal to it.
+const textColumns = `
+	UPDATE user SET username = CAST(username AS TEXT), email = CAST(email AS TEXT), password_hash = CAST(password_hash AS TEXT)
+	WHERE typeof(username) <> 'text' OR typeof(email) <> 'text' OR typeof(password_hash) <> 'text';`
+
+// upgradeTutorial renames duplicates, makes text of BLOBs, adds userd's columns and
+// tables, and makes the file private.
 func upgradeTutorial(ctx context.Context, tx *sql.Tx, path string) error {
 	err := renameDuplicates(ctx, tx)
 	if err == nil {
-		err = execTx(ctx, tx, addColumns+restOfSchema+fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID))
+		err = execTx(ctx, tx, textColumns+addColumns+restOfSchema+fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID))
 	}
 	if isDuplicate(err) { // by the tutorial's constraints, or by userd's indexes if the case differs
 		return errors.New("a user already has the name that -resolve suffix would give to another; rename one of them in the Flask app")
@@ -104,16 +110,18 @@ func execTx(ctx context.Context, tx *sql.Tx, query string) error {
 // its rows: one for each username or e-mail address that differs from another
 // user's only in case, with the oldest of these users.
 func findDuplicates(ctx context.Context, tx *sql.Tx) (n int, err error) {
-	// A join, because the unique indexes on these columns do not exist yet.
+	// A join, because the unique indexes on these columns do not exist yet. As text,
+	// because textColumns comes later.
 	err = execTx(ctx, tx, `
 		CREATE TEMP TABLE duplicate AS
-			SELECT user.id, 'username' AS field, user.username AS value, oldest.id AS oldest FROM user JOIN (
-				SELECT min(id) AS id, username FROM user GROUP BY username COLLATE NOCASE HAVING count(*) > 1
-			) AS oldest ON user.username = oldest.username COLLATE NOCASE
+			WITH names AS MATERIALIZED (SELECT id, CAST(username AS TEXT) AS username, CAST(email AS TEXT) AS email FROM main.user)
+			SELECT names.id, 'username' AS field, names.username AS value, oldest.id AS oldest FROM names JOIN (
+				SELECT min(id) AS id, username FROM names GROUP BY username COLLATE NOCASE HAVING count(*) > 1
+			) AS oldest ON names.username = oldest.username COLLATE NOCASE
 			UNION ALL
-			SELECT user.id, 'email', user.email, oldest.id FROM user JOIN (
-				SELECT min(id) AS id, email FROM user GROUP BY email COLLATE NOCASE HAVING count(*) > 1
-			) AS oldest ON user.email = oldest.email COLLATE NOCASE`)
+			SELECT names.id, 'email', names.email, oldest.id FROM names JOIN (
+				SELECT min(id) AS id, email FROM names GROUP BY email COLLATE NOCASE HAVING count(*) > 1
+			) AS oldest ON names.email = oldest.email COLLATE NOCASE`)
 	if err != nil {
 		return 0, err
 	}

@@ -198,6 +198,37 @@ func TestDuplicatesAreRefusedOrRenamed(t *testing.T) {
 	})
 }
 
+// An app that does not decode bcrypt's bytes stores BLOBs, and some store numbers.
+func TestBytesBecomeText(t *testing.T) {
+	t.Parallel()
+	path := flaskDatabase(t,
+		`UPDATE user SET username = CAST(username AS BLOB), email = CAST(email AS BLOB), password_hash = CAST(password_hash AS BLOB) WHERE id IN (1, 2)`)
+	(&shell{t, path}).run(0, "", "adopt")
+	s := newServiceOn(t, path)
+	token := s.do("", "POST", "/api/login", `{"username":"ann","password":"short"}`).want(t, 200, "").field("access_token")
+	s.do(token, "GET", "/api/users/me", "").want(t, 200, "")
+	s.do("", "POST", "/api/login", `{"username":"Bob Müller","password":"`+goodPassword+`"}`).want(t, 200, "")
+	if n := len(usernames(t, s.store)); n != 4 {
+		t.Errorf("%d users", n)
+	}
+	for _, column := range []string{"username", "email", "password_hash"} {
+		if types := scan[string](t, another(t, path), `SELECT group_concat(DISTINCT typeof(`+column+`)) FROM user`); types != "text" {
+			t.Errorf("%s is %s", column, types)
+		}
+	}
+	t.Run("and can then be a duplicate", func(t *testing.T) {
+		path := flaskDatabase(t, `INSERT INTO user VALUES (7, CAST('ann' AS BLOB), x'61', 'x')`)
+		_, said := (&shell{t, path}).run(1, "", "adopt")
+		if !strings.Contains(said, `username "ann", id 7`) {
+			t.Errorf("said %s", said)
+		}
+		(&shell{t, path}).run(0, "", "adopt", "-resolve", "suffix")
+		if got := scan[string](t, another(t, path), `SELECT username || typeof(username) || email || typeof(email) FROM user WHERE id = 7`); got != "ann-7textatext" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
 // What cannot be adopted is refused, and left as it is.
 func TestWhatIsNotAdopted(t *testing.T) {
 	t.Parallel()
@@ -211,7 +242,12 @@ func TestWhatIsNotAdopted(t *testing.T) {
 		{"a column missing", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email)`}, "another program"},
 		{"an id of another kind", []string{`DROP TABLE user`, `CREATE TABLE user (id TEXT PRIMARY KEY, username, email, password_hash)`}, "another program"},
 		{"a table of two keys", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER, username, email, password_hash, PRIMARY KEY (username, id))`}, "another program"},
-		{"a table with a user without a password", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user VALUES (1, 'a', 'b', NULL)`}, "without a username, an email or a password_hash: 1"},
+		{"a table with a user without a password", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user VALUES (1, 'a', 'b', NULL)`}, "user 1 has no password_hash"},
+		{"users without an address or a name, each by its id", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user VALUES (3, 'a', NULL, 'x'), (7, NULL, NULL, 'x'), (8, 'c', 'c', 'x')`}, "user 3 has no email, user 7 has no username and no email"},
+		{"many of them", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user (username) WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50) SELECT i FROM n`}, "and 40 more"},
+		{"bytes that are not text", []string{`UPDATE user SET username = x'ff' WHERE id = 2`}, "user 2 has bytes in username that are not UTF-8 text"},
+		{"text that ends early", []string{`UPDATE user SET email = 'a' || char(0) || 'b' WHERE id = 2`}, "user 2 has bytes in email"},
+		{"an id below 1", []string{`UPDATE user SET id = 0 WHERE id = 2`}, "user 0 has an id outside"},
 		{"a table of userd's name", []string{`CREATE TABLE session (id INTEGER)`}, "session"},
 		{"a table of the name of one that a later migration makes", []string{`CREATE TABLE event (id INTEGER)`}, "names event"},
 		{"a table of the name of the table of links", []string{`CREATE TABLE event_link (id INTEGER)`}, "names event_link"},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // migrations take an empty database to the current schema, one transaction each; PRAGMA
@@ -301,19 +303,50 @@ func checkTutorial(ctx context.Context, db *sql.DB) error {
 	if err != nil {
 		return err
 	}
-	var highest, incomplete int64
-	err = db.QueryRowContext(ctx, `
-		SELECT coalesce(max(id), 0), count(*) FILTER (WHERE username IS NULL OR email IS NULL OR password_hash IS NULL)
-		FROM user`).Scan(&highest, &incomplete)
-	switch {
-	case err != nil:
-		return err
-	case highest > maxID:
-		return fmt.Errorf("the id %d of a user is too high: userd supports ids up to %d", highest, int64(maxID))
-	case incomplete > 0:
-		return fmt.Errorf("users without a username, an email or a password_hash: %d", incomplete)
+	return checkTutorialUsers(ctx, db)
+}
+
+// checkTutorialUsers returns an error that names the users that userd cannot keep, ten
+// at most: each needs a usable id, and text in the three columns. Bytes are text if they
+// are valid UTF-8: adopt casts them.
+func checkTutorialUsers(ctx context.Context, db *sql.DB) error {
+	const most = 10
+	var faults []string
+	n := 0
+	var id int64
+	columns := []string{"username", "email", "password_hash"}
+	isNull, texts := make([]bool, 3), make([][]byte, 3)
+	err := scanQuery(ctx, db, `
+		SELECT id,
+			username IS NULL, email IS NULL, password_hash IS NULL,
+			CAST(username AS BLOB), CAST(email AS BLOB), CAST(password_hash AS BLOB)
+		FROM user ORDER BY id`,
+		[]any{&id, &isNull[0], &isNull[1], &isNull[2], &texts[0], &texts[1], &texts[2]}, func() {
+			var wrong []string
+			if id < 1 || id > maxID {
+				wrong = append(wrong, fmt.Sprintf("an id outside 1 to %d", int64(maxID)))
+			}
+			for i, column := range columns {
+				switch {
+				case isNull[i]:
+					wrong = append(wrong, "no "+column)
+				case !utf8.Valid(texts[i]) || bytes.IndexByte(texts[i], 0) >= 0:
+					wrong = append(wrong, "bytes in "+column+" that are not UTF-8 text")
+				}
+			}
+			if len(wrong) > 0 {
+				if n++; n <= most {
+					faults = append(faults, fmt.Sprintf("user %d has %s", id, strings.Join(wrong, " and ")))
+				}
+			}
+		})
+	if n > most {
+		faults = append(faults, fmt.Sprintf("and %d more", n-most))
 	}
-	return nil
+	if err == nil && n > 0 {
+		err = fmt.Errorf("correct or delete these users first: %s", strings.Join(faults, ", "))
+	}
+	return err
 }
 
 // checkTutorialColumns returns an error unless the table user has the tutorial's

@@ -260,12 +260,12 @@ func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-// eachUnknownHash calls f with the id of each user whose password hash has a
-// format that passhash does not know. It reads the whole table.
+// eachUnknownHash calls f with the id of each user whose password hash is not text or
+// has a format that passhash does not know. It reads the whole table.
 func eachUnknownHash(ctx context.Context, db *sql.DB, f func(id int64)) error {
 	var id int64
 	var hash string
-	return scanQuery(ctx, db, `SELECT id, coalesce(password_hash, '') FROM user ORDER BY id`, []any{&id, &hash}, func() {
+	return scanQuery(ctx, db, `SELECT id, iif(typeof(password_hash) = 'text', password_hash, '') FROM user ORDER BY id`, []any{&id, &hash}, func() {
 		if !passhash.Known(hash) {
 			f(id)
 		}
@@ -369,7 +369,8 @@ func collect(ctx context.Context, db *sql.DB, query string) (findings []string, 
 	return findings, err
 }
 
-// compareSchema adds what the migrations create and the database lacks.
+// compareSchema adds what the migrations create and the database lacks, and the values
+// that have another type than the migrations give their column.
 func (x *examination) compareSchema(ctx context.Context, db *sql.DB) error {
 	var version int
 	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
@@ -394,15 +395,47 @@ func (x *examination) compareSchema(ctx context.Context, db *sql.DB) error {
 	if err != nil {
 		return err
 	}
+	complete := true
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		switch text, ok := got[name]; {
 		case !ok:
+			complete = false
 			x.findings = append(x.findings, name+" is missing")
 		case text != want[name]:
 			x.findings = append(x.findings, name+" is not userd's: "+text)
 		}
 	}
-	return nil
+	if !complete { // a query of what is missing would fail
+		return nil
+	}
+	return x.checkTypes(ctx, model, db)
+}
+
+// checkTypes adds the rows with a value of another type than its column has in model:
+// SQLite stores values of every type in a column. One query reads each table once.
+func (x *examination) checkTypes(ctx context.Context, model, db *sql.DB) error {
+	queries, err := collect(ctx, model, `
+		SELECT format('SELECT ''%s '' || %s || '' has '' || concat_ws('' and '', %s) FROM %s WHERE %s',
+			"table", key,
+			group_concat(format('iif(%s, typeof(%s) || '' instead of %s in %s'', NULL)', wrong, name, type, name), ', '),
+			"table", group_concat(wrong, ' OR '))
+		FROM (
+			SELECT *, format('typeof(%s) NOT IN (''%s'', ''%s'')', name, type, iif(nullable, 'null', type)) AS wrong
+			FROM (
+				SELECT t.name AS "table", c.name, c."notnull" = 0 AS nullable,
+					iif(c.type LIKE 'VARCHAR%', 'text', lower(c.type)) AS type,
+					first_value(c.name) OVER (PARTITION BY t.name ORDER BY c.pk = 0, c.pk) AS key
+				FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c
+				WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%'))
+		GROUP BY "table" ORDER BY "table"`)
+	for _, query := range queries {
+		var found []string
+		if err == nil {
+			found, err = collect(ctx, db, query)
+			x.findings = append(x.findings, found...)
+		}
+	}
+	return err
 }
 
 // schemaOf returns the tables, columns and indexes of a database. The value of an
