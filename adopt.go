@@ -65,7 +65,7 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	}
 	say(fmt.Sprintf("copied the database of the Flask app to %s", backup))
 	say("upgrading the database, " + plural(users, "user"))
-	if err := upgradeTutorial(ctx, tx, path); err != nil {
+	if err := upgradeTutorial(ctx, tx, path, say); err != nil {
 		os.Remove(backup) // otherwise each start that fails would leave one
 		return err
 	}
@@ -85,10 +85,17 @@ const textColumns = `
 
 // upgradeTutorial renames duplicates, makes text of BLOBs, adds userd's columns and
 // tables, and makes the file private.
-func upgradeTutorial(ctx context.Context, tx *sql.Tx, path string) error {
-	err := renameDuplicates(ctx, tx)
-	if err == nil {
-		err = execTx(ctx, tx, textColumns+addColumns+restOfSchema+fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID))
+func upgradeTutorial(ctx context.Context, tx *sql.Tx, path string, say func(text string)) error {
+	columns, err := foreignColumns(ctx, tx)
+	if err != nil {
+		return err
+	}
+	before, after, taken := takeTimes(columns)
+	if len(taken) > 0 {
+		say("the Flask app can no longer use these columns, which userd takes over: " + strings.Join(taken, ", "))
+	}
+	if err = renameDuplicates(ctx, tx); err == nil {
+		err = execTx(ctx, tx, textColumns+before+addColumns+after+restOfSchema+fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID))
 	}
 	if isDuplicate(err) { // by the tutorial's constraints, or by userd's indexes if the case differs
 		return errors.New("a user already has the name that -resolve suffix would give to another; rename one of them in the Flask app")

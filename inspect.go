@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -57,7 +58,7 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 	case owner == 0 && version == 0 && tables == 0:
 		return kindNone, nil
 	case owner == 0 && version == 0:
-		if err := checkTutorial(ctx, db); err != nil {
+		if err := checkTutorial(ctx, db, path); err != nil {
 			return kindNone, fmt.Errorf("%s: %w", path, err)
 		}
 		return kindTutorial, nil
@@ -165,34 +166,196 @@ func isQuiet(path string) (bool, error) {
 	return versions[0] == 2 && versions[1] == 2, nil
 }
 
-// checkTutorial returns an error unless the Flask tutorial's app wrote the
-// database and userd can adopt it. More columns and tables than the tutorial's
-// may exist.
-func checkTutorial(ctx context.Context, db *sql.DB) error {
-	if err := checkTutorialColumns(ctx, db); err != nil {
+// checkTutorial returns an error unless the Flask tutorial's app wrote the database at
+// path and userd can adopt it. More columns and tables than the tutorial's may exist.
+// The error says what was found and how to go on.
+func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
+	columns, err := foreignColumns(ctx, db)
+	if err != nil {
 		return err
+	}
+	if err = checkTutorialColumns(ctx, db, columns); err == nil {
+		err = checkTutorialUsers(ctx, db)
+	}
+	if err != nil {
+		return fmt.Errorf("%w%s", err, exportAdvice(columns, path))
 	}
 	if err := refuseHooks(ctx, db); err != nil {
 		return err
 	}
 	var names string
-	err := db.QueryRowContext(ctx, `
+	err = db.QueryRowContext(ctx, `
 		SELECT coalesce(group_concat(name, ', '), '') FROM sqlite_schema WHERE name IN (
 			'counter', 'session', 'signing_key', 'secret', 'event', 'seal', 'event_link',
 			'user_username', 'user_email', 'user_admin', 'user_disabled', 'session_user', 'event_user', 'event_type')`).Scan(&names)
 	if err == nil && names != "" {
 		err = fmt.Errorf("userd needs the names %s, which existing tables or indexes have: rename them", names)
 	}
-	if err != nil {
-		return err
+	return err
+}
+
+// A foreignColumn is a column of a table that another program made.
+type foreignColumn struct {
+	table, name, declared string
+	required              bool // NOT NULL without a default
+	rowID                 bool // SQLite uses it as the row's id
+}
+
+// foreignColumns returns the columns of every table, by table and in their order.
+func foreignColumns(ctx context.Context, db querier) (all []foreignColumn, err error) {
+	var c foreignColumn
+	err = scanQuery(ctx, db, `
+		SELECT t.name, c.name, c.type, c."notnull" AND c.dflt_value IS NULL,
+			c.pk = 1 AND upper(c.type) = 'INTEGER' AND 1 = (SELECT count(*) FROM pragma_table_info(t.name) WHERE pk > 0)
+		FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c
+		WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite!_%' ESCAPE '!'
+		ORDER BY lower(t.name) <> 'user', t.name, c.cid`,
+		[]any{&c.table, &c.name, &c.declared, &c.required, &c.rowID}, func() { all = append(all, c) })
+	return all, err
+}
+
+// find returns the first of the names that a column of the table has, or "".
+func find(columns []foreignColumn, table string, names ...string) string {
+	for _, name := range names {
+		if slices.ContainsFunc(columns, func(c foreignColumn) bool {
+			return strings.EqualFold(c.table, table) && strings.EqualFold(c.name, name)
+		}) {
+			return name
+		}
 	}
-	return checkTutorialUsers(ctx, db)
+	return ""
+}
+
+// checkTutorialColumns returns an error unless the table user has the tutorial's four
+// columns, and no other column that userd needs, cannot take over or cannot fill.
+func checkTutorialColumns(ctx context.Context, db querier, columns []foreignColumn) error {
+	missing := []string{"id", "username", "email", "password_hash"}
+	var faults []string
+	for _, c := range columns {
+		if !strings.EqualFold(c.table, "user") {
+			continue
+		}
+		name := strings.ToLower(c.name)
+		i := slices.Index(missing, name)
+		switch {
+		case name == "id" && !c.rowID: // then it can hold anything
+		case i >= 0 && name != "id" && !keepsText(c.declared):
+			faults = append(faults, fmt.Sprintf("the column %s is declared as %s, which makes numbers of digits: declare it as TEXT", c.name, c.declared))
+			missing = slices.Delete(missing, i, i+1)
+		case i >= 0:
+			missing = slices.Delete(missing, i, i+1)
+		case slices.Contains(takenTimes, name):
+			fault, err := checkTimes(ctx, db, name)
+			if err != nil {
+				return err
+			}
+			if fault != "" {
+				faults = append(faults, fault)
+			}
+		case strings.Contains(strings.Join(migrations, ""), "ALTER TABLE user ADD COLUMN "+name+" "):
+			faults = append(faults, fmt.Sprintf("userd needs the name of the column %s of the table user: rename the column", c.name))
+		case c.required:
+			faults = append(faults, fmt.Sprintf("userd cannot fill the column %s of the table user, which must not be NULL: give it a default", c.name))
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%w: userd adopts a table user with the columns id (INTEGER PRIMARY KEY), username, email and password_hash, and found %s", errOtherProgram, describe(columns))
+	}
+	if len(faults) > 0 {
+		return errors.New(strings.Join(faults, "; "))
+	}
+	return nil
+}
+
+// keepsText reports whether a column of a declared type stores every text as it is.
+// https://www.sqlite.org/datatype3.html#determination_of_column_affinity
+func keepsText(declared string) bool {
+	declared = strings.ToUpper(declared)
+	has := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(declared, word) })
+	}
+	return !has("INT") && (declared == "" || has("CHAR", "CLOB", "TEXT", "BLOB"))
+}
+
+// describe lists tables with their columns, in at most some hundred bytes.
+func describe(columns []foreignColumn) string {
+	var text strings.Builder
+	for i, c := range columns {
+		if text.Len() > 400 {
+			text.WriteString(", …")
+			break
+		}
+		switch {
+		case i == 0:
+			fmt.Fprintf(&text, "%q (", c.table)
+		case columns[i-1].table != c.table:
+			fmt.Fprintf(&text, "), %q (", c.table)
+		default:
+			text.WriteString(", ")
+		}
+		fmt.Fprintf(&text, "%.60s", strings.TrimSpace(c.name+" "+c.declared))
+	}
+	if len(columns) == 0 {
+		return "no table"
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return '?'
+		}
+		return r
+	}, text.String()) + ")"
+}
+
+// takenTimes are columns that many apps add to the tutorial's. If they hold dates,
+// userd puts its own columns in their place, with the same times in Unix seconds.
+var takenTimes = []string{"created_at", "updated_at"}
+
+// unixSeconds returns the SQL for a time of an app in Unix seconds: 0 for NULL, and
+// NULL for what is not a date between 1970 and 9999. column is one of ours.
+func unixSeconds(column string) string {
+	return strings.ReplaceAll(`(SELECT iif(s BETWEEN 0 AND 253402300799, s, NULL) FROM (SELECT CASE typeof(@)
+		WHEN 'null' THEN 0
+		WHEN 'text' THEN iif(@ GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*', unixepoch(@), NULL)
+		WHEN 'blob' THEN NULL
+		ELSE CAST(@ AS INTEGER) END AS s))`, "@", column)
+}
+
+// checkTimes returns why userd cannot take a column of times over, or "".
+func checkTimes(ctx context.Context, db querier, column string) (fault string, err error) {
+	var id int64
+	var value string
+	err = scanQuery(ctx, db, `SELECT id, substr(quote(`+column+`), 1, 40) FROM user WHERE `+unixSeconds(column)+` IS NULL ORDER BY id DESC`,
+		[]any{&id, &value}, func() {
+			fault = fmt.Sprintf("the column %s holds %s for user %d, which is not a date since 1970: rename the column", column, value, id)
+		})
+	var index string
+	if err == nil && fault == "" {
+		err = scanQuery(ctx, db, `SELECT i.name FROM pragma_index_list('user') AS i JOIN pragma_index_info(i.name) AS c WHERE lower(c.name) = '`+column+`'`,
+			[]any{&index}, func() {
+				fault = fmt.Sprintf("userd takes the column %s over, but the index %q uses it: drop the index", column, index)
+			})
+	}
+	return fault, err
+}
+
+// takeTimes returns the statements that replace takenTimes by userd's columns. The app
+// can no longer read them.
+func takeTimes(columns []foreignColumn) (before, after string, taken []string) {
+	for _, column := range takenTimes {
+		if find(columns, "user", column) != "" {
+			old := "taken_" + column
+			before += `ALTER TABLE user RENAME COLUMN ` + column + ` TO ` + old + `;`
+			after += `UPDATE user SET ` + column + ` = ` + unixSeconds(old) + `; ALTER TABLE user DROP COLUMN ` + old + `;`
+			taken = append(taken, column)
+		}
+	}
+	return before, after, taken
 }
 
 // checkTutorialUsers returns an error that names the users that userd cannot keep, ten
 // at most: each needs a usable id, and text in the three columns. Bytes are text if they
 // are valid UTF-8: adopt casts them.
-func checkTutorialUsers(ctx context.Context, db *sql.DB) error {
+func checkTutorialUsers(ctx context.Context, db querier) error {
 	const most = 10
 	var faults []string
 	n := 0
@@ -232,38 +395,39 @@ func checkTutorialUsers(ctx context.Context, db *sql.DB) error {
 	return err
 }
 
-// checkTutorialColumns returns an error unless the table user has the tutorial's
-// four columns, and no other column that userd needs or cannot fill.
-func checkTutorialColumns(ctx context.Context, db *sql.DB) error {
-	missing := []string{"id", "username", "email", "password_hash"}
-	var clashing, required []string
-	var name, declared string
-	var notNull, noDefault bool
-	var key int
-	err := scanQuery(ctx, db, `SELECT name, type, "notnull", dflt_value IS NULL, pk FROM pragma_table_info('user')`,
-		[]any{&name, &declared, &notNull, &noDefault, &key}, func() {
-			i := slices.Index(missing, strings.ToLower(name))
-			switch {
-			case i >= 0 && missing[i] == "id" && (key != 1 || !strings.EqualFold(declared, "INTEGER")):
-				// SQLite does not use this column as the row's id, so it can hold anything.
-			case i >= 0:
-				missing = slices.Delete(missing, i, i+1)
-			case strings.Contains(addColumns+addAuthStamp, "ADD COLUMN "+strings.ToLower(name)+" "):
-				clashing = append(clashing, name)
-			case notNull && noDefault:
-				required = append(required, name)
+// exportAdvice returns how to make a CSV file for user import of the first table that
+// looks like one of users, or "". Every name in the SQL is one of ours, or a plain word.
+func exportAdvice(columns []foreignColumn, path string) string {
+	for i, c := range columns {
+		if i > 0 && columns[i-1].table == c.table || !regexp.MustCompile(`^\w+$`).MatchString(c.table) {
+			continue
+		}
+		column := func(names ...string) string { return find(columns, c.table, names...) }
+		username := column("username", "user_name", "login", "name")
+		email := column("email", "email_address", "mail")
+		hash := column("password_hash", "hashed_password", "pw_hash", "password")
+		if username == "" || email == "" || hash == "" {
+			continue
+		}
+		fields := []string{username + " AS username", email + " AS email", "CAST(" + hash + " AS TEXT) AS password_hash"}
+		if slices.ContainsFunc(columns, func(o foreignColumn) bool { return o.table == c.table && o.rowID && strings.EqualFold(o.name, "id") }) {
+			fields = append(fields, "id")
+		}
+		for _, name := range takenTimes {
+			if column(name) != "" {
+				fields = append(fields, name)
 			}
-		})
-	if err != nil {
-		return err
+		}
+		if name := column("is_admin", "role"); name != "" {
+			fields = append(fields, "iif("+name+" IN (1, 'admin'), 'admin', 'member') AS role")
+		}
+		if name := column("disabled"); name != "" {
+			fields = append(fields, "iif("+name+", 'true', 'false') AS disabled")
+		} else if name := column("is_active", "active"); name != "" {
+			fields = append(fields, "iif("+name+" = 0, 'true', 'false') AS disabled")
+		}
+		return fmt.Sprintf(`; to import its users into a new database instead: sqlite3 -csv -header '%s' "SELECT %s FROM %s" >users.csv, then userd user import users.csv`,
+			strings.ReplaceAll(path, "'", `'\''`), strings.Join(fields, ", "), c.table)
 	}
-	switch {
-	case len(missing) > 0:
-		return errOtherProgram
-	case len(clashing) > 0:
-		return fmt.Errorf("userd needs the name of the column %s of the table user: rename the column", strings.Join(clashing, ", "))
-	case len(required) > 0:
-		return fmt.Errorf("userd cannot fill the column %s of the table user, which must not be NULL: give it a default", strings.Join(required, ", "))
-	}
-	return nil
+	return ""
 }
