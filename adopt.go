@@ -31,6 +31,16 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 			err = fmt.Errorf("adopting %s: %w", path, err)
 		}
 	}()
+	target, err := checkWritable(path)
+	if err != nil {
+		return err
+	}
+	// Before SQLite opens the file, and closed after it: closing a descriptor drops locks.
+	file, err := safefile.Open(target)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
 	db, err := sql.Open("sqlite", dsn(path, "mode=rw", fmt.Sprintf("_busy_timeout=%d", busyTimeout.Milliseconds()), "_synchronous=FULL", "_txlock=immediate"))
 	if err != nil {
 		return err
@@ -65,16 +75,15 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	}
 	say(fmt.Sprintf("copied the database of the Flask app to %s", backup))
 	say("upgrading the database, " + plural(users, "user"))
-	if err := upgradeTutorial(ctx, tx, path, say); err != nil {
+	if err := upgradeTutorial(ctx, tx, file, say); err != nil {
 		os.Remove(backup) // otherwise each start that fails would leave one
 		return err
 	}
 	// After a commit that fails, the file may still be the new one: the copy stays.
-	if err := tx.Commit(); err != nil {
-		return err
+	if err = tx.Commit(); err == nil {
+		say("the database is upgraded")
 	}
-	say("the database is upgraded")
-	return nil
+	return err
 }
 
 // textColumns makes text of bytes, which an app stores if it does not decode a hash,
@@ -85,7 +94,7 @@ const textColumns = `
 
 // upgradeTutorial renames duplicates, makes text of BLOBs, adds userd's columns and
 // tables, and makes the file private.
-func upgradeTutorial(ctx context.Context, tx *sql.Tx, path string, say func(text string)) error {
+func upgradeTutorial(ctx context.Context, tx *sql.Tx, file *os.File, say func(text string)) error {
 	columns, err := foreignColumns(ctx, tx)
 	if err != nil {
 		return err
@@ -103,9 +112,9 @@ func upgradeTutorial(ctx context.Context, tx *sql.Tx, path string, say func(text
 	if err != nil {
 		return err
 	}
-	// From now on it holds the signing key. The Flask app can still read it, as the
-	// same user. By name, because closing a descriptor of it would drop SQLite's lock.
-	return os.Chmod(path, 0o600)
+	// From now on it holds the signing key. The Flask app can still read it, as the same
+	// user. By descriptor, because another file could have the name by now.
+	return file.Chmod(0o600)
 }
 
 func execTx(ctx context.Context, tx *sql.Tx, query string) error {
@@ -187,6 +196,9 @@ func copyBefore(ctx context.Context, db *sql.DB, path string) (string, error) {
 	copied, err := copyToTemp(ctx, db, path)
 	if err == nil {
 		defer copied.file.Discard()
+		err = safefile.ChownLike(copied.file.File, path) // root adopts for the server's user
+	}
+	if err == nil {
 		err = copied.file.Publish(backup)
 	}
 	if err != nil {

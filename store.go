@@ -65,10 +65,9 @@ const readerCount = 4
 // openStore opens the database at path and upgrades its schema. If the file does
 // not exist, openStore creates it with mode 0600. The caller has inspected it.
 func openStore(ctx context.Context, path string) (*store, error) {
-	// SQLite would use mode 0644. The -wal and -shm files get the mode of the file.
 	// Nothing else in the process may open the file later: closing a descriptor of
 	// it drops SQLite's locks.
-	if err := safefile.CreateIfMissing(path); err != nil {
+	if err := prepareFiles(path); err != nil {
 		return nil, err
 	}
 	created, err := os.Stat(path)
@@ -106,6 +105,44 @@ func openStore(ctx context.Context, path string) (*store, error) {
 		files:     files,
 		writer:    w,
 	}, nil
+}
+
+// checkWritable returns the path without symbolic links. It returns an error that names
+// the missing right if the process may not write to the file or, if SQLite must make the
+// -wal and -shm, to its directory. It runs before SQLite leaves something there.
+func checkWritable(path string) (target string, err error) {
+	if target, err = filepath.EvalSymlinks(path); err != nil {
+		return "", err
+	}
+	for _, name := range []string{target, target + "-wal", target + "-shm"} {
+		err := safefile.CheckWritable(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = safefile.CheckWritable(filepath.Dir(target))
+		}
+		if err != nil {
+			return "", fmt.Errorf("userd must be able to write to the database and its directory: %w", err)
+		}
+	}
+	return target, nil
+}
+
+// prepareFiles creates the database with mode 0600 if it does not exist, because SQLite
+// would use 0644, and takes the rights of others to an existing one. The -wal and -shm
+// files get the mode of the file.
+func prepareFiles(path string) error {
+	if err := safefile.CreateIfMissing(path); err != nil {
+		return err
+	}
+	target, err := checkWritable(path)
+	for _, name := range []string{target, target + "-wal"} {
+		if err == nil {
+			err = safefile.MakePrivate(name)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	return err
 }
 
 // statFiles returns the files of an open database, whose WAL exists, by their paths.

@@ -155,6 +155,71 @@ func TestOnlyTheOwnerCanReadTheDatabaseFiles(t *testing.T) {
 }
 
 // The paths that a DSN could misread.
+func TestAReadableDatabaseIsMadePrivate(t *testing.T) {
+	t.Parallel()
+	path := makeStore(t, "ann")
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	st := openTestStore(t, path)
+	aUser(t, st, "bob", member)
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if info, err := os.Stat(path + suffix); err != nil || info.Mode() != 0o600 {
+			t.Errorf("app.db%s has the mode %v, %v", suffix, info.Mode(), err)
+		}
+	}
+}
+
+// asNobody makes the command run as a user whom the modes of files bind.
+func asNobody(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return
+	}
+	reachable := filepath.Join(programDir(t), "userd")
+	copyFile(t, cmd.Path, reachable)
+	cmd.Path = reachable
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+}
+
+func TestAMissingRightIsNamedAndNothingIsLeft(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		claim     string
+		database  func(t *testing.T) string
+		file, dir os.FileMode
+		says      string
+	}{
+		{"a file that cannot be written", func(t *testing.T) string { return makeStore(t, "ann") }, 0o444, 0o777, "write to PATH: permission denied"},
+		{"a directory that cannot be written", func(t *testing.T) string { return makeStore(t, "ann") }, 0o666, 0o555, "write to DIR: permission denied"},
+		{"one of Flask's", func(t *testing.T) string { return flaskDatabase(t) }, 0o444, 0o777, "write to PATH: permission denied"},
+		{"a file of another user", func(t *testing.T) string { return makeStore(t, "ann") }, 0o666, 0o777, "chmod PATH: operation not permitted"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			if os.Getuid() != 0 && strings.HasPrefix(c.says, "chmod") {
+				return // the file is ours
+			}
+			path := c.database(t)
+			dir := filepath.Dir(path)
+			if err := errors.Join(os.Chmod(path, c.file), os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, c.dir)); err != nil {
+				t.Fatal(err)
+			}
+			before := snapshot(t, dir)
+			cmd := userdCommand(t, dir, nil)
+			asNobody(t, cmd)
+			out, err := cmd.CombinedOutput()
+			says := strings.NewReplacer("PATH", path, "DIR", dir).Replace(c.says)
+			if err == nil || !strings.Contains(string(out), says) || strings.Count(string(out), "\n") != 1 {
+				t.Errorf("%v: %s, want %q", err, out, says)
+			}
+			if after := snapshot(t, dir); after != before {
+				t.Errorf("the files were\n%s\nand are\n%s", before, after)
+			}
+			os.Chmod(dir, 0o755)
+		})
+	}
+}
+
 func TestADatabaseIsCreatedAtItsPath(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{
