@@ -31,6 +31,16 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 			err = fmt.Errorf("adopting %s: %w", path, err)
 		}
 	}()
+	target, err := checkWritable(path)
+	if err != nil {
+		return err
+	}
+	// Before SQLite opens the file, and closed after it: closing a descriptor drops locks.
+	file, err := safefile.Open(target)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
 	db, err := sql.Open("sqlite", dsn(path, "mode=rw", fmt.Sprintf("_busy_timeout=%d", busyTimeout.Milliseconds()), "_synchronous=FULL", "_txlock=immediate"))
 	if err != nil {
 		return err
@@ -49,6 +59,9 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	if owner == applicationID {
 		return nil // another process was faster
 	}
+	if err := refuseHooks(ctx, tx); err != nil { // made since inspect
+		return err
+	}
 	duplicates, err := findDuplicates(ctx, tx)
 	if err != nil {
 		return err
@@ -62,24 +75,36 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	}
 	say(fmt.Sprintf("copied the database of the Flask app to %s", backup))
 	say("upgrading the database, " + plural(users, "user"))
-	if err := upgradeTutorial(ctx, tx, path); err != nil {
+	if err := upgradeTutorial(ctx, tx, file, say); err != nil {
 		os.Remove(backup) // otherwise each start that fails would leave one
 		return err
 	}
 	// After a commit that fails, the file may still be the new one: the copy stays.
-	if err := tx.Commit(); err != nil {
-		return err
+	if err = tx.Commit(); err == nil {
+		say("the database is upgraded")
 	}
-	say("the database is upgraded")
-	return nil
+	return err
 }
 
-// upgradeTutorial renames duplicates, adds userd's columns and tables, and makes
-// the file private.
-func upgradeTutorial(ctx context.Context, tx *sql.Tx, path string) error {
-	err := renameDuplicates(ctx, tx)
-	if err == nil {
-		err = execTx(ctx, tx, addColumns+restOfSchema+fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID))
+// textColumns makes text of bytes, which an app stores if it does not decode a hash,
+// and of numbers. userd compares text, and SQLite never considers a BLOB equal to it.
+const textColumns = `
+	UPDATE user SET username = CAST(username AS TEXT), email = CAST(email AS TEXT), password_hash = CAST(password_hash AS TEXT)
+	WHERE typeof(username) <> 'text' OR typeof(email) <> 'text' OR typeof(password_hash) <> 'text';`
+
+// upgradeTutorial renames duplicates, makes text of BLOBs, adds userd's columns and
+// tables, and makes the file private.
+func upgradeTutorial(ctx context.Context, tx *sql.Tx, file *os.File, say func(text string)) error {
+	columns, err := foreignColumns(ctx, tx)
+	if err != nil {
+		return err
+	}
+	before, after, taken := takeTimes(columns)
+	if len(taken) > 0 {
+		say("the Flask app can no longer use these columns, which userd takes over: " + strings.Join(taken, ", "))
+	}
+	if err = renameDuplicates(ctx, tx); err == nil {
+		err = execTx(ctx, tx, textColumns+before+addColumns+after+restOfSchema+fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID))
 	}
 	if isDuplicate(err) { // by the tutorial's constraints, or by userd's indexes if the case differs
 		return errors.New("a user already has the name that -resolve suffix would give to another; rename one of them in the Flask app")
@@ -87,9 +112,9 @@ func upgradeTutorial(ctx context.Context, tx *sql.Tx, path string) error {
 	if err != nil {
 		return err
 	}
-	// From now on it holds the signing key. The Flask app can still read it, as the
-	// same user. By name, because closing a descriptor of it would drop SQLite's lock.
-	return os.Chmod(path, 0o600)
+	// From now on it holds the signing key. The Flask app can still read it, as the same
+	// user. By descriptor, because another file could have the name by now.
+	return file.Chmod(0o600)
 }
 
 func execTx(ctx context.Context, tx *sql.Tx, query string) error {
@@ -101,16 +126,18 @@ func execTx(ctx context.Context, tx *sql.Tx, query string) error {
 // its rows: one for each username or e-mail address that differs from another
 // user's only in case, with the oldest of these users.
 func findDuplicates(ctx context.Context, tx *sql.Tx) (n int, err error) {
-	// A join, because the unique indexes on these columns do not exist yet.
+	// A join, because the unique indexes on these columns do not exist yet. As text,
+	// because textColumns comes later.
 	err = execTx(ctx, tx, `
 		CREATE TEMP TABLE duplicate AS
-			SELECT user.id, 'username' AS field, user.username AS value, oldest.id AS oldest FROM user JOIN (
-				SELECT min(id) AS id, username FROM user GROUP BY username COLLATE NOCASE HAVING count(*) > 1
-			) AS oldest ON user.username = oldest.username COLLATE NOCASE
+			WITH names AS MATERIALIZED (SELECT id, CAST(username AS TEXT) AS username, CAST(email AS TEXT) AS email FROM main.user)
+			SELECT names.id, 'username' AS field, names.username AS value, oldest.id AS oldest FROM names JOIN (
+				SELECT min(id) AS id, username FROM names GROUP BY username COLLATE NOCASE HAVING count(*) > 1
+			) AS oldest ON names.username = oldest.username COLLATE NOCASE
 			UNION ALL
-			SELECT user.id, 'email', user.email, oldest.id FROM user JOIN (
-				SELECT min(id) AS id, email FROM user GROUP BY email COLLATE NOCASE HAVING count(*) > 1
-			) AS oldest ON user.email = oldest.email COLLATE NOCASE`)
+			SELECT names.id, 'email', names.email, oldest.id FROM names JOIN (
+				SELECT min(id) AS id, email FROM names GROUP BY email COLLATE NOCASE HAVING count(*) > 1
+			) AS oldest ON names.email = oldest.email COLLATE NOCASE`)
 	if err != nil {
 		return 0, err
 	}
@@ -169,6 +196,9 @@ func copyBefore(ctx context.Context, db *sql.DB, path string) (string, error) {
 	copied, err := copyToTemp(ctx, db, path)
 	if err == nil {
 		defer copied.file.Discard()
+		err = safefile.ChownLike(copied.file.File, path) // root adopts for the server's user
+	}
+	if err == nil {
 		err = copied.file.Publish(backup)
 	}
 	if err != nil {

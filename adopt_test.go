@@ -198,6 +198,125 @@ func TestDuplicatesAreRefusedOrRenamed(t *testing.T) {
 	})
 }
 
+// An app that does not decode bcrypt's bytes stores BLOBs, and some store numbers.
+func TestBytesBecomeText(t *testing.T) {
+	t.Parallel()
+	path := flaskDatabase(t,
+		`UPDATE user SET username = CAST(username AS BLOB), email = CAST(email AS BLOB), password_hash = CAST(password_hash AS BLOB) WHERE id IN (1, 2)`)
+	(&shell{t, path}).run(0, "", "adopt")
+	s := newServiceOn(t, path)
+	token := s.do("", "POST", "/api/login", `{"username":"ann","password":"short"}`).want(t, 200, "").field("access_token")
+	s.do(token, "GET", "/api/users/me", "").want(t, 200, "")
+	s.do("", "POST", "/api/login", `{"username":"Bob Müller","password":"`+goodPassword+`"}`).want(t, 200, "")
+	if n := len(usernames(t, s.store)); n != 4 {
+		t.Errorf("%d users", n)
+	}
+	for _, column := range []string{"username", "email", "password_hash"} {
+		if types := scan[string](t, another(t, path), `SELECT group_concat(DISTINCT typeof(`+column+`)) FROM user`); types != "text" {
+			t.Errorf("%s is %s", column, types)
+		}
+	}
+	t.Run("and can then be a duplicate", func(t *testing.T) {
+		path := flaskDatabase(t, `INSERT INTO user VALUES (7, CAST('ann' AS BLOB), x'61', 'x')`)
+		_, said := (&shell{t, path}).run(1, "", "adopt")
+		if !strings.Contains(said, `username "ann", id 7`) {
+			t.Errorf("said %s", said)
+		}
+		(&shell{t, path}).run(0, "", "adopt", "-resolve", "suffix")
+		if got := scan[string](t, another(t, path), `SELECT username || typeof(username) || email || typeof(email) FROM user WHERE id = 7`); got != "ann-7textatext" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
+func TestTimesOfTheAppAreTakenOver(t *testing.T) {
+	t.Parallel()
+	path := flaskDatabase(t,
+		`DROP TABLE user`,
+		`CREATE TABLE user (id INTEGER PRIMARY KEY, username TEXT, email TEXT, password_hash TEXT, Created_At DATETIME NOT NULL, updated_at DATETIME)`,
+		`INSERT INTO user VALUES
+			(1, 'a', 'a@example.com', 'x', '2024-01-02 03:04:05.678901', NULL),
+			(2, 'b', 'b@example.com', 'x', '2024-01-02T03:04:05Z', '2024-01-02T05:04:05+02:00'),
+			(3, 'c', 'c@example.com', 'x', '2024-01-02', 1704164645),
+			(4, 'd', 'd@example.com', 'x', 1704164645.5, '')`)
+	(&shell{t, path}).run(1, "", "adopt") // the empty time is not a date
+	runSQL(t, another(t, path), `UPDATE user SET updated_at = '2024-01-02 03:04' WHERE id = 4`)
+	_, said := (&shell{t, path}).run(0, "", "adopt")
+	if !strings.Contains(said, "takes over: created_at, updated_at\n") {
+		t.Errorf("said %s", said)
+	}
+	const want = "1704164645 0, 1704164645 1704164645, 1704153600 1704164645, 1704164645 1704164640"
+	conn := another(t, path)
+	if got := scan[string](t, conn, `SELECT group_concat(created_at || ' ' || updated_at, ', ') FROM user`); got != want {
+		t.Errorf("the times are %s, want %s", got, want)
+	}
+	if types := scan[string](t, conn, `SELECT group_concat(DISTINCT typeof(created_at) || typeof(updated_at)) FROM user`); types != "integerinteger" {
+		t.Errorf("they are %s", types)
+	}
+	if left := scan[int](t, conn, `SELECT count(*) FROM pragma_table_info('user') WHERE name LIKE 'taken%'`); left != 0 {
+		t.Error("the app's columns are left")
+	}
+	newServiceOn(t, path).register("new") // which needs no value for the app's columns
+}
+
+// Every refusal says what was found and how to import the users. The SQL that it
+// prints makes a file that user import accepts.
+func TestARefusalLeadsToAnImport(t *testing.T) {
+	t.Parallel()
+	hash := scan[string](t, another(t, flaskDatabase(t)), `SELECT password_hash FROM user WHERE username = 'gone'`) // of goodPassword
+	for _, c := range []struct {
+		claim string
+		sql   []string
+		says  string
+	}{
+		{"a table users with text ids and bytes", []string{`CREATE TABLE users (id TEXT PRIMARY KEY, name TEXT, email TEXT, password BLOB, is_admin BOOLEAN, is_active BOOLEAN)`,
+			`INSERT INTO users SELECT 'u1', 'ann', 'ann@example.com', CAST('%s' AS BLOB), 1, 1`}, `found "post" (text), "users" (id TEXT, name TEXT, email TEXT, password BLOB, is_admin BOOLEAN, is_active BOOLEAN)`},
+		{"a column role", []string{`CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash, role NOT NULL, disabled NOT NULL, created_at)`,
+			`INSERT INTO user SELECT 7, 'ann', 'ann@example.com', '%s', 'admin', 0, '2024-01-02 03:04:05.678'`}, "the name of the column role"},
+		{"a required column", []string{`CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash, is_admin BOOLEAN NOT NULL)`,
+			`INSERT INTO user SELECT 7, 'ann', 'ann@example.com', '%s', 1`}, "cannot fill the column is_admin"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			path := makeDatabase(t, `CREATE TABLE post (text)`, c.sql[0], fmt.Sprintf(c.sql[1], hash))
+			got := userdHere(t, "", []string{"DATABASE_URL=" + path, "ADDR=127.0.0.1:0"})
+			got.wantFailure(t, 1, c.says, "userd user import users.csv", "'"+path+"'")
+			_, query, _ := strings.Cut(got.stderr, `"SELECT `)
+			query, _, _ = strings.Cut(query, `" >users.csv`)
+			rows, err := another(t, path).QueryContext(t.Context(), "SELECT "+query)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer rows.Close()
+			names, err := rows.Columns()
+			if err != nil || !rows.Next() {
+				t.Fatal(err)
+			}
+			values, row := make([]string, len(names)), make([]any, len(names))
+			for i := range row {
+				row[i] = &values[i]
+			}
+			if err := rows.Scan(row...); err != nil {
+				t.Fatal(err)
+			}
+			sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
+			sh.run(0, strings.Join(names, ",")+"\n"+strings.Join(values, ",")+"\n", "user", "import", "-")
+			s := newServiceOn(t, sh.database)
+			token := s.login("ann")
+			if r := s.do(token, "GET", "/api/users/me", ""); r.field("role") != "admin" {
+				t.Errorf("ann is %s", r.body)
+			}
+		})
+	}
+	t.Run("unless no table holds users", func(t *testing.T) {
+		path := makeDatabase(t, `CREATE TABLE song (title)`)
+		got := userdHere(t, "", []string{"DATABASE_URL=" + path, "ADDR=127.0.0.1:0"})
+		got.wantFailure(t, 1, `found "song" (title)`)
+		if strings.Contains(got.stderr, "import") {
+			t.Errorf("said %s", got.stderr)
+		}
+	})
+}
+
 // What cannot be adopted is refused, and left as it is.
 func TestWhatIsNotAdopted(t *testing.T) {
 	t.Parallel()
@@ -206,17 +325,29 @@ func TestWhatIsNotAdopted(t *testing.T) {
 		sql   []string
 		says  string
 	}{
-		{"a column that userd needs", []string{`ALTER TABLE user ADD COLUMN created_at DATETIME`}, "created_at"},
+		{"a column that userd needs", []string{`ALTER TABLE user ADD COLUMN role TEXT`}, "the name of the column role"},
+		{"times that are not dates", []string{`ALTER TABLE user ADD COLUMN created_at DATETIME`, `UPDATE user SET created_at = 'yesterday' WHERE id > 3`}, "the column created_at holds 'yesterday' for user 4"},
+		{"times from before 1970", []string{`ALTER TABLE user ADD COLUMN updated_at DATETIME`, `UPDATE user SET updated_at = '1969-12-31' WHERE id = 2`}, "the column updated_at holds '1969-12-31' for user 2"},
+		{"times in milliseconds", []string{`ALTER TABLE user ADD COLUMN created_at INTEGER`, `UPDATE user SET created_at = 1700000000000`}, "1700000000000 for user 1"},
+		{"times with an index", []string{`ALTER TABLE user ADD COLUMN created_at DATETIME`, `CREATE INDEX ix ON user (created_at)`}, `drop the index`},
+		{"a column that does not keep text", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username STRING, email, password_hash)`}, "username is declared as STRING"},
 		{"a column that userd cannot fill", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash, team TEXT NOT NULL)`}, "team"},
 		{"a column missing", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email)`}, "another program"},
 		{"an id of another kind", []string{`DROP TABLE user`, `CREATE TABLE user (id TEXT PRIMARY KEY, username, email, password_hash)`}, "another program"},
 		{"a table of two keys", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER, username, email, password_hash, PRIMARY KEY (username, id))`}, "another program"},
-		{"a table with a user without a password", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user VALUES (1, 'a', 'b', NULL)`}, "without a username, an email or a password_hash: 1"},
+		{"a table with a user without a password", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user VALUES (1, 'a', 'b', NULL)`}, "user 1 has no password_hash"},
+		{"users without an address or a name, each by its id", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user VALUES (3, 'a', NULL, 'x'), (7, NULL, NULL, 'x'), (8, 'c', 'c', 'x')`}, "user 3 has no email, user 7 has no username and no email"},
+		{"many of them", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user (username) WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50) SELECT i FROM n`}, "and 40 more"},
+		{"bytes that are not text", []string{`UPDATE user SET username = x'ff' WHERE id = 2`}, "user 2 has bytes in username that are not UTF-8 text"},
+		{"text that ends early", []string{`UPDATE user SET email = 'a' || char(0) || 'b' WHERE id = 2`}, "user 2 has bytes in email"},
+		{"an id below 1", []string{`UPDATE user SET id = 0 WHERE id = 2`}, "user 0 has an id outside"},
 		{"a table of userd's name", []string{`CREATE TABLE session (id INTEGER)`}, "session"},
 		{"a table of the name of one that a later migration makes", []string{`CREATE TABLE event (id INTEGER)`}, "names event"},
 		{"a table of the name of the table of links", []string{`CREATE TABLE event_link (id INTEGER)`}, "names event_link"},
 		{"an index of userd's name", []string{`CREATE INDEX user_email ON user (email)`}, "user_email"},
 		{"an id near the end of all", []string{`INSERT INTO user VALUES (9223372036854775807, 'a', 'b', 'c')`}, "9223372036854775807"},
+		{"a trigger on the table user", []string{`CREATE TRIGGER promote AFTER INSERT ON user BEGIN SELECT 1; END`}, `trigger "promote" on table "user"`},
+		{"a view of the table user", []string{`CREATE VIEW hashes AS SELECT password_hash FROM user`}, `view "hashes"`},
 		{"no table user", []string{`DROP TABLE user`}, "another program"},
 		{"a version of somebody's own", []string{`PRAGMA user_version = 1`}, "another program"},
 	} {

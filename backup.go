@@ -43,6 +43,9 @@ func backup(ctx context.Context, c *cli) error {
 	}
 	if copied != nil {
 		defer copied.file.Discard()
+		if hooked := refuseHooks(ctx, db); hooked != nil { // not a reason to have no backup
+			fmt.Fprintln(c.stderr, "warning:", hooked)
+		}
 	}
 	if err := errors.Join(err, db.Close()); err != nil {
 		return fmt.Errorf("copying %s: %w", c.database, err)
@@ -237,6 +240,13 @@ func checkRestore(ctx context.Context, from, path string) (exists bool, err erro
 	}
 	if _, err := checkCopy(ctx, from); err != nil {
 		return false, fmt.Errorf("%s is damaged: %w", from, err)
+	}
+	db, _, err := openToRead(from)
+	if err == nil {
+		err = errors.Join(refuseHooks(ctx, db), db.Close())
+	}
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", from, err)
 	}
 	return exists, nil
 }

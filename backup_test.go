@@ -566,6 +566,8 @@ func TestARestoreThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
 	if err := os.WriteFile(unfinished+"-journal", []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	hooked := makeStore(t, "ann")
+	addHooks(t, hooked, promote)
 	ours := makeStore(t, "old")
 	for _, c := range []struct{ claim, database, file, says string }{
 		{"no file", ours, filepath.Join(t.TempDir(), "none.db"), "no such file"},
@@ -576,6 +578,7 @@ func TestARestoreThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
 		{"Flask's", ours, flaskDatabase(t), "userd adopt -database"},
 		{"another program's", ours, makeDatabase(t, `CREATE TABLE song (title)`), "another program's"},
 		{"one with a journal beside it", ours, unfinished, "unfinished"},
+		{"one with a trigger", ours, hooked, `trigger "promote" on table "session"`},
 		{"the database itself", ours, ours, "the database itself"},
 		{"over another program's", makeDatabase(t, `CREATE TABLE song (title)`), good, "another program's"},
 		{"over Flask's", flaskDatabase(t), good, "Flask"},
@@ -886,6 +889,11 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 		{"no index of names", sql(`DROP INDEX user_username`), []string{"index user_username is missing"}},
 		{"an index that lets case pass", sql(`DROP INDEX user_email; CREATE UNIQUE INDEX user_email ON user (email)`), []string{"index user_email is not userd's: CREATE UNIQUE INDEX"}},
 		{"no column", sql(`ALTER TABLE user DROP COLUMN version`), []string{"column version of table user is missing"}},
+		{"values of other types", sql(`UPDATE user SET email = CAST(email AS BLOB), password_hash = CAST(password_hash AS BLOB) WHERE id = 1`, `UPDATE user SET created_at = 'now', version = 1.5 WHERE id = 2`),
+			[]string{"user 1 has blob instead of text in email and blob instead of text in password_hash", "user 2 has text instead of integer in created_at and real instead of integer in version", "user 1 cannot log in"}},
+		{"another type in another table", sql(`UPDATE event SET address = x'00', at = 'then' WHERE id = 1`, `UPDATE secret SET value = 'text'`, `INSERT INTO secret VALUES ('n', 7)`),
+			[]string{"event 1 has text instead of integer in at and blob instead of text in address", "secret n has integer instead of blob in value"}},
+		{"a trigger", sql(promote), []string{`trigger "promote" on table "session" uses a table of userd`}},
 		{"two things", sql(`DROP INDEX user_username`, `UPDATE counter SET user_id = 1`), []string{"index user_username is missing", "but user 2 exists"}},
 		{"many of one", sql(manyUsers, `UPDATE user SET role = 'king'`), []string{"user 1 has the unknown role 'king'", moreFindings}},
 		{"a damaged index", func(t *testing.T, path string) { damage(t, path, firstPage(t, path, "user_email"), noise) }, []string{"page"}},

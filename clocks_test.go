@@ -27,6 +27,7 @@ var clockReaders = map[string]string{
 	"auth.go keyring.verify":             "access tokens",
 	"auth.go server.authenticate":        "access tokens",
 	"backup.go restore":                  "stored",
+	"check.go watchFiles":                "mono",
 	"cli.go cli.withDatabase":            "stored",
 	"cli_data.go cli.printEvents":        "mono",
 	"cli_data.go eventsVerify":           "trimming",

@@ -94,19 +94,12 @@ func TestADirectoryThatCannotBeWrittenLosesNothing(t *testing.T) {
 	command := func() *exec.Cmd { return userdCommand(t, dir, nil) }
 	if os.Getuid() == 0 { // whom the modes of files do not bind
 		const nobody = 65534
-		binary, err := os.Executable()
-		if err == nil {
-			err = cmp.Or(os.Chmod(filepath.Dir(dir), 0o755), os.Chown(dir, nobody, nobody))
-		}
-		if err != nil {
+		if err := cmp.Or(os.Chmod(filepath.Dir(dir), 0o755), os.Chown(dir, nobody, nobody)); err != nil {
 			t.Fatal(err)
 		}
-		reachable := filepath.Join(programDir(t), "userd")
-		copyFile(t, binary, reachable)
 		command = func() *exec.Cmd {
 			cmd := userdCommand(t, dir, nil)
-			cmd.Path = reachable
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+			asNobody(t, cmd)
 			return cmd
 		}
 	}

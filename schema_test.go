@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -176,159 +175,72 @@ func firstPage(t *testing.T, path, table string) int64 {
 	return offset
 }
 
-func TestInspectRefusesForeignFilesAndChangesNone(t *testing.T) {
+// promote is a trigger that makes a user an admin by a login.
+const promote = `CREATE TRIGGER promote AFTER INSERT ON session BEGIN UPDATE user SET role = 'admin' WHERE id = new.user_id; END`
+
+// addHooks runs SQL in a closed database.
+func addHooks(t *testing.T, path string, queries ...string) {
+	t.Helper()
+	t.Run("changed by SQL", func(t *testing.T) { runSQL(t, another(t, path), queries...) })
+}
+
+func TestTriggersAndViewsOfOurTablesAreFound(t *testing.T) {
 	t.Parallel()
-	aFile := func(content string) func(t *testing.T) string {
-		return func(t *testing.T) string {
-			path := emptyFile(t)
-			damage(t, path, 0, []byte(content))
-			return path
-		}
-	}
-	noise := make([]byte, 8192)
-	for i := range noise {
-		noise[i] = byte(i*i>>3 ^ i*31)
-	}
-	type row struct {
-		claim string
-		make  func(t *testing.T) (path string)
-		want  string // in the error; empty: there is none
-	}
-	rows := []row{
-		{"no file is fine", func(t *testing.T) string { return filepath.Join(t.TempDir(), "app.db") }, ""},
-		{"an empty file is fine", emptyFile, ""},
-		{"an empty database is fine", func(t *testing.T) string { return makeDatabase(t, `VACUUM`) }, ""},
-		{"userd's own is fine", func(t *testing.T) string { return makeStore(t, "ann") }, ""},
-		{"a directory that is not there", func(t *testing.T) string { return filepath.Join(t.TempDir(), "missing", "app.db") }, "missing"},
-		{"a directory", func(t *testing.T) string { return t.TempDir() }, "not a file"},
-		{"a file taken for a directory", func(t *testing.T) string { return filepath.Join(emptyFile(t), "app.db") }, "not a directory"},
-		{"a named pipe, which would never answer", func(t *testing.T) string {
-			path := filepath.Join(t.TempDir(), "app.db")
-			if err := syscall.Mkfifo(path, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			return path
-		}, "not a file"},
-		{"a link to itself", func(t *testing.T) string {
-			path := filepath.Join(t.TempDir(), "app.db")
-			if err := os.Symlink(path, path); err != nil {
-				t.Fatal(err)
-			}
-			return path
-		}, "app.db"},
-		{"a text file", aFile("These are my notes.\n" + strings.Repeat("More of them. ", 500)), "not a database"},
-		{"a short text file", aFile("notes\n"), "not a database"},
-		{"a file of two bytes", aFile("x\n"), "not a database"},
-		{"random bytes", aFile(string(noise)), "not a database"},
-		{"zeros", aFile(string(make([]byte, 8192))), "not a database"},
-		{"the right header and then random bytes", aFile("SQLite format 3\x00" + string(noise)), "reading"},
-		{"a database cut in half", func(t *testing.T) string {
-			path := makeStore(t, "ann")
-			info, err := os.Stat(path)
-			if err == nil {
-				err = os.Truncate(path, info.Size()/2)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			return path
-		}, "malformed"},
-		{"a database of which only the header is left", func(t *testing.T) string {
-			path := makeStore(t, "ann")
-			if err := os.Truncate(path, 100); err != nil {
-				t.Fatal(err)
-			}
-			return path
-		}, "reading"},
-		{"a database whose schema is damaged", func(t *testing.T) string {
-			path := makeStore(t, "ann")
-			damage(t, path, 100, noise[:3000])
-			return path
-		}, "malformed"},
-		{"another program's database, without an application_id", func(t *testing.T) string {
-			return makeDatabase(t, `CREATE TABLE song (title)`)
-		}, "another program's"},
-		{"another program's database, with its own user_version", func(t *testing.T) string {
-			return makeDatabase(t, `CREATE TABLE song (title)`, `PRAGMA user_version = 1`)
-		}, "another program's"},
-		{"another program's database, with its own application_id", func(t *testing.T) string {
-			return makeDatabase(t, `CREATE TABLE song (title)`, `PRAGMA application_id = 123`)
-		}, "another program's"},
-		{"another program's database without tables, with its own application_id", func(t *testing.T) string {
-			return makeDatabase(t, `PRAGMA application_id = 123`)
-		}, "another program's"},
-		{"another program's database that has a table user", func(t *testing.T) string {
-			return makeDatabase(t, `CREATE TABLE user (id INTEGER PRIMARY KEY, name TEXT)`)
-		}, "another program's"},
-		{"another program's database in WAL mode", func(t *testing.T) string {
-			return makeDatabase(t, `PRAGMA journal_mode = WAL`, `CREATE TABLE song (title)`)
-		}, "another program's"},
-		{"a newer userd's database", func(t *testing.T) string {
-			path := makeStore(t, "ann")
-			damage(t, path, 60, []byte{0, 0, 0, byte(len(migrations) + 1)}) // user_version, in the header
-			return path
-		}, "newer userd"},
-		{"userd's mark on a database without its tables", func(t *testing.T) string {
-			return makeDatabase(t, fmt.Sprintf(`PRAGMA application_id = %d`, applicationID), `PRAGMA user_version = 1`, `CREATE TABLE song (title)`)
-		}, "no such table"},
-	}
-	for _, table := range []string{"user", "counter", "session", "signing_key"} {
-		rows = append(rows, row{"a database whose first page of the table " + table + " is damaged", func(t *testing.T) string {
-			path := makeStore(t, "ann")
-			damage(t, path, firstPage(t, path, table), noise[:4096])
-			return path
-		}, "table " + table})
-	}
-	if os.Getuid() != 0 { // whom no mode keeps from reading
-		rows = append(rows, row{"a file that may not be read", func(t *testing.T) string {
-			path := makeStore(t, "ann")
-			if err := os.Chmod(path, 0); err != nil {
-				t.Fatal(err)
-			}
-			return path
-		}, "app.db"})
-	}
-	for _, c := range rows {
-		t.Run(c.claim, func(t *testing.T) {
-			path := c.make(t)
-			dir := filepath.Dir(path)
-			if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-				dir = filepath.Dir(dir)
-			}
-			before := snapshot(t, dir)
-			_, err := inspect(context.Background(), path)
-			switch {
-			case c.want == "" && err != nil:
-				t.Errorf("refused: %v", err)
-			case c.want != "" && err == nil:
-				t.Error("let through")
-			case c.want != "" && !strings.Contains(err.Error(), c.want):
-				t.Errorf("the error %q does not say %q", err, c.want)
-			case err != nil && strings.ContainsAny(err.Error(), "\r\n"):
-				t.Errorf("the error has more than one line: %q", err)
-			}
-			if after := snapshot(t, dir); after != before {
-				t.Errorf("the files were\n%sand are\n%s", before, after)
+	const post = `CREATE TABLE post (id INTEGER PRIMARY KEY, user_id INTEGER, users TEXT)`
+	for _, c := range []struct{ sql, want string }{
+		{promote, `[trigger "promote" on table "session"]`},
+		{`CREATE TRIGGER t AFTER DELETE ON "User" BEGIN SELECT 1; END`, `[trigger "t" on table "user"]`},
+		{`CREATE TRIGGER t AFTER DELETE ON post BEGIN UPDATE [user] SET role = 'admin'; END`, `[trigger "t" on table "post"]`},
+		{`CREATE TRIGGER t AFTER DELETE ON post BEGIN DELETE FROM/**/event; END`, `[trigger "t" on table "post"]`},
+		{`CREATE VIEW v AS SELECT password_hash FROM 'user'`, `[view "v"]`},
+		{`CREATE VIEW v AS SELECT * FROM secret`, `[view "v"]`},
+		{`CREATE TRIGGER t AFTER DELETE ON post BEGIN UPDATE post SET users = old.user_id; END`, `[]`},
+		{`CREATE VIEW v AS SELECT user_id, users FROM post`, `[]`},
+		{`CREATE TEMP TRIGGER t AFTER DELETE ON user BEGIN SELECT 1; END`, `[]`}, // of one connection only
+	} {
+		t.Run(c.sql, func(t *testing.T) {
+			path := makeStore(t)
+			conn := another(t, path)
+			runSQL(t, conn, post, c.sql)
+			hooks, err := findHooks(t.Context(), conn)
+			if got := fmt.Sprint(hooks); err != nil || !strings.EqualFold(got, c.want) {
+				t.Errorf("found %s, %v, want %s", got, err, c.want)
 			}
 		})
 	}
+	t.Run("of every table that the migrations make", func(t *testing.T) {
+		path := makeStore(t)
+		conn := another(t, path)
+		tables := strings.Fields(scan[string](t, conn, `SELECT group_concat(name, ' ') FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'`))
+		for _, table := range tables {
+			runSQL(t, conn, `CREATE TRIGGER on_`+table+` AFTER DELETE ON `+table+` BEGIN SELECT 1; END`)
+		}
+		if hooks, err := findHooks(t.Context(), conn); err != nil || len(hooks) != len(tables) || len(tables) < 7 {
+			t.Errorf("found %s of %s, %v", hooks, tables, err)
+		}
+	})
 }
 
-// A killed server leaves its last writes in the WAL.
-func TestInspectReadsTheWALOfAKilledServer(t *testing.T) {
+func TestADatabaseWithATriggerIsNotUsed(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "app.db")
-	st := openTestStore(t, path)
-	aUser(t, st, "ann", member)
-	left := filepath.Join(t.TempDir(), "app.db")
-	for _, suffix := range []string{"", "-wal"} {
-		// By another process: closing a descriptor here would drop SQLite's locks.
-		copyFile(t, path+suffix, left+suffix)
+	const says = `trigger "promote" on table "session"`
+	path := makeStore(t, "mallory")
+	addHooks(t, path, promote)
+	environ := []string{"DATABASE_URL=" + path, "ADDR=127.0.0.1:0"}
+	for _, args := range [][]string{nil, {"user", "list"}, {"events", "verify"}, {"adopt"}, {"user", "add", "ann", "ann@example.com"}} {
+		userdHere(t, goodPassword, environ, args...).wantFailure(t, 1, says)
 	}
-	if _, err := inspect(context.Background(), left); err != nil {
-		t.Fatal(err)
+	if got := userdHere(t, "", environ, "backup", filepath.Join(t.TempDir(), "copy.db")); got.status != 0 || !strings.Contains(got.stderr, says) {
+		t.Errorf("backup: %+v", got)
 	}
-	if got := usernames(t, openTestStore(t, left)); !slices.Equal(got, []string{"ann"}) {
-		t.Errorf("the users are %v", got)
-	}
+	wantFiles(t, filepath.Dir(path), "app.db")
+	addHooks(t, path, `DROP TRIGGER promote`)
+	(&shell{t, path}).run(0, "", "user", "list")
+
+	t.Run("but a store that is open keeps working", func(t *testing.T) {
+		s := newService(t)
+		s.register("ann")
+		runSQL(t, another(t, s.path), `CREATE VIEW names AS SELECT username FROM user`)
+		s.login("ann")
+	})
 }

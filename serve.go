@@ -312,6 +312,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	background.Go(func() { sweepSessions(ctx, st, log) })
 	background.Go(func() { keepChain(ctx, &events, c.eventRetention, log) })
 	background.Go(func() { checkDatabase(ctx, s) })
+	background.Go(func() { watchFiles(ctx, st, log) })
 	background.Go(func() {
 		if err := l.keepCertificates(ctx); err != nil {
 			served <- err

@@ -6,14 +6,32 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
-	"slices"
-	"strings"
+	"path/filepath"
 
-	"userd/internal/passhash"
 	"userd/internal/safefile"
 )
+
+// statFiles returns the files of an open database, whose WAL exists, by their paths.
+// created is what had the path before it was opened.
+func statFiles(path string, created fs.FileInfo) (map[string]fs.FileInfo, error) {
+	target, err := filepath.EvalSymlinks(path) // SQLite puts the -wal next to a link's target
+	if err != nil {
+		return nil, err
+	}
+	files := make(map[string]fs.FileInfo)
+	for _, name := range []string{path, target + "-wal", target + "-shm"} {
+		if files[name], err = os.Stat(name); err != nil {
+			return nil, err
+		}
+	}
+	if !os.SameFile(files[path], created) {
+		return nil, errors.New("another file took its place while it was being opened")
+	}
+	return files, nil
+}
 
 // A callerKind says how userd knows a caller.
 type callerKind string
@@ -64,6 +82,7 @@ type store struct {
 	readers   *sql.DB
 	readerDSN string
 	reads     prepared
+	files     map[string]fs.FileInfo // the open files, by the paths that they had
 	*writer
 }
 
@@ -74,10 +93,13 @@ const readerCount = 4
 // openStore opens the database at path and upgrades its schema. If the file does
 // not exist, openStore creates it with mode 0600. The caller has inspected it.
 func openStore(ctx context.Context, path string) (*store, error) {
-	// SQLite would use mode 0644. The -wal and -shm files get the mode of the file.
 	// Nothing else in the process may open the file later: closing a descriptor of
 	// it drops SQLite's locks.
-	if err := safefile.CreateIfMissing(path); err != nil {
+	if err := prepareFiles(path); err != nil {
+		return nil, err
+	}
+	created, err := os.Stat(path)
+	if err != nil {
 		return nil, err
 	}
 	w, err := openWriter(path)
@@ -85,7 +107,13 @@ func openStore(ctx context.Context, path string) (*store, error) {
 		return nil, err
 	}
 	readerDSN := dsn(path, "mode=rw", "_query_only=1", "_busy_timeout=5000")
-	err = migrate(ctx, w.conn, migrations)
+	if err = refuseHooks(ctx, w.conn); err == nil { // a migration could run a trigger
+		err = migrate(ctx, w.conn, migrations)
+	}
+	var files map[string]fs.FileInfo
+	if err == nil {
+		files, err = statFiles(path, created)
+	}
 	var readers *sql.DB
 	if err == nil {
 		readers, err = sql.Open("sqlite", readerDSN)
@@ -102,8 +130,47 @@ func openStore(ctx context.Context, path string) (*store, error) {
 		readers:   readers,
 		readerDSN: readerDSN,
 		reads:     prepared{by: readers},
+		files:     files,
 		writer:    w,
 	}, nil
+}
+
+// checkWritable returns the path without symbolic links. It returns an error that names
+// the missing right if the process may not write to the file or, if SQLite must make the
+// -wal and -shm, to its directory. It runs before SQLite leaves something there.
+func checkWritable(path string) (target string, err error) {
+	if target, err = filepath.EvalSymlinks(path); err != nil {
+		return "", err
+	}
+	for _, name := range []string{target, target + "-wal", target + "-shm"} {
+		err := safefile.CheckWritable(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = safefile.CheckWritable(filepath.Dir(target))
+		}
+		if err != nil {
+			return "", fmt.Errorf("userd must be able to write to the database and its directory: %w", err)
+		}
+	}
+	return target, nil
+}
+
+// prepareFiles creates the database with mode 0600 if it does not exist, because SQLite
+// would use 0644, and takes the rights of others to an existing one. The -wal and -shm
+// files get the mode of the file.
+func prepareFiles(path string) error {
+	if err := safefile.CreateIfMissing(path); err != nil {
+		return err
+	}
+	target, err := checkWritable(path)
+	for _, name := range []string{target, target + "-wal"} {
+		if err == nil {
+			err = safefile.MakePrivate(name)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	return err
 }
 
 // close waits for the queued writes and closes the file. The write connection is
@@ -190,188 +257,4 @@ func (s *store) aside(f func(db *sql.DB) error) error {
 		return err
 	}
 	return errors.Join(f(db), db.Close())
-}
-
-// checkIntegrity returns the first finding of SQLite's check, or nothing if the
-// file is sound.
-func (s *store) checkIntegrity(ctx context.Context) (findings []string, err error) {
-	err = s.aside(func(db *sql.DB) (err error) {
-		findings, err = checkIntegrity(ctx, db, 1)
-		return err
-	})
-	return findings, err
-}
-
-// checkIntegrity runs SQLite's check, which reads the whole file, and returns its
-// findings, or nothing if the file is sound. It stops after about most faults. An
-// error that says that the file is damaged is a finding too.
-func checkIntegrity(ctx context.Context, db *sql.DB, most int) (findings []string, err error) {
-	findings, err = collect(ctx, db, fmt.Sprintf(`PRAGMA integrity_check(%d)`, most))
-	findings = slices.DeleteFunc(findings, func(line string) bool { // not a finding
-		return line == "ok" || strings.HasPrefix(line, "*** in database")
-	})
-	if isDamaged(err) {
-		findings, err = append(findings, err.Error()), nil
-	}
-	return findings, err
-}
-
-// unknownHashes counts the users whose password hash has an unknown format.
-func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
-	err = s.aside(func(db *sql.DB) error {
-		return eachUnknownHash(ctx, db, func(int64) { n++ })
-	})
-	return n, err
-}
-
-// eachUnknownHash calls f with the id of each user whose password hash has a
-// format that passhash does not know. It reads the whole table.
-func eachUnknownHash(ctx context.Context, db *sql.DB, f func(id int64)) error {
-	var id int64
-	var hash string
-	return scanQuery(ctx, db, `SELECT id, coalesce(password_hash, '') FROM user ORDER BY id`, []any{&id, &hash}, func() {
-		if !passhash.Known(hash) {
-			f(id)
-		}
-	})
-}
-
-// A check reports mostFindings rows of each rule, and then moreFindings.
-const mostFindings, moreFindings = 100, "… and more like this"
-
-// rules are queries for faults that no write of userd causes. Each row of a result
-// is a finding.
-var rules = []string{
-	`SELECT 'the counter of user ids is missing' WHERE NOT EXISTS (SELECT 1 FROM counter)`,
-	`SELECT 'the counter of user ids is at ' || user_id || ', but user ' || (SELECT max(id) FROM user) || ' exists'
-	FROM counter WHERE user_id < (SELECT max(id) FROM user)`,
-	`SELECT 'user ' || id || ' has the unknown role ' || quote(role) FROM user WHERE role NOT IN ('member', 'admin')`,
-	`SELECT 'user ' || id || ' has ' || quote(disabled) || ' instead of 0 or 1 in disabled' FROM user WHERE disabled NOT IN (0, 1)`,
-	`SELECT 'session ' || id || ' belongs to user ' || user_id || ', which does not exist' FROM session WHERE user_id NOT IN (SELECT id FROM user)`,
-	`SELECT 'signing key ' || kid || ' has ' || length(secret) || ' bytes instead of at least 32' FROM signing_key WHERE length(secret) < 32`,
-}
-
-const selectTotals = `
-	SELECT
-		(SELECT count(*) FROM user),
-		(SELECT count(*) FROM session),
-		(SELECT count(*) FROM user WHERE role = 'admin' AND disabled = 0),
-		(SELECT count(*) FROM signing_key WHERE retired_at = 0)`
-
-// An examination is the result of one check. It counts only active admins and keys.
-type examination struct {
-	findings                      []string
-	users, sessions, admins, keys int
-}
-
-// examine checks a database by SQLite's rules and by userd's. If the file is
-// quiet (see isQuiet), the result is only valid if it is still quiet afterwards.
-func examine(ctx context.Context, path string) (x examination, quiet bool, err error) {
-	db, quiet, err := openToRead(path)
-	if err != nil {
-		return x, quiet, err
-	}
-	defer db.Close()
-	if err = x.run(ctx, db); isDamaged(err) {
-		if !slices.Contains(x.findings, err.Error()) { // checkIntegrity may have found it
-			x.findings = append(x.findings, err.Error())
-		}
-		err = nil
-	}
-	return x, quiet, err
-}
-
-func (x *examination) run(ctx context.Context, db *sql.DB) (err error) {
-	if x.findings, err = checkIntegrity(ctx, db, mostFindings); err != nil {
-		return err
-	}
-	if err := x.compareSchema(ctx, db); err != nil {
-		return err
-	}
-	for _, rule := range rules {
-		found, err := collect(ctx, db, rule)
-		x.findings = append(x.findings, found...)
-		if err != nil {
-			return err
-		}
-	}
-	n := 0
-	err = eachUnknownHash(ctx, db, func(id int64) {
-		if n++; n <= mostFindings {
-			x.findings = append(x.findings, fmt.Sprintf("user %d cannot log in: the format of the password hash is unknown", id))
-		}
-	})
-	if n > mostFindings {
-		x.findings = append(x.findings, moreFindings)
-	}
-	if err != nil {
-		return err
-	}
-	return db.QueryRowContext(ctx, selectTotals).Scan(&x.users, &x.sessions, &x.admins, &x.keys)
-}
-
-// collect returns the lines of a query's first mostFindings rows. With an error, it
-// returns the lines before the error.
-func collect(ctx context.Context, db *sql.DB, query string) (findings []string, err error) {
-	var text string
-	n := 0
-	err = scanQuery(ctx, db, query, []any{&text}, func() {
-		if n++; n <= mostFindings {
-			findings = append(findings, strings.Split(text, "\n")...)
-		}
-	})
-	if n > mostFindings {
-		findings = append(findings, moreFindings)
-	}
-	return findings, err
-}
-
-// compareSchema adds what the migrations create and the database lacks.
-func (x *examination) compareSchema(ctx context.Context, db *sql.DB) error {
-	var version int
-	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
-		return err
-	}
-	model, err := sql.Open("sqlite", ":memory:")
-	if err != nil {
-		return err
-	}
-	defer model.Close()
-	model.SetMaxOpenConns(1) // each connection has its own :memory: database
-	for _, script := range migrations[:version] {
-		if _, err := model.ExecContext(ctx, script); err != nil {
-			return err
-		}
-	}
-	want, err := schemaOf(ctx, model)
-	if err != nil {
-		return err
-	}
-	got, err := schemaOf(ctx, db)
-	if err != nil {
-		return err
-	}
-	for _, name := range slices.Sorted(maps.Keys(want)) {
-		switch text, ok := got[name]; {
-		case !ok:
-			x.findings = append(x.findings, name+" is missing")
-		case text != want[name]:
-			x.findings = append(x.findings, name+" is not userd's: "+text)
-		}
-	}
-	return nil
-}
-
-// schemaOf returns the tables, columns and indexes of a database. The value of an
-// index is its SQL. Other values are empty, because an adopted table has the SQL
-// of the Flask app.
-func schemaOf(ctx context.Context, db *sql.DB) (found map[string]string, err error) {
-	found = make(map[string]string)
-	var name, text string
-	err = scanQuery(ctx, db, `
-		SELECT type || ' ' || name, iif(type = 'index', coalesce(sql, ''), '') FROM sqlite_schema
-		UNION ALL
-		SELECT 'column ' || c.name || ' of table ' || t.name, '' FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c WHERE t.type = 'table'`,
-		[]any{&name, &text}, func() { found[name] = text })
-	return found, err
 }

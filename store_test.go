@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"go/ast"
 	"go/token"
+	"log/slog"
 	"maps"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 )
 
 // another opens the database file as another program does.
@@ -118,9 +120,9 @@ func TestEveryConnectionOfTheStoreHasItsPragmas(t *testing.T) {
 		conns[name] = conn
 	}
 	for name, want := range map[string]map[string]string{
-		"the writer":     {"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "query_only": "0", "busy_timeout": "7000"},
-		"one reader":     {"journal_mode": "wal", "query_only": "1", "busy_timeout": "5000"},
-		"another reader": {"journal_mode": "wal", "query_only": "1", "busy_timeout": "5000"},
+		"the writer":     {"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "query_only": "0", "busy_timeout": "7000", "trusted_schema": "0", "secure_delete": "1"},
+		"one reader":     {"journal_mode": "wal", "query_only": "1", "busy_timeout": "5000", "trusted_schema": "0", "secure_delete": "1"},
+		"another reader": {"journal_mode": "wal", "query_only": "1", "busy_timeout": "5000", "trusted_schema": "0", "secure_delete": "1"},
 	} {
 		for pragma, value := range want {
 			if got := scan[string](t, conns[name], "PRAGMA "+pragma); got != value {
@@ -149,6 +151,71 @@ func TestOnlyTheOwnerCanReadTheDatabaseFiles(t *testing.T) {
 		if mode := info.Mode(); mode != 0o600 {
 			t.Errorf("app.db%s has mode %v, want 0600", suffix, mode)
 		}
+	}
+}
+
+func TestAReadableDatabaseIsMadePrivate(t *testing.T) {
+	t.Parallel()
+	path := makeStore(t, "ann")
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	st := openTestStore(t, path)
+	aUser(t, st, "bob", member)
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if info, err := os.Stat(path + suffix); err != nil || info.Mode() != 0o600 {
+			t.Errorf("app.db%s has the mode %v, %v", suffix, info.Mode(), err)
+		}
+	}
+}
+
+// asNobody makes the command run as a user whom the modes of files bind.
+func asNobody(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return
+	}
+	reachable := filepath.Join(programDir(t), "userd")
+	copyFile(t, cmd.Path, reachable)
+	cmd.Path = reachable
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+}
+
+func TestAMissingRightIsNamedAndNothingIsLeft(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		claim     string
+		database  func(t *testing.T) string
+		file, dir os.FileMode
+		says      string
+	}{
+		{"a file that cannot be written", func(t *testing.T) string { return makeStore(t, "ann") }, 0o444, 0o777, "write to PATH: permission denied"},
+		{"a directory that cannot be written", func(t *testing.T) string { return makeStore(t, "ann") }, 0o666, 0o555, "write to DIR: permission denied"},
+		{"one of Flask's", func(t *testing.T) string { return flaskDatabase(t) }, 0o444, 0o777, "write to PATH: permission denied"},
+		{"a file of another user", func(t *testing.T) string { return makeStore(t, "ann") }, 0o666, 0o777, "chmod PATH: operation not permitted"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			if os.Getuid() != 0 && strings.HasPrefix(c.says, "chmod") {
+				return // the file is ours
+			}
+			path := c.database(t)
+			dir := filepath.Dir(path)
+			if err := errors.Join(os.Chmod(path, c.file), os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, c.dir)); err != nil {
+				t.Fatal(err)
+			}
+			before := snapshot(t, dir)
+			cmd := userdCommand(t, dir, nil)
+			asNobody(t, cmd)
+			out, err := cmd.CombinedOutput()
+			says := strings.NewReplacer("PATH", path, "DIR", dir).Replace(c.says)
+			if err == nil || !strings.Contains(string(out), says) || strings.Count(string(out), "\n") != 1 {
+				t.Errorf("%v: %s, want %q", err, out, says)
+			}
+			if after := snapshot(t, dir); after != before {
+				t.Errorf("the files were\n%s\nand are\n%s", before, after)
+			}
+			os.Chmod(dir, 0o755)
+		})
 	}
 }
 
@@ -386,6 +453,50 @@ func TestAClosedStoreReturnsErrors(t *testing.T) {
 	_, err = st.credentials(ann.id)
 	wantError(t, "a read by a new statement", err, errStorage)
 	wantError(t, "a list", st.users(context.Background(), 0, 1, filter{}, func(*user) {}), errStorage)
+}
+
+func TestALostFileRefusesWrites(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		claim string
+		lose  func(path string) error
+	}{
+		{"a deleted database", func(path string) error {
+			return errors.Join(os.Remove(path), os.Remove(path+"-wal"), os.Remove(path+"-shm"))
+		}},
+		{"a moved database", func(path string) error { return os.Rename(path, path+".old") }},
+		{"another database in its place", func(path string) error {
+			return errors.Join(os.Rename(path, path+".old"), os.WriteFile(path, []byte("x"), 0o600))
+		}},
+		{"a deleted write-ahead log", func(path string) error { return os.Remove(path + "-wal") }},
+		{"deleted shared memory", func(path string) error { return os.Remove(path + "-shm") }},
+		{"a moved directory", func(path string) error { return os.Rename(filepath.Dir(path), filepath.Dir(path)+".old") }},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "data")
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			s := newServiceOn(t, filepath.Join(dir, "app.db"))
+			s.register("ann")
+			if err := s.store.checkFiles(); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.lose(s.path); err != nil {
+				t.Fatal(err)
+			}
+			s.keepLog()
+			synctest.Test(t, func(t *testing.T) { // for the ticker
+				var log lines
+				watchFiles(t.Context(), s.store, slog.New(slog.NewTextHandler(&log, nil)))
+				if text := log.text.String(); !strings.Contains(text, "level=ERROR") || !strings.Contains(text, "was deleted, moved or replaced") {
+					t.Errorf("the log says %s", text)
+				}
+			})
+			s.do("", "POST", "/api/register", registerBody("bob", goodPassword)).want(t, 503, "unavailable")
+			s.do("", "GET", "/readyz", "").want(t, 503, "unavailable")
+		})
+	}
 }
 
 func TestCloseLeavesOnlyTheDatabaseFile(t *testing.T) {

@@ -45,6 +45,7 @@ var (
 	errDuplicate  = errors.New("not unique")
 	errNotApplied = errors.New("a condition of the write did not hold")
 	errClosing    = &storageError{"writing", errors.New("the database is closing")}
+	errFilesLost  = &storageError{"writing", errors.New("a file of the database was deleted, moved or replaced; restart userd")}
 )
 
 // A writer runs every write of the process on one connection. A commit costs an
@@ -62,6 +63,7 @@ type writer struct {
 	commitSizes     *prom.Histogram // successful writes per commit
 	failedWrites    atomic.Uint64   // writes that returned errStorage
 	wrote           atomic.Bool     // at least one write took effect
+	filesLost       atomic.Bool     // set by checkFiles: refuse every write
 }
 
 type pendingWrite struct {
@@ -126,6 +128,9 @@ func (w *writer) write(ctx context.Context, statements ...statement) (err error)
 			w.failedWrites.Add(1)
 		}
 	}()
+	if w.filesLost.Load() {
+		return errFilesLost
+	}
 	p := newPendingWrite(ctx, statements)
 	select {
 	case w.queue <- p:
@@ -348,11 +353,15 @@ const applicationID = 0x75736572
 
 // dsn returns the name of the database file for the driver. Pragmas are
 // parameters of it, because one that Exec runs affects one connection of a pool.
+// With trusted_schema off, what another program put into the schema can call only
+// functions without side effects. With secure_delete on, SQLite overwrites what it
+// deletes: FAST would leave password hashes in free pages.
 func dsn(path string, params ...string) string {
 	path = filepath.ToSlash(path)
 	if !strings.HasPrefix(path, "/") { // C:/…
 		path = "/" + path
 	}
+	params = append(params, "_pragma=trusted_schema(0)", "_pragma=secure_delete(1)")
 	u := url.URL{Scheme: "file", Path: path, RawQuery: strings.Join(params, "&")}
 	return u.String()
 }
@@ -410,8 +419,13 @@ func scanRows(rows *sql.Rows, dest []any, f func()) error {
 	return rows.Err()
 }
 
+// A querier is a pool, a connection or a transaction.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
 // scanQuery calls f after scanning each row of a query into dest.
-func scanQuery(ctx context.Context, db *sql.DB, query string, dest []any, f func()) error {
+func scanQuery(ctx context.Context, db querier, query string, dest []any, f func()) error {
 	rows, err := db.QueryContext(ctx, query)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@
 package safefile
 
 import (
+	"io/fs"
 	"os"
 	"syscall"
 )
@@ -20,4 +21,18 @@ func ChownLike(f *os.File, like string) error {
 	}
 	stat := info.Sys().(*syscall.Stat_t)
 	return f.Chown(int(stat.Uid), int(stat.Gid))
+}
+
+// noFollow makes opening a symbolic link fail. The file may be a pipe by now, which
+// must not block.
+const noFollow = syscall.O_NOFOLLOW | syscall.O_NONBLOCK
+
+// CheckWritable returns an error unless the process may write to the file or
+// directory at path. It does not open it.
+func CheckWritable(path string) error {
+	const write = 2 // W_OK
+	if err := syscall.Access(path, write); err != nil {
+		return &fs.PathError{Op: "write to", Path: path, Err: err}
+	}
+	return nil
 }

@@ -58,3 +58,20 @@ func TestChownLike(t *testing.T) {
 		t.Errorf("like a file that does not exist: %v", err)
 	}
 }
+
+func TestRootGivesANewFileToTheOwnerOfItsDirectory(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if os.Geteuid() == 0 {
+		if err := os.Chown(dir, 65533, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(dir, "file")
+	if err := CreateIfMissing(path); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := ownerAt(t, path), ownerAt(t, dir); got != want {
+		t.Errorf("the file belongs to %v, want %v", got, want)
+	}
+}

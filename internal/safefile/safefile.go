@@ -73,7 +73,7 @@ func (t *Temp) Discard() {
 }
 
 // CreateIfMissing makes an empty file with mode 0600, unless path exists. It
-// never opens a file that exists.
+// never opens a file that exists. Root gives the file to the directory's owner.
 func CreateIfMissing(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
@@ -82,7 +82,40 @@ func CreateIfMissing(path string) error {
 	if err != nil {
 		return err
 	}
-	return f.Close()
+	return errors.Join(ChownLike(f, filepath.Dir(path)), f.Close())
+}
+
+// MakePrivate takes the rights to the file at path from its group and all others. It
+// does not follow a symbolic link, and only opens a file that it must change: to close
+// a descriptor of a file drops the locks of this process on it.
+func MakePrivate(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode().Perm()&0o077 == 0 {
+		return err
+	}
+	f, err := Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Chmod(info.Mode().Perm() &^ 0o077)
+}
+
+// Open opens a regular file for reading. It does not follow a symbolic link.
+func Open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|noFollow, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = &fs.PathError{Op: "open", Path: path, Err: errors.New("not a regular file")}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // SyncDir makes the names in a directory survive a power cut. Some systems, such

@@ -173,6 +173,28 @@ func TestCreateIfMissing(t *testing.T) {
 	}
 }
 
+func TestMakePrivate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path, link := filepath.Join(dir, "file"), filepath.Join(dir, "link")
+	writeFile(t, path, "text")
+	if err := errors.Join(os.Chmod(path, 0o664), os.Symlink(path, link)); err != nil {
+		t.Fatal(err)
+	}
+	for _, refused := range []string{link, dir} {
+		if err := errors.Join(os.Chmod(dir, 0o755), MakePrivate(refused)); err == nil {
+			t.Errorf("%s: no error", refused)
+		}
+	}
+	if err := MakePrivate(path); err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, path, "text")
+	if err := MakePrivate(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that does not exist: %v", err)
+	}
+}
+
 func TestSyncDir(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
