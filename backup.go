@@ -65,7 +65,7 @@ func backup(ctx context.Context, c *cli) error {
 func sendCopy(ctx context.Context, c *cli, copied *databaseCopy) (err error) {
 	// Before the first byte: if the reader goes away, a signal ends this process,
 	// and the copy must not stay. Windows removes it only at the end.
-	os.Remove(copied.file.Name())
+	copied.file.Hide()
 	for err == nil {
 		if err = ctx.Err(); err == nil {
 			_, err = io.CopyN(c.stdout, copied.file, 1<<20)
@@ -166,8 +166,9 @@ const idGap = 1 << 20
 // At every instant the path refers to one of the two, complete, and SQLite never
 // combines one with the -wal file of the other:
 //  1. lockDatabase locks the database and folds its write-ahead log into it.
-//  2. prepareRestore copies FILE into a new file next to the database, and checks,
-//     changes and syncs the new file.
+//  2. stage copies the backup, and prepareRestore makes the new file of that, checks,
+//     changes and syncs it. Both are in new directories, where no one else can put a
+//     -wal or -journal next to them.
 //  3. replaceDatabase gives the previous database a second name, which stays if
 //     the process is killed before step 4. The -wal file of a damaged database
 //     moves along: SQLite would take it for that of the new one.
@@ -186,9 +187,20 @@ func restore(ctx context.Context, c *cli) error {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target // a symbolic link stays one
 	}
-	exists, err := checkRestore(ctx, from, path)
+	exists, err := checkRestore(from, path)
 	if err != nil {
 		return err
+	}
+	staged, err := safefile.CreateTemp(filepath.Dir(path), filepath.Base(path)+".part-")
+	if err != nil {
+		return err
+	}
+	defer staged.Discard()
+	if err := stage(from, staged.Name()); err != nil {
+		return err
+	}
+	if err := checkStaged(ctx, staged.Name()); err != nil {
+		return errors.New(strings.ReplaceAll(err.Error(), staged.Name(), from))
 	}
 	previous := &lockedDatabase{}
 	if exists {
@@ -197,9 +209,9 @@ func restore(ctx context.Context, c *cli) error {
 		}
 		defer previous.db.Close()
 	}
-	copied, err := prepareRestore(ctx, from, path, previous)
+	copied, err := prepareRestore(ctx, staged.Name(), path, previous)
 	if err != nil {
-		return err
+		return fmt.Errorf("copying %s: %w", from, err)
 	}
 	defer copied.file.Discard()
 	kept := safefile.TimestampedName(path, "before-restore", time.Now())
@@ -214,9 +226,9 @@ func restore(ctx context.Context, c *cli) error {
 	return err
 }
 
-// checkRestore returns an error unless from is a sound backup that can replace
-// the database at path. It reports whether there is a file at path.
-func checkRestore(ctx context.Context, from, path string) (exists bool, err error) {
+// checkRestore returns an error unless from can replace the database at path. It reports
+// whether there is a file at path. checkStaged checks the contents.
+func checkRestore(from, path string) (exists bool, err error) {
 	source, err := os.Stat(from)
 	if err != nil {
 		return false, err
@@ -235,20 +247,88 @@ func checkRestore(ctx context.Context, from, path string) (exists bool, err erro
 	if _, err := os.Lstat(from + "-journal"); err == nil {
 		return false, fmt.Errorf("%s is not a backup: it has an unfinished transaction in %[1]s-journal", from)
 	}
-	if err := mustBeUserds(ctx, from); err != nil {
-		return false, err
+	if exists {
+		return true, checkLogs(path)
 	}
-	if _, err := checkCopy(ctx, from); err != nil {
-		return false, fmt.Errorf("%s is damaged: %w", from, err)
+	return false, nil
+}
+
+// stage copies a backup, and its -wal if it has one, to a name in a private directory.
+// It reads each by one descriptor, so the directory of the backup may belong to others.
+// But a -wal changes what the backup holds, so it must be root's or the caller's.
+func stage(from, to string) error {
+	from, err := filepath.EvalSymlinks(from) // SQLite puts the -wal next to a link's target
+	if err != nil {
+		return err
 	}
-	db, _, err := openToRead(from)
+	f, err := safefile.Open(from)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	files := map[string]*os.File{"": f}
+	log, err := safefile.Open(from + "-wal")
+	if err == nil {
+		defer log.Close()
+		files["-wal"] = log
+		if info, statErr := log.Stat(); statErr != nil || !safefile.OwnedBy(info) {
+			return fmt.Errorf("%s-wal belongs to another user, who may have put it there: move it away, or chown it if it is part of the backup", from)
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return copyUnchanged(files, to)
+}
+
+// copyUnchanged copies open files to a name with suffixes in a private directory. It
+// returns an error if one of them changed meanwhile: halves of changes are not a backup.
+func copyUnchanged(files map[string]*os.File, to string) error {
+	before := make(map[string]fs.FileInfo)
+	var err error
+	for suffix, f := range files {
+		if before[suffix], err = f.Stat(); err != nil {
+			return err
+		}
+	}
+	for suffix, f := range files {
+		copied, err := os.OpenFile(to+suffix, os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(copied, f)
+		if err := errors.Join(err, copied.Close()); err != nil {
+			return err
+		}
+	}
+	for suffix, f := range files {
+		after, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if after.Size() != before[suffix].Size() || !after.ModTime().Equal(before[suffix].ModTime()) {
+			return fmt.Errorf("%s changed while it was read: stop the program that writes it, or use userd backup", f.Name())
+		}
+	}
+	return nil
+}
+
+// checkStaged returns an error unless the file is a sound backup without triggers.
+func checkStaged(ctx context.Context, path string) error {
+	if err := mustBeUserds(ctx, path); err != nil {
+		return err
+	}
+	if _, err := checkCopy(ctx, path); err != nil {
+		return fmt.Errorf("%s is damaged: %w", path, err)
+	}
+	db, _, err := openToRead(path)
 	if err == nil {
 		err = errors.Join(refuseHooks(ctx, db), db.Close())
 	}
 	if err != nil {
-		return false, fmt.Errorf("%s: %w", from, err)
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	return exists, nil
+	return nil
 }
 
 // prepareRestore makes the file that is to replace the database at path: a copy
@@ -261,7 +341,7 @@ func prepareRestore(ctx context.Context, from, path string, previous *lockedData
 	defer db.Close()
 	copied, err := copyToTemp(ctx, db, path)
 	if err != nil {
-		return nil, fmt.Errorf("copying %s: %w", from, err)
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -269,7 +349,7 @@ func prepareRestore(ctx context.Context, from, path string, previous *lockedData
 		}
 	}()
 	if err := raiseIDs(ctx, copied.file.Name(), previous); err != nil {
-		return nil, fmt.Errorf("copying %s: %w", from, err)
+		return nil, err
 	}
 	owner := path
 	if previous.db == nil {

@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -46,7 +48,7 @@ func makeLargeStore(t *testing.T, names ...string) (path string) {
 // unfinished returns the copies in the directory of path that have no name yet.
 func unfinished(t *testing.T, path string) []string {
 	t.Helper()
-	found, err := filepath.Glob(path + ".part-*")
+	found, err := filepath.Glob(path + ".part-*/file")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -594,6 +596,85 @@ func TestARestoreThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
 	}
 }
 
+// In a directory that others can write, a log next to a file may be a stranger's.
+func TestAStrangersLogIsNotRead(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		return // only root can make a stranger's file
+	}
+	for _, c := range []struct {
+		claim, suffix string
+		uid           int
+		status        int // of a restore
+		starts        int // status of a command on it as the database
+	}{
+		{"root's log", "-wal", 0, 0, 0},
+		{"a stranger's log", "-wal", 65533, 1, 1},
+		{"a log of the file's owner", "-wal", 65534, 1, 0}, // who may have made both
+		{"a stranger's journal", "-journal", 65533, 1, 1},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "copy.db")
+			live := filepath.Join(t.TempDir(), "app.db")
+			aUser(t, openTestStore(t, live), "ann", member)
+			copyFile(t, live, file)
+			copyFile(t, live+"-wal", file+c.suffix)
+			if err := errors.Join(os.Chown(file, 65534, 65534), os.Chown(file+c.suffix, c.uid, c.uid)); err != nil {
+				t.Fatal(err)
+			}
+			before := snapshot(t, filepath.Dir(file))
+			dir := t.TempDir()
+			got := userdProcess(t, dir, "", nil, "restore", file)
+			if got.status != c.status || c.status != 0 && !strings.Contains(got.stderr, file+c.suffix) && !strings.Contains(got.stderr, "unfinished") {
+				t.Errorf("restore: %+v", got)
+			}
+			if after := snapshot(t, filepath.Dir(file)); after != before {
+				t.Errorf("the files were\n%s\nand are\n%s", before, after)
+			}
+			if c.status != 0 {
+				wantFiles(t, dir)
+			}
+			if got := userdProcess(t, dir, "", []string{"DATABASE_URL=" + file}, "user", "list"); got.status != c.starts {
+				t.Errorf("user list: %+v", got)
+			}
+		})
+	}
+	t.Run("a link in the place of a log", func(t *testing.T) {
+		file := makeStore(t, "ann")
+		if err := os.Symlink(makeStore(t, "bob"), file+"-wal"); err != nil {
+			t.Fatal(err)
+		}
+		userdProcess(t, t.TempDir(), "", nil, "restore", file).wantFailure(t, 1, "app.db-wal")
+	})
+}
+
+func TestABackupThatChangesWhileItIsReadIsRefused(t *testing.T) {
+	t.Parallel()
+	path := makeStore(t, "ann")
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	pipe := filepath.Join(t.TempDir(), "copy") // copyUnchanged waits until the test reads from it
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- copyUnchanged(map[string]*os.File{"": f}, pipe) }()
+	r, err := os.Open(pipe)
+	if err == nil {
+		err = os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.Copy(io.Discard, r)
+	if err := receive(t, "the end of the copy", failed); err == nil || !strings.Contains(err.Error(), "changed while it was read") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // As long as anybody has the database open, nothing is touched; also where it is
 // damaged under a server.
 func TestARestoreBesideAServerIsRefused(t *testing.T) {
@@ -694,7 +775,7 @@ func TestReplaceDatabaseThatFails(t *testing.T) {
 			if err := replaceDatabase(file, path, kept, c.exists); err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v", err)
 			}
-			wantFiles(t, dir, append(slices.Clone(c.names), filepath.Base(file.Name()))...)
+			wantFiles(t, dir, append(slices.Clone(c.names), filepath.Base(filepath.Dir(file.Name())))...)
 			if data, err := os.ReadFile(path); string(data) != "previous" {
 				t.Errorf("the database contains %q, %v", data, err)
 			}

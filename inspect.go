@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"userd/internal/safefile"
 )
 
 // A fileKind is what inspect finds at a path.
@@ -30,6 +32,9 @@ const (
 func inspect(ctx context.Context, path string) (fileKind, error) {
 	empty, err := inspectFile(path)
 	if empty || err != nil {
+		return kindNone, err
+	}
+	if err := checkLogs(path); err != nil {
 		return kindNone, err
 	}
 	db, _, err := openToRead(path)
@@ -102,6 +107,23 @@ func inspectFile(path string) (empty bool, err error) {
 		return false, fmt.Errorf("%s is not a database", path)
 	}
 	return false, nil
+}
+
+// checkLogs returns an error if the -wal or -journal of a database belongs to another user
+// than the file, this process, or root. SQLite would write its contents into the database,
+// so a user who can make files in the directory could change everything.
+func checkLogs(path string) error {
+	path, err := filepath.EvalSymlinks(path) // SQLite puts the -wal next to a link's target
+	if err != nil {
+		return err
+	}
+	file, err := os.Stat(path)
+	for _, suffix := range []string{"-wal", "-journal"} {
+		if log, missing := os.Lstat(path + suffix); err == nil && missing == nil && !safefile.OwnedBy(log, file) {
+			err = fmt.Errorf("%s%s belongs to another user than %[1]s: find out who put it there, and move it away", path, suffix)
+		}
+	}
+	return err
 }
 
 // readFirstPages reads the first page of each table of a schema version, to find

@@ -5,6 +5,7 @@ package safefile
 import (
 	"io/fs"
 	"os"
+	"slices"
 	"syscall"
 )
 
@@ -35,4 +36,12 @@ func CheckWritable(path string) error {
 		return &fs.PathError{Op: "write to", Path: path, Err: err}
 	}
 	return nil
+}
+
+// OwnedBy reports whether a file belongs to root, to the user of this process, or to the
+// owner of one of the other files.
+func OwnedBy(info fs.FileInfo, others ...fs.FileInfo) bool {
+	owner := func(info fs.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }
+	return owner(info) == 0 || int(owner(info)) == os.Geteuid() ||
+		slices.ContainsFunc(others, func(other fs.FileInfo) bool { return owner(other) == owner(info) })
 }

@@ -75,3 +75,29 @@ func TestRootGivesANewFileToTheOwnerOfItsDirectory(t *testing.T) {
 		t.Errorf("the file belongs to %v, want %v", got, want)
 	}
 }
+
+func TestOwnedBy(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	info := func(name string, uid int) fs.FileInfo {
+		path := filepath.Join(dir, name)
+		writeFile(t, path, "")
+		if os.Geteuid() == 0 {
+			if err := os.Chown(path, uid, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		found, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	ours, ann, bob := info("ours", os.Geteuid()), info("ann", 65533), info("bob", 65534)
+	if !OwnedBy(ours) || !OwnedBy(ann, bob, ann) {
+		t.Error("our own file, or one of ann's, is not trusted")
+	}
+	if os.Geteuid() == 0 && (OwnedBy(ann) || OwnedBy(ann, ours, bob)) {
+		t.Error("ann's file is trusted")
+	}
+}

@@ -1,8 +1,9 @@
 // Package safefile makes files that only their owner can read, from the first
 // byte, and that get their name only when they are complete.
 //
-// [CreateTemp] makes an empty file with mode 0600. The caller fills it, by its
-// descriptor or, if another library has to open it, by its name. Publish then
+// [CreateTemp] makes an empty file with mode 0600 in a new directory with mode 0700.
+// The caller fills it, by its descriptor or, if another library has to open it, by its
+// name: no other user can put a file next to it. Publish then
 // gives it a name that must not exist; Replace gives it a name that another file
 // may have. Both sync the contents before and the directory after the change: after
 // a power cut the name refers to the complete new file, or still to what it referred
@@ -21,20 +22,26 @@ import (
 	"time"
 )
 
-// A Temp is a file that has only a temporary name.
+// A Temp is a file that has only a temporary name, in a directory of its own.
 type Temp struct {
 	*os.File
-	renamed bool
+	dir string
 }
 
-// CreateTemp makes a new file in dir, with mode 0600 and a name from pattern as
-// in [os.CreateTemp]. The directory must be that of the file's later name.
+// CreateTemp makes a new directory in dir, with mode 0700 and a name from pattern as in
+// [os.MkdirTemp], and in it an empty file with mode 0600. dir must be the directory of
+// the file's later name.
 func CreateTemp(dir, pattern string) (*Temp, error) {
-	f, err := os.CreateTemp(dir, pattern)
+	private, err := os.MkdirTemp(dir, pattern)
 	if err != nil {
 		return nil, err
 	}
-	return &Temp{File: f}, nil
+	f, err := os.OpenFile(filepath.Join(private, "file"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		os.Remove(private)
+		return nil, err
+	}
+	return &Temp{File: f, dir: private}, nil
 }
 
 // Publish gives the file the name path. It fails with fs.ErrExist, and changes
@@ -47,7 +54,7 @@ func (t *Temp) Publish(path string) error {
 	if err := os.Link(t.Name(), path); err != nil { // a rename would overwrite a file
 		return err
 	}
-	return SyncDir(filepath.Dir(path))
+	return errors.Join(t.check(path), SyncDir(filepath.Dir(path)))
 }
 
 // Replace gives the file the name path instead of its temporary one. A file that
@@ -59,17 +66,33 @@ func (t *Temp) Replace(path string) error {
 	if err := os.Rename(t.Name(), path); err != nil {
 		return err
 	}
-	t.renamed = true
-	return SyncDir(filepath.Dir(path))
+	t.Hide()
+	return errors.Join(t.check(path), SyncDir(filepath.Dir(path)))
 }
 
-// Discard closes the file and removes its temporary name. A published file keeps its
-// lasting name.
+// check returns an error unless the file has the name path: in a directory without the
+// sticky bit, others can rename the temporary directory and put another in its place.
+func (t *Temp) check(path string) error {
+	info, err := t.Stat()
+	if err != nil {
+		return err
+	}
+	named, err := os.Lstat(path)
+	if err == nil && !os.SameFile(info, named) {
+		err = &fs.PathError{Op: "name", Path: path, Err: errors.New("another file has the name")}
+	}
+	return err
+}
+
+// Hide removes the temporary directory and name. The open file stays, unless the system
+// removes names of open files only when they are closed.
+func (t *Temp) Hide() { os.RemoveAll(t.dir) }
+
+// Discard closes the file and removes the temporary directory. A published file
+// keeps its lasting name.
 func (t *Temp) Discard() {
 	t.Close()
-	if !t.renamed {
-		os.Remove(t.Name())
-	}
+	t.Hide()
 }
 
 // CreateIfMissing makes an empty file with mode 0600, unless path exists. It

@@ -65,6 +65,9 @@ func TestAFileIsPrivateFromTheStart(t *testing.T) {
 	t.Parallel()
 	f := newTemp(t, t.TempDir(), "")
 	wantFile(t, f.Name(), "")
+	if info, err := os.Lstat(filepath.Dir(f.Name())); err != nil || info.Mode() != fs.ModeDir|0o700 {
+		t.Errorf("its directory has the mode %v, %v", info.Mode(), err)
+	}
 	if _, err := CreateTemp(filepath.Join(t.TempDir(), "missing"), "x"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("in a directory that does not exist: %v", err)
 	}
@@ -112,15 +115,30 @@ func TestReplace(t *testing.T) {
 	path := filepath.Join(dir, "file")
 	writeFile(t, path, "old")
 	f := newTemp(t, dir, "new")
-	temporary := f.Name()
 	if err := f.Replace(path); err != nil {
 		t.Fatal(err)
 	}
 	wantNames(t, dir, "file")
 	wantFile(t, path, "new")
-	writeFile(t, temporary, "another program's") // the name is free again
 	f.Discard()
-	wantNames(t, dir, "file", filepath.Base(temporary))
+	wantNames(t, dir, "file")
+}
+
+// In a directory that all may change, another user puts a directory in the place.
+func TestAFileThatWasReplacedGetsNoNameUnnoticed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for i, name := range []func(*Temp, string) error{(*Temp).Publish, (*Temp).Replace} {
+		f := newTemp(t, dir, "new")
+		private := filepath.Dir(f.Name())
+		if err := errors.Join(os.Rename(private, private+".mine"), os.Mkdir(private, 0o777)); err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, f.Name(), "forged")
+		if err := name(f, filepath.Join(dir, []string{"a", "b"}[i])); err == nil {
+			t.Error("it was not noticed")
+		}
+	}
 }
 
 func TestReplaceOfADirectoryFailsAndLeavesNothing(t *testing.T) {
