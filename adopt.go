@@ -63,11 +63,11 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 		return err
 	}
 	duplicates, err := findDuplicates(ctx, tx)
+	if err == nil && duplicates > 0 {
+		err = refuseDuplicates(ctx, tx, resolve)
+	}
 	if err != nil {
 		return err
-	}
-	if duplicates > 0 && resolve == refuse {
-		return listDuplicates(ctx, tx)
 	}
 	backup, err := copyBefore(ctx, db, path)
 	if err != nil {
@@ -103,7 +103,7 @@ func upgradeTutorial(ctx context.Context, tx *sql.Tx, file *os.File, say func(te
 	if len(taken) > 0 {
 		say("the Flask app can no longer use these columns, which userd takes over: " + strings.Join(taken, ", "))
 	}
-	if err = renameDuplicates(ctx, tx); err == nil {
+	if err = renameDuplicates(ctx, tx, say); err == nil {
 		err = execTx(ctx, tx, textColumns+before+addColumns+after+restOfSchema+fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID))
 	}
 	if isDuplicate(err) { // by the tutorial's constraints, or by userd's indexes if the case differs
@@ -146,15 +146,43 @@ func findDuplicates(ctx context.Context, tx *sql.Tx) (n int, err error) {
 }
 
 // renameDuplicates renames all but the oldest of the users that findDuplicates
-// found: their usernames become NAME-ID and their addresses LOCAL+ID@HOST.
-func renameDuplicates(ctx context.Context, tx *sql.Tx) error {
-	return execTx(ctx, tx, `
+// found, and says whom: their usernames become NAME-ID and their addresses LOCAL+ID@HOST.
+func renameDuplicates(ctx context.Context, tx *sql.Tx, say func(text string)) error {
+	err := execTx(ctx, tx, `
 		UPDATE user SET username = username || '-' || id
 		WHERE id IN (SELECT id FROM temp.duplicate WHERE field = 'username' AND id <> oldest);
 		UPDATE user SET email = substr(email, 1, instr(email, '@') - 1) || '+' || id || substr(email, instr(email, '@'))
 		WHERE id IN (SELECT id FROM temp.duplicate WHERE field = 'email' AND id <> oldest) AND instr(email, '@') > 0;
 		UPDATE user SET email = email || '+' || id
 		WHERE id IN (SELECT id FROM temp.duplicate WHERE field = 'email' AND id <> oldest) AND instr(email, '@') = 0`)
+	if err != nil {
+		return err
+	}
+	var field, before, after string
+	var id int64
+	return scanQuery(ctx, tx, `
+		SELECT field, value, user.id, iif(field = 'email', email, username)
+		FROM temp.duplicate JOIN user ON user.id = duplicate.id
+		WHERE user.id <> oldest ORDER BY user.id, field DESC`,
+		[]any{&field, &before, &id, &after}, func() {
+			say(fmt.Sprintf("changed the %s of user %d from %q to %q", field, id, before, after))
+		})
+}
+
+// refuseDuplicates returns an error unless the duplicates can be renamed and resolve says
+// so. A rename would make an address or a name out of an empty one.
+func refuseDuplicates(ctx context.Context, tx *sql.Tx, resolve resolution) error {
+	if resolve == refuse {
+		return listDuplicates(ctx, tx)
+	}
+	var empty string
+	err := tx.QueryRowContext(ctx, `
+		SELECT coalesce(group_concat(field || ' of user ' || id, ', '), '')
+		FROM (SELECT field, id FROM temp.duplicate WHERE trim(value) = '' ORDER BY field DESC, id LIMIT 100)`).Scan(&empty)
+	if err == nil && empty != "" {
+		err = fmt.Errorf("only one user can have an empty username or email; give the others one in the Flask app: %s", empty)
+	}
+	return err
 }
 
 // listDuplicates returns an error that lists what findDuplicates found, 100 at

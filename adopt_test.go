@@ -169,7 +169,15 @@ func TestDuplicatesAreRefusedOrRenamed(t *testing.T) {
 	t.Run("renamed", func(t *testing.T) {
 		path := flaskDatabase(t, duplicates...)
 		before := flaskUsers(t, path)
-		(&shell{t, path}).run(0, "", "adopt", "-resolve", "suffix")
+		_, said := (&shell{t, path}).run(0, "", "adopt", "-resolve", "suffix")
+		for _, line := range []string{`username of user 7 from "ANN" to "ANN-7"`, `username of user 8 from "Ann" to "Ann-8"`, `email of user 9 from "ANN@example.com" to "ANN+9@example.com"`, `email of user 10 from "EIGHT" to "EIGHT+10"`} {
+			if !strings.Contains(said, "changed the "+line+"\n") {
+				t.Errorf("%s is not in %s", line, said)
+			}
+		}
+		if n := strings.Count(said, "changed the "); n != 4 {
+			t.Errorf("%d changes: %s", n, said)
+		}
 		const want = "1 ann ann@example.com, 7 ANN-7 seven@example.com, 8 Ann-8 eight, 9 nine ANN+9@example.com, 10 ten EIGHT+10"
 		got := scan[string](t, another(t, path), `SELECT group_concat(id || ' ' || username || ' ' || email, ', ') FROM (SELECT * FROM user WHERE id = 1 OR id > 5 ORDER BY id)`)
 		if got != want {
@@ -191,6 +199,20 @@ func TestDuplicatesAreRefusedOrRenamed(t *testing.T) {
 			}
 		})
 	}
+	t.Run("refused if nothing is left of the name", func(t *testing.T) {
+		path := flaskDatabase(t, `DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`,
+			`INSERT INTO user VALUES (1, 'a', '', 'x'), (2, 'b', '', 'x'), (3, ' ', 'c', 'x'), (4, ' ', 'd', 'x'), (5, 'e', 'e', 'x')`)
+		before := snapshot(t, filepath.Dir(path))
+		_, said := (&shell{t, path}).run(1, "", "adopt", "-resolve", "suffix")
+		if !strings.Contains(said, "username of user 3, username of user 4, email of user 1, email of user 2\n") {
+			t.Errorf("said %s", said)
+		}
+		if after := snapshot(t, filepath.Dir(path)); after != before {
+			t.Errorf("the files were\n%s\nand are\n%s", before, after)
+		}
+		runSQL(t, another(t, path), `UPDATE user SET email = 'b@example.com' WHERE id = 2`, `UPDATE user SET username = 'd' WHERE id = 4`)
+		(&shell{t, path}).run(0, "", "adopt") // one can stay
+	})
 	t.Run("refused with any other word", func(t *testing.T) {
 		for _, word := range []string{"oldest", ""} { // oldest deleted users in earlier versions
 			(&shell{t, flaskDatabase(t, duplicates...)}).run(2, "", "adopt", "-resolve", word)
