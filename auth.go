@@ -346,6 +346,9 @@ func (s *server) admit(x *exchange, a access) error {
 		a == byDirectory && (x.target == x.who.id || x.who.role == admin || s.directory != directorySelf):
 		return nil
 	}
+	if a == adminOnly {
+		return errForbidden.with("Only an admin may do this")
+	}
 	return errForbidden
 }
 

@@ -671,6 +671,21 @@ func TestRoleCountsOnTheNextRequest(t *testing.T) {
 	s.do(ann, "PUT", other, `{"username":"b3"}`).want(t, 403, "forbidden")
 }
 
+func TestARefusalSaysWhoMayDoIt(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, ann := s.member("ann")
+	other, _ := s.register("bob")
+	for _, c := range []struct{ method, path, want string }{
+		{"DELETE", other, "Only the user itself or an admin may do this"},
+		{"GET", "/api/events", "Only an admin may do this"},
+	} {
+		if got := s.do(ann, c.method, c.path, "").want(t, 403, "forbidden").field("error"); got != c.want {
+			t.Errorf("%s %s says %q, want %q", c.method, c.path, got, c.want)
+		}
+	}
+}
+
 func TestAdmit(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
