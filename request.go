@@ -303,7 +303,7 @@ func (s *server) forwardedFor(r *http.Request, address netip.Addr) string {
 		}
 		address = next
 	}
-	return address.Unmap().String()
+	return address.Unmap().WithZone("").String()
 }
 
 // parseHop reads an address as proxies write it: with or without a port, and an

@@ -429,6 +429,7 @@ func TestClientAddress(t *testing.T) {
 		{"no spaces", private, proxy, []string{"203.0.113.5,198.51.100.7,10.0.0.2"}, "198.51.100.7"},
 		{"many spaces", private, proxy, []string{"  198.51.100.7  ,\t10.0.0.2  "}, "198.51.100.7"},
 		{"an IPv6 client", private, proxy, []string{"2001:db8::7"}, "2001:db8::7"},
+		{"an IPv6 client with a zone", private, proxy, []string{"fe80::1%" + strings.Repeat("z", 9000)}, "fe80::1"},
 		{"an IPv6 client in another spelling", private, proxy, []string{"2001:DB8:0:0::7"}, "2001:db8::7"},
 		{"an IPv6 proxy", private, "[fd00::1]:1234", []string{"198.51.100.7, fd00::2"}, "198.51.100.7"},
 		{"an IPv4 proxy in IPv6", private, "[::ffff:10.0.0.1]:1234", []string{"198.51.100.7"}, "198.51.100.7"},
