@@ -222,8 +222,9 @@ func (c *config) defaultAddr(standard string, getenv func(string) string) (strin
 	return net.JoinHostPort(host, port), nil
 }
 
-// urlScheme finds the scheme of a URL. A single letter is a Windows drive.
-var urlScheme = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]+:`)
+// urlScheme finds the scheme of a URL, also behind a quote or a space. A single letter is
+// a Windows drive.
+var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]+:|[^:/]*://)`)
 
 // printableURL returns a database URL without what can hold a password: the user info and
 // the query. If they cannot be told apart, it returns only the scheme. It returns a path
