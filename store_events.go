@@ -406,8 +406,18 @@ func (s *store) verifyEvents(ctx context.Context, upTo int64, noted head) (verif
 				v.add(&e, nil)
 			}
 		}, upTo)
-	if err == nil {
-		err = v.err
+	if err = errors.Join(err, v.err); err != nil {
+		return v, err
+	}
+	// A value of another type can have the same hash, and is not found by its column.
+	var id int64
+	err = s.eachRow(ctx, `
+		SELECT id FROM event
+		WHERE id <= ?1 AND (typeof(at), typeof(type), typeof(actor_id), typeof(user_id), typeof(session_id), typeof(address), typeof(changes))
+			IS NOT ('integer', 'text', 'integer', 'integer', 'integer', 'text', 'text')
+		LIMIT 1`, []any{&id}, func() {}, upTo)
+	if err == nil && id > 0 {
+		err = fmt.Errorf("%w: event %d has a value of another type than its column", errChainBroken, id)
 	}
 	return v, err
 }

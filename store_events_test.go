@@ -211,6 +211,16 @@ func TestVerifyNamesTheFirstRangeThatDoesNotHold(t *testing.T) {
 	})
 }
 
+// The hash of a BLOB is that of the same text, but a filter does not find it.
+func TestVerifyFindsAValueOfAnotherType(t *testing.T) {
+	t.Parallel()
+	whole := newLedger(t)
+	for _, column := range []string{"at", "type", "actor_id", "user_id", "session_id", "address", "changes"} {
+		whole.copy(t, `UPDATE event SET `+column+` = CAST(CAST(`+column+` AS TEXT) AS BLOB) WHERE id = 4`).
+			wantChain(head{}, "event 4 has a value of another type than its column")
+	}
+}
+
 // A head that was noted elsewhere finds every change up to it, by anyone.
 func TestAHeadShowsWhatWasCutOff(t *testing.T) {
 	t.Parallel()
