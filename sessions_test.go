@@ -281,6 +281,19 @@ func TestRefreshFromTheFuture(t *testing.T) {
 }
 
 // Of a few parallel refreshes each is answered, all with the one successor.
+// A restored backup may hold an older state of a session than its newest tokens, which a
+// later change of the password could not end.
+func TestATokenNewerThanItsSessionIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited)
+	path, _ := s.register("ann")
+	_, refresh := s.pair("ann")
+	newer := s.do(refresh, "POST", "/api/refresh", "").want(t, 200, "").field("access_token")
+	s.do(newer, "GET", path, "").want(t, 200, "")
+	runSQL(t, another(t, s.path), `UPDATE session SET generation = generation - 1`)
+	s.do(newer, "GET", path, "").want(t, 401, "session_ended")
+}
+
 func TestParallelRefresh(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

@@ -270,6 +270,7 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 const mayChange = `(@caller = 'console' OR @caller = 'session' AND EXISTS (
 	SELECT 1 FROM session JOIN user AS asker ON asker.id = session.user_id
 	WHERE session.id = @session AND (session.rekeyed_at <= @generation OR session.kept_jti = @jti AND NOT @renewed)
+		AND @generation <= session.generation
 		AND (@stamp IS NULL OR asker.auth_stamp = @stamp) AND asker.disabled = 0 AND (asker.id = @id OR asker.role = 'admin')))`
 
 // otherAdmin is the condition that an active admin other than the current row exists.
@@ -408,7 +409,8 @@ func (s *store) authorizationError(by caller, id int64) error {
 	var kept, changed bool
 	err := s.read(`SELECT`+userColumns+`, session.rekeyed_at > ?2, coalesce(user.auth_stamp <> ?4, 0)
 		FROM session JOIN user ON user.id = session.user_id
-		WHERE session.id = ?1 AND (session.rekeyed_at <= ?2 OR session.kept_jti = ?3) AND user.disabled = 0`,
+		WHERE session.id = ?1 AND (session.rekeyed_at <= ?2 OR session.kept_jti = ?3)
+			AND ?2 <= session.generation AND user.disabled = 0`,
 		errSessionEnded, asker.columns(&kept, &changed), by.session, by.token.generation, by.token.jti, by.stamp)
 	switch {
 	case err != nil:
