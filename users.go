@@ -340,7 +340,7 @@ func (s *server) updateUser(x *exchange) error {
 		}
 	}
 	if c != (change{}) || in.Password != nil {
-		if in.Password != nil && u.id == x.who.id {
+		if in.Password != nil && u.id == x.who.id && c.disabled == nil { // a disabled user has no session
 			return s.changeOwnPassword(x, c, in.Password, version)
 		}
 		changed, err := s.changeUser(x.r.Context(), x.caller(), u.id, c, in.Password, version)

@@ -636,6 +636,7 @@ func TestAProofIsCheckedWhenTheWriteRuns(t *testing.T) {
 	}{
 		{"a token that the re-keying made dead", caller{token: tokenID{"0-OTHER", 0}}, errSessionEnded},
 		{"the token that asked, for an act that it no longer proves", caller{token: asked, renewed: true}, errNotFresh},
+		{"a token newer than the session", caller{token: tokenID{"9-OTHER", 9}}, errSessionEnded},
 		{"the old password", caller{token: asked, stamp: &before.stamp}, errWrongPassword},
 		{"the token that asked", caller{token: asked}, nil},
 	} {
@@ -675,6 +676,18 @@ func TestLastAdminStays(t *testing.T) {
 	s.do(root, "DELETE", rootPath, "").want(t, 409, "last_admin")
 	s.do(root, "PUT", ann, `{"disabled":false}`).want(t, 200, "")
 	s.do(root, "DELETE", rootPath, "").want(t, 200, "")
+}
+
+func TestAnAdminWhoDisablesItselfGetsNoTokens(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.admin("root")
+	path, eve := s.admin("eve")
+	r := s.do(eve, "PUT", path, `{"password":"another long one","disabled":true}`).want(t, 200, "")
+	if r.field("disabled") != "true" || r.field("access_token") != "" {
+		t.Errorf("got %s", r.body)
+	}
+	s.do(eve, "GET", path, "").want(t, 401, "session_ended")
 }
 
 func TestDelete(t *testing.T) {
