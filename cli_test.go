@@ -133,7 +133,8 @@ func TestCommandsThatFail(t *testing.T) {
 		{1, "user passwd root", "\n", "userd: no password on standard input"},
 		{1, "user passwd root", byteOrderMark + "\n", "userd: no password on standard input"},
 		{1, "user add new new", goodPassword, "email must be"},
-		{1, "user show nobody", "", `user "nobody" does not exist; write an id as id=7`},
+		{1, "user show nobody", "", "user \"nobody\" does not exist\n"},
+		{1, "user show 7", "", `user "7" does not exist; write an id as id=7`},
 		{1, "user show id=7", "", `user "id=7" does not exist`},
 		{1, "user set nobody -role member", "", `user "nobody" does not exist`},
 		{1, "user passwd nobody", goodPassword, `user "nobody" does not exist`},
@@ -196,6 +197,23 @@ $`)
 	for _, name := range []string{"ann", "ANN@example.com", "id=2"} {
 		if out, _ := sh.run(0, "", "user", "show", name, "-json"); !strings.HasPrefix(out, `{"id":2,`) {
 			t.Errorf("user show %s: %s", name, out)
+		}
+	}
+}
+
+// Adopted names can hold anything.
+func TestAcknowledgementsPrintNoControlCharacters(t *testing.T) {
+	t.Parallel()
+	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
+	sh.run(0, goodPassword, "user", "add", "ann", "ann@example.com")
+	runSQL(t, another(t, sh.database), "UPDATE user SET username = 'a\x1b[2J\nb'")
+	for _, c := range []struct{ args, says string }{
+		{"user passwd id=1", "changed the password of a?[2J?b, and ended all sessions\n"},
+		{"session end id=1", "ended all sessions of a?[2J?b\n"},
+		{"user delete id=1", "deleted a?[2J?b, id 1\n"},
+	} {
+		if out, _ := sh.run(0, goodPassword, strings.Fields(c.args)...); out != c.says {
+			t.Errorf("%s says %q, want %q", c.args, out, c.says)
 		}
 	}
 }

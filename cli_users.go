@@ -28,10 +28,13 @@ func (c *cli) user(name string) (user, error) {
 	} else {
 		u, _, err = c.store.userByLogin(name)
 	}
-	if errors.Is(err, errUserNotFound) {
-		return u, errUserNotFound.with("user %q does not exist; write an id as id=7", name)
+	switch _, digits := parseID(name); {
+	case !errors.Is(err, errUserNotFound):
+		return u, err
+	case digits == nil:
+		return u, errUserNotFound.with("user %q does not exist; write an id as id=%s", name, name)
 	}
-	return u, err
+	return u, errUserNotFound.with("user %q does not exist", name)
 }
 
 func userAdd(f *flag.FlagSet) action {
@@ -162,7 +165,7 @@ func userPasswd(ctx context.Context, c *cli) error {
 	if _, err := c.changeUser(ctx, console, u.id, set, &password, 0); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "changed the password of %s, and ended all sessions\n", u.username)
+	_, err = fmt.Fprintf(c.stdout, "changed the password of %s, and ended all sessions\n", printable(u.username))
 	return err
 }
 
@@ -174,7 +177,7 @@ func userDelete(ctx context.Context, c *cli) error {
 	if err := c.store.deleteUser(ctx, console, u.id, 0, c.wall().Unix()); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "deleted %s, id %d\n", u.username, u.id)
+	_, err = fmt.Fprintf(c.stdout, "deleted %s, id %d\n", printable(u.username), u.id)
 	return err
 }
 
@@ -293,7 +296,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 		if err := c.store.endSessions(ctx, console, u.id, c.wall().Unix()); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(c.stdout, "ended all sessions of %s\n", u.username)
+		_, err = fmt.Fprintf(c.stdout, "ended all sessions of %s\n", printable(u.username))
 		return err
 	}
 	sid, err := parseID(c.args[1])
@@ -303,6 +306,6 @@ func sessionEnd(ctx context.Context, c *cli) error {
 	if err := c.store.endSession(ctx, console, u.id, sid, c.wall().Unix()); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "ended session %d of %s\n", sid, u.username)
+	_, err = fmt.Fprintf(c.stdout, "ended session %d of %s\n", sid, printable(u.username))
 	return err
 }

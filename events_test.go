@@ -175,10 +175,11 @@ func TestEachActIsOneEvent(t *testing.T) {
 			sh := &shell{t, a.path}
 			sh.run(0, "username,email,password\nbob,bob@example.com,"+goodPassword+"\ncas,cas@example.com,"+goodPassword+"\n", "user", "import", "-")
 		}, `users_imported actor=0 user=0 session=0 "console" "users=2"`},
-		{"an import that is refused, or only tried", func(t *testing.T, a *actors) {
+		{"an import that is refused, only tried, or empty", func(t *testing.T, a *actors) {
 			sh := &shell{t, a.path}
 			sh.run(1, "username,email,password\nANN,bob@example.com,"+goodPassword+"\n", "user", "import", "-")
 			sh.run(0, "username,email,password\nbob,bob@example.com,"+goodPassword+"\n", "user", "import", "-dry-run", "-")
+			sh.run(0, "username,email,password\n", "user", "import", "-")
 		}, ""},
 	} {
 		t.Run(c.act, func(t *testing.T) {

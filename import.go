@@ -338,7 +338,7 @@ func (m *importer) tryInsert(ctx context.Context) error {
 	if err == nil {
 		_, err = tx.ExecContext(ctx, script, m.wall().Unix())
 	}
-	if err == nil {
+	if err == nil && rows > 0 {
 		e := event{at: m.wall().Unix(), kind: usersImported, changes: fmt.Sprintf("users=%d", rows)}.by(console)
 		_, err = tx.ExecContext(ctx, e.query, e.args.list()...)
 	}
