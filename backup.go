@@ -196,7 +196,7 @@ func restore(ctx context.Context, c *cli) error {
 		return err
 	}
 	defer staged.Discard()
-	if err := stage(from, staged.Name()); err != nil {
+	if err := stage(from, staged); err != nil {
 		return err
 	}
 	if err := checkStaged(ctx, staged.Name()); err != nil {
@@ -253,10 +253,10 @@ func checkRestore(from, path string) (exists bool, err error) {
 	return false, nil
 }
 
-// stage copies a backup, and its -wal if it has one, to a name in a private directory.
+// stage copies a backup, and its -wal if it has one, into a private directory.
 // It reads each by one descriptor, so the directory of the backup may belong to others.
 // But a -wal changes what the backup holds, so it must be root's or the caller's.
-func stage(from, to string) error {
+func stage(from string, to *safefile.Temp) error {
 	from, err := filepath.EvalSymlinks(from) // SQLite puts the -wal next to a link's target
 	if err != nil {
 		return err
@@ -281,9 +281,10 @@ func stage(from, to string) error {
 	return copyUnchanged(files, to)
 }
 
-// copyUnchanged copies open files to a name with suffixes in a private directory. It
-// returns an error if one of them changed meanwhile: halves of changes are not a backup.
-func copyUnchanged(files map[string]*os.File, to string) error {
+// copyUnchanged copies open files to a new file and to others that have its name with a
+// suffix. It returns an error if one of them changed meanwhile: halves of changes are not
+// a backup.
+func copyUnchanged(files map[string]*os.File, to *safefile.Temp) error {
 	before := make(map[string]fs.FileInfo)
 	var err error
 	for suffix, f := range files {
@@ -292,12 +293,15 @@ func copyUnchanged(files map[string]*os.File, to string) error {
 		}
 	}
 	for suffix, f := range files {
-		copied, err := os.OpenFile(to+suffix, os.O_WRONLY|os.O_CREATE, 0o600)
-		if err != nil {
-			return err
+		copied := to.File
+		if suffix != "" {
+			copied, err = os.OpenFile(to.Name()+suffix, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+			if err != nil {
+				return err
+			}
+			defer copied.Close()
 		}
-		_, err = io.Copy(copied, f)
-		if err := errors.Join(err, copied.Close()); err != nil {
+		if _, err := io.Copy(copied, f); err != nil {
 			return err
 		}
 	}

@@ -653,23 +653,26 @@ func TestAStrangersLogIsNotRead(t *testing.T) {
 
 func TestABackupThatChangesWhileItIsReadIsRefused(t *testing.T) {
 	t.Parallel()
-	path := makeStore(t, "ann")
+	path := makeLargeStore(t, "ann") // more than a pipe holds
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	pipe := filepath.Join(t.TempDir(), "copy") // copyUnchanged waits until the test reads from it
-	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+	r, w, err := os.Pipe()
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer r.Close()
 	failed := make(chan error, 1)
-	go func() { failed <- copyUnchanged(map[string]*os.File{"": f}, pipe) }()
-	r, err := os.Open(pipe)
-	if err == nil {
-		err = os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour))
+	go func() {
+		failed <- copyUnchanged(map[string]*os.File{"": f}, &safefile.Temp{File: w})
+		w.Close()
+	}()
+	if _, err := io.ReadFull(r, make([]byte, 1)); err != nil { // it has begun
+		t.Fatal(err)
 	}
-	if err != nil {
+	if err := os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	io.Copy(io.Discard, r)
