@@ -166,7 +166,7 @@ const idGap = 1 << 20
 // At every instant the path refers to one of the two, complete, and SQLite never
 // combines one with the -wal file of the other:
 //  1. lockDatabase locks the database and folds its write-ahead log into it.
-//  2. stage copies the backup, and prepareRestore makes the new file of that, checks,
+//  2. readBackup copies the backup, and prepareRestore makes the new file of that, checks,
 //     changes and syncs it. Both are in new directories, where no one else can put a
 //     -wal or -journal next to them.
 //  3. replaceDatabase gives the previous database a second name, which stays if
@@ -191,16 +191,16 @@ func restore(ctx context.Context, c *cli) error {
 	if err != nil {
 		return err
 	}
-	staged, err := safefile.CreateTemp(filepath.Dir(path), filepath.Base(path)+".part-")
+	source, err := safefile.CreateTemp(filepath.Dir(path), filepath.Base(path)+".part-")
 	if err != nil {
 		return err
 	}
-	defer staged.Discard()
-	if err := stage(from, staged); err != nil {
+	defer source.Discard()
+	if err := readBackup(from, source); err != nil {
 		return err
 	}
-	if err := checkStaged(ctx, staged.Name()); err != nil {
-		return errors.New(strings.ReplaceAll(err.Error(), staged.Name(), from))
+	if err := checkBackup(ctx, source.Name()); err != nil {
+		return errors.New(strings.ReplaceAll(err.Error(), source.Name(), from))
 	}
 	previous := &lockedDatabase{}
 	if exists {
@@ -209,7 +209,7 @@ func restore(ctx context.Context, c *cli) error {
 		}
 		defer previous.db.Close()
 	}
-	copied, err := prepareRestore(ctx, staged.Name(), path, previous)
+	copied, err := prepareRestore(ctx, source.Name(), path, previous)
 	if err != nil {
 		return fmt.Errorf("copying %s: %w", from, err)
 	}
@@ -227,7 +227,7 @@ func restore(ctx context.Context, c *cli) error {
 }
 
 // checkRestore returns an error unless from can replace the database at path. It reports
-// whether there is a file at path. checkStaged checks the contents.
+// whether there is a file at path. checkBackup checks the contents.
 func checkRestore(from, path string) (exists bool, err error) {
 	source, err := os.Stat(from)
 	if err != nil {
@@ -253,10 +253,10 @@ func checkRestore(from, path string) (exists bool, err error) {
 	return false, nil
 }
 
-// stage copies a backup, and its -wal if it has one, into a private directory.
+// readBackup copies a backup, and its -wal if it has one, into a private directory.
 // It reads each by one descriptor, so the directory of the backup may belong to others.
 // But a -wal changes what the backup holds, so it must be root's or the caller's.
-func stage(from string, to *safefile.Temp) error {
+func readBackup(from string, to *safefile.Temp) error {
 	from, err := filepath.EvalSymlinks(from) // SQLite puts the -wal next to a link's target
 	if err != nil {
 		return err
@@ -317,8 +317,8 @@ func copyUnchanged(files map[string]*os.File, to *safefile.Temp) error {
 	return nil
 }
 
-// checkStaged returns an error unless the file is a sound backup without triggers.
-func checkStaged(ctx context.Context, path string) error {
+// checkBackup returns an error unless the file is a sound backup without triggers.
+func checkBackup(ctx context.Context, path string) error {
 	if err := mustBeUserds(ctx, path); err != nil {
 		return err
 	}
