@@ -173,8 +173,8 @@ func TestEachActIsOneEvent(t *testing.T) {
 		}, `key_rotated actor=0 user=0 session=0 "console" "kid=abcdefgh"`},
 		{"an import", func(t *testing.T, a *actors) {
 			sh := &shell{t, a.path}
-			sh.run(0, "username,email,password\nbob,bob@example.com,"+goodPassword+"\ncas,cas@example.com,"+goodPassword+"\n", "user", "import", "-")
-		}, `users_imported actor=0 user=0 session=0 "console" "users=2"`},
+			sh.run(0, "username,email,password,role\nbob,bob@example.com,"+goodPassword+",member\ncas,cas@example.com,"+goodPassword+",admin\n", "user", "import", "-")
+		}, `users_imported actor=0 user=0 session=0 "console" "users=2,admins=1"`},
 		{"an import that is refused, only tried, or empty", func(t *testing.T, a *actors) {
 			sh := &shell{t, a.path}
 			sh.run(1, "username,email,password\nANN,bob@example.com,"+goodPassword+"\n", "user", "import", "-")

@@ -317,15 +317,16 @@ func (m *importer) tryInsert(ctx context.Context) error {
 		return err
 	}
 	defer tx.Rollback()
-	var users, rows, taken int64
+	var users, rows, admins, taken int64
 	var indexes string
 	err = tx.QueryRowContext(ctx, `
 		SELECT
 			(SELECT count(*) FROM user),
 			(SELECT count(*) FROM import),
+			(SELECT count(*) FROM import WHERE role = 'admin'),
 			(SELECT count(*) FROM import WHERE id <= (SELECT user_id FROM counter)),
 			(SELECT group_concat(sql, ';') FROM sqlite_schema WHERE name IN ('user_username', 'user_email'))`,
-	).Scan(&users, &rows, &taken, &indexes)
+	).Scan(&users, &rows, &admins, &taken, &indexes)
 	if err == nil && taken > 0 {
 		err = errDuplicate
 	}
@@ -339,7 +340,7 @@ func (m *importer) tryInsert(ctx context.Context) error {
 		_, err = tx.ExecContext(ctx, script, m.wall().Unix())
 	}
 	if err == nil && rows > 0 {
-		e := event{at: m.wall().Unix(), kind: usersImported, changes: fmt.Sprintf("users=%d", rows)}.by(console)
+		e := event{at: m.wall().Unix(), kind: usersImported, changes: fmt.Sprintf("users=%d,admins=%d", rows, admins)}.by(console)
 		_, err = tx.ExecContext(ctx, e.query, e.args.list()...)
 	}
 	if err == nil {
