@@ -113,6 +113,14 @@ func TestParseRefuses(t *testing.T) {
 		{"PHC scrypt with an additional field", "$scrypt$ln=10,r=8,p=1" + saltKey + "$"},
 		{"PHC scrypt without a key", "$scrypt$ln=10,r=8,p=1$AAECAwQFBgcICQoLDA0ODw"},
 
+		{"HMAC with MD5", "md5" + salt + hex20[:32]},
+		{"HMAC without a salt", "sha256$$" + hex32},
+		{"HMAC with sha1 and a sum of 32 bytes", "sha1" + salt + hex32},
+		{"HMAC with sha256 and a sum of 20 bytes", "sha256" + salt + hex20},
+		{"HMAC with an additional field", "sha256" + salt + hex32 + "$"},
+		{"HMAC without a sum", "sha256$aBcD1234eFgH5678"},
+		{"HMAC with a sum that is not hexadecimal", "sha1" + salt + hex20[:38] + "xy"},
+
 		{"PBKDF2 with too many iterations", "pbkdf2:sha256:2000001" + salt + hex32},
 		{"PBKDF2 with no iterations", "pbkdf2:sha256:0" + salt + hex32},
 		{"PBKDF2 with negative iterations", "pbkdf2:sha256:-1" + salt + hex32},

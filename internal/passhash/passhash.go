@@ -8,6 +8,7 @@
 //	$2a$…, $2b$… and $2y$…                              bcrypt
 //	scrypt:N:r:p$SALT$HEX                               Werkzeug
 //	pbkdf2:sha1|sha256|sha512:N$SALT$HEX                Werkzeug
+//	sha1$SALT$HEX and sha256$SALT$HEX                   Werkzeug before 3, HMAC
 //	pbkdf2_sha256$N$SALT$BASE64                         Django
 //
 // A hash that Hash would not write today is Stale. Replace it at the next login: only
