@@ -301,9 +301,9 @@ func (s *server) forwardedFor(r *http.Request, address netip.Addr) string {
 		if !ok {
 			break
 		}
-		address = next
+		address = next.WithZone("") // a zone has no limit
 	}
-	return address.Unmap().WithZone("").String()
+	return address.Unmap().String()
 }
 
 // parseHop reads an address as proxies write it: with or without a port, and an

@@ -533,6 +533,7 @@ func FuzzClientAddress(f *testing.F) {
 			f.Add(peer, header)
 		}
 	}
+	f.Add("[fe80::1%eth0]:1", "")
 	trusted := netip.MustParsePrefix("10.0.0.0/8")
 	closed := new(server)
 	open := &server{settings: settings{trustedProxies: []netip.Prefix{trusted, netip.MustParsePrefix("fd00::/8")}}}
