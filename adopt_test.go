@@ -195,7 +195,7 @@ func TestDuplicatesAreRefusedOrRenamed(t *testing.T) {
 				t.Errorf("said %s", said)
 			}
 			if found := backups(t, path); len(found) != 0 {
-				t.Errorf("a copy of what has not changed: %v", found)
+				t.Errorf("an unchanged database was copied: %v", found)
 			}
 		})
 	}
