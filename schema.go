@@ -8,6 +8,35 @@ import (
 	"strings"
 )
 
+// applicationID marks a database as userd's in its header ("user" in ASCII).
+const applicationID = 0x75736572
+
+// A querier is a pool, a connection or a transaction.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// scanQuery calls f after scanning each row of a query into dest.
+func scanQuery(ctx context.Context, db querier, query string, dest []any, f func()) error {
+	rows, err := db.QueryContext(ctx, query)
+	if err != nil {
+		return err
+	}
+	return scanRows(rows, dest, f)
+}
+
+// scanRows calls f after scanning each row into dest, and closes the rows.
+func scanRows(rows *sql.Rows, dest []any, f func()) error {
+	defer rows.Close()
+	for rows.Next() {
+		if err := rows.Scan(dest...); err != nil {
+			return err
+		}
+		f()
+	}
+	return rows.Err()
+}
+
 // migrations take an empty database to the current schema, one transaction each; PRAGMA
 // user_version counts them. They add tables, indexes, and columns with constant defaults, and never
 // rebuild a table, which would empty others that cascade from it. The fourth drops a table that

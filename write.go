@@ -348,9 +348,6 @@ func (w *writer) perform(st statement) error {
 
 func (w *writer) exec(query string) error { return w.step(statement{query: query}) }
 
-// applicationID marks a database as userd's in its header ("user" in ASCII).
-const applicationID = 0x75736572
-
 // dsn returns the name of the database file for the driver. Pragmas are
 // parameters of it, because one that Exec runs affects one connection of a pool.
 // With trusted_schema off, what another program put into the schema can call only
@@ -405,32 +402,6 @@ func (p *prepared) close() error {
 		errs = append(errs, stmt.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// scanRows calls f after scanning each row into dest, and closes the rows.
-func scanRows(rows *sql.Rows, dest []any, f func()) error {
-	defer rows.Close()
-	for rows.Next() {
-		if err := rows.Scan(dest...); err != nil {
-			return err
-		}
-		f()
-	}
-	return rows.Err()
-}
-
-// A querier is a pool, a connection or a transaction.
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
-// scanQuery calls f after scanning each row of a query into dest.
-func scanQuery(ctx context.Context, db querier, query string, dest []any, f func()) error {
-	rows, err := db.QueryContext(ctx, query)
-	if err != nil {
-		return err
-	}
-	return scanRows(rows, dest, f)
 }
 
 // codeOf returns SQLite's extended result code of an error, or 0 if it has none.
