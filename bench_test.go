@@ -387,11 +387,11 @@ func benchDatabase(b *testing.B) (path string) {
 				WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < @users)
 				INSERT INTO user (id, username, email, password_hash, created_at, updated_at)
 				SELECT i, 'user' || i, 'user' || i || '@example.com', @hash, @now, @now FROM n`,
-			args: args{"users": benchUsers, "hash": hash, "now": time.Now().Unix()},
+			args: args{{"users", benchUsers}, {"hash", hash}, {"now", time.Now().Unix()}},
 		},
 		statement{
 			query: `UPDATE counter SET user_id = @users`,
-			args:  args{"users": benchUsers},
+			args:  args{{"users", benchUsers}},
 		})
 	if err != nil {
 		b.Fatal(err)

@@ -302,7 +302,7 @@ func addEvents(t testing.TB, st *store, n int) {
 			WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < @n)
 			INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes)
 			SELECT 1777777777, 'login', 0, 0, i, '192.0.2.1', '' FROM n`,
-		args: args{"n": n},
+		args: args{{"n", n}},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -341,7 +341,7 @@ func (m *importer) tryInsert(ctx context.Context) error {
 	}
 	if err == nil && rows > 0 {
 		e := event{at: m.wall().Unix(), kind: usersImported, changes: fmt.Sprintf("users=%d,admins=%d", rows, admins)}.by(console)
-		_, err = tx.ExecContext(ctx, e.query, e.args.list()...)
+		err = e.exec(ctx, tx)
 	}
 	if err == nil {
 		err = tx.Commit()

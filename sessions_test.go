@@ -449,7 +449,7 @@ func TestSweep(t *testing.T) {
 		}
 		err := s.store.write(t.Context(), statement{
 			query: `INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (1, 1, 1, @expires, '', '')`,
-			args:  args{"expires": expires},
+			args:  args{{"expires", expires}},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -688,7 +688,7 @@ func TestForeignHashesAreReplaced(t *testing.T) {
 	s := newService(t)
 	s.register("ann")
 	for _, foreign := range foreignHashes(t) {
-		if err := s.store.write(t.Context(), statement{query: `UPDATE user SET password_hash = @hash`, args: args{"hash": foreign.hash}}); err != nil {
+		if err := s.store.write(t.Context(), statement{query: `UPDATE user SET password_hash = @hash`, args: args{{"hash", foreign.hash}}}); err != nil {
 			t.Fatal(err)
 		}
 		body := `{"username":"ann","password":"` + foreign.password + `"}`

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 
@@ -65,13 +64,12 @@ type tokenID struct {
 // console is the command line.
 var console = caller{kind: consoleCaller, address: "console"}
 
-// with returns a copy of the values with the parameters of mayChange.
+// with adds the parameters of mayChange to the values.
 func (c caller) with(values args) args {
-	values = maps.Clone(values)
-	values["caller"], values["session"] = string(c.kind), c.session
-	values["generation"], values["jti"] = c.token.generation, c.token.jti
-	values["renewed"], values["stamp"] = c.renewed, c.stamp
-	return values
+	return append(values,
+		arg{"caller", string(c.kind)}, arg{"session", c.session},
+		arg{"generation", c.token.generation}, arg{"jti", c.token.jti},
+		arg{"renewed", c.renewed}, arg{"stamp", c.stamp})
 }
 
 // A store is the database file and the statements of requests. A small pool of

@@ -85,8 +85,8 @@ func (e event) statement() statement {
 	return statement{
 		query: insertEvent,
 		args: args{
-			"at": e.at, "type": string(e.kind), "actor": e.actorID, "user": e.userID,
-			"session": e.sessionID, "address": e.address, "changes": e.changes,
+			{"at", e.at}, {"type", string(e.kind)}, {"actor", e.actorID}, {"user", e.userID},
+			{"session", e.sessionID}, {"address", e.address}, {"changes", e.changes},
 		},
 	}
 }
@@ -342,7 +342,7 @@ func (s *store) addLink(ctx context.Context, x link) error {
 			INSERT INTO event_link (event_id, at, hash)
 			SELECT @event, @at, @hash
 			WHERE (SELECT hash FROM event_link ORDER BY event_id DESC LIMIT 1) IS @previous`,
-		args:   args{"event": x.eventID, "at": x.at, "hash": x.hash, "previous": x.previous},
+		args:   args{{"event", x.eventID}, {"at", x.at}, {"hash", x.hash}, {"previous", x.previous}},
 		ifNone: errNotApplied,
 	})
 }
@@ -371,13 +371,13 @@ func (s *store) trim(ctx context.Context, base link, now int64) error {
 			query: `
 				UPDATE event_link SET previous = @previous, digest = @digest
 				WHERE event_id = @event AND hash = @hash AND EXISTS (SELECT 1 FROM event WHERE id <= @event)`,
-			args:   args{"event": base.eventID, "hash": base.hash, "previous": base.previous, "digest": base.digest},
+			args:   args{{"event", base.eventID}, {"hash", base.hash}, {"previous", base.previous}, {"digest", base.digest}},
 			ifNone: errNotApplied,
 		},
 		// This comes first, because the newest event must never be deleted.
 		event{at: now, kind: eventsTrimmed, changes: fmt.Sprintf("until=%d", base.eventID)}.statement(),
-		statement{query: `DELETE FROM event WHERE id <= @event`, args: args{"event": base.eventID}},
-		statement{query: `DELETE FROM event_link WHERE event_id < @event`, args: args{"event": base.eventID}})
+		statement{query: `DELETE FROM event WHERE id <= @event`, args: args{{"event", base.eventID}}},
+		statement{query: `DELETE FROM event_link WHERE event_id < @event`, args: args{{"event", base.eventID}}})
 	if errors.Is(err, errNotApplied) {
 		err = nil
 	}

@@ -63,9 +63,9 @@ func (x *session) columns() []any {
 // the stamp that was read before the password was checked.
 func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string) (key keyRow, err error) {
 	values := args{
-		"user": x.userID, "stamp": stamp, "new_hash": newHash, "most": maxSessions,
-		"now": x.createdAt, "expires": x.expiresAt, "lifetime": x.lifetime,
-		"address": x.address, "agent": x.userAgent, "refresh": x.refreshHash,
+		{"user", x.userID}, {"stamp", stamp}, {"new_hash", newHash}, {"most", maxSessions},
+		{"now", x.createdAt}, {"expires", x.expiresAt}, {"lifetime", x.lifetime},
+		{"address", x.address}, {"agent", x.userAgent}, {"refresh", x.refreshHash},
 	}
 	record := event{at: x.createdAt, kind: loggedIn, actorID: x.userID, userID: x.userID, address: x.address}.statement()
 	record.query = insertNewSessionEvent
@@ -126,9 +126,9 @@ func (r *rekeying) statements() []statement {
 				WHERE id = @id
 				RETURNING generation`,
 			args: args{
-				"id": r.session.id, "refresh": r.session.refreshHash, "kept": r.kept,
-				"now": r.session.createdAt, "expires": r.session.expiresAt, "lifetime": r.session.lifetime,
-				"address": r.session.address, "agent": r.session.userAgent,
+				{"id", r.session.id}, {"refresh", r.session.refreshHash}, {"kept", r.kept},
+				{"now", r.session.createdAt}, {"expires", r.session.expiresAt}, {"lifetime", r.session.lifetime},
+				{"address", r.session.address}, {"agent", r.session.userAgent},
 			},
 			scan: []any{&r.session.generation},
 		},
@@ -166,7 +166,7 @@ const touchEvery = 60
 func (s *store) touch(sid, now int64) {
 	s.writeLater(statement{
 		query: `UPDATE session SET last_used_at = @now WHERE id = @id AND last_used_at <= @now - @every`,
-		args:  args{"id": sid, "now": now, "every": touchEvery},
+		args:  args{{"id", sid}, {"now", now}, {"every", touchEvery}},
 	})
 }
 
@@ -211,9 +211,9 @@ func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) 
 					AND EXISTS (SELECT 1 FROM user WHERE user.id = session.user_id AND user.disabled = 0)
 				RETURNING user_id`,
 			args: args{
-				"id": x.id, "generation": x.generation, "old_hash": hash, "new_hash": x.refreshHash,
-				"now": now, "expires": x.expiresAt, "lifetime": x.lifetime,
-				"address": x.address, "agent": x.userAgent,
+				{"id", x.id}, {"generation", x.generation}, {"old_hash", hash}, {"new_hash", x.refreshHash},
+				{"now", now}, {"expires", x.expiresAt}, {"lifetime", x.lifetime},
+				{"address", x.address}, {"agent", x.userAgent},
 			},
 			scan:   []any{&x.userID},
 			ifNone: errNotApplied,
@@ -231,7 +231,7 @@ func (s *store) repeatRotation(ctx context.Context, x *session, most int) (key k
 			query: `
 				UPDATE session SET grace_uses = grace_uses + 1
 				WHERE id = @id AND generation = @generation AND refresh_hash = @hash AND grace_uses < @most`,
-			args:   args{"id": x.id, "generation": x.generation, "hash": x.refreshHash, "most": most},
+			args:   args{{"id", x.id}, {"generation", x.generation}, {"hash", x.refreshHash}, {"most", most}},
 			ifNone: errNotApplied,
 		},
 		statement{
@@ -247,7 +247,7 @@ func (s *store) endSession(ctx context.Context, by caller, userID, sid, now int6
 	err := s.write(ctx,
 		statement{
 			query:  `DELETE FROM session WHERE user_id = @id AND id = @ended AND ` + mayChange,
-			args:   by.with(args{"id": userID, "ended": sid}),
+			args:   by.with(args{{"id", userID}, {"ended", sid}}),
 			ifNone: errNotApplied,
 		},
 		event{at: now, kind: sessionEnded, userID: userID, sessionID: sid}.by(by))
@@ -263,7 +263,7 @@ func (s *store) endSessions(ctx context.Context, by caller, userID, now int64) e
 	err := s.write(ctx,
 		statement{
 			query:  `DELETE FROM session WHERE user_id = @id AND ` + mayChange,
-			args:   by.with(args{"id": userID}),
+			args:   by.with(args{{"id", userID}}),
 			ifNone: errNotApplied,
 		},
 		event{at: now, kind: sessionsEnded, userID: userID}.by(by))
@@ -279,7 +279,7 @@ func (s *store) endReused(ctx context.Context, userID, sid int64, address string
 	err := s.write(ctx,
 		statement{
 			query:  `DELETE FROM session WHERE id = @id`,
-			args:   args{"id": sid},
+			args:   args{{"id", sid}},
 			ifNone: errNotApplied,
 		},
 		event{at: now, kind: tokenReused, userID: userID, sessionID: sid, address: address}.statement())
@@ -306,13 +306,13 @@ func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err er
 	if err == nil && expired > 0 {
 		err = s.write(ctx, statement{
 			query: `DELETE FROM session WHERE id > @after AND id <= @last AND expires_at <= @now`,
-			args:  args{"after": after, "last": next, "now": now},
+			args:  args{{"after", after}, {"last", next}, {"now", now}},
 		})
 	}
 	if err == nil && oldKeys > 0 {
 		err = s.write(ctx, statement{
 			query: `DELETE FROM signing_key WHERE retired_at > 0 AND ` + keyEnd + ` <= @now`,
-			args:  args{"now": now},
+			args:  args{{"now", now}},
 		})
 	}
 	if n < sweepSize {
@@ -392,11 +392,11 @@ func (s *store) ensureKey(ctx context.Context, key keyRow, ttl, now int64) error
 			query: `
 				INSERT INTO signing_key (kid, secret, created_at)
 				SELECT @kid, @secret, @now WHERE NOT EXISTS (SELECT 1 FROM signing_key WHERE retired_at = 0)`,
-			args: args{"kid": key.kid, "secret": key.secret, "now": now},
+			args: args{{"kid", key.kid}, {"secret", key.secret}, {"now", now}},
 		},
 		statement{
 			query: `UPDATE signing_key SET token_ttl = @ttl WHERE retired_at = 0 AND token_ttl < @ttl`,
-			args:  args{"ttl": ttl},
+			args:  args{{"ttl", ttl}},
 		})
 }
 
@@ -408,7 +408,7 @@ func (s *store) retireKeys(ctx context.Context, now int64) error {
 	}
 	return s.write(ctx, statement{
 		query: `UPDATE signing_key SET retired_at = @now WHERE retired_at = 0`,
-		args:  args{"now": now},
+		args:  args{{"now", now}},
 	})
 }
 
@@ -417,17 +417,17 @@ func (s *store) retireKeys(ctx context.Context, now int64) error {
 func (s *store) rotateKey(ctx context.Context, key keyRow, end bool, now int64) error {
 	others := statement{
 		query: `UPDATE signing_key SET retired_at = @now WHERE kid <> @kid AND retired_at = 0`,
-		args:  args{"kid": key.kid, "now": now},
+		args:  args{{"kid", key.kid}, {"now", now}},
 	}
 	if end {
-		others = statement{query: `DELETE FROM signing_key WHERE kid <> @kid`, args: args{"kid": key.kid}}
+		others = statement{query: `DELETE FROM signing_key WHERE kid <> @kid`, args: args{{"kid", key.kid}}}
 	}
 	return s.write(ctx,
 		statement{
 			query: `
 				INSERT INTO signing_key (kid, secret, created_at, token_ttl)
 				SELECT @kid, @secret, @now, coalesce(max(token_ttl), 0) FROM signing_key`,
-			args: args{"kid": key.kid, "secret": key.secret, "now": now},
+			args: args{{"kid", key.kid}, {"secret", key.secret}, {"now", now}},
 		},
 		others,
 		event{at: now, kind: keyRotated, changes: "kid=" + key.kid}.by(console))
@@ -438,7 +438,7 @@ func (s *store) rotateSecret(ctx context.Context, name string, value []byte, now
 	return s.write(ctx,
 		statement{
 			query: `INSERT INTO secret (name, value) VALUES (@name, @value) ON CONFLICT (name) DO UPDATE SET value = @value`,
-			args:  args{"name": name, "value": value},
+			args:  args{{"name", name}, {"value", value}},
 		},
 		event{at: now, kind: keyRotated, changes: "secret=" + name}.by(console))
 }
@@ -464,7 +464,7 @@ func (s *store) recordSigner(ctx context.Context, configured bool, now int64) er
 		query: `
 			INSERT INTO signer (id, configured, since) VALUES (1, @configured, @now)
 			ON CONFLICT (id) DO UPDATE SET configured = @configured, since = @now`,
-		args: args{"configured": configured, "now": now},
+		args: args{{"configured", configured}, {"now", now}},
 	})
 }
 
@@ -477,7 +477,7 @@ func (s *store) secret(ctx context.Context, name string, fresh []byte) (value []
 	}
 	err = s.write(ctx, statement{
 		query: `INSERT INTO secret (name, value) VALUES (@name, @value) ON CONFLICT DO NOTHING`,
-		args:  args{"name": name, "value": fresh},
+		args:  args{{"name", name}, {"value", fresh}},
 	})
 	if err == nil {
 		err = s.read(query, errStorage, []any{&value}, name)

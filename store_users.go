@@ -232,11 +232,12 @@ func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit i
 // addUser adds a user for a caller and sets u's id, times and version. It
 // returns errSessionEnded, errForbidden, errUsernameTaken or errEmailTaken.
 func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, now int64) error {
-	record := event{at: now, kind: userCreated}.by(by)
-	record.query = insertNewUserEvent
+	created := event{at: now, kind: userCreated}
 	if u.role == admin {
-		record.args["changes"] = "role=admin"
+		created.changes = "role=admin"
 	}
+	record := created.by(by)
+	record.query = insertNewUserEvent
 	err := s.write(ctx,
 		statement{
 			// The Flask app can still add users, and it does not move the counter.
@@ -249,9 +250,9 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 				WHERE @caller = 'stranger' AND @role = 'member' OR ` + mayChange + `
 				RETURNING` + userColumns,
 			args: by.with(args{
-				"id":       nil, // not a user, so mayChange only accepts admins
-				"username": u.username, "email": u.email, "hash": hash,
-				"role": u.role, "disabled": u.disabled, "now": now,
+				{"id", nil}, // not a user, so mayChange only accepts admins
+				{"username", u.username}, {"email", u.email}, {"hash", hash},
+				{"role", u.role}, {"disabled", u.disabled}, {"now", now},
 			}),
 			scan:   u.columns(),
 			ifNone: errNotApplied,
@@ -316,8 +317,8 @@ func (c *change) names() string {
 // errLastAdmin, errUsernameTaken or errEmailTaken.
 func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, version, now int64, then ...statement) (u user, err error) {
 	values := by.with(args{
-		"id": id, "version": version, "now": now,
-		"username": c.username, "email": c.email, "hash": c.hash, "role": c.role, "disabled": c.disabled,
+		{"id", id}, {"version", version}, {"now", now},
+		{"username", c.username}, {"email", c.email}, {"hash", c.hash}, {"role", c.role}, {"disabled", c.disabled},
 	})
 	statements := []statement{{
 		query: `
@@ -359,7 +360,7 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 // errors are those of updateUser. It also returns errReferenced if a row of another
 // program's table refers to the user.
 func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int64) error {
-	values := by.with(args{"id": id, "version": version})
+	values := by.with(args{{"id", id}, {"version", version}})
 	err := s.write(ctx,
 		statement{
 			query: `

@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,17 +31,59 @@ type statement struct {
 	ifNone error // the error if the query affects or returns no row; nil: not an error
 }
 
-// args are the values of a query's named parameters, without their @. A query
-// need not use all of them.
-type args map[string]any
-
-// list returns the arguments as database/sql accepts them.
-func (a args) list() []any {
-	list := make([]any, 0, len(a))
-	for name, value := range a {
-		list = append(list, sql.Named(name, value))
+// exec runs the statement on a connection or transaction other than the writer's.
+func (st statement) exec(ctx context.Context, db interface {
+	ExecContext(context.Context, string, ...any) (sql.Result, error)
+}) error {
+	query, names := numbered(st.query)
+	list, err := st.args.list(names)
+	if err == nil {
+		_, err = db.ExecContext(ctx, query, list...)
 	}
-	return list
+	return err
+}
+
+// args are the values of a query's named parameters. A query need not use all of them.
+type args []arg
+
+type arg struct {
+	name  string // without the @
+	value any
+}
+
+// list returns the values of the names, in their order.
+func (a args) list(names []string) ([]any, error) {
+	list := make([]any, len(names))
+	for i, name := range names {
+		j := slices.IndexFunc(a, func(x arg) bool { return x.name == name })
+		if j < 0 {
+			return nil, fmt.Errorf("the statement lacks the argument %s", name)
+		}
+		list[i] = a[j].value
+	}
+	return list, nil
+}
+
+// A textOrParameter is a text in a query, or a named parameter.
+var textOrParameter = regexp.MustCompile(`'[^']*'|@\w+`)
+
+// numbered returns the query with ?1, ?2, … in place of its named parameters, and the
+// names in that order, because matching arguments by name costs the driver a map for
+// each run.
+func numbered(query string) (string, []string) {
+	var names []string
+	query = textOrParameter.ReplaceAllStringFunc(query, func(name string) string {
+		if name[0] != '@' {
+			return name
+		}
+		i := slices.Index(names, name[1:])
+		if i < 0 {
+			i = len(names)
+			names = append(names, name[1:])
+		}
+		return "?" + strconv.Itoa(i+1)
+	})
+	return query, names
 }
 
 var (
@@ -319,9 +364,13 @@ func (w *writer) perform(st statement) error {
 	if err != nil {
 		return err
 	}
+	list, err := st.args.list(stmt.parameters)
+	if err != nil {
+		return err
+	}
 	found := false
 	if st.scan == nil {
-		result, err := stmt.Exec(st.args.list()...)
+		result, err := stmt.Exec(list...)
 		if err != nil {
 			return err
 		}
@@ -331,7 +380,7 @@ func (w *writer) perform(st statement) error {
 		}
 		found = n > 0
 	} else {
-		rows, err := stmt.Query(st.args.list()...)
+		rows, err := stmt.Query(list...)
 		if err != nil {
 			return err
 		}
@@ -370,10 +419,15 @@ type prepared struct {
 		PrepareContext(context.Context, string) (*sql.Stmt, error)
 	}
 	mu    sync.RWMutex
-	stmts map[string]*sql.Stmt
+	stmts map[string]*preparedStmt
 }
 
-func (p *prepared) get(query string) (*sql.Stmt, error) {
+type preparedStmt struct {
+	*sql.Stmt
+	parameters []string // the names, in the order of the arguments
+}
+
+func (p *prepared) get(query string) (*preparedStmt, error) {
 	p.mu.RLock()
 	stmt := p.stmts[query]
 	p.mu.RUnlock()
@@ -385,13 +439,15 @@ func (p *prepared) get(query string) (*sql.Stmt, error) {
 	if stmt := p.stmts[query]; stmt != nil {
 		return stmt, nil
 	}
-	stmt, err := p.by.PrepareContext(context.Background(), query)
+	text, names := numbered(query)
+	made, err := p.by.PrepareContext(context.Background(), text)
 	if err != nil {
 		return nil, err
 	}
 	if p.stmts == nil {
-		p.stmts = make(map[string]*sql.Stmt)
+		p.stmts = make(map[string]*preparedStmt)
 	}
+	stmt = &preparedStmt{made, names}
 	p.stmts[query] = stmt
 	return stmt, nil
 }

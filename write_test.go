@@ -51,7 +51,7 @@ func newHold() *hold {
 }
 
 func (h *hold) statement() statement {
-	return statement{query: `SELECT test_hold(@id)`, args: args{"id": h.id}, scan: []any{new(int64)}}
+	return statement{query: `SELECT test_hold(@id)`, args: args{{"id", h.id}}, scan: []any{new(int64)}}
 }
 
 // holdWriter keeps the store's writer busy, so that what is written next waits
@@ -193,7 +193,7 @@ func TestARejectedWriteLeavesItsGroupUnaffected(t *testing.T) {
 	insert := func(id int64, name string) statement {
 		return statement{
 			query: `INSERT INTO user (id, username, email, password_hash) VALUES (@id, @name, @name, '')`,
-			args:  args{"id": id, "name": name},
+			args:  args{{"id", id}, {"name", name}},
 		}
 	}
 	for _, c := range []struct {
@@ -641,4 +641,20 @@ func TestAWriteThatWaitedInVainForTheLockFailsTheQueue(t *testing.T) {
 		wantError(t, "a write behind it", receive(t, "a write behind it", p.answer), errStorage)
 	}
 	wantError(t, "a write when the lock is gone", add(st, "after")(), nil)
+}
+
+func TestAWritePassesItsNamedArguments(t *testing.T) {
+	t.Parallel()
+	s := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+	var first, second, again string
+	query := `SELECT @b, @a, @b || '@a'`
+	destinations := []any{&first, &second, &again}
+	err := s.write(t.Context(), statement{query: query, args: args{{"a", "A"}, {"b", "B"}, {"unused", 1}}, scan: destinations})
+	if err != nil || first != "B" || second != "A" || again != "B@a" {
+		t.Errorf("got %q, %q, %q and the error %v, want B, A and B@a", first, second, again, err)
+	}
+	err = s.write(t.Context(), statement{query: query, args: args{{"a", "A"}}, scan: destinations})
+	if !errors.Is(err, errStorage) {
+		t.Errorf("without the argument b: got the error %v, want %v", err, errStorage)
+	}
 }
