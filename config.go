@@ -11,8 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -88,7 +86,7 @@ var options = []option{
 	{"DATABASE_URL", "database", "URL", "sqlite:///app.db", (*config).setDatabase,
 		"The database: sqlite:///relative.db, sqlite:////absolute.db or a path. The server, user add and user import create it if it does not exist."},
 	// Before ADDR, whose default depends on it.
-	{"HTTPS_DOMAIN", "https-domain", "NAME,...", "", (*config).setDomains,
+	{"HTTPS_DOMAIN", "https-domain", "NAME,...", "", func(c *config, v string) error { return setDomains(&c.domains, v) },
 		"Serve HTTPS for these names, with certificates that userd gets and renews by ACME. Port 80 of the same host redirects to HTTPS. By setting it you accept the terms of the certificate authority."},
 	{"ADDR", "addr", "HOST:PORT", "127.0.0.1:5000", func(c *config, v string) error { return setHostPort(&c.addr, v) },
 		"The address to listen on. With HTTPS_DOMAIN the default is :443."},
@@ -99,7 +97,7 @@ var options = []option{
 		return setHostPort(&c.metricsAddr, v)
 	},
 		"A second address, such as 127.0.0.1:9090, that answers only /metrics, /healthz and /readyz. It requires no token, so keep it private. On the main address, /metrics requires an admin's token."},
-	{"ACME_DIRECTORY", "acme-directory", "URL", autocert.DefaultACMEDirectory, (*config).setACMEDirectory,
+	{"ACME_DIRECTORY", "acme-directory", "URL", autocert.DefaultACMEDirectory, func(c *config, v string) error { return setHTTPS(&c.acmeDirectory, v) },
 		"The directory of the ACME server."},
 	{"TLS_CERT", "tls-cert", "FILE", "", func(c *config, v string) error { return setFile(&c.tlsCert, v) },
 		"Serve HTTPS with this certificate and the intermediate ones after it, in PEM. userd reads the file again when it changes."},
@@ -121,9 +119,9 @@ var options = []option{
 			return setWord(&c.directory, v, directoryFull, directoryNames, directorySelf)
 		},
 		"What a member sees of other users: full (id, username and e-mail address), names (id and username) or self (nothing)."},
-	{"TRUSTED_PROXIES", "trusted-proxies", "CIDR,...", "", (*config).setProxies,
+	{"TRUSTED_PROXIES", "trusted-proxies", "CIDR,...", "", func(c *config, v string) error { return setNetworks(&c.trustedProxies, v) },
 		"The proxies whose X-Forwarded-For and X-Request-Id userd believes."},
-	{"CORS_ORIGINS", "cors-origins", "ORIGIN,...", "", (*config).setOrigins,
+	{"CORS_ORIGINS", "cors-origins", "ORIGIN,...", "", func(c *config, v string) error { return setOrigins(&c.corsOrigins, v) },
 		"The origins, such as https://app.example.com, whose pages may call the API from a browser."},
 	{"RATE_LIMIT", "rate-limit", "on|off", string(rateLimitOn),
 		func(c *config, v string) error { return setWord(&c.rateLimit, v, rateLimitOn, rateLimitOff) },
@@ -269,176 +267,9 @@ func (c *config) setDatabase(v string) (err error) {
 	return err
 }
 
-func setHostPort(to *string, v string) error {
-	_, port, err := net.SplitHostPort(v)
-	if err != nil {
-		return errors.New("must be HOST:PORT")
-	}
-	if err := checkPort(port); err != nil {
-		return err
-	}
-	*to = v
-	return nil
-}
-
-func checkPort(port string) error {
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 && port != "0" {
-		return errors.New("the port must be a number up to 65535")
-	}
-	return nil
-}
-
-// items returns the elements of a comma-separated list that are not empty, without
-// the white space around them.
-func items(v string) (list []string) {
-	for item := range strings.SplitSeq(v, ",") {
-		if item = strings.TrimSpace(item); item != "" {
-			list = append(list, item)
-		}
-	}
-	return list
-}
-
-// setDomains accepts names that userd can get a certificate for by ACME: in ASCII,
-// and without wildcards, which need a challenge in the DNS.
-func (c *config) setDomains(v string) error {
-	label := `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`
-	pattern := regexp.MustCompile(`^(` + label + `\.)+` + label + `$`)
-	for _, name := range items(strings.ToLower(v)) {
-		if _, notAddress := netip.ParseAddr(name); !pattern.MatchString(name) || len(name) > 253 || notAddress == nil {
-			return fmt.Errorf("%q is not a domain name such as example.com, in ASCII (xn--…) and without *", name)
-		}
-		if !slices.Contains(c.domains, name) {
-			c.domains = append(c.domains, name)
-		}
-	}
-	return nil
-}
-
-// setACMEDirectory accepts the URL of a directory (RFC 8555 section 7.1.1).
-func (c *config) setACMEDirectory(v string) error {
-	u, err := url.Parse(v)
-	if err != nil || u.Scheme != "https" || u.Host == "" {
-		return errors.New("must be an address that begins with https://")
-	}
-	c.acmeDirectory = v
-	return nil
-}
-
-// setFile accepts the name of a readable file, or nothing.
-func setFile(to *string, v string) (err error) {
-	if v == "" {
-		return nil
-	}
-	if _, err := os.ReadFile(v); err != nil {
-		return err
-	}
-	*to, err = filepath.Abs(v)
-	return err
-}
-
-const (
-	tenYears = 10 * 365 * 24 * time.Hour
-	// maxAccessTTL bounds how long other services, which verify access tokens by
-	// themselves, accept a token whose session has ended.
-	maxAccessTTL = 24 * time.Hour
-)
-
-// setTTL sets a Go duration or, as in Flask-JWT-Extended, a number of seconds: at
-// least a second, and at most longest.
-func setTTL(ttl *time.Duration, v string, longest time.Duration) error {
-	d, err := time.ParseDuration(v)
-	if err != nil {
-		d, err = time.ParseDuration(v + "s")
-	}
-	if err != nil || d < time.Second || d > longest {
-		most := "ten years"
-		if longest < tenYears {
-			most = strconv.Itoa(int(longest/time.Hour)) + "h"
-		}
-		return fmt.Errorf("must be a duration such as 15m, or seconds; from 1s to %s", most)
-	}
-	*ttl = d
-	return nil
-}
-
-// setTTLOrZero is setTTL, but also accepts 0, for ever.
-func setTTLOrZero(ttl *time.Duration, v string) error {
-	if v == "0" {
-		*ttl = 0
-		return nil
-	}
-	if setTTL(ttl, v, tenYears) != nil {
-		return errors.New("must be a duration such as 9600h, or seconds; from 1s to ten years, or 0 for ever")
-	}
-	return nil
-}
-
-func (c *config) setProxies(v string) error {
-	for _, item := range items(v) {
-		prefix, err := netip.ParsePrefix(item)
-		if address, notAddress := netip.ParseAddr(item); notAddress == nil {
-			prefix, err = address.Prefix(address.BitLen())
-		}
-		if err != nil {
-			return fmt.Errorf("%q is neither an address nor a CIDR such as 10.0.0.0/8", item)
-		}
-		if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 { // userd compares client addresses as IPv4
-			prefix = netip.PrefixFrom(a.Unmap(), prefix.Bits()-96)
-		}
-		c.trustedProxies = append(c.trustedProxies, prefix.Masked())
-	}
-	return nil
-}
-
-// setOrigins accepts origins as browsers write them (RFC 6454 section 6.2), because
-// userd compares them as text.
-func (c *config) setOrigins(v string) error {
-	for _, item := range items(v) {
-		u, err := url.Parse(item)
-		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || strings.ContainsRune(item, '*') ||
-			item != strings.ToLower(u.Scheme+"://"+u.Host) ||
-			u.Scheme == "https" && u.Port() == "443" || u.Scheme == "http" && u.Port() == "80" || strings.HasSuffix(item, ":") {
-			return fmt.Errorf("%q is not an origin such as https://app.example.com, in lower case and without a path", item)
-		}
-		c.corsOrigins = append(c.corsOrigins, item)
-	}
-	return nil
-}
-
-// setWord accepts one of the words.
-func setWord[T ~string](to *T, v string, words ...T) error {
-	if !slices.Contains(words, T(v)) {
-		return fmt.Errorf("must be %s", orList(words))
-	}
-	*to = T(v)
-	return nil
-}
-
-// orList returns the words that are not empty as "a, b or c".
-func orList[T ~string](words []T) (list string) {
-	for i, w := range words {
-		switch {
-		case list == "":
-			list = string(w)
-		case i == len(words)-1:
-			list += " or " + string(w)
-		default:
-			list += ", " + string(w)
-		}
-	}
-	return list
-}
-
-func setLevel(to *slog.Level, v string) error {
-	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
-	level, ok := levels[v]
-	if !ok {
-		return errors.New("must be debug, info, warn or error")
-	}
-	*to = level
-	return nil
-}
+// maxAccessTTL bounds how long other services, which verify access tokens by
+// themselves, accept a token whose session has ended.
+const maxAccessTTL = 24 * time.Hour
 
 // byteOrderMark begins the texts that many Windows programs write, in UTF-8. userd drops
 // it from every text that it reads from a file or from standard input.

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+func setHostPort(to *string, v string) error {
+	_, port, err := net.SplitHostPort(v)
+	if err != nil {
+		return errors.New("must be HOST:PORT")
+	}
+	if err := checkPort(port); err != nil {
+		return err
+	}
+	*to = v
+	return nil
+}
+
+func checkPort(port string) error {
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 && port != "0" {
+		return errors.New("the port must be a number up to 65535")
+	}
+	return nil
+}
+
+// items returns the elements of a comma-separated list that are not empty, without
+// the white space around them.
+func items(v string) (list []string) {
+	for item := range strings.SplitSeq(v, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			list = append(list, item)
+		}
+	}
+	return list
+}
+
+// setFile accepts the name of a readable file, or nothing.
+func setFile(to *string, v string) (err error) {
+	if v == "" {
+		return nil
+	}
+	if _, err := os.ReadFile(v); err != nil {
+		return err
+	}
+	*to, err = filepath.Abs(v)
+	return err
+}
+
+const tenYears = 10 * 365 * 24 * time.Hour
+
+// setTTL sets a Go duration or, as in Flask-JWT-Extended, a number of seconds: at
+// least a second, and at most longest.
+func setTTL(ttl *time.Duration, v string, longest time.Duration) error {
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		d, err = time.ParseDuration(v + "s")
+	}
+	if err != nil || d < time.Second || d > longest {
+		most := "ten years"
+		if longest < tenYears {
+			most = strconv.Itoa(int(longest/time.Hour)) + "h"
+		}
+		return fmt.Errorf("must be a duration such as 15m, or seconds; from 1s to %s", most)
+	}
+	*ttl = d
+	return nil
+}
+
+// setTTLOrZero is setTTL, but also accepts 0, for ever.
+func setTTLOrZero(ttl *time.Duration, v string) error {
+	if v == "0" {
+		*ttl = 0
+		return nil
+	}
+	if setTTL(ttl, v, tenYears) != nil {
+		return errors.New("must be a duration such as 9600h, or seconds; from 1s to ten years, or 0 for ever")
+	}
+	return nil
+}
+
+// setWord accepts one of the words.
+func setWord[T ~string](to *T, v string, words ...T) error {
+	if !slices.Contains(words, T(v)) {
+		return fmt.Errorf("must be %s", orList(words))
+	}
+	*to = T(v)
+	return nil
+}
+
+// orList returns the words that are not empty as "a, b or c".
+func orList[T ~string](words []T) (list string) {
+	for i, w := range words {
+		switch {
+		case list == "":
+			list = string(w)
+		case i == len(words)-1:
+			list += " or " + string(w)
+		default:
+			list += ", " + string(w)
+		}
+	}
+	return list
+}
+
+func setLevel(to *slog.Level, v string) error {
+	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+	level, ok := levels[v]
+	if !ok {
+		return errors.New("must be debug, info, warn or error")
+	}
+	*to = level
+	return nil
+}
+
+// setNetworks accepts addresses and CIDRs.
+func setNetworks(to *[]netip.Prefix, v string) error {
+	for _, item := range items(v) {
+		prefix, err := netip.ParsePrefix(item)
+		if address, notAddress := netip.ParseAddr(item); notAddress == nil {
+			prefix, err = address.Prefix(address.BitLen())
+		}
+		if err != nil {
+			return fmt.Errorf("%q is neither an address nor a CIDR such as 10.0.0.0/8", item)
+		}
+		if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 { // userd compares client addresses as IPv4
+			prefix = netip.PrefixFrom(a.Unmap(), prefix.Bits()-96)
+		}
+		*to = append(*to, prefix.Masked())
+	}
+	return nil
+}
+
+// setOrigins accepts origins as browsers write them (RFC 6454 section 6.2), because
+// userd compares them as text.
+func setOrigins(to *[]string, v string) error {
+	for _, item := range items(v) {
+		u, err := url.Parse(item)
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || strings.ContainsRune(item, '*') ||
+			item != strings.ToLower(u.Scheme+"://"+u.Host) ||
+			u.Scheme == "https" && u.Port() == "443" || u.Scheme == "http" && u.Port() == "80" || strings.HasSuffix(item, ":") {
+			return fmt.Errorf("%q is not an origin such as https://app.example.com, in lower case and without a path", item)
+		}
+		*to = append(*to, item)
+	}
+	return nil
+}
+
+// setDomains accepts names that userd can get a certificate for by ACME: in ASCII,
+// and without wildcards, which need a challenge in the DNS.
+func setDomains(to *[]string, v string) error {
+	label := `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`
+	pattern := regexp.MustCompile(`^(` + label + `\.)+` + label + `$`)
+	for _, name := range items(strings.ToLower(v)) {
+		if _, notAddress := netip.ParseAddr(name); !pattern.MatchString(name) || len(name) > 253 || notAddress == nil {
+			return fmt.Errorf("%q is not a domain name such as example.com, in ASCII (xn--…) and without *", name)
+		}
+		if !slices.Contains(*to, name) {
+			*to = append(*to, name)
+		}
+	}
+	return nil
+}
+
+// setHTTPS accepts a URL that begins with https://, as those of ACME directories do
+// (RFC 8555 section 7.1.1).
+func setHTTPS(to *string, v string) error {
+	u, err := url.Parse(v)
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return errors.New("must be an address that begins with https://")
+	}
+	*to = v
+	return nil
+}
