@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -29,7 +30,8 @@ type claims struct {
 	notBefore int64
 	expires   int64
 	session   int64
-	kid       string // of the key that signed it; not a claim
+	tokenNames
+	kid string // of the key that signed it; not a claim
 }
 
 // tokenType is the claim "type" of an access token. It differs from that of other
@@ -80,8 +82,8 @@ func (k *signingKey) mac(input string) []byte {
 
 // sign returns a token with these claims.
 func (k *signingKey) sign(c claims) string {
-	payload := fmt.Appendf(nil, `{"fresh":%t,"iat":%d,"jti":"%s","type":"%s","sub":"%d","nbf":%d,"exp":%d,"sid":"%d"}`,
-		c.fresh, c.issued, c.id, tokenType, c.subject, c.notBefore, c.expires, c.session)
+	payload := fmt.Appendf(nil, `{"fresh":%t,"iat":%d,"jti":"%s","type":"%s","sub":"%d","nbf":%d,%s"exp":%d,"sid":"%d"}`,
+		c.fresh, c.issued, c.id, tokenType, c.subject, c.notBefore, c.members(), c.expires, c.session)
 	input := k.header + "." + base64.RawURLEncoding.EncodeToString(payload)
 	return input + "." + base64.RawURLEncoding.EncodeToString(k.mac(input))
 }
@@ -91,6 +93,7 @@ func (k *signingKey) sign(c claims) string {
 type keyring struct {
 	configured []*signingKey // the first one signs; if empty, the database's newest key signs
 	lookup     func(kid string, now int64) (secret []byte, err error)
+	required   tokenNames // of every valid token; those of the configuration
 
 	mu       sync.RWMutex
 	byHeader map[string]*signingKey // of the database; store.principal checks that they are still valid
@@ -185,7 +188,8 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	// A clock that was set back makes good tokens look as if they came from the
 	// future. The client must refresh such a token, not log in again.
 	// Earlier builds made tokens that live for years.
-	if c.expires <= now || now-c.issued >= int64(maxAccessTTL/time.Second) || max(c.issued, c.notBefore) > now+clockLeeway {
+	// A token without the required names may be from before the operator set them.
+	if !k.required.accept(&c.tokenNames) || c.expires <= now || now-c.issued >= int64(maxAccessTTL/time.Second) || max(c.issued, c.notBefore) > now+clockLeeway {
 		return claims{}, errExpiredToken
 	}
 	c.kid = signer.kid
@@ -233,6 +237,12 @@ func parseClaims(data []byte) (c claims, err error) {
 			c.id = unquote(value)
 		case "type":
 			kind = unquote(value)
+		case "iss":
+			c.issuer = unquote(value)
+			seen--
+		case "aud":
+			c.audience = audienceOf(value)
+			seen--
 		default:
 			seen--
 		}
@@ -242,6 +252,18 @@ func parseClaims(data []byte) (c claims, err error) {
 		err = errClaims
 	}
 	return c, err
+}
+
+// audienceOf returns the names in a claim aud, which is a string or an array of
+// strings (RFC 7519 section 4.1.3), and none for any other value.
+func audienceOf(value []byte) (names []string) {
+	if name := unquote(value); name != "" {
+		return []string{name}
+	}
+	if json.Unmarshal(value, &names) != nil {
+		return nil
+	}
+	return names
 }
 
 // unquote returns the text of a JSON string that has no escapes, and "" for any
@@ -268,21 +290,23 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 	if err := st.recordSigner(ctx, len(c.secret) > 0, now); err != nil {
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
+	ring := newKeyring(st.keySecret)
+	ring.required = c.tokenNames
 	if len(c.secret) == 0 {
 		if err := st.ensureKey(ctx, randomKey(), int64(c.accessTTL/time.Second), now); err != nil {
 			return nil, fmt.Errorf("signing key: %w", err)
 		}
-		return newKeyring(st.keySecret), nil
+		return ring, nil
 	}
 	// Otherwise a key that leaked with an old copy of the database would be valid for ever.
 	if err := st.retireKeys(ctx, now); err != nil {
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
-	configured := []*signingKey{newKey("", c.secret)}
+	ring.configured = []*signingKey{newKey("", c.secret)}
 	if len(c.previousSecret) > 0 {
-		configured = append(configured, newKey("", c.previousSecret))
+		ring.configured = append(ring.configured, newKey("", c.previousSecret))
 	}
-	return newKeyring(st.keySecret, configured...), nil
+	return ring, nil
 }
 
 // A principal is the user of a request, proven by an access token of a session.
@@ -438,15 +462,16 @@ func (s *server) targetUser(x *exchange) (*user, error) {
 }
 
 // newClaims returns the claims of a new access token of a session.
-func newClaims(x *session, now time.Time, ttl time.Duration, fresh bool) claims {
+func (c *settings) newClaims(x *session, now time.Time, fresh bool) claims {
 	return claims{
-		fresh:     fresh,
-		issued:    now.Unix(),
-		id:        strconv.FormatInt(x.generation, 10) + "-" + rand.Text(), // see generationOf
-		subject:   x.userID,
-		notBefore: now.Unix(),
-		expires:   now.Add(ttl).Unix(),
-		session:   x.id,
+		fresh:      fresh,
+		issued:     now.Unix(),
+		id:         strconv.FormatInt(x.generation, 10) + "-" + rand.Text(), // see generationOf
+		subject:    x.userID,
+		notBefore:  now.Unix(),
+		expires:    now.Add(c.accessTTL).Unix(),
+		session:    x.id,
+		tokenNames: c.tokenNames,
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -439,7 +440,7 @@ func TestVerifyRefuses(t *testing.T) {
 			if !errors.Is(err, row.want) || answerFor(err) != row.want {
 				t.Errorf("got %v, answered %s; want %v", err, answerFor(err).code, row.want)
 			}
-			if c != (claims{}) && row.want == errBadToken {
+			if !sameClaims(c, claims{}) && row.want == errBadToken {
 				t.Errorf("and yet it says %+v", c)
 			}
 		})
@@ -451,7 +452,7 @@ func TestAKeyThatCannotBeReadVerifiesNothing(t *testing.T) {
 	t.Parallel()
 	keys := newKeyring(func(string, int64) ([]byte, error) { return nil, errStorage })
 	token := newKey("abcdefgh", nil).sign(testClaims())
-	if c, err := keys.verify(token, testNow); !errors.Is(err, errStorage) || c != (claims{}) {
+	if c, err := keys.verify(token, testNow); !errors.Is(err, errStorage) || !sameClaims(c, claims{}) {
 		t.Errorf("got %+v, %v; want %v", c, err, errStorage)
 	}
 }
@@ -927,7 +928,7 @@ func FuzzVerify(f *testing.F) {
 	f.Fuzz(func(t *testing.T, token string) {
 		c, err := keys.verify(token, testNow)
 		if err != nil {
-			if c != (claims{}) {
+			if !sameClaims(c, claims{}) {
 				t.Errorf("refused, and yet it says %+v", c)
 			}
 			return
@@ -992,7 +993,7 @@ func testConfig(secret string) *config {
 // sameClaims compares what the tokens say, and not what signed them.
 func sameClaims(a, b claims) bool {
 	a.kid, b.kid = "", ""
-	return a == b
+	return reflect.DeepEqual(a, b)
 }
 
 // A token with another header is refused without a read of the database, even if a
@@ -1391,4 +1392,52 @@ func TestConfiguredKeys(t *testing.T) {
 	use("second-secret-second-secret-second-secret", "")
 	s.do(first, "GET", path, "").want(t, 401, "invalid_token")
 	s.do(second, "GET", path, "").want(t, 200, "")
+}
+
+// The names are those that Flask-JWT-Extended writes, for services that verify the
+// tokens with PyJWT.
+func TestTokensNameTheirIssuerAndAudience(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name      string
+		names     tokenNames
+		want      string // in the payload
+		unwelcome tokenNames
+	}{
+		{"an issuer", tokenNames{issuer: "https://users.example.com"}, `"iss":"https://users.example.com","exp"`, tokenNames{issuer: "other"}},
+		{"an issuer is required", tokenNames{issuer: "userd"}, `"iss":"userd"`, tokenNames{}},
+		{"an audience", tokenNames{audience: []string{"api"}, accepted: []string{"api"}}, `,"aud":"api","exp"`, tokenNames{audience: []string{"app"}}},
+		{"audiences", tokenNames{audience: []string{"api", "app"}, accepted: []string{"app"}}, `,"aud":["api","app"],"exp"`, tokenNames{audience: []string{"api", "web"}}},
+		{"an audience is required", tokenNames{audience: []string{"api"}, accepted: []string{"api"}}, `"aud"`, tokenNames{}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newService(t, func(x *settings) { x.tokenNames = c.names })
+			_, token := s.member("ann")
+			payload, _ := decodeBase64URL(strings.Split(token, ".")[1])
+			if !strings.Contains(string(payload), c.want) {
+				t.Errorf("the payload %s lacks %s", payload, c.want)
+			}
+			s.do(token, "GET", "/api/users/me", "").want(t, 200, "")
+			x := testSession(t, s)
+			other := (&settings{accessTTL: s.accessTTL, tokenNames: c.unwelcome}).newClaims(&x, s.clock.wall(), true)
+			s.do(s.signer().sign(other), "GET", "/api/users/me", "").want(t, 401, "expired_token")
+			other.tokenNames = c.names
+			s.do(s.signer().sign(other), "GET", "/api/users/me", "").want(t, 200, "")
+		})
+	}
+	none := newService(t)
+	none.member("ann")
+	x := testSession(t, none)
+	named := (&settings{accessTTL: none.accessTTL, tokenNames: tokenNames{issuer: "other", audience: []string{"a", "b"}}}).newClaims(&x, none.clock.wall(), true)
+	none.do(none.signer().sign(named), "GET", "/api/users/me", "").want(t, 200, "")
+}
+
+// testSession returns the first session of a service.
+func testSession(t *testing.T, s *service) session {
+	t.Helper()
+	x, err := s.store.session(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
 }

@@ -272,7 +272,7 @@ func BenchmarkHandler(b *testing.B) {
 		b.Fatal(err)
 	}
 	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))
-	token := keys.configured[0].sign(newClaims(&login, now, 24*time.Hour, true))
+	token := keys.configured[0].sign((&settings{accessTTL: 24 * time.Hour}).newClaims(&login, now, true))
 	s := newServer(settings{directory: directoryNames}, st, passhash.New(cheap), keys, slog.New(slog.DiscardHandler), time.Now, monotonic())
 
 	for _, op := range []struct{ name, path string }{{"read", "/api/users/1"}, {"page", "/api/users?limit=100"}} {

@@ -186,7 +186,15 @@ func (cmd *command) accepts(setting string) bool {
 	case "healthcheck":
 		return setting == "addr" || setting == "https-domain" || setting == "tls-cert"
 	}
-	return setting == "database" || setting == "event-retention" && cmd.words == "events verify"
+	switch setting {
+	case "database":
+		return true
+	case "event-retention":
+		return cmd.words == "events verify"
+	case "password-min-length", "issuer":
+		return cmd.words == "user add" || cmd.words == "user passwd" || cmd.words == "user import"
+	}
+	return false
 }
 
 // flagSet returns the command's flags and its action. The values of settings go
@@ -347,7 +355,7 @@ func (c *cli) withDatabase(ctx context.Context, create bool, resolve resolution,
 	if err != nil {
 		return err
 	}
-	c.userService = userService{st, passhash.New(passhash.Default()), time.Now}
+	c.userService = userService{st, passhash.New(passhash.Default()), c.passwords, time.Now}
 	err = run(ctx, c)
 	if st.wrote.Load() {
 		// An interrupt must not leave the events of a finished act without a link.

@@ -137,7 +137,7 @@ func userSet(f *flag.FlagSet) action {
 		}
 		set.username, set.email = unlessSame(set.username, u.username), unlessSame(set.email, u.email)
 		set.role, set.disabled = unlessSame(set.role, u.role), unlessSame(set.disabled, u.disabled)
-		if err := set.check(&u, nil); err != nil {
+		if err := c.checkChange(&set, &u, nil); err != nil {
 			return err
 		}
 		if set != (change{}) { // otherwise there is nothing to record as an event
@@ -159,7 +159,7 @@ func userPasswd(ctx context.Context, c *cli) error {
 		return err
 	}
 	var set change
-	if err := set.check(&u, &password); err != nil {
+	if err := c.checkChange(&set, &u, &password); err != nil {
 		return err
 	}
 	if _, err := c.changeUser(ctx, console, u.id, set, &password, 0); err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,37 @@ type settings struct {
 	trustedProxies []netip.Prefix
 	corsOrigins    []string
 	rateLimit      rateLimit
+	passwords      passwordPolicy
+	tokenNames
+}
+
+// tokenNames are the names in access tokens, for other services that verify them.
+type tokenNames struct {
+	issuer   string   // the claim iss, also required; empty: none
+	audience []string // the claim aud; nil: none
+	accepted []string // a token must be for one of these; nil: none is required
+}
+
+// members returns the claims aud and iss as members of a JSON object, each with a comma
+// after it. No name needs an escape (setName).
+func (n *tokenNames) members() (text string) {
+	switch len(n.audience) {
+	case 0:
+	case 1:
+		text = `"aud":"` + n.audience[0] + `",`
+	default:
+		text = `"aud":["` + strings.Join(n.audience, `","`) + `"],`
+	}
+	if n.issuer != "" {
+		text += `"iss":"` + n.issuer + `",`
+	}
+	return text
+}
+
+// accept reports whether a token with these names is from and for userd.
+func (n *tokenNames) accept(token *tokenNames) bool {
+	accepted := func(name string) bool { return slices.Contains(n.accepted, name) }
+	return (n.issuer == "" || n.issuer == token.issuer) && (len(n.accepted) == 0 || slices.ContainsFunc(token.audience, accepted))
 }
 
 // registration says who can add users.
@@ -109,6 +141,14 @@ var options = []option{
 		"How long a session lasts after its last refresh: a duration, or seconds."},
 	{"SESSION_LIFETIME", "session-lifetime", "TIME", "4320h", func(c *config, v string) error { return setTTLOrZero(&c.sessionLife, v) },
 		"The longest that a session can live, however often it is refreshed: a duration, or seconds; 0 sets no limit. 4320h are 180 days."},
+	{"JWT_ENCODE_ISSUER", "issuer", "NAME", "", func(c *config, v string) error { return setName(&c.issuer, v) },
+		"The issuer (iss) that userd writes into access tokens and requires of them. A password must not equal it."},
+	{"JWT_ENCODE_AUDIENCE", "audience", "NAME,...", "", func(c *config, v string) error { return setNames(&c.audience, v) },
+		"The audience (aud) that userd writes into access tokens."},
+	{"JWT_DECODE_AUDIENCE", "accept-audience", "NAME,...", "", func(c *config, v string) error { return setNames(&c.accepted, v) },
+		"userd requires that an access token is for one of these. The default is JWT_ENCODE_AUDIENCE."},
+	{"PASSWORD_MIN_LENGTH", "password-min-length", "N", "8", func(c *config, v string) error { return setLength(&c.passwords.minimum, v) },
+		"The fewest characters of a new password, from 8 to 64. NIST SP 800-63B-4 requires 15 if the password is the only factor."},
 	{"REGISTRATION", "registration", "open|closed", string(registrationOpen),
 		func(c *config, v string) error {
 			return setWord(&c.registration, v, registrationOpen, registrationClosed)
@@ -181,6 +221,13 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 			}
 			return usagef("%s=%q: %v", from, value, err)
 		}
+	}
+	c.passwords.issuer = c.issuer
+	if len(c.accepted) == 0 {
+		c.accepted = c.audience
+	}
+	if !c.accept(&c.tokenNames) {
+		return usagef("JWT_ENCODE_AUDIENCE has none of the names in JWT_DECODE_AUDIENCE, so userd would refuse its own tokens")
 	}
 	if accepts("tls-key") && (c.tlsCert == "") != (c.tlsKey == "") {
 		return usagef("TLS_CERT and TLS_KEY (-tls-cert and -tls-key) go together: one is not set")
@@ -315,6 +362,14 @@ func (c *config) readSecrets(getenv func(string) string) error {
 		return usagef("%s is set without JWT_SECRET_KEY; set both", c.previousFrom)
 	}
 	return nil
+}
+
+// isDevelopment reports whether the server serves only the developer: it listens on
+// a loopback address, which nothing in the configuration makes public. activated
+// means that systemd opened the socket.
+func (c *config) isDevelopment(address net.Addr, activated bool) bool {
+	tcp, ok := address.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback() && !activated && len(c.trustedProxies) == 0 && len(c.domains) == 0 && c.tlsCert == ""
 }
 
 // weakSecret returns why others may know or guess a configured signing key, or "".

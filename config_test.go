@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -122,6 +125,14 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		{"CORS_ORIGINS", "https://App.example.com", "is not an origin"},
 		{"CORS_ORIGINS", "https://ann@app.example.com", "is not an origin"},
 		{"CORS_ORIGINS", "https://app.example.com,ftp://example.com", "ftp://example.com"},
+		{"PASSWORD_MIN_LENGTH", "7", "8 to 64"},
+		{"PASSWORD_MIN_LENGTH", "65", "8 to 64"},
+		{"PASSWORD_MIN_LENGTH", "many", "8 to 64"},
+		{"JWT_ENCODE_ISSUER", "my service", "without spaces"},
+		{"JWT_ENCODE_ISSUER", "caf\u00e9", "ASCII"},
+		{"JWT_ENCODE_ISSUER", strings.Repeat("a", 201), "200 bytes"},
+		{"JWT_ENCODE_AUDIENCE", strings.Repeat("a,", 101), "200 bytes"},
+		{"JWT_DECODE_AUDIENCE", "two words", "without spaces"},
 		{"RATE_LIMIT", "never", "on or off"},
 		{"SESSION_LIFETIME", "180d", "0 for ever"},
 		{"SESSION_LIFETIME", "-1", "0 for ever"},
@@ -234,6 +245,10 @@ func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T
 		{"IPv4 proxies in IPv6", []string{"TRUSTED_PROXIES=::ffff:10.0.0.0/104,::ffff:192.0.2.7"}, "", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[10.0.0.0/8 192.0.2.7/32]"},
 		{"a flag's proxies replace the variable's", []string{"TRUSTED_PROXIES=10.0.0.0/8"}, "-trusted-proxies 192.0.2.7", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[192.0.2.7/32]"},
 		{"origins are kept as they are", []string{"CORS_ORIGINS=https://app.example.com, http://localhost:3000,"}, "", func(c config) any { return fmt.Sprint(c.corsOrigins) }, "[https://app.example.com http://localhost:3000]"},
+		{"a password has 8 characters at least", nil, "", func(c config) any { return c.passwords }, passwordPolicy{minimum: 8}},
+		{"or more", []string{"PASSWORD_MIN_LENGTH=15", "JWT_ENCODE_ISSUER=https://users.example.com"}, "", func(c config) any { return c.passwords }, passwordPolicy{15, "https://users.example.com"}},
+		{"a token is for those that it names", nil, "-audience a,b", func(c config) any { return fmt.Sprint(c.accepted) }, "[a b]"},
+		{"unless others are accepted", []string{"JWT_ENCODE_AUDIENCE=a,b", "JWT_DECODE_AUDIENCE=b,c"}, "", func(c config) any { return fmt.Sprint(c.audience, c.accepted) }, "[a b] [b c]"},
 		{"the limits can be off", []string{"RATE_LIMIT=off"}, "", func(c config) any { return c.rateLimit }, rateLimitOff},
 		{"a session can live for ever", []string{"SESSION_LIFETIME=0"}, "", func(c config) any { return c.sessionLife }, time.Duration(0)},
 		{"a session can live for a day", nil, "-session-lifetime 24h", func(c config) any { return c.sessionLife }, 24 * time.Hour},
@@ -438,4 +453,48 @@ func configured(args []string, getenv func(string) string) (config, error) {
 	var c cli
 	_, _, err := c.parse(args, getenv)
 	return c.config, err
+}
+
+func TestUserdAcceptsItsOwnAudience(t *testing.T) {
+	t.Parallel()
+	for _, environ := range [][]string{
+		{"JWT_DECODE_AUDIENCE=a"},
+		{"JWT_ENCODE_AUDIENCE=a", "JWT_DECODE_AUDIENCE=b"},
+	} {
+		_, err := configured(nil, getenvOf(environ))
+		if _, usage := errors.AsType[*usageError](err); !usage || !strings.Contains(fmt.Sprint(err), "JWT_DECODE_AUDIENCE") {
+			t.Errorf("%v: %v", environ, err)
+		}
+	}
+}
+
+func TestWhatIsDevelopment(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name      string
+		address   string
+		activated bool
+		environ   []string
+		want      bool
+	}{
+		{"a loopback address", "127.0.0.1:5000", false, nil, true},
+		{"a loopback address of IPv6", "[::1]:5000", false, nil, true},
+		{"another address", "192.0.2.1:5000", false, nil, false},
+		{"all addresses", "[::]:5000", false, nil, false},
+		{"a socket of systemd", "127.0.0.1:5000", true, nil, false},
+		{"a proxy", "127.0.0.1:5000", false, []string{"TRUSTED_PROXIES=127.0.0.1"}, false},
+		{"ACME", "127.0.0.1:5000", false, []string{"HTTPS_DOMAIN=example.com"}, false},
+		{"a certificate", "127.0.0.1:5000", false, []string{"TLS_CERT=config.go", "TLS_KEY=config.go"}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conf, err := configured(nil, getenvOf(c.environ))
+			if err != nil {
+				t.Fatal(err)
+			}
+			address := net.TCPAddrFromAddrPort(netip.MustParseAddrPort(c.address))
+			if got := conf.isDevelopment(address, c.activated); got != c.want {
+				t.Errorf("got %t, want %t", got, c.want)
+			}
+		})
+	}
 }

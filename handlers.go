@@ -32,7 +32,7 @@ type server struct {
 func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *slog.Logger, wall func() time.Time, mono func() time.Duration) *server {
 	s := &server{
 		settings:    c,
-		userService: userService{st, h, wall},
+		userService: userService{st, h, c.passwords, wall},
 		keys:        keys,
 		feed:        newFeed(),
 		log:         log,

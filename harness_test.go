@@ -144,6 +144,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 		registration: registrationOpen,
 		directory:    directoryNames,
 		rateLimit:    rateLimitOn,
+		passwords:    passwordPolicy{minimum: minPassword},
 	}
 	for _, option := range options {
 		option(&c)

@@ -156,7 +156,7 @@ func (m *importer) readRows(ctx context.Context, in io.Reader, hash func(importR
 		fields, problem, err := file.next()
 		r := importRow{number: number, end: file.file.rowEnd}
 		if err == nil && problem == "" && fields != nil {
-			problem = r.set(fields)
+			problem = r.set(fields, m.passwords)
 		}
 		switch {
 		case err == io.EOF:

@@ -219,7 +219,7 @@ func jsonFields(object []byte) (fields map[string]string, problem string, err er
 }
 
 // set fills the row from its fields, by name, and returns what is wrong with it.
-func (r *importRow) set(fields map[string]string) (problem string) {
+func (r *importRow) set(fields map[string]string, policy passwordPolicy) (problem string) {
 	wrong := make(fieldErrors)
 	truth := func(name string) bool {
 		switch strings.ToLower(fields[name]) {
@@ -249,7 +249,7 @@ func (r *importRow) set(fields map[string]string) (problem string) {
 	case r.password != "" && r.hash != "":
 		wrong.add("password", "and password_hash are both given")
 	case r.password != "":
-		wrong.add("password", checkPassword(r.password, u.username, u.email))
+		wrong.add("password", policy.check(r.password, u.username, u.email))
 	case !passhash.Known(r.hash):
 		wrong.add("password_hash", "has an unknown format")
 	}

@@ -161,7 +161,8 @@ func manual() string {
 
 		The commands work on the database whether a server is running or not; a running
 		server sees their changes immediately. They accept the setting -database and no other,
-		except that events verify also accepts -event-retention, and that healthcheck accepts
+		except that events verify also accepts -event-retention, that user add, user passwd and
+		user import also accept -password-min-length and -issuer, and that healthcheck accepts
 		only -addr, -https-domain and -tls-cert.
 
 		USER is a username, an e-mail address, or an id written as id=7. A list is a table;

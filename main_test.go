@@ -449,6 +449,12 @@ Flags:
       The database: sqlite:///relative.db, sqlite:////absolute.db or a path.
       The server, user add and user import create it if it does not exist.
       Default: sqlite:///app.db
+  -issuer NAME (JWT_ENCODE_ISSUER)
+      The issuer (iss) that userd writes into access tokens and requires of
+      them. A password must not equal it.
+  -password-min-length N (PASSWORD_MIN_LENGTH)
+      The fewest characters of a new password, from 8 to 64. NIST SP 800-63B-4
+      requires 15 if the password is the only factor. Default: 8
 `
 	if got := help(t, "user", "add", "-h"); got != want {
 		t.Errorf("userd user add -h prints\n%s", got)

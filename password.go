@@ -71,22 +71,29 @@ func checkRole(r role) string {
 }
 
 const (
-	minPassword = 8    // code points, NIST SP 800-63B section 5.1.1.2
-	maxPassword = 1024 // bytes, because a long password costs time to hash
+	minPassword    = 8    // code points, NIST SP 800-63B-4 section 3.1.1.2, for a password with a second factor
+	maxMinPassword = 64   // code points: the same section wants at least so many to be accepted
+	maxPassword    = 1024 // bytes, because a long password costs time to hash
 )
 
-// checkPassword returns what is wrong with a new password, or "".
-func checkPassword(password, username, email string) string {
+// A passwordPolicy is the part of the rules for new passwords that can be set.
+type passwordPolicy struct {
+	minimum int    // code points
+	issuer  string // of tokens: a password must not equal it; may be empty
+}
+
+// check returns what is wrong with a new password, or "".
+func (p passwordPolicy) check(password, username, email string) string {
 	switch {
-	case utf8.RuneCountInString(password) < minPassword:
-		return fmt.Sprintf("must have at least %d characters", minPassword)
+	case utf8.RuneCountInString(password) < p.minimum:
+		return fmt.Sprintf("must have at least %d characters", p.minimum)
 	case len(password) > maxPassword:
 		return fmt.Sprintf("must have at most %d bytes", maxPassword)
 	case !utf8.ValidString(password):
 		return "must be valid UTF-8"
 	case strings.ContainsRune(password, 0):
 		return "must not contain NUL"
-	case isContext(password, username, email):
+	case isContext(password, username, email, p.issuer):
 		return "must be more than the username, the email or userd with digits and punctuation"
 	case password != tutorialPassword && isCommon(password):
 		return "is one of the most common passwords"
@@ -94,11 +101,11 @@ func checkPassword(password, username, email string) string {
 	return ""
 }
 
-// isContext reports whether a password is an obvious word of its user or of userd,
-// whatever its case, digits and punctuation (OWASP ASVS 5.0, 6.1.2 and 6.2.11). The
+// isContext reports whether a password is an obvious word of its user, of userd or of
+// the issuer, whatever its case, digits and punctuation (OWASP ASVS 5.0, 6.1.2 and 6.2.11). The
 // entire password is compared, because a part of it may be such a word. Without
 // any letters, the plain texts are compared.
-func isContext(password, username, email string) bool {
+func isContext(password, username, email, issuer string) bool {
 	letters := func(s string) string {
 		return strings.Map(func(r rune) rune {
 			if unicode.IsLetter(r) || unicode.IsMark(r) {
@@ -109,7 +116,7 @@ func isContext(password, username, email string) bool {
 	}
 	local, _, _ := strings.Cut(email, "@")
 	bare := letters(password)
-	for _, word := range []string{username, email, local, "userd"} {
+	for _, word := range []string{username, email, local, "userd", issuer} {
 		if bare != "" && strings.EqualFold(bare, letters(word)) || strings.EqualFold(password, word) {
 			return true
 		}

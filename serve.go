@@ -67,7 +67,7 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 		return err
 	}
 	defer l.close()
-	if err := checkSecrets(&c, l.api.Addr(), log); err != nil {
+	if err := checkSecrets(&c, c.isDevelopment(l.api.Addr(), l.activated), log); err != nil {
 		return err
 	}
 	if kind == kindTutorial {
@@ -110,6 +110,7 @@ func watchHangups(ctx context.Context, c *config) (_ context.Context, hangup <-c
 // listeners are the sockets of a server, and the certificates for them.
 type listeners struct {
 	api          net.Listener
+	activated    bool         // systemd opened api
 	metrics      net.Listener // nil if METRICS_ADDR is not set
 	port80       net.Listener // nil if the certificates are not from ACME
 	certificates interface {  // nil for plain HTTP
@@ -130,7 +131,7 @@ func listen(c *config, hangup <-chan os.Signal, log *slog.Logger) (l *listeners,
 	if err := l.setCertificates(c, hangup, log); err != nil {
 		return l, err
 	}
-	l.api, err = netlisten.Listen(c.addr)
+	l.api, l.activated, err = netlisten.Listen(c.addr)
 	if errors.Is(err, netlisten.ErrSocket) {
 		return l, usagef("%v", err)
 	}
@@ -250,18 +251,17 @@ func (l *listeners) keepCertificates(ctx context.Context) error {
 	return nil
 }
 
-// checkSecrets refuses weak signing keys, but only warns of them if the server
-// listens on a loopback address.
-func checkSecrets(c *config, address net.Addr, log *slog.Logger) error {
+// checkSecrets refuses weak signing keys, but only warns of them in development.
+func checkSecrets(c *config, development bool, log *slog.Logger) error {
 	for setting, secret := range map[string][]byte{c.secretFrom: c.secret, c.previousFrom: c.previousSecret} {
 		why := weakSecret(secret)
 		if why == "" {
 			continue
 		}
-		if tcp, ok := address.(*net.TCPAddr); !ok || !tcp.IP.IsLoopback() {
+		if !development {
 			return usagef("%s: %s", setting, why)
 		}
-		log.Warn("weak signing key on a loopback address", "setting", setting, "why", why)
+		log.Warn("weak signing key, accepted only in development", "setting", setting, "why", why)
 	}
 	return nil
 }

@@ -296,7 +296,7 @@ type tokenAnswer struct {
 func (s *server) newTokens(r *refresher, session *session, key keyRow, t refreshToken, now time.Time, fresh bool) tokenAnswer {
 	t.session, t.generation = session.id, session.generation
 	return tokenAnswer{
-		AccessToken:  s.keys.signer(key).sign(newClaims(session, now, s.accessTTL, fresh)),
+		AccessToken:  s.keys.signer(key).sign(s.newClaims(session, now, fresh)),
 		TokenType:    "Bearer",
 		ExpiresIn:    int64(s.accessTTL / time.Second),
 		RefreshToken: r.format(&t),

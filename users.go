@@ -17,24 +17,25 @@ import (
 type userService struct {
 	store  *store
 	hasher *passhash.Hasher
+	policy passwordPolicy
 	wall   func() time.Time // the wall clock, for what is stored or signed
 }
 
 // checkNew trims and checks a new user and checks its password. It returns
 // errRegisterFields or errInvalid.
-func (u *user) checkNew(password string) error {
+func (s *userService) checkNew(u *user, password string) error {
 	u.username, u.email = trimName(u.username), trimName(u.email)
 	if u.username == "" || u.email == "" || password == "" {
 		return errRegisterFields
 	}
 	all := change{username: &u.username, email: &u.email, role: &u.role}
-	return all.check(u, &password)
+	return s.checkChange(&all, u, &password)
 }
 
 // addUser adds a user that checkNew accepts, for a caller, and sets its id and times.
 // It returns an error of checkNew, passhash.ErrBusy, or an error of store.addUser.
 func (s *userService) addUser(ctx context.Context, by caller, u *user, password string) error {
-	if err := u.checkNew(password); err != nil {
+	if err := s.checkNew(u, password); err != nil {
 		return err
 	}
 	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
@@ -47,7 +48,7 @@ func (s *userService) addUser(ctx context.Context, by caller, u *user, password 
 	return s.store.addUser(ctx, by, u, hash, s.wall().Unix())
 }
 
-// changeUser makes a change that c.check accepted, and sets the password unless it
+// changeUser makes a change that checkChange accepted, and sets the password unless it
 // is nil, for a caller. It returns the changed user. If version is not 0, the user
 // must still have it. The statements in then belong to the same write. The error is
 // passhash.ErrBusy or one of store.updateUser.
@@ -77,7 +78,7 @@ func (s *server) register(x *exchange) error {
 		return err
 	}
 	u := user{username: in.Username, email: in.Email, role: member}
-	if err := u.checkNew(in.Password); err != nil {
+	if err := s.checkNew(&u, in.Password); err != nil {
 		return err
 	}
 	if err := s.count(x, 0); err != nil {
@@ -328,7 +329,7 @@ func (s *server) updateUser(x *exchange) error {
 	if (c.role != nil || c.disabled != nil) && x.who.role != admin {
 		return errForbidden.with("Only an admin sets role and disabled")
 	}
-	if err := c.check(u, in.Password); err != nil {
+	if err := s.checkChange(&c, u, in.Password); err != nil {
 		return err
 	}
 	if err := s.requireProof(x, actsOf(&c, in.Password), in.CurrentPassword); err != nil {
@@ -382,9 +383,9 @@ func (s *server) changeOwnPassword(x *exchange, c change, password *string, vers
 	return x.send(http.StatusOK, append(append(body, tokens[1:]...), '\n'))
 }
 
-// check returns errInvalid if a new value of u, or its new password unless that is
-// nil, is invalid.
-func (c *change) check(u *user, password *string) error {
+// checkChange returns errInvalid if a new value of u, or its new password unless that
+// is nil, is invalid.
+func (s *userService) checkChange(c *change, u *user, password *string) error {
 	wrong := make(fieldErrors)
 	username, email := u.username, u.email
 	if c.username != nil {
@@ -399,7 +400,7 @@ func (c *change) check(u *user, password *string) error {
 		wrong.add("role", checkRole(*c.role))
 	}
 	if password != nil {
-		wrong.add("password", checkPassword(*password, username, email))
+		wrong.add("password", s.policy.check(*password, username, email))
 	}
 	return wrong.err()
 }

@@ -114,6 +114,39 @@ func orList[T ~string](words []T) (list string) {
 	return list
 }
 
+// maxNames bounds the bytes of a name or a list of names: a token must stay below
+// maxToken.
+const maxNames = 200
+
+// setName accepts a name that JSON can hold without escapes (StringOrURI of RFC 7519
+// section 2, in ASCII), or nothing.
+func setName(to *string, v string) error {
+	if len(v) > maxNames || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
+		return fmt.Errorf("must have at most %d bytes of ASCII, without spaces, quotes and backslashes", maxNames)
+	}
+	*to = v
+	return nil
+}
+
+func setNames(to *[]string, v string) error {
+	for _, item := range items(v) {
+		if err := setName(&item, item); err != nil || len(v) > maxNames {
+			return fmt.Errorf("must be a list of names, %d bytes in all, of ASCII without spaces, quotes and backslashes", maxNames)
+		}
+		*to = append(*to, item)
+	}
+	return nil
+}
+
+func setLength(to *int, v string) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < minPassword || n > maxMinPassword {
+		return fmt.Errorf("must be a number from %d to %d", minPassword, maxMinPassword)
+	}
+	*to = n
+	return nil
+}
+
 func setLevel(to *slog.Level, v string) error {
 	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
 	level, ok := levels[v]

@@ -31,7 +31,7 @@ func handle(w http.ResponseWriter, r *http.Request) {
 }
 
 func Example() {
-	listener, err := netlisten.Listen("127.0.0.1:0") // or systemd's socket
+	listener, _, err := netlisten.Listen("127.0.0.1:0") // or systemd's socket
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -14,31 +14,32 @@ import (
 var ErrSocket = errors.New("unusable socket from systemd")
 
 // Listen listens on the TCP address addr. If systemd passed this process a socket
-// (sd_listen_fds(3)), Listen returns that one and ignores addr: it stays open
-// while the service restarts, so no client is refused. Listen removes systemd's
+// (sd_listen_fds(3)), Listen returns that one, with activated true, and ignores addr:
+// it stays open while the service restarts, so no client is refused. Listen removes systemd's
 // variables from the environment, so that child processes do not see them.
-func Listen(addr string) (net.Listener, error) {
+func Listen(addr string) (l net.Listener, activated bool, err error) {
 	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		os.Unsetenv(name)
 	}
 	if pid != strconv.Itoa(os.Getpid()) { // the socket, if any, is for another process
-		return net.Listen("tcp", addr)
+		l, err := net.Listen("tcp", addr)
+		return l, false, err
 	}
 	if count != "1" {
-		return nil, fmt.Errorf("%w: it passed %s sockets, want 1", ErrSocket, count)
+		return nil, true, fmt.Errorf("%w: it passed %s sockets, want 1", ErrSocket, count)
 	}
 	file := os.NewFile(3, "socket") // SD_LISTEN_FDS_START
 	defer file.Close()              // the listener has a copy
-	l, err := net.FileListener(file)
+	l, err = net.FileListener(file)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrSocket, err)
+		return nil, true, fmt.Errorf("%w: %w", ErrSocket, err)
 	}
 	if _, ok := l.(*net.TCPListener); !ok {
 		l.Close()
-		return nil, fmt.Errorf("%w: its network is %s, want tcp", ErrSocket, l.Addr().Network())
+		return nil, true, fmt.Errorf("%w: its network is %s, want tcp", ErrSocket, l.Addr().Network())
 	}
-	return l, nil
+	return l, true, nil
 }
 
 // Notify tells systemd the state of the service, such as READY=1 (sd_notify(3)).

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 // listenAndReport prints the outcome of Listen, how many sockets are open then,
 // and systemd's variables that are still set.
 func listenAndReport(addr string) {
-	l, err := Listen(addr)
+	l, activated, err := Listen(addr)
 	switch {
 	case errors.Is(err, ErrSocket):
 		fmt.Println("ErrSocket:", err)
@@ -34,6 +34,7 @@ func listenAndReport(addr string) {
 		fmt.Println("error:", err)
 	default:
 		fmt.Println("address:", l.Addr())
+		fmt.Println("activated:", activated)
 	}
 	fmt.Println("sockets:", openSockets())
 	for _, variable := range os.Environ() {
@@ -98,7 +99,7 @@ func TestListenTakesTheSocketOfSystemd(t *testing.T) {
 	t.Parallel()
 	socket, address := tcpSocket(t)
 	// It could not listen on this address.
-	if got, want := listenWith(t, "127.0.0.1:1", "$$", socket), "address: "+address+"\nsockets: 1\n"; got != want {
+	if got, want := listenWith(t, "127.0.0.1:1", "$$", socket), "address: "+address+"\nactivated: true\nsockets: 1\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -107,7 +108,7 @@ func TestListenLeavesTheSocketOfAnotherProcess(t *testing.T) {
 	t.Parallel()
 	socket, address := tcpSocket(t)
 	got := listenWith(t, "127.0.0.1:0", "1", socket)
-	if !strings.HasPrefix(got, "address: 127.0.0.1:") || strings.Contains(got, address) || !strings.HasSuffix(got, "\nsockets: 2\n") {
+	if !strings.HasPrefix(got, "address: 127.0.0.1:") || strings.Contains(got, address) || !strings.HasSuffix(got, "\nactivated: false\nsockets: 2\n") {
 		t.Errorf("got %q", got)
 	}
 }
@@ -149,7 +150,7 @@ func TestListenReturnsTheSystemsError(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if _, err := Listen(l.Addr().String()); err == nil || errors.Is(err, ErrSocket) {
+	if _, activated, err := Listen(l.Addr().String()); err == nil || activated || errors.Is(err, ErrSocket) {
 		t.Errorf("the address is in use, and Listen returned %v", err)
 	}
 }
