@@ -33,6 +33,7 @@ func TestTheDefaultsAreTheTutorials(t *testing.T) {
 			registration: registrationOpen,
 			directory:    directoryNames,
 			rateLimit:    rateLimitOn,
+			passwords:    passwordPolicy{minimum: 8},
 		},
 		database:      filepath.Join(dir, "app.db"),
 		addr:          "127.0.0.1:5000",
