@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	neturl "net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -304,13 +305,21 @@ func healthcheck(ctx context.Context, c *cli) error {
 	if err != nil {
 		return err
 	}
+	const advice = "give this command the settings of the server: ADDR (-addr) or HOST and PORT, HTTPS_DOMAIN (-https-domain) and TLS_CERT (-tls-cert)"
 	resp, err := client.Do(r)
+	if failed, ok := errors.AsType[*neturl.Error](err); ok {
+		return fmt.Errorf("no answer from %s: %w; start the server, or %s", url, failed.Err, advice)
+	}
 	if err != nil {
 		return err
 	}
 	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answered %s", url, resp.Status)
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusServiceUnavailable:
+		return fmt.Errorf("%s answered %s: the server is not ready, and its log says why", url, resp.Status)
+	default:
+		return fmt.Errorf("%s answered %s instead of 200; %s", url, resp.Status, advice)
 	}
 	_, err = fmt.Fprintf(c.stdout, "%s: ready\n", url)
 	return err

@@ -216,7 +216,7 @@ func TestHealthcheckAsksTheRunningServer(t *testing.T) {
 	if status := p.end(os.Interrupt); status != 0 {
 		t.Fatal(status)
 	}
-	run([]string{"ADDR=127.0.0.1:" + port}).wantFailure(t, 1, "http://127.0.0.1:"+port+"/readyz", "refused")
+	run([]string{"ADDR=127.0.0.1:" + port}).wantFailure(t, 1, "no answer from http://127.0.0.1:"+port+"/readyz: ", "refused", "start the server", "ADDR (-addr)")
 	run(nil, "-database", "app.db").wantFailure(t, 2, "-database")
 	run(nil, "now").wantFailure(t, 2, "usage: userd healthcheck")
 	run([]string{"ADDR=5000"}).wantFailure(t, 2, "ADDR")
@@ -230,13 +230,13 @@ func TestHealthcheckFailsWhereTheServerIsNotReady(t *testing.T) {
 		serve http.HandlerFunc
 		want  string
 	}{
-		{"it says so", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, "503"},
+		{"it says so", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, "503 Service Unavailable: the server is not ready, and its log says why"},
 		{"it sends elsewhere", func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/readyz" {
 				http.Redirect(w, r, "/ok", http.StatusFound)
 			}
-		}, "302"},
-		{"it does not answer", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "Timeout"},
+		}, "302 Found instead of 200; give this command the settings of the server: ADDR (-addr)"},
+		{"it does not answer", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "ADDR (-addr)"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			t.Parallel()

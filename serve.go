@@ -151,8 +151,12 @@ func listen(c *config, hangup <-chan os.Signal, log *slog.Logger) (l *listeners,
 	return l, nil
 }
 
-// listenError names the setting in an error about a port, and what a port below 1024 needs.
+// listenError names the setting in an error about a port, and says what to do about a port
+// that is in use, or below 1024.
 func listenError(setting string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s: %w: stop the program that listens there, perhaps another userd, or choose another address", setting, err)
+	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && errors.Is(err, fs.ErrPermission) {
 		if tcp, ok := op.Addr.(*net.TCPAddr); ok && tcp.Port < 1024 {
 			return fmt.Errorf("%s: %w: a port below 1024 needs the capability CAP_NET_BIND_SERVICE (setcap cap_net_bind_service=+ep FILE, or AmbientCapabilities in the systemd unit)", setting, err)

@@ -1168,7 +1168,10 @@ func TestATakenPortIsAFailureThatLeavesNothing(t *testing.T) {
 	}
 	defer listener.Close()
 	dir := t.TempDir()
-	userdProcess(t, dir, "", nil, "-addr", listener.Addr().String()).wantFailure(t, 1, "ADDR (-addr)", listener.Addr().String(), "in use")
+	for _, c := range []struct{ flag, setting string }{{"-addr", "ADDR (-addr)"}, {"-metrics-addr", "METRICS_ADDR (-metrics-addr)"}} {
+		got := userdProcess(t, dir, "", []string{"ADDR=127.0.0.1:0"}, c.flag, listener.Addr().String())
+		got.wantFailure(t, 1, c.setting+": ", listener.Addr().String(), "in use: stop the program that listens there, perhaps another userd, or choose another address")
+	}
 	wantFiles(t, dir)
 }
 
