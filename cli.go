@@ -282,6 +282,17 @@ func findFlag(name string) (known, isBool bool) {
 	return false, false
 }
 
+// flagOwners lists the commands that have a flag.
+func flagOwners(name string) string {
+	var owners []string
+	for i := range commands {
+		if flags, _ := commands[i].flagSet(nil); flags.Lookup(name) != nil {
+			owners = append(owners, strings.TrimSpace("userd "+commands[i].words))
+		}
+	}
+	return strings.Join(owners, ", ")
+}
+
 // findCommand returns the command that the words begin with, and its arguments.
 // The words of a group, such as user, are a request for help.
 func findCommand(words []string) (cmd *command, args []string, err error) {
@@ -326,7 +337,7 @@ func (c *cli) parse(args []string, getenv func(string) string) (*command, action
 	flags, run := cmd.flagSet(given)
 	for _, name := range line.names {
 		if flags.Lookup(name) == nil {
-			return nil, nil, cmd.usagef("unknown flag -%s: see %s", name, strings.TrimSpace("userd help "+cmd.words))
+			return nil, nil, cmd.usagef("unknown flag -%s, which belongs to %s; see %s", name, flagOwners(name), strings.TrimSpace("userd help "+cmd.words))
 		}
 	}
 	if err := flags.Parse(line.flags); err != nil {
