@@ -230,43 +230,62 @@ func (m *importer) printProblems(ctx context.Context) error {
 	return m.exec(ctx, `DELETE FROM problem`)
 }
 
-// conflicts finds the rows that contradict an earlier row or an existing user.
-const conflicts = `
-	SELECT row, CASE
-		WHEN username_row < row THEN 'username already appears in row ' || username_row
-		WHEN email_row < row THEN 'email already appears in row ' || email_row
-		WHEN id_row < row THEN 'id already appears in row ' || id_row
-		WHEN EXISTS (SELECT 1 FROM user WHERE user.username = import.username COLLATE NOCASE) THEN 'username already exists'
-		WHEN EXISTS (SELECT 1 FROM user WHERE user.email = import.email COLLATE NOCASE) THEN 'email already exists'
-		WHEN id <= (SELECT user_id FROM counter) THEN 'id was already given to a user'
-	END AS problem
-	FROM (
-		SELECT rowid AS row, id, username, email,
-			min(rowid) OVER (PARTITION BY username COLLATE NOCASE) AS username_row,
-			min(rowid) OVER (PARTITION BY email COLLATE NOCASE) AS email_row,
-			iif(id IS NULL, rowid, min(rowid) OVER (PARTITION BY id)) AS id_row
-		FROM import
-	) AS import
-	WHERE problem IS NOT NULL ORDER BY row`
+// dropTaken removes the rows that conflict with an existing user, and keeps their problems.
+const dropTaken = `
+	INSERT INTO problem (row, text)
+		SELECT row, text FROM (
+			SELECT rowid AS row, CASE
+				WHEN EXISTS (SELECT 1 FROM user WHERE user.username = import.username COLLATE NOCASE) THEN 'username already exists'
+				WHEN EXISTS (SELECT 1 FROM user WHERE user.email = import.email COLLATE NOCASE) THEN 'email already exists'
+				WHEN id <= (SELECT user_id FROM counter) THEN 'id was already given to a user'
+			END AS text
+			FROM import
+		) WHERE text IS NOT NULL;
+	DELETE FROM import WHERE rowid IN (SELECT row FROM problem)`
+
+// dropRepeated removes the rows that repeat a value of an earlier row, and keeps their
+// problems. A row that is itself removed is not in the way of a later one, so rows with
+// equal values go one by one, in order, through the unique columns of first.
+const dropRepeated = `
+	CREATE TEMP TABLE repeated AS
+		SELECT row, id, username, email FROM (
+			SELECT rowid AS row, id, username, email,
+				count(*) OVER (PARTITION BY username COLLATE NOCASE) AS usernames,
+				count(*) OVER (PARTITION BY email COLLATE NOCASE) AS emails,
+				count(id) OVER (PARTITION BY id) AS ids
+			FROM import
+		) WHERE max(usernames, emails, ids) > 1;
+	CREATE TEMP TABLE first (
+		row      INTEGER NOT NULL PRIMARY KEY,
+		id       INTEGER UNIQUE,
+		username TEXT UNIQUE COLLATE NOCASE,
+		email    TEXT UNIQUE COLLATE NOCASE
+	);
+	INSERT OR IGNORE INTO first (row, id, username, email) SELECT row, id, username, email FROM repeated ORDER BY row;
+	INSERT INTO problem (row, text)
+		SELECT row, coalesce(
+			'username already appears in row ' || (SELECT row FROM first WHERE username = repeated.username),
+			'email already appears in row ' || (SELECT row FROM first WHERE email = repeated.email),
+			'id already appears in row ' || (SELECT row FROM first WHERE id = repeated.id))
+		FROM repeated WHERE row NOT IN (SELECT row FROM first);
+	DROP TABLE first;
+	DROP TABLE repeated;
+	DELETE FROM import WHERE rowid IN (SELECT row FROM problem)`
 
 // removeConflicts removes the rows that are in conflict, and keeps their problems for
-// printProblems.
+// printProblems. It counts the place here, so that tryInsert holds the lock for a shorter time.
 func (m *importer) removeConflicts(ctx context.Context) error {
-	result, err := m.db.conn.ExecContext(ctx, `INSERT INTO problem (row, text) `+conflicts)
-	if err != nil {
-		return err
-	}
-	n, err := result.RowsAffected()
-	if err != nil {
-		return err
-	}
-	m.good, m.bad = m.good-int(n), m.bad+int(n)
-	// The place is counted here, so that tryInsert holds the lock for a shorter time.
-	return m.exec(ctx, `
-		DELETE FROM import WHERE rowid IN (SELECT row FROM problem);
+	err := m.exec(ctx, dropTaken+";"+dropRepeated+`;
 		UPDATE import SET place = counted.place
 		FROM (SELECT rowid AS row, row_number() OVER (ORDER BY rowid) AS place FROM import WHERE id IS NULL) AS counted
 		WHERE import.rowid = counted.row`)
+	if err != nil {
+		return err
+	}
+	rows := m.good + m.bad
+	err = m.db.conn.QueryRowContext(ctx, `SELECT count(*) FROM import`).Scan(&m.good)
+	m.bad = rows - m.good
+	return err
 }
 
 // insert moves the rows into the database, unless rows are bad and partial is false.

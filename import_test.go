@@ -36,6 +36,7 @@ func TestImport(t *testing.T) {
 		"a hash in no known form":                 "userd: 1 bad row; nothing was imported\n",
 		"bad rows: how many good ones":            "userd: would leave out 2 bad rows\n",
 		"bad rows: the good ones":                 "userd: left out 2 bad rows\n",
+		"a clash with a row that is left out":     "userd: left out 3 bad rows\n",
 	}
 	for _, test := range []struct {
 		claim  string
@@ -66,6 +67,12 @@ func TestImport(t *testing.T) {
 			1, "imported 1 user\n", []string{"row 3: Not valid: password must", "row 4: email already exists"}, "ann:member"},
 		{"rows that clash", "", "username,email,password_hash\nann,a1@example.com," + someHash + "\nbob,b@example.com," + someHash + "\nANN,a2@example.com," + someHash + "\neve,B@example.com," + someHash + "\n",
 			1, "", []string{"row 4: username already appears in row 2", "row 5: email already appears in row 3"}, ""},
+		{"a clash with a row that is left out", "-partial", "username,email,password_hash\n" +
+			"ann,a@example.com," + someHash + "\nANN,b@example.com," + someHash + "\nbob,B@example.com," + someHash + "\n" +
+			"bob,c@example.com," + someHash + "\neve,c@example.com," + someHash + "\nkim,C@example.com," + someHash + "\n",
+			1, "imported 3 users\n", []string{"row 3: username already appears in row 2", "row 5: username already appears in row 4", "row 7: email already appears in row 6"}, "ann:member bob:member eve:member"},
+		{"a row that clashes only with one whose id is taken", "-partial", "id,username,email,password_hash\n1,ann,a@example.com," + someHash + "\n,ann,b@example.com," + someHash + "\n",
+			1, "imported 1 user\n", []string{"row 2: id was already given to a user"}, "ann:member"},
 		{"ids that are free", "", "id,username,email,password_hash\n70,ann,a@example.com," + someHash + "\n,bob,b@example.com," + someHash + "\n",
 			0, "imported 2 users\n", nil, "ann:member bob:member"},
 		{"ids that are not", "", "id,username,email,password_hash\n1,ann,a@example.com," + someHash + "\n9,bob,b@example.com," + someHash + "\n9,eve,e@example.com," + someHash + "\n0,kim,k@example.com," + someHash + "\n4503599627370496,max,m@example.com," + someHash + "\n",
