@@ -213,8 +213,13 @@ func eventsVerify(ctx context.Context, c *cli) error {
 	if v.base.eventID > 0 {
 		fmt.Fprintf(c.stdout, "deleted events: up to %d, the last from %s\n", v.base.eventID, when(v.base.at))
 	}
-	if v.links > 0 {
+	switch {
+	case v.links > 0:
 		fmt.Fprintf(c.stdout, "head: %s\n", v.head.name())
+	case v.unlinked.events > 0:
+		fmt.Fprintln(c.stdout, "no head yet: no event has a link")
+	default:
+		fmt.Fprintln(c.stdout, "no head yet: the database has no events")
 	}
 	_, err = fmt.Fprintf(c.stdout, "events without a link yet: %d\n", v.unlinked.events)
 	return errors.Join(err, checkBase(&v, c.eventRetention, c.wall()), checkNoted(&v))

@@ -930,7 +930,11 @@ func TestLinksReplaceSeals(t *testing.T) {
 			if got := scan[string](t, conn, `SELECT coalesce(group_concat(name), '') FROM (SELECT name FROM secret UNION ALL SELECT name FROM sqlite_schema WHERE name = 'seal')`); got != "refresh" {
 				t.Errorf("of the seals and secrets %q is left", got)
 			}
-			if out, _ := sh.run(0, "", "events", "verify"); out != fmt.Sprintf("events without a link yet: %d\n", c.events) {
+			why := "no event has a link"
+			if c.events == 0 {
+				why = "the database has no events"
+			}
+			if out, _ := sh.run(0, "", "events", "verify"); out != fmt.Sprintf("no head yet: %s\nevents without a link yet: %d\n", why, c.events) {
 				t.Errorf("before the first link, events verify prints %s", out)
 			}
 			l := openLedger(t, path)
