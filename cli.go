@@ -34,8 +34,7 @@ type databaseUse int
 
 const (
 	opens     databaseUse = iota // it is opened; one of the Flask tutorial is adopted first
-	creates                      // likewise, and created if it does not exist
-	untouched                    // nothing: the action opens what it needs
+	untouched                    // nothing: the action opens or creates what it needs
 )
 
 // commands is the command table. Help and flags come from here.
@@ -45,7 +44,7 @@ var commands = []command{
 		finishes the running requests, closes the database and exits. On SIGHUP it reads the
 		files TLS_CERT and TLS_KEY again. Without HTTPS, SIGHUP ends userd like SIGTERM.`,
 		noFlags(nil)},
-	{"user add", "NAME EMAIL", creates, "add a user",
+	{"user add", "NAME EMAIL", untouched, "add a user",
 		`Adds a user and prints its id. The password is the first line of standard input; on
 		a terminal userd asks for it twice and does not show it.`,
 		userAdd},
@@ -357,16 +356,17 @@ func (cmd *command) run(ctx context.Context, c *cli, run action) error {
 	if cmd.use == untouched {
 		return run(ctx, c)
 	}
-	return c.withDatabase(ctx, cmd.use == creates, refuse, run)
+	return c.withDatabase(ctx, false, refuse, run)
 }
 
-// withDatabase runs an action on the database, which a server may have open too.
+// withDatabase runs an action on the database, which a server may have open too. A command
+// that can create the database first checks what it is about to write.
 func (c *cli) withDatabase(ctx context.Context, create bool, resolve resolution, run action) error {
 	st, err := c.openDatabase(ctx, create, resolve)
 	if err != nil {
 		return err
 	}
-	c.userService = userService{st, passhash.New(passhash.Default()), c.passwords, time.Now}
+	c.userService = c.newUserService(st)
 	err = run(ctx, c)
 	if st.wrote.Load() {
 		// An interrupt must not leave the events of a finished act without a link.
@@ -375,6 +375,10 @@ func (c *cli) withDatabase(ctx context.Context, create bool, resolve resolution,
 		}
 	}
 	return plainError(errors.Join(err, st.close()))
+}
+
+func (c *cli) newUserService(st *store) userService {
+	return userService{st, passhash.New(passhash.Default()), c.passwords, time.Now}
 }
 
 // openDatabase opens the database, and adopts one of the Flask tutorial first.
@@ -392,6 +396,9 @@ func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution)
 	st, err := openStore(ctx, c.database)
 	if err != nil {
 		return nil, openError(c.database, err)
+	}
+	if kind == kindNone { // perhaps the operator meant another one
+		fmt.Fprintln(c.stderr, "created the database", printable(c.database))
 	}
 	return st, nil
 }

@@ -163,6 +163,41 @@ func TestCommandsThatFail(t *testing.T) {
 	}
 }
 
+// A command first checks what it is about to write.
+func TestACommandThatFailsCreatesNoDatabase(t *testing.T) {
+	t.Parallel()
+	const header = "username,email,password_hash\n"
+	cases := []struct{ args, stdin string }{
+		{"user add ann ann@example.com", ""},
+		{"user add ann ann@example.com", "short"},
+		{"user add ann ann@example.com", "ann@example.com"},
+		{"user add an?n ann@example.com", goodPassword},
+		{"user add ann ann", goodPassword},
+		{"user import none.csv", ""},
+		{"user import -", ""},
+		{"user import -", "[" + annsLine},
+		{"user import -", header + "ann,ann@example.com,x\n"},
+		{"user import -", header + "ann,ann@example.com," + someHash + "\nANN,b@example.com," + someHash + "\n"},
+		{"user import - -partial", header + "ann,ann@example.com," + someHash + "\n\"x"},
+	}
+	for _, cmd := range allCommands() {
+		if !slices.Contains([]string{"user add", "user import", "help", "version"}, cmd.words) {
+			cases = append(cases, struct{ args, stdin string }{cmd.words + strings.Repeat(" 1", len(strings.Fields(cmd.args))), goodPassword})
+		}
+	}
+	for _, c := range cases {
+		t.Run(c.args, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			got := userdHere(t, c.stdin, []string{"DATABASE_URL=" + filepath.Join(dir, "app.db"), "ADDR=127.0.0.1:1"}, strings.Fields(c.args)...)
+			if got.status == 0 {
+				t.Errorf("got %+v", got)
+			}
+			wantFiles(t, dir)
+		})
+	}
+}
+
 func TestUserListAndShow(t *testing.T) {
 	t.Parallel()
 	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}

@@ -40,6 +40,9 @@ func (c *cli) user(name string) (user, error) {
 func userAdd(f *flag.FlagSet) action {
 	makeAdmin := f.Bool("admin", false, "Make the user an admin, who may read, change and delete every user.")
 	return func(ctx context.Context, c *cli) error {
+		if _, err := inspectDatabase(ctx, c.database); err != nil { // before it asks for the password
+			return err
+		}
 		password, err := c.readPassword(ctx)
 		if err != nil {
 			return err
@@ -48,11 +51,17 @@ func userAdd(f *flag.FlagSet) action {
 		if *makeAdmin {
 			u.role = admin
 		}
-		if err := c.addUser(ctx, console, &u, password); err != nil {
-			return err
+		c.policy = c.passwords
+		if err := c.checkNew(&u, password); err != nil {
+			return plainError(err)
 		}
-		_, err = fmt.Fprintf(c.stdout, "added %s %s, id %d\n", u.role, u.username, u.id)
-		return err
+		return c.withDatabase(ctx, true, refuse, func(ctx context.Context, c *cli) error {
+			if err := c.addUser(ctx, console, &u, password); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.stdout, "added %s %s, id %d\n", u.role, u.username, u.id)
+			return err
+		})
 	}
 }
 

@@ -28,7 +28,7 @@ var clockReaders = map[string]string{
 	"auth.go server.authenticate":        "access tokens",
 	"backup.go restore":                  "stored",
 	"check.go watchFiles":                "mono",
-	"cli.go cli.withDatabase":            "stored",
+	"cli.go cli.newUserService":          "stored",
 	"cli_data.go cli.printEvents":        "mono",
 	"cli_data.go eventsVerify":           "trimming",
 	"cli_data.go keyRotate":              "signing keys",

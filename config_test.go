@@ -435,12 +435,12 @@ func TestTheDatabaseIsWhereItsURLSays(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := userdHere(t, goodPassword+"\n", []string{"DATABASE_URL=" + c.url}, "user", "add", "ann", "ann@example.com")
-			if want := (result{0, "added member ann, id 1\n", ""}); got != want {
-				t.Fatalf("got %+v, want %+v", got, want)
-			}
 			path, err := filepath.Abs(c.path)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if want := (result{0, "added member ann, id 1\n", "created the database " + path + "\n"}); got != want {
+				t.Fatalf("got %+v, want %+v", got, want)
 			}
 			if names := usernames(t, openTestStore(t, path)); !slices.Equal(names, []string{"ann"}) {
 				t.Errorf("the users there are %v", names)

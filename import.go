@@ -25,35 +25,54 @@ func userImport(f *flag.FlagSet) action {
 			return err
 		}
 		defer in.Close()
-		run := func(ctx context.Context, c *cli) error { return c.importUsers(ctx, in, *dryRun, *partial) }
-		if *dryRun {
-			return c.onlyRead(ctx, run)
-		}
-		return c.withDatabase(ctx, true, refuse, run)
-	}
-}
-
-// onlyRead runs an action that does not change the database. If there is none, the action
-// gets an empty one, which is deleted afterwards. A database of the Flask tutorial is not
-// adopted.
-func (c *cli) onlyRead(ctx context.Context, run action) error {
-	switch kind, err := inspectDatabase(ctx, c.database); {
-	case err != nil:
-		return err
-	case kind == kindTutorial:
-		return fmt.Errorf("%s is a database of the Flask tutorial, which -dry-run does not upgrade: run userd adopt first", c.database)
-	case kind == kindNone:
-		dir, err := os.MkdirTemp("", "userd-")
-		if err != nil {
+		kind, err := inspectDatabase(ctx, c.database)
+		switch {
+		case err != nil:
 			return err
+		case kind == kindTutorial && *dryRun:
+			return fmt.Errorf("%s is a database of the Flask tutorial, which -dry-run does not upgrade: run userd adopt first", c.database)
+		case kind == kindNone:
+			return c.importNew(ctx, in, *dryRun, *partial)
 		}
-		defer os.RemoveAll(dir)
-		c.database = filepath.Join(dir, "app.db")
+		return c.withDatabase(ctx, false, refuse, func(ctx context.Context, c *cli) error {
+			return c.importUsers(ctx, in, *dryRun, *partial, func(m *importer) error { return m.insert(ctx, *partial) })
+		})
 	}
-	return c.withDatabase(ctx, true, refuse, run)
 }
 
-func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial bool) error {
+// importNew imports into a database that does not exist. It reads the file next to an empty
+// database in a temporary directory, so that an import that fails creates none.
+func (c *cli) importNew(ctx context.Context, in io.Reader, dryRun, partial bool) error {
+	dir, err := os.MkdirTemp("", "userd-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	temporary := *c
+	temporary.database = filepath.Join(dir, "app.db")
+	st, err := openStore(ctx, temporary.database)
+	if err != nil {
+		return err
+	}
+	defer st.close()
+	temporary.userService = temporary.newUserService(st)
+	return plainError(temporary.importUsers(ctx, in, dryRun, partial, func(read *importer) error {
+		return c.withDatabase(ctx, true, refuse, func(ctx context.Context, c *cli) error {
+			m, err := newImporter(ctx, c)
+			if err != nil {
+				return err
+			}
+			defer m.db.close()
+			if err := read.moveTo(ctx, m); err != nil {
+				return err
+			}
+			return m.insert(ctx, partial)
+		})
+	}))
+}
+
+// importUsers reads the file and calls insert, or only says what an import would do.
+func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial bool, insert func(*importer) error) error {
 	size := int64(0)
 	if f, ok := in.(*os.File); ok {
 		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
@@ -71,13 +90,15 @@ func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial boo
 	if err == nil {
 		err = m.removeConflicts(ctx)
 	}
-	if err := errors.Join(err, m.printProblems(ctx)); err != nil {
+	switch err := errors.Join(err, m.printProblems(ctx)); {
+	case err != nil:
 		return err
-	}
-	if dryRun && (m.bad == 0 || partial) {
+	case m.bad > 0 && !partial:
+		return m.refusal()
+	case dryRun:
 		return m.conclude("would import "+plural(m.good, "user"), "would leave out ")
 	}
-	return m.insert(ctx, partial)
+	return insert(m)
 }
 
 // An importer is one run of user import. It holds the good rows in a temporary
@@ -196,6 +217,23 @@ func (m *importer) add(ctx context.Context, r importRow) error {
 	return err
 }
 
+// moveTo adds the rows to the importer of another database.
+func (m *importer) moveTo(ctx context.Context, to *importer) error {
+	var r importRow
+	var failed error
+	u := &r.user
+	err := scanQuery(ctx, m.db.conn, `
+		SELECT rowid, coalesce(id, 0), username, email, password_hash, role, disabled, created_at, updated_at, last_login_at
+		FROM import`,
+		[]any{&r.number, &u.id, &u.username, &u.email, &r.hash, &u.role, &u.disabled, &u.createdAt, &u.updatedAt, &u.lastLoginAt},
+		func() { failed = cmp.Or(failed, to.add(ctx, r)) })
+	if err := cmp.Or(err, failed); err != nil {
+		return err
+	}
+	to.bad, to.progress = m.bad, m.progress
+	return errors.Join(to.exec(ctx, `COMMIT`), to.removeConflicts(ctx), to.printProblems(ctx))
+}
+
 // report keeps what is wrong with a row for printProblems.
 func (m *importer) report(ctx context.Context, row int, problem string) error {
 	m.mu.Lock()
@@ -306,6 +344,10 @@ func (m *importer) insert(ctx context.Context, partial bool) error {
 			return err
 		}
 	}
+	return m.refusal()
+}
+
+func (m *importer) refusal() error {
 	return fmt.Errorf("%s; nothing was imported", plural(m.bad, "bad row"))
 }
 

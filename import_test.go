@@ -356,6 +356,25 @@ func TestImportedHashesLogIn(t *testing.T) {
 	}
 }
 
+// A new database is created after the file was read next to another one.
+func TestAnImportIntoANewDatabase(t *testing.T) {
+	t.Parallel()
+	file := "id,username,email,password,password_hash\n,ann,a@example.com," + goodPassword + ",\n70,bob,b@example.com,," + someHash + "\n,ANN,c@example.com,," + someHash + "\n"
+	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
+	out, errOut := sh.run(1, file, "user", "import", "-", "-partial")
+	if out != "imported 2 users\n" || errOut != "row 4: username already appears in row 2\ncreated the database "+sh.database+"\nuserd: left out 1 bad row\n" {
+		t.Errorf("it prints %q and %q", out, errOut)
+	}
+	s := newServiceOn(t, sh.database)
+	s.clock.t = time.Now()
+	if r := s.do(s.login("ann"), "GET", "/api/users/me", "").want(t, 200, ""); r.field("id") != "71" {
+		t.Errorf("ann is %s", r.body)
+	}
+	if out, _ := sh.run(0, "", "events", "-json", "-type", "users_imported"); strings.Count(out, `"users=2"`) != 1 {
+		t.Errorf("the events are %s", out)
+	}
+}
+
 func TestADryRunOfAnImportCreatesAndUpgradesNoDatabase(t *testing.T) {
 	t.Parallel()
 	rows := "username,email,password_hash\nann,ann@example.com," + someHash + "\nANN,b@example.com," + someHash + "\n"

@@ -79,6 +79,9 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	if err != nil {
 		return openError(c.database, err)
 	}
+	if kind == kindNone { // also if its file was deleted
+		log.Info("created an empty database", "database", c.database)
+	}
 	stopping := make(chan time.Time, 1) // the time at which ctx ended
 	context.AfterFunc(ctx, func() { stopping <- time.Now() })
 	err = serveStore(ctx, &c, log, l, st)

@@ -1119,21 +1119,19 @@ func TestWithoutConfigurationItServes(t *testing.T) {
 	p.register("ann")
 	p.login("ann", goodPassword)
 
-	t.Run("and its log begins with one line that says where", func(t *testing.T) {
-		var record map[string]any
-		if err := json.Unmarshal([]byte(p.log()[0]), &record); err != nil {
-			t.Fatalf("%v: %s", err, p.log()[0])
-		}
-		delete(record, "time")
-		want := map[string]any{
-			"level":       "INFO",
-			"msg":         "serving",
-			"url":         p.url,
-			"database":    filepath.Join(dir, "app.db"),
-			"signing_key": "kept in the database",
-		}
-		if !reflect.DeepEqual(record, want) {
-			t.Errorf("the record is %v, want %v", record, want)
+	t.Run("and its log begins with a new database, and with where it serves", func(t *testing.T) {
+		for i, want := range []map[string]any{
+			{"level": "INFO", "msg": "created an empty database", "database": filepath.Join(dir, "app.db")},
+			{"level": "INFO", "msg": "serving", "url": p.url, "database": filepath.Join(dir, "app.db"), "signing_key": "kept in the database"},
+		} {
+			var record map[string]any
+			if err := json.Unmarshal([]byte(p.log()[i]), &record); err != nil {
+				t.Fatalf("%v: %s", err, p.log()[i])
+			}
+			delete(record, "time")
+			if !reflect.DeepEqual(record, want) {
+				t.Errorf("the record is %v, want %v", record, want)
+			}
 		}
 		if u, err := url.Parse(p.url); err != nil || u.Scheme != "http" || u.Hostname() != "127.0.0.1" {
 			t.Errorf("the url is %s", p.url)
