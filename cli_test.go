@@ -146,7 +146,7 @@ func TestCommandsThatFail(t *testing.T) {
 		{1, "user set root -disabled true", "", "last active admin"},
 		{1, "user set root -username ?", "", "username must be"},
 		{1, "user delete root", "", "last active admin"},
-		{1, "user passwd root", "root@example.com", "must be more than the username"},
+		{1, "user passwd root", "root@example.com", "must not be the username"},
 		{1, "session end root 99", "", "Session not found"},
 		{2, "user show id=0", "", `"id=0": an id is a positive integer`},
 		{2, "user set root", "", "user set: missing a flag: -username, -email, -role or -disabled"},

@@ -94,7 +94,7 @@ func (p passwordPolicy) check(password, username, email string) string {
 	case strings.ContainsRune(password, 0):
 		return "must not contain NUL"
 	case isContext(password, username, email, p.issuer):
-		return "must be more than the username, the email or userd with digits and punctuation"
+		return "must not be the username, the email or the name of the service, also with digits or punctuation added"
 	case password != tutorialPassword && isCommon(password):
 		return "is one of the most common passwords"
 	}

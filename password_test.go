@@ -18,7 +18,7 @@ func TestCheckPassword(t *testing.T) {
 		short     = "must have at least 8 characters"
 		long      = "must have at most 1024 bytes"
 		nul       = "must not contain NUL"
-		name      = "must be more than the username, the email or userd with digits and punctuation"
+		name      = "must not be the username, the email or the name of the service, also with digits or punctuation added"
 		tooCommon = "is one of the most common passwords"
 	)
 	for _, row := range []struct {
@@ -158,8 +158,8 @@ func TestThePasswordPolicyCanBeSet(t *testing.T) {
 	for password, why := range map[string]string{
 		"only 14 chars.":               "at least 15 characters",
 		"accounts-example-com-https-1": "", // compared as a whole, with its letters in order
-		"https://accounts.example.com": "more than the username",
-		"HTTPS accounts example com 1": "more than the username",
+		"https://accounts.example.com": "must not be the username",
+		"HTTPS accounts example com 1": "must not be the username",
 		"with 15 letters":              "",
 	} {
 		body := fmt.Sprintf(`{"username":"u%d","email":"u%[1]d@example.com","password":%q}`, len(password)*100+len(why), password)
