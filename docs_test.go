@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -88,6 +89,21 @@ func TestLinksInTheDocumentationResolve(t *testing.T) {
 	}
 	if checked < 50 {
 		t.Errorf("only %d links were checked", checked)
+	}
+}
+
+func TestTheDocumentationListsEachTypeOfEventOnce(t *testing.T) {
+	t.Parallel()
+	_, table, _ := strings.Cut(documentation(t)["docs/events.md"], "\n### Types\n")
+	table, _, _ = strings.Cut(table, "\n\nThese are not events")
+	var listed []eventType
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\| ").FindAllStringSubmatch(table, -1) {
+		if row[1] != "type" {
+			listed = append(listed, eventType(row[1]))
+		}
+	}
+	if !slices.Equal(listed, eventTypes) {
+		t.Errorf("the page lists %v, want %v", listed, eventTypes)
 	}
 }
 
