@@ -92,8 +92,8 @@ const textColumns = `
 	UPDATE user SET username = CAST(username AS TEXT), email = CAST(email AS TEXT), password_hash = CAST(password_hash AS TEXT)
 	WHERE typeof(username) <> 'text' OR typeof(email) <> 'text' OR typeof(password_hash) <> 'text';`
 
-// upgradeTutorial renames duplicates, makes text of BLOBs, adds userd's columns and
-// tables, and makes the file private.
+// upgradeTutorial renames duplicates and records that as events, makes text of BLOBs, adds
+// userd's columns and tables, and makes the file private.
 func upgradeTutorial(ctx context.Context, tx *sql.Tx, file *os.File, say func(text string)) error {
 	columns, err := foreignColumns(ctx, tx)
 	if err != nil {
@@ -104,7 +104,11 @@ func upgradeTutorial(ctx context.Context, tx *sql.Tx, file *os.File, say func(te
 		say("the Flask app can no longer use these columns, which userd takes over: " + strings.Join(taken, ", "))
 	}
 	if err = renameDuplicates(ctx, tx, say); err == nil {
-		err = execTx(ctx, tx, textColumns+before+addColumns+after+restOfSchema+fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID))
+		err = execTx(ctx, tx, textColumns+before+addColumns+after+restOfSchema+strings.Join(migrations[1:], "")+
+			fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, len(migrations)))
+	}
+	if err == nil { // only now the table of events exists
+		_, err = tx.ExecContext(ctx, renameEvents, userChanged, console.address, time.Now().Unix())
 	}
 	if isDuplicate(err) { // by the tutorial's constraints, or by userd's indexes if the case differs
 		return errors.New("a user already has the name that -resolve suffix would give to another; rename one of them in the Flask app")
@@ -168,6 +172,11 @@ func renameDuplicates(ctx context.Context, tx *sql.Tx, say func(text string)) er
 			say(fmt.Sprintf("changed the %s of user %d from %q to %q", field, id, before, after))
 		})
 }
+
+// renameEvents records an event for each user that renameDuplicates renamed.
+const renameEvents = intoEvent + `
+	SELECT ?3, ?1, 0, id, 0, ?2, group_concat(field, ',' ORDER BY field DESC)
+	FROM temp.duplicate WHERE id <> oldest GROUP BY id ORDER BY id`
 
 // refuseDuplicates returns an error unless the duplicates can be renamed and resolve says
 // so. A rename would make an address or a name out of an empty one.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -185,6 +186,25 @@ func TestDuplicatesAreRefusedOrRenamed(t *testing.T) {
 		}
 		if found := backups(t, path); len(found) != 1 || flaskUsers(t, found[0]) != before {
 			t.Errorf("the copies %v do not hold what was", found)
+		}
+	})
+	t.Run("renamed, with an event for each renamed user", func(t *testing.T) {
+		path := flaskDatabase(t, append(duplicates, `INSERT INTO user (id, username, email, password_hash) VALUES (11, 'TEN', 'Seven@example.com', 'x'), (12, 'twelve', 'Ann@example.com', 'x')`)...)
+		sh := &shell{t, path}
+		sh.run(0, "", "adopt", "-resolve", "suffix")
+		want := []string{
+			`user_changed actor=0 user=7 session=0 "console" "username"`,
+			`user_changed actor=0 user=8 session=0 "console" "username"`,
+			`user_changed actor=0 user=9 session=0 "console" "email"`,
+			`user_changed actor=0 user=10 session=0 "console" "email"`,
+			`user_changed actor=0 user=11 session=0 "console" "username,email"`,
+			`user_changed actor=0 user=12 session=0 "console" "email"`,
+		}
+		if got := eventLines(t, openTestStore(t, path), 0); !slices.Equal(got, want) {
+			t.Errorf("the events are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+		if out, _ := sh.run(0, "", "events", "verify"); !strings.HasSuffix(out, "\nevents without a link yet: 0\n") {
+			t.Errorf("events verify prints %s", out)
 		}
 	})
 	for _, taken := range []string{"ANN-7", "ann-7"} {
@@ -553,7 +573,7 @@ func TestAdoptionByTwoAtOnce(t *testing.T) {
 	if found := backups(t, path); len(found) != 1 {
 		t.Errorf("copies: %v", found)
 	}
-	if n := scan[int](t, another(t, path), `SELECT user_version FROM pragma_user_version`); n != 1 {
+	if n := scan[int](t, another(t, path), `SELECT user_version FROM pragma_user_version`); n != len(migrations) {
 		t.Errorf("version %d", n)
 	}
 }

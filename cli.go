@@ -397,6 +397,9 @@ func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution)
 	if err != nil {
 		return nil, openError(c.database, err)
 	}
+	if kind == kindTutorial {
+		st.wrote.Store(true) // adopt may have recorded events
+	}
 	if kind == kindNone { // perhaps the operator meant another one
 		fmt.Fprintln(c.stderr, "created the database", printable(c.database))
 	}

@@ -24,6 +24,7 @@ import (
 //   - a subtest of TestAStepOfTheWallClock, or another test, that shows it.
 var clockReaders = map[string]string{
 	"adopt.go copyBefore":                "stored",
+	"adopt.go upgradeTutorial":           "stored",
 	"auth.go keyring.verify":             "access tokens",
 	"auth.go server.authenticate":        "access tokens",
 	"backup.go restore":                  "stored",
