@@ -212,6 +212,29 @@ func TestVerifyNamesTheFirstRangeThatDoesNotHold(t *testing.T) {
 }
 
 // The hash of a BLOB is that of the same text, but a filter does not find it.
+// A damaged index hides events from lists with a filter. The chain is verified from the table.
+func TestVerifyReadsTheTableAndNoIndex(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t).copy(t,
+		`PRAGMA writable_schema = ON`,
+		`UPDATE sqlite_schema SET sql = sql || ' WHERE id < 0' WHERE name = 'event_type'`,
+		`PRAGMA writable_schema = RESET`,
+		`REINDEX event_type`,
+		`PRAGMA writable_schema = ON`,
+		`UPDATE sqlite_schema SET sql = replace(sql, ' WHERE id < 0', '') WHERE name = 'event_type'`,
+		`PRAGMA writable_schema = RESET`)
+	err := l.store.events(t.Context(), 0, 1, eventFilter{kind: loggedIn}, func(e *event) { t.Errorf("event %d is found by the index, which should be damaged", e.id) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := l.wantChain(head{}, ""); v.events != 12 || v.unlinked.events != 1 {
+		t.Errorf("verified: %+v", v)
+	}
+	if found, err := l.store.checkIntegrity(t.Context()); err != nil || !strings.Contains(strings.Join(found, "; "), "event_type") {
+		t.Errorf("the check finds %q, %v", found, err)
+	}
+}
+
 func TestVerifyFindsAValueOfAnotherType(t *testing.T) {
 	t.Parallel()
 	whole := newLedger(t)
