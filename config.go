@@ -7,10 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -216,10 +214,10 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 			}
 		}
 		if err := o.set(c, value); err != nil {
-			if o.env == "DATABASE_URL" {
-				value = printableURL(value)
+			if o.value == "FILE" {
+				return usagef("%s: %v", from, err)
 			}
-			return usagef("%s=%q: %v", from, value, err)
+			return usagef("%s=%q: %v", from, withoutSecrets(value), err)
 		}
 	}
 	c.passwords.issuer = c.issuer
@@ -259,43 +257,19 @@ func (c *config) defaultAddr(standard string, getenv func(string) string) (strin
 	}
 	host, port = strings.Trim(cmp.Or(host, standardHost), "[]"), cmp.Or(port, standardPort)
 	if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
-		return "", usagef("HOST=%q: must be an IP address such as 0.0.0.0, or localhost; userd ignores HOST if ADDR is set", host)
+		return "", usagef("HOST=%q: must be an IP address such as 0.0.0.0, or localhost; userd ignores HOST if ADDR is set", withoutSecrets(host))
 	}
 	if err := checkPort(port); err != nil {
-		return "", usagef("PORT=%q: %v", port, err)
+		return "", usagef("PORT=%q: %v", withoutSecrets(port), err)
 	}
 	return net.JoinHostPort(host, port), nil
-}
-
-// urlScheme finds the scheme of a URL, also behind a quote or a space. A single letter is
-// a Windows drive.
-var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]+:|[^:/]*://)`)
-
-// printableURL returns a database URL without what can hold a password: the user info and
-// the query. If they cannot be told apart, it returns only the scheme. It returns a path
-// as it is.
-func printableURL(v string) string {
-	scheme := urlScheme.FindString(v)
-	if scheme == "" {
-		return v
-	}
-	u, err := url.Parse(v)
-	switch {
-	case err != nil || strings.Contains(u.Opaque+u.Path+u.RawQuery+u.Fragment, "@"): // perhaps a password with / ? or #
-		return scheme + "…"
-	case u.Opaque == "":
-		return scheme + "//" + u.Host + u.Path
-	case scheme == "sqlite:" || scheme == "file:":
-		return scheme + u.Opaque
-	}
-	return scheme + "…"
 }
 
 // setDatabase accepts what SQLAlchemy accepts for SQLite, or a path. A path that begins
 // like a URL is refused, because SQLite would make a file of the name "file:app.db".
 func (c *config) setDatabase(v string) (err error) {
 	path := v
-	if urlScheme.MatchString(v) {
+	if urlScheme.MatchString(v) || connectionString.MatchString(v) {
 		rest, ok := strings.CutPrefix(v, "sqlite://")
 		if !ok {
 			return errors.New("userd keeps its data in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path; if this is a path, begin it with ./")
@@ -337,11 +311,11 @@ func (x *secretSetting) read(getenv func(string) string) (secret []byte, from st
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return nil, "", usagef("%s: %v", fileSetting, err)
+		return nil, "", usagef("%s: %v", fileSetting, fileError(err))
 	}
 	secret = []byte(strings.TrimRight(strings.TrimPrefix(string(data), byteOrderMark), "\r\n"))
 	if len(secret) == 0 {
-		return nil, "", usagef("%s: %s is empty", fileSetting, file)
+		return nil, "", usagef("%s: the file is empty", fileSetting)
 	}
 	return secret, fileSetting, nil
 }

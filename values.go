@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -15,6 +16,46 @@ import (
 	"strings"
 	"time"
 )
+
+// An error can end up in a log that others read, so it repeats nothing that could be a
+// secret: not the value of a setting that names a file, because the value may be the secret
+// that the file should hold (fileError), and of other settings only what withoutSecrets
+// returns. From a file to import it repeats only what is known to be a name.
+
+// fileError returns why a file could not be read, without its name.
+func fileError(err error) error {
+	if failed, ok := errors.AsType[*fs.PathError](err); ok {
+		err = failed.Err
+	}
+	return fmt.Errorf("must name a readable file: %w", err)
+}
+
+// urlScheme finds the scheme of a URL, also behind a quote or a space. A single letter is
+// a Windows drive.
+var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]+:|[^:/]*://)`)
+
+// connectionString finds what is neither a path nor a URL and may hold a password, such as
+// "host=db password=x".
+var connectionString = regexp.MustCompile(`(?i)^//[^/]*@|\b(password|passwd|pwd)\s*=|[\r\n]`)
+
+// withoutSecrets returns a value without what can hold a password: the user info and the
+// query of a URL. If they cannot be told apart, it returns only the scheme.
+func withoutSecrets(v string) string {
+	if !strings.ContainsAny(v, "@?#;=\r\n") {
+		return v
+	}
+	scheme := urlScheme.FindString(v)
+	u, err := url.Parse(v)
+	switch {
+	case scheme == "" || err != nil || strings.ContainsAny(u.Opaque+u.Path+u.RawQuery+u.Fragment, "@;\r\n"): // perhaps a password with / ? or #
+		return scheme + "…"
+	case u.Opaque == "":
+		return scheme + "//" + u.Host + u.Path
+	case scheme == "sqlite:" || scheme == "file:":
+		return scheme + u.Opaque
+	}
+	return scheme + "…"
+}
 
 func setHostPort(to *string, v string) error {
 	_, port, err := net.SplitHostPort(v)
@@ -52,7 +93,7 @@ func setFile(to *string, v string) (err error) {
 		return nil
 	}
 	if _, err := os.ReadFile(v); err != nil {
-		return err
+		return fileError(err)
 	}
 	*to, err = filepath.Abs(v)
 	return err
@@ -159,13 +200,13 @@ func setLevel(to *slog.Level, v string) error {
 
 // setNetworks accepts addresses and CIDRs.
 func setNetworks(to *[]netip.Prefix, v string) error {
-	for _, item := range items(v) {
+	for i, item := range items(v) {
 		prefix, err := netip.ParsePrefix(item)
 		if address, notAddress := netip.ParseAddr(item); notAddress == nil {
 			prefix, err = address.Prefix(address.BitLen())
 		}
 		if err != nil {
-			return fmt.Errorf("%q is neither an address nor a CIDR such as 10.0.0.0/8", item)
+			return fmt.Errorf("element %d is neither an address nor a CIDR such as 10.0.0.0/8", i+1)
 		}
 		if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 { // userd compares client addresses as IPv4
 			prefix = netip.PrefixFrom(a.Unmap(), prefix.Bits()-96)
@@ -178,12 +219,12 @@ func setNetworks(to *[]netip.Prefix, v string) error {
 // setOrigins accepts origins as browsers write them (RFC 6454 section 6.2), because
 // userd compares them as text.
 func setOrigins(to *[]string, v string) error {
-	for _, item := range items(v) {
+	for i, item := range items(v) {
 		u, err := url.Parse(item)
 		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || strings.ContainsRune(item, '*') ||
 			item != strings.ToLower(u.Scheme+"://"+u.Host) ||
 			u.Scheme == "https" && u.Port() == "443" || u.Scheme == "http" && u.Port() == "80" || strings.HasSuffix(item, ":") {
-			return fmt.Errorf("%q is not an origin such as https://app.example.com, in lower case and without a path", item)
+			return fmt.Errorf("element %d is not an origin such as https://app.example.com, in lower case and without a user or a path", i+1)
 		}
 		*to = append(*to, item)
 	}
@@ -195,9 +236,9 @@ func setOrigins(to *[]string, v string) error {
 func setDomains(to *[]string, v string) error {
 	label := `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`
 	pattern := regexp.MustCompile(`^(` + label + `\.)+` + label + `$`)
-	for _, name := range items(strings.ToLower(v)) {
+	for i, name := range items(strings.ToLower(v)) {
 		if _, notAddress := netip.ParseAddr(name); !pattern.MatchString(name) || len(name) > 253 || notAddress == nil {
-			return fmt.Errorf("%q is not a domain name such as example.com, in ASCII (xn--…) and without *", name)
+			return fmt.Errorf("element %d is not a domain name such as example.com, in ASCII (xn--…) and without *", i+1)
 		}
 		if !slices.Contains(*to, name) {
 			*to = append(*to, name)
@@ -210,8 +251,8 @@ func setDomains(to *[]string, v string) error {
 // (RFC 8555 section 7.1.1).
 func setHTTPS(to *string, v string) error {
 	u, err := url.Parse(v)
-	if err != nil || u.Scheme != "https" || u.Host == "" {
-		return errors.New("must be an address that begins with https://")
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
+		return errors.New("must be an address that begins with https://, without a user")
 	}
 	*to = v
 	return nil
