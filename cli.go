@@ -346,7 +346,7 @@ func (c *cli) parse(args []string, getenv func(string) string) (*command, action
 	if n := len(c.args); n < len(names) && !strings.HasPrefix(names[n], "[") {
 		return nil, nil, cmd.usagef("missing %s; usage: %s", names[n], cmd.usage())
 	} else if n > len(names) && !strings.HasSuffix(cmd.args, "...]") {
-		return nil, nil, cmd.usagef("unexpected argument %q; usage: %s", c.args[len(names)], cmd.usage())
+		return nil, nil, cmd.usagef("too many arguments; usage: %s", cmd.usage()) // without them: one may be a password
 	}
 	return cmd, run, c.load(given, getenv, cmd.accepts)
 }

@@ -32,8 +32,12 @@ var djangoColumns = map[string]string{
 	"is_superuser": "is_superuser", "is_active": "is_active", "first_name": "", "last_name": "", "is_staff": "",
 }
 
-// importFields returns the field that each column of a CSV file fills.
+// importFields returns the field that each column of a CSV file fills. Its error repeats
+// nothing of a file without a header, whose first row has a user's address and hash.
 func importFields(header []string) ([]string, error) {
+	if !slices.Contains(header, "username") || !slices.Contains(header, "email") {
+		return nil, errors.New("the first row must be a header with at least the columns username and email: see userd help user import")
+	}
 	django := slices.Contains(header, "date_joined")
 	fields := make([]string, len(header))
 	for i, column := range header {
@@ -198,12 +202,15 @@ func endOfArray(d *json.Decoder) error {
 	return io.EOF
 }
 
-// jsonFields returns the fields of one JSON object, or what is wrong with it.
+// jsonFields returns the fields of one JSON object, or what is wrong with it. That repeats
+// a name only next to a username or an email: in other objects names can be addresses.
 func jsonFields(object []byte) (fields map[string]string, problem string, err error) {
 	fields = make(map[string]string)
+	unknown := ""
 	err = strictjson.Members(object, func(name string, value []byte) error {
 		if !slices.Contains(importColumns, name) {
-			return fmt.Errorf("unknown member %q", shorten(name))
+			unknown = cmp.Or(unknown, fmt.Sprintf("unknown member %q", shorten(name)))
+			return nil
 		}
 		var text string // stays empty for null
 		if json.Unmarshal(value, &text) != nil {
@@ -212,8 +219,15 @@ func jsonFields(object []byte) (fields map[string]string, problem string, err er
 		fields[name] = text
 		return nil
 	})
-	if err != nil {
+	_, named := fields["username"]
+	_, addressed := fields["email"]
+	switch {
+	case !named && !addressed && unknown != "":
+		return nil, "has neither username nor email", nil
+	case err != nil:
 		return nil, err.Error(), nil
+	case unknown != "":
+		return nil, unknown, nil
 	}
 	return fields, "", nil
 }

@@ -11,7 +11,7 @@ import (
 func TestARowOfAnImportIsBounded(t *testing.T) {
 	t.Parallel()
 	for name, format := range map[string]struct{ header, row, filler string }{
-		"CSV":          {"username\n", "\"%s\"\n", "a\n"}, // one field can have many lines
+		"CSV":          {"username,email\n", "\"%s\",\n", "a\n"}, // one field can have many lines
 		"NDJSON":       {"", `{"username":"%s"}` + "\n", "a"},
 		"a JSON array": {"[", `{"username":"%s"},` + "\n", "a"},
 	} {

@@ -20,6 +20,7 @@ func TestImport(t *testing.T) {
 	fails := map[string]string{ // what the last line says
 		"an empty file":                           "userd: the file is empty\n",
 		"an unknown column":                       `userd: unknown column "shoe": see userd help user import`,
+		"a CSV without a header":                  "userd: the first row must be a header with at least the columns username and email: see userd help user import\n",
 		"a column twice":                          `userd: column "username" appears twice`,
 		"an unclosed quote":                       "userd: row 2: ",
 		"an unclosed quote after a good row":      "userd: row 3: ",
@@ -90,6 +91,10 @@ func TestImport(t *testing.T) {
 		{"addresses that begin with a sign", "", "username,email,password_hash\nann,=a@example.com," + someHash + "\nbob,-b@example.com," + someHash + "\n",
 			1, "", []string{"row 2: Not valid: email must not begin with '-'", "row 3: Not valid: email must not begin with '-'"}, ""},
 		{"an unknown column", "", "username,email,password_hash,shoe\n", 1, "", nil, ""},
+		{"a CSV without a header", "", "kim@example.com,kim," + someHash + "\n", 1, "", nil, ""},
+		{"a CSV of hashes with a header of another program", "", "name,password_hash\nann," + someHash + "\n", 1, "", nil, ""},
+		{"an object of addresses and hashes", "", `{"kim@example.com":"` + someHash + `"}` + "\n" + `{"kim@example.com":1,"kim@example.com":2}` + "\n",
+			1, "", []string{"row 1: has neither username nor email", "row 2: has neither username nor email"}, ""},
 		{"a column twice", "", "username,email,username,password_hash\n", 1, "", nil, ""},
 		{"an unclosed quote", "", "username,email,password_hash\n\"ann,a@example.com,x\n", 1, "", nil, ""},
 		{"an unknown member", "", `{"username":"ann","email":"a@example.com","password":"correct horse battery","shoe":44}` + "\n",
@@ -110,7 +115,7 @@ func TestImport(t *testing.T) {
 		{"a JSON array", "", "\n[\n" + annsLine + ",\n{\"username\":\"bob\",\n\"email\":\"bob@example.com\",\"password_hash\":\"" + someHash + "\"}\n]\n",
 			0, "imported 2 users\n", nil, "ann:member bob:member"},
 		{"an empty JSON array", "", "[]", 0, "imported 0 users\n", nil, ""},
-		{"a JSON array with bad rows", "", "[" + annsLine + ", 7, {\"shoe\":44}]", 1, "", []string{"row 2: the text must be one JSON object", `row 3: unknown member "shoe"`}, ""},
+		{"a JSON array with bad rows", "", "[" + annsLine + ", 7, {\"shoe\":44}]", 1, "", []string{"row 2: the text must be one JSON object", `row 3: has neither username nor email`}, ""},
 		{"an array that is cut off", "", "[" + annsLine, 1, "", nil, ""},
 		{"an array that is cut off in a row", "", "[" + annsLine[:40], 1, "", nil, ""},
 		{"text after an array", "", "[" + annsLine + "]\n[]", 1, "", nil, ""},
@@ -146,6 +151,11 @@ func TestImport(t *testing.T) {
 			for i, want := range test.rows {
 				if i < len(lines) && !strings.HasPrefix(lines[i], want) {
 					t.Errorf("told %q, want %q", lines[i], want)
+				}
+			}
+			for _, secret := range []string{"kim@", someHash, "correct horse"} {
+				if strings.Contains(errOut, secret) {
+					t.Errorf("told %s of the file: %q", secret, errOut)
 				}
 			}
 			if want := fails[test.claim]; !strings.Contains(errOut, want) {

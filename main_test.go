@@ -545,20 +545,25 @@ func TestAWrongCommandIsRefusedInOneLine(t *testing.T) {
 		{"user add --database", "--database needs a value"},
 		{"user add", "user add: missing NAME; usage: userd user add [flags] NAME EMAIL"},
 		{"user add ann", "user add: missing EMAIL; usage: userd user add [flags] NAME EMAIL"},
-		{"user add ann ann@example.com more", `user add: unexpected argument "more"; usage: userd user add [flags] NAME EMAIL`},
+		{"user passwd ann s3cret", "user passwd: too many arguments; usage: userd user passwd [flags] USER"},
+		{"user add ann ann@example.com more", `user add: too many arguments; usage: userd user add [flags] NAME EMAIL`},
 		{"user add ann ann@example.com -role admin", "user add: unknown flag -role, which belongs to userd user set; see userd help user add"},
 		{"user add ann ann@example.com -addr :82", "user add: unknown flag -addr, which belongs to userd, userd healthcheck; see userd help user add"},
 		{"user add ann ann@example.com -admin=maybe", `user add: invalid boolean value "maybe" for -admin`},
 		{"session end", "session end: missing USER; usage: userd session end [flags] USER [SESSION]"},
-		{"session end ann 1 2", `session end: unexpected argument "2"; usage: userd session end [flags] USER [SESSION]`},
-		{"user list ann", `user list: unexpected argument "ann"; usage: userd user list [flags]`},
-		{"events verfy", `events: unexpected argument "verfy"; usage: userd events [flags]`},
+		{"session end ann 1 2", `session end: too many arguments; usage: userd session end [flags] USER [SESSION]`},
+		{"user list ann", `user list: too many arguments; usage: userd user list [flags]`},
+		{"events verfy", `events: too many arguments; usage: userd events [flags]`},
 		{"help -database x", "help: unknown flag -database, which belongs to userd, userd user add, "},
-		{"version now", `version: unexpected argument "now"; usage: userd version`},
+		{"version now", `version: too many arguments; usage: userd version`},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			t.Parallel()
-			userdHere(t, goodPassword+"\n", environ, strings.Fields(c.args)...).wantFailure(t, 2, "userd: "+c.want)
+			got := userdHere(t, goodPassword+"\n", environ, strings.Fields(c.args)...)
+			got.wantFailure(t, 2, "userd: "+c.want)
+			if strings.Contains(got.stderr, "s3cret") {
+				t.Errorf("it repeats what may be a password: %s", got.stderr)
+			}
 		})
 	}
 	t.Run("an empty word", func(t *testing.T) {
