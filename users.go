@@ -243,8 +243,8 @@ func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 		if err := deadline.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 			return err
 		}
-		if err := x.send(http.StatusOK, list.json); err != nil {
-			return err
+		if err := x.send(http.StatusOK, list.json); err != nil || x.r.Method == http.MethodHead {
+			return err // the rest of the list would change no header
 		}
 		list.json = list.json[:0]
 	}
