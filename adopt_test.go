@@ -382,6 +382,7 @@ func TestWhatIsNotAdopted(t *testing.T) {
 		{"many of them", []string{`DROP TABLE user`, `CREATE TABLE user (id INTEGER PRIMARY KEY, username, email, password_hash)`, `INSERT INTO user (username) WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50) SELECT i FROM n`}, "and 40 more"},
 		{"bytes that are not text", []string{`UPDATE user SET username = x'ff' WHERE id = 2`}, "user 2 has bytes in username that are not UTF-8 text"},
 		{"text that ends early", []string{`UPDATE user SET email = 'a' || char(0) || 'b' WHERE id = 2`}, "user 2 has bytes in email"},
+		{"an id that leaves later ones no room", []string{`UPDATE user SET id = 4503599627370496 WHERE id = 2`}, "user 4503599627370496 has an id outside"},
 		{"an id below 1", []string{`UPDATE user SET id = 0 WHERE id = 2`}, "user 0 has an id outside"},
 		{"a table of userd's name", []string{`CREATE TABLE session (id INTEGER)`}, "session"},
 		{"a table of the name of one that a later migration makes", []string{`CREATE TABLE event (id INTEGER)`}, "names event"},

@@ -707,6 +707,20 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// Anyone can register a name that sounds like an office.
+func TestANameGivesNoRights(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for _, name := range []string{"admin", "root", "userd", "me"} {
+		_, token := s.member(name)
+		r := s.do(token, "GET", "/api/verify", "").want(t, 200, "")
+		if got := r.header.Get("X-User-Role"); got != "member" {
+			t.Errorf("%s has the role %s", name, got)
+		}
+		s.do(token, "GET", "/api/events", "").want(t, 403, "forbidden")
+	}
+}
+
 func TestETag(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
