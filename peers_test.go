@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -10,101 +11,271 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // peers says that the programs userd works with are installed, and to be tested with.
-var peers = flag.Bool("peers", false, "test with nginx, Flask, PyJWT and promtool of Debian, which must be installed, and with Litestream and Pebble, which are built")
+var peers = flag.Bool("peers", false, "test with nginx, Caddy, Flask, PyJWT and promtool of Debian, which must be installed, and with Traefik, Litestream and Pebble, which are built")
 
-// nginx, with the configuration in docs/proxy.md, asks userd who is calling before
-// it passes a request to a service that knows nothing of tokens.
-func TestNginxAuthRequest(t *testing.T) {
+// Each proxy runs with its configuration in docs/proxy.md.
+func TestReverseProxies(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
 	}
-	s := newService(t)
-	_, token := s.member("ann")
-	behind := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "%s is %s, %s", r.Header.Get("X-User-Name"), r.Header.Get("X-User-Id"), r.Header.Get("X-User-Role"))
-		for name := range r.Header {
-			if strings.ContainsAny(name, "_.") {
-				fmt.Fprintf(w, ", and %s came through", name)
-			}
+	traefik := filepath.Join(programDir(t), "traefik")
+	if out, err := exec.Command(".ci/traefik", traefik).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, proxy := range []struct {
+		name    string
+		command func(t *testing.T, dir string, blocks []string) *exec.Cmd
+	}{
+		{"nginx", nginxCommand},
+		{"Caddy", caddyCommand},
+		{"Traefik", func(t *testing.T, dir string, blocks []string) *exec.Cmd {
+			file := filepath.Join(dir, "traefik.yml")
+			writeFile(t, file, []byte(blocks[0]))
+			writeFile(t, filepath.Join(dir, "dynamic.yml"), []byte(blocks[1]))
+			return exec.Command(traefik, "--configFile="+file)
+		}},
+	} {
+		start := func(t *testing.T, use string, u *process, service string) (url string) {
+			t.Helper()
+			dir := t.TempDir()
+			address, blocks := proxyExample(t, proxy.name+": "+use, dir, u, service)
+			startProxy(t, address, proxy.command(t, dir, blocks))
+			return "http://" + address
 		}
-	}))
-	defer behind.Close()
+		t.Run(proxy.name+" tells userd the client's address", func(t *testing.T) {
+			u := startUserd(t, t.TempDir(), []string{"TRUSTED_PROXIES=127.0.0.1"})
+			testForwardedAddress(t, u, start(t, "clients", u, ""))
+		})
+		t.Run(proxy.name+" asks userd who is calling", func(t *testing.T) {
+			service := httptest.NewServer(http.HandlerFunc(sayWhoIsCalling))
+			defer service.Close()
+			u := startUserd(t, t.TempDir(), []string{"TRUSTED_PROXIES=127.0.0.1"})
+			testForwardAuth(t, u, start(t, "authentication", u, service.URL))
+		})
+	}
+}
 
+func nginxCommand(t *testing.T, dir string, blocks []string) *exec.Cmd {
+	config := fmt.Sprintf("daemon off;\nuser root;\npid %[1]s/pid;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n"+
+		"client_body_temp_path %[1]s;\nproxy_temp_path %[1]s;\nfastcgi_temp_path %[1]s;\nuwsgi_temp_path %[1]s;\nscgi_temp_path %[1]s;\n%[2]s\n}\n", dir, blocks[0])
+	file := filepath.Join(dir, "nginx.conf")
+	writeFile(t, file, []byte(config))
+	return exec.Command("nginx", "-c", file, "-p", dir)
+}
+
+func caddyCommand(t *testing.T, dir string, blocks []string) *exec.Cmd {
+	file := filepath.Join(dir, "Caddyfile")
+	writeFile(t, file, []byte("{\nadmin off\ndefault_bind 127.0.0.1\nlog {\nlevel ERROR\n}\n}\n"+blocks[0]))
+	cmd := exec.Command("caddy", "run", "--adapter", "caddyfile", "--config", file)
+	cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_DATA_HOME="+dir)
+	return cmd
+}
+
+// proxyExample returns the blocks under a heading of docs/proxy.md for this userd and
+// this service, and the free address that the proxy listens on. The proxy's files
+// are in dir.
+func proxyExample(t *testing.T, heading, dir string, u *process, service string) (address string, blocks []string) {
+	t.Helper()
 	page, err := os.ReadFile("docs/proxy.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, block, found := strings.Cut(string(page), "```nginx\n")
-	block, _, found2 := strings.Cut(block, "```")
-	if !found || !found2 {
-		t.Fatal("docs/proxy.md has no nginx configuration")
+	_, text, found := strings.Cut(string(page), "\n### "+heading+"\n")
+	if !found {
+		t.Fatalf("docs/proxy.md has no heading %q", heading)
 	}
+	text, _, _ = strings.Cut(text, "\n##")
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := listener.Addr().String()
+	address = listener.Addr().String()
 	listener.Close()
-	dir := t.TempDir()
-	block = strings.NewReplacer(
+	text = strings.NewReplacer(
 		"listen 80;", "listen "+address+";",
-		"http://127.0.0.1:5000", s.url,
-		"http://127.0.0.1:3000", behind.URL,
-	).Replace(block)
-	config := fmt.Sprintf("daemon off;\nuser root;\npid %[1]s/pid;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n"+
-		"client_body_temp_path %[1]s;\nproxy_temp_path %[1]s;\nfastcgi_temp_path %[1]s;\nuwsgi_temp_path %[1]s;\nscgi_temp_path %[1]s;\n%[2]s\n}\n", dir, block)
-	file := filepath.Join(dir, "nginx.conf")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		"example.com {", "http://"+address+" {",
+		`":80"`, `"`+address+`"`,
+		"/etc/traefik", dir,
+		"http://127.0.0.1:5000", u.url,
+		"127.0.0.1:5000", strings.TrimPrefix(u.url, "http://"),
+		"http://127.0.0.1:3000", service,
+		"127.0.0.1:3000", strings.TrimPrefix(service, "http://"),
+	).Replace(text)
+	for _, block := range regexp.MustCompile("(?s)```[a-z]+\n(.*?)```").FindAllStringSubmatch(text, -1) {
+		blocks = append(blocks, block[1])
+	}
+	if len(blocks) == 0 {
+		t.Fatalf("docs/proxy.md has no configuration for %s", heading)
+	}
+	return address, blocks
+}
+
+// startProxy starts a proxy and returns when it has read its routes, until which
+// Traefik answers 404. The proxy ends with the test.
+func startProxy(t *testing.T, address string, cmd *exec.Cmd) {
+	t.Helper()
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	nginx := exec.Command("nginx", "-c", file, "-p", dir)
-	nginx.Stderr = os.Stderr
-	if err := nginx.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		nginx.Process.Signal(os.Interrupt)
-		nginx.Wait()
-	}()
-	ask := func(token string) (int, string) {
-		t.Helper()
-		var lastErr error
-		for range 1000 { // until it listens
-			r, _ := http.NewRequest("POST", "http://"+address+"/page", strings.NewReader("a body"))
-			if token != "" {
-				r.Header.Set("Authorization", "Bearer "+token)
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+	})
+	deadline := time.Now().Add(patience)
+	for {
+		resp, err := clientAt(attacker).Get("http://" + address + "/api/test")
+		if err == nil {
+			resp.Body.Close()
+			if resp.StatusCode != 404 {
+				return
 			}
-			for _, name := range []string{"X-User-Name", "X_User_Name", "X-User_Role", "x.user.role"} {
-				r.Header.Set(name, "an invention")
-			}
-			resp, err := http.DefaultClient.Do(r)
-			if err != nil {
-				lastErr = err
-				continue
-			}
-			defer resp.Body.Close()
-			body, _ := io.ReadAll(resp.Body)
-			return resp.StatusCode, string(body)
 		}
-		t.Fatal(lastErr)
-		return 0, ""
+		if time.Now().After(deadline) {
+			t.Fatalf("the proxy does not serve: %v, %v", resp, err)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
-	if status, body := ask(token); status != 200 || body != "ann is 1, member" {
-		t.Errorf("with a token: %d %s", status, body)
+}
+
+// attacker and owner are addresses in different networks.
+const attacker, owner = "127.0.1.2", "127.0.2.2"
+
+// clientAt returns a client that connects from this loopback address.
+func clientAt(address string) *http.Client {
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+	return &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true}}
+}
+
+// spoofed is what clients send as the id of their requests.
+const spoofed = "spoofed-id"
+
+// askAs sends a request from a loopback address, with headers that say that it comes
+// from another address.
+func askAs(t *testing.T, client, from string, r *http.Request) reply {
+	t.Helper()
+	for _, name := range []string{"X-Forwarded-For", "X_Forwarded_For", "X-Real-IP", "CF-Connecting-IP", "True-Client-IP"} {
+		r.Header[name] = []string{from}
 	}
-	if status, body := ask(""); status != 401 || strings.Contains(body, "invention") {
-		t.Errorf("without a token: %d %s", status, body)
+	r.Header["X-Forwarded-For"] = []string{from, from + ", 127.0.0.1"}
+	r.Header.Set("Forwarded", "for="+from)
+	r.Header.Set("X-Request-Id", spoofed)
+	resp, err := clientAt(client).Do(r)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if status, _ := ask(token + "x"); status != 401 {
-		t.Errorf("with a forged token: %d", status)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
 	}
-	s.do(token, "POST", "/api/logout", "").want(t, 204, "")
-	if status, _ := ask(token); status != 401 {
-		t.Errorf("after logout: %d", status)
+	return reply{resp.StatusCode, resp.Header, string(body)}
+}
+
+// wantClients checks that userd has logged requests to this route, all of them from
+// these clients and with ids that the clients did not choose.
+func wantClients(t *testing.T, u *process, route string, clients ...string) {
+	t.Helper()
+	count := 0
+	for _, line := range u.log() {
+		var record map[string]any
+		if json.Unmarshal([]byte(line), &record) != nil || record["route"] != route {
+			continue
+		}
+		count++
+		if client, _ := record["client"].(string); !slices.Contains(clients, client) || record["id"] == spoofed {
+			t.Errorf("the log has %s, want the client %v and an id that it did not choose", line, clients)
+		}
 	}
+	if count == 0 {
+		t.Errorf("the log has no request to %s", route)
+	}
+}
+
+// testForwardedAddress checks that a client behind the proxy cannot choose its
+// address, and that userd counts clients in different networks separately.
+func testForwardedAddress(t *testing.T, u *process, url string) {
+	u.register("ann")
+	login := func(client, from, password string) reply {
+		t.Helper()
+		r, err := http.NewRequest("POST", url+"/api/login", strings.NewReader(fmt.Sprintf(`{"username":"ann","password":%q}`, password)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		return askAs(t, client, from, r)
+	}
+	statuses := []int{}
+	for i := range 30 {
+		statuses = append(statuses, login(attacker, fmt.Sprintf("8.8.%d.8", i), "a wrong password").status)
+	}
+	if !slices.Contains(statuses, 401) || statuses[29] != 429 {
+		t.Errorf("wrong passwords from addresses that the client chose: %v, want 401 and then 429", statuses)
+	}
+	r := login(owner, "8.8.8.8", goodPassword).want(t, 200, "")
+	if id := r.header.Get("X-Request-Id"); id == "" || id == spoofed {
+		t.Errorf("the response has the request id %q", id)
+	}
+	event := userdProcess(t, u.cmd.Dir, "", nil, "events", "-json", "-type", "login")
+	if (reply{body: event.stdout}).field("address") != owner {
+		t.Errorf("the event of the login is %q %q, want the address %s", event.stdout, event.stderr, owner)
+	}
+	wantClients(t, u, "POST /api/login", attacker, owner)
+}
+
+// sayWhoIsCalling is a service that trusts the headers of userd. It reports all names
+// that WSGI, CGI and PHP take for one of them.
+func sayWhoIsCalling(w http.ResponseWriter, r *http.Request) {
+	fmt.Fprintf(w, "%s is %s, %s", r.Header["X-User-Name"], r.Header["X-User-Id"], r.Header["X-User-Role"])
+	for name := range r.Header {
+		if strings.ContainsAny(name, "_.") {
+			fmt.Fprintf(w, ", and %s came through", name)
+		}
+	}
+}
+
+// testForwardAuth checks that the service behind the proxy gets the headers that
+// userd sets, and none that the client sets.
+func testForwardAuth(t *testing.T, u *process, url string) {
+	u.register("ann")
+	token := u.login("ann", goodPassword)
+	ask := func(token string) reply {
+		t.Helper()
+		r, err := http.NewRequest("POST", url+"/page", strings.NewReader("a body"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
+		for _, name := range []string{"Id", "Name", "Role"} {
+			for _, prefix := range []string{"X-User-", "x-user-", "X_User_", "X_User-", "X-User_", "x.user.", "X.User-", "X-User."} {
+				r.Header[prefix+name] = []string{"an invention"}
+			}
+		}
+		return askAs(t, attacker, "8.8.8.8", r)
+	}
+	if r := ask(token); r.status != 200 || r.body != "[ann] is [1], [member]" {
+		t.Errorf("with a token: %d %s", r.status, r.body)
+	}
+	if r := ask(""); r.status != 401 || strings.Contains(r.body, "invention") {
+		t.Errorf("without a token: %d %s", r.status, r.body)
+	}
+	if r := ask(token + "x"); r.status != 401 {
+		t.Errorf("with a forged token: %d", r.status)
+	}
+	u.must(token, "POST", "/api/logout", "").want(t, 204, "")
+	if r := ask(token); r.status != 401 {
+		t.Errorf("after logout: %d", r.status)
+	}
+	wantClients(t, u, "GET /api/verify", attacker)
 }
