@@ -43,7 +43,7 @@ var regressions = []struct{ name, what, tests string }{
 	{"14", "an address in brackets, or a comma at the end, in X-Forwarded-For counted as the proxy",
 		"TestClientAddress"},
 	{"15", "behind a proxy set up by the documentation, clients chose their own address",
-		"TestClientAddress"},
+		"TestReverseProxies TestClientAddress"},
 	{"16", "connections that read nothing held 1.8 GB of the kernel's memory",
 		"TestLittleOfAnAnswerIsHeldForAClientThatDoesNotRead TestRequestsBeyondTheFirstOfAConnectionAreLimitedInTotal TestClientsThatStallMakeRoom"},
 	{"17", "one field of a CSV file took 3.9 GB of memory, and HEAD read the whole list of users",
