@@ -218,7 +218,11 @@ func (x *exchange) Write(p []byte) (int, error) {
 // wait for the client: for the rest of the request's body, or for HTTP/2 flow
 // control (RFC 9113 section 5.2).
 func (x *exchange) write(p []byte) (int, error) {
-	defer x.awaitClient()()
+	answer := 0
+	if x.r.ProtoMajor == 2 {
+		answer = len(p) // otherwise the connection's Write counts it
+	}
+	defer x.awaitClient(answer)()
 	return x.ResponseWriter.Write(p)
 }
 

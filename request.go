@@ -40,7 +40,7 @@ func (x *exchange) body() ([]byte, error) {
 	if x.r.ContentLength > maxBody { // before a read, which would send 100 Continue
 		return nil, errTooLarge
 	}
-	defer x.awaitClient()()
+	defer x.awaitClient(0)()
 	body := http.MaxBytesReader(x.ResponseWriter, x.r.Body, maxBody)
 	data, err := io.ReadAll(io.LimitReader(body, smallBody+1))
 	if err == nil && len(data) > smallBody {
@@ -77,7 +77,7 @@ func (x *exchange) hasBody() bool {
 	if x.r.ContentLength >= 0 {
 		return x.r.ContentLength > 0
 	}
-	defer x.awaitClient()()
+	defer x.awaitClient(0)()
 	in := bufio.NewReader(x.r.Body)
 	x.r.Body = struct {
 		io.Reader
@@ -87,13 +87,14 @@ func (x *exchange) hasBody() bool {
 	return err == nil
 }
 
-// awaitClient records that x waits for its client, until done is called.
-func (x *exchange) awaitClient() (done func()) {
+// awaitClient records that x waits for its client to read an answer of so many
+// bytes, or to send more if that is 0, until done is called.
+func (x *exchange) awaitClient(answer int) (done func()) {
 	if x.conn == nil {
 		return func() {}
 	}
-	x.conn.AwaitClient()
-	return x.conn.Resume
+	x.conn.AwaitClient(answer)
+	return func() { x.conn.Resume(answer) }
 }
 
 // decode reads the results of body or optionalBody as a T, a struct as

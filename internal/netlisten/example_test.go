@@ -20,9 +20,9 @@ func handle(w http.ResponseWriter, r *http.Request) {
 	if conn.ShouldClose() {
 		w.Header().Set("Connection", "close")
 	}
-	conn.AwaitClient()
+	conn.AwaitClient(0)
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1000))
-	conn.Resume()
+	conn.Resume(0)
 	if err != nil {
 		http.Error(w, "too large", http.StatusRequestEntityTooLarge)
 		return

@@ -64,6 +64,8 @@ type listener struct {
 	limit int // Accept lowers it if the process runs out of file descriptors
 	open  map[*Conn]struct{}
 
+	unread unread
+
 	extra    atomic.Int64 // requests that began while another one ran on their connection
 	maxExtra int64
 }
@@ -80,6 +82,7 @@ func Limit(l net.Listener, n int) net.Listener {
 		limit:    n,
 		open:     make(map[*Conn]struct{}),
 		maxExtra: int64(n),
+		unread:   unread{most: max(minUnread, int64(n)*unreadPerConn)},
 	}
 }
 
@@ -152,7 +155,7 @@ func (l *listener) hasRoom() bool {
 	slices.SortFunc(idle, func(a, b waiting) int { return cmp.Compare(a.since, b.since) })
 	for _, w := range idle[:min(n, len(idle))] {
 		if w.c.waitsSince() == w.since { // otherwise its request has come by now
-			w.c.Close()
+			w.c.discard()
 		}
 	}
 	return false
@@ -180,6 +183,12 @@ type Conn struct {
 	requests int   // that began and have not ended
 	running  int   // those of them that do not wait for the client
 	since    int64 // when the last request stopped running, by l.now
+
+	pending atomic.Int64 // bytes of the current write: the kernel may not have them yet
+	held    held         // l.unread.mu guards it
+	io      sync.RWMutex // read-locked while a read or write of the process runs
+	broken  atomic.Bool  // a write failed
+	closing atomic.Bool  // Close was called
 }
 
 // waitsSince returns when c began to wait for its client, by l.now, or 0 if it does
@@ -218,7 +227,7 @@ func (c *Conn) BeginRequest() bool {
 // then on the connection waits for its client: to send the rest of a body that the
 // handler did not read, to read the answer, and to send the next request.
 func (c *Conn) EndRequest() {
-	c.AwaitClient()
+	c.stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.requests--; c.requests > 0 {
@@ -226,44 +235,37 @@ func (c *Conn) EndRequest() {
 	}
 }
 
-// AwaitClient marks that a request waits for the client, until Resume.
-func (c *Conn) AwaitClient() {
+// AwaitClient marks that a request waits for the client, until Resume: to send more,
+// if answer is 0, or to read an answer of so many bytes.
+func (c *Conn) AwaitClient(answer int) {
+	c.stop()
+	if answer > 0 {
+		c.holdAnswer(answer)
+	}
+}
+
+// Resume marks that a request no longer waits for the client. It requires the same
+// answer as AwaitClient.
+func (c *Conn) Resume(answer int) {
+	if answer > 0 {
+		c.dropAnswer(answer)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.running++
+}
+
+// stop marks that a request stops running.
+func (c *Conn) stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.running--
 	c.since = c.l.now() // counts once nothing runs
 }
 
-// Resume marks that a request no longer waits for the client.
-func (c *Conn) Resume() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.running++
-}
-
 // ShouldClose reports whether another client waits because the listener is full. If
 // so, the server should close the connection after the current answer.
 func (c *Conn) ShouldClose() bool { return c.l.full.Load() }
-
-// Write writes to the client. While it blocks, the connection waits for its client.
-func (c *Conn) Write(p []byte) (int, error) {
-	c.writing.Store(c.l.now())
-	defer c.writing.Store(0)
-	return c.Conn.Write(p)
-}
-
-// Close closes the connection and makes room for another one.
-func (c *Conn) Close() error {
-	err := c.Conn.Close()
-	c.l.mu.Lock()
-	delete(c.l.open, c)
-	c.l.mu.Unlock()
-	select {
-	case c.l.freed <- struct{}{}:
-	default: // Accept has not seen the last one yet
-	}
-	return err
-}
 
 type connKey struct{} // of a request's *Conn in its context
 
