@@ -27,6 +27,7 @@ type server struct {
 	stats       *stats
 	health      *health
 	largeBodies chan struct{} // holds one token for each body over smallBody that is being read
+	lists       chan struct{} // holds one token for each part of a full list that is being read
 }
 
 func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *slog.Logger, wall func() time.Time, mono func() time.Duration) *server {
@@ -41,6 +42,7 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *sl
 		stats:       newStats(st, mono),
 		health:      &health{database: newCheckup(time.Second, 2*time.Second, mono, st.probe)},
 		largeBodies: make(chan struct{}, maxLargeBodies),
+		lists:       make(chan struct{}, readerCount/2),
 	}
 	if c.rateLimit == rateLimitOn {
 		s.limiter = newLimiter()

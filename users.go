@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -223,7 +224,7 @@ func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 	deadline := http.NewResponseController(x.ResponseWriter)
 	for role, parts := x.who.role, 0; ; parts++ {
 		n := 0
-		err := s.store.users(x.r.Context(), after, listPage, only, func(u *user) {
+		err := s.readPart(x.r.Context(), after, only, func(u *user) {
 			n++
 			after = u.id
 			list.add(u)
@@ -241,7 +242,7 @@ func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 			break
 		}
 		if err := deadline.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-			return err
+			return fmt.Errorf("%w: answering: %w", context.Canceled, err) // the connection was closed
 		}
 		if err := x.send(http.StatusOK, list.json); err != nil || x.r.Method == http.MethodHead {
 			return err // the rest of the list would change no header
@@ -249,6 +250,14 @@ func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 		list.json = list.json[:0]
 	}
 	return x.send(http.StatusOK, list.end())
+}
+
+// readPart reads a part of a full list. It waits for its turn, so that other reads do
+// not wait for those of all full lists.
+func (s *server) readPart(ctx context.Context, after int64, only filter, add func(*user)) error {
+	s.lists <- struct{}{}
+	defer func() { <-s.lists }()
+	return s.store.users(ctx, after, listPage, only, add)
 }
 
 // A userArray builds a JSON array of users, as one principal sees them.
