@@ -12,10 +12,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"userd/internal/netlisten"
 )
 
 // handed makes a command of userdCommand find files as systemd hands sockets
@@ -405,5 +409,127 @@ func TestALogFileThatIsTruncatedHasNoHole(t *testing.T) {
 	}
 	if last.Msg != "stopped" {
 		t.Errorf("the last line says %q, want stopped", last.Msg)
+	}
+}
+
+// A recorder keeps the connections that a listener accepts.
+type recorder struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []*net.TCPConn
+}
+
+func (r *recorder) Accept() (net.Conn, error) {
+	conn, err := r.Listener.Accept()
+	if err == nil {
+		r.mu.Lock()
+		r.conns = append(r.conns, conn.(*net.TCPConn))
+		r.mu.Unlock()
+	}
+	return conn, err
+}
+
+// held returns how many bytes the kernel holds for the open connections: those that
+// were received and not read, and those that were sent and not received.
+func (r *recorder) held() (total int64) {
+	const soMemInfo, rmemAlloc, wmemQueued = 55, 0, 5
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, conn := range r.conns {
+		if raw, err := conn.SyscallConn(); err == nil {
+			raw.Control(func(fd uintptr) { // fails if it is closed
+				if info, err := syscall.GetsockoptICMPv6Filter(int(fd), syscall.SOL_SOCKET, soMemInfo); err == nil {
+					total += int64(info.Data[rmemAlloc]) + int64(info.Data[wmemQueued])
+				}
+			})
+		}
+	}
+	return total
+}
+
+// TestUnreadAnswersAreBoundedTogether lets clients of all connections but one send
+// requests and read nothing. With -faults these are as many as the server allows,
+// and nine of ten honest requests must then be answered within a second.
+func TestUnreadAnswersAreBoundedTogether(t *testing.T) {
+	most, duration := 256, 200*time.Millisecond
+	if *faults {
+		most, duration = maxConnections, 10*time.Second
+	}
+	s := newService(t)
+	s.keepLog()
+	_, token := s.member("ann")
+	for i := range 2 * listPage {
+		name := fmt.Sprint("user", i)
+		u := user{username: name, email: name + "@example.com", role: member}
+		if err := s.store.addUser(t.Context(), console, &u, "hash", 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, row := range []struct {
+		name, path, token string
+		times             int
+		end               string
+	}{
+		{"small", "/api/users", "", 50, ""},
+		{"medium", "/openapi.json", "", 16, ""},
+		{"large", "/api/users", token, 16, ""},
+		{"last", "/openapi.json", "", 1, "Connection: close\r\n"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			inner, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := &recorder{Listener: inner}
+			web := newHTTPServer(s.server)
+			defer web.Close()
+			go web.Serve(netlisten.Limit(r, most))
+			request := "GET " + row.path + " HTTP/1.1\r\nHost: userd\r\n" + row.end
+			if row.token != "" {
+				request += "Authorization: Bearer " + row.token + "\r\n"
+			}
+			request = strings.Repeat(request+"\r\n", row.times)
+			small := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+				return raw.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4<<10) })
+			}}
+			var senders sync.WaitGroup
+			defer senders.Wait()
+			for range most - 1 {
+				conn, err := small.Dial("tcp", inner.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				senders.Go(func() {
+					conn.SetWriteDeadline(time.Now().Add(duration))
+					io.WriteString(conn, request)
+				})
+			}
+			honest := &http.Client{Timeout: patience}
+			var peak int64
+			var took []time.Duration
+			for end := time.Now().Add(duration); time.Now().Before(end); time.Sleep(time.Millisecond) {
+				peak = max(peak, r.held())
+				req, err := http.NewRequest("GET", "http://"+inner.Addr().String()+"/api/users/me", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				req.Header.Set("Authorization", "Bearer "+token)
+				start := time.Now()
+				resp, err := honest.Do(req)
+				if err != nil {
+					t.Fatalf("an honest client: %v", err)
+				}
+				resp.Body.Close()
+				took = append(took, time.Since(start))
+			}
+			slices.Sort(took)
+			if slow := took[len(took)*9/10]; *faults && slow > time.Second {
+				t.Errorf("one of ten honest requests took at least %v", slow)
+			}
+			if limit := int64(most) * (64 << 20) / maxConnections; peak == 0 || peak > limit {
+				t.Errorf("the kernel held %d bytes, want some, but at most %d", peak, limit)
+			}
+		})
 	}
 }

@@ -8,10 +8,18 @@
 // before its first request and between requests, while a request waits for more of
 // its body, and while the client does not read what the server writes.
 //
-// The listener never closes a connection on which the server is working. The server
-// has to say when that is: handlers find their connection with [FromContext], mark
-// each request with [Conn.BeginRequest] and [Conn.EndRequest], and each time that
-// they need the client with [Conn.AwaitClient] and [Conn.Resume].
+// All connections together hold at most 12 KiB of unread answers for each connection
+// that the limit allows, in the kernel and in requests that wait. If they would hold
+// more, the listener resets those that have waited for their client longest. Clients
+// that leave no more than 4 KiB unread are never among them. A connection that the
+// server closed counts until its client has received everything. Only on Linux does
+// the kernel say how much that is. On other systems, everything that the server
+// wrote counts, up to the size of the send buffer, so idle connections can be reset.
+//
+// Otherwise the listener never closes a connection on which the server is working.
+// The server has to say when that is: handlers find their connection with
+// [FromContext], mark each request with [Conn.BeginRequest] and [Conn.EndRequest],
+// and each time that they need the client with [Conn.AwaitClient] and [Conn.Resume].
 //
 // Clients that send requests often enough never keep the server waiting. While
 // another client waits for a connection, [Conn.ShouldClose] tells the server to close

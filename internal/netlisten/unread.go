@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// unreadPerConn is how many bytes a listener may hold for each connection of
-	// its limit: 48 MiB for 4,096. One connection can hold more.
+	// unreadPerConn is how many bytes of unread answers a listener may hold for each
+	// connection of its limit: 48 MiB for 4,096. One connection can hold more.
 	unreadPerConn = 12 << 10
 
 	// minUnread is what a listener with a low limit may hold.
