@@ -153,8 +153,8 @@ func (l *listener) shed() {
 	// The kernel frees the bytes when the reads and writes of the process have returned.
 	for _, h := range holders[:n] {
 		h.c.io.Lock()
-		h.c.io.Unlock()
 		h.c.forget()
+		h.c.io.Unlock()
 	}
 	if u.total > u.most/2 {
 		u.next = now + int64(retryInterval) // only answers that began just now are left
