@@ -172,8 +172,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 	c.io.RLock()
 	n, err := c.Conn.Read(p)
 	c.io.RUnlock()
-	if n == len(p) {
-		c.holdRequests() // there may be more
+	if n == len(p) && n > 1 { // there may be more; net/http reads single bytes to notice that a client has gone
+		c.holdRequests()
 	}
 	return n, err
 }
