@@ -24,8 +24,9 @@ const (
 // adopt makes a database of the tutorial into userd's, in one transaction, after
 // writing a copy of it. It rebuilds no table: it adds columns with constant
 // defaults, so that the Flask app can still use the file and keeps what its other
-// tables hold. It reports its progress to say.
-func adopt(ctx context.Context, path string, resolve resolution, say func(text string)) (err error) {
+// tables hold. It reports its steps to say, and how far the
+// copy is to p.
+func adopt(ctx context.Context, path string, resolve resolution, say func(text string), p *progress) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("adopting %s: %w", path, err)
@@ -69,7 +70,7 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	if err != nil {
 		return err
 	}
-	backup, err := copyBefore(ctx, db, path)
+	backup, err := copyBefore(ctx, db, path, p)
 	if err != nil {
 		return err
 	}
@@ -228,9 +229,9 @@ func listDuplicates(ctx context.Context, tx *sql.Tx) error {
 
 // copyBefore writes a consistent copy of the database to a new file next to it,
 // and returns the path of the copy.
-func copyBefore(ctx context.Context, db *sql.DB, path string) (string, error) {
+func copyBefore(ctx context.Context, db *sql.DB, path string, p *progress) (string, error) {
 	backup := safefile.TimestampedName(path, "before-userd", time.Now())
-	copied, err := copyToTemp(ctx, db, path)
+	copied, err := copyToTemp(ctx, db, path, p)
 	if err == nil {
 		defer copied.file.Discard()
 		err = safefile.ChownLike(copied.file.File, path) // root adopts for the server's user

@@ -564,7 +564,7 @@ func TestAdoptionByTwoAtOnce(t *testing.T) {
 	path := flaskDatabase(t)
 	done := make(chan error, 4)
 	for range cap(done) {
-		go func() { done <- adopt(context.Background(), path, refuse, func(string) {}) }()
+		go func() { done <- adopt(context.Background(), path, refuse, func(string) {}, nil) }()
 	}
 	for range cap(done) {
 		if err := <-done; err != nil {

@@ -39,7 +39,7 @@ func backup(ctx context.Context, c *cli) error {
 	}
 	var copied *databaseCopy
 	if err == nil {
-		copied, err = copyToTemp(ctx, db, path)
+		copied, err = copyToTemp(ctx, db, path, c.progress("", 0))
 	}
 	if copied != nil {
 		defer copied.file.Discard()
@@ -66,31 +66,21 @@ func sendCopy(ctx context.Context, c *cli, copied *databaseCopy) (err error) {
 	// Before the first byte: if the reader goes away, a signal ends this process,
 	// and the copy must not stay. Windows removes it only at the end.
 	copied.file.Hide()
-	for err == nil {
+	p := c.progress("", 0)
+	p.next("writing the copy, in MB", copied.bytes)
+	for n, sent := int64(0), int64(0); err == nil; {
 		if err = ctx.Err(); err == nil {
-			_, err = io.CopyN(c.stdout, copied.file, 1<<20)
+			n, err = io.CopyN(c.stdout, copied.file, 1<<20)
+			sent += n
+			p.show(int(sent/1e6), sent)
 		}
 	}
+	p.end()
 	if err != io.EOF {
 		return fmt.Errorf("writing to standard output: %w", err)
 	}
 	_, err = fmt.Fprintf(c.stderr, "standard output: %s\n", copied)
 	return err
-}
-
-// mustBeUserds returns an error unless path is a database of userd, with this
-// program's schema or an older one.
-func mustBeUserds(ctx context.Context, path string) error {
-	kind, err := inspect(ctx, path)
-	switch {
-	case err != nil:
-		return err
-	case kind == kindNone:
-		return fmt.Errorf("database %s does not exist or is empty", path)
-	case kind == kindTutorial:
-		return fmt.Errorf("%s is a database of the Flask tutorial; adopt it first: userd adopt -database %[1]s", path)
-	}
-	return nil
 }
 
 // A databaseCopy is a checked copy of a database that has only a temporary name.
@@ -108,7 +98,7 @@ func (d *databaseCopy) String() string {
 // directory of path, checks it as a database, and syncs it. Others can write at
 // the same time: the copy is one long read, and what they write stays in the
 // write-ahead log meanwhile.
-func copyToTemp(ctx context.Context, db *sql.DB, path string) (_ *databaseCopy, err error) {
+func copyToTemp(ctx context.Context, db *sql.DB, path string, p *progress) (_ *databaseCopy, err error) {
 	// SQLite would create the file with mode 0644, but accepts an empty one.
 	f, err := safefile.CreateTemp(filepath.Dir(path), filepath.Base(path)+".part-")
 	if err != nil {
@@ -120,9 +110,20 @@ func copyToTemp(ctx context.Context, db *sql.DB, path string) (_ *databaseCopy, 
 			f.Discard()
 		}
 	}()
-	if _, err := db.ExecContext(ctx, `VACUUM INTO ?`, f.Name()); err != nil {
+	var size int64
+	err = db.QueryRowContext(ctx, `SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size`).Scan(&size)
+	if err != nil {
 		return nil, err
 	}
+	p.next("copying the database, in MB", size)
+	defer p.end()
+	stop := p.watch(func() int64 { return sizeOf(f.File) })
+	_, err = db.ExecContext(ctx, `VACUUM INTO ?`, f.Name())
+	stop()
+	if err != nil {
+		return nil, err
+	}
+	p.next("checking the copy", 0)
 	if copied.users, err = checkCopy(ctx, f.Name()); err != nil {
 		return nil, fmt.Errorf("the copy is damaged: %w", err)
 	}
@@ -132,29 +133,6 @@ func copyToTemp(ctx context.Context, db *sql.DB, path string) (_ *databaseCopy, 
 	}
 	copied.bytes = info.Size()
 	return copied, f.Sync() // VACUUM INTO does not
-}
-
-// checkCopy returns how many users a database has. It returns an error if the
-// database is empty or damaged, or is not userd's or the tutorial's.
-func checkCopy(ctx context.Context, path string) (users int, err error) {
-	if kind, err := inspect(ctx, path); err != nil {
-		return 0, err
-	} else if kind == kindNone {
-		return 0, errors.New("it is empty")
-	}
-	db, _, err := openToRead(path)
-	if err != nil {
-		return 0, err
-	}
-	defer db.Close()
-	findings, err := checkIntegrity(ctx, db, 1)
-	if len(findings) > 0 {
-		err = errors.New(strings.Join(findings, "; "))
-	}
-	if err == nil {
-		err = db.QueryRowContext(ctx, `SELECT count(*) FROM user`).Scan(&users)
-	}
-	return users, err
 }
 
 // idGap is how many ids a restore skips if it cannot know which were given out
@@ -196,9 +174,12 @@ func restore(ctx context.Context, c *cli) error {
 		return err
 	}
 	defer source.Discard()
-	if err := readBackup(from, source); err != nil {
+	p := c.progress("", 0)
+	defer p.end()
+	if err := readBackup(from, source, p); err != nil {
 		return err
 	}
+	p.next("checking the backup", 0)
 	if err := checkBackup(ctx, source.Name()); err != nil {
 		return errors.New(strings.ReplaceAll(err.Error(), source.Name(), from))
 	}
@@ -209,7 +190,7 @@ func restore(ctx context.Context, c *cli) error {
 		}
 		defer previous.db.Close()
 	}
-	copied, err := prepareRestore(ctx, source.Name(), path, previous)
+	copied, err := prepareRestore(ctx, source.Name(), path, previous, p)
 	if err != nil {
 		return fmt.Errorf("copying %s: %w", from, err)
 	}
@@ -256,7 +237,7 @@ func checkRestore(from, path string) (exists bool, err error) {
 // readBackup copies a backup, and its -wal if it has one, into a private directory.
 // It reads each by one descriptor, so the directory of the backup may belong to others.
 // But a -wal changes what the backup holds, so it must be root's or the caller's.
-func readBackup(from string, to *safefile.Temp) error {
+func readBackup(from string, to *safefile.Temp, p *progress) error {
 	from, err := filepath.EvalSymlinks(from) // SQLite puts the -wal next to a link's target
 	if err != nil {
 		return err
@@ -278,6 +259,8 @@ func readBackup(from string, to *safefile.Temp) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	p.next("reading the backup, in MB", sizeOf(f))
+	defer p.watch(func() int64 { return sizeOf(to.File) })()
 	return copyUnchanged(files, to)
 }
 
@@ -317,33 +300,15 @@ func copyUnchanged(files map[string]*os.File, to *safefile.Temp) error {
 	return nil
 }
 
-// checkBackup returns an error unless the file is a sound backup without triggers.
-func checkBackup(ctx context.Context, path string) error {
-	if err := mustBeUserds(ctx, path); err != nil {
-		return err
-	}
-	if _, err := checkCopy(ctx, path); err != nil {
-		return fmt.Errorf("%s is damaged: %w", path, err)
-	}
-	db, _, err := openToRead(path)
-	if err == nil {
-		err = errors.Join(refuseHooks(ctx, db), db.Close())
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
-}
-
 // prepareRestore makes the file that is to replace the database at path: a copy
 // of from, with ids that follow those of the previous database, and its owner.
-func prepareRestore(ctx context.Context, from, path string, previous *lockedDatabase) (_ *databaseCopy, err error) {
+func prepareRestore(ctx context.Context, from, path string, previous *lockedDatabase, p *progress) (_ *databaseCopy, err error) {
 	db, _, err := openToRead(from)
 	if err != nil {
 		return nil, err
 	}
 	defer db.Close()
-	copied, err := copyToTemp(ctx, db, path)
+	copied, err := copyToTemp(ctx, db, path, p)
 	if err != nil {
 		return nil, err
 	}

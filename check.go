@@ -19,7 +19,11 @@ import (
 // unknownHashes counts the users whose password hash has an unknown format.
 func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
 	err = s.aside(func(db *sql.DB) error {
-		return eachUnknownHash(ctx, db, func(int64) { n++ })
+		return eachHash(ctx, db, func(_ int64, known bool) {
+			if !known {
+				n++
+			}
+		})
 	})
 	return n, err
 }
@@ -63,15 +67,69 @@ func (s *store) checkIntegrity(ctx context.Context) (findings []string, err erro
 	return findings, err
 }
 
-// eachUnknownHash calls f with the id of each user whose password hash is not text or
-// has a format that passhash does not know. It reads the whole table.
-func eachUnknownHash(ctx context.Context, db *sql.DB, f func(id int64)) error {
+// mustBeUserds returns an error unless path is a database of userd, with this
+// program's schema or an older one.
+func mustBeUserds(ctx context.Context, path string) error {
+	kind, err := inspect(ctx, path)
+	switch {
+	case err != nil:
+		return err
+	case kind == kindNone:
+		return fmt.Errorf("database %s does not exist or is empty", path)
+	case kind == kindTutorial:
+		return fmt.Errorf("%s is a database of the Flask tutorial; adopt it first: userd adopt -database %[1]s", path)
+	}
+	return nil
+}
+
+// checkCopy returns how many users a database has. It returns an error if the
+// database is empty or damaged, or is not userd's or the tutorial's.
+func checkCopy(ctx context.Context, path string) (users int, err error) {
+	if kind, err := inspect(ctx, path); err != nil {
+		return 0, err
+	} else if kind == kindNone {
+		return 0, errors.New("it is empty")
+	}
+	db, _, err := openToRead(path)
+	if err != nil {
+		return 0, err
+	}
+	defer db.Close()
+	findings, err := checkIntegrity(ctx, db, 1)
+	if len(findings) > 0 {
+		err = errors.New(strings.Join(findings, "; "))
+	}
+	if err == nil {
+		err = db.QueryRowContext(ctx, `SELECT count(*) FROM user`).Scan(&users)
+	}
+	return users, err
+}
+
+// checkBackup returns an error unless the file is a sound backup without triggers.
+func checkBackup(ctx context.Context, path string) error {
+	if err := mustBeUserds(ctx, path); err != nil {
+		return err
+	}
+	if _, err := checkCopy(ctx, path); err != nil {
+		return fmt.Errorf("%s is damaged: %w", path, err)
+	}
+	db, _, err := openToRead(path)
+	if err == nil {
+		err = errors.Join(refuseHooks(ctx, db), db.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// eachHash calls f with the id of each user, and whether the password hash is text of a
+// format that passhash knows. It reads the whole table.
+func eachHash(ctx context.Context, db *sql.DB, f func(id int64, known bool)) error {
 	var id int64
 	var hash string
 	return scanQuery(ctx, db, `SELECT id, iif(typeof(password_hash) = 'text', password_hash, '') FROM user ORDER BY id`, []any{&id, &hash}, func() {
-		if !passhash.Known(hash) {
-			f(id)
-		}
+		f(id, passhash.Known(hash))
 	})
 }
 
@@ -105,13 +163,14 @@ type examination struct {
 
 // examine checks a database by SQLite's rules and by userd's. If the file is
 // quiet (see isQuiet), the result is only valid if it is still quiet afterwards.
-func examine(ctx context.Context, path string) (x examination, quiet bool, err error) {
+// It reports each step with the number of users in it, and how many are done.
+func examine(ctx context.Context, path string, step func(what string, users int64), show func(n int, done int64)) (x examination, quiet bool, err error) {
 	db, quiet, err := openToRead(path)
 	if err != nil {
 		return x, quiet, err
 	}
 	defer db.Close()
-	if err = x.run(ctx, db); isDamaged(err) {
+	if err = x.run(ctx, db, step, show); isDamaged(err) {
 		if !slices.Contains(x.findings, err.Error()) { // checkIntegrity may have found it
 			x.findings = append(x.findings, err.Error())
 		}
@@ -120,7 +179,8 @@ func examine(ctx context.Context, path string) (x examination, quiet bool, err e
 	return x, quiet, err
 }
 
-func (x *examination) run(ctx context.Context, db *sql.DB) (err error) {
+func (x *examination) run(ctx context.Context, db *sql.DB, step func(what string, users int64), show func(n int, done int64)) (err error) {
+	step("checking the pages", 0)
 	if x.findings, err = checkIntegrity(ctx, db, mostFindings); err != nil {
 		return err
 	}
@@ -141,8 +201,18 @@ func (x *examination) run(ctx context.Context, db *sql.DB) (err error) {
 			return err
 		}
 	}
-	n := 0
-	err = eachUnknownHash(ctx, db, func(id int64) {
+	var users int64
+	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM user`).Scan(&users); err != nil {
+		return err
+	}
+	step("checking users", users)
+	n, done := 0, 0
+	err = eachHash(ctx, db, func(id int64, known bool) {
+		done++
+		show(done, int64(done))
+		if known {
+			return
+		}
 		if n++; n <= mostFindings {
 			x.findings = append(x.findings, fmt.Sprintf("user %d cannot log in: the format of the password hash is unknown", id))
 		}

@@ -388,7 +388,7 @@ func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution)
 		err = fmt.Errorf("database %s does not exist or is empty; -database names another one", c.database)
 	}
 	if err == nil && kind == kindTutorial {
-		err = adopt(ctx, c.database, resolve, func(text string) { fmt.Fprintln(c.stderr, text) })
+		err = adopt(ctx, c.database, resolve, func(text string) { fmt.Fprintln(c.stderr, text) }, c.progress("", 0))
 	}
 	if err != nil {
 		return nil, err

@@ -262,7 +262,9 @@ func check(ctx context.Context, c *cli) error {
 		return err
 	}
 	for {
-		x, quiet, err := examine(ctx, c.database)
+		p := c.progress("", 0)
+		x, quiet, err := examine(ctx, c.database, p.next, p.show)
+		p.end()
 		if err != nil {
 			return fmt.Errorf("checking %s: %w", c.database, err)
 		}

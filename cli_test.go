@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -345,6 +346,62 @@ func TestProgressIsShownOnceASecondAndOnlyOnATerminal(t *testing.T) {
 			t.Errorf("it prints %q", terminal.String())
 		}
 	})
+	synctest.Test(t, func(t *testing.T) {
+		var terminal bytes.Buffer
+		var done atomic.Int64
+		for _, p := range []*progress{progressOn(&terminal, "", 0), nil} {
+			p.next("checking", 0)
+			p.next("copying, in MB", 10e6)
+			stop := p.watch(done.Load)
+			time.Sleep(time.Second / 2)
+			done.Store(4e6)
+			time.Sleep(time.Second)
+			stop()
+			p.end()
+			p.end()
+		}
+		want := "\r\x1b[Kchecking\r\x1b[Kcopying, in MB\r\x1b[Kcopying, in MB: 4 (40 %), 4 a second\r\x1b[K"
+		if terminal.String() != want {
+			t.Errorf("it prints %q, want %q", terminal.String(), want)
+		}
+	})
+}
+
+func TestLongCommandsShowNoStepsInAFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	copied := filepath.Join(dir, "copy.db")
+	app, flask := makeStore(t, "ann"), flaskDatabase(t)
+	for _, args := range [][]string{
+		{"backup", copied, "-database", app},
+		{"check", "-database", makeStore(t)},
+		{"restore", copied, "-database", app},
+		{"backup", "-", "-database", app},
+		{"adopt", "-database", flask},
+	} {
+		log, err := os.Create(filepath.Join(dir, "log"))
+		if err == nil {
+			err = run(t.Context(), args, getenvOf(nil), strings.NewReader(""), io.Discard, log)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		log.Close()
+		if text, err := os.ReadFile(log.Name()); err != nil || strings.ContainsAny(string(text), "\r\x1b") {
+			t.Errorf("userd %s prints %q, %v", args, text, err)
+		}
+	}
+}
+
+func TestACheckReportsHowManyUsersAreDone(t *testing.T) {
+	t.Parallel()
+	var steps []string
+	_, _, err := examine(t.Context(), makeStore(t, "ann", "bob"), func(what string, users int64) {
+		steps = append(steps, fmt.Sprint(what, " ", users))
+	}, func(n int, done int64) { steps = append(steps, fmt.Sprint(n, " ", done)) })
+	if want := []string{"checking the pages 0", "checking users 2", "1 1", "2 2"}; err != nil || !slices.Equal(steps, want) {
+		t.Errorf("the steps are %q, %v, want %q", steps, err, want)
+	}
 }
 
 // brokenInput is a standard input that cannot be read.

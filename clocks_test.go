@@ -71,6 +71,7 @@ var clockReaders = map[string]string{
 	"store_sessions.go store.sweep":      "sessions",
 	"store_sessions.go store.touch":      "sessions",
 	"terminal.go progress.show":          "mono",
+	"terminal.go progress.watch":         "mono",
 	"terminal.go progressOn":             "mono",
 	"users.go server.deleteUser":         "stored",
 	"users.go server.streamUsers":        "mono",

@@ -75,9 +75,7 @@ func (c *cli) importNew(ctx context.Context, in io.Reader, dryRun, partial bool)
 func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial bool, insert func(*importer) error) error {
 	size := int64(0)
 	if f, ok := in.(*os.File); ok {
-		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
-			size = info.Size()
-		}
+		size = sizeOf(f)
 	}
 	m, err := newImporter(ctx, c)
 	if err != nil {

@@ -71,7 +71,7 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 		return err
 	}
 	if kind == kindTutorial {
-		if err := adopt(ctx, c.database, refuse, func(text string) { log.Info(text) }); err != nil {
+		if err := adopt(ctx, c.database, refuse, func(text string) { log.Info(text) }, nil); err != nil {
 			return err
 		}
 	}

@@ -83,6 +83,15 @@ func isTerminal(f *os.File) bool {
 	return err != nil || !os.SameFile(info, null)
 }
 
+// sizeOf returns the bytes of a regular file, or 0 if they are unknown.
+func sizeOf(f *os.File) int64 {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return 0
+	}
+	return info.Size()
+}
+
 // openInput opens a file, or standard input if the name is -.
 func (c *cli) openInput(name string) (io.ReadCloser, error) {
 	if name == "-" {
@@ -131,6 +140,38 @@ func (p *progress) show(n int, done int64) {
 	fmt.Fprintf(p.terminal, "\r\x1b[K%s: %d%s, %.0f a second", p.what, n, part, float64(n)/now.Sub(p.began).Seconds())
 }
 
+// next begins and shows the next step of a command.
+func (p *progress) next(what string, total int64) {
+	if p != nil {
+		terminal := p.terminal
+		*p = *progressOn(terminal, what, total)
+		p.note(what)
+	}
+}
+
+// watch shows in MB how many bytes are done, until the caller calls stop.
+func (p *progress) watch(bytes func() int64) (stop func()) {
+	if p == nil {
+		return func() {}
+	}
+	stopped, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(time.Second / 4)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-tick.C:
+				n := bytes()
+				p.show(int(n/1e6), n)
+			}
+		}
+	}()
+	return func() { close(stopped); <-ended }
+}
+
 // note shows a step whose progress is unknown.
 func (p *progress) note(text string) {
 	if p != nil {
@@ -142,6 +183,7 @@ func (p *progress) note(text string) {
 // end removes what was shown.
 func (p *progress) end() {
 	if p != nil && p.shown {
+		p.shown = false
 		fmt.Fprint(p.terminal, "\r\x1b[K")
 	}
 }

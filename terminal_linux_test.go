@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -79,6 +80,43 @@ func TestAnExportIsNotPrintedToATerminal(t *testing.T) {
 		defer null.Close()
 		if err := run(t.Context(), strings.Fields(args), environ, strings.NewReader(""), null, io.Discard); err != nil {
 			t.Errorf("userd %s >%s: %v", args, os.DevNull, err)
+		}
+	}
+}
+
+func TestLongCommandsShowTheirStepsOnATerminal(t *testing.T) {
+	t.Parallel()
+	users := filepath.Join(t.TempDir(), "users.csv")
+	writeFile(t, users, []byte("username,email,password\nbob,bob@example.com,"+goodPassword+"\n"))
+	app, other := makeStore(t, "ann"), makeStore(t, "ann")
+	copied := filepath.Join(t.TempDir(), "copy.db")
+	for _, c := range []struct {
+		database string
+		args     []string
+		steps    []string
+	}{
+		{app, []string{"backup", copied}, []string{"copying the database, in MB", "checking the copy"}},
+		{app, []string{"backup", "-"}, []string{"copying the database, in MB", "checking the copy", "writing the copy, in MB"}},
+		{makeStore(t), []string{"check"}, []string{"checking the pages", "checking users"}},
+		{other, []string{"restore", copied}, []string{"reading the backup, in MB", "checking the backup", "copying the database, in MB", "checking the copy"}},
+		{flaskDatabase(t), []string{"adopt"}, []string{"copying the database, in MB", "checking the copy"}},
+		{app, []string{"user", "import", users}, []string{"importing 1 users"}},
+	} {
+		environ := getenvOf([]string{"DATABASE_URL=" + c.database})
+		keyboard, device := openTerminal(t)
+		err := run(t.Context(), c.args, environ, strings.NewReader(""), io.Discard, device)
+		device.Close()
+		shown, _ := io.ReadAll(keyboard) // which ends with EIO
+		rest := string(shown)
+		for _, step := range c.steps {
+			_, after, found := strings.Cut(rest, "\r\x1b[K"+step)
+			if err != nil || !found {
+				t.Errorf("userd %s: %v, prints %q, want %q", c.args, err, shown, step)
+			}
+			rest = after
+		}
+		if _, after, _ := strings.Cut(rest, "\r\x1b[K"); strings.Contains(after, "\x1b") {
+			t.Errorf("userd %s prints %q after its last step", c.args, after)
 		}
 	}
 }
