@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -237,7 +238,7 @@ func copyBefore(ctx context.Context, db *sql.DB, path string, p *progress) (stri
 		err = safefile.ChownLike(copied.file.File, path) // root adopts for the server's user
 	}
 	if err == nil {
-		err = copied.file.Publish(backup)
+		err = copied.file.Publish(filepath.Base(backup))
 	}
 	if err != nil {
 		return "", fmt.Errorf("copying it to %s: %w", backup, err)

@@ -22,8 +22,8 @@ func backup(ctx context.Context, c *cli) error {
 	if f, ok := c.stdout.(*os.File); ok && name == "-" && isTerminal(f) {
 		return usagef("refusing to write a database to a terminal; name a file or pipe the output")
 	}
-	if _, err := os.Lstat(name); err == nil && name != "-" {
-		return fmt.Errorf("%s already exists; backup never overwrites a file", name) // before the work
+	if err := refuseExisting(name); err != nil {
+		return err
 	}
 	if err := mustBeUserds(ctx, c.database); err != nil {
 		return err
@@ -53,10 +53,47 @@ func backup(ctx context.Context, c *cli) error {
 	if name == "-" {
 		return sendCopy(ctx, c, copied)
 	}
-	if err := copied.file.Publish(path); err != nil {
+	if err := copied.file.Publish(filepath.Base(path)); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "%s: %s\n", name, copied)
+	return err
+}
+
+// refuseExisting returns an error if a backup would overwrite a file. It saves the work;
+// Publish checks again.
+func refuseExisting(name string) error {
+	if _, err := os.Lstat(name); err == nil && name != "-" {
+		return fmt.Errorf("%s already exists; backup never overwrites a file", name)
+	}
+	return nil
+}
+
+// backupElsewhere runs as root and writes a backup to the directory of another user than
+// that of the database. A process of the reader makes the copy. This one does not use
+// SQLite, which opens files by name, but only descriptors, and so writes nothing outside of
+// the directory.
+func (c *cli) backupElsewhere(reader, owner *safefile.User) error {
+	name := c.args[0]
+	if err := refuseExisting(name); err != nil {
+		return err
+	}
+	path, err := filepath.Abs(name)
+	if err != nil {
+		return err
+	}
+	to, err := safefile.CreateTempOf(owner, path)
+	if err != nil {
+		return err
+	}
+	defer to.Discard()
+	if err := c.runAs(reader, []string{"backup", "-", "-database", c.database}, to.File); err != nil {
+		return err
+	}
+	if err := to.Publish(filepath.Base(path)); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.stdout, "%s: %s\n", name, plural(sizeOf(to.File), "byte"))
 	return err
 }
 
@@ -79,6 +116,9 @@ func sendCopy(ctx context.Context, c *cli, copied *databaseCopy) (err error) {
 	if err != io.EOF {
 		return fmt.Errorf("writing to standard output: %w", err)
 	}
+	if f, ok := c.stdout.(*os.File); ok && sizeOf(f) > 0 {
+		return nil // the caller knows its name
+	}
 	_, err = fmt.Fprintf(c.stderr, "standard output: %s\n", copied)
 	return err
 }
@@ -100,7 +140,7 @@ func (d *databaseCopy) String() string {
 // write-ahead log meanwhile.
 func copyToTemp(ctx context.Context, db *sql.DB, path string, p *progress) (_ *databaseCopy, err error) {
 	// SQLite would create the file with mode 0644, but accepts an empty one.
-	f, err := safefile.CreateTemp(filepath.Dir(path), filepath.Base(path)+".part-")
+	f, err := safefile.CreateTemp(path)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +209,7 @@ func restore(ctx context.Context, c *cli) error {
 	if err != nil {
 		return err
 	}
-	source, err := safefile.CreateTemp(filepath.Dir(path), filepath.Base(path)+".part-")
+	source, err := safefile.CreateTemp(path)
 	if err != nil {
 		return err
 	}
@@ -278,8 +318,7 @@ func copyUnchanged(files map[string]*os.File, to *safefile.Temp) error {
 	for suffix, f := range files {
 		copied := to.File
 		if suffix != "" {
-			copied, err = os.OpenFile(to.Name()+suffix, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-			if err != nil {
+			if copied, err = to.Create(suffix); err != nil {
 				return err
 			}
 			defer copied.Close()
@@ -353,9 +392,9 @@ func replaceDatabase(file *safefile.Temp, path, kept string, exists bool) (err e
 		return err
 	}
 	if exists {
-		return file.Replace(path)
+		return file.Replace(filepath.Base(path))
 	}
-	return file.Publish(path) // which fails if a server has just made a database
+	return file.Publish(filepath.Base(path)) // which fails if a server has just made a database
 }
 
 // removeSecondName removes the name other if it refers to the same file as path:

@@ -772,7 +772,7 @@ func TestReplaceDatabaseThatFails(t *testing.T) {
 			dir := t.TempDir()
 			path, kept := filepath.Join(dir, "app.db"), filepath.Join(dir, "kept")
 			writeFile(t, path, []byte("previous"))
-			file, err := safefile.CreateTemp(dir, "part-*")
+			file, err := safefile.CreateTemp(filepath.Join(dir, "part"))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -8,12 +8,15 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"userd/internal/passhash"
+	"userd/internal/safefile"
 )
 
 // A command is one row of the command table.
@@ -143,6 +146,7 @@ type cli struct {
 	config
 	userService // for commands that open the database
 	args        []string
+	given       []string // the arguments with the words of the command and its flags
 	stdin       io.Reader
 	stdout      io.Writer
 	stderr      io.Writer
@@ -321,6 +325,7 @@ func (c *cli) parse(args []string, getenv func(string) string) (*command, action
 	if len(args) == 1 && (args[0] == "-version" || args[0] == "--version") {
 		args = []string{"version"}
 	}
+	c.given = args
 	line, err := splitArgs(args)
 	if err != nil {
 		return nil, nil, err
@@ -351,12 +356,57 @@ func (c *cli) parse(args []string, getenv func(string) string) (*command, action
 	return cmd, run, c.load(given, getenv, cmd.accepts)
 }
 
-// run runs the action, in most cases on the open database.
+// run runs the action, in most cases on the open database. Root does not work in a
+// directory of another user, who could rename files there and so make root write elsewhere:
+// the command runs as that user.
 func (cmd *command) run(ctx context.Context, c *cli, run action) error {
+	if cmd.words != "" && cmd.accepts("database") {
+		user, err := safefile.ActAs(filepath.Dir(c.database))
+		if err != nil {
+			return pathError(c.database, err)
+		}
+		if cmd.words == "backup" && c.args[0] != "-" {
+			owner, err := safefile.ActAs(filepath.Dir(c.args[0]))
+			if err != nil {
+				return err
+			}
+			if !user.Equal(owner) {
+				return c.backupElsewhere(user, owner)
+			}
+		}
+		if user != nil {
+			return c.runAs(user, c.given, c.stdout)
+		}
+	}
 	if cmd.use == untouched {
 		return run(ctx, c)
 	}
 	return c.withDatabase(ctx, false, refuse, run)
+}
+
+// runAs runs userd with these arguments as another user; nil is the user of this process.
+// The error is an *exec.ExitError if that userd failed, which has told why.
+func (c *cli) runAs(user *safefile.User, args []string, stdout io.Writer) error {
+	cmd, err := user.Command(args...)
+	if err != nil {
+		return err
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.stdin, stdout, c.stderr
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("running userd as the owner of the directory of %s: %w", c.database, err)
+	}
+	// A terminal interrupts both processes, but a program that terminates this one means the other.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM)
+	go func() {
+		for s := range signals {
+			cmd.Process.Signal(s)
+		}
+	}()
+	err = cmd.Wait()
+	signal.Stop(signals)
+	close(signals)
+	return err
 }
 
 // withDatabase runs an action on the database, which a server may have open too. A command
@@ -409,14 +459,19 @@ func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution)
 // inspectDatabase is inspect. Its errors about the path name the setting.
 func inspectDatabase(ctx context.Context, path string) (fileKind, error) {
 	kind, err := inspect(ctx, path)
-	if _, ok := errors.AsType[*fs.PathError](err); !ok {
-		return kind, err
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
+		err = pathError(path, err)
 	}
+	return kind, err
+}
+
+// pathError names the setting in an error about the path of the database.
+func pathError(path string, err error) error {
 	dir := filepath.Dir(path)
 	if _, dirErr := os.Stat(dir); errors.Is(dirErr, fs.ErrNotExist) {
-		return kind, fmt.Errorf("DATABASE_URL (-database) is %s, but the directory %s does not exist", path, dir)
+		return fmt.Errorf("DATABASE_URL (-database) is %s, but the directory %s does not exist", path, dir)
 	}
-	return kind, openError(path, err)
+	return openError(path, err)
 }
 
 // openError names the setting in an error of openStore.

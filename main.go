@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strings"
@@ -24,13 +25,19 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr); err != nil {
-		fmt.Fprintln(os.Stderr, "userd:", err)
+		if e, ok := errors.AsType[*exec.ExitError](err); !ok || !e.Exited() { // otherwise that process has said why
+			fmt.Fprintln(os.Stderr, "userd:", err)
+		}
 		os.Exit(exitStatus(err))
 	}
 }
 
-// exitStatus returns 2 for a wrong command or configuration, and otherwise 1.
+// exitStatus returns 2 for a wrong command or configuration, and otherwise 1. The status
+// of a command that ran as another user is its own.
 func exitStatus(err error) int {
+	if e, ok := errors.AsType[*exec.ExitError](err); ok && e.Exited() {
+		return e.ExitCode()
+	}
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return 2
 	}
@@ -160,7 +167,9 @@ func manual() string {
 		environment variables, and those override defaults.
 
 		The commands work on the database whether a server is running or not; a running
-		server sees their changes immediately. They accept the setting -database and no other,
+		server sees their changes immediately. If root runs them and the directory of the
+		database belongs to another user, they run as that user. They accept the setting
+		-database and no other,
 		except that events verify also accepts -event-retention, that user add, user passwd and
 		user import also accept -password-min-length and -issuer, and that healthcheck accepts
 		only -addr, -https-domain and -tls-cert.

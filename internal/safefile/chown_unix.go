@@ -31,8 +31,7 @@ const noFollow = syscall.O_NOFOLLOW | syscall.O_NONBLOCK
 // CheckWritable returns an error unless the process may write to the file or
 // directory at path. It does not open it.
 func CheckWritable(path string) error {
-	const write = 2 // W_OK
-	if err := syscall.Access(path, write); err != nil {
+	if err := access(path, 2); err != nil { // W_OK
 		return &fs.PathError{Op: "write to", Path: path, Err: err}
 	}
 	return nil

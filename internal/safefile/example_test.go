@@ -12,7 +12,7 @@ import (
 
 // report writes a file that is either complete or does not exist.
 func report(path, text string) error {
-	t, err := safefile.CreateTemp(filepath.Dir(path), filepath.Base(path)+".part-*")
+	t, err := safefile.CreateTemp(path)
 	if err != nil {
 		return err
 	}
@@ -20,7 +20,7 @@ func report(path, text string) error {
 	if _, err := t.WriteString(text); err != nil {
 		return err
 	}
-	return t.Publish(path)
+	return t.Publish(filepath.Base(path))
 }
 
 func Example() {

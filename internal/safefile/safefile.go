@@ -10,11 +10,14 @@
 // to before. Discard removes the temporary name in any case; defer it.
 //
 // In a directory that others can write, a name can refer to another file at each
-// use (CWE-367). [ChownLike] therefore works on a descriptor: a chown by name would
-// follow a symbolic link that took the file's place.
+// use (CWE-367). A [Temp] therefore reaches its files from one descriptor of the directory,
+// and [ChownLike] works on a descriptor: a chown by name would follow a symbolic link that
+// took the file's place. A library that needs a name is not safe there: [ActAs] says as
+// which user root must run it.
 package safefile
 
 import (
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"os"
@@ -25,74 +28,122 @@ import (
 // A Temp is a file that has only a temporary name, in a directory of its own.
 type Temp struct {
 	*os.File
-	dir string
+	dir     *os.Root // of the file's later name
+	private string   // the temporary directory in it
 }
 
-// CreateTemp makes a new directory in dir, with mode 0700 and a name from pattern as in
-// [os.MkdirTemp], and in it an empty file with mode 0600. dir must be the directory of
-// the file's later name.
-func CreateTemp(dir, pattern string) (*Temp, error) {
-	private, err := os.MkdirTemp(dir, pattern)
+// CreateTemp makes a new directory in the directory of path, with mode 0700 and the name
+// of path with more letters, and in it an empty file with mode 0600. path is the file's
+// later name.
+func CreateTemp(path string) (*Temp, error) {
+	dir, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(private, "file"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		os.Remove(private)
-		return nil, err
-	}
-	return &Temp{File: f, dir: private}, nil
+	return createTemp(dir, path)
 }
 
-// Publish gives the file the name path. It fails with fs.ErrExist, and changes
-// nothing, if path exists in any form, even as a symbolic link that leads nowhere.
+// CreateTempOf is CreateTemp for a process of root. It returns an error unless the
+// directory still belongs to the user; nil is root.
+func CreateTempOf(user *User, path string) (*Temp, error) {
+	dir, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	info, err := dir.Stat(".")
+	if err == nil && !ownerOf(info).Equal(user) {
+		err = &fs.PathError{Op: "write to", Path: filepath.Dir(path), Err: errors.New("its owner changed")}
+	}
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return createTemp(dir, path)
+}
+
+func createTemp(dir *os.Root, path string) (*Temp, error) {
+	t := &Temp{dir: dir, private: filepath.Base(path) + ".part-" + rand.Text()}
+	err := dir.Mkdir(t.private, 0o700)
+	if err == nil {
+		if t.File, err = t.Create(""); err != nil {
+			t.Hide()
+		}
+	}
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// Create makes an empty file with mode 0600, whose name is the temporary name and a
+// suffix. Hide and Discard remove it.
+func (t *Temp) Create(suffix string) (*os.File, error) {
+	return t.dir.OpenFile(t.name()+suffix, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+// name returns the temporary name, from dir.
+func (t *Temp) name() string { return filepath.Join(t.private, "file") }
+
+// Publish gives the file a name in the directory. It fails with fs.ErrExist, and changes
+// nothing, if the name exists in any form, even as a symbolic link that leads nowhere.
 // The temporary name stays until Discard.
-func (t *Temp) Publish(path string) error {
+func (t *Temp) Publish(name string) error {
 	if err := t.Sync(); err != nil {
 		return err
 	}
-	if err := os.Link(t.Name(), path); err != nil { // a rename would overwrite a file
+	if err := t.dir.Link(t.name(), name); err != nil { // a rename would overwrite a file
 		return err
 	}
-	return errors.Join(t.check(path), SyncDir(filepath.Dir(path)))
+	return errors.Join(t.check(name), t.syncDir())
 }
 
-// Replace gives the file the name path instead of its temporary one. A file that
-// had this name loses it.
-func (t *Temp) Replace(path string) error {
+// Replace gives the file a name in the directory instead of its temporary one. A file
+// that had this name loses it.
+func (t *Temp) Replace(name string) error {
 	if err := t.Sync(); err != nil {
 		return err
 	}
-	if err := os.Rename(t.Name(), path); err != nil {
+	if err := t.dir.Rename(t.name(), name); err != nil {
 		return err
 	}
 	t.Hide()
-	return errors.Join(t.check(path), SyncDir(filepath.Dir(path)))
+	return errors.Join(t.check(name), t.syncDir())
 }
 
-// check returns an error unless the file has the name path: in a directory without the
+// check returns an error unless the file has the name: in a directory without the
 // sticky bit, others can rename the temporary directory and put another in its place.
-func (t *Temp) check(path string) error {
+func (t *Temp) check(name string) error {
 	info, err := t.Stat()
 	if err != nil {
 		return err
 	}
-	named, err := os.Lstat(path)
+	named, err := t.dir.Lstat(name)
 	if err == nil && !os.SameFile(info, named) {
-		err = &fs.PathError{Op: "name", Path: path, Err: errors.New("another file has the name")}
+		err = &fs.PathError{Op: "name", Path: name, Err: errors.New("another file has the name")}
 	}
 	return err
 }
 
+func (t *Temp) syncDir() error {
+	d, err := t.dir.Open(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return syncError(d.Sync())
+}
+
 // Hide removes the temporary directory and name. The open file stays, unless the system
 // removes names of open files only when they are closed.
-func (t *Temp) Hide() { os.RemoveAll(t.dir) }
+func (t *Temp) Hide() { t.dir.RemoveAll(t.private) }
 
 // Discard closes the file and removes the temporary directory. A published file
 // keeps its lasting name.
 func (t *Temp) Discard() {
 	t.Close()
 	t.Hide()
+	t.dir.Close()
 }
 
 // CreateIfMissing makes an empty file with mode 0600, unless path exists. It

@@ -13,7 +13,7 @@ import (
 // newTemp makes a temporary file with some contents, which ends with the test.
 func newTemp(t *testing.T, dir, contents string) *Temp {
 	t.Helper()
-	f, err := CreateTemp(dir, "file.part-*")
+	f, err := CreateTemp(filepath.Join(dir, "file"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestAFileIsPrivateFromTheStart(t *testing.T) {
 	if info, err := os.Lstat(filepath.Dir(f.Name())); err != nil || info.Mode() != fs.ModeDir|0o700 {
 		t.Errorf("its directory has the mode %v, %v", info.Mode(), err)
 	}
-	if _, err := CreateTemp(filepath.Join(t.TempDir(), "missing"), "x"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := CreateTemp(filepath.Join(t.TempDir(), "missing", "x")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("in a directory that does not exist: %v", err)
 	}
 }
@@ -80,7 +80,7 @@ func TestPublish(t *testing.T) {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "file")
 		f := newTemp(t, dir, "new")
-		if err := f.Publish(path); err != nil {
+		if err := f.Publish("file"); err != nil {
 			t.Fatal(err)
 		}
 		f.Discard()
@@ -96,9 +96,9 @@ func TestPublish(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := newTemp(t, dir, "new")
-		for _, path := range []string{file, link} {
-			if err := f.Publish(path); !errors.Is(err, fs.ErrExist) {
-				t.Errorf("%s: %v", path, err)
+		for _, name := range []string{"file", "link"} {
+			if err := f.Publish(name); !errors.Is(err, fs.ErrExist) {
+				t.Errorf("%s: %v", name, err)
 			}
 		}
 		f.Discard()
@@ -115,7 +115,7 @@ func TestReplace(t *testing.T) {
 	path := filepath.Join(dir, "file")
 	writeFile(t, path, "old")
 	f := newTemp(t, dir, "new")
-	if err := f.Replace(path); err != nil {
+	if err := f.Replace("file"); err != nil {
 		t.Fatal(err)
 	}
 	wantNames(t, dir, "file")
@@ -135,7 +135,7 @@ func TestAFileThatWasReplacedGetsNoNameUnnoticed(t *testing.T) {
 			t.Fatal(err)
 		}
 		writeFile(t, f.Name(), "forged")
-		if err := name(f, filepath.Join(dir, []string{"a", "b"}[i])); err == nil {
+		if err := name(f, []string{"a", "b"}[i]); err == nil {
 			t.Error("it was not noticed")
 		}
 	}
@@ -149,7 +149,7 @@ func TestReplaceOfADirectoryFailsAndLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := newTemp(t, dir, "new")
-	if err := f.Replace(path); err == nil {
+	if err := f.Replace("directory"); err == nil {
 		t.Error("a directory was replaced")
 	}
 	f.Discard()
@@ -165,7 +165,7 @@ func TestAClosedFileGetsNoName(t *testing.T) { // it cannot be synced
 	f := newTemp(t, dir, "new")
 	f.Close()
 	for _, name := range []func(string) error{f.Publish, f.Replace} {
-		if err := name(filepath.Join(dir, "file")); !errors.Is(err, fs.ErrClosed) {
+		if err := name("file"); !errors.Is(err, fs.ErrClosed) {
 			t.Errorf("got %v", err)
 		}
 	}

@@ -1,0 +1,117 @@
+//go:build unix
+
+package safefile
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+)
+
+// A User is a user of the system other than root.
+type User struct{ uid, gid uint32 }
+
+// ActAs returns the user as whom a process of root must work in a directory: its owner,
+// who can rename what is there at any time and so make root write elsewhere. It returns nil
+// if the process does not run as root, or if the directory belongs to root. Then it
+// returns an error if another user can rename the directory or what is in it.
+func ActAs(dir string) (*User, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, err
+	}
+	if user := ownerOf(info); user != nil {
+		return user, nil
+	}
+	return nil, checkPath(dir)
+}
+
+// checkPath returns an error unless only root can change what an absolute path leads to.
+// It checks the directories above, the symbolic links, and their targets likewise.
+func checkPath(path string) error {
+	checked := make(map[string]bool)
+	for queue := []string{path}; len(queue) > 0; queue = queue[1:] {
+		path := queue[0]
+		if checked[path] {
+			continue
+		}
+		checked[path] = true
+		link, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		byGroup := info.Sys().(*syscall.Stat_t).Gid != 0 && info.Mode()&0o020 != 0
+		byAll := info.Mode()&0o002 != 0
+		if ownerOf(link) != nil || ownerOf(info) != nil || (byGroup || byAll) && info.Mode()&fs.ModeSticky == 0 {
+			return fmt.Errorf("another user than root can change %s, and could make root write elsewhere: run userd as that user, or take the right away", path)
+		}
+		if link.Mode()&fs.ModeSymlink != 0 {
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			if !filepath.IsAbs(target) {
+				above, err := filepath.EvalSymlinks(filepath.Dir(path))
+				if err != nil {
+					return err
+				}
+				target = filepath.Join(above, target)
+			}
+			queue = append(queue, target)
+		}
+		queue = append(queue, filepath.Dir(path))
+	}
+	return nil
+}
+
+// ownerOf returns the owner of a directory, or nil if it is root.
+func ownerOf(info fs.FileInfo) *User {
+	stat := info.Sys().(*syscall.Stat_t)
+	switch {
+	case stat.Uid == 0:
+		return nil
+	case stat.Gid == 0:
+		return &User{stat.Uid, nogroup}
+	}
+	return &User{stat.Uid, stat.Gid}
+}
+
+// nogroup is the group of a user whose directory has the group of root, which could give
+// it rights elsewhere. What userd makes gives no rights to groups.
+const nogroup = 65534
+
+// Command returns a command that runs this program as the user, without other groups; if u
+// is nil, as the user of this process. On Linux, it can read what this process can, if the system allows that: a database in a
+// directory that the user cannot reach, and a file of root to import.
+func (u *User) Command(args ...string) (*exec.Cmd, error) {
+	self, err := executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self, args...)
+	if u == nil {
+		return cmd, nil
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.uid, Gid: u.gid}}
+	keepReading(cmd.SysProcAttr)
+	return cmd, nil
+}
+
+// Equal reports whether both are the same user. A nil *User is this process.
+func (u *User) Equal(other *User) bool {
+	return u == other || u != nil && other != nil && u.uid == other.uid
+}
