@@ -79,7 +79,7 @@ func makeStore(t *testing.T, names ...string) (path string) {
 	return path
 }
 
-// snapshot says all there is to know of the files in a directory: names, modes,
+// snapshot says all there is to know of the files in a directory: names, modes, owners,
 // times and contents. No database in it may be open.
 func snapshot(t *testing.T, dir string) string {
 	t.Helper()
@@ -93,7 +93,8 @@ func snapshot(t *testing.T, dir string) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(&all, "%s %s %s %d", entry.Name(), info.Mode(), info.ModTime(), info.Size())
+		owner := info.Sys().(*syscall.Stat_t).Uid
+		fmt.Fprintf(&all, "%s %s %d %s %d", entry.Name(), info.Mode(), owner, info.ModTime(), info.Size())
 		if info.Mode().IsRegular() {
 			data, err := os.ReadFile(filepath.Join(dir, entry.Name()))
 			if err != nil {
