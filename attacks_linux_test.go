@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -125,6 +126,37 @@ func TestRootRunsACommandAsTheOwnerOfTheDirectory(t *testing.T) {
 		status, says = 1, "another user than root can change "+own
 	}
 	do(status, says, "check", "-database", filepath.Join(own, "copy.db"))
+}
+
+func TestATerminationReachesACommandOfAnotherUser(t *testing.T) {
+	t.Parallel()
+	dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), nobody, 0o700)
+	path := filepath.Join(dir, "app.db")
+	copyFile(t, makeStore(t, "ann"), path)
+	if err := os.Chown(path, ownerAt(t, dir), -1); err != nil {
+		t.Fatal(err)
+	}
+	cmd := userdCommand(t, dir, []string{"DATABASE_URL=" + path}, "events", "-follow", "-after", "0")
+	stdout, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stdout.Read(make([]byte, 1)); err != nil { // it follows
+		t.Fatal(err)
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	ended := make(chan error, 1)
+	go func() {
+		io.Copy(io.Discard, stdout) // until both processes have closed it
+		ended <- cmd.Wait()
+	}()
+	if err := receive(t, "the end of the command", ended); err != nil {
+		t.Error(err)
+	}
+	wantFiles(t, dir, "app.db")
 }
 
 // An attacker is a user who can write in the directory dir, and perhaps in the one above
