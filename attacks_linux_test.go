@@ -315,6 +315,10 @@ func forgedLogs(t *testing.T, base string) map[string][]byte {
 // users. It reads no log, which the attacker may have left.
 func wantUsers(t *testing.T, path string, names ...string) {
 	t.Helper()
+	if _, err := os.Lstat(path); err != nil {
+		t.Error(err)
+		return
+	}
 	db, err := sql.Open("sqlite", dsn(path, "mode=ro", "immutable=1"))
 	if err != nil {
 		t.Fatal(err)
