@@ -133,7 +133,7 @@ func startProxy(t *testing.T, address string, cmd *exec.Cmd) {
 	})
 	deadline := time.Now().Add(patience)
 	for {
-		resp, err := clientAt(attacker).Get("http://" + address + "/api/test")
+		resp, err := clientAt(stranger).Get("http://" + address + "/api/test")
 		if err == nil {
 			resp.Body.Close()
 			if resp.StatusCode != 404 {
@@ -147,8 +147,8 @@ func startProxy(t *testing.T, address string, cmd *exec.Cmd) {
 	}
 }
 
-// attacker and owner are addresses in different networks.
-const attacker, owner = "127.0.1.2", "127.0.2.2"
+// stranger and owner are addresses in different networks.
+const stranger, owner = "127.0.1.2", "127.0.2.2"
 
 // clientAt returns a client that connects from this loopback address.
 func clientAt(address string) *http.Client {
@@ -216,7 +216,7 @@ func testForwardedAddress(t *testing.T, u *process, url string) {
 	}
 	statuses := []int{}
 	for i := range 30 {
-		statuses = append(statuses, login(attacker, fmt.Sprintf("8.8.%d.8", i), "a wrong password").status)
+		statuses = append(statuses, login(stranger, fmt.Sprintf("8.8.%d.8", i), "a wrong password").status)
 	}
 	if !slices.Contains(statuses, 401) || statuses[29] != 429 {
 		t.Errorf("wrong passwords from addresses that the client chose: %v, want 401 and then 429", statuses)
@@ -229,7 +229,7 @@ func testForwardedAddress(t *testing.T, u *process, url string) {
 	if (reply{body: event.stdout}).field("address") != owner {
 		t.Errorf("the event of the login is %q %q, want the address %s", event.stdout, event.stderr, owner)
 	}
-	wantClients(t, u, "POST /api/login", attacker, owner)
+	wantClients(t, u, "POST /api/login", stranger, owner)
 }
 
 // sayWhoIsCalling is a service that trusts the headers of userd. It reports all names
@@ -262,7 +262,7 @@ func testForwardAuth(t *testing.T, u *process, url string) {
 				r.Header[prefix+name] = []string{"an invention"}
 			}
 		}
-		return askAs(t, attacker, "8.8.8.8", r)
+		return askAs(t, stranger, "8.8.8.8", r)
 	}
 	if r := ask(token); r.status != 200 || r.body != "[ann] is [1], [member]" {
 		t.Errorf("with a token: %d %s", r.status, r.body)
@@ -277,5 +277,5 @@ func testForwardAuth(t *testing.T, u *process, url string) {
 	if r := ask(token); r.status != 401 {
 		t.Errorf("after logout: %d", r.status)
 	}
-	wantClients(t, u, "GET /api/verify", attacker)
+	wantClients(t, u, "GET /api/verify", stranger)
 }
