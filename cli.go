@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"userd/internal/passhash"
 	"userd/internal/safefile"
 )
 
@@ -428,7 +427,10 @@ func (c *cli) withDatabase(ctx context.Context, create bool, resolve resolution,
 }
 
 func (c *cli) newUserService(st *store) userService {
-	return userService{st, passhash.New(passhash.Default()), c.passwords, time.Now}
+	hasher := newHasher(func(err error) {
+		fmt.Fprintf(c.stderr, "warning: hashing passwords without the argon2 kernel, which is slower: %v\n", err)
+	})
+	return userService{st, hasher, c.passwords, time.Now}
 }
 
 // openDatabase opens the database, and adopts one of the Flask tutorial first.

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"unicode"
 	"unicode/utf8"
+
+	"userd/internal/passhash"
 )
 
 // A role says which users a user may change. Any other role, also an empty one,
@@ -68,6 +70,16 @@ func checkRole(r role) string {
 		return "must be member or admin"
 	}
 	return ""
+}
+
+// newHasher returns the hasher of the program. If the argon2 kernel computes a wrong
+// key, the hasher does not use it, and warn gets the error.
+func newHasher(warn func(err error)) *passhash.Hasher {
+	h := passhash.New(passhash.Default())
+	if err := h.CheckKernel(); err != nil {
+		warn(err)
+	}
+	return h
 }
 
 const (

@@ -23,7 +23,6 @@ import (
 
 	"userd/internal/certs"
 	"userd/internal/netlisten"
-	"userd/internal/passhash"
 )
 
 // gcPercent is GOGC unless the environment sets it: the percentage by which the
@@ -290,7 +289,8 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	if _, err := loadRefresher(ctx, st); err != nil { // the first start makes it
 		return err
 	}
-	s := newServer(c.settings, st, passhash.New(passhash.Default()), keys, log, time.Now, monotonic())
+	hasher := newHasher(func(err error) { log.Error("hashing passwords without the argon2 kernel, which is slower", "err", err) })
+	s := newServer(c.settings, st, hasher, keys, log, time.Now, monotonic())
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
 	go func() { served <- l.serve(httpServer, netlisten.Limit(l.api, maxConnections)) }()

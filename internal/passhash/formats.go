@@ -15,9 +15,11 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/crypto/argon2"
+	xargon2 "golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/bcrypt"
 	"golang.org/x/crypto/scrypt"
+
+	"userd/internal/argon2"
 )
 
 // The caps on the cost of a stored hash; the package comment gives the reason.
@@ -36,8 +38,8 @@ const (
 	maxSaltSize   = 64
 )
 
-// A matcher reports whether a password is the one that was hashed.
-type matcher func(password string) bool
+// A matcher reports whether a password is the one that was hashed. mem is for argon2.
+type matcher func(mem *argon2.Memory, password string) bool
 
 // parse returns the matcher of a hash, or nil if the hash has none of the formats of
 // the package comment or is above the caps. This is the only list of formats.
@@ -139,16 +141,24 @@ type argon2Hash struct {
 
 // String returns $argon2id$v=19$m=19456,t=2,p=1$SALT$KEY.
 func (a argon2Hash) String() string {
-	return fmt.Sprintf("$%s$v=%d$m=%d,t=%d,p=%d$%s$%s", a.variant, argon2.Version, a.Memory, a.Passes, a.Threads,
+	return fmt.Sprintf("$%s$v=%d$m=%d,t=%d,p=%d$%s$%s", a.variant, xargon2.Version, a.Memory, a.Passes, a.Threads,
 		base64.RawStdEncoding.EncodeToString(a.salt), base64.RawStdEncoding.EncodeToString(a.key))
 }
 
-func (a argon2Hash) matches(password string) bool {
-	derive := argon2.IDKey
+func (a argon2Hash) matches(mem *argon2.Memory, password string) bool {
+	size := uint32(len(a.key))
 	if a.variant == argon2i {
-		derive = argon2.Key
+		return equal(a.key, xargon2.Key([]byte(password), a.salt, a.Passes, a.Memory, a.Threads, size))
 	}
-	return equal(a.key, derive([]byte(password), a.salt, a.Passes, a.Memory, a.Threads, uint32(len(a.key))))
+	return equal(a.key, a.derive(mem, password, a.salt, size))
+}
+
+// derive returns an argon2id key of size bytes.
+func (c Cost) derive(mem *argon2.Memory, password string, salt []byte, size uint32) []byte {
+	if c.Threads > 1 {
+		return xargon2.IDKey([]byte(password), salt, c.Passes, c.Memory, c.Threads, size)
+	}
+	return argon2.Key(mem, []byte(password), salt, c.Passes, c.Memory, size)
 }
 
 // phcBase64 decodes base64 without padding. It refuses superfluous bits, but skips
@@ -159,7 +169,7 @@ func phcBase64(s string) ([]byte, error) { return base64.RawStdEncoding.Strict()
 func parseArgon2(s string) (a argon2Hash, ok bool) {
 	r := &reader{rest: s}
 	a.variant = r.field()
-	r.expect("$v=19$") // argon2.Version
+	r.expect("$v=19$") // xargon2.Version
 	a.Memory = uint32(r.number("m=", maxMemory))
 	a.Passes = uint32(r.number(",t=", maxPasses))
 	a.Threads = uint8(r.number(",p=", maxThreads))
@@ -177,7 +187,7 @@ func (r *reader) scrypt(n, blockSize, p int, salt, key []byte) matcher {
 	if !r.ok(salt, key) || n < 2 || n&(n-1) != 0 || n*blockSize/8 > maxMemory || n*blockSize*p/8 > maxPasses*maxMemory/2 {
 		return nil
 	}
-	return func(password string) bool {
+	return func(_ *argon2.Memory, password string) bool {
 		got, err := scrypt.Key([]byte(password), salt, n, blockSize, p, len(key))
 		return err == nil && equal(got, key)
 	}
@@ -191,7 +201,7 @@ func (r *reader) pbkdf2(h func() hash.Hash, decodeKey func(string) ([]byte, erro
 	if !r.ok(salt, key) || len(key) != h().Size() {
 		return nil
 	}
-	return func(password string) bool {
+	return func(_ *argon2.Memory, password string) bool {
 		got, err := pbkdf2.Key(h, password, salt, iterations, len(key))
 		return err == nil && equal(got, key)
 	}
@@ -204,7 +214,7 @@ func (r *reader) hmac(h func() hash.Hash) matcher {
 	if !r.ok(salt, sum) || len(sum) != h().Size() {
 		return nil
 	}
-	return func(password string) bool {
+	return func(_ *argon2.Memory, password string) bool {
 		mac := hmac.New(h, salt)
 		mac.Write([]byte(password))
 		return hmac.Equal(mac.Sum(nil), sum)
@@ -227,7 +237,7 @@ func parseBcrypt(s string) matcher {
 	if err != nil || cost < bcrypt.MinCost || cost > maxBcryptCost {
 		return nil
 	}
-	return func(password string) bool {
+	return func(_ *argon2.Memory, password string) bool {
 		matches := bcrypt.CompareHashAndPassword([]byte(s), []byte(password)) == nil // first, so that each password costs the same
 		return matches && len(password) <= maxBcryptPassword
 	}

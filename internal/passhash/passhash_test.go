@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"userd/internal/argon2"
 )
 
 // cheap is a cost that lets a test hash often.
@@ -144,24 +146,99 @@ func TestUnknownHashNeverMatches(t *testing.T) {
 	}
 }
 
-// The memory that argon2 allocates shows, without a clock, that it ran. This test
-// must not run in parallel with others, which allocate too.
+// held returns the number of bytes that the idle memories hold.
+func (m *memories) held() (bytes int) {
+	for _, i := range m.idle {
+		bytes += i.memory.Size()
+	}
+	return bytes
+}
+
+// The memory that argon2 needs shows, without a clock, that it ran: the kernel holds
+// it, and x/crypto allocates it. This test must not run in parallel with others, which
+// allocate too.
 func TestVerifyingAnUnknownHashCostsOneHash(t *testing.T) {
 	h := New(Cost{Memory: 1 << 10, Passes: 1, Threads: 1})
-	allocated := func(hash string) (kib uint64) {
+	needed := func(hash string) (kib int) {
+		for _, i := range h.memories.idle {
+			i.memory.Release()
+		}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		mustVerify(t, h, hash, goodPassword, false)
 		runtime.ReadMemStats(&after)
-		return (after.TotalAlloc - before.TotalAlloc) >> 10
+		return max(h.memories.held(), int(after.TotalAlloc-before.TotalAlloc)) >> 10
 	}
 	right := mustHash(t, h, goodPassword)
 	for name, hash := range unknownHashes(strings.Replace(right, "m=1024,", "m=8,", 1)) {
 		t.Run(name, func(t *testing.T) {
-			if kib := allocated(hash); kib < 1<<10 || kib >= 2<<10 {
-				t.Errorf("allocated %d KiB; a hash needs %d", kib, 1<<10)
+			if kib := needed(hash); kib < 1<<10 || kib >= 2<<10 {
+				t.Errorf("needed %d KiB; a hash needs %d", kib, 1<<10)
 			}
 		})
+	}
+}
+
+// Hashes that run concurrently have a memory each, and the next ones use them again.
+func TestMemoriesAreReusedAndReleased(t *testing.T) {
+	t.Parallel()
+	kernel := argon2.NewMemory() != nil
+	synctest.Test(t, func(t *testing.T) {
+		h := New(Cost{Memory: 1 << 10, Passes: 1, Threads: 1})
+		want := func(memories int) {
+			t.Helper()
+			if !kernel {
+				memories = 0
+			}
+			synctest.Wait()
+			if kib := h.memories.held() >> 10; kib < memories<<10 || kib >= memories<<10+memories<<5+1 {
+				t.Errorf("the memories hold %d KiB, want about %d", kib, memories<<10)
+			}
+		}
+		one, two := h.memories.take(), h.memories.take()
+		for _, mem := range []*argon2.Memory{one, two} {
+			h.cost.derive(mem, goodPassword, make([]byte, saltSize), keySize)
+			h.memories.give(mem)
+		}
+		want(2)
+		time.Sleep(keepMemory - 1)
+		for range 3 {
+			mustHash(t, h, goodPassword)
+		}
+		want(2)
+		time.Sleep(1)
+		want(1) // the other was not used again
+		time.Sleep(keepMemory - 1)
+		want(0)
+		mustVerify(t, h, mustHash(t, h, goodPassword), goodPassword, true)
+		want(1)
+	})
+}
+
+func TestAMemoryThatIsInUseIsNotReleased(t *testing.T) {
+	t.Parallel()
+	h := New(cheap)
+	mustHash(t, h, goodPassword)
+	mem := h.memories.take()
+	size := mem.Size()
+	h.memories.release(mem) // as by a timer that take was too late to stop
+	if mem.Size() != size {
+		t.Error("it was released")
+	}
+}
+
+// CheckKernel disables a kernel that computes wrong keys; .ci/run builds one.
+func TestWithoutTheKernelTheKeysAreTheSame(t *testing.T) {
+	t.Parallel()
+	with, without := New(cheap), New(cheap)
+	if err := with.CheckKernel(); err != nil {
+		t.Error(err)
+	}
+	without.memories.disabled = true
+	mustVerify(t, with, mustHash(t, without, goodPassword), goodPassword, true)
+	mustVerify(t, without, mustHash(t, with, goodPassword), goodPassword, true)
+	if n := without.memories.held(); n != 0 || len(without.memories.idle) != 0 {
+		t.Errorf("the disabled kernel holds %d bytes", n)
 	}
 }
 
@@ -199,32 +276,6 @@ func TestStale(t *testing.T) {
 		if !h.Stale(foreign.hash) {
 			t.Errorf("%s: not stale", foreign.format)
 		}
-	}
-}
-
-// Without forced collections, the garbage of many hashes would pile up. After cheap
-// hashes they would cost more than the hashes. This test must not run in parallel with
-// others, which collect too.
-func TestGarbageIsCollectedAfterExpensiveHashes(t *testing.T) {
-	collections := func(h *Hasher) uint32 {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		mustHash(t, h, goodPassword)
-		runtime.ReadMemStats(&after)
-		return after.NumForcedGC - before.NumForcedGC
-	}
-	expensive := New(Cost{Memory: 1 << 10, Passes: 1, Threads: 1})
-	expensive.queue.cores = 2
-	if n := collections(expensive); n != 1 {
-		t.Errorf("%d collections after a hash while no other was running", n)
-	}
-	done := mustTurn(t, expensive)
-	defer done()
-	if n := collections(expensive) + collections(expensive); n != 1 {
-		t.Errorf("%d collections after two hashes while another was running", n)
-	}
-	if n := collections(New(Cost{Memory: 1<<10 - 1, Passes: 1, Threads: 1})); n != 0 {
-		t.Errorf("%d collections after a cheap hash", n)
 	}
 }
 
