@@ -1,6 +1,7 @@
 package passhash
 
 import (
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -52,11 +53,18 @@ func (m *memories) give(memory *argon2.Memory) {
 	m.idle = append(m.idle, idleMemory{memory, time.AfterFunc(keepMemory, func() { m.release(memory) })})
 }
 
-// release empties a memory, unless a hash has just taken it.
+// release empties a memory, unless a hash has just taken it. A server that has become
+// idle then returns the free part of its heap too, which a burst of requests has made
+// large: without requests, Go would keep it for minutes.
 func (m *memories) release(memory *argon2.Memory) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if slices.ContainsFunc(m.idle, func(i idleMemory) bool { return i.memory == memory }) {
-		memory.Release()
+	if !slices.ContainsFunc(m.idle, func(i idleMemory) bool { return i.memory == memory }) {
+		return
+	}
+	large := memory.Size() >= minGarbage<<10
+	memory.Release()
+	if large {
+		go debug.FreeOSMemory()
 	}
 }

@@ -63,6 +63,8 @@ func (c Cost) valid() bool {
 const (
 	saltSize = 16 // bytes; RFC 9106 section 3.1
 	keySize  = 32 // bytes
+
+	minGarbage = 1 << 10 // KiB; to collect less would cost more than the hash
 )
 
 // A Hasher hashes and verifies passwords. Its methods may be called concurrently.
@@ -152,8 +154,21 @@ func (h *Hasher) run(ctx context.Context, from string, work func(mem *argon2.Mem
 	mem := h.memories.take()
 	defer h.memories.give(mem)
 	work(mem)
-	h.hashed.Add(1)
+	hashed := h.hashed.Add(1)
+	if mem == nil {
+		h.collect(hashed)
+	}
 	return nil
+}
+
+// collect runs the garbage collector after every hash without the kernel that completes
+// a round of all cores, and after such a hash while no other is running. x/crypto leaves
+// Cost.Memory of garbage, and a server may make the collector run rarely (GOGC).
+func (h *Hasher) collect(hashed int64) {
+	running, _ := h.queue.count()
+	if h.cost.Memory >= minGarbage && (running == 1 || hashed%int64(h.queue.cores) == 0) {
+		runtime.GC()
+	}
 }
 
 // Stats describe the work of a Hasher.

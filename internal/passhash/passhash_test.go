@@ -279,6 +279,39 @@ func TestStale(t *testing.T) {
 	}
 }
 
+// Without forced collections, the garbage of x/crypto would pile up. The kernel leaves
+// none, and after cheap hashes a collection would cost more than the hash. This test must
+// not run in parallel with others, which collect too.
+func TestGarbageIsCollectedAfterExpensiveHashes(t *testing.T) {
+	collections := func(h *Hasher) uint32 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		mustHash(t, h, goodPassword)
+		runtime.ReadMemStats(&after)
+		return after.NumForcedGC - before.NumForcedGC
+	}
+	expensive := New(Cost{Memory: 1 << 10, Passes: 1, Threads: 1})
+	if n := collections(expensive); argon2.NewMemory() != nil && n != 0 {
+		t.Errorf("%d collections after a hash with the kernel", n)
+	}
+	expensive = New(expensive.cost)
+	expensive.queue.cores = 2
+	expensive.memories.disabled = true
+	if n := collections(expensive); n != 1 {
+		t.Errorf("%d collections after a hash while no other was running", n)
+	}
+	done := mustTurn(t, expensive)
+	defer done()
+	if n := collections(expensive) + collections(expensive); n != 1 {
+		t.Errorf("%d collections after two hashes while another was running", n)
+	}
+	cheap := New(Cost{Memory: 1<<10 - 1, Passes: 1, Threads: 1})
+	cheap.memories.disabled = true
+	if n := collections(cheap); n != 0 {
+		t.Errorf("%d collections after a cheap hash", n)
+	}
+}
+
 func TestEveryHashWaitsForItsTurn(t *testing.T) {
 	t.Parallel()
 	right := mustHash(t, New(cheap), goodPassword)
