@@ -398,7 +398,7 @@ func benchDatabase(b *testing.B) (path string) {
 	return path
 }
 
-// benchHash makes n hashes, as many at once as there are cores. A nil memory stands for
+// benchHash makes n hashes, as many at once as there are cores. A nil memory is for
 // golang.org/x/crypto.
 func benchHash(n int, memory func() *argon2.Memory) {
 	c := passhash.Default()
