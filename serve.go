@@ -31,12 +31,12 @@ import (
 // it grows to about 20 MB.
 const gcPercent = 400
 
-// The Go runtime collects more often if the memory exceeds this number of bytes. It
+// The Go runtime collects more often if its memory exceeds this number of bytes. It
 // is more than strangers can make all connections and cores hold: a lower limit
-// would cause endless collections.
+// would cause endless collections. The memory of the argon2 kernel does not count.
 const (
 	memoryGoal    = 128 << 20
-	memoryPerCore = 64 << 20 // three of our hashes; adopted ones may need more
+	memoryPerCore = 64 << 20 // adopted hashes of 100 MiB then need 310 MB on two cores, not 545
 )
 
 func tuneRuntime() {

@@ -16,6 +16,8 @@ const keepMemory = 30 * time.Second
 // memories are the memories of the argon2 kernel. Each hash that runs has one, so there
 // are at most as many as turns.
 type memories struct {
+	freeHeap bool // with the memory; after cheap hashes it would cost more than they do
+
 	mu       sync.Mutex
 	disabled bool
 	idle     []idleMemory // the last was used last
@@ -54,17 +56,16 @@ func (m *memories) give(memory *argon2.Memory) {
 }
 
 // release empties a memory, unless a hash has just taken it. A server that has become
-// idle then returns the free part of its heap too, which a burst of requests has made
-// large: without requests, Go would keep it for minutes.
+// idle then returns the free part of its heap too, which a burst of requests or hashes of
+// x/crypto have made large: without requests, Go would keep it for minutes.
 func (m *memories) release(memory *argon2.Memory) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !slices.ContainsFunc(m.idle, func(i idleMemory) bool { return i.memory == memory }) {
-		return
+	idle := slices.ContainsFunc(m.idle, func(i idleMemory) bool { return i.memory == memory })
+	if idle {
+		memory.Release()
 	}
-	large := memory.Size() >= minGarbage<<10
-	memory.Release()
-	if large {
-		go debug.FreeOSMemory()
+	m.mu.Unlock()
+	if idle && m.freeHeap {
+		debug.FreeOSMemory()
 	}
 }

@@ -82,7 +82,11 @@ func New(c Cost) *Hasher {
 	if !c.valid() {
 		panic("passhash: the cost is outside the caps")
 	}
-	return &Hasher{cost: c, queue: queue{cores: runtime.GOMAXPROCS(0)}}
+	return &Hasher{
+		cost:     c,
+		queue:    queue{cores: runtime.GOMAXPROCS(0)},
+		memories: memories{freeHeap: c.Memory >= minGarbage},
+	}
 }
 
 // CheckKernel returns an error if the argon2 kernel computes a wrong key. The Hasher

@@ -148,6 +148,8 @@ func TestUnknownHashNeverMatches(t *testing.T) {
 
 // held returns the number of bytes that the idle memories hold.
 func (m *memories) held() (bytes int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, i := range m.idle {
 		bytes += i.memory.Size()
 	}
@@ -279,16 +281,38 @@ func TestStale(t *testing.T) {
 	}
 }
 
+// forcedCollections returns how many collections of garbage work forces. Tests that
+// use it must not run in parallel with others.
+func forcedCollections(work func()) uint32 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	work()
+	runtime.ReadMemStats(&after)
+	return after.NumForcedGC - before.NumForcedGC
+}
+
+// Without the kernel, the hash itself forces the collection.
+func TestAnIdleServerReturnsItsHeap(t *testing.T) {
+	for kib, want := range map[uint32]uint32{minGarbage - 1: 0, minGarbage: 1} {
+		synctest.Test(t, func(t *testing.T) {
+			h := New(Cost{Memory: kib, Passes: 1, Threads: 1})
+			n := forcedCollections(func() {
+				mustHash(t, h, goodPassword)
+				time.Sleep(keepMemory)
+				synctest.Wait()
+			})
+			if n != want {
+				t.Errorf("%d KiB: %d collections, want %d", kib, n, want)
+			}
+		})
+	}
+}
+
 // Without forced collections, the garbage of x/crypto would pile up. The kernel leaves
-// none, and after cheap hashes a collection would cost more than the hash. This test must
-// not run in parallel with others, which collect too.
+// none, and after cheap hashes a collection would cost more than the hash.
 func TestGarbageIsCollectedAfterExpensiveHashes(t *testing.T) {
 	collections := func(h *Hasher) uint32 {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		mustHash(t, h, goodPassword)
-		runtime.ReadMemStats(&after)
-		return after.NumForcedGC - before.NumForcedGC
+		return forcedCollections(func() { mustHash(t, h, goodPassword) })
 	}
 	expensive := New(Cost{Memory: 1 << 10, Passes: 1, Threads: 1})
 	if n := collections(expensive); argon2.NewMemory() != nil && n != 0 {

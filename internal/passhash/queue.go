@@ -14,7 +14,8 @@ const (
 	MaxWait = 2 * time.Second
 
 	// MaxWaitingPerCore is how many calls can wait for each core: what a core serves
-	// within MaxWait at 25 ms a hash. If more could wait, they would only keep their
+	// within MaxWait at 25 ms a hash, which is more than the argon2 kernel needs and
+	// about what x/crypto needs. If more could wait, they would only keep their
 	// connections open until they are refused, as some are on a slower core.
 	MaxWaitingPerCore = 80
 )
