@@ -8,13 +8,14 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/crypto/argon2"
 )
 
 var (
-	long   = flag.Bool("long", false, "compare with x/crypto for minutes")
+	long   = flag.Bool("long", false, "compare with x/crypto for a minute")
 	kernel = flag.String("kernel", "", "yes or no: fail if NewMemory finds something else")
 )
 
@@ -77,9 +78,9 @@ func mustEqual(t *testing.T, mem *Memory, password, salt []byte, time, memory, k
 // Most of the memory sizes are small, which is cheap; the logarithm is uniform.
 func TestKeyIsThatOfXCrypto(t *testing.T) {
 	t.Parallel()
-	count := 60
+	count := 150
 	if *long {
-		count = 3000
+		count = 20_000
 	}
 	seed := rand.Uint64()
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -162,6 +163,25 @@ func TestTheMemoryIsReused(t *testing.T) {
 	}
 	mem.Release() // has nothing to do
 	mustEqual(t, mem, []byte("p"), []byte("saltsalt"), 1, 2048, 32)
+}
+
+// A short request must not wait until a hash ends. With one core, another goroutine runs
+// before Key returns only if Key lets it, or if Go interrupts Key after 10 ms, as it does
+// with x/crypto.
+func TestKeyLetsOthersRun(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	mem := NewMemory()
+	defer mem.Release()
+	memory := uint32(512) // far less than 10 ms
+	if mem == nil {
+		memory = 65536 // far more
+	}
+	var ran atomic.Bool
+	go ran.Store(true)
+	Key(mem, nil, []byte("saltsalt"), 1, memory, 32)
+	if !ran.Load() {
+		t.Error("no other goroutine ran")
+	}
 }
 
 func TestMemoriesWorkConcurrently(t *testing.T) {

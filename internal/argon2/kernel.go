@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/crypto/argon2"
@@ -69,6 +70,7 @@ func (m *Memory) key(password, salt []byte, time, memory, keyLen uint32) []byte 
 	for pass := range time { // steps 5 and 6
 		for segment := range uint32(segments) {
 			f.fill(pass, segment)
+			runtime.Gosched() // a hash must not keep short requests waiting until it ends
 		}
 	}
 	key := make([]byte, keyLen)

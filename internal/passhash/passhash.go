@@ -49,7 +49,7 @@ type Cost struct {
 }
 
 // Default returns 19 MiB, 2 passes and 1 thread: the second of OWASP's equivalent
-// settings for argon2id (Password Storage Cheat Sheet), about 12 ms of one core, or 30 ms
+// settings for argon2id (Password Storage Cheat Sheet), about 10 ms of one core, or 30 ms
 // without the kernel of internal/argon2. More threads would use cores that the queue gives to others.
 func Default() Cost { return Cost{Memory: 19456, Passes: 2, Threads: 1} }
 
