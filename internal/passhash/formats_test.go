@@ -211,7 +211,7 @@ func FuzzParse(f *testing.F) {
 
 func TestParseArgon2(t *testing.T) {
 	t.Parallel()
-	text := func(m, t, p, salt, key int) string {
+	text := func(m, t, p int64, salt, key int) string {
 		return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s", m, t, p,
 			base64.RawStdEncoding.EncodeToString(make([]byte, salt)), base64.RawStdEncoding.EncodeToString(make([]byte, key)))
 	}
