@@ -164,7 +164,7 @@ func (s *server) listUsers(x *exchange) error {
 	}
 	switch {
 	case x.who.role != admin && s.directory == directorySelf:
-		list := s.newUserArray(x)
+		list := s.newUserArray(x, 1)
 		if x.who.id > after && (hasPrefixFold(x.who.username, prefix) || hasPrefixFold(x.who.email, prefix)) {
 			list.add(&x.who.user)
 		}
@@ -187,7 +187,7 @@ func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
 	if limit == 0 {
 		limit = searchSize
 	}
-	list := s.newUserArray(x)
+	list := s.newUserArray(x, 1)
 	byEmail := x.who.role == admin || s.directory == directoryFull
 	if err := s.store.search(x.r.Context(), prefix, byEmail, limit, list.add); err != nil {
 		return err
@@ -198,7 +198,7 @@ func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
 // pageUsers answers with at most limit users after an id, and with a Link to the
 // next page if there is one.
 func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, only filter) error {
-	list := s.newUserArray(x)
+	list := s.newUserArray(x, limit)
 	n := 0
 	err := s.store.users(x.r.Context(), after, limit+1, only, func(u *user) {
 		if n++; n <= limit {
@@ -220,7 +220,7 @@ func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, on
 // of an entire answer, and the reader's rights are checked again before it is sent.
 // A failure breaks the connection: a part of the list must not look like all of it.
 func (s *server) streamUsers(x *exchange, after int64, only filter) error {
-	list := s.newUserArray(x)
+	list := s.newUserArray(x, listPage)
 	deadline := http.NewResponseController(x.ResponseWriter)
 	for role, parts := x.who.role, 0; ; parts++ {
 		n := 0
@@ -267,8 +267,10 @@ type userArray struct {
 	comma  bool
 }
 
-func (s *server) newUserArray(x *exchange) *userArray {
-	return &userArray{viewOf: func(id int64) view { return s.viewOf(&x.who, id) }, json: []byte{'['}}
+// newUserArray returns an empty array with room for n users of usual size.
+func (s *server) newUserArray(x *exchange, n int) *userArray {
+	const size = 192 // bytes of a user that an admin sees
+	return &userArray{viewOf: func(id int64) view { return s.viewOf(&x.who, id) }, json: append(make([]byte, 0, size*n), '[')}
 }
 
 func (l *userArray) add(u *user) {
