@@ -321,7 +321,7 @@ func TestARefusalLeadsToAnImport(t *testing.T) {
 		t.Run(c.claim, func(t *testing.T) {
 			path := makeDatabase(t, `CREATE TABLE post (text)`, c.sql[0], fmt.Sprintf(c.sql[1], hash))
 			got := userdHere(t, "", []string{"DATABASE_URL=" + path, "ADDR=127.0.0.1:0"})
-			got.wantFailure(t, 1, c.says, "userd user import users.csv", "'"+path+"'")
+			got.wantFailure(t, 1, c.says, "userd user import -database new.db users.csv", "'"+path+"'")
 			_, query, _ := strings.Cut(got.stderr, `"SELECT `)
 			query, _, _ = strings.Cut(query, `" >users.csv`)
 			rows, err := another(t, path).QueryContext(t.Context(), "SELECT "+query)

@@ -451,7 +451,7 @@ func exportAdvice(columns []foreignColumn, path string) string {
 		} else if name := column("is_active", "active"); name != "" {
 			fields = append(fields, "iif("+name+" = 0, 'true', 'false') AS disabled")
 		}
-		return fmt.Sprintf(`; to import its users into a new database instead: sqlite3 -csv -header '%s' "SELECT %s FROM %s" >users.csv, then userd user import users.csv`,
+		return fmt.Sprintf(`; to import its users into a new database instead: sqlite3 -csv -header '%s' "SELECT %s FROM %s" >users.csv, then userd user import -database new.db users.csv`,
 			strings.ReplaceAll(path, "'", `'\''`), strings.Join(fields, ", "), c.table)
 	}
 	return ""
