@@ -437,7 +437,7 @@ func (c *cli) newUserService(st *store) userService {
 func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution) (*store, error) {
 	kind, err := inspectDatabase(ctx, c.database)
 	if err == nil && kind == kindNone && !create {
-		err = fmt.Errorf("database %s does not exist or is empty; -database names another one", c.database)
+		err = fmt.Errorf("database %s does not exist or is empty; select another one with -database", c.database)
 	}
 	if err == nil && kind == kindTutorial {
 		err = adopt(ctx, c.database, resolve, func(text string) { fmt.Fprintln(c.stderr, text) }, c.progress("", 0))

@@ -113,7 +113,7 @@ func TestCommandsThatFail(t *testing.T) {
 	t.Parallel()
 	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
 	for _, args := range []string{"user list", "user show ann", "user passwd ann", "user export", "session list ann", "key list", "key rotate"} {
-		if _, text := sh.run(1, goodPassword, strings.Fields(args)...); !strings.Contains(text, "database "+sh.database+" does not exist or is empty; -database names another one") {
+		if _, text := sh.run(1, goodPassword, strings.Fields(args)...); !strings.Contains(text, "database "+sh.database+" does not exist or is empty; select another one with -database") {
 			t.Errorf("%s without a database: %s", args, text)
 		}
 		if _, err := os.Stat(sh.database); err == nil {
