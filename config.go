@@ -351,7 +351,7 @@ func (c *config) isDevelopment(address net.Addr, activated bool) bool {
 func weakSecret(secret []byte) string {
 	switch {
 	case string(secret) == "your-secret-key":
-		return "this is the tutorial's published key"
+		return "this is the tutorial's published key; set a random one of at least 32 bytes"
 	case len(secret) > 0 && len(secret) < 32:
 		return fmt.Sprintf("the key has %d bytes and must have at least 32", len(secret))
 	}
