@@ -90,11 +90,15 @@ func (a *jsonArray) integer() int64 {
 	return n
 }
 
-func (a *jsonArray) text() (s string) {
+func (a *jsonArray) text() string {
 	element := a.next()
 	if n := len(element); n >= 2 && element[0] == '"' && strings.IndexByte(element, '\\') < 0 {
 		return element[1 : n-1]
 	}
+	return a.unescape(element) // a function of its own: its result is allocated
+}
+
+func (a *jsonArray) unescape(element string) (s string) {
 	if err := json.Unmarshal([]byte(element), &s); err != nil && a.err == nil {
 		a.err = err
 	}
