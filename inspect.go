@@ -92,6 +92,11 @@ func inspectFile(path string) (empty bool, err error) {
 		if _, err := os.Stat(instance); err == nil {
 			return false, fmt.Errorf("the database %s does not exist, but %s does: set DATABASE_URL=sqlite:///%s", path, instance, instance)
 		}
+		// SQLite deletes the log of a database that it creates. This one can hold the
+		// latest writes of a database that was moved or deleted.
+		if log, err := os.Stat(path + "-wal"); err == nil && log.Size() > 0 {
+			return false, fmt.Errorf("the database %s does not exist or is empty, but %[1]s-wal has writes of one: bring the database back next to it, or move %[1]s-wal away", path)
+		}
 	}
 	switch {
 	case missing:

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -165,5 +167,45 @@ func TestInspectReadsTheWALOfAKilledServer(t *testing.T) {
 	}
 	if got := usernames(t, openTestStore(t, left)); !slices.Equal(got, []string{"ann"}) {
 		t.Errorf("the users are %v", got)
+	}
+}
+
+// SQLite would delete the log, which can hold the latest acknowledged writes.
+func TestALogWithoutItsDatabaseIsKept(t *testing.T) {
+	t.Parallel()
+	for _, empty := range []bool{false, true} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "app.db")
+		st, err := openStore(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u := user{username: "ann", email: "ann@example.com", role: member}
+		if err := st.addUser(t.Context(), console, &u, someHash, testNow); err != nil {
+			t.Fatal(err)
+		}
+		log, err := os.ReadFile(path + "-wal")
+		if err != nil || len(log) == 0 {
+			t.Fatalf("the log has %d bytes, %v", len(log), err)
+		}
+		moved := filepath.Join(t.TempDir(), "app.db")
+		if err := errors.Join(os.Rename(path, moved), os.Rename(path+"-wal", moved+"-wal"), st.close()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path+"-wal", log, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if empty {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		database := []string{"DATABASE_URL=" + path}
+		for _, args := range [][]string{{}, {"user", "add", "bob", "bob@example.com"}, {"user", "list"}, {"check"}} {
+			userdHere(t, goodPassword, database, args...).wantFailure(t, 1, "app.db-wal")
+		}
+		if left, err := os.ReadFile(path + "-wal"); err != nil || !bytes.Equal(left, log) {
+			t.Errorf("empty file: %t: the log was changed: %d bytes, %v", empty, len(left), err)
+		}
 	}
 }
