@@ -59,6 +59,9 @@ func keyRotate(f *flag.FlagSet) action {
 	refresh := f.Bool("refresh", false, "Replace the key of refresh tokens instead: every session must log in again when its access token expires.")
 	return func(ctx context.Context, c *cli) error {
 		now := c.wall().Unix()
+		if *refresh && *end {
+			return usagef("key rotate: -now and -refresh replace different keys; run the command once with each")
+		}
 		if *refresh {
 			if err := c.store.rotateSecret(ctx, "refresh", randomKey().secret, now); err != nil {
 				return err

@@ -506,6 +506,9 @@ func TestTheRefreshKeyIsRotated(t *testing.T) {
 	s.do(access, "GET", "/api/users/me", "").want(t, 200, "")
 	_, renewed := s.pair("ann")
 	s.do(renewed, "POST", "/api/refresh", "").want(t, 200, "")
+	if _, stderr := sh.run(2, "", "key", "rotate", "-refresh", "-now"); !strings.Contains(stderr, "once with each") {
+		t.Errorf("with -now too: %s", stderr)
+	}
 	if out, _ := sh.run(0, "", "events"); !strings.Contains(out, "secret=refresh") {
 		t.Errorf("the events are\n%s", out)
 	}
