@@ -214,7 +214,10 @@ func jsonFields(object []byte) (fields map[string]string, problem string, err er
 		}
 		var text string // stays empty for null
 		if json.Unmarshal(value, &text) != nil {
-			text = string(value) // a number, say
+			if slices.Contains([]string{"username", "email", "password", "password_hash", "role"}, name) {
+				return fmt.Errorf("%s must be a string", name)
+			}
+			text = string(value) // of an id, a time or a truth value
 		}
 		fields[name] = text
 		return nil
