@@ -140,7 +140,7 @@ func (f *filler) fill(pass, segment uint32) {
 			f.nextAddresses()
 		}
 		current := segment*size + i
-		previous := &f.blocks[(current+count-1)%count]
+		previous := &f.blocks[before(current, count)]
 		random := previous[0]
 		if byPosition {
 			random = f.work[addresses][i%blockWords]
@@ -160,6 +160,15 @@ func (f *filler) nextAddresses() {
 	w[input][6]++ // the counter
 	compress(&w[addresses], &w[zero], &w[input], &w[scratch])
 	compress(&w[addresses], &w[zero], &w[addresses], &w[scratch])
+}
+
+// before returns the index of the block before block i of count blocks. The last block
+// comes before the first.
+func before(i, count uint32) uint32 {
+	if i == 0 {
+		return count - 1
+	}
+	return i - 1
 }
 
 // reference returns the index of the block that J_1 selects for block i of a segment of
