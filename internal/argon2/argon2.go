@@ -4,8 +4,8 @@
 // # The model
 //
 // argon2id fills memory with blocks of 1024 bytes. Each block is the compression of the
-// block before it and of an earlier block, which the first quarter of two passes, and
-// half of a single one, selects by position and the rest by content:
+// block before it and of an earlier block. The first half of the first pass selects that
+// block by position, and the rest selects it by content:
 //
 //	block[i] = G(block[i-1], block[j])                 in the first pass
 //	block[i] = G(block[i-1], block[j]) XOR block[i]    in later passes

@@ -177,7 +177,7 @@ func parseArgon2(s string) (a argon2Hash, ok bool) {
 	ok = r.ok(a.salt, a.key) &&
 		(a.variant == argon2id || a.variant == argon2i) &&
 		a.Cost.valid() &&
-		len(a.salt) >= 8 && // the specification's minimum
+		len(a.salt) >= 8 && // the reference implementation's minimum
 		!strings.ContainsAny(s, "\r\n")
 	return a, ok
 }

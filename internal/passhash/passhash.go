@@ -165,9 +165,9 @@ func (h *Hasher) run(ctx context.Context, from string, work func(mem *argon2.Mem
 	return nil
 }
 
-// collect runs the garbage collector after every hash without the kernel that completes
-// a round of all cores, and after such a hash while no other is running. x/crypto leaves
-// Cost.Memory of garbage, and a server may make the collector run rarely (GOGC).
+// collect runs the garbage collector if the Hasher does not use the kernel: after every
+// hash that completes a round of all cores, and after a hash while no other is running.
+// x/crypto leaves Cost.Memory of garbage, and a server may collect rarely (GOGC).
 func (h *Hasher) collect(hashed int64) {
 	running, _ := h.queue.count()
 	if h.cost.Memory >= minGarbage && (running == 1 || hashed%int64(h.queue.cores) == 0) {
