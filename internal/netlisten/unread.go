@@ -195,16 +195,18 @@ func (c *Conn) Write(p []byte) (int, error) {
 
 // Close closes the connection and makes room for another one. If the client has not
 // received everything, the connection counts until it has: the kernel would keep
-// the bytes of a closed connection for minutes, and nothing would limit them.
+// the bytes of a closed connection for minutes, and nothing would limit them. A second
+// Close does nothing and returns net.ErrClosed.
 func (c *Conn) Close() error {
-	if !c.broken.Load() && c.closing.CompareAndSwap(false, true) {
-		if n, ok := kernelBytes(c.Conn); ok && n > 0 {
-			c.Conn.(*net.TCPConn).CloseWrite()
-			if n, _ := kernelBytes(c.Conn); n > 0 {
-				c.SetDeadline(time.Unix(1, 0)) // reads and writes return
-				go c.linger(n)
-				return nil
-			}
+	if !c.closing.CompareAndSwap(false, true) {
+		return net.ErrClosed // http.Server.Shutdown and the connection's goroutine both close it
+	}
+	if n, ok := kernelBytes(c.Conn); ok && n > 0 && !c.broken.Load() {
+		c.Conn.(*net.TCPConn).CloseWrite()
+		if n, _ := kernelBytes(c.Conn); n > 0 {
+			c.SetDeadline(time.Unix(1, 0)) // reads and writes return
+			go c.linger(n)
+			return nil
 		}
 	}
 	return c.discard()

@@ -1,6 +1,7 @@
 package netlisten
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -130,6 +131,9 @@ func TestAClosedConnectionCountsUntilItsClientHasReceivedEverything(t *testing.T
 		t.Fatal(err)
 	}
 	c.Close()
+	if err := c.Close(); !errors.Is(err, net.ErrClosed) { // http.Server.Shutdown causes two
+		t.Errorf("the second Close returned %v", err)
+	}
 	if n := kernelTotal(l); n < 50<<10 || len(l.connections()) != 1 {
 		t.Errorf("%d bytes are counted", n)
 	}
