@@ -378,6 +378,23 @@ func TestAListenerServesAtLeastOneConnection(t *testing.T) {
 	})
 }
 
+// The race detector fails this test if the two share the limit without a lock.
+func TestTheLimitFallsWhileAnswersAreCounted(t *testing.T) {
+	t.Parallel()
+	inner := newPipeListener()
+	l := newListener(inner, 100)
+	inner.errs <- syscall.EMFILE
+	inner.dial()
+	accepted := accept(t, l)
+	l.unread.mu.Lock()
+	l.shed()
+	l.unread.mu.Unlock()
+	<-accepted
+	if l.limit >= 100 {
+		t.Errorf("the limit is still %d", l.limit)
+	}
+}
+
 func TestAcceptReturnsOtherErrors(t *testing.T) {
 	t.Parallel()
 	inner := newPipeListener()

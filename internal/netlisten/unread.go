@@ -129,7 +129,9 @@ func (l *listener) shed() {
 		since int64
 	}
 	var holders []holder
+	l.mu.Lock() // Accept can lower the limit
 	few := u.most / 2 / int64(l.limit)
+	l.mu.Unlock()
 	for _, c := range l.connections() {
 		if c.held.total <= few {
 			continue
