@@ -94,6 +94,11 @@ func TestRootRunsACommandAsTheOwnerOfTheDirectory(t *testing.T) {
 	do(0, "owner/copy.db: 2 users", "backup", "owner/copy.db")
 	do(0, "own/copy.db: ", "backup", "own/copy.db")
 	do(0, "third/copy.db: ", "backup", "third/copy.db")
+	link := filepath.Join(top, "link.db")
+	if err := os.Symlink(database, link); err != nil {
+		t.Fatal(err)
+	}
+	do(0, "owner/linked.db: 2 users", "backup", "owner/linked.db", "-database", link)
 	do(1, "own/copy.db already exists", "backup", "own/copy.db")
 	do(1, "missing", "backup", "missing/copy.db")
 	do(2, "backup: missing FILE", "backup")

@@ -360,12 +360,12 @@ func (c *cli) parse(args []string, getenv func(string) string) (*command, action
 // the command runs as that user.
 func (cmd *command) run(ctx context.Context, c *cli, run action) error {
 	if cmd.words != "" && cmd.accepts("database") {
-		user, err := safefile.ActAs(filepath.Dir(c.database))
+		user, err := safefile.ActAs(c.database)
 		if err != nil {
 			return pathError(c.database, err)
 		}
 		if cmd.words == "backup" && c.args[0] != "-" {
-			owner, err := safefile.ActAs(filepath.Dir(c.args[0]))
+			owner, err := safefile.ActAs(c.args[0])
 			if err != nil {
 				return err
 			}

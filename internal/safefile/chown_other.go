@@ -13,7 +13,7 @@ import (
 type User struct{}
 
 // ActAs returns nil: there is no root here.
-func ActAs(dir string) (*User, error) { return nil, nil }
+func ActAs(path string) (*User, error) { return nil, nil }
 
 func ownerOf(fs.FileInfo) *User { return nil }
 

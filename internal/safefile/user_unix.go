@@ -14,26 +14,52 @@ import (
 // A User is a user of the system other than root.
 type User struct{ uid, gid uint32 }
 
-// ActAs returns the user as whom a process of root must work in a directory: its owner,
-// who can rename what is there at any time and so make root write elsewhere. It returns nil
-// if the process does not run as root, or if the directory belongs to root. Then it
-// returns an error if another user can rename the directory or what is in it.
-func ActAs(dir string) (*User, error) {
+// ActAs returns the user as whom a process of root must work with the file at path: the
+// owner of its directory, who can rename what is there at any time and so make root write
+// elsewhere. If the file is a link of root's, that is the owner of the directory to which
+// it leads. ActAs returns nil if the process does not run as root, or if only root owns
+// these directories. Then it returns an error if another user can rename them or what is
+// in them.
+func ActAs(path string) (*User, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
 	}
-	dir, err := filepath.Abs(dir)
+	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return nil, err
+	for range maxLinks {
+		dir := filepath.Dir(path)
+		info, err := os.Stat(dir)
+		if err != nil {
+			return nil, err
+		}
+		if user := ownerOf(info); user != nil {
+			return user, nil
+		}
+		if err := checkPath(dir); err != nil {
+			return nil, err
+		}
+		target, err := linkTarget(path)
+		if err != nil {
+			return nil, nil // not a link
+		}
+		path = target
 	}
-	if user := ownerOf(info); user != nil {
-		return user, nil
+	return nil, &fs.PathError{Op: "open", Path: path, Err: syscall.ELOOP}
+}
+
+// maxLinks is how many links Linux follows from one path (path_resolution(7)).
+const maxLinks = 40
+
+// linkTarget returns the absolute path to which a symbolic link leads.
+func linkTarget(path string) (string, error) {
+	target, err := os.Readlink(path)
+	if err != nil || filepath.IsAbs(target) {
+		return target, err
 	}
-	return nil, checkPath(dir)
+	above, err := filepath.EvalSymlinks(filepath.Dir(path))
+	return filepath.Join(above, target), err
 }
 
 // checkPath returns an error unless only root can change what an absolute path leads to.
@@ -60,16 +86,9 @@ func checkPath(path string) error {
 			return fmt.Errorf("another user than root can change %s, and could make root write elsewhere: run userd as that user, or take the right away", path)
 		}
 		if link.Mode()&fs.ModeSymlink != 0 {
-			target, err := os.Readlink(path)
+			target, err := linkTarget(path)
 			if err != nil {
 				return err
-			}
-			if !filepath.IsAbs(target) {
-				above, err := filepath.EvalSymlinks(filepath.Dir(path))
-				if err != nil {
-					return err
-				}
-				target = filepath.Join(above, target)
 			}
 			queue = append(queue, target)
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -50,6 +51,11 @@ func TestActAs(t *testing.T) {
 	dir("group", 0, ann, 0o775)
 	link("root/to ann", "ann")
 	link("ann/to root", "root")
+	link("root/root/file", "ann/file")
+	dir("linked", 0, 0, 0o755)
+	link("linked/file", "root/root/file")
+	dir("loop", 0, 0, 0o755)
+	link("loop/file", "loop/file")
 	link("root/to the link", "sticky/link of ann")
 	link("sticky/link of ann", "root")
 	if os.Geteuid() == 0 {
@@ -63,7 +69,9 @@ func TestActAs(t *testing.T) {
 		refused string // the directory that the error names
 	}{
 		{"root", nil, ""},
-		{"root/to root", nil, ""},
+		{"root/to root", &User{ann, bob}, ""}, // the file there is a link
+		{"root/root", &User{ann, bob}, ""},
+		{"linked", &User{ann, bob}, ""},
 		{"group of root", nil, ""},
 		{"sticky", nil, ""},
 		{"sticky/root", nil, ""},
@@ -80,7 +88,7 @@ func TestActAs(t *testing.T) {
 		{"all/root", nil, "all"},
 		{"group", nil, "group"},
 	} {
-		got, err := ActAs(filepath.Join(top, c.name))
+		got, err := ActAs(filepath.Join(top, c.name, "file"))
 		if os.Geteuid() != 0 {
 			if got != nil || err != nil {
 				t.Errorf("%s, without root: %v, %v", c.name, got, err)
@@ -94,7 +102,10 @@ func TestActAs(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
-	if _, err := ActAs(filepath.Join(top, "missing")); os.Geteuid() == 0 && !errors.Is(err, fs.ErrNotExist) {
+	if _, err := ActAs(filepath.Join(top, "loop/file")); os.Geteuid() == 0 && !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("a link to itself: %v", err)
+	}
+	if _, err := ActAs(filepath.Join(top, "missing", "file")); os.Geteuid() == 0 && !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a directory that does not exist: %v", err)
 	}
 }
