@@ -42,8 +42,9 @@ const tokenType = "access"
 // the clocks of two machines, or of one before and after a step, may differ so much.
 const clockLeeway = 60
 
-// maxToken is the largest length of a token, in bytes. userd's tokens have about 330.
-const maxToken = 1024
+// maxToken is the largest length of a token, in bytes. userd's tokens have about 330, and
+// at most about 1,300 with the longest names (maxNames).
+const maxToken = 2048
 
 // A signingKey signs access tokens with HMAC-SHA-256, "HS256" of RFC 7518
 // section 3.2. It supports no other algorithm.

@@ -447,6 +447,25 @@ func TestVerifyRefuses(t *testing.T) {
 	}
 }
 
+func TestATokenWithTheLongestNamesIsAccepted(t *testing.T) {
+	t.Parallel()
+	env := map[string]string{
+		"JWT_ENCODE_ISSUER":   strings.Repeat("i", maxNames),
+		"JWT_ENCODE_AUDIENCE": strings.Repeat("a,", maxNames/2), // each name costs quotes too
+	}
+	var config config
+	if err := config.load(nil, func(name string) string { return env[name] }, func(string) bool { return true }); err != nil {
+		t.Fatal(err)
+	}
+	x := session{id: maxID, generation: maxID, userID: maxID}
+	k := newKey("abcdefgh", []byte("a secret of at least thirty-two bytes"))
+	ring := newKeyring(func(string, int64) ([]byte, error) { return k.secret, nil })
+	token := k.sign(config.newClaims(&x, time.Unix(testNow, 0), true))
+	if _, err := ring.verify(token, testNow); err != nil {
+		t.Errorf("a token of %d bytes: %v", len(token), err)
+	}
+}
+
 // Else a key that could not be read would be an empty one, which anybody has.
 func TestAKeyThatCannotBeReadVerifiesNothing(t *testing.T) {
 	t.Parallel()
