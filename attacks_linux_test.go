@@ -133,6 +133,26 @@ func TestRootRunsACommandAsTheOwnerOfTheDirectory(t *testing.T) {
 	do(status, says, "check", "-database", filepath.Join(own, "copy.db"))
 }
 
+// A -wal of the owner of the directory would keep the server from starting.
+func TestABackupLeavesNothingNextToAFileOfAThirdUser(t *testing.T) {
+	t.Parallel()
+	dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), nobody, 0o755)
+	path := filepath.Join(dir, "app.db")
+	copyFile(t, makeStore(t, "ann"), path)
+	status := 0
+	if os.Getuid() == 0 {
+		status = 1 // nobody cannot write to it
+		if err := os.Chown(path, 65533, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := userdProcess(t, dir, "", []string{"DATABASE_URL=" + path}, "backup", "-")
+	if got.status != status || status > 0 && !strings.Contains(got.stderr, "permission denied") {
+		t.Errorf("status %d, prints %q", got.status, got.stderr)
+	}
+	wantFiles(t, dir, "app.db")
+}
+
 func TestATerminationReachesACommandOfAnotherUser(t *testing.T) {
 	t.Parallel()
 	dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), nobody, 0o700)

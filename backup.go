@@ -29,6 +29,11 @@ func backup(ctx context.Context, c *cli) error {
 		return err
 	}
 	// Not read-only: SQLite would leave a -wal and a -shm file if no server runs.
+	if quiet, err := isQuiet(c.database); err == nil && quiet {
+		if _, err := checkWritable(c.database); err != nil {
+			return pathError(c.database, err)
+		}
+	}
 	db, err := sql.Open("sqlite", dsn(c.database, "mode=rw", "_busy_timeout=5000"))
 	if err != nil {
 		return err
