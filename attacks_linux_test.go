@@ -77,6 +77,7 @@ func TestRootRunsACommandAsTheOwnerOfTheDirectory(t *testing.T) {
 	top := ownDir(t, filepath.Join(reachableDir(t), "top"), 0, mode) // as /var/lib/private is
 	database := filepath.Join(ownDir(t, filepath.Join(top, "owner"), nobody, 0o700), "app.db")
 	own, third := ownDir(t, filepath.Join(top, "own"), 0, 0o755), ownDir(t, filepath.Join(top, "third"), 65533, 0o700)
+	ofRoot := ownDir(t, filepath.Join(top, "tmp"), 0, 0o700)
 	users := filepath.Join(own, "users.csv")
 	writeFile(t, users, []byte("username,email,password\nbob,bob@example.com,"+goodPassword+"\n"))
 	if err := os.Chmod(users, private); err != nil {
@@ -84,11 +85,12 @@ func TestRootRunsACommandAsTheOwnerOfTheDirectory(t *testing.T) {
 	}
 	do := func(status int, says string, args ...string) {
 		t.Helper()
-		got := userdProcess(t, top, goodPassword+"\n", []string{"DATABASE_URL=" + database}, args...)
+		got := userdProcess(t, top, goodPassword+"\n", []string{"DATABASE_URL=" + database, "TMPDIR=" + ofRoot}, args...)
 		if got.status != status || !strings.Contains(got.stdout+got.stderr, says) || strings.Count(got.stderr, "userd:") != min(status, 1) {
 			t.Errorf("userd %q: status %d, prints %q and %q, want %d and %q", args, got.status, got.stdout, got.stderr, status, says)
 		}
 	}
+	do(0, "would import 1 user", "user", "import", "-dry-run", users)
 	do(0, "added admin ann, id 1\n", "user", "add", "-admin", "ann", "ann@example.com")
 	do(0, "imported 1 user", "user", "import", users)
 	do(0, "owner/copy.db: 2 users", "backup", "owner/copy.db")

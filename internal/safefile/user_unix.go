@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -113,9 +115,10 @@ func ownerOf(info fs.FileInfo) *User {
 // it rights elsewhere. What userd makes gives no rights to groups.
 const nogroup = 65534
 
-// Command returns a command that runs this program as the user, without other groups; if u
-// is nil, as the user of this process. On Linux, it can read what this process can, if the system allows that: a database in a
-// directory that the user cannot reach, and a file of root to import.
+// Command returns a command that runs this program as the user, without other groups and
+// with the system's directory for temporary files; if u is nil, as the user of this
+// process. On Linux, it can read what this process can, if the system allows that: a
+// database in a directory that the user cannot reach, and a file of root to import.
 func (u *User) Command(args ...string) (*exec.Cmd, error) {
 	self, err := executable()
 	if err != nil {
@@ -127,6 +130,9 @@ func (u *User) Command(args ...string) (*exec.Cmd, error) {
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.uid, Gid: u.gid}}
 	keepReading(cmd.SysProcAttr)
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		return strings.HasPrefix(variable, "TMPDIR=") // pam_tmpdir makes one that only root can enter
+	})
 	return cmd, nil
 }
 
