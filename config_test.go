@@ -180,6 +180,8 @@ func TestARefusedDatabaseURLIsPrintedWithoutItsPassword(t *testing.T) {
 		"postgres://root:12#secret@db.example":               `"postgres:…"`,
 		"postgres://root:12?secret@db.example":               `"postgres:…"`,
 		"postgres://root:%zzsecret@db.example":               `"postgres:…"`,
+		"postgres://root:secret%40db.example/users":          `"postgres:…"`,
+		"postgres://root:secret":                             `"postgres:…"`,
 		"jdbc:postgresql://db.example?password=secret":       `"jdbc:…"`,
 		"root:secret@db.example":                             `"root:…"`,
 		"'postgres://root:secret@db.example'":                `"'postgres://…"`,

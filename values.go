@@ -41,10 +41,10 @@ var connectionString = regexp.MustCompile(`(?i)^//[^/]*@|\b(password|passwd|pwd)
 // withoutSecrets returns a value without what can hold a password: the user info and the
 // query of a URL. If they cannot be told apart, it returns only the scheme.
 func withoutSecrets(v string) string {
-	if !strings.ContainsAny(v, "@?#;=\r\n") {
+	scheme := urlScheme.FindString(v)
+	if !strings.ContainsAny(v, "@?#;=\r\n") && !strings.Contains(v, "://") {
 		return v
 	}
-	scheme := urlScheme.FindString(v)
 	u, err := url.Parse(v)
 	switch {
 	case scheme == "" || err != nil || strings.ContainsAny(u.Opaque+u.Path+u.RawQuery+u.Fragment, "@;\r\n"): // perhaps a password with / ? or #
