@@ -180,6 +180,7 @@ func TestACommandThatFailsCreatesNoDatabase(t *testing.T) {
 		{"user import -", header + "ann,ann@example.com,x\n"},
 		{"user import -", header + "ann,ann@example.com," + someHash + "\nANN,b@example.com," + someHash + "\n"},
 		{"user import - -partial", header + "ann,ann@example.com," + someHash + "\n\"x"},
+		{"user import - -partial", header + "ann,ann@example.com,x\n"},
 	}
 	for _, cmd := range allCommands() {
 		if !slices.Contains([]string{"user add", "user import", "help", "version"}, cmd.words) {

@@ -95,6 +95,8 @@ func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial boo
 		return m.refusal()
 	case dryRun:
 		return m.conclude("would import "+plural(m.good, "user"), "would leave out ")
+	case m.good == 0: // insert would create the database
+		return m.conclude("imported 0 users", "left out ")
 	}
 	return insert(m)
 }
