@@ -186,6 +186,31 @@ func TestATerminationReachesACommandOfAnotherUser(t *testing.T) {
 	wantFiles(t, dir, "app.db")
 }
 
+func TestACommandOfAnotherUserEndsQuietlyWithItsReader(t *testing.T) {
+	t.Parallel()
+	dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), nobody, 0o700)
+	path := filepath.Join(dir, "app.db")
+	copyFile(t, makeStore(t, "ann"), path)
+	if err := os.Chown(path, ownerAt(t, dir), -1); err != nil {
+		t.Fatal(err)
+	}
+	cmd := userdCommand(t, dir, []string{"DATABASE_URL=" + path}, "user", "list")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	cmd.Stdout = w
+	cmd.Run()
+	w.Close()
+	// Without root, the signal itself ends the command.
+	if status := cmd.ProcessState.ExitCode(); status != 128+int(syscall.SIGPIPE) && (os.Getuid() == 0 || status != -1) || stderr.Len() > 0 {
+		t.Errorf("status %d, prints %q", status, stderr.String())
+	}
+}
+
 // An attacker is a user who can write in the directory dir, and perhaps in the one above
 // it, and wants root to write in the directory victim, where only root can.
 type attacker struct {

@@ -25,18 +25,26 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr); err != nil {
-		if e, ok := errors.AsType[*exec.ExitError](err); !ok || !e.Exited() { // otherwise that process has said why
+		if e, ok := errors.AsType[*exec.ExitError](err); !ok || !e.Exited() && !brokenPipe(e) { // otherwise that process has said why
 			fmt.Fprintln(os.Stderr, "userd:", err)
 		}
 		os.Exit(exitStatus(err))
 	}
 }
 
+// brokenPipe reports whether a process ended because no one reads its output any more.
+func brokenPipe(e *exec.ExitError) bool {
+	status, ok := e.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGPIPE
+}
+
 // exitStatus returns 2 for a wrong command or configuration, and otherwise 1. The status
-// of a command that ran as another user is its own.
+// of a command that ran as another user is its own, as a shell would report it.
 func exitStatus(err error) int {
 	if e, ok := errors.AsType[*exec.ExitError](err); ok && e.Exited() {
 		return e.ExitCode()
+	} else if ok && brokenPipe(e) {
+		return 128 + int(syscall.SIGPIPE)
 	}
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return 2
