@@ -95,7 +95,7 @@ func Limit(l net.Listener, n int) net.Listener {
 }
 
 // Accept waits for room and for the next client. If the process has no file
-// descriptor left, Accept lowers the limit for good: connections must not take the
+// descriptor left, Accept lowers the limit permanently: connections must not use the
 // last descriptors again.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
@@ -114,7 +114,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if tcp, ok := conn.(*net.TCPConn); ok {
-			tcp.SetWriteBuffer(sendBuffer) // if that fails, the system's own size stays
+			tcp.SetWriteBuffer(sendBuffer) // if this fails, the size stays the system's default
 		}
 		c := &Conn{Conn: conn, l: l, since: l.now()} // a new connection waits for its client
 		l.mu.Lock()
@@ -140,8 +140,8 @@ func (l *listener) makeRoom() error {
 }
 
 // hasRoom reports whether there is room for a connection. If not, it closes some
-// connections that have waited too long. It looks at every connection, so it closes
-// several if the limit is high.
+// connections that have waited longer than Patience. It looks at every connection,
+// so if the limit is high, it closes several in one pass.
 func (l *listener) hasRoom() bool {
 	l.mu.Lock()
 	if len(l.open) < l.limit {
@@ -243,8 +243,8 @@ func (c *Conn) EndRequest() {
 	}
 }
 
-// AwaitClient marks that a request waits for the client, until Resume: to send more,
-// if answer is 0, or to read an answer of so many bytes.
+// AwaitClient marks that a request waits for the client until Resume. If answer is 0,
+// the client has to send more. Otherwise it has to read an answer of that many bytes.
 func (c *Conn) AwaitClient(answer int) {
 	c.stop()
 	if answer > 0 {
@@ -277,8 +277,8 @@ func (c *Conn) ShouldClose() bool { return c.l.full.Load() }
 
 type connKey struct{} // of a request's *Conn in its context
 
-// ConnContext is for http.Server.ConnContext: it lets [FromContext] find conn, which
-// is a *Conn or a *tls.Conn over one.
+// ConnContext returns a context in which [FromContext] finds conn, a *Conn or a
+// *tls.Conn over one. It is for http.Server.ConnContext.
 func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()

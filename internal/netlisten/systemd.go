@@ -10,13 +10,14 @@ import (
 )
 
 // ErrSocket means that systemd passed something other than one listening TCP
-// socket: the socket unit has to be changed. Listen wraps it.
+// socket. Listen wraps it.
 var ErrSocket = errors.New("unusable socket from systemd")
 
 // Listen listens on the TCP address addr. If systemd passed this process a socket
-// (sd_listen_fds(3)), Listen returns that one, with activated true, and ignores addr:
-// it stays open while the service restarts, so no client is refused. Listen removes systemd's
-// variables from the environment, so that child processes do not see them.
+// (sd_listen_fds(3)), Listen returns that socket, with activated true, and ignores
+// addr. systemd keeps the socket open while the service restarts, so it refuses no
+// client. Listen removes systemd's variables from the environment, so that child
+// processes do not see them.
 func Listen(addr string) (l net.Listener, activated bool, err error) {
 	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
@@ -27,17 +28,17 @@ func Listen(addr string) (l net.Listener, activated bool, err error) {
 		return l, false, err
 	}
 	if count != "1" {
-		return nil, true, fmt.Errorf("%w: it passed %s sockets, want 1", ErrSocket, count)
+		return nil, true, fmt.Errorf("%w: it passed %s sockets instead of 1; change the socket unit", ErrSocket, count)
 	}
 	file := os.NewFile(3, "socket") // SD_LISTEN_FDS_START
 	defer file.Close()              // the listener has a copy
 	l, err = net.FileListener(file)
 	if err != nil {
-		return nil, true, fmt.Errorf("%w: %w", ErrSocket, err)
+		return nil, true, fmt.Errorf("%w: %w; change the socket unit", ErrSocket, err)
 	}
 	if _, ok := l.(*net.TCPListener); !ok {
 		l.Close()
-		return nil, true, fmt.Errorf("%w: its network is %s, want tcp", ErrSocket, l.Addr().Network())
+		return nil, true, fmt.Errorf("%w: its network is %s instead of tcp; change the socket unit", ErrSocket, l.Addr().Network())
 	}
 	return l, true, nil
 }

@@ -131,10 +131,10 @@ func TestListenRefusesOtherSockets(t *testing.T) {
 		open        int
 		files       []*os.File
 	}{
-		{"none", "it passed 0 sockets, want 1", 0, nil},
-		{"two", "it passed 2 sockets, want 1", 2, []*os.File{tcp, tcp}},
+		{"none", "it passed 0 sockets instead of 1; change the socket unit", 0, nil},
+		{"two", "it passed 2 sockets instead of 1", 2, []*os.File{tcp, tcp}},
 		{"datagrams", "file+net", 0, []*os.File{fileOf(t, udp.(*net.UDPConn))}},
-		{"the file system", "its network is unix, want tcp", 0, []*os.File{fileOf(t, local.(*net.UnixListener))}},
+		{"the file system", "its network is unix instead of tcp", 0, []*os.File{fileOf(t, local.(*net.UnixListener))}},
 	} {
 		got := listenWith(t, "127.0.0.1:0", "$$", c.files...)
 		if !strings.HasPrefix(got, "ErrSocket: unusable socket from systemd: ") || !strings.Contains(got, c.says) || !strings.HasSuffix(got, fmt.Sprintf("\nsockets: %d\n", c.open)) {

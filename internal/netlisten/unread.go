@@ -27,32 +27,32 @@ const (
 	// memory counts. Many requests wait for a moment if many are answered.
 	answerPatience = Patience / 4
 
-	// closeTimeout is how long a client that receives nothing keeps a closed
-	// connection, and closePoll is how often that is checked.
+	// closeTimeout is how long linger keeps a connection whose client receives
+	// nothing, and closePoll is how often linger asks the kernel.
 	closeTimeout = 20 * time.Second
 	closePoll    = 50 * time.Millisecond
 )
 
 // An unread counts the bytes that the connections of a listener hold for clients
 // that do not read, in the process and in the kernel. Each write adds to the count.
-// Only if it exceeds the limit, the kernel is asked how much the clients have
-// received meanwhile: so a request costs no system call more.
+// Only if the count exceeds the limit does shed ask the kernel how much the clients
+// have received, so a request needs no additional system call.
 type unread struct {
-	mu    sync.Mutex // guards also the held of each connection
-	total int64      // at least what the connections hold
-	most  int64
-	next  int64 // when to look for connections to close again, by listener.now
+	mu    sync.Mutex // also guards the held of each connection
+	total int64      // bytes; never less than the connections hold
+	most  int64      // bytes; the limit of total
+	next  int64      // the earliest time of the next shed, by listener.now
 }
 
-// A held is what one connection holds.
+// A held counts the bytes that one connection holds.
 type held struct {
-	total   int64 // at least its bytes, including the others of this struct
-	answers int64 // bytes of the requests that wait until the client reads
-	closed  bool
+	total   int64 // never less than the connection holds; includes answers
+	answers int64 // of the requests that wait until the client reads
+	closed  bool  // the connection no longer counts
 }
 
-// hold adds n bytes to what c holds. If the listener then holds too much, hold
-// first closes some connections, which can include c.
+// hold adds n bytes to the count of c. If the listener would then exceed its limit,
+// hold first closes some connections, which can include c. The caller holds the lock.
 func (c *Conn) hold(n int64) {
 	u := &c.l.unread
 	if u.total+n > u.most && c.l.now() >= u.next {
@@ -64,7 +64,7 @@ func (c *Conn) hold(n int64) {
 	}
 }
 
-// holdWrite adds a write to what c holds.
+// holdWrite adds a write of n bytes to the count of c.
 func (c *Conn) holdWrite(n int) {
 	c.l.unread.mu.Lock()
 	defer c.l.unread.mu.Unlock()
@@ -73,7 +73,7 @@ func (c *Conn) holdWrite(n int) {
 	c.pending.Store(cost)
 }
 
-// holdAnswer adds a request that waits until the client reads n bytes.
+// holdAnswer adds a request that waits until the client reads n bytes to the count of c.
 func (c *Conn) holdAnswer(n int) {
 	c.l.unread.mu.Lock()
 	defer c.l.unread.mu.Unlock()
@@ -93,8 +93,8 @@ func (c *Conn) dropAnswer(n int) {
 	}
 }
 
-// holdRequests counts the requests that the kernel has received. It is for a
-// client that sends more than the server reads.
+// holdRequests counts the bytes of requests that the kernel has received and the
+// server has not read: a client can send faster than the server reads.
 func (c *Conn) holdRequests() {
 	c.l.unread.mu.Lock()
 	defer c.l.unread.mu.Unlock()
@@ -102,13 +102,13 @@ func (c *Conn) holdRequests() {
 	c.hold(0)
 }
 
-// count makes the count of c exact.
+// count makes the count of c exact, if the system tells. The caller holds the lock.
 func (c *Conn) count() {
 	if c.held.closed {
 		return
 	}
 	total, ok := kernelBytes(c.Conn)
-	if !ok { // the system does not say
+	if !ok { // the system does not tell
 		total = min(c.held.total-c.held.answers, sendBuffer)
 	} else {
 		total += c.pending.Load()
@@ -118,10 +118,11 @@ func (c *Conn) count() {
 	c.held.total = total
 }
 
-// shed makes the count exact. If the total is still more than three quarters of what
-// is allowed, shed closes connections until it is half: those that have waited for
-// their client longest first, those with a running request last. So the next shed
-// is far away. It closes no connection that holds so little that all could do so.
+// shed makes the count exact. If the total is still more than three quarters of the
+// limit, shed closes connections until it is half, so that the next shed is far away:
+// those that have waited for their client longest first, those with a running request
+// last. It closes no connection that holds at most its share of half of the limit. The
+// caller holds the lock.
 func (l *listener) shed() {
 	u, now := &l.unread, l.now()
 	type holder struct {
@@ -152,18 +153,18 @@ func (l *listener) shed() {
 		c.reset()
 		c.drop()
 	}
-	// The kernel frees the bytes when the reads and writes of the process have returned.
+	// The kernel frees the bytes only after the running reads and writes have returned.
 	for _, h := range holders[:n] {
 		h.c.io.Lock()
 		h.c.forget()
 		h.c.io.Unlock()
 	}
 	if u.total > u.most/2 {
-		u.next = now + int64(retryInterval) // only answers that began just now are left
+		u.next = now + int64(retryInterval) // the rest belongs to answers that have just begun
 	}
 }
 
-// drop removes c from the count.
+// drop removes c from the count. The caller holds the lock.
 func (c *Conn) drop() {
 	c.l.unread.total -= c.held.total
 	c.held.total, c.held.closed = 0, true
