@@ -130,7 +130,7 @@ func TestRootRunsACommandAsTheOwnerOfTheDirectory(t *testing.T) {
 	}
 	status, says := 0, "nothing found"
 	if os.Getuid() == 0 {
-		status, says = 1, "another user than root can change "+own
+		status, says = 1, "a user other than root can change "+own
 	}
 	do(status, says, "check", "-database", filepath.Join(own, "copy.db"))
 }

@@ -9,10 +9,10 @@ import (
 	"os/exec"
 )
 
-// A User is a user of the system. There is none here.
+// A User is a user of the system. Systems without Unix users have none.
 type User struct{}
 
-// ActAs returns nil: there is no root here.
+// ActAs returns nil: this system has no root.
 func ActAs(path string) (*User, error) { return nil, nil }
 
 func ownerOf(fs.FileInfo) *User { return nil }
@@ -23,13 +23,13 @@ func (*User) Command(args ...string) (*exec.Cmd, error) { return nil, errors.Err
 // Equal reports whether both are nil.
 func (u *User) Equal(other *User) bool { return u == other }
 
-// ChownLike does nothing: files have no Unix owners here.
+// ChownLike does nothing: files have no Unix owners on this system.
 func ChownLike(*os.File, string) error { return nil }
 
 const noFollow = 0
 
-// CheckWritable does nothing: the rights to a file are not in its mode here.
+// CheckWritable returns nil: on this system, the mode of a file does not hold its rights.
 func CheckWritable(path string) error { return nil }
 
-// OwnedBy returns true: files have no Unix owners here.
+// OwnedBy returns true: files have no Unix owners on this system.
 func OwnedBy(fs.FileInfo, ...fs.FileInfo) bool { return true }

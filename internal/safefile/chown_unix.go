@@ -24,8 +24,8 @@ func ChownLike(f *os.File, like string) error {
 	return f.Chown(int(stat.Uid), int(stat.Gid))
 }
 
-// noFollow makes opening a symbolic link fail. The file may be a pipe by now, which
-// must not block.
+// noFollow makes opening a symbolic link fail, and opening a pipe not block: another user
+// may have replaced the file by either.
 const noFollow = syscall.O_NOFOLLOW | syscall.O_NONBLOCK
 
 // CheckWritable returns an error unless the process may write to the file or

@@ -2,18 +2,18 @@
 // byte, and that get their name only when they are complete.
 //
 // [CreateTemp] makes an empty file with mode 0600 in a new directory with mode 0700.
-// The caller fills it, by its descriptor or, if another library has to open it, by its
-// name: no other user can put a file next to it. Publish then
-// gives it a name that must not exist; Replace gives it a name that another file
-// may have. Both sync the contents before and the directory after the change: after
-// a power cut the name refers to the complete new file, or still to what it referred
-// to before. Discard removes the temporary name in any case; defer it.
+// The caller fills it by its descriptor or, if another library has to open it, by its
+// name: no other user can put a file next to it. Publish then gives it a name that must
+// not exist; Replace gives it a name that another file may have. Both sync the contents
+// before the change, and the directory after it. After a power cut the name therefore
+// refers to the complete new file, or to the same file as before. Discard removes the
+// temporary name in any case; defer it.
 //
 // In a directory that others can write, a name can refer to another file at each
 // use (CWE-367). A [Temp] therefore reaches its files from one descriptor of the directory,
 // and [ChownLike] works on a descriptor: a chown by name would follow a symbolic link that
-// took the file's place. A library that needs a name is not safe there: [ActAs] says as
-// which user root must run it.
+// replaced the file. A library that requires a name is not safe there: [ActAs] returns the
+// user as whom root must run it.
 package safefile
 
 import (
@@ -32,9 +32,9 @@ type Temp struct {
 	private string   // the temporary directory in it
 }
 
-// CreateTemp makes a new directory in the directory of path, with mode 0700 and the name
-// of path with more letters, and in it an empty file with mode 0600. path is the file's
-// later name.
+// CreateTemp makes a new directory with mode 0700 in the directory of path, and in it an
+// empty file with mode 0600. path is the file's later name; the name of the new directory
+// begins with it.
 func CreateTemp(path string) (*Temp, error) {
 	dir, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
@@ -44,7 +44,7 @@ func CreateTemp(path string) (*Temp, error) {
 }
 
 // CreateTempOf is CreateTemp for a process of root. It returns an error unless the
-// directory still belongs to the user; nil is root.
+// directory of path belongs to the user, whom ActAs has returned; nil is root.
 func CreateTempOf(user *User, path string) (*Temp, error) {
 	dir, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
@@ -76,8 +76,8 @@ func createTemp(dir *os.Root, path string) (*Temp, error) {
 	return t, nil
 }
 
-// Create makes an empty file with mode 0600, whose name is the temporary name and a
-// suffix. Hide and Discard remove it.
+// Create makes another empty file with mode 0600 and returns it. Its name is the temporary
+// name followed by the suffix. Hide and Discard remove it, but do not close it.
 func (t *Temp) Create(suffix string) (*os.File, error) {
 	return t.dir.OpenFile(t.name()+suffix, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 }
@@ -159,9 +159,9 @@ func CreateIfMissing(path string) error {
 	return errors.Join(ChownLike(f, filepath.Dir(path)), f.Close())
 }
 
-// MakePrivate takes the rights to the file at path from its group and all others. It
-// does not follow a symbolic link, and only opens a file that it must change: to close
-// a descriptor of a file drops the locks of this process on it.
+// MakePrivate removes the permissions of the group and of others from the file at path. It
+// does not follow a symbolic link. It opens the file only if it must change it: closing a
+// descriptor of a file drops this process's locks on the file.
 func MakePrivate(path string) error {
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode().Perm()&0o077 == 0 {
@@ -175,7 +175,8 @@ func MakePrivate(path string) error {
 	return f.Chmod(info.Mode().Perm() &^ 0o077)
 }
 
-// Open opens a regular file for reading. It does not follow a symbolic link.
+// Open opens a regular file for reading. It returns an error for any other file, and for
+// a symbolic link, which it does not follow.
 func Open(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|noFollow, 0)
 	if err != nil {
@@ -192,8 +193,8 @@ func Open(path string) (*os.File, error) {
 	return f, nil
 }
 
-// SyncDir makes the names in a directory survive a power cut. Some systems, such
-// as Windows, cannot sync directories: there it does nothing.
+// SyncDir makes the names in a directory survive a power cut. It does nothing on systems
+// that cannot sync directories, such as Windows.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -17,11 +17,11 @@ import (
 type User struct{ uid, gid uint32 }
 
 // ActAs returns the user as whom a process of root must work with the file at path: the
-// owner of its directory, who can rename what is there at any time and so make root write
-// elsewhere. If the file is a link of root's, that is the owner of the directory to which
-// it leads. ActAs returns nil if the process does not run as root, or if only root owns
-// these directories. Then it returns an error if another user can rename them or what is
-// in them.
+// owner of its directory, who can rename the files there at any time and so make root write
+// elsewhere. If root owns the directory and the file is a link, ActAs returns the owner of
+// the directory to which the link leads. It returns nil if the process does not run as
+// root, or if root owns all these directories. In the latter case it returns an error if
+// another user can rename the directories or the files in them.
 func ActAs(path string) (*User, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
@@ -64,8 +64,9 @@ func linkTarget(path string) (string, error) {
 	return filepath.Join(above, target), err
 }
 
-// checkPath returns an error unless only root can change what an absolute path leads to.
-// It checks the directories above, the symbolic links, and their targets likewise.
+// checkPath returns an error if a user other than root can change where an absolute path
+// leads. It checks all directories and symbolic links of the path, and those of the links'
+// targets.
 func checkPath(path string) error {
 	checked := make(map[string]bool)
 	for queue := []string{path}; len(queue) > 0; queue = queue[1:] {
@@ -85,7 +86,7 @@ func checkPath(path string) error {
 		byGroup := info.Sys().(*syscall.Stat_t).Gid != 0 && info.Mode()&0o020 != 0
 		byAll := info.Mode()&0o002 != 0
 		if ownerOf(link) != nil || ownerOf(info) != nil || (byGroup || byAll) && info.Mode()&fs.ModeSticky == 0 {
-			return fmt.Errorf("another user than root can change %s, and could make root write elsewhere: run userd as that user, or take the right away", path)
+			return fmt.Errorf("a user other than root can change %s, and so make root write elsewhere: run userd as that user, or remove that user's permission", path)
 		}
 		if link.Mode()&fs.ModeSymlink != 0 {
 			target, err := linkTarget(path)
@@ -111,14 +112,14 @@ func ownerOf(info fs.FileInfo) *User {
 	return &User{stat.Uid, stat.Gid}
 }
 
-// nogroup is the group of a user whose directory has the group of root, which could give
-// it rights elsewhere. What userd makes gives no rights to groups.
+// nogroup replaces the group of root, which could give the user rights elsewhere. The files
+// that userd makes give no rights to groups.
 const nogroup = 65534
 
 // Command returns a command that runs this program as the user, without other groups and
-// with the system's directory for temporary files; if u is nil, as the user of this
-// process. On Linux, it can read what this process can, if the system allows that: a
-// database in a directory that the user cannot reach, and a file of root to import.
+// with the system's directory for temporary files, or as the user of this process if u is
+// nil. On Linux, the command can also read what this process can, if the system allows
+// that: a database in a directory that the user cannot reach, and a file of root to import.
 func (u *User) Command(args ...string) (*exec.Cmd, error) {
 	self, err := executable()
 	if err != nil {
