@@ -138,9 +138,10 @@ func TestEveryConnectionOfTheStoreHasItsPragmas(t *testing.T) {
 	}
 }
 
+// It is not parallel, because the umask belongs to the process: with the umask 0, other
+// tests would make directories that all users can write, which root's commands refuse.
 func TestOnlyTheOwnerCanReadTheDatabaseFiles(t *testing.T) {
-	t.Parallel()
-	defer syscall.Umask(syscall.Umask(0)) // so that the mode is the program's and not the umask's
+	defer syscall.Umask(syscall.Umask(0)) // so that the program determines the mode
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	aUser(t, st, "ann", member)
