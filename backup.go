@@ -48,7 +48,7 @@ func backup(ctx context.Context, c *cli) error {
 	}
 	if copied != nil {
 		defer copied.file.Discard()
-		if hooked := refuseHooks(ctx, db); hooked != nil { // not a reason to have no backup
+		if hooked := refuseHooks(ctx, db); hooked != nil { // a backup is useful nevertheless
 			fmt.Fprintln(c.stderr, "warning:", hooked)
 		}
 	}
@@ -74,10 +74,10 @@ func refuseExisting(name string) error {
 	return nil
 }
 
-// backupElsewhere runs as root and writes a backup to the directory of another user than
-// that of the database. A process of the reader makes the copy. This one does not use
-// SQLite, which opens files by name, but only descriptors, and so writes nothing outside of
-// the directory.
+// backupElsewhere runs as root and writes a backup to a directory of owner, who is not the
+// user of the database's directory. A process of the reader makes the copy. This process
+// does not use SQLite, which opens files by name: it works on descriptors, so it writes
+// nothing outside the directory.
 func (c *cli) backupElsewhere(reader, owner *safefile.User) error {
 	name := c.args[0]
 	if err := refuseExisting(name); err != nil {
@@ -105,8 +105,8 @@ func (c *cli) backupElsewhere(reader, owner *safefile.User) error {
 // sendCopy writes a copy to standard output. SQLite could not write it there
 // directly: it does not write a file from its start to its end.
 func sendCopy(ctx context.Context, c *cli, copied *databaseCopy) (err error) {
-	// Before the first byte: if the reader goes away, a signal ends this process,
-	// and the copy must not stay. Windows removes it only at the end.
+	// Before the first byte: if the reader exits, a signal ends this process, and the
+	// temporary copy must not stay. Windows removes it only when it is closed.
 	copied.file.Hide()
 	p := c.progress("", 0)
 	p.next("writing the copy, in MB", copied.bytes)
@@ -122,7 +122,7 @@ func sendCopy(ctx context.Context, c *cli, copied *databaseCopy) (err error) {
 		return fmt.Errorf("writing to standard output: %w", err)
 	}
 	if f, ok := c.stdout.(*os.File); ok && sizeOf(f) > 0 {
-		return nil // the caller knows its name
+		return nil // the caller knows the file's name; backupElsewhere prints it
 	}
 	_, err = fmt.Fprintf(c.stderr, "standard output: %s\n", copied)
 	return err
@@ -189,9 +189,9 @@ const idGap = 1 << 20
 // At every instant the path refers to one of the two, complete, and SQLite never
 // combines one with the -wal file of the other:
 //  1. lockDatabase locks the database and folds its write-ahead log into it.
-//  2. readBackup copies the backup, and prepareRestore makes the new file of that, checks,
-//     changes and syncs it. Both are in new directories, where no one else can put a
-//     -wal or -journal next to them.
+//  2. readBackup copies the backup, and prepareRestore makes the new file from that copy,
+//     checks, changes and syncs it. Both are in new directories, where no other user can
+//     put a -wal or -journal next to them.
 //  3. replaceDatabase gives the previous database a second name, which stays if
 //     the process is killed before step 4. The -wal file of a damaged database
 //     moves along: SQLite would take it for that of the new one.
@@ -253,7 +253,7 @@ func restore(ctx context.Context, c *cli) error {
 }
 
 // checkRestore returns an error unless from can replace the database at path. It reports
-// whether there is a file at path. checkBackup checks the contents.
+// whether a file exists at path. checkBackup checks the contents.
 func checkRestore(from, path string) (exists bool, err error) {
 	source, err := os.Stat(from)
 	if err != nil {
@@ -266,22 +266,22 @@ func checkRestore(from, path string) (exists bool, err error) {
 	exists = err == nil
 	switch {
 	case os.SameFile(source, target):
-		return false, fmt.Errorf("%s is the database itself", from)
+		return false, fmt.Errorf("%s is the database itself; name a backup", from)
 	case exists && !target.Mode().IsRegular():
-		return false, fmt.Errorf("%s is not a file", path)
+		return false, fmt.Errorf("%s is not a regular file", path)
 	}
 	if _, err := os.Lstat(from + "-journal"); err == nil {
 		return false, fmt.Errorf("%s is not a backup: it has an unfinished transaction in %[1]s-journal", from)
 	}
 	if exists {
-		return true, checkLogs(path)
+		return true, checkLogOwners(path)
 	}
 	return false, nil
 }
 
 // readBackup copies a backup, and its -wal if it has one, into a private directory.
-// It reads each by one descriptor, so the directory of the backup may belong to others.
-// But a -wal changes what the backup holds, so it must be root's or the caller's.
+// It reads each by one descriptor, so the directory of the backup may belong to any user.
+// But a -wal changes the contents, so it must belong to root or the user of this process.
 func readBackup(from string, to *safefile.Temp, p *progress) error {
 	from, err := filepath.EvalSymlinks(from) // SQLite puts the -wal next to a link's target
 	if err != nil {
@@ -309,9 +309,9 @@ func readBackup(from string, to *safefile.Temp, p *progress) error {
 	return copyUnchanged(files, to)
 }
 
-// copyUnchanged copies open files to a new file and to others that have its name with a
-// suffix. It returns an error if one of them changed meanwhile: halves of changes are not
-// a backup.
+// copyUnchanged copies open files, by the suffixes of their names, to a new file and to new
+// files with its name and the suffix. It returns an error if one of the open files changed
+// meanwhile, because the copy could hold half of a change.
 func copyUnchanged(files map[string]*os.File, to *safefile.Temp) error {
 	before := make(map[string]fs.FileInfo)
 	var err error
@@ -364,12 +364,12 @@ func prepareRestore(ctx context.Context, from, path string, previous *lockedData
 	if err := raiseIDs(ctx, copied.file.Name(), previous); err != nil {
 		return nil, err
 	}
-	owner := path
+	like := path
 	if previous.db == nil {
-		owner = filepath.Dir(path)
+		like = filepath.Dir(path)
 	}
 	// Root restores for the server's user.
-	if err := safefile.ChownLike(copied.file.File, owner); err != nil {
+	if err := safefile.ChownLike(copied.file.File, like); err != nil {
 		return nil, err
 	}
 	return copied, copied.file.Sync() // before replaceDatabase changes anything

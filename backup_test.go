@@ -587,7 +587,7 @@ func TestARestoreThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
 		{"the database itself", ours, ours, "the database itself"},
 		{"over another program's", makeDatabase(t, `CREATE TABLE song (title)`), good, "another program's"},
 		{"over Flask's", flaskDatabase(t), good, "Flask"},
-		{"over a directory", t.TempDir(), good, "not a file"},
+		{"over a directory", t.TempDir(), good, "not a regular file"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			before := snapshot(t, filepath.Dir(c.database)) + snapshot(t, filepath.Dir(c.file))
@@ -974,7 +974,7 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 		{"no counter", sql(`DELETE FROM counter`), []string{"the counter of user ids is missing"}},
 		{"a key that is too short", sql(`INSERT INTO signing_key (kid, secret, created_at) VALUES ('k', x'00', 1)`), []string{"signing key k has 1 bytes instead of at least 32"}},
 		{"no index of names", sql(`DROP INDEX user_username`), []string{"index user_username is missing"}},
-		{"an index that lets case pass", sql(`DROP INDEX user_email; CREATE UNIQUE INDEX user_email ON user (email)`), []string{"index user_email is not userd's: CREATE UNIQUE INDEX"}},
+		{"an index that lets case pass", sql(`DROP INDEX user_email; CREATE UNIQUE INDEX user_email ON user (email)`), []string{"index user_email differs from userd's: CREATE UNIQUE INDEX"}},
 		{"no column", sql(`ALTER TABLE user DROP COLUMN version`), []string{"column version of table user is missing"}},
 		{"values of other types", sql(`UPDATE user SET email = CAST(email AS BLOB), password_hash = CAST(password_hash AS BLOB) WHERE id = 1`, `UPDATE user SET created_at = 'now', version = 1.5 WHERE id = 2`),
 			[]string{"user 1 has blob instead of text in email and blob instead of text in password_hash", "user 2 has text instead of integer in created_at and real instead of integer in version", "user 1 cannot log in"}},

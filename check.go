@@ -44,8 +44,8 @@ func (s *store) checkFiles() error {
 }
 
 // checkIntegrity runs SQLite's check, which reads the whole file, and returns its
-// findings, or nothing if the file is sound. It stops after about most faults. An
-// error that says that the file is damaged is a finding too.
+// findings, none if the file is sound. It stops after about most findings. If SQLite
+// fails because the file is damaged, that error is also a finding.
 func checkIntegrity(ctx context.Context, db *sql.DB, most int) (findings []string, err error) {
 	findings, err = collect(ctx, db, fmt.Sprintf(`PRAGMA integrity_check(%d)`, most))
 	findings = slices.DeleteFunc(findings, func(line string) bool { // not a finding
@@ -57,8 +57,8 @@ func checkIntegrity(ctx context.Context, db *sql.DB, most int) (findings []strin
 	return findings, err
 }
 
-// checkIntegrity returns the first finding of SQLite's check, or nothing if the
-// file is sound.
+// checkIntegrity returns the first finding of SQLite's check, or none if the file is
+// sound.
 func (s *store) checkIntegrity(ctx context.Context) (findings []string, err error) {
 	err = s.aside(func(db *sql.DB) (err error) {
 		findings, err = checkIntegrity(ctx, db, 1)
@@ -162,8 +162,9 @@ type examination struct {
 }
 
 // examine checks a database by SQLite's rules and by userd's. If the file is
-// quiet (see isQuiet), the result is only valid if it is still quiet afterwards.
-// It reports each step with the number of users in it, and how many are done.
+// quiet (see isQuiet), the result is valid only if it is still quiet afterwards.
+// examine calls step before each step, with the number of users that it will check (0:
+// unknown), and show with the number of users checked so far.
 func examine(ctx context.Context, path string, step func(what string, users int64), show func(n int, done int64)) (x examination, quiet bool, err error) {
 	db, quiet, err := openToRead(path)
 	if err != nil {
@@ -226,8 +227,8 @@ func (x *examination) run(ctx context.Context, db *sql.DB, step func(what string
 	return db.QueryRowContext(ctx, selectTotals).Scan(&x.users, &x.sessions, &x.admins, &x.keys)
 }
 
-// collect returns the lines of a query's first mostFindings rows. With an error, it
-// returns the lines before the error.
+// collect returns the lines of a query's first mostFindings rows, and moreFindings if
+// there are more rows. With an error, it returns the lines before the error.
 func collect(ctx context.Context, db *sql.DB, query string) (findings []string, err error) {
 	var text string
 	n := 0
@@ -242,8 +243,8 @@ func collect(ctx context.Context, db *sql.DB, query string) (findings []string, 
 	return findings, err
 }
 
-// compareSchema adds what the migrations create and the database lacks, and the values
-// that have another type than the migrations give their column.
+// compareSchema adds findings for the tables, columns and indexes that the database lacks,
+// for indexes that differ from those of the migrations, and for values of the wrong type.
 func (x *examination) compareSchema(ctx context.Context, db *sql.DB) error {
 	var version int
 	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
@@ -275,7 +276,7 @@ func (x *examination) compareSchema(ctx context.Context, db *sql.DB) error {
 			complete = false
 			x.findings = append(x.findings, name+" is missing")
 		case text != want[name]:
-			x.findings = append(x.findings, name+" is not userd's: "+text)
+			x.findings = append(x.findings, name+" differs from userd's: "+text)
 		}
 	}
 	if !complete { // a query of what is missing would fail
@@ -284,8 +285,9 @@ func (x *examination) compareSchema(ctx context.Context, db *sql.DB) error {
 	return x.checkTypes(ctx, model, db)
 }
 
-// checkTypes adds the rows with a value of another type than its column has in model:
-// SQLite stores values of every type in a column. One query reads each table once.
+// checkTypes adds a finding for each row that has a value of another type than the column
+// has in model, because SQLite stores values of any type in a column. It reads each table
+// once.
 func (x *examination) checkTypes(ctx context.Context, model, db *sql.DB) error {
 	queries, err := collect(ctx, model, `
 		SELECT format('SELECT ''%s '' || %s || '' has '' || concat_ws('' and '', %s) FROM %s WHERE %s',
@@ -336,7 +338,7 @@ func watchFiles(ctx context.Context, st *store, log *slog.Logger) {
 			return
 		case <-tick.C:
 			if err := st.checkFiles(); err != nil {
-				log.Error("refusing writes until a restart: a file of the database is gone; bring it back first", "err", err)
+				log.Error("refusing writes: put the lost file of the database back, then restart userd", "err", err)
 				return
 			}
 		}

@@ -34,7 +34,7 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 	if empty || err != nil {
 		return kindNone, err
 	}
-	if err := checkLogs(path); err != nil {
+	if err := checkLogOwners(path); err != nil {
 		return kindNone, err
 	}
 	db, _, err := openToRead(path)
@@ -105,7 +105,7 @@ func inspectFile(path string) (empty bool, err error) {
 	case err != nil:
 		return false, err
 	case !info.Mode().IsRegular():
-		return false, fmt.Errorf("%s is not a file", path)
+		return false, fmt.Errorf("%s is not a regular file", path)
 	case info.Size() == 0:
 		return true, nil
 	case info.Size() < 100: // the size of SQLite's header; SQLite treats one byte as an empty file
@@ -114,10 +114,11 @@ func inspectFile(path string) (empty bool, err error) {
 	return false, nil
 }
 
-// checkLogs returns an error if the -wal or -journal of a database belongs to another user
-// than the file, this process, or root. SQLite would write its contents into the database,
-// so a user who can make files in the directory could change everything.
-func checkLogs(path string) error {
+// checkLogOwners returns an error if the -wal or -journal of a database belongs to a user
+// other than the owner of the database, the user of this process, or root. SQLite would
+// write its contents into the database, so a user who can only make files in the directory
+// could change the database.
+func checkLogOwners(path string) error {
 	path, err := filepath.EvalSymlinks(path) // SQLite puts the -wal next to a link's target
 	if err != nil {
 		return err
@@ -158,8 +159,8 @@ func readFirstPages(ctx context.Context, db *sql.DB, version int) error {
 	return nil
 }
 
-// openToRead opens a database without changing it. If quiet is true, what is read
-// is only valid if the database is still quiet afterwards.
+// openToRead opens a database without changing it. If quiet is true, the results of
+// queries are valid only if the database is still quiet after them.
 func openToRead(path string) (db *sql.DB, quiet bool, err error) {
 	params := []string{"mode=ro", "_busy_timeout=5000"}
 	quiet, err = isQuiet(path)
@@ -174,8 +175,8 @@ func openToRead(path string) (db *sql.DB, quiet bool, err error) {
 }
 
 // isQuiet reports whether the database is in WAL mode and no process has it open.
-// An ordinary reader would leave a -wal and a -shm file next to such a database;
-// a reader that assumes that the file does not change leaves none.
+// An ordinary reader would leave a -wal and a -shm file next to such a database. A
+// reader with immutable=1, which assumes that the file does not change, leaves none.
 func isQuiet(path string) (bool, error) {
 	path, err := filepath.EvalSymlinks(path) // SQLite puts the -wal next to a link's target
 	if err != nil {
@@ -188,7 +189,7 @@ func isQuiet(path string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer f.Close() // this drops the process's locks on the file; without a -wal it has none
+	defer f.Close() // drops the process's locks on the file: without a -wal it has none
 	versions := make([]byte, 2)
 	if _, err := f.ReadAt(versions, 18); err != nil && err != io.EOF { // https://www.sqlite.org/fileformat.html#file_format_version_numbers
 		return false, err
@@ -197,8 +198,8 @@ func isQuiet(path string) (bool, error) {
 }
 
 // checkTutorial returns an error unless the Flask tutorial's app wrote the database at
-// path and userd can adopt it. More columns and tables than the tutorial's may exist.
-// The error says what was found and how to go on.
+// path and userd can adopt it. The database may have more columns and tables than the
+// tutorial's. The error says what checkTutorial found, and what to do.
 func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
 	columns, err := foreignColumns(ctx, db)
 	if err != nil {
@@ -257,7 +258,8 @@ func find(columns []foreignColumn, table string, names ...string) string {
 }
 
 // checkTutorialColumns returns an error unless the table user has the tutorial's four
-// columns, and no other column that userd needs, cannot take over or cannot fill.
+// columns. It also returns an error for any other column whose name userd needs, whose
+// times it cannot convert, or for which it has no value.
 func checkTutorialColumns(ctx context.Context, db querier, columns []foreignColumn) error {
 	missing := []string{"id", "username", "email", "password_hash"}
 	var faults []string
@@ -268,9 +270,9 @@ func checkTutorialColumns(ctx context.Context, db querier, columns []foreignColu
 		name := strings.ToLower(c.name)
 		i := slices.Index(missing, name)
 		switch {
-		case name == "id" && !c.rowID: // then it can hold anything
+		case name == "id" && !c.rowID: // the column can hold values that are not integers
 		case i >= 0 && name != "id" && !keepsText(c.declared):
-			faults = append(faults, fmt.Sprintf("the column %s is declared as %s, which makes numbers of digits: declare it as TEXT", c.name, c.declared))
+			faults = append(faults, fmt.Sprintf("the column %s is declared as %s, so SQLite stores digits as numbers: declare it as TEXT", c.name, c.declared))
 			missing = slices.Delete(missing, i, i+1)
 		case i >= 0:
 			missing = slices.Delete(missing, i, i+1)
@@ -307,7 +309,7 @@ func keepsText(declared string) bool {
 	return !has("INT") && (declared == "" || has("CHAR", "CLOB", "TEXT", "BLOB"))
 }
 
-// describe lists tables with their columns, in at most some hundred bytes.
+// describe lists tables with their columns, in about 500 bytes at most.
 func describe(columns []foreignColumn) string {
 	var text strings.Builder
 	for i, c := range columns {
@@ -328,20 +330,17 @@ func describe(columns []foreignColumn) string {
 	if len(columns) == 0 {
 		return "no table"
 	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' {
-			return '?'
-		}
-		return r
-	}, text.String()) + ")"
+	return printable(text.String()) + ")"
 }
 
-// takenTimes are columns that many apps add to the tutorial's. If they hold dates,
-// userd puts its own columns in their place, with the same times in Unix seconds.
+// takenTimes are columns that many apps add to the tutorial's, and whose names userd needs.
+// If they hold dates, userd replaces them by its own columns, with the same times in Unix
+// seconds.
 var takenTimes = []string{"created_at", "updated_at"}
 
-// unixSeconds returns the SQL for a time of an app in Unix seconds: 0 for NULL, and
-// NULL for what is not a date between 1970 and 9999. column is one of ours.
+// unixSeconds returns the SQL that converts a time of an app to Unix seconds: 0 for NULL,
+// and NULL for a value that is not a date between 1970 and 9999. Only constants of userd
+// may be column, because it becomes part of the SQL.
 func unixSeconds(column string) string {
 	return strings.ReplaceAll(`(SELECT iif(s BETWEEN 0 AND 253402300799, s, NULL) FROM (SELECT CASE typeof(@)
 		WHEN 'null' THEN 0
@@ -350,7 +349,7 @@ func unixSeconds(column string) string {
 		ELSE CAST(@ AS INTEGER) END AS s))`, "@", column)
 }
 
-// checkTimes returns why userd cannot take a column of times over, or "".
+// checkTimes returns why userd cannot take over a column of times, or "".
 func checkTimes(ctx context.Context, db querier, column string) (fault string, err error) {
 	var id int64
 	var value string
@@ -362,14 +361,15 @@ func checkTimes(ctx context.Context, db querier, column string) (fault string, e
 	if err == nil && fault == "" {
 		err = scanQuery(ctx, db, `SELECT i.name FROM pragma_index_list('user') AS i JOIN pragma_index_info(i.name) AS c WHERE lower(c.name) = '`+column+`'`,
 			[]any{&index}, func() {
-				fault = fmt.Sprintf("userd takes the column %s over, but the index %q uses it: drop the index", column, index)
+				fault = fmt.Sprintf("userd takes over the column %s, but the index %q uses it: drop the index", column, index)
 			})
 	}
 	return fault, err
 }
 
-// takeTimes returns the statements that replace takenTimes by userd's columns. The app
-// can no longer read them.
+// takeTimes returns the statements that replace takenTimes by userd's columns, before and
+// after userd's columns are added, and the names of the replaced columns. The app can no
+// longer read these.
 func takeTimes(columns []foreignColumn) (before, after string, taken []string) {
 	for _, column := range takenTimes {
 		if find(columns, "user", column) != "" {
@@ -382,9 +382,9 @@ func takeTimes(columns []foreignColumn) (before, after string, taken []string) {
 	return before, after, taken
 }
 
-// checkTutorialUsers returns an error that names the users that userd cannot keep, ten
-// at most: each needs a usable id, and text in the three columns. Bytes are text if they
-// are valid UTF-8: adopt casts them.
+// checkTutorialUsers returns an error that names the users that userd cannot keep, ten at
+// most. userd requires a valid id, and text in the three columns. It also accepts bytes
+// that are valid UTF-8, because adopt converts them to text.
 func checkTutorialUsers(ctx context.Context, db querier) error {
 	const most = 10
 	var faults []string
@@ -425,8 +425,9 @@ func checkTutorialUsers(ctx context.Context, db querier) error {
 	return err
 }
 
-// exportAdvice returns how to make a CSV file for user import of the first table that
-// looks like one of users, or "". Every name in the SQL is one of ours, or a plain word.
+// exportAdvice returns how to export the first table that looks like a table of users to a
+// CSV file for user import, or "" if there is none. Each name in the SQL consists only of
+// word characters.
 func exportAdvice(columns []foreignColumn, path string) string {
 	for i, c := range columns {
 		if i > 0 && columns[i-1].table == c.table || !regexp.MustCompile(`^\w+$`).MatchString(c.table) {

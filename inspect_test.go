@@ -37,7 +37,7 @@ func TestInspectRefusesForeignFilesAndChangesNone(t *testing.T) {
 		{"an empty database is fine", func(t *testing.T) string { return makeDatabase(t, `VACUUM`) }, ""},
 		{"userd's own is fine", func(t *testing.T) string { return makeStore(t, "ann") }, ""},
 		{"a directory that is not there", func(t *testing.T) string { return filepath.Join(t.TempDir(), "missing", "app.db") }, "missing"},
-		{"a directory", func(t *testing.T) string { return t.TempDir() }, "not a file"},
+		{"a directory", func(t *testing.T) string { return t.TempDir() }, "not a regular file"},
 		{"a file taken for a directory", func(t *testing.T) string { return filepath.Join(emptyFile(t), "app.db") }, "not a directory"},
 		{"a named pipe, which would never answer", func(t *testing.T) string {
 			path := filepath.Join(t.TempDir(), "app.db")
@@ -45,7 +45,7 @@ func TestInspectRefusesForeignFilesAndChangesNone(t *testing.T) {
 				t.Fatal(err)
 			}
 			return path
-		}, "not a file"},
+		}, "not a regular file"},
 		{"a link to itself", func(t *testing.T) string {
 			path := filepath.Join(t.TempDir(), "app.db")
 			if err := os.Symlink(path, path); err != nil {

@@ -56,16 +56,7 @@ func (t *table) flush() error {
 	return err
 }
 
-// printable replaces control characters, which a client may have chosen.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, s)
-}
-
+// when returns a time in Unix seconds for a table, or - for 0.
 func when(unix int64) string {
 	if unix == 0 {
 		return "-"
