@@ -22,11 +22,10 @@ const (
 	resolveByID resolution = "suffix" // rename all but the oldest, which has the lowest id: see renameDuplicates
 )
 
-// adopt makes a database of the tutorial into userd's, in one transaction, after
-// writing a copy of it. It rebuilds no table: it adds columns with constant
-// defaults, so that the Flask app can still use the file and keeps what its other
-// tables hold. It reports its steps to say, and how far the
-// copy is to p.
+// adopt upgrades a database of the tutorial to one of userd, in one transaction, after
+// writing a copy of it. It rebuilds no table. It adds columns with constant defaults, so
+// that the Flask app can still use the file and loses no rows of its other tables. It
+// reports its steps to say, and the progress of the copy to p.
 func adopt(ctx context.Context, path string, resolve resolution, say func(text string), p *progress) (err error) {
 	defer func() {
 		if err != nil {
@@ -59,7 +58,7 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 		return err
 	}
 	if owner == applicationID {
-		return nil // another process was faster
+		return nil // another process has adopted it meanwhile
 	}
 	if err := refuseHooks(ctx, tx); err != nil { // made since inspect
 		return err
@@ -88,14 +87,14 @@ func adopt(ctx context.Context, path string, resolve resolution, say func(text s
 	return err
 }
 
-// textColumns makes text of bytes, which an app stores if it does not decode a hash,
-// and of numbers. userd compares text, and SQLite never considers a BLOB equal to it.
+// textColumns converts numbers and bytes to text. An app that does not decode a hash stores
+// it as bytes. userd compares text, and SQLite never considers a BLOB equal to text.
 const textColumns = `
 	UPDATE user SET username = CAST(username AS TEXT), email = CAST(email AS TEXT), password_hash = CAST(password_hash AS TEXT)
 	WHERE typeof(username) <> 'text' OR typeof(email) <> 'text' OR typeof(password_hash) <> 'text';`
 
-// upgradeTutorial renames duplicates and records that as events, makes text of BLOBs, adds
-// userd's columns and tables, and makes the file private.
+// upgradeTutorial renames duplicates and records that as events, converts BLOBs to text,
+// adds userd's columns and tables, and makes the file private.
 func upgradeTutorial(ctx context.Context, tx *sql.Tx, file *os.File, say func(text string)) error {
 	columns, err := foreignColumns(ctx, tx)
 	if err != nil {
@@ -118,8 +117,8 @@ func upgradeTutorial(ctx context.Context, tx *sql.Tx, file *os.File, say func(te
 	if err != nil {
 		return err
 	}
-	// From now on it holds the signing key. The Flask app can still read it, as the same
-	// user. By descriptor, because another file could have the name by now.
+	// From now on the file holds the signing key. The Flask app can still read it as the same
+	// user. By descriptor, because another file could have its name by now.
 	return file.Chmod(0o600)
 }
 
@@ -151,8 +150,8 @@ func findDuplicates(ctx context.Context, tx *sql.Tx) (n int, err error) {
 	return n, err
 }
 
-// renameDuplicates renames all but the oldest of the users that findDuplicates
-// found, and says whom: their usernames become NAME-ID and their addresses LOCAL+ID@HOST.
+// renameDuplicates renames all but the oldest of the users that findDuplicates found: their
+// usernames become NAME-ID and their addresses LOCAL+ID@HOST. It reports each change to say.
 func renameDuplicates(ctx context.Context, tx *sql.Tx, say func(text string)) error {
 	err := execTx(ctx, tx, `
 		UPDATE user SET username = username || '-' || id
@@ -180,8 +179,8 @@ const renameEvents = intoEvent + `
 	SELECT ?3, ?1, 0, id, 0, ?2, group_concat(field, ',' ORDER BY field DESC)
 	FROM temp.duplicate WHERE id <> oldest GROUP BY id ORDER BY id`
 
-// refuseDuplicates returns an error unless the duplicates can be renamed and resolve says
-// so. A rename would make an address or a name out of an empty one.
+// refuseDuplicates returns an error unless resolve is resolveByID and no duplicate is empty:
+// a rename would make a name or an address of an empty one.
 func refuseDuplicates(ctx context.Context, tx *sql.Tx, resolve resolution) error {
 	if resolve == refuse {
 		return listDuplicates(ctx, tx)

@@ -40,8 +40,8 @@ func userImport(f *flag.FlagSet) action {
 	}
 }
 
-// importNew imports into a database that does not exist. It reads the file next to an empty
-// database in a temporary directory, so that an import that fails creates none.
+// importNew imports into a database that does not exist. It first reads and checks the file
+// with an empty database in a temporary directory. If that fails, it creates no database.
 func (c *cli) importNew(ctx context.Context, in io.Reader, dryRun, partial bool) error {
 	dir, err := os.MkdirTemp("", "userd-")
 	if err != nil {
@@ -71,7 +71,8 @@ func (c *cli) importNew(ctx context.Context, in io.Reader, dryRun, partial bool)
 	}))
 }
 
-// importUsers reads the file and calls insert, or only says what an import would do.
+// importUsers reads and checks the file, prints what is wrong with its rows, and calls
+// insert. With dryRun it instead prints what an import would do.
 func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial bool, insert func(*importer) error) error {
 	size := int64(0)
 	if f, ok := in.(*os.File); ok {
@@ -117,8 +118,9 @@ func newImporter(ctx context.Context, c *cli) (*importer, error) {
 		return nil, err
 	}
 	m := &importer{cli: c, db: db}
-	// The rowid is the row's number. A null id becomes the next free one; place counts
-	// these rows. One transaction for all rows locks only the temporary table.
+	// The rowid is the row's number. insertImport replaces a null id by a free one; place
+	// counts the rows without an id. One transaction for all rows is fast, and it locks only
+	// temporary tables.
 	err = m.exec(ctx, `
 		PRAGMA cache_size = -400000; -- at most 400 MB, so that SQLite builds an index of a million rows in memory
 		PRAGMA wal_autocheckpoint = 0;
@@ -140,7 +142,8 @@ func (m *importer) exec(ctx context.Context, query string, args ...any) error {
 }
 
 // read reads the rows of in, hashes their passwords on every core, and adds the
-// good rows and the problems of the bad ones, in no particular order. It ends the transaction of newImporter.
+// good rows and the problems of the bad ones, in no particular order. It commits the
+// transaction of newImporter.
 func (m *importer) read(ctx context.Context, in io.Reader) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -183,7 +186,7 @@ func (m *importer) readRows(ctx context.Context, in io.Reader, hash func(importR
 		case err == io.EOF:
 			return nil
 		case err != nil:
-			return fmt.Errorf("row %d: %w", number, err) // where the next row begins is uncertain
+			return fmt.Errorf("row %d: %w", number, err) // the start of the next row is unknown
 		case problem != "":
 			err = m.report(ctx, number, problem)
 		case fields == nil: // an empty row
@@ -198,7 +201,7 @@ func (m *importer) readRows(ctx context.Context, in io.Reader, hash func(importR
 	}
 }
 
-// add adds a row whose own values are good.
+// add adds a row whose values are valid. removeConflicts compares it with other rows.
 func (m *importer) add(ctx context.Context, r importRow) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -217,7 +220,8 @@ func (m *importer) add(ctx context.Context, r importRow) error {
 	return err
 }
 
-// moveTo adds the rows to the importer of another database.
+// moveTo adds the good rows to the importer of another database, removes those that conflict
+// with its users, and prints their problems.
 func (m *importer) moveTo(ctx context.Context, to *importer) error {
 	var r importRow
 	var failed error
@@ -234,7 +238,7 @@ func (m *importer) moveTo(ctx context.Context, to *importer) error {
 	return errors.Join(to.exec(ctx, `COMMIT`), to.removeConflicts(ctx), to.printProblems(ctx))
 }
 
-// report keeps what is wrong with a row for printProblems.
+// report counts a bad row and stores its problem for printProblems.
 func (m *importer) report(ctx context.Context, row int, problem string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -246,7 +250,7 @@ func (m *importer) report(ctx context.Context, row int, problem string) error {
 	return err
 }
 
-// printProblems prints what report has kept, in the order of the rows, and forgets it.
+// printProblems prints the stored problems in the order of the rows, and deletes them.
 func (m *importer) printProblems(ctx context.Context) error {
 	rows, err := m.db.conn.QueryContext(ctx, `SELECT row, text FROM problem ORDER BY row`)
 	if err != nil {
@@ -268,7 +272,7 @@ func (m *importer) printProblems(ctx context.Context) error {
 	return m.exec(ctx, `DELETE FROM problem`)
 }
 
-// dropTaken removes the rows that conflict with an existing user, and keeps their problems.
+// dropTaken removes the rows that conflict with an existing user, and stores their problems.
 const dropTaken = `
 	INSERT INTO problem (row, text)
 		SELECT row, text FROM (
@@ -281,9 +285,10 @@ const dropTaken = `
 		) WHERE text IS NOT NULL;
 	DELETE FROM import WHERE rowid IN (SELECT row FROM problem)`
 
-// dropRepeated removes the rows that repeat a value of an earlier row, and keeps their
-// problems. A row that is itself removed is not in the way of a later one, so rows with
-// equal values go one by one, in order, through the unique columns of first.
+// dropRepeated removes the rows that repeat a value of an earlier row, and stores their
+// problems. A removed row does not conflict with later rows, so dropRepeated inserts rows
+// with equal values into first in order: its unique columns accept a row only if no accepted
+// row has one of its values.
 const dropRepeated = `
 	CREATE TEMP TABLE repeated AS
 		SELECT row, id, username, email FROM (
@@ -310,8 +315,9 @@ const dropRepeated = `
 	DROP TABLE repeated;
 	DELETE FROM import WHERE rowid IN (SELECT row FROM problem)`
 
-// removeConflicts removes the rows that are in conflict, and keeps their problems for
-// printProblems. It counts the place here, so that tryInsert holds the lock for a shorter time.
+// removeConflicts removes the rows that conflict with users or with earlier rows, and stores
+// their problems for printProblems. It also sets place, so that tryInsert holds the lock of
+// the database for a shorter time.
 func (m *importer) removeConflicts(ctx context.Context) error {
 	err := m.exec(ctx, dropTaken+";"+dropRepeated+`;
 		UPDATE import SET place = counted.place
@@ -326,7 +332,8 @@ func (m *importer) removeConflicts(ctx context.Context) error {
 	return err
 }
 
-// insert moves the rows into the database, unless rows are bad and partial is false.
+// insert moves the rows into the database and prints the outcome, unless rows are bad and
+// partial is false. It tries again, at most 4 times, if a server adds conflicting users.
 func (m *importer) insert(ctx context.Context, partial bool) error {
 	for attempt := 1; m.bad == 0 || partial; attempt++ {
 		m.progress.note(fmt.Sprintf("importing %d users", m.good))
@@ -347,6 +354,7 @@ func (m *importer) insert(ctx context.Context, partial bool) error {
 	return m.refusal()
 }
 
+// refusal returns the error of an import that bad rows prevent.
 func (m *importer) refusal() error {
 	return fmt.Errorf("%s; nothing was imported", plural(m.bad, "bad row"))
 }

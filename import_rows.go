@@ -18,8 +18,8 @@ import (
 
 // An importRow is one user of an import file.
 type importRow struct {
-	number   int   // of its line in NDJSON, its element in a JSON array, its record in CSV, where the header is 1
-	end      int64 // its place in the file, in bytes
+	number   int   // of the line in NDJSON, the element in a JSON array, or the record in CSV, whose header is 1
+	end      int64 // how many bytes of the file have been parsed, for the progress
 	user     user
 	password string // to be hashed; empty if hash is given
 	hash     string
@@ -32,8 +32,8 @@ var djangoColumns = map[string]string{
 	"is_superuser": "is_superuser", "is_active": "is_active", "first_name": "", "last_name": "", "is_staff": "",
 }
 
-// importFields returns the field that each column of a CSV file fills. Its error repeats
-// nothing of a file without a header, whose first row has a user's address and hash.
+// importFields returns the field that each column of a CSV file fills. If the file has no
+// header, the error repeats nothing of the first row, which has a user's address and hash.
 func importFields(header []string) ([]string, error) {
 	if !slices.Contains(header, "username") || !slices.Contains(header, "email") {
 		return nil, errors.New("the first row must be a header with at least the columns username and email: see userd help user import")
@@ -55,18 +55,18 @@ func importFields(header []string) ([]string, error) {
 	return fields, nil
 }
 
-// maxRow bounds the bytes of one row, whatever its format. It is the bound of a
-// request's body, which holds one user too.
+// maxRow is the largest size of one row in bytes, in every format. It equals that of a
+// request's body, which also holds one user.
 const maxRow = maxBody
 
-var errLongRow = fmt.Errorf("is longer than %d KiB, the most that a row can have", maxRow>>10)
+var errLongRow = fmt.Errorf("is longer than %d KiB, the maximum of a row", maxRow>>10)
 
 // A boundedReader reads a file whose rows have at most maxRow bytes. The parsers of
 // CSV and JSON would hold a row of any length in memory.
 type boundedReader struct {
 	in     io.Reader
 	read   int64 // bytes
-	rowEnd int64 // where the last row ended; the parser has consumed all bytes before it
+	rowEnd int64 // the offset of the end of the last row that the parser returned
 }
 
 // Read returns errLongRow after maxRow bytes that are not the end of a row.
@@ -80,15 +80,16 @@ func (r *boundedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// The rows of a file, in one of its formats.
+// rows are the rows of a file in any of the formats.
 type rows struct {
 	next   nextRow
 	number int            // of the first row
-	file   *boundedReader // whose rowEnd shows how far next is
+	file   *boundedReader // its rowEnd is the progress of next
 }
 
-// A nextRow returns the fields of the next row by name, or what is wrong with the row,
-// or neither if the row is empty. Its error is io.EOF after the last row.
+// A nextRow returns the fields of the next row by name, or the problem of a bad row, or
+// neither if the row is empty. It returns io.EOF after the last row, and any other error if
+// it cannot continue.
 type nextRow func() (fields map[string]string, problem string, err error)
 
 // newRows returns the rows of a file. A file that begins with a brace is NDJSON, and one
@@ -123,8 +124,8 @@ func firstByte(in *bufio.Reader) byte {
 	}
 }
 
-// csvRows reads a CSV file with a header. Spreadsheets write rows of only commas, also
-// with fewer or more commas than the header has.
+// csvRows reads a CSV file with a header. A row of only commas is empty, whatever their
+// number: spreadsheets write such rows.
 func csvRows(in *boundedReader) (nextRow, error) {
 	r := csv.NewReader(in)
 	r.ReuseRecord = true
@@ -202,8 +203,9 @@ func endOfArray(d *json.Decoder) error {
 	return io.EOF
 }
 
-// jsonFields returns the fields of one JSON object, or what is wrong with it. That repeats
-// a name only next to a username or an email: in other objects names can be addresses.
+// jsonFields returns the fields of one JSON object, or its problem. The problem names an
+// unknown member only if the object has a username or an email: the names of the members of
+// other objects can be addresses.
 func jsonFields(object []byte) (fields map[string]string, problem string, err error) {
 	fields = make(map[string]string)
 	unknown := ""
@@ -217,7 +219,7 @@ func jsonFields(object []byte) (fields map[string]string, problem string, err er
 			if slices.Contains([]string{"username", "email", "password", "password_hash", "role"}, name) {
 				return fmt.Errorf("%s must be a string", name)
 			}
-			text = string(value) // of an id, a time or a truth value
+			text = string(value) // of an id, a time or a boolean
 		}
 		fields[name] = text
 		return nil
@@ -235,7 +237,7 @@ func jsonFields(object []byte) (fields map[string]string, problem string, err er
 	return fields, "", nil
 }
 
-// set fills the row from its fields, by name, and returns what is wrong with it.
+// set fills the row from its fields, by name, and returns its problem, or "".
 func (r *importRow) set(fields map[string]string, policy passwordPolicy) (problem string) {
 	wrong := make(fieldErrors)
 	truth := func(name string) bool {
