@@ -225,10 +225,10 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 		c.accepted = c.audience
 	}
 	if !c.accept(&c.tokenNames) {
-		return usagef("JWT_ENCODE_AUDIENCE has none of the names in JWT_DECODE_AUDIENCE, so userd would refuse its own tokens")
+		return usagef("JWT_ENCODE_AUDIENCE has none of the names in JWT_DECODE_AUDIENCE, so userd would refuse its own tokens; add one of them")
 	}
 	if accepts("tls-key") && (c.tlsCert == "") != (c.tlsKey == "") {
-		return usagef("TLS_CERT and TLS_KEY (-tls-cert and -tls-key) go together: one is not set")
+		return usagef("only one of TLS_CERT and TLS_KEY (-tls-cert and -tls-key) is set; set both")
 	}
 	if c.tlsCert != "" && len(c.domains) > 0 {
 		return usagef("HTTPS_DOMAIN and TLS_CERT are both set; set only one")
@@ -239,9 +239,10 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 	return c.readSecrets(getenv)
 }
 
-// defaultAddr returns the address to listen on if ADDR is not set: standard, with the host
-// of HOST and the port of PORT, or the port of HTTPS. HOST must be an address: tcsh and
-// conda set it to the name of the machine or of its system, where userd must not listen.
+// defaultAddr returns the address to listen on if ADDR is not set: the host of HOST and the
+// port of PORT, whose defaults are those of standard, or port 443 for HTTPS. HOST must be an
+// IP address or localhost: tcsh and conda set HOST to the name of the machine or of its
+// system, and userd must not listen there.
 func (c *config) defaultAddr(standard string, getenv func(string) string) (string, error) {
 	host, port := getenv("HOST"), getenv("PORT")
 	https := len(c.domains) > 0
@@ -265,8 +266,8 @@ func (c *config) defaultAddr(standard string, getenv func(string) string) (strin
 	return net.JoinHostPort(host, port), nil
 }
 
-// setDatabase accepts what SQLAlchemy accepts for SQLite, or a path. A path that begins
-// like a URL is refused, because SQLite would make a file of the name "file:app.db".
+// setDatabase accepts a path, or a URL as SQLAlchemy accepts it for SQLite. It refuses a
+// path that begins like another URL: "file:app.db" would become the name of a file.
 func (c *config) setDatabase(v string) (err error) {
 	path := v
 	if urlScheme.MatchString(v) || connectionString.MatchString(v) {
@@ -288,11 +289,11 @@ func (c *config) setDatabase(v string) (err error) {
 	return err
 }
 
-// maxAccessTTL bounds how long other services, which verify access tokens by
-// themselves, accept a token whose session has ended.
+// maxAccessTTL is the longest lifetime of an access token. Services that verify tokens
+// themselves accept a token for so long after its session has ended.
 const maxAccessTTL = 24 * time.Hour
 
-// byteOrderMark begins the texts that many Windows programs write, in UTF-8. userd drops
+// byteOrderMark is the mark with which many Windows programs begin UTF-8 text. userd drops
 // it from every text that it reads from a file or from standard input.
 const byteOrderMark = "\ufeff"
 
@@ -338,9 +339,9 @@ func (c *config) readSecrets(getenv func(string) string) error {
 	return nil
 }
 
-// isDevelopment reports whether the server serves only the developer: it listens on
-// a loopback address, which nothing in the configuration makes public. activated
-// means that systemd opened the socket.
+// isDevelopment reports whether only the developer can reach the server: it listens on a
+// loopback address, and no setting makes that address public. activated means that systemd
+// opened the socket.
 func (c *config) isDevelopment(address net.Addr, activated bool) bool {
 	tcp, ok := address.(*net.TCPAddr)
 	return ok && tcp.IP.IsLoopback() && !activated && len(c.trustedProxies) == 0 && len(c.domains) == 0 && c.tlsCert == ""

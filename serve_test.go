@@ -337,8 +337,8 @@ func TestContradictionsAboutHTTPSAreRefused(t *testing.T) {
 		environ []string
 		words   []string
 	}{
-		{"a certificate without a key", []string{"TLS_CERT=cert.pem"}, []string{"TLS_CERT", "TLS_KEY", "not set"}},
-		{"a key without a certificate", []string{"TLS_KEY=key.pem"}, []string{"TLS_CERT", "TLS_KEY", "not set"}},
+		{"a certificate without a key", []string{"TLS_CERT=cert.pem"}, []string{"TLS_CERT", "TLS_KEY", "set both"}},
+		{"a key without a certificate", []string{"TLS_KEY=key.pem"}, []string{"TLS_CERT", "TLS_KEY", "set both"}},
 		{"a certificate in files and one from ACME", []string{"TLS_CERT=cert.pem", "TLS_KEY=key.pem", "HTTPS_DOMAIN=example.com"}, []string{"HTTPS_DOMAIN", "TLS_CERT", "both"}},
 		{"another certificate's key", []string{"TLS_CERT=cert.pem", "TLS_KEY=other.pem"}, []string{"TLS_CERT", "TLS_KEY", "does not match"}},
 		{"a key in place of the certificate", []string{"TLS_CERT=key.pem", "TLS_KEY=key.pem"}, []string{"TLS_CERT", "PEM"}},

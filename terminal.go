@@ -91,17 +91,17 @@ func (c *cli) openInput(name string) (io.ReadCloser, error) {
 	return os.Open(name)
 }
 
-// A progress shows on a terminal, at most once a second, how far a long command is. A nil
-// *progress shows nothing.
+// A progress shows the progress of a long command on a terminal. A nil *progress shows
+// nothing.
 type progress struct {
 	terminal    io.Writer
-	what        string // "rows read"
+	what        string // the things that are counted, such as "rows read"
 	total       int64  // of the work, in any unit; 0: unknown
 	began, last time.Time
 	shown       bool
 }
 
-// progress returns nil if standard error is not a terminal.
+// progress returns a progress of work on standard error, or nil if that is not a terminal.
 func (c *cli) progress(what string, total int64) *progress {
 	if f, ok := c.stderr.(*os.File); ok && isTerminal(f) {
 		return progressOn(f, what, total)
@@ -114,7 +114,8 @@ func progressOn(terminal io.Writer, what string, total int64) *progress {
 	return &progress{terminal: terminal, what: what, total: total, began: now, last: now}
 }
 
-// show shows a number of things and what part of the total is done.
+// show shows the number of things, how many of them were done a second, and the percentage
+// of the total that done is. It does nothing if it has shown them less than a second ago.
 func (p *progress) show(n int, done int64) {
 	if p == nil {
 		return
@@ -179,8 +180,8 @@ func (p *progress) end() {
 	}
 }
 
-// readPassword reads a new password: on a terminal userd asks for it twice, and otherwise
-// it is the first line of standard input.
+// readPassword reads a new password. On a terminal it asks for the password twice, and
+// returns an error if the two differ. Otherwise it reads the first line of standard input.
 func (c *cli) readPassword(ctx context.Context) (string, error) {
 	in := bufio.NewReaderSize(c.stdin, len(byteOrderMark)+maxPassword+len("\r\n")+1)
 	f, ok := c.stdin.(*os.File)
@@ -191,7 +192,7 @@ func (c *cli) readPassword(ctx context.Context) (string, error) {
 	if restore, err := hideInput(f); err != nil {
 		visible = " (it is visible)"
 	} else {
-		// The reads below do not end with ctx. Exit, but with the echo turned on.
+		// ctx cannot end the reads below, so exit when it ends, but turn the echo on first.
 		stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
 		defer func() { stop(); restore() }()
 	}
@@ -229,8 +230,9 @@ func readPasswordLine(in *bufio.Reader) (string, error) {
 	return line, nil
 }
 
-// hideInput turns the echo of a terminal off. It runs stty because the system
-// calls differ between systems, and userd uses no library that knows them all.
+// hideInput turns off the echo of a terminal, and returns a function that turns it on. It
+// runs stty because the system calls differ between systems, and no dependency of userd
+// covers them.
 func hideInput(f *os.File) (restore func(), err error) {
 	stty := func(arg string) error {
 		cmd := exec.Command("stty", arg)

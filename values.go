@@ -17,12 +17,12 @@ import (
 	"time"
 )
 
-// An error can end up in a log that others read, so it repeats nothing that could be a
-// secret: not the value of a setting that names a file, because the value may be the secret
-// that the file should hold (fileError), and of other settings only what withoutSecrets
-// returns. From a file to import it repeats only what is known to be a name.
+// Errors can end up in a log that other people read, so they repeat no possible secret. An
+// error about a setting that names a file omits the value, because an operator may have set
+// the secret itself (fileError). An error about another setting repeats only the result of
+// withoutSecrets. An error about an import file repeats only known names.
 
-// fileError returns why a file could not be read, without its name.
+// fileError returns why a file could not be read, without the name of the file.
 func fileError(err error) error {
 	if failed, ok := errors.AsType[*fs.PathError](err); ok {
 		err = failed.Err
@@ -30,16 +30,16 @@ func fileError(err error) error {
 	return fmt.Errorf("must name a readable file: %w", err)
 }
 
-// urlScheme finds the scheme of a URL, also behind a quote or a space. A single letter is
-// a Windows drive.
+// urlScheme matches the scheme of a URL, even after a quote or a space. It does not match
+// a single letter, which is a Windows drive.
 var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]+:|[^:/]*://)`)
 
-// connectionString finds what is neither a path nor a URL and may hold a password, such as
-// "host=db password=x".
+// connectionString matches text that is neither a path nor a URL and may hold a password,
+// such as "host=db password=x".
 var connectionString = regexp.MustCompile(`(?i)^//[^/]*@|\b(password|passwd|pwd)\s*=|[\r\n]`)
 
-// withoutSecrets returns a value without what can hold a password: the user info and the
-// query of a URL. If they cannot be told apart, it returns only the scheme.
+// withoutSecrets returns a value without the parts that can hold a password: the user info
+// and the query of a URL. If it cannot find these parts, it returns only the scheme.
 func withoutSecrets(v string) string {
 	scheme := urlScheme.FindString(v)
 	if !strings.ContainsAny(v, "@?#;=\r\n") && !strings.Contains(v, "://") {
@@ -119,14 +119,14 @@ func setTTL(ttl *time.Duration, v string, longest time.Duration) error {
 	return nil
 }
 
-// setTTLOrZero is setTTL, but also accepts 0, for ever.
+// setTTLOrZero is setTTL for at most ten years, but also accepts 0, which means forever.
 func setTTLOrZero(ttl *time.Duration, v string) error {
 	if v == "0" {
 		*ttl = 0
 		return nil
 	}
 	if setTTL(ttl, v, tenYears) != nil {
-		return errors.New("must be a duration such as 9600h, or seconds; from 1s to ten years, or 0 for ever")
+		return errors.New("must be a duration such as 9600h, or seconds; from 1s to ten years, or 0 for no limit")
 	}
 	return nil
 }
@@ -155,8 +155,8 @@ func orList[T ~string](words []T) (list string) {
 	return list
 }
 
-// maxNames bounds the bytes of a name or a list of names: a token must stay below
-// maxToken.
+// maxNames is the largest size of a name or a list of names, in bytes: a token with these
+// names must not exceed maxToken.
 const maxNames = 200
 
 // setName accepts a name that JSON can hold without escapes (StringOrURI of RFC 7519
@@ -198,7 +198,7 @@ func setLevel(to *slog.Level, v string) error {
 	return nil
 }
 
-// setNetworks accepts addresses and CIDRs.
+// setNetworks accepts a list of addresses and CIDRs.
 func setNetworks(to *[]netip.Prefix, v string) error {
 	for i, item := range items(v) {
 		prefix, err := netip.ParsePrefix(item)
