@@ -35,8 +35,8 @@ type action func(ctx context.Context, c *cli) error
 type databaseUse int
 
 const (
-	opens     databaseUse = iota // it is opened; one of the Flask tutorial is adopted first
-	untouched                    // nothing: the action opens or creates what it needs
+	opens     databaseUse = iota // the program opens it, and first adopts one of the Flask tutorial
+	untouched                    // nothing: the action itself opens or creates the files that it requires
 )
 
 // commands is the command table. Help and flags come from here.
@@ -151,7 +151,7 @@ type cli struct {
 	stderr      io.Writer
 }
 
-// A helpRequest is returned instead of running a command. run prints the help.
+// A helpRequest is an error that a command or parse returns. run then prints the help.
 type helpRequest struct {
 	topic []string // the words of a command or group, and what follows them
 	all   bool
@@ -169,7 +169,7 @@ func printVersion(_ context.Context, c *cli) error {
 	return err
 }
 
-// noFlags is for a command without flags of its own.
+// noFlags returns the declare function of a command without flags of its own.
 func noFlags(run action) func(*flag.FlagSet) action {
 	return func(*flag.FlagSet) action { return run }
 }
@@ -178,7 +178,7 @@ func jsonFlag(f *flag.FlagSet) *bool {
 	return f.Bool("json", false, "Print one JSON object a line instead of a table.")
 }
 
-// accepts reports whether the command reads a setting, which it names by its flag.
+// accepts reports whether the command reads the setting with this flag.
 func (cmd *command) accepts(setting string) bool {
 	switch cmd.words {
 	case "":
@@ -199,8 +199,8 @@ func (cmd *command) accepts(setting string) bool {
 	return false
 }
 
-// flagSet returns the command's flags and its action. The values of settings go
-// to given, by flag.
+// flagSet returns the command's flags and its action. Parsing the flags stores the
+// values of settings in given, by flag.
 func (cmd *command) flagSet(given map[string]string) (*flag.FlagSet, action) {
 	flags := flag.NewFlagSet(cmd.words, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -229,16 +229,16 @@ func (cmd *command) usagef(format string, args ...any) error {
 	return usagef("%s", text)
 }
 
-// A commandLine is the arguments of userd, taken apart.
+// A commandLine holds the arguments of userd by kind.
 type commandLine struct {
 	words []string // of the command, and its arguments
 	names []string // of the flags, without dashes
 	flags []string // as they were given, each followed by its value
-	help  bool
+	help  bool     // -h or -help was given
 }
 
-// splitArgs takes the arguments apart. Flags may be anywhere, also before the
-// words of the command, so it goes by the flags of all commands.
+// splitArgs separates the flags from the other arguments. Flags can be before the words of
+// the command, so it knows those of all commands. It returns a usageError.
 func splitArgs(args []string) (line commandLine, err error) {
 	for len(args) > 0 {
 		arg := args[0]
@@ -264,7 +264,7 @@ func splitArgs(args []string) (line commandLine, err error) {
 		line.names, line.flags = append(line.names, name), append(line.flags, arg)
 		if !isBool && !hasValue {
 			if len(args) == 0 {
-				return line, usagef("%s needs a value", dashed)
+				return line, usagef("%s requires a value", dashed)
 			}
 			line.flags, args = append(line.flags, args[0]), args[1:]
 		}
@@ -272,7 +272,7 @@ func splitArgs(args []string) (line commandLine, err error) {
 	return line, nil
 }
 
-// findFlag reports whether any command has a flag, and whether it is boolean.
+// findFlag reports whether any command has the flag, and whether the flag is boolean.
 func findFlag(name string) (known, isBool bool) {
 	for i := range commands {
 		flags, _ := commands[i].flagSet(nil)
@@ -295,8 +295,8 @@ func flagOwners(name string) string {
 	return strings.Join(owners, ", ")
 }
 
-// findCommand returns the command that the words begin with, and its arguments.
-// The words of a group, such as user, are a request for help.
+// findCommand returns the command with which the words begin, and its arguments. For the
+// name of a group, such as user, it returns a helpRequest; otherwise a usageError.
 func findCommand(words []string) (cmd *command, args []string, err error) {
 	group := false
 	for i := range commands {
@@ -340,7 +340,7 @@ func (c *cli) parse(args []string, getenv func(string) string) (*command, action
 	flags, run := cmd.flagSet(given)
 	for _, name := range line.names {
 		if flags.Lookup(name) == nil {
-			return nil, nil, cmd.usagef("unknown flag -%s, which belongs to %s; see %s", name, flagOwners(name), strings.TrimSpace("userd help "+cmd.words))
+			return nil, nil, cmd.usagef("does not accept -%s, a flag of %s; see %s", name, flagOwners(name), strings.TrimSpace("userd help "+cmd.words))
 		}
 	}
 	if err := flags.Parse(line.flags); err != nil {
@@ -350,14 +350,14 @@ func (c *cli) parse(args []string, getenv func(string) string) (*command, action
 	if n := len(c.args); n < len(names) && !strings.HasPrefix(names[n], "[") {
 		return nil, nil, cmd.usagef("missing %s; usage: %s", names[n], cmd.usage())
 	} else if n > len(names) && !strings.HasSuffix(cmd.args, "...]") {
-		return nil, nil, cmd.usagef("too many arguments; usage: %s", cmd.usage()) // without them: one may be a password
+		return nil, nil, cmd.usagef("too many arguments; usage: %s", cmd.usage()) // not repeated: one may be a password
 	}
 	return cmd, run, c.load(given, getenv, cmd.accepts)
 }
 
-// run runs the action, in most cases on the open database. Root does not work in a
-// directory of another user, who could rename files there and so make root write elsewhere:
-// the command runs as that user.
+// run runs the action, and opens the database for it if the command says so. If root runs
+// it in the directory of another user, it starts userd again as that user, who could rename
+// files there and so make root write elsewhere.
 func (cmd *command) run(ctx context.Context, c *cli, run action) error {
 	if cmd.words != "" && cmd.accepts("database") {
 		user, err := safefile.ActAs(c.database)
@@ -384,7 +384,7 @@ func (cmd *command) run(ctx context.Context, c *cli, run action) error {
 }
 
 // runAs runs userd with these arguments as another user; nil is the user of this process.
-// The error is an *exec.ExitError if that userd failed, which has told why.
+// If that userd fails, the error is an *exec.ExitError, and that userd has printed why.
 func (c *cli) runAs(user *safefile.User, args []string, stdout io.Writer) error {
 	cmd, err := user.Command(args...)
 	if err != nil {
@@ -394,7 +394,7 @@ func (c *cli) runAs(user *safefile.User, args []string, stdout io.Writer) error 
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("running userd as the owner of the directory of %s: %w", c.database, err)
 	}
-	// A terminal interrupts both processes, but a program that terminates this one means the other.
+	// A terminal sends its interrupt to both processes, but a program sends SIGTERM only to this one.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
 	go func() {
@@ -408,8 +408,8 @@ func (c *cli) runAs(user *safefile.User, args []string, stdout io.Writer) error 
 	return err
 }
 
-// withDatabase runs an action on the database, which a server may have open too. A command
-// that can create the database first checks what it is about to write.
+// withDatabase opens the database, which a server may have open too, runs the action, links
+// new events, and closes the database. If create is true, it creates a missing database.
 func (c *cli) withDatabase(ctx context.Context, create bool, resolve resolution, run action) error {
 	st, err := c.openDatabase(ctx, create, resolve)
 	if err != nil {
@@ -433,7 +433,7 @@ func (c *cli) newUserService(st *store) userService {
 	return userService{st, hasher, c.passwords, time.Now}
 }
 
-// openDatabase opens the database, and adopts one of the Flask tutorial first.
+// openDatabase opens the database, or adopts or creates it first: see withDatabase.
 func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution) (*store, error) {
 	kind, err := inspectDatabase(ctx, c.database)
 	if err == nil && kind == kindNone && !create {
@@ -452,7 +452,7 @@ func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution)
 	if kind == kindTutorial {
 		st.wrote.Store(true) // adopt may have recorded events
 	}
-	if kind == kindNone { // perhaps the operator meant another one
+	if kind == kindNone { // the operator may have meant another file
 		fmt.Fprintln(c.stderr, "created the database", printable(c.database))
 	}
 	return st, nil
@@ -481,13 +481,14 @@ func openError(path string, err error) error {
 	return fmt.Errorf("DATABASE_URL (-database) is %s: %w", path, err)
 }
 
-// plainError replaces an error that has a text for clients by that text.
+// plainError replaces an error by the text that a client would see, but keeps the cause
+// of a storage error.
 func plainError(err error) error {
 	if errors.Is(err, context.Canceled) { // also if the database reports it
 		return errors.New("interrupted")
 	}
 	if errors.Is(err, errStorage) {
-		return err // with its cause
+		return err
 	}
 	if d, ok := errors.AsType[*detailedError](err); ok {
 		return errors.New(d.text)

@@ -32,7 +32,7 @@ func keyList(f *flag.FlagSet) action {
 			return err
 		}
 		if last.configured {
-			fmt.Fprintf(c.stderr, "since %s the servers of this database sign with JWT_SECRET_KEY, not with a key of this list\n", when(last.since))
+			fmt.Fprintf(c.stderr, "since %s the servers of this database sign with JWT_SECRET_KEY instead of these keys\n", when(last.since))
 		}
 		if *asJSON {
 			lines := json.NewEncoder(c.stdout)
@@ -55,7 +55,7 @@ func keyList(f *flag.FlagSet) action {
 }
 
 func keyRotate(f *flag.FlagSet) action {
-	end := f.Bool("now", false, "End the keys before it now: every access token that they signed is invalid. Use it if a key may have leaked.")
+	end := f.Bool("now", false, "Delete the earlier keys now: the access tokens that they signed are no longer valid. Use it if a key may have leaked.")
 	refresh := f.Bool("refresh", false, "Replace the key of refresh tokens instead: every session must log in again when its access token expires.")
 	return func(ctx context.Context, c *cli) error {
 		now := c.wall().Unix()
@@ -66,7 +66,7 @@ func keyRotate(f *flag.FlagSet) action {
 			if err := c.store.rotateSecret(ctx, "refresh", randomKey().secret, now); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintln(c.stdout, "the key of refresh tokens is new; the tokens before it are no longer valid")
+			_, err := fmt.Fprintln(c.stdout, "replaced the key of refresh tokens; earlier refresh tokens are no longer valid")
 			return err
 		}
 		last, err := c.store.signer()
@@ -85,14 +85,14 @@ func keyRotate(f *flag.FlagSet) action {
 		}
 		text := ""
 		if *end {
-			text = "; the keys before it are no longer valid"
+			text = "; the earlier keys are no longer valid"
 		}
 		_, err = fmt.Fprintf(c.stdout, "key %s signs from now on%s\n", key.kid, text)
 		return err
 	}
 }
 
-// eventList prints events, and with -follow also those to come.
+// eventList prints events, and with -follow also each new one until ctx ends.
 func eventList(f *flag.FlagSet) action {
 	asJSON := jsonFlag(f)
 	follow := f.Bool("follow", false, "Print new events until interrupted; with -after, first those after that id.")
@@ -123,8 +123,8 @@ func eventList(f *flag.FlagSet) action {
 	}
 }
 
-// eventUser returns the id of the user that an argument names. A deleted user is
-// known only by its id.
+// eventUser returns the id of the user that an argument names. It accepts the id of a
+// deleted user.
 func (c *cli) eventUser(name string) (id int64, err error) {
 	u, err := c.user(name)
 	if digits, ok := strings.CutPrefix(name, "id="); ok && errors.Is(err, errUserNotFound) {
@@ -137,14 +137,14 @@ func (c *cli) printEvents(ctx context.Context, after int64, only eventFilter, fo
 	out := bufio.NewWriter(c.stdout)
 	lines := json.NewEncoder(out)
 	table := newTable(out, "ID", "AT", "TYPE", "ACTOR", "USER", "SESSION", "ADDRESS", "CHANGES")
-	// So that later rows align too: ids to 8 digits, with a name to 16 characters, all types,
-	// and IPv4 addresses.
+	// So that later rows align too: ids of up to 8 digits, ids with names of up to 16
+	// characters, all types, and IPv4 addresses.
 	table.widths = []int{8, 20, 14, 16, 16, 8, 15, 0}
 	if asJSON {
 		table.rows = nil
 	}
 	for {
-		names := make(map[int64]string) // of these events; later ones may find a new name
+		names := make(map[int64]string) // only for this read: users can be renamed later
 		next, more, err := c.store.eventsSince(ctx, after, only, func(e *event) {
 			if asJSON {
 				lines.Encode(newEventAnswer(e))
@@ -172,8 +172,8 @@ func (c *cli) printEvents(ctx context.Context, after int64, only eventFilter, fo
 	}
 }
 
-// idAndName returns the id of a user and its name as it is now: an event has only the id.
-// A deleted user has no name. It keeps what it finds in names.
+// idAndName returns the id of a user and its current name, if the user still exists: an
+// event has only the id. It caches its results in names.
 func (c *cli) idAndName(id int64, names map[int64]string) string {
 	text, ok := names[id]
 	if !ok {
@@ -193,8 +193,8 @@ func idOrDash(id int64) string {
 	return strconv.FormatInt(id, 10)
 }
 
-// eventsVerify recomputes the chain of events and prints its head. It fails if the
-// chain does not hold, does not contain a head that was noted elsewhere, or begins too late.
+// eventsVerify recomputes the chain of events and prints its head. It returns an error if
+// the chain is broken, lacks the head that was noted elsewhere, or begins too late.
 func eventsVerify(ctx context.Context, c *cli) error {
 	var noted head
 	if len(c.args) == 1 {
@@ -304,7 +304,7 @@ func adoptDatabase(f *flag.FlagSet) action {
 	}
 }
 
-// healthcheckTimeout is longer than a server needs to answer that it is not ready.
+// healthcheckTimeout is longer than a server takes to answer that it is not ready.
 const healthcheckTimeout = 4 * time.Second
 
 // healthcheck asks the server with this configuration whether it is ready, for

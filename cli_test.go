@@ -484,7 +484,7 @@ func TestALeakedKeyEndsNow(t *testing.T) {
 	sh := &shell{t, s.path}
 	sh.run(0, "", "key", "rotate")
 	s.do(leaked.sign(c), "GET", path, "").want(t, 200, "")
-	if out, _ := sh.run(0, "", "key", "rotate", "-now"); !strings.HasSuffix(out, " signs from now on; the keys before it are no longer valid\n") {
+	if out, _ := sh.run(0, "", "key", "rotate", "-now"); !strings.HasSuffix(out, " signs from now on; the earlier keys are no longer valid\n") {
 		t.Errorf("key rotate -now prints %s", out)
 	}
 	s.do(leaked.sign(c), "GET", path, "").want(t, 401, "invalid_token")

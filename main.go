@@ -25,21 +25,21 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr); err != nil {
-		if e, ok := errors.AsType[*exec.ExitError](err); !ok || !e.Exited() && !brokenPipe(e) { // otherwise that process has said why
+		if e, ok := errors.AsType[*exec.ExitError](err); !ok || !e.Exited() && !brokenPipe(e) { // otherwise runAs's process has printed why
 			fmt.Fprintln(os.Stderr, "userd:", err)
 		}
 		os.Exit(exitStatus(err))
 	}
 }
 
-// brokenPipe reports whether a process ended because no one reads its output any more.
+// brokenPipe reports whether a process ended because the reader of its output has exited.
 func brokenPipe(e *exec.ExitError) bool {
 	status, ok := e.Sys().(syscall.WaitStatus)
 	return ok && status.Signaled() && status.Signal() == syscall.SIGPIPE
 }
 
-// exitStatus returns 2 for a wrong command or configuration, and otherwise 1. The status
-// of a command that ran as another user is its own, as a shell would report it.
+// exitStatus returns the status of the process, as a shell would report it, if a command
+// ran as another user; 2 for a wrong command or configuration; and otherwise 1.
 func exitStatus(err error) int {
 	if e, ok := errors.AsType[*exec.ExitError](err); ok && e.Exited() {
 		return e.ExitCode()
@@ -176,11 +176,12 @@ func manual() string {
 
 		The commands work on the database whether a server is running or not; a running
 		server sees their changes immediately. If root runs them and the directory of the
-		database belongs to another user, they run as that user. They accept the setting
-		-database and no other,
-		except that events verify also accepts -event-retention, that user add, user passwd and
-		user import also accept -password-min-length and -issuer, and that healthcheck accepts
-		only -addr, -https-domain and -tls-cert.
+		database belongs to another user, they run as that user.
+
+		The only setting that commands accept is -database, with three exceptions: events
+		verify also accepts -event-retention; user add, user passwd and user import also
+		accept -password-min-length and -issuer; healthcheck accepts only -addr,
+		-https-domain and -tls-cert.
 
 		USER is a username, an e-mail address, or an id written as id=7. A list is a table;
 		with -json it is one JSON object a line. In a table, - marks a time or an id that does
