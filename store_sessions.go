@@ -16,13 +16,13 @@ type session struct {
 	createdAt   int64
 	lastUsedAt  int64
 	expiresAt   int64
-	lifetime    int64  // the longest time from createdAt to expiresAt; 0: no limit. Not in the table
+	lifetime    int64  // the most seconds from createdAt to expiresAt; 0: no limit; not in the table
 	address     string // of the client, at the login or the last refresh
 	userAgent   string
 	generation  int64
 	refreshHash []byte
 	rotatedAt   int64
-	rekeyedAt   int64 // the first generation whose access tokens are good; see addRekeying
+	rekeyedAt   int64 // the first generation whose access tokens are valid; see addRekeying
 }
 
 // sessionColumns and (*session).columns list the columns in the same order.
@@ -57,10 +57,9 @@ func (x *session) columns() []any {
 
 // startSession stores a new session of a user, sets x.id, and returns the key that
 // signs its access token. It ends the user's oldest sessions beyond maxSessions. If
-// newHash is not empty, it replaces the user's hash by this better one of the same
-// password.
-// It returns errCredentials if the user is disabled, or if its auth_stamp is not
-// the stamp that was read before the password was checked.
+// newHash is not empty, it replaces the user's outdated hash of the same password. It
+// returns errCredentials if the user is disabled, or if its auth_stamp differs from stamp,
+// which the caller read before it checked the password.
 func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string) (key keyRow, err error) {
 	values := args{
 		{"user", x.userID}, {"stamp", stamp}, {"new_hash", newHash}, {"most", maxSessions},
@@ -98,16 +97,16 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 	return key, err
 }
 
-// A rekeying makes every other token of a session dead, since its user changed the
-// password: a thief may hold tokens of the same session.
+// A rekeying invalidates the other tokens of a session whose user changes the password: a
+// thief may hold tokens of the same session.
 type rekeying struct {
 	session session // the client and the times, and the hash of the new refresh token
-	kept    string  // the jti of the access token that asks, which stays good
+	kept    string  // the jti of the request's access token, which stays valid
 	key     keyRow  // signs the new access token
 }
 
-// statements returns the statements that re-key. They set the session's generation
-// and the key.
+// statements returns the statements of the rekeying. They set r.session.generation and
+// r.key.
 func (r *rekeying) statements() []statement {
 	return []statement{
 		{
@@ -132,10 +131,7 @@ func (r *rekeying) statements() []statement {
 			},
 			scan: []any{&r.session.generation},
 		},
-		{
-			query: selectNewestKey,
-			scan:  []any{&r.key.kid, &r.key.secret},
-		},
+		r.key.selectNewest(),
 	}
 }
 
@@ -143,7 +139,7 @@ func (r *rekeying) statements() []statement {
 // last used. It returns errSessionEnded if the session has ended, was re-keyed without
 // keeping the token, or was restored from a backup older than the token, or if its user
 // is deleted or disabled. It returns errBadToken if kid names a key of the database
-// whose tokens are no longer good. kid is empty for a key of the configuration.
+// whose tokens are no longer valid. kid is empty for a key of the configuration.
 func (s *store) principal(sid int64, token tokenID, kid string, now int64) (u user, lastUsedAt int64, err error) {
 	var validKey bool
 	err = s.read(`SELECT`+userColumns+`, session.last_used_at,
@@ -158,8 +154,8 @@ func (s *store) principal(sid int64, token tokenID, kid string, now int64) (u us
 	return u, lastUsedAt, err
 }
 
-// touchEvery is the age in seconds at which the last use of a session is recorded
-// again, so that most requests cost no write.
+// touchEvery is after how many seconds touch records the use of a session again, so that
+// most requests need no write.
 const touchEvery = 60
 
 // touch records that a session is in use. It does not wait for the write.
@@ -184,8 +180,8 @@ func (s *store) sessionsOf(ctx context.Context, userID, now int64, f func(*sessi
 		x.columns(), func() { f(&x) }, userID, now)
 }
 
-// endOfSession is the time at which a session ends after a refresh: it lives at most
-// @lifetime from its start, unless that is 0.
+// endOfSession is when a session expires after a refresh: at @expires, but at most
+// @lifetime seconds after its start, unless @lifetime is 0.
 const endOfSession = `iif(@lifetime = 0, @expires, min(@expires, created_at + @lifetime))`
 
 // rotate replaces the refresh token of a session by the one that x describes, sets
@@ -222,9 +218,9 @@ func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) 
 	return key, err
 }
 
-// repeatRotation counts one more answer to the token before the live one of x, and
-// returns the key that signs the access token. It returns errNotApplied if there
-// were most of them already, or if the session has another live token or has ended.
+// repeatRotation counts a repeated use of the token before the live token of x, and
+// returns the key that signs the access token. It returns errNotApplied if that token was
+// already repeated most times, or if the session has another live token or has ended.
 func (s *store) repeatRotation(ctx context.Context, x *session, most int) (key keyRow, err error) {
 	err = s.write(ctx,
 		statement{
@@ -234,10 +230,7 @@ func (s *store) repeatRotation(ctx context.Context, x *session, most int) (key k
 			args:   args{{"id", x.id}, {"generation", x.generation}, {"hash", x.refreshHash}, {"most", most}},
 			ifNone: errNotApplied,
 		},
-		statement{
-			query: selectNewestKey,
-			scan:  []any{&key.kid, &key.secret},
-		})
+		key.selectNewest())
 	return key, err
 }
 
@@ -289,13 +282,13 @@ func (s *store) endReused(ctx context.Context, userID, sid int64, address string
 	return err
 }
 
-// sweepSize is how many sessions one sweep reads.
+// sweepSize is how many sessions one sweep reads at most.
 const sweepSize = 1000
 
-// sweep deletes the keys whose tokens have all expired. Of the sweepSize sessions
-// after an id, it deletes the expired ones. It returns the id to continue from, or 0
-// at the end. The small steps replace an index on expires_at, which each refresh would
-// have to update.
+// sweep reads sweepSize sessions after an id and deletes the expired ones. It also deletes
+// the keys whose tokens have all expired. It returns the id to continue from, or 0 after
+// the last session. The small steps replace an index on expires_at, which each refresh
+// would have to update.
 func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err error) {
 	var n, expired, oldKeys int
 	err = s.read(`
@@ -327,7 +320,7 @@ type keyRow struct {
 	secret []byte
 }
 
-// keyIsValid is the condition that tokens of a key can be valid at the time ?2.
+// keyIsValid is the condition that tokens of a key can still be valid at the time ?2.
 const keyIsValid = `(retired_at = 0 OR ` + keyEnd + ` > ?2)`
 
 // keyEnd is when the last token of a retired key expires: after 24 hours at most
@@ -363,8 +356,7 @@ func (s *store) signingKeys(ctx context.Context) (keys []signingKeyInfo, err err
 	return keys, err
 }
 
-// newestKey returns the key that signs. Its kid is empty if the configuration has
-// the key.
+// newestKey returns the key of the database that signs, or the zero key if none does.
 func (s *store) newestKey() (key keyRow, err error) {
 	err = s.read(selectNewestKey, nil, []any{&key.kid, &key.secret})
 	return key, err
@@ -379,8 +371,8 @@ func (s *store) keySecret(kid string, now int64) (secret []byte, err error) {
 
 var errNoKey = errors.New("no signing key")
 
-// ensureKey adds key as the signing key if the database has none. It records that
-// the signing key signs tokens of ttl seconds.
+// ensureKey adds key as the signing key if the database has none, and records that the
+// signing key signs tokens that live for ttl seconds.
 func (s *store) ensureKey(ctx context.Context, key keyRow, ttl, now int64) error {
 	var done bool
 	err := s.read(`SELECT EXISTS (SELECT 1 FROM signing_key WHERE retired_at = 0 AND token_ttl >= ?)`, errStorage, []any{&done}, ttl)
@@ -433,7 +425,7 @@ func (s *store) rotateKey(ctx context.Context, key keyRow, end bool, now int64) 
 		event{at: now, kind: keyRotated, changes: "kid=" + key.kid}.by(console))
 }
 
-// rotateSecret replaces the named secret of this database.
+// rotateSecret replaces the named secret of the database, or adds it.
 func (s *store) rotateSecret(ctx context.Context, name string, value []byte, now int64) error {
 	return s.write(ctx,
 		statement{
@@ -449,12 +441,13 @@ type signer struct {
 	since      int64 // 0: no server has started yet
 }
 
+// signer returns the signer, or the zero signer if no server has started yet.
 func (s *store) signer() (v signer, err error) {
 	err = s.read(`SELECT configured, since FROM signer WHERE id = 1`, nil, []any{&v.configured, &v.since})
 	return v, err
 }
 
-// recordSigner records with which kind of key a server signs that starts now.
+// recordSigner records with which kind of key a starting server signs, and since when.
 func (s *store) recordSigner(ctx context.Context, configured bool, now int64) error {
 	last, err := s.signer()
 	if err != nil || last.since > 0 && last.configured == configured {
@@ -468,7 +461,7 @@ func (s *store) recordSigner(ctx context.Context, configured bool, now int64) er
 	})
 }
 
-// secret returns the named secret of the database. If it does not exist, secret
+// secret returns the named secret of the database. If it does not exist, secret first
 // stores fresh under the name.
 func (s *store) secret(ctx context.Context, name string, fresh []byte) (value []byte, err error) {
 	const query = `SELECT value FROM secret WHERE name = ?`

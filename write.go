@@ -21,9 +21,9 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// A statement is one step of a write. The first statement carries the write's
-// conditions: if they do not hold, it changes nothing and the others do not run.
-// A later statement may fail too, but that runs the whole group again.
+// A statement is one step of a write. The first statement has the write's conditions: if
+// they do not hold, it changes nothing and the others do not run. If a later statement
+// fails, the writer runs all writes of the group again, one by one.
 type statement struct {
 	query  string // a constant
 	args   args
@@ -64,7 +64,7 @@ func (a args) list(names []string) ([]any, error) {
 	return list, nil
 }
 
-// A textOrParameter is a text in a query, or a named parameter.
+// textOrParameter matches a string literal of a query, or a named parameter.
 var textOrParameter = regexp.MustCompile(`'[^']*'|@\w+`)
 
 // numbered returns the query with ?1, ?2, … in place of its named parameters, and the
@@ -122,11 +122,12 @@ func newPendingWrite(ctx context.Context, statements []statement) *pendingWrite 
 	return &pendingWrite{ctx: ctx, statements: statements, answer: make(chan error, 1)}
 }
 
-// maxGroup bounds the writes in a transaction, and so how long its first one waits.
+// maxGroup bounds the writes in a transaction, and so how long the first one waits.
 const maxGroup = 256
 
-// busyTimeout is how long a write waits for the lock of another process, a
-// command: long enough for a large import, and less than a server has to stop.
+// busyTimeout is how long a write waits for the lock of another process, such as a
+// command: long enough for a large import, and less than the time that a server may
+// take to stop.
 const busyTimeout = 7 * time.Second
 
 // openWriter opens the write connection. The caller starts run.
@@ -191,7 +192,7 @@ func (w *writer) write(ctx context.Context, statements ...statement) (err error)
 		select {
 		case err := <-p.answer:
 			return err
-		default: // it entered the queue after run had returned
+		default: // p entered the queue after run had returned
 			return errClosing
 		}
 	}
@@ -397,11 +398,11 @@ func (w *writer) perform(st statement) error {
 
 func (w *writer) exec(query string) error { return w.step(statement{query: query}) }
 
-// dsn returns the name of the database file for the driver. Pragmas are
-// parameters of it, because one that Exec runs affects one connection of a pool.
-// With trusted_schema off, what another program put into the schema can call only
-// functions without side effects. With secure_delete on, SQLite overwrites what it
-// deletes: FAST would leave password hashes in free pages.
+// dsn returns the data source name of a database file. Pragmas are parameters of it,
+// because a PRAGMA that Exec runs affects only one connection of a pool. With
+// trusted_schema off, SQL that another program put into the schema can call only
+// functions without side effects. With secure_delete on, SQLite overwrites deleted
+// data: FAST would leave password hashes in free pages.
 func dsn(path string, params ...string) string {
 	path = filepath.ToSlash(path)
 	if !strings.HasPrefix(path, "/") { // C:/…
