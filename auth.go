@@ -20,7 +20,7 @@ import (
 	"userd/internal/strictjson"
 )
 
-// Claims are the claims of an access token (RFC 7519): those of
+// claims are the claims of an access token (RFC 7519): those of
 // Flask-JWT-Extended, in its order, and the session. Times are in Unix seconds.
 type claims struct {
 	fresh     bool // a login made the token, not a refresh: it is a proof for proofAge
@@ -38,8 +38,8 @@ type claims struct {
 // kinds of token, which another service may sign with the same key.
 const tokenType = "access"
 
-// clockLeeway is how far in the future, in seconds, a token may have been issued:
-// the clocks of two machines, or of one before and after a step, may differ so much.
+// clockLeeway is how many seconds in the future a token may have been issued: the clocks
+// of two machines, or one clock before and after a step, can differ by this much.
 const clockLeeway = 60
 
 // maxToken is the largest length of a token, in bytes. userd's tokens have about 330, and
@@ -100,14 +100,14 @@ type keyring struct {
 	byHeader map[string]*signingKey // of the database; store.principal checks that they are still valid
 }
 
-// newKeyring returns a keyring of the configured keys and of those that lookup
-// finds. lookup returns errNoKey for an unknown kid.
+// newKeyring returns a keyring of the configured keys and of the database's keys, which
+// lookup finds. lookup returns errNoKey for an unknown kid.
 func newKeyring(lookup func(kid string, now int64) ([]byte, error), configured ...*signingKey) *keyring {
 	return &keyring{configured: configured, lookup: lookup, byHeader: make(map[string]*signingKey)}
 }
 
-// signer returns the key that signs. That is the configuration's first key. If the
-// configuration has none, it is the database's newest key, which is row.
+// signer returns the key that signs: the configuration's first key or, if the configuration
+// has none, the database's newest key, which is row.
 func (k *keyring) signer(row keyRow) *signingKey {
 	if len(k.configured) > 0 {
 		return k.configured[0]
@@ -199,7 +199,7 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 
 // decodeBase64URL decodes the only form that RFC 7515 allows: without padding,
 // with zero trailing bits, and without the line breaks that Go's decoder skips.
-// With two forms, one signature would be good for two tokens.
+// If it accepted two forms, one signature would be valid for two tokens.
 func decodeBase64URL(s string) ([]byte, bool) {
 	if strings.ContainsAny(s, "\r\n") {
 		return nil, false
@@ -285,8 +285,8 @@ func randomKey() keyRow {
 }
 
 // loadKeys returns the keyring of a configuration and a database. If neither has a
-// key, loadKeys makes one in the database. If the configuration has one, it retires
-// those of the database.
+// key, loadKeys makes one in the database. If the configuration has one, loadKeys
+// retires those of the database.
 func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, error) {
 	if err := st.recordSigner(ctx, len(c.secret) > 0, now); err != nil {
 		return nil, fmt.Errorf("signing key: %w", err)
@@ -299,7 +299,7 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 		}
 		return ring, nil
 	}
-	// Otherwise a key that leaked with an old copy of the database would be valid for ever.
+	// Otherwise a key that leaked with an old copy of the database would be valid forever.
 	if err := st.retireKeys(ctx, now); err != nil {
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
@@ -344,9 +344,9 @@ func (x *exchange) caller() caller {
 	}
 }
 
-// admit returns nil if x may call a route with this access. Unless that is anyone,
-// it sets x.who and, if the path has an {id}, x.target: "me" is the principal's id.
-// The error is one of authenticate, errUserNotFound or errForbidden.
+// admit returns nil if x may call a route with this access. Unless the access is anyone,
+// admit sets x.who and, if the path has an {id}, x.target: "me" is the principal's id.
+// It returns an error of authenticate, errUserNotFound or errForbidden.
 func (s *server) admit(x *exchange, a access) error {
 	if a == anyone {
 		return nil
@@ -408,8 +408,8 @@ func (s *server) authenticate(x *exchange) error {
 }
 
 // bearer returns the token of the request's Authorization header (RFC 6750
-// section 2.1), or errNoToken. Two headers are errBadToken. The case of the scheme
-// does not matter (RFC 9110 section 11.1).
+// section 2.1), or errNoToken. For two headers it returns errBadToken. It ignores the
+// case of the scheme (RFC 9110 section 11.1).
 func bearer(x *exchange) (string, error) {
 	header := x.r.Header["Authorization"]
 	if len(header) > 1 {
@@ -424,32 +424,32 @@ func bearer(x *exchange) (string, error) {
 	return "", errNoToken
 }
 
-// A proof is a set of acts that could take an account over, or keep it. A row of
-// the route table has those of its route: a caller must prove again that it is the
-// user before it does them. A field with its current value is not an act.
+// A proof is a set of acts with which a thief could take over an account or keep it. Each
+// row of the route table has the acts of its route for which a caller must prove its
+// identity again. A field with its current value is not an act.
 type proof uint16
 
 const (
-	changeUsername proof = 1 << iota // of oneself or, for admins, of others, as all of these
+	changeUsername proof = 1 << iota // these acts concern the caller or, for admins, other users
 	changeEmail
 	changePassword
 	changeRole
 	changeDisabled
 	deleteUser
 	createAdmin
-	endOtherSessions // any session but the one that asks
+	endOtherSessions // any session except that of the request
 
 	changeUser       = changeUsername | changeEmail | changePassword | changeRole | changeDisabled
 	noProof    proof = 0
 
-	// The acts for which the token that changed a password is no longer a proof: a
-	// thief may hold it too. Their writes check this.
+	// The acts for which the token with which the user changed the password is no longer
+	// proof, because a thief may hold it too. Their writes check this.
 	renewedOnly = changeEmail | changePassword | changeRole | createAdmin
 )
 
-// proofAge is how long, in seconds, a login is a proof, however long its token
-// lives: a token that is stolen later must not be enough to take the account over.
-// A reader of the tutorial logs in once and has this much time for all of its lines.
+// proofAge is how many seconds a login is proof, however long its token lives: a token
+// that is stolen later must not be enough to take over the account. A reader of the
+// tutorial logs in once, and needs some minutes for all of its commands.
 const proofAge = 15 * 60
 
 // targetUser returns the user that the path names, or errUserNotFound. It does not
@@ -476,8 +476,8 @@ func (c *settings) newClaims(x *session, now time.Time, fresh bool) claims {
 	}
 }
 
-// generationOf returns the generation of a session that a jti begins with, or 0 if
-// it has none, as in the tokens of earlier builds.
+// generationOf returns the generation of a session with which a jti begins, or 0 if the
+// jti has none, as in the tokens of earlier builds.
 func generationOf(jti string) int64 {
 	text, _, _ := strings.Cut(jti, "-")
 	generation, err := parseID(text)

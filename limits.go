@@ -13,23 +13,23 @@ import (
 	"userd/internal/throttle"
 )
 
-// A limiter limits the requests of strangers. It counts by network, which is a /24
-// of IPv4 or a /64 of IPv6: a client that has one address of it usually has all. Some
-// have an IPv6 /56 or /48, which therefore have an allowance for all their networks.
-// A restart clears the counts; only an operator can restart userd.
+// A limiter limits the requests of strangers. It counts by network, which is a /24 of
+// IPv4 or a /64 of IPv6, because a client that has one address of a network usually has
+// all. Some clients have an IPv6 /56 or /48, so each of these has an allowance for all
+// its networks together. A restart clears the counts; only an operator can restart userd.
 //
-// A failed login counts three times: by user and network, with a growing delay,
-// against guesses of a password; by network, against guesses of a user for one
-// password; and by user, against an attacker with many networks. With the last two
-// an attacker could lock a user out, so they do not apply in a network that the
-// user has logged in from.
+// A failed login counts three times: by user and network, with a growing delay, against
+// an attacker who guesses the password of a user; by network, against an attacker who
+// tries one password for many users; and by user, against an attacker with many networks.
+// An attacker could use the last two to lock a user out, so they do not apply in a
+// network that the user has logged in from.
 type limiter struct {
 	seed throttle.Seed
 
 	mu         sync.Mutex
 	guesses    throttle.Delays // failed logins, by user and network
-	known      throttle.Set    // networks that a user has logged in from, by both
-	knownNames throttle.Set    // the same, by the user's names instead of its id
+	known      throttle.Set    // networks that a user has logged in from, by user and network
+	knownNames throttle.Set    // the same networks, by the user's names and network
 	allowances [limitCount]throttle.Nest
 }
 
@@ -45,12 +45,12 @@ const (
 	userChanges            // changes, by user
 	sessionRefreshes       // refreshes, by session
 	networkFailures        // failed logins, by network
-	registrations          // by network, as all the following ones
+	registrations          // by network, like all below
 	refreshes
-	passwords // checked ones, also if correct: each costs a hash
+	passwords // checked passwords, correct ones too: each costs a hash
 	malformed // requests that failed before they counted toward another limit
-	lookups   // of users in a network that has no failures left
-	changes   // by members, which count for the user too; also refused ones, since they tell which names exist
+	lookups   // of users, by logins from a network that has no failures left
+	changes   // by members, refused ones too: a refusal can show that a name exists; see userChanges
 	limitCount
 )
 
@@ -103,7 +103,7 @@ func allowances() [limitCount]throttle.Allowance {
 	}
 }
 
-// limited returns the error of a limit as errLimited, or nil if err is nil.
+// limited wraps an error of package throttle in errLimited. It returns nil if err is nil.
 func limited(err error) error {
 	if err == nil {
 		return nil
@@ -111,7 +111,8 @@ func limited(err error) error {
 	return fmt.Errorf("%w: %w", errLimited, err)
 }
 
-// network returns the network of an address of a client.
+// network returns the network of a client's address, or the text itself if it is not an
+// address.
 func network(address string) string {
 	a, err := netip.ParseAddr(address)
 	if err != nil {
@@ -140,13 +141,13 @@ func (l *limiter) networkKeys(address string) []throttle.Key {
 	return keys
 }
 
-// count counts a request toward the limit of its route, or returns errLimited. The
-// owner is the user who makes a change, or the session that is refreshed; it has its
-// own limit, which comes first: what it refuses does not count for the network.
+// count counts a request toward the limit of its route, or returns errLimited. Changes
+// and refreshes first count toward a limit of their owner, which is the id of the user
+// or session: a request that this limit refuses does not count for the network.
 //
-// A handler calls count when it has checked all that costs little and tells nothing
-// about others: the body, its fields, the tag of a token. Otherwise one client could
-// use up with garbage what its network shares. Admins may make changes without limit.
+// A handler calls count after the checks that cost little and reveal nothing about
+// others: of the body, its fields, and the tag of a token. Otherwise one client could use
+// up the limits of its network with garbage. Admins may make changes without limit.
 func (s *server) count(x *exchange, owner int64) error {
 	x.counted = true
 	own := noLimit
@@ -205,12 +206,12 @@ func (l *limiter) take(limit limit, now time.Duration, keys ...throttle.Key) err
 	return nil
 }
 
-// allowLookup returns nil if a login from x's network may look up the user with
-// this name, or errLimited. Otherwise the time of a 429 would show which names
-// exist: a found row takes longer. If the network has no failures left, the only
-// names that it may look up without a limit are those that logged in from there. A
-// few others are allowed, since after a restart only the sessions of a user show
-// that it did; they are too few to measure times.
+// allowLookup returns nil if a login from x's network may look up the user with this
+// name, or errLimited. Without this limit, the time of a 429 would show which names
+// exist: reading a row takes longer. A network that has no failures left may look up the
+// names that logged in from there, without a limit, and a few others: after a restart,
+// only the sessions of a user show that it logged in from there. These are too few to
+// measure times.
 func (s *server) allowLookup(x *exchange, name string) error {
 	l := s.limiter
 	if l == nil {
@@ -229,7 +230,8 @@ func (s *server) allowLookup(x *exchange, name string) error {
 	return l.take(lookups, now, keys...)
 }
 
-// nameKey returns the key of a login name, in any spelling, and a network.
+// nameKey returns the key of a login name and a network. It ignores the case of the name
+// and the spaces around it.
 func (l *limiter) nameKey(name, from string) throttle.Key {
 	return l.seed.Key("name", strings.Map(foldASCII, trimName(name)), from)
 }

@@ -1,11 +1,10 @@
 package main
 
-// requireProof returns nil if the caller proves that it is the user: with the
-// password or, without one, with a token that a login made at most proofAge ago.
-// A password is always checked. If the route requires no proof for these acts,
-// none is needed. The write that follows checks again that the proof is still good
-// (see mayChange). It returns errNotFresh, errWrongPassword, or an error of
-// matchesPassword.
+// requireProof returns nil if the caller proves its identity: by the password or, if that
+// is nil, by a token that a login made at most proofAge seconds ago. It always checks a
+// password. Without one, it returns nil if the route requires no proof for these acts. The
+// write that follows checks that the proof is still valid (see mayChange). requireProof
+// returns errNotFresh, errWrongPassword, errUserNotFound or an error of matchesPassword.
 func (s *server) requireProof(x *exchange, acts proof, password *string) error {
 	if password == nil {
 		acts &= x.proof
@@ -28,7 +27,7 @@ func (s *server) requireProof(x *exchange, acts proof, password *string) error {
 	return err
 }
 
-// A proofRequest is the body of an act that needs no other member.
+// A proofRequest is the body of an act that requires only proof.
 type proofRequest struct {
 	CurrentPassword *string `json:"current_password"`
 }
@@ -50,16 +49,16 @@ func actsOf(c *change, password *string) (acts proof) {
 }
 
 // matchesPassword reports whether a password is that of the user with this id and
-// hash. For an unknown name, id is 0 and hash is empty; the time is the same. Each
-// verified password counts toward the limits. It returns errLimited, errStorage or
-// passhash.ErrBusy.
+// hash. For an unknown name, id is 0 and hash is empty, and it takes as long. Each
+// verified password counts toward the limits. It returns errLimited, errStorage,
+// passhash.ErrBusy or the context's error.
 func (s *server) matchesPassword(x *exchange, id int64, hash, name, password string) (bool, error) {
 	g, err := s.newGuess(x, id, hash, name)
 	if err != nil {
 		return false, err
 	}
-	// After the limits above: a guess that they refuse costs no hash, so it must not
-	// count for the other users of its network.
+	// After newGuess: a guess that newGuess refuses costs no hash, so it must not use up
+	// the passwords of its network.
 	if err := s.allow(x, passwords); err != nil {
 		return false, err
 	}

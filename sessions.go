@@ -44,8 +44,8 @@ type provenUser struct {
 }
 
 // prove checks a login name and a password. It returns errCredentials, errLimited,
-// passhash.ErrBusy or, only if the password is right, errUserDisabled. An unknown
-// name costs as much time as a wrong password.
+// errStorage, passhash.ErrBusy or, only if the password is correct, errUserDisabled. It
+// takes as long for an unknown name as for a wrong password.
 func (s *server) prove(x *exchange, name, password string) (p provenUser, err error) {
 	if err := s.allowLookup(x, name); err != nil {
 		return p, err
@@ -72,9 +72,9 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 	return p, err
 }
 
-// startSession starts a session of a proven user and answers with its tokens. Every
-// login goes through it. It returns errCredentials if the password or the
-// state of the user changed after the proof began.
+// startSession starts a session of a proven user and answers with its tokens. No other
+// function starts sessions. It returns errCredentials if the password of the user changed,
+// or the user was disabled, after the proof began.
 func (s *server) startSession(x *exchange, p provenUser) error {
 	now := s.wall()
 	var token refreshToken // the store sets the session's id
@@ -105,30 +105,31 @@ func userAgent(r *http.Request) string {
 
 // A refreshToken is SESSION.GENERATION.SECRET.TAG: the session's id, the number of
 // earlier tokens, 256 random bits, and a MAC of the three. Each use makes the next
-// generation. So a theft is noticed: sooner or later both the thief and the owner
-// use one token (OAuth 2.0 Security BCP, RFC 9700 section 4.14.2).
+// generation. This reveals a theft: sooner or later, the thief and the owner use the same
+// token (OAuth 2.0 Security BCP, RFC 9700 section 4.14.2).
 type refreshToken struct {
 	session    int64
 	generation int64
 	secret     [sha256.Size]byte
 }
 
-// The grace: the token before the live one can be used again, for the same answer.
-// Without it, a lost answer or two tabs that refresh concurrently would end the
-// session. A thief must not follow the rotations with it. So it is only for the
-// client of the rotation that it repeats, by network and User-Agent.
+// The grace: a client may repeat the last rotation, with the token before the live one,
+// and gets the same answer. Otherwise a lost answer, or two tabs that refresh
+// concurrently, would end the session. A thief must not be able to follow the rotations
+// this way, so the network and the User-Agent must be those of the last rotation.
 const (
 	refreshGrace = 10 // seconds after the rotation
 	maxGraceUses = 3
 )
 
-// A refresher makes and recognizes refresh tokens. Its key is only in the database.
-// JWT_SECRET_KEY would not do: other services that know it could compute the
-// successors of the tokens that they see. Each request reads the key again: a
-// command that replaced it ended every token of the key before it.
+// A refresher makes and recognizes refresh tokens. Only the database has its key. With
+// JWT_SECRET_KEY instead, other services that know it could compute the successors of the
+// tokens that they see. Each request reads the key again, because a command can replace
+// it, which invalidates the earlier tokens.
 type refresher struct{ key []byte }
 
-// loadRefresher returns the refresher of a database, whose key the first start makes.
+// loadRefresher returns the refresher of a database. If the database has no key, it makes
+// one.
 func loadRefresher(ctx context.Context, st *store) (*refresher, error) {
 	fresh := make([]byte, sha256.Size)
 	rand.Read(fresh)
@@ -139,7 +140,7 @@ func loadRefresher(ctx context.Context, st *store) (*refresher, error) {
 	return &refresher{key}, nil
 }
 
-// mac returns the HMAC-SHA-256 of a text for one use of the key.
+// mac returns the HMAC-SHA-256 of a text. Different uses of the key have different MACs.
 func (r *refresher) mac(use, text string) (sum [sha256.Size]byte) {
 	h := hmac.New(sha256.New, r.key)
 	h.Write([]byte(use + ":" + text))
@@ -234,9 +235,10 @@ func (s *server) refresh(x *exchange) error {
 	return x.sendJSON(http.StatusOK, s.newTokens(r, &session, key, next, now, false))
 }
 
-// refreshAgain decides about a refresh token that is not the live one. In the grace
-// it returns the session and the key of the live token, which is next. A token
-// that was used before ends its session.
+// refreshAgain handles a refresh token that rotate did not accept. In the grace it returns
+// the session, whose live token is next, and the key that signs. A token that was used
+// before ends its session, and refreshAgain returns errReused. It also returns
+// errExpiredToken, errSessionEnded, errBadToken and errStorage.
 func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now time.Time) (live session, key keyRow, err error) {
 	if live, err = s.store.session(presented.session); err != nil {
 		return live, key, err
@@ -270,8 +272,8 @@ func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now tim
 	return live, key, err
 }
 
-// newSession returns a session that the client of x uses now, with t as its live
-// token.
+// newSession returns a session with t as its live token, and the client of x as the client
+// that uses it at now.
 func (s *server) newSession(x *exchange, now time.Time, t refreshToken) session {
 	return session{
 		id:          t.session,
@@ -292,7 +294,8 @@ type tokenAnswer struct {
 	RefreshToken string `json:"refresh_token"`
 }
 
-// newTokens returns the pair of tokens of a session with t as its live token.
+// newTokens returns the pair of tokens of a session with t as its live token. fresh means
+// that the pair is the result of a proof, such as a login.
 func (s *server) newTokens(r *refresher, session *session, key keyRow, t refreshToken, now time.Time, fresh bool) tokenAnswer {
 	t.session, t.generation = session.id, session.generation
 	return tokenAnswer{
@@ -303,9 +306,9 @@ func (s *server) newTokens(r *refresher, session *session, key keyRow, t refresh
 	}
 }
 
-// rekey returns what re-keys the caller's session in the write that changes the
-// caller's password. After the write, answer returns the new pair of tokens, which
-// is as good as that of a login.
+// rekey returns a rekeying of the caller's session, for the write that changes the
+// caller's password. After the write, answer returns the new pair of tokens. These are
+// proof like those of a login.
 func (s *server) rekey(x *exchange) (r *rekeying, answer func() tokenAnswer, err error) {
 	tokens, err := loadRefresher(x.r.Context(), s.store)
 	if err != nil {
@@ -359,9 +362,10 @@ type verifyAnswer struct {
 }
 
 // verify tells a reverse proxy who is calling, so that the proxy can forward the
-// request to a service that cannot read tokens. The username is percent-encoded:
-// an adopted one can have characters that a header cannot carry. An adopted empty one
-// is errNoUsername: proxies drop an empty header, or keep the one that a client sent.
+// request to a service that cannot read tokens. The username is percent-encoded, because
+// an adopted one can have characters that a header cannot carry. For an adopted user with
+// an empty username verify returns errNoUsername: proxies drop an empty header, or keep
+// the one that a client sent.
 func (s *server) verify(x *exchange) error {
 	if x.who.username == "" {
 		return errNoUsername
@@ -398,8 +402,8 @@ type sessionAnswer struct {
 	Current    bool      `json:"current"`
 }
 
-// newSessionAnswer returns a session as clients and the command line see it. The
-// client's own session is current.
+// newSessionAnswer returns a session as clients and the command line see it. current is
+// the id of the client's own session, or 0.
 func newSessionAnswer(x *session, current int64) sessionAnswer {
 	return sessionAnswer{
 		ID:         x.id,
