@@ -18,7 +18,7 @@ import (
 
 // unknownHashes counts the users whose password hash has an unknown format.
 func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
-	err = s.aside(func(db *sql.DB) error {
+	err = s.onNewConnection(func(db *sql.DB) error {
 		return eachHash(ctx, db, func(_ int64, known bool) {
 			if !known {
 				n++
@@ -60,7 +60,7 @@ func checkIntegrity(ctx context.Context, db *sql.DB, most int) (findings []strin
 // checkIntegrity returns the first finding of SQLite's check, or none if the file is
 // sound.
 func (s *store) checkIntegrity(ctx context.Context) (findings []string, err error) {
-	err = s.aside(func(db *sql.DB) (err error) {
+	err = s.onNewConnection(func(db *sql.DB) (err error) {
 		findings, err = checkIntegrity(ctx, db, 1)
 		return err
 	})

@@ -65,7 +65,7 @@ func (s *server) listEvents(x *exchange) error {
 	}
 	if accepts(x.r, "text/event-stream") {
 		if q.Has("limit") {
-			return badParameter("limit", "does not go with a stream")
+			return badParameter("limit", "is not allowed with a stream")
 		}
 		if !q.Has("after") {
 			after = -1

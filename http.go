@@ -64,7 +64,7 @@ type exchange struct {
 
 	routed      bool          // the mux found a route
 	proof       proof         // the acts of the route that require proof
-	renewed     bool          // the caller's token proved an act of renewedOnly
+	renewed     bool          // the caller's token is the proof for an act of renewedOnly
 	stamp       *int64        // auth_stamp when the caller's password proved its acts
 	limit       limit         // of the route
 	counted     bool          // the request counts toward the limit of the route

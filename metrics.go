@@ -123,7 +123,7 @@ func knownMethod(method string) string {
 	return "other"
 }
 
-// Stats are the counters of a server. Its store and its hasher have their own.
+// stats are the counters of a server. Its store and its hasher have their own.
 type stats struct {
 	mu           sync.Mutex
 	routes       []*routeStats

@@ -84,7 +84,7 @@ func newHasher(warn func(err error)) *passhash.Hasher {
 
 const (
 	minPassword    = 8    // code points, NIST SP 800-63B-4 section 3.1.1.2, for a password with a second factor
-	maxMinPassword = 64   // code points: the same section wants at least so many to be accepted
+	maxMinPassword = 64   // code points: the same section requires that passwords of this length are accepted
 	maxPassword    = 1024 // bytes, because a long password costs time to hash
 )
 
@@ -113,10 +113,10 @@ func (p passwordPolicy) check(password, username, email string) string {
 	return ""
 }
 
-// isContext reports whether a password is an obvious word of its user, of userd or of
-// the issuer, whatever its case, digits and punctuation (OWASP ASVS 5.0, 6.1.2 and 6.2.11). The
-// entire password is compared, because a part of it may be such a word. Without
-// any letters, the plain texts are compared.
+// isContext reports whether a password is the name of its user, of userd or of the issuer,
+// or the user's address or its local part, whatever the case, digits and punctuation
+// (OWASP ASVS 5.0, 6.1.2 and 6.2.11). It compares the entire password, because a good
+// password may contain such a word. It compares a password without letters unchanged.
 func isContext(password, username, email, issuer string) bool {
 	letters := func(s string) string {
 		return strings.Map(func(r rune) rune {

@@ -58,7 +58,7 @@ func (x *exchange) body() ([]byte, error) {
 		return nil, errTooLarge
 	}
 	if err != nil {
-		return nil, errMalformedBody.with("The body did not arrive whole")
+		return nil, errMalformedBody.with("The body is incomplete")
 	}
 	return data, nil
 }
@@ -87,8 +87,8 @@ func (x *exchange) hasBody() bool {
 	return err == nil
 }
 
-// awaitClient records that x waits for its client to read an answer of so many
-// bytes, or to send more if that is 0, until done is called.
+// awaitClient records that x waits for its client until done is called: to read an answer
+// of so many bytes, or to send more if answer is 0.
 func (x *exchange) awaitClient(answer int) (done func()) {
 	if x.conn == nil {
 		return func() {}
@@ -107,7 +107,7 @@ func decode[T any](body []byte, err error) (in T, _ error) {
 }
 
 // bodyError returns the error that tells a client why strictjson refused its
-// body. It returns other errors as they are.
+// body. It returns other errors unchanged.
 func bodyError(err error) error {
 	e, ok := errors.AsType[*strictjson.Error](err)
 	if !ok {
@@ -139,7 +139,7 @@ func (x *exchange) query(names ...string) (url.Values, error) {
 	}
 	for name, values := range q {
 		if !slices.Contains(names, name) {
-			return nil, badParameter(shorten(name), "is not known here")
+			return nil, badParameter(shorten(name), "is unknown")
 		}
 		if len(values) > 1 {
 			return nil, badParameter(name, "appears twice")
@@ -154,8 +154,8 @@ func badParameter(name, why string) error {
 	return err
 }
 
-// boolParameter returns the value of a query parameter, or nil if it is absent.
-// A value other than true and false is errBadParameter.
+// boolParameter returns the value of a query parameter, or nil if it is absent. It returns
+// errBadParameter for a value other than true and false.
 func boolParameter(q url.Values, name string) (*bool, error) {
 	if !q.Has(name) {
 		return nil, nil
@@ -170,7 +170,8 @@ func boolParameter(q url.Values, name string) (*bool, error) {
 // maxLimit is the largest number of users or events on a page.
 const maxLimit = 1000
 
-// pageOf returns the parameters limit and after of a list, or 0 for an absent one.
+// pageOf returns the parameters limit and after of a list, 0 for an absent one, or
+// errBadParameter.
 func pageOf(q url.Values) (limit, after int64, err error) {
 	if q.Has("limit") {
 		if limit, err = parseID(q.Get("limit")); err != nil || limit > maxLimit {

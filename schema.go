@@ -37,10 +37,10 @@ func scanRows(rows *sql.Rows, dest []any, f func()) error {
 	return rows.Err()
 }
 
-// migrations take an empty database to the current schema, one transaction each; PRAGMA
-// user_version counts them. They add tables, indexes, and columns with constant defaults, and never
-// rebuild a table, which would empty others that cascade from it. The fourth drops a table that
-// nothing refers to.
+// migrations upgrade an empty database to the current schema, one transaction each; PRAGMA
+// user_version counts them. They add tables, indexes, and columns with constant defaults. They never
+// rebuild a table: that would empty tables that cascade from it. The fourth drops a table to which
+// no other table refers.
 var migrations = []string{
 	tutorialTable + addColumns + restOfSchema,
 	eventTables,
@@ -153,9 +153,10 @@ const linkTable = `
 	DROP TABLE seal;
 	DELETE FROM secret WHERE name = 'seal';`
 
-// addRekeying is the fifth migration. A changed password re-keys the session that asked: its access
-// tokens of generations before rekeyed_at are dead, except kept_jti, which asked. It compares
-// generations because times have the precision of a second, and clocks are set back.
+// addRekeying is the fifth migration. A request that changes the password re-keys its session: the
+// session's access tokens of generations before rekeyed_at become invalid, except kept_jti, the token
+// of the request. userd compares generations, because times have the precision of a second and clocks
+// are set back.
 const addRekeying = `
 	ALTER TABLE session ADD COLUMN rekeyed_at INTEGER NOT NULL DEFAULT 0;
 	ALTER TABLE session ADD COLUMN kept_jti   TEXT NOT NULL DEFAULT '';`
@@ -164,7 +165,7 @@ const addRekeying = `
 const addGraceUses = `ALTER TABLE session ADD COLUMN grace_uses INTEGER NOT NULL DEFAULT 0;`
 
 // signerTable is the seventh migration: with which kind of key the servers of this database sign.
-// Commands run in shells that do not have the servers' environment.
+// Commands read it, because their shells may lack the servers' environment.
 const signerTable = `
 	CREATE TABLE signer (
 		id         INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
@@ -173,7 +174,7 @@ const signerTable = `
 	);`
 
 // maxID is the highest id that an imported or adopted user may have. JavaScript rounds
-// integers from 2^53 on, so the ids of later users, which are higher, need a wide margin.
+// integers from 2^53 on, and the ids of later users, which are higher, must stay below.
 const maxID = 1<<52 - 1
 
 var createTable = regexp.MustCompile(`CREATE TABLE (\w+)`)

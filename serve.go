@@ -286,7 +286,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	if err != nil {
 		return err
 	}
-	if _, err := loadRefresher(ctx, st); err != nil { // the first start makes it
+	if _, err := loadRefresher(ctx, st); err != nil { // the first start makes its key
 		return err
 	}
 	hasher := newHasher(func(err error) { log.Error("hashing passwords without the argon2 kernel, which is slower", "err", err) })

@@ -13,8 +13,9 @@ import (
 	"userd/internal/safefile"
 )
 
-// statFiles returns the files of an open database, whose WAL exists, by their paths.
-// created is what had the path before it was opened.
+// statFiles returns the files of an open database, whose WAL exists, by their paths. It
+// returns an error if the file at path is no longer created, the file that had the path
+// before SQLite opened it.
 func statFiles(path string, created fs.FileInfo) (map[string]fs.FileInfo, error) {
 	target, err := filepath.EvalSymlinks(path) // SQLite puts the -wal next to a link's target
 	if err != nil {
@@ -27,7 +28,7 @@ func statFiles(path string, created fs.FileInfo) (map[string]fs.FileInfo, error)
 		}
 	}
 	if !os.SameFile(files[path], created) {
-		return nil, errors.New("another file took its place while it was being opened")
+		return nil, errors.New("another file replaced it while userd opened it")
 	}
 	return files, nil
 }
@@ -89,7 +90,7 @@ type store struct {
 const readerCount = 4
 
 // openStore opens the database at path and upgrades its schema. If the file does
-// not exist, openStore creates it with mode 0600. The caller has inspected it.
+// not exist, openStore creates it with mode 0600. The caller calls inspect first.
 func openStore(ctx context.Context, path string) (*store, error) {
 	// Nothing else in the process may open the file later: closing a descriptor of
 	// it drops SQLite's locks.
@@ -134,8 +135,9 @@ func openStore(ctx context.Context, path string) (*store, error) {
 }
 
 // checkWritable returns the path without symbolic links. It returns an error that names
-// the missing right if the process may not write to the file or, if SQLite must make the
-// -wal and -shm, to its directory. It runs before SQLite leaves something there.
+// the file if the process may not write to the database, its -wal or its -shm, or the
+// directory if it may not make a missing one there. Call it before SQLite opens the
+// database: SQLite would leave files behind.
 func checkWritable(path string) (target string, err error) {
 	if target, err = filepath.EvalSymlinks(path); err != nil {
 		return "", err
@@ -153,8 +155,8 @@ func checkWritable(path string) (target string, err error) {
 }
 
 // prepareFiles creates the database with mode 0600 if it does not exist, because SQLite
-// would use 0644, and takes the rights of others to an existing one. The -wal and -shm
-// files get the mode of the file.
+// would use 0644. It removes the permissions of other users from an existing one. SQLite
+// gives new -wal and -shm files the mode of the database.
 func prepareFiles(path string) error {
 	if err := safefile.CreateIfMissing(path); err != nil {
 		return err
@@ -195,15 +197,15 @@ func (s *store) probe(ctx context.Context) error {
 // count returns the number of users and of sessions. It reads a whole index of
 // each table.
 func (s *store) count(ctx context.Context) (users, sessions int64, err error) {
-	err = s.aside(func(db *sql.DB) error {
+	err = s.onNewConnection(func(db *sql.DB) error {
 		const query = `SELECT (SELECT count(*) FROM user), (SELECT count(*) FROM session)`
 		return db.QueryRowContext(ctx, query).Scan(&users, &sessions)
 	})
 	return users, sessions, err
 }
 
-// size returns the bytes of the database file and of its WAL. It asks by name:
-// closing a descriptor of them would drop SQLite's locks.
+// size returns the sizes in bytes of the database file and of its WAL. It uses their
+// names, because closing a descriptor of them would drop SQLite's locks.
 func (s *store) size() (file, log int64, err error) {
 	info, err := os.Stat(s.path)
 	wal, walErr := os.Stat(s.path + "-wal")
@@ -214,8 +216,8 @@ func (s *store) size() (file, log int64, err error) {
 }
 
 // read scans the only row of a query into dest, or returns ifNone, which may be nil.
-// It accepts no context: a lookup takes microseconds, and to make it cancellable
-// costs a goroutine in the driver.
+// It has no context: a lookup takes microseconds, and for a context that can end the
+// driver starts a goroutine.
 func (s *store) read(query string, ifNone error, dest []any, args ...any) error {
 	stmt, err := s.reads.get(query)
 	if err == nil {
@@ -246,10 +248,10 @@ func (s *store) eachRow(ctx context.Context, query string, dest []any, f func(),
 	return nil
 }
 
-// aside runs f on a new connection, so that no request waits for a query that
-// reads a lot. Its cache is small: such a query reads each page only once, and
-// SQLite's allocator would not return the memory.
-func (s *store) aside(f func(db *sql.DB) error) error {
+// onNewConnection runs f on a connection of its own, so that no request waits for a query
+// that reads a lot. The connection's cache is small: such a query reads each page only
+// once, and SQLite's allocator would not return the memory.
+func (s *store) onNewConnection(f func(db *sql.DB) error) error {
 	db, err := sql.Open("sqlite", s.readerDSN+"&_pragma=cache_size(-256)") // KiB
 	if err != nil {
 		return err

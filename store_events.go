@@ -205,7 +205,7 @@ func tailAfter(previous link) tail {
 	return tail{previous: previous, at: previous.at, digest: sha256.New()}
 }
 
-// add adds an event. Different lists of events are different bytes for the digest.
+// add adds an event. Different lists of events write different bytes to the digest.
 func (l *tail) add(e *event) {
 	l.events++
 	l.last = e.id
@@ -277,7 +277,8 @@ func (c *chain) trim(ctx context.Context, before, now int64) (more bool, err err
 	return true, c.st.trim(ctx, v.head, now)
 }
 
-// A head identifies a link. userd events verify prints it, to be noted elsewhere.
+// A head identifies a link. userd events verify prints the newest one, so that the operator
+// can note it elsewhere.
 type head struct {
 	eventID int64
 	hash    string // hexadecimal
@@ -313,7 +314,7 @@ func (v *verification) add(e *event, x *link) {
 	}
 	want, fault := v.unlinked.link(), "were changed, removed or inserted"
 	if v.links == 0 && v.unlinked.events == 0 {
-		want, fault = *x, "are deleted, and the link that is left of them does not match"
+		want, fault = *x, "are deleted, and the last link that covered them does not match"
 		want.hash = want.sum()
 		v.base = want
 	}
@@ -409,7 +410,7 @@ func (s *store) verifyEvents(ctx context.Context, upTo int64, noted head) (verif
 	if err = errors.Join(err, v.err); err != nil {
 		return v, err
 	}
-	// A value of another type can have the same hash, and is not found by its column.
+	// A value of another type can have the same hash, and a filter would not find it.
 	var id int64
 	err = s.eachRow(ctx, `
 		SELECT id FROM event

@@ -205,7 +205,7 @@ func TestVerifyNamesTheFirstRangeThatDoesNotHold(t *testing.T) {
 			`at = 1`, `hash = zeroblob(32)`, `previous = zeroblob(32)`, `previous = NULL`, `digest = zeroblob(32)`, `digest = NULL`, `event_id = 5`,
 			`digest = digest || x'00'`, `previous = substr(previous, 2), digest = substr(previous, 1, 1) || digest`,
 		} {
-			trimmed.copy(t, `UPDATE event_link SET `+set+` WHERE event_id = 6`).wantChain(head{}, "are deleted, and the link that is left")
+			trimmed.copy(t, `UPDATE event_link SET `+set+` WHERE event_id = 6`).wantChain(head{}, "are deleted, and the last link that covered them")
 		}
 		trimmed.copy(t, `DELETE FROM event_link WHERE event_id = 6`).wantChain(head{}, "events 1 to 9 were changed")
 	})

@@ -232,7 +232,7 @@ func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 		if err == nil && parts > 0 {
 			err = s.admit(x, signedIn)
 		}
-		if err == nil && x.who.role != role { // which decided what the list shows
+		if err == nil && x.who.role != role { // the role decides what the list shows
 			err = errForbidden
 		}
 		if err != nil {
@@ -372,8 +372,8 @@ func (s *server) updateUser(x *exchange) error {
 	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
 }
 
-// changeOwnPassword changes the caller, with a new password. The answer is the user
-// and a new pair of tokens: the others of the session are dead, since a thief may
+// changeOwnPassword changes the caller, with a new password. It answers with the user and
+// a new pair of tokens: the session's other tokens become invalid, because a thief may
 // hold them.
 func (s *server) changeOwnPassword(x *exchange, c change, password *string, version int64) error {
 	r, answer, err := s.rekey(x)

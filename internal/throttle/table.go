@@ -7,7 +7,7 @@ const (
 	candidates = 8       // entries of which a new key replaces one
 )
 
-// An entry is the memory of one key.
+// An entry is the state of one key.
 type entry struct {
 	failures int
 	until    time.Duration // when the next try is allowed
