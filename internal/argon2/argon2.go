@@ -20,10 +20,11 @@
 //
 // # What checks it
 //
-// golang.org/x/crypto/argon2 is the reference, the fallback and the judge. [Key] calls it
-// on other architectures, on a CPU without AVX2 and in a build with the tag purego. The
-// tests compare the kernel with it for random inputs, and with vectors of the reference
-// implementation. [Check] computes a known answer when the program starts.
+// The tests compare the kernel with golang.org/x/crypto/argon2 for random inputs, and with
+// vectors of the reference implementation. [Check] compares one key with a known one, and
+// the program should call it when it starts. [Key] calls golang.org/x/crypto/argon2 instead
+// of the kernel on other architectures, on a CPU without AVX2, and in a build with the tag
+// purego.
 package argon2
 
 import "golang.org/x/crypto/argon2"

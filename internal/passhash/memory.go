@@ -9,18 +9,18 @@ import (
 	"userd/internal/argon2"
 )
 
-// keepMemory is how long a memory keeps what it holds after a hash. The next hash saves
-// a tenth of its time, and an idle server becomes small again.
+// keepMemory is how long a memory stays allocated after a hash: the next hash saves a tenth
+// of its time, and a server that becomes idle still returns the memory.
 const keepMemory = 30 * time.Second
 
 // memories are the memories of the argon2 kernel. Each hash that runs has one, so there
 // are at most as many as turns.
 type memories struct {
-	freeHeap bool // with the memory; after cheap hashes it would cost more than they do
+	freeHeap bool // release also frees the heap; for cheap hashes, that would cost more than a hash
 
 	mu       sync.Mutex
-	disabled bool
-	idle     []idleMemory // the last was used last
+	disabled bool         // take returns nil
+	idle     []idleMemory // in the order of their last uses
 }
 
 type idleMemory struct {
@@ -45,7 +45,7 @@ func (m *memories) take() *argon2.Memory {
 	return used.memory
 }
 
-// give returns the result of take.
+// give makes the result of take idle again.
 func (m *memories) give(memory *argon2.Memory) {
 	if memory == nil {
 		return
@@ -55,9 +55,9 @@ func (m *memories) give(memory *argon2.Memory) {
 	m.idle = append(m.idle, idleMemory{memory, time.AfterFunc(keepMemory, func() { m.release(memory) })})
 }
 
-// release empties a memory, unless a hash has just taken it. A server that has become
-// idle then returns the free part of its heap too, which a burst of requests or hashes of
-// x/crypto have made large: without requests, Go would keep it for minutes.
+// release releases a memory, unless a hash has just taken it. With freeHeap it also
+// returns the free part of the heap to the system: a burst of requests or of hashes by
+// x/crypto can have made it large, and without requests Go would keep it for minutes.
 func (m *memories) release(memory *argon2.Memory) {
 	m.mu.Lock()
 	idle := slices.ContainsFunc(m.idle, func(i idleMemory) bool { return i.memory == memory })
