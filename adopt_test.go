@@ -31,7 +31,7 @@ func flaskDatabase(t *testing.T, more ...string) string {
 	return path
 }
 
-// flaskUsers returns what the tutorial's app knows of its users, and the post.
+// flaskUsers returns the tutorial's columns of all users, and the post.
 func flaskUsers(t *testing.T, path string) string {
 	t.Helper()
 	return scan[string](t, another(t, path), `
@@ -119,7 +119,7 @@ func TestAdoptedUsersGoOn(t *testing.T) {
 	}
 }
 
-// The Flask app adds users while somebody has gone back to it: no id clashes.
+// If an operator goes back to the Flask app and it adds users, no ids conflict.
 func TestTheCounterPassesIDsThatOthersGave(t *testing.T) {
 	t.Parallel()
 	path := flaskDatabase(t)
@@ -131,8 +131,8 @@ func TestTheCounterPassesIDsThatOthersGave(t *testing.T) {
 	}
 }
 
-// Another program's table may forbid that a user goes: that is no failure of
-// the storage, and of nobody else's write.
+// A table of another program can forbid the deletion of a user. That is not a failure of
+// the database, and other writes of the same group succeed.
 func TestDeletingAUserThatOtherDataRefersTo(t *testing.T) {
 	t.Parallel()
 	path := flaskDatabase(t, `CREATE TABLE bill (id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL REFERENCES user (id))`, `INSERT INTO bill (user_id) VALUES (1)`)
@@ -359,8 +359,8 @@ func TestARefusalLeadsToAnImport(t *testing.T) {
 	})
 }
 
-// What cannot be adopted is refused, and left as it is.
-func TestWhatIsNotAdopted(t *testing.T) {
+// userd refuses a database that it cannot adopt, and does not change it.
+func TestADatabaseThatCannotBeAdoptedIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		claim string
@@ -406,8 +406,8 @@ func TestWhatIsNotAdopted(t *testing.T) {
 	}
 }
 
-// Flask-SQLAlchemy 3 puts app.db under instance/. An empty one beside it would
-// look as if every user were gone.
+// Flask-SQLAlchemy 3 keeps app.db in instance/. An empty database next to that directory
+// would look as if all users were deleted.
 func TestTheInstanceDirectoryIsSeen(t *testing.T) {
 	t.Parallel()
 	for _, empty := range []bool{false, true} {
@@ -434,7 +434,7 @@ func TestTheInstanceDirectoryIsSeen(t *testing.T) {
 	}
 }
 
-// Killed at any instant of the upgrade, the file is the old one or the new one.
+// If userd is killed at any instant of the upgrade, the file is the old or the new one.
 func TestAdoptionKilledAtAnyInstant(t *testing.T) {
 	t.Parallel()
 	path := flaskDatabase(t, `
@@ -485,7 +485,7 @@ func TestAdoptionKilledAtAnyInstant(t *testing.T) {
 	}
 }
 
-// A hash that nothing here knows is a failed login, and one warning at the start.
+// A login with a hash of an unknown format fails, and the start logs one warning.
 func TestUnknownHashesAreWarnedOf(t *testing.T) {
 	t.Parallel()
 	path := flaskDatabase(t, `UPDATE user SET password_hash = 'md5$x$5f4dcc3b5aa765d61d8327deb882cf99' WHERE id IN (1, 2)`)
@@ -558,8 +558,8 @@ func TestFlaskWithManyUsers(t *testing.T) {
 	}
 }
 
-// Several that start at once on one database of the tutorial: one adopts it.
-func TestAdoptionByTwoAtOnce(t *testing.T) {
+// If several processes start concurrently on a database of the tutorial, one adopts it.
+func TestConcurrentStartsAdoptADatabaseOnce(t *testing.T) {
 	t.Parallel()
 	path := flaskDatabase(t)
 	done := make(chan error, 4)

@@ -256,7 +256,7 @@ func (a *attacker) private(f func(path string)) {
 	}
 }
 
-// take moves what has a name away.
+// take renames the file at path to a name of the attacker.
 func (a *attacker) take(path string) bool {
 	if os.Rename(path, path+".mine") != nil {
 		return false
@@ -265,7 +265,7 @@ func (a *attacker) take(path string) bool {
 	return true
 }
 
-// swap puts a link to another path in the place of a name, for a moment.
+// swap replaces the file at path by a link to another path, for a moment.
 func (a *attacker) swap(path, to string) {
 	if a.take(path) {
 		os.Symlink(to, path)
@@ -385,8 +385,8 @@ func wantUsers(t *testing.T, path string, names ...string) {
 	}
 }
 
-// In each round, root runs a command in a directory where an attacker plays a trick. What
-// only root can write must stay as it is.
+// In each round, root runs a command in a directory where an attacker plays a trick. Files
+// that only root can write must not change.
 func TestAttacksOnADirectoryMakeRootWriteNowhereElse(t *testing.T) {
 	t.Parallel()
 	ann, bob, flask := makeStore(t, "ann"), makeStore(t, "bob"), flaskDatabase(t)

@@ -36,8 +36,8 @@ const (
 	kidSuffix = `","typ":"JWT"}`
 )
 
-// testKey and testClaims make a token that is good at testNow. Its header, of
-// 44 bytes, and its signature have trailing bits; so has whatever is padded.
+// testKey and testClaims make a token that is valid at testNow. Its header of 44 bytes, its
+// signature, and padded texts have trailing bits.
 func testKey() *signingKey {
 	return newKey("k2345678", []byte("0123456789abcdef0123456789abcdef"))
 }
@@ -62,8 +62,8 @@ func headerText(k *signingKey) string {
 	return string(text)
 }
 
-// claimsText returns the JSON of c with one claim written as value instead:
-// left out where value is empty, added where c has none of that name.
+// claimsText returns the JSON of c with another value of one claim. It leaves the claim out
+// if value is empty, and adds it if c has none of that name.
 func claimsText(c claims, name, value string) string {
 	text, found := "", false
 	add := func(n, v string) {
@@ -88,8 +88,8 @@ func claimsText(c claims, name, value string) string {
 	return "{" + text[1:] + "}"
 }
 
-// spelledOtherwise returns base64 whose last character differs from that of s
-// only in bits that stand for nothing, or panics where there are none.
+// spelledOtherwise returns base64 whose last character differs from that of s only in
+// unused bits. It panics if the last character has none.
 func spelledOtherwise(s string) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	other := s[:len(s)-1] + string(alphabet[strings.IndexByte(alphabet, s[len(s)-1])+1])
@@ -108,9 +108,8 @@ type forgery struct {
 	want  error
 }
 
-// forgeries returns tokens made from claims that are good at now, each with one
-// thing wrong. k signs them wherever it can, so that only that thing can be why
-// they are refused.
+// forgeries returns tokens made from claims that are valid at now, each with one fault. k
+// signs them if the fault allows it, so that the fault is the only reason to refuse them.
 func forgeries(k *signingKey, c claims, now int64) []forgery {
 	var (
 		good    = k.sign(c)
@@ -292,7 +291,7 @@ func forgeries(k *signingKey, c claims, now int64) []forgery {
 			rows = append(rows, forgery{name: name + " as " + value, token: withClaim(name, value)})
 		}
 	}
-	// Whatever the two alphabets differ in must stand in the part that is spelled in the wrong one.
+	// The part in the wrong alphabet must contain a character in which the alphabets differ.
 	standard := strings.NewReplacer("-", "+", "_", "/")
 	for i := 0; ; i++ {
 		text := claimsText(c, "jti", fmt.Sprintf(`"%s%d"`, strings.Repeat("?>", i%4), i))
@@ -322,7 +321,7 @@ func changeFirst(s string) string {
 	return "A" + s[1:]
 }
 
-// pad returns text with as many spaces after it as make its size at least size.
+// pad returns text followed by spaces, so that its size is at least size.
 func pad(text string, size int, sizeOf func(string) int) string {
 	for sizeOf(text) < size {
 		text += " "
@@ -466,7 +465,7 @@ func TestATokenWithTheLongestNamesIsAccepted(t *testing.T) {
 	}
 }
 
-// Else a key that could not be read would be an empty one, which anybody has.
+// Otherwise an attacker could sign with the empty key if userd could not read a key.
 func TestAKeyThatCannotBeReadVerifiesNothing(t *testing.T) {
 	t.Parallel()
 	keys := newKeyring(func(string, int64) ([]byte, error) { return nil, errStorage })
@@ -932,8 +931,8 @@ func TestKeys(t *testing.T) {
 	})
 }
 
-// FuzzVerify holds that no token is accepted but those that the key signed,
-// spelled as it spelled them: the seeds are all there are.
+// FuzzVerify checks that verify accepts only the tokens that the key signed, in their exact
+// spelling.
 func FuzzVerify(f *testing.F) {
 	keys := ringOf(testKey())
 	other := testClaims()
@@ -958,8 +957,8 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// FuzzClaims holds that whatever another holder of the key signs, userd reads
-// no other claims in it than encoding/json does.
+// FuzzClaims checks that userd reads the same claims as encoding/json, whatever another
+// holder of the key signs.
 func FuzzClaims(f *testing.F) {
 	k := testKey()
 	f.Add([]byte(claimsText(testClaims(), "more", `{"sub":"2"}`)))
@@ -1004,12 +1003,12 @@ func ringOf(key *signingKey) *keyring {
 	return newKeyring(func(string, int64) ([]byte, error) { return nil, errNoKey }, key)
 }
 
-// testConfig is a configuration with this key, none where it is empty.
+// testConfig returns a configuration with this key, or without a key if it is empty.
 func testConfig(secret string) *config {
 	return &config{settings: settings{accessTTL: 15 * time.Minute}, secret: []byte(secret)}
 }
 
-// sameClaims compares what the tokens say, and not what signed them.
+// sameClaims reports whether the claims are equal, whichever key signed them.
 func sameClaims(a, b claims) bool {
 	a.kid, b.kid = "", ""
 	return reflect.DeepEqual(a, b)
@@ -1046,8 +1045,8 @@ func TestOnlyTheHeaderOfAKeyIsLookedUp(t *testing.T) {
 	}
 }
 
-// Who may call what: for each route, whether it admits a stranger, a member
-// whom it does not concern, the member whom it does, and an admin.
+// For each route, the table says whether it admits a stranger, another member, the member
+// that the path names, and an admin.
 func TestAccess(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -1300,7 +1299,8 @@ func scanStore[T any](t *testing.T, s *service, query string) (v T) {
 	return v
 }
 
-// What changes nothing requires no proof, and neither does ending the current session.
+// A request that changes nothing requires no proof. Neither does the end of the current
+// session.
 func TestNoProofIsNeeded(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -1375,7 +1375,7 @@ func TestKeyRotation(t *testing.T) {
 	}
 	fresh := newKeyring(s.store.keySecret)
 	if _, err := fresh.verify(stolen.sign(c), s.clock.wall().Unix()); err == nil {
-		t.Error("a key that is gone verifies")
+		t.Error("a deleted key verifies")
 	}
 }
 
@@ -1384,8 +1384,8 @@ func header(token string) string {
 	return h
 }
 
-// The configured key signs with PyJWT's own header; the one before it still
-// verifies, and so do the database's.
+// The configured key signs, with PyJWT's header. The previous configured key and the keys
+// of the database still verify.
 func TestConfiguredKeys(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

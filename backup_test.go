@@ -62,8 +62,7 @@ type renamer struct {
 	acknowledged []time.Time // of each name
 }
 
-// startRenamers starts as many. They end with the server, which is to be killed
-// by the function returned.
+// startRenamers starts n renamers. They end with the server, which kill ends.
 func startRenamers(t *testing.T, p *process, n int) (all []*renamer, kill func()) {
 	t.Helper()
 	var ending atomic.Bool
@@ -104,7 +103,7 @@ func (r *renamer) times() []time.Time {
 	return slices.Clone(r.acknowledged)
 }
 
-// in returns which of its names the user has in a database.
+// in returns the index of the user's name in a database.
 func (r *renamer) in(t *testing.T, conn *sql.Conn) (n int) {
 	t.Helper()
 	names := scan[string](t, conn, `SELECT group_concat(username || ' ' || email) FROM user WHERE username GLOB ?`, r.name+"-*")
@@ -115,9 +114,8 @@ func (r *renamer) in(t *testing.T, conn *sql.Conn) (n int) {
 	return n
 }
 
-// Each copy is one moment: what was acknowledged before is in it, and nothing of
-// what came after, by halves. Writers go on meanwhile, for however long it takes,
-// and nobody else can read a byte of it.
+// Each copy shows one moment: it has every write that was acknowledged before, and no half
+// of a later one. Writers continue meanwhile, and other users can never read the copy.
 func TestABackupUnderLoadIsOneMoment(t *testing.T) {
 	t.Parallel()
 	const writers = 4
@@ -288,7 +286,7 @@ func TestABackupThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
 	}
 }
 
-// A full disk, a signal, a pipe that nobody reads any more: the copy is gone.
+// After a full disk, a signal or a closed pipe, no copy is left.
 func TestABackupThatFailsLeavesNothing(t *testing.T) {
 	t.Parallel()
 	path := makeLargeStore(t, "ann")
@@ -338,7 +336,7 @@ func TestABackupThatFailsLeavesNothing(t *testing.T) {
 		w.Close()
 		r.Close()
 		if err := cmd.Wait(); err == nil {
-			t.Error("written to nobody")
+			t.Error("a backup to a closed pipe succeeded")
 		}
 		wantFiles(t, dir, "app.db")
 	})
@@ -354,7 +352,7 @@ func keptOnes(t *testing.T, path string) []string {
 	return found
 }
 
-// What was done since the copy is undone, and no id that was given since is given again.
+// A restore undoes all changes since the copy, but reuses no id that was given out since.
 func TestARestoreTakesBackWhatHasChangedButNotIDs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -407,8 +405,9 @@ func TestARestoreTakesBackWhatHasChangedButNotIDs(t *testing.T) {
 	}
 }
 
-// Where what was there knows nothing of the ids given since, many are left out.
-func TestARestoreWhereNothingIsKnownLeavesIDsOut(t *testing.T) {
+// If the previous database does not tell which ids were given out since the copy, the
+// restore skips many ids.
+func TestARestoreSkipsIDsIfTheLastOnesAreUnknown(t *testing.T) {
 	t.Parallel()
 	file := makeStore(t, "ann", "bob")
 	for claim, path := range map[string]string{
@@ -423,8 +422,7 @@ func TestARestoreWhereNothingIsKnownLeavesIDsOut(t *testing.T) {
 	}
 }
 
-// Whatever state the database is in, the copy takes its place, and what was there
-// is kept.
+// Whatever the state of the database, a restore replaces it by the copy and keeps it.
 func TestARestoreReplacesWhateverIsThere(t *testing.T) {
 	t.Parallel()
 	file := makeStore(t, "ann")
@@ -507,7 +505,7 @@ func TestARestoreReplacesWhateverIsThere(t *testing.T) {
 	}
 }
 
-// contents returns the sums of a database's file and its log, empty where there is nothing in it.
+// contents returns the sums of a database's file and of its log, "" for an empty one.
 func contents(t *testing.T, path string) (sums [2]string) {
 	t.Helper()
 	for i, suffix := range []string{"", "-wal"} {
@@ -519,7 +517,7 @@ func contents(t *testing.T, path string) (sums [2]string) {
 	return sums
 }
 
-// Copies as others make them.
+// A restore accepts the copies that other programs make.
 func TestARestoreTakesCopiesOfAnyMaking(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -681,9 +679,9 @@ func TestABackupThatChangesWhileItIsReadIsRefused(t *testing.T) {
 	}
 }
 
-// As long as anybody has the database open, nothing is touched; also where it is
-// damaged under a server.
-func TestARestoreBesideAServerIsRefused(t *testing.T) {
+// A restore changes nothing while another process has the database open, even if the
+// database is damaged.
+func TestARestoreIsRefusedWhileAServerRuns(t *testing.T) {
 	t.Parallel()
 	file := makeStore(t, "ann")
 	refused := func(t *testing.T, dir string) {
@@ -729,9 +727,9 @@ func TestARestoreBesideAServerIsRefused(t *testing.T) {
 	})
 }
 
-// A server that had the old file open, and waited for the lock, writes nothing
-// into it, nor a log beside the new one.
-func TestWhoOpenedTheOldFileCannotWriteBesideTheNew(t *testing.T) {
+// A server that opened the old file and waited for the lock writes nothing to that file,
+// and makes no log next to the new one.
+func TestAServerWithTheOldFileCannotWriteAfterARestore(t *testing.T) {
 	t.Parallel()
 	path := makeStore(t, "old")
 	late := another(t, path) // open, and no statement run
@@ -843,7 +841,8 @@ func TestARestoredDatabaseHasTheOwnerOfTheOneBefore(t *testing.T) {
 	}
 }
 
-// Killed at any instant, there is the one or the other at the path, whole.
+// If a restore is killed at any instant, the path refers to the old or the new database,
+// complete.
 func TestARestoreKilledAtAnyInstant(t *testing.T) {
 	t.Parallel()
 	file := makeLargeStore(t, "new")

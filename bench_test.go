@@ -1,23 +1,24 @@
 package main
 
-// How fast userd is, beside the least that its work can cost on this machine:
+// These benchmarks compare the costs of userd with the lowest possible costs of its work
+// on this machine:
 //
 //	go test -run '^$' -bench .
 //
-// userd runs as a process of its own and is asked over loopback HTTP by 64
-// clients with keep-alive. A line of BenchmarkServer shows
+// userd runs as a process of its own. 64 clients with keep-alive send it requests over
+// loopback HTTP. A line of BenchmarkServer shows
 //
 //	ns/op         time, all clients together: the throughput
-//	server-µs/op  the server's own CPU; it lasts, where throughput is shared with the clients
-//	floor-µs/op   the CPU of the operation's floor, measured right after it
-//	×floor        the one over the other
+//	server-µs/op  the server's CPU time, which does not depend on the clients on the same machine
+//	floor-µs/op   the CPU time of the operation's floor, measured right after it
+//	×floor        server-µs/op divided by floor-µs/op
 //	server-allocs/op, server-B/op  what the server allocates on its heap
 //
-// The floor is a bare net/http server with an answer of 60 bytes or, where a
-// password is hashed, the argon2id hash of golang.org/x/crypto alone. Only Linux tells the CPU of
-// another process; elsewhere the last three are left out. It counts in
-// hundredths of a second: -benchtime 2s gives steady figures. The process is
-// the test binary, 2 MiB larger in memory than the program.
+// The floor is a bare net/http server with an answer of 60 bytes. For an operation that
+// hashes a password, it is the argon2id hash of golang.org/x/crypto. Only Linux shows the
+// CPU time of another process; other systems omit the last three lines. Linux counts in
+// hundredths of a second, so use -benchtime 2s for steady figures. The process is the test
+// binary, which needs 2 MiB more memory than the program.
 //
 // USERD_BENCH_USERS is the number of users, 10000 if not set, and
 // USERD_BENCH_CLIENTS that of clients. The database is in $TMPDIR: on a tmpfs
@@ -87,7 +88,7 @@ var (
 	}}
 )
 
-// benchKeep keeps the refresh token of an answer: each is good once.
+// benchKeep keeps the refresh token of an answer: each is valid once.
 func benchKeep(c *benchClient, body []byte) {
 	_, token, _ := strings.Cut(string(body), `"refresh_token":"`)
 	*c.refresh, _, _ = strings.Cut(token, `"`)
@@ -130,8 +131,8 @@ func BenchmarkServer(b *testing.B) {
 		}
 	})
 
-	// The memory of a server that has only started, and the most that it takes
-	// while all clients log in at once, again and again.
+	// The memory of a server after its start, and its largest memory while all clients log
+	// in concurrently, again and again.
 	b.Run("memory", func(b *testing.B) {
 		p := startBenchUserd(b, path)
 		p.settle()
@@ -162,8 +163,8 @@ func BenchmarkServer(b *testing.B) {
 		b.Run(op.name, func(b *testing.B) {
 			n := benchClients
 			if op.hashes {
-				// As many as hash at once: none has to wait, and so none is told
-				// that the server is busy when the machine stands still a while.
+				// No more clients than concurrent hashes: none has to wait, so the server
+				// refuses none as busy if the machine pauses.
 				n = min(n, runtime.GOMAXPROCS(0))
 			}
 			clients := userd.clients(b, n) // new ones: the server closes idle connections
@@ -194,10 +195,10 @@ func BenchmarkServer(b *testing.B) {
 	}
 }
 
-// benchOverload reads again and again while 200 logins a second are asked for,
-// whether answered or not: more than can be hashed. It shows the time of the
-// slowest hundredth of the reads, the server's memory, and how many of the bare
-// hashes that the machine can do with the kernel the logins are that went well.
+// benchOverload reads again and again while clients request 200 logins a second, more than
+// the machine can hash, and do not wait for the answers. It shows the time of the slowest
+// hundredth of the reads, the server's memory, and the ratio of successful logins to the
+// bare hashes that the machine can compute with the kernel.
 func benchOverload(b *testing.B, path string) {
 	const every = time.Second / 200
 	p := startBenchUserd(b, path)
@@ -290,8 +291,8 @@ func BenchmarkHandler(b *testing.B) {
 	}
 }
 
-// BenchmarkObserve measures the cost of counting a request, alone and with every
-// core counting in the same series, and the cost of a page of metrics.
+// BenchmarkObserve measures the cost of counting a request, on one core and on all cores in
+// the same series, and the cost of a page of metrics.
 func BenchmarkObserve(b *testing.B) {
 	b.Run("alone", func(b *testing.B) {
 		r := benchStats()
@@ -398,8 +399,8 @@ func benchDatabase(b *testing.B) (path string) {
 	return path
 }
 
-// benchHash makes n hashes, as many at once as there are cores. A nil memory is for
-// golang.org/x/crypto.
+// benchHash makes n hashes, one per core concurrently. If memory is nil,
+// golang.org/x/crypto makes them.
 func benchHash(n int, memory func() *argon2.Memory) {
 	c := passhash.Default()
 	var begun atomic.Int64
@@ -503,7 +504,7 @@ func startBenchProcess(b *testing.B, args []string, env ...string) *benchProcess
 }
 
 // costOf returns the microseconds of processor time that the process takes for
-// each of n operations, which f has done; 0 where that is not known.
+// each of the n operations of f, or 0 if the system does not tell.
 func (p *benchProcess) costOf(n int, f func()) (µs float64) {
 	before := p.ticks()
 	f()
@@ -524,7 +525,7 @@ func (p *benchProcess) memory(name string) (mib float64) {
 	return mib / 1024
 }
 
-// proc returns what stands after the label in a file of /proc/PID.
+// proc returns the text after the label in a file of /proc/PID.
 func (p *benchProcess) proc(file, label string) string {
 	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.pid, file))
 	_, rest, _ := strings.Cut(string(data), label)
@@ -539,8 +540,8 @@ func (p *benchProcess) settle() {
 	}
 }
 
-// A benchClient is one keep-alive connection that speaks just enough HTTP/1.1
-// to cost little beside the server.
+// A benchClient is one keep-alive connection. It implements only as much of HTTP/1.1 as the
+// benchmarks need, so that it costs little compared with the server.
 type benchClient struct {
 	conn      net.Conn
 	r         *bufio.Reader
@@ -566,7 +567,7 @@ func (p *benchProcess) clients(b *testing.B, n int) []*benchClient {
 	return clients
 }
 
-// benchLoad has the clients, all at once, do an operation n times together.
+// benchLoad makes the clients do an operation concurrently, n times in total.
 func benchLoad(b *testing.B, clients []*benchClient, op *benchOp, n int) {
 	b.Helper()
 	var begun atomic.Int64
@@ -586,7 +587,7 @@ func benchLoad(b *testing.B, clients []*benchClient, op *benchOp, n int) {
 	}
 }
 
-// do has one operation done. Any status but the operation's own is an error.
+// do does one operation. It is an error if the status is not that of the operation.
 func (c *benchClient) do(op *benchOp) {
 	line, body, _ := strings.Cut(op.request(c), "\n")
 	c.out = append(append(c.out[:0], line...), " HTTP/1.1\r\nHost: userd\r\n"...)

@@ -258,11 +258,11 @@ func TestSQLStandsOnlyInTheStore(t *testing.T) {
 	}
 }
 
-// interfaceMethods are what interfaces of the standard library ask of our types.
+// interfaceMethods are the methods that interfaces of the standard library require.
 var interfaceMethods = []string{"Accept", "Close", "Error", "Flush", "Handle", "Read", "Scan", "ServeHTTP", "String", "Unwrap", "Write", "WriteHeader"}
 
-// A package main exports nothing to anybody. What is lower-case and unused, the
-// tools find; what is upper-case could lie dead for years.
+// No package can import package main. Tools find unused lower-case names, but they do not
+// report unused upper-case names.
 func TestNothingIsExported(t *testing.T) {
 	t.Parallel()
 	fset, files := programFiles(t)

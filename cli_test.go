@@ -48,7 +48,7 @@ func (sh *shell) run(status int, stdin string, args ...string) (stdout, stderr s
 	return out.String(), errOut.String()
 }
 
-// The command line changes what a running server serves, at once.
+// A running server sees the changes of commands immediately.
 func TestCommandsOnARunningServer(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -108,7 +108,7 @@ func TestCommandsOnARunningServer(t *testing.T) {
 	}
 }
 
-// What fails says so in one line, with the status that scripts go by.
+// A command that fails prints one line, and ends with a status for scripts.
 func TestCommandsThatFail(t *testing.T) {
 	t.Parallel()
 	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
@@ -164,7 +164,7 @@ func TestCommandsThatFail(t *testing.T) {
 	}
 }
 
-// A command first checks what it is about to write.
+// A command checks its data before it creates a database.
 func TestACommandThatFailsCreatesNoDatabase(t *testing.T) {
 	t.Parallel()
 	const header = "username,email,password_hash\n"
@@ -470,8 +470,8 @@ func TestAKeyOfTheEnvironmentIsNotRotated(t *testing.T) {
 	}
 }
 
-// With -now, a leaked key is worthless at once; without the option, until the last
-// token that it signed has expired.
+// With -now, a leaked key is invalid immediately. Without it, the key is valid until the
+// last token that it signed has expired.
 func TestALeakedKeyEndsNow(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

@@ -19,7 +19,7 @@ import (
 // function or a statement in SQL that compares it. Each has the reason why a step of
 // the wall clock does no harm:
 //
-//   - mono: it measures a duration on the monotonic clock, which nobody can set.
+//   - mono: it measures a duration on the monotonic clock, which cannot be set.
 //   - stored: it writes a time into a row or a file name. Nothing compares it there.
 //   - a subtest of TestAStepOfTheWallClock, or another test, that shows it.
 var clockReaders = map[string]string{

@@ -20,7 +20,7 @@ import (
 )
 
 // eventLines returns the events after an id: type, actor, user, session, address
-// and changes, as they stand in the table.
+// and changes, as they are in the table.
 func eventLines(t testing.TB, st *store, after int64) (list []string) {
 	t.Helper()
 	err := st.events(context.Background(), after, -1, eventFilter{}, func(e *event) {
@@ -207,7 +207,7 @@ func aSessionWith(t *testing.T, st *store, userID int64) {
 	}
 }
 
-// A write and its event are one: where the event cannot be written, nothing is.
+// If the event of a write cannot be written, nothing is written.
 func TestAnActWithoutItsEventDoesNotHappen(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -497,7 +497,7 @@ func (f *stream) nextEvent() (id int64, kind string) {
 	}
 }
 
-// hasten makes the streams of a service look around more often.
+// hasten makes the streams of a service read the database and check rights more often.
 func (s *service) hasten() {
 	s.feed.pollEvery, s.feed.recheckEvery = 2*time.Millisecond, 10*time.Millisecond
 }
@@ -589,8 +589,8 @@ func TestASilentStreamGivesASignOfLife(t *testing.T) {
 	}
 }
 
-// net/http takes back the deadline of reading when a request has come whole; that
-// of writing a stream moves itself.
+// net/http removes the deadline for reads after a complete request. A stream extends its
+// deadline for writes itself.
 func TestAStreamOutlivesTheDeadlinesOfARequest(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -698,8 +698,8 @@ func TestASlowReaderOfAStreamIsCutOff(t *testing.T) {
 	s.do(root, "GET", "/api/users/me", "").want(t, 200, "")
 }
 
-// Events are written all the while, by two other processes' stores, and the client
-// comes and goes, as does the server.
+// The stores of two other processes write events continuously. Meanwhile, the client
+// reconnects and the server restarts.
 func TestNoEventIsLostOrDoubledAcrossReconnectsAndRestarts(t *testing.T) {
 	t.Parallel()
 	const writers, each = 4, 150

@@ -20,7 +20,7 @@ import (
 // function that it returns is called.
 type diskFault func(t *testing.T, p *process, dir string) (end func())
 
-// limitFileSize lets no file grow past the size that the write-ahead log has.
+// limitFileSize lets no file grow beyond the current size of the write-ahead log.
 func limitFileSize(t *testing.T, p *process, dir string) (end func()) {
 	info, err := os.Stat(filepath.Join(dir, "app.db-wal"))
 	if err != nil {
@@ -128,7 +128,8 @@ func TestADirectoryThatCannotBeWrittenLosesNothing(t *testing.T) {
 		t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
 	}
 
-	// Without the files that a stop leaves where it cannot remove them, there is no way to write.
+	// userd could write only because the last stop could not remove the -wal and -shm. After
+	// a stop that removes them, it cannot write.
 	mode(0o700)
 	start().end(syscall.SIGTERM)
 	wantFiles(t, dir, "app.db")
@@ -182,9 +183,9 @@ func TestADiskThatFailsRefusesWritesAndNothingIsLost(t *testing.T) {
 	}
 }
 
-// testDiskFault lets the disk fail under a server twice. The first time it goes
-// on when the fault has passed; the second time it is killed then, before it has
-// written again, and started anew. reads says whether reads go on in the fault.
+// testDiskFault makes the disk of a server fail twice. After the first fault, the server
+// continues. After the second, the test kills the server before it writes again, and starts
+// it again. reads says whether reads succeed during the fault.
 func testDiskFault(t *testing.T, dir string, fault diskFault, reads bool) {
 	p := startUserd(t, dir, nil)
 	users := []string{"ann"}

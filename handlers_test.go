@@ -273,8 +273,8 @@ func TestAServerOnEveryAddressIsAskedOnLoopback(t *testing.T) {
 	}
 }
 
-// The tutorial's own seven requests, and what it says they answer, by a reader who
-// takes a minute or almost a quarter of an hour from the login to the last one.
+// The tutorial's seven requests have the answers that it prints, for a reader who needs a
+// minute or almost a quarter of an hour from the login to the last one.
 func TestTutorial(t *testing.T) {
 	t.Parallel()
 	for _, pause := range []time.Duration{time.Minute, 14 * time.Minute} {

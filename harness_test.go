@@ -352,8 +352,8 @@ func (s *service) signer() *signingKey {
 // takes so long.
 const patience = 30 * time.Second
 
-// await returns when the condition holds. It is for what cannot be waited for
-// in a better way: a channel's length, a file's size.
+// await returns when the condition holds. Use it only for conditions without a better way
+// to wait: the length of a channel, the size of a file.
 func await(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for start := time.Now(); !condition(); time.Sleep(time.Millisecond) {

@@ -714,7 +714,7 @@ func TestSendReportsThatTheClientHasGone(t *testing.T) {
 	}
 }
 
-// What was true before a slow body came may not be any more.
+// The caller's rights can change while a slow body arrives.
 func TestAnUpdateOfNothingIsCheckedAfterItsBody(t *testing.T) {
 	t.Parallel()
 	s := newService(t, func(c *settings) { c.directory = directorySelf })
@@ -748,7 +748,7 @@ func TestAnUpdateOfNothingIsCheckedAfterItsBody(t *testing.T) {
 	}
 }
 
-// A stranger chooses the method, and would choose what fills the log.
+// A stranger chooses the method, and must not be able to fill the log with it.
 func TestALongMethodIsLoggedShort(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -811,7 +811,7 @@ func TestCORS(t *testing.T) {
 	}
 }
 
-// A line of the log that a stranger could make up would hide what he did.
+// A stranger who could forge a line of the log could hide an attack.
 func TestNoInputBreaksALineOfTheLog(t *testing.T) {
 	t.Parallel()
 	const evil = "x\r\n{\"level\":\"INFO\",\"msg\":\"forged\"}\x1b[31m\u2028"

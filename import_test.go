@@ -174,7 +174,7 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// What an import brings in can log in, and ids go on above the highest.
+// Imported users can log in, and the ids of later users are higher than theirs.
 func TestImportedUsersLogIn(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -344,7 +344,7 @@ func TestLargeImportKeepsTheIndexes(t *testing.T) {
 	}
 }
 
-// Users of Django, and of anything that keeps bcrypt, log in after an import.
+// Users of Django, and of programs that store bcrypt hashes, log in after an import.
 func TestImportedHashesLogIn(t *testing.T) {
 	t.Parallel()
 	hashes := make(map[string]string)

@@ -472,7 +472,7 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 			ask := func(from string) reply {
 				r := s.do(token, row.method, row.path, row.body(), "X-Forwarded-For: "+from)
 				if renewed := r.field("access_token"); row.method == "PUT" && renewed != "" {
-					token = renewed // the old one is no proof for another change of the password
+					token = renewed // the old one is not proof for another change of the password
 				}
 				return r
 			}

@@ -175,7 +175,7 @@ func (p *process) ask(token, method, path, body string) (reply, error) {
 	return reply{resp.StatusCode, resp.Header, string(data)}, err
 }
 
-// must is ask where an answer has to come.
+// must is ask, but fails the test if there is no answer.
 func (p *process) must(token, method, path, body string) reply {
 	p.t.Helper()
 	r, err := p.ask(token, method, path, body)

@@ -32,7 +32,7 @@ import (
 type samples map[string]float64
 
 // parseMetrics reads the text format (https://prometheus.io/docs/instrumenting/exposition_formats/)
-// and fails the test where the text breaks one of its rules.
+// and fails the test if the text breaks one of its rules.
 func parseMetrics(t *testing.T, text string) samples {
 	t.Helper()
 	found := make(samples)

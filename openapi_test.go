@@ -825,9 +825,9 @@ func withoutTokens(v any) any {
 	return v
 }
 
-// facts returns what real exchanges must show, and nothing else: each
-// parameter, header, body, error code and example, and the absence of each
-// optional header, body and member.
+// facts returns all facts that real exchanges must show, and no others: each parameter,
+// header, body, error code and example, and the absence of each optional header, body and
+// member.
 func (d *document) facts() map[string]bool {
 	facts := make(map[string]bool)
 	add := func(parts ...any) { facts[fmt.Sprint(parts...)] = true }

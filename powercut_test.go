@@ -32,7 +32,7 @@ type diskCall struct {
 // tracedCalls are all that SQLite changes files with, and what answers are sent with.
 const tracedCalls = "open,openat,creat,pwrite64,pwritev,write,writev,ftruncate,fallocate,fsync,fdatasync,sync_file_range,unlink,unlinkat,rename,renameat,renameat2,link,linkat"
 
-// traced lets strace write down what the command does.
+// traced returns a command that runs cmd under strace, which writes the trace.
 func traced(t *testing.T, cmd *exec.Cmd, trace string) *exec.Cmd {
 	strace, err := exec.LookPath("strace")
 	if err != nil {
@@ -92,7 +92,7 @@ var (
 	answerPattern   = regexp.MustCompile(`^HTTP/1\.1 2[^\x00]*\r\nX-Request-Id: ([0-9a-f]{16})\r\n`)
 )
 
-// parseCall returns what a line of a trace says, or nil where it is of no interest.
+// parseCall returns the call in a line of a trace, or nil if the call does not matter.
 func parseCall(t *testing.T, text, dir string) *diskCall {
 	t.Helper()
 	unhex := func(s string) string {
@@ -108,7 +108,7 @@ func parseCall(t *testing.T, text, dir string) *diskCall {
 	}
 	arguments, result := call[2], call[3]
 	m := argumentPattern.FindStringSubmatch(arguments)
-	if m == nil || m[2] != "" { // what is written to a removed file is lost in any case
+	if m == nil || m[2] != "" { // a write to a removed file is lost in any case
 		return nil
 	}
 	c := &diskCall{name: call[1]}
@@ -157,8 +157,8 @@ func parseCall(t *testing.T, text, dir string) *diskCall {
 	return c
 }
 
-// An inode is a file as the disk may have it: what is durable, and the changes
-// since, which may be there or not.
+// An inode is the possible state of a file on the disk: its durable contents, and later
+// changes, of which the disk may have any.
 type inode struct {
 	durable []byte
 	pending []*diskCall
@@ -173,7 +173,7 @@ func (c *diskCall) change(image []byte) []byte {
 	return image
 }
 
-// A disk is what is known of a directory when the power is cut.
+// A disk is the possible state of a directory when the power is cut.
 type disk struct {
 	names map[string]*inode   // as the program saw them
 	past  map[string][]*inode // what each was before, since the last sync of the directory
@@ -289,9 +289,9 @@ func (d *disk) leave(t *testing.T, r *rand.Rand, dir string) {
 	}
 }
 
-// The files are put together as a disk could have them when the power goes, from
-// the system calls of a userd under load: of what was not synced, anything may
-// be missing, old or torn. What was acknowledged before must be there.
+// From the system calls of a userd under load, the test builds the files as a disk could
+// have them after a power cut: any data that was not synced may be missing, old or torn.
+// All writes that were acknowledged before must exist.
 func TestAPowerCutLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
 	if !*faults {

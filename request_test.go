@@ -456,7 +456,7 @@ func TestClientAddress(t *testing.T) {
 	}
 }
 
-// Otherwise the proxy's log and ours could not be joined.
+// Otherwise an operator could not match the lines of the proxy's log with those of userd's.
 func TestOnlyATrustedProxyGivesARequestItsID(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("a", maxRequestID)
@@ -505,7 +505,7 @@ func TestOnlyATrustedProxyGivesARequestItsID(t *testing.T) {
 	})
 }
 
-// An empty body whose length is not told beforehand is empty, too.
+// An empty body of unknown length counts as no body.
 func TestAnEmptyChunkedBodyIsNone(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -565,8 +565,7 @@ func limitOf(t *testing.T, q url.Values) int64 {
 	return n
 }
 
-// What a query may say is found by sending it; nothing that it says may be an
-// error of the server.
+// FuzzListQuery checks that no query causes an internal error.
 func FuzzListQuery(f *testing.F) {
 	for _, q := range []string{"", "limit=10&after=3", "q=an&limit=2", "role=admin", "disabled=true&role=member&limit=1", "limit=1&limit=2", "q=%00", "q=%ff", "after=-1", "limit=1e3",
 		"q=" + strings.Repeat("a", 300), "Limit=1", "q=%25_", "a;b", "%zz", "limit=9223372036854775808", "after=9223372036854775807"} {

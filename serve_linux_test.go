@@ -352,8 +352,8 @@ func TestALogOnAFullDiskDoesNotEndIt(t *testing.T) {
 	spawnLoggingTo(t, full).servesOn()
 }
 
-// What collects logs takes a write for a line, and lines of several processes
-// in one file do not mix.
+// Log collectors read each write as a line, and the lines of several processes in one file
+// must not mix.
 func TestEachLineOfTheLogIsOneWrite(t *testing.T) {
 	t.Parallel()
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0) // keeps writes apart

@@ -651,8 +651,8 @@ type pebble struct {
 	process   *exec.Cmd
 }
 
-// startPebble starts one that looks for challenges on these ports and whose
-// certificates are good for so many seconds.
+// startPebble starts a pebble that checks challenges on these ports, and whose certificates
+// are valid for so many seconds.
 func startPebble(t *testing.T, httpPort, tlsPort, seconds int) *pebble {
 	t.Helper()
 	dir := programDir(t)
@@ -756,7 +756,7 @@ func (p *pebble) startUserd(t *testing.T, dir string) *process {
 	return u
 }
 
-// certificate returns the one that userd.example shows, verified.
+// certificate returns the verified certificate of userd.example.
 func (p *pebble) certificate(t *testing.T) *x509.Certificate {
 	t.Helper()
 	conn, err := tls.Dial("tcp", "127.0.0.1:443", &tls.Config{RootCAs: p.roots, ServerName: "userd.example"})
@@ -916,7 +916,7 @@ func (s *service) serveOn(most int) string {
 	return inner.Addr().String()
 }
 
-// A client that dials and sends a text, and leaves it at that.
+// stall connects as a client that sends a text and then neither sends nor reads.
 func (s *service) stall(address, text string) *bufio.Reader {
 	s.t.Helper()
 	conn, err := net.Dial("tcp", address)
@@ -1224,8 +1224,8 @@ func TestTwoServersThatStartConcurrentlyMakeOneDatabaseWithOneKey(t *testing.T) 
 	wantFiles(t, dir, "app.db")
 }
 
-// A load is what clients do to a server at once, each to a user of its own, and
-// what they were told in answer.
+// A load holds the requests of concurrent clients, each about a user of its own, and the
+// answers to them.
 type load struct {
 	t       *testing.T
 	clients []*loadClient
@@ -1346,8 +1346,8 @@ func (l *load) run(p *process, writes int64, s os.Signal) (status int, took time
 	return p.cmd.ProcessState.ExitCode(), time.Since(end)
 }
 
-// run makes one change after the other until an answer is missing: most of the
-// time what costs no hash, since each kill falls into what happens then.
+// run makes one change after the other until an answer is missing. Most of them cost no
+// hash, so that the kill happens during many different writes.
 func (c *loadClient) run(ask func(status int, token, method, path, body string) (reply, bool)) {
 	u := c.states[len(c.states)-1]
 	send := func(next loadUser, status int, token, method, path, body string) (r reply, ok bool) {

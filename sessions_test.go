@@ -261,8 +261,8 @@ func TestRefreshForgeries(t *testing.T) {
 	s.do(live, "POST", "/api/refresh", "").want(t, 200, "")
 }
 
-// A token of a generation that the database has not given out, as after going
-// back to an older copy, is refused and ends nothing.
+// userd refuses a token of a generation that the database has not issued, as after the
+// restore of an older copy. The token ends no session.
 func TestRefreshFromTheFuture(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -318,7 +318,7 @@ func TestParallelRefresh(t *testing.T) {
 	}
 }
 
-// What the database keeps of a refresh token is no refresh token.
+// The values that the database stores about a refresh token do not work as one.
 func TestRefreshTokenIsNotInTheDatabase(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

@@ -415,8 +415,8 @@ func TestTrimmingLeavesWhatVerifies(t *testing.T) {
 	})
 }
 
-// What was not verified is not trimmed: the server must not delete the traces of a change.
-func TestTrimmingRefusesWhatDoesNotHold(t *testing.T) {
+// The server trims only verified events: it must not delete the traces of a change.
+func TestTrimmingRefusesEventsThatDoNotMatchTheChain(t *testing.T) {
 	t.Parallel()
 	whole := newLedger(t)
 	trimmed := newLedger(t)

@@ -201,8 +201,8 @@ func TestMemberAgainstMember(t *testing.T) {
 	}
 }
 
-// What a member sees of another, of itself and of the list, and what an admin
-// sees, under each DIRECTORY.
+// For each DIRECTORY, the table says what a member sees of another user, of itself and of
+// the list, and what an admin sees.
 func TestDirectory(t *testing.T) {
 	t.Parallel()
 	keys := func(r reply) string {
@@ -572,7 +572,7 @@ func TestAChangedPasswordRekeysTheSession(t *testing.T) {
 		s.do(dead, "POST", "/api/refresh", "").want(t, 401, "session_ended")
 	}
 
-	// The token that asked goes on, and proves nothing that matters.
+	// The token of the request stays valid, but is not proof for the acts of renewedOnly.
 	s.do(access, "GET", path, "").want(t, 200, "")
 	for _, body := range []string{`{"password":"correct horse battery"}`, `{"email":"thief@example.com"}`, `{"username":"ann2","email":"thief@example.com"}`} {
 		s.do(access, "PUT", path, body).want(t, 401, "fresh_login_required")
@@ -612,8 +612,7 @@ func TestAKeptTokenOfAnAdmin(t *testing.T) {
 	s.do(token, "DELETE", ann, "").want(t, 200, "")
 }
 
-// What a request proved is checked again when its write runs: the password may
-// have changed since.
+// A write checks the proof of its request again, because the password may have changed.
 func TestAProofIsCheckedWhenTheWriteRuns(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

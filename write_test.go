@@ -54,8 +54,8 @@ func (h *hold) statement() statement {
 	return statement{query: `SELECT test_hold(@id)`, args: args{{"id", h.id}}, scan: []any{new(int64)}}
 }
 
-// holdWriter keeps the store's writer busy, so that what is written next waits
-// in the queue. The function returned lets it go on.
+// holdWriter keeps the store's writer busy, so that further writes wait in the queue. The
+// returned function lets the writer continue.
 func holdWriter(t *testing.T, st *store) (release func()) {
 	t.Helper()
 	h := newHold()

@@ -9,7 +9,7 @@ import (
 
 // These tests do not need AVX2.
 
-// What is below minMap stays in reach of the test after Release.
+// The test can still read a memory smaller than minMap after Release.
 func TestReleaseClears(t *testing.T) {
 	t.Parallel()
 	mem := new(Memory)
