@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"userd/internal/safefile"
+	"userd/internal/terminal"
 )
 
 // A resolution says what adopt does with users whose names differ only in case,
@@ -26,7 +27,7 @@ const (
 // writing a copy of it. It rebuilds no table. It adds columns with constant defaults, so
 // that the Flask app can still use the file and loses no rows of its other tables. It
 // reports its steps to say, and the progress of the copy to p.
-func adopt(ctx context.Context, path string, resolve resolution, say func(text string), p *progress) (err error) {
+func adopt(ctx context.Context, path string, resolve resolution, say func(text string), p *terminal.Progress) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("adopting %s: %w", path, err)
@@ -229,7 +230,7 @@ func listDuplicates(ctx context.Context, tx *sql.Tx) error {
 
 // copyBefore writes a consistent copy of the database to a new file next to it,
 // and returns the path of the copy.
-func copyBefore(ctx context.Context, db *sql.DB, path string, p *progress) (string, error) {
+func copyBefore(ctx context.Context, db *sql.DB, path string, p *terminal.Progress) (string, error) {
 	backup := safefile.TimestampedName(path, "before-userd", time.Now())
 	copied, err := copyToTemp(ctx, db, path, p)
 	if err == nil {

@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"userd/internal/safefile"
+	"userd/internal/terminal"
 )
 
 // backup writes a copy of the database to a file or to standard output. Servers
 // can write at the same time: the copy is what a reader saw when it began.
 func backup(ctx context.Context, c *cli) error {
 	name := c.args[0]
-	if f, ok := c.stdout.(*os.File); ok && name == "-" && isTerminal(f) {
+	if f, ok := c.stdout.(*os.File); ok && name == "-" && terminal.Is(f) {
 		return usagef("refusing to write a database to a terminal; name a file or pipe the output")
 	}
 	if err := refuseExisting(name); err != nil {
@@ -109,15 +110,15 @@ func sendCopy(ctx context.Context, c *cli, copied *databaseCopy) (err error) {
 	// temporary copy must not stay. Windows removes it only when it is closed.
 	copied.file.Hide()
 	p := c.progress("", 0)
-	p.next("writing the copy, in MB", copied.bytes)
+	p.Next("writing the copy, in MB", copied.bytes)
 	for n, sent := int64(0), int64(0); err == nil; {
 		if err = ctx.Err(); err == nil {
 			n, err = io.CopyN(c.stdout, copied.file, 1<<20)
 			sent += n
-			p.show(int(sent/1e6), sent)
+			p.Show(int(sent/1e6), sent)
 		}
 	}
-	p.end()
+	p.End()
 	if err != io.EOF {
 		return fmt.Errorf("writing to standard output: %w", err)
 	}
@@ -143,7 +144,7 @@ func (d *databaseCopy) String() string {
 // directory of path, checks it as a database, and syncs it. Others can write at
 // the same time: the copy is one long read, and what they write stays in the
 // write-ahead log meanwhile.
-func copyToTemp(ctx context.Context, db *sql.DB, path string, p *progress) (_ *databaseCopy, err error) {
+func copyToTemp(ctx context.Context, db *sql.DB, path string, p *terminal.Progress) (_ *databaseCopy, err error) {
 	// SQLite would create the file with mode 0644, but accepts an empty one.
 	f, err := safefile.CreateTemp(path)
 	if err != nil {
@@ -160,15 +161,15 @@ func copyToTemp(ctx context.Context, db *sql.DB, path string, p *progress) (_ *d
 	if err != nil {
 		return nil, err
 	}
-	p.next("copying the database, in MB", size)
-	defer p.end()
-	stop := p.watch(func() int64 { return sizeOf(f.File) })
+	p.Next("copying the database, in MB", size)
+	defer p.End()
+	stop := p.Watch(func() int64 { return sizeOf(f.File) })
 	_, err = db.ExecContext(ctx, `VACUUM INTO ?`, f.Name())
 	stop()
 	if err != nil {
 		return nil, err
 	}
-	p.next("checking the copy", 0)
+	p.Next("checking the copy", 0)
 	if copied.users, err = checkCopy(ctx, f.Name()); err != nil {
 		return nil, fmt.Errorf("the copy is damaged: %w", err)
 	}
@@ -220,11 +221,11 @@ func restore(ctx context.Context, c *cli) error {
 	}
 	defer source.Discard()
 	p := c.progress("", 0)
-	defer p.end()
+	defer p.End()
 	if err := readBackup(from, source, p); err != nil {
 		return err
 	}
-	p.next("checking the backup", 0)
+	p.Next("checking the backup", 0)
 	if err := checkBackup(ctx, source.Name()); err != nil {
 		return errors.New(strings.ReplaceAll(err.Error(), source.Name(), from))
 	}
@@ -282,7 +283,7 @@ func checkRestore(from, path string) (exists bool, err error) {
 // readBackup copies a backup, and its -wal if it has one, into a private directory.
 // It reads each by one descriptor, so the directory of the backup may belong to any user.
 // But a -wal changes the contents, so it must belong to root or the user of this process.
-func readBackup(from string, to *safefile.Temp, p *progress) error {
+func readBackup(from string, to *safefile.Temp, p *terminal.Progress) error {
 	from, err := filepath.EvalSymlinks(from) // SQLite puts the -wal next to a link's target
 	if err != nil {
 		return err
@@ -304,8 +305,8 @@ func readBackup(from string, to *safefile.Temp, p *progress) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	p.next("reading the backup, in MB", sizeOf(f))
-	defer p.watch(func() int64 { return sizeOf(to.File) })()
+	p.Next("reading the backup, in MB", sizeOf(f))
+	defer p.Watch(func() int64 { return sizeOf(to.File) })()
 	return copyUnchanged(files, to)
 }
 
@@ -346,7 +347,7 @@ func copyUnchanged(files map[string]*os.File, to *safefile.Temp) error {
 
 // prepareRestore makes the file that is to replace the database at path: a copy
 // of from, with ids that follow those of the previous database, and its owner.
-func prepareRestore(ctx context.Context, from, path string, previous *lockedDatabase, p *progress) (_ *databaseCopy, err error) {
+func prepareRestore(ctx context.Context, from, path string, previous *lockedDatabase, p *terminal.Progress) (_ *databaseCopy, err error) {
 	db, _, err := openToRead(from)
 	if err != nil {
 		return nil, err

@@ -344,3 +344,12 @@ func watchFiles(ctx context.Context, st *store, log *slog.Logger) {
 		}
 	}
 }
+
+// sizeOf returns the bytes of a regular file, or 0 if they are unknown.
+func sizeOf(f *os.File) int64 {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return 0
+	}
+	return info.Size()
+}

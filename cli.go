@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"userd/internal/safefile"
+	"userd/internal/terminal"
 )
 
 // A command is one row of the command table.
@@ -453,7 +454,7 @@ func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution)
 		st.wrote.Store(true) // adopt may have recorded events
 	}
 	if kind == kindNone { // the operator may have meant another file
-		fmt.Fprintln(c.stderr, "created the database", printable(c.database))
+		fmt.Fprintln(c.stderr, "created the database", terminal.Printable(c.database))
 	}
 	return st, nil
 }

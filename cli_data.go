@@ -15,9 +15,11 @@ import (
 	"net/http"
 	"net/netip"
 	neturl "net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
+	"userd/internal/terminal"
 )
 
 func keyList(f *flag.FlagSet) action {
@@ -46,11 +48,11 @@ func keyList(f *flag.FlagSet) action {
 			}
 			return err
 		}
-		table := newTable(c.stdout, "KID", "CREATED", "RETIRED", "GOOD UNTIL")
+		table := terminal.NewTable(c.stdout, "KID", "CREATED", "RETIRED", "GOOD UNTIL")
 		for _, k := range keys {
-			table.row(k.kid, when(k.createdAt), when(k.retiredAt), when(k.goodUntil))
+			table.Row(k.kid, when(k.createdAt), when(k.retiredAt), when(k.goodUntil))
 		}
-		return table.flush()
+		return table.Flush()
 	}
 }
 
@@ -136,12 +138,12 @@ func (c *cli) eventUser(name string) (id int64, err error) {
 func (c *cli) printEvents(ctx context.Context, after int64, only eventFilter, follow, asJSON bool) error {
 	out := bufio.NewWriter(c.stdout)
 	lines := json.NewEncoder(out)
-	table := newTable(out, "ID", "AT", "TYPE", "ACTOR", "USER", "SESSION", "ADDRESS", "CHANGES")
-	// So that later rows align too: ids of up to 8 digits, ids with names of up to 16
-	// characters, all types, and IPv4 addresses.
-	table.widths = []int{8, 20, 14, 16, 16, 8, 15, 0}
-	if asJSON {
-		table.rows = nil
+	var table *terminal.Table
+	if !asJSON {
+		table = terminal.NewTable(out, "ID", "AT", "TYPE", "ACTOR", "USER", "SESSION", "ADDRESS", "CHANGES")
+		// So that later rows align too: ids of up to 8 digits, ids with names of up to 16
+		// characters, all types, and IPv4 addresses.
+		table.Widen(8, 20, 14, 16, 16, 8, 15, 0)
 	}
 	for {
 		names := make(map[int64]string) // only for this read: users can be renamed later
@@ -150,9 +152,9 @@ func (c *cli) printEvents(ctx context.Context, after int64, only eventFilter, fo
 				lines.Encode(newEventAnswer(e))
 				return
 			}
-			table.row(e.id, when(e.at), e.kind, c.idAndName(e.actorID, names), c.idAndName(e.userID, names), idOrDash(e.sessionID), e.address, e.changes)
+			table.Row(e.id, when(e.at), e.kind, c.idAndName(e.actorID, names), c.idAndName(e.userID, names), idOrDash(e.sessionID), e.address, e.changes)
 		})
-		if err := errors.Join(table.flush(), out.Flush()); err != nil {
+		if err := errors.Join(table.Flush(), out.Flush()); err != nil {
 			return err
 		}
 		if follow && ctx.Err() != nil {
@@ -266,8 +268,8 @@ func check(ctx context.Context, c *cli) error {
 	}
 	for {
 		p := c.progress("", 0)
-		x, quiet, err := examine(ctx, c.database, p.next, p.show)
-		p.end()
+		x, quiet, err := examine(ctx, c.database, p.Next, p.Show)
+		p.End()
 		if err != nil {
 			return fmt.Errorf("checking %s: %w", c.database, err)
 		}
@@ -275,7 +277,7 @@ func check(ctx context.Context, c *cli) error {
 			continue // a server began to write while the file was read as if it did not change
 		}
 		for _, line := range x.findings {
-			fmt.Fprintln(c.stdout, printable(line))
+			fmt.Fprintln(c.stdout, terminal.Printable(line))
 		}
 		if len(x.findings) > 0 {
 			return fmt.Errorf("%s: %s", c.database, plural(len(x.findings), "finding"))
@@ -363,4 +365,20 @@ func readyURL(c *config) (string, *http.Client) {
 		Transport:     &http.Transport{TLSClientConfig: trust},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+}
+
+// when returns a time in Unix seconds for a table, or - for 0.
+func when(unix int64) string {
+	if unix == 0 {
+		return "-"
+	}
+	return utc(unix).Format(time.RFC3339)
+}
+
+// progress returns a progress of work on standard error, or nil if that is not a terminal.
+func (c *cli) progress(what string, total int64) *terminal.Progress {
+	if f, ok := c.stderr.(*os.File); ok && terminal.Is(f) {
+		return terminal.NewProgress(f, what, total)
+	}
+	return nil
 }

@@ -13,9 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -278,94 +276,6 @@ func TestUserSetWithoutAChangeWritesNothing(t *testing.T) {
 	if out, _ := sh.run(0, "", "events", "-json", "-after", "1"); strings.Count(out, "\n") != 1 || !strings.Contains(out, `"email"`) || strings.Contains(out, `"username"`) {
 		t.Errorf("the events are\n%s", out)
 	}
-}
-
-// A User-Agent, which the client chooses, must not control the terminal.
-func TestTablesArePrintable(t *testing.T) {
-	t.Parallel()
-	var out bytes.Buffer
-	table := newTable(&out, "A", "B")
-	table.row("x\x1b[2J\u009b\r\ny\tz", 7)
-	table.flush()
-	if want := "A            B\nx?[2J???y?z  7\n"; out.String() != want {
-		t.Errorf("got %q, want %q", out.String(), want)
-	}
-}
-
-func TestTablesOfAnyLengthAlign(t *testing.T) {
-	t.Parallel()
-	var out bytes.Buffer
-	table := newTable(&out, "ID", "NAME", "LAST")
-	table.row("1", "a long näme", "x")
-	for range 3 * tableBlock {
-		table.row("2", "b", "y")
-		if len(table.rows) >= tableBlock {
-			t.Fatalf("it holds %d rows", len(table.rows))
-		}
-	}
-	if err := table.flush(); err != nil {
-		t.Fatal(err)
-	}
-	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
-	if len(lines) != 3*tableBlock+2 || lines[0] != "ID  NAME         LAST" || lines[1] != "1   a long näme  x" {
-		t.Fatalf("%d lines: %q, %q", len(lines), lines[0], lines[1])
-	}
-	for _, line := range lines[2:] {
-		if line != "2   b            y" {
-			t.Fatalf("got %q", line)
-		}
-	}
-}
-
-func TestProgressIsShownOnceASecondAndOnlyOnATerminal(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var terminal, file bytes.Buffer
-		shown, hidden := progressOn(&terminal, "rows read", 1000), (&cli{stderr: &file}).progress("rows read", 1000)
-		for n := range 5 {
-			shown.show(n, int64(100*n))
-			hidden.show(n, int64(100*n))
-			time.Sleep(600 * time.Millisecond)
-		}
-		shown.show(3000, 2000) // the file got longer
-		shown.note("importing 5 users")
-		shown.end()
-		hidden.note("importing 5 users")
-		hidden.end()
-		want := "\r\x1b[Krows read: 2 (20 %), 2 a second\r\x1b[Krows read: 4 (40 %), 2 a second\r\x1b[Kimporting 5 users\r\x1b[K"
-		if terminal.String() != want || file.Len() > 0 {
-			t.Errorf("it prints %q, and to a file %q", terminal.String(), file.String())
-		}
-	})
-	synctest.Test(t, func(t *testing.T) {
-		var terminal bytes.Buffer
-		quick, unknown := progressOn(&terminal, "rows read", 0), progressOn(&terminal, "rows read", 0)
-		quick.end()
-		time.Sleep(2 * time.Second)
-		unknown.show(7, 0)
-		if want := "\r\x1b[Krows read: 7, 4 a second"; terminal.String() != want {
-			t.Errorf("it prints %q", terminal.String())
-		}
-	})
-	synctest.Test(t, func(t *testing.T) {
-		var terminal bytes.Buffer
-		var done atomic.Int64
-		for _, p := range []*progress{progressOn(&terminal, "", 0), nil} {
-			p.next("checking", 0)
-			p.next("copying, in MB", 10e6)
-			stop := p.watch(done.Load)
-			time.Sleep(time.Second / 2)
-			done.Store(4e6)
-			time.Sleep(time.Second)
-			stop()
-			p.end()
-			p.end()
-		}
-		want := "\r\x1b[Kchecking\r\x1b[Kcopying, in MB\r\x1b[Kcopying, in MB: 4 (40 %), 4 a second\r\x1b[K"
-		if terminal.String() != want {
-			t.Errorf("it prints %q, want %q", terminal.String(), want)
-		}
-	})
 }
 
 func TestLongCommandsShowNoStepsInAFile(t *testing.T) {

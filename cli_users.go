@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"userd/internal/terminal"
 )
 
 // user returns the user that an argument names: by username, by e-mail address,
@@ -91,15 +92,15 @@ func (c *cli) writeUser(asJSON bool, u *user) error {
 		_, err := c.stdout.Write(append(appendUser(nil, u, viewAll), '\n'))
 		return err
 	}
-	table := newTable(c.stdout, "ID", u.id)
-	table.row("USERNAME", u.username)
-	table.row("EMAIL", u.email)
-	table.row("ROLE", u.role)
-	table.row("DISABLED", u.disabled)
-	table.row("CREATED", when(u.createdAt))
-	table.row("UPDATED", when(u.updatedAt))
-	table.row("LAST LOGIN", when(u.lastLoginAt))
-	return table.flush()
+	table := terminal.NewTable(c.stdout, "ID", u.id)
+	table.Row("USERNAME", u.username)
+	table.Row("EMAIL", u.email)
+	table.Row("ROLE", u.role)
+	table.Row("DISABLED", u.disabled)
+	table.Row("CREATED", when(u.createdAt))
+	table.Row("UPDATED", when(u.updatedAt))
+	table.Row("LAST LOGIN", when(u.lastLoginAt))
+	return table.Flush()
 }
 
 // writeUsers prints the users that each passes to row, as a table or as one JSON
@@ -114,11 +115,11 @@ func (c *cli) writeUsers(asJSON bool, each func(row func(*user)) error) error {
 		})
 		return errors.Join(err, out.Flush())
 	}
-	table := newTable(out, "ID", "USERNAME", "EMAIL", "ROLE", "DISABLED", "LAST LOGIN")
+	table := terminal.NewTable(out, "ID", "USERNAME", "EMAIL", "ROLE", "DISABLED", "LAST LOGIN")
 	err := each(func(u *user) {
-		table.row(u.id, u.username, u.email, u.role, u.disabled, when(u.lastLoginAt))
+		table.Row(u.id, u.username, u.email, u.role, u.disabled, when(u.lastLoginAt))
 	})
-	return errors.Join(err, table.flush(), out.Flush())
+	return errors.Join(err, table.Flush(), out.Flush())
 }
 
 func userSet(f *flag.FlagSet) action {
@@ -174,7 +175,7 @@ func userPasswd(ctx context.Context, c *cli) error {
 	if _, err := c.changeUser(ctx, console, u.id, set, &password, 0); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "changed the password of %s, and ended all sessions\n", printable(u.username))
+	_, err = fmt.Fprintf(c.stdout, "changed the password of %s, and ended all sessions\n", terminal.Printable(u.username))
 	return err
 }
 
@@ -186,7 +187,7 @@ func userDelete(ctx context.Context, c *cli) error {
 	if err := c.store.deleteUser(ctx, console, u.id, 0, c.wall().Unix()); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "deleted %s, id %d\n", printable(u.username), u.id)
+	_, err = fmt.Fprintf(c.stdout, "deleted %s, id %d\n", terminal.Printable(u.username), u.id)
 	return err
 }
 
@@ -199,7 +200,7 @@ var importColumns = append([]string{"password"}, exportColumns...)
 func userExport(f *flag.FlagSet) action {
 	ndjson := f.Bool("ndjson", false, "Write one JSON object a line instead of CSV.")
 	return func(ctx context.Context, c *cli) error {
-		if f, ok := c.stdout.(*os.File); ok && isTerminal(f) {
+		if f, ok := c.stdout.(*os.File); ok && terminal.Is(f) {
 			return usagef("user export: refusing to print password hashes to a terminal; redirect or pipe the output")
 		}
 		export := exportCSV
@@ -213,11 +214,11 @@ func userExport(f *flag.FlagSet) action {
 			return err
 		}
 		progress := c.progress("users written", users)
-		defer progress.end()
+		defer progress.End()
 		n := 0
 		err = c.store.export(ctx, func(u *user, hash string) {
 			n++
-			progress.show(n, int64(n))
+			progress.Show(n, int64(n))
 			write(u, hash)
 		})
 		return errors.Join(err, flush(), out.Flush())
@@ -280,17 +281,17 @@ func sessionList(f *flag.FlagSet) action {
 			return err
 		}
 		out := bufio.NewWriter(c.stdout)
-		table := newTable(out, "ID", "CREATED", "LAST USED", "EXPIRES", "ADDRESS", "USER AGENT")
+		table := terminal.NewTable(out, "ID", "CREATED", "LAST USED", "EXPIRES", "ADDRESS", "USER AGENT")
 		lines := json.NewEncoder(out)
 		err = c.store.sessionsOf(ctx, u.id, c.wall().Unix(), func(x *session) {
 			if *asJSON {
 				lines.Encode(newSessionAnswer(x, 0))
 				return
 			}
-			table.row(x.id, when(x.createdAt), when(x.lastUsedAt), when(x.expiresAt), x.address, x.userAgent)
+			table.Row(x.id, when(x.createdAt), when(x.lastUsedAt), when(x.expiresAt), x.address, x.userAgent)
 		})
 		if !*asJSON {
-			err = errors.Join(err, table.flush())
+			err = errors.Join(err, table.Flush())
 		}
 		return errors.Join(err, out.Flush())
 	}
@@ -305,7 +306,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 		if err := c.store.endSessions(ctx, console, u.id, c.wall().Unix()); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(c.stdout, "ended all sessions of %s\n", printable(u.username))
+		_, err = fmt.Fprintf(c.stdout, "ended all sessions of %s\n", terminal.Printable(u.username))
 		return err
 	}
 	sid, err := parseID(c.args[1])
@@ -315,6 +316,56 @@ func sessionEnd(ctx context.Context, c *cli) error {
 	if err := c.store.endSession(ctx, console, u.id, sid, c.wall().Unix()); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "ended session %d of %s\n", sid, printable(u.username))
+	_, err = fmt.Fprintf(c.stdout, "ended session %d of %s\n", sid, terminal.Printable(u.username))
 	return err
+}
+
+// readPassword reads a new password. On a terminal it asks for the password twice, and
+// returns an error if the two differ. Otherwise it reads the first line of standard input.
+func (c *cli) readPassword(ctx context.Context) (string, error) {
+	in := bufio.NewReaderSize(c.stdin, len(byteOrderMark)+maxPassword+len("\r\n")+1)
+	f, ok := c.stdin.(*os.File)
+	if !ok || !terminal.Is(f) {
+		return readPasswordLine(in)
+	}
+	visible := ""
+	if restore, err := terminal.HideInput(f); err != nil {
+		visible = " (it is visible)"
+	} else {
+		// ctx cannot end the reads below, so exit when it ends, but turn the echo on first.
+		stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
+		defer func() { stop(); restore() }()
+	}
+	ask := func(prompt string) (string, error) {
+		fmt.Fprint(c.stderr, prompt+visible+": ")
+		line, err := readPasswordLine(in)
+		if visible == "" {
+			fmt.Fprintln(c.stderr)
+		}
+		return line, err
+	}
+	password, err := ask("Password")
+	if err != nil {
+		return "", err
+	}
+	repeated, err := ask("The same password again")
+	if err == nil && repeated != password {
+		err = errors.New("the two passwords differ")
+	}
+	return password, err
+}
+
+// readPasswordLine returns a line without its end. It cuts a line that is longer than any
+// password.
+func readPasswordLine(in *bufio.Reader) (string, error) {
+	text, err := in.ReadSlice('\n')
+	if err != nil && err != io.EOF && err != bufio.ErrBufferFull {
+		return "", fmt.Errorf("reading the password from standard input: %w", err)
+	}
+	line := strings.TrimPrefix(string(text), byteOrderMark)
+	line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
+	if line == "" {
+		return "", errors.New("no password on standard input")
+	}
+	return line, nil
 }

@@ -149,16 +149,6 @@ func shorten(s string) string {
 	return strings.ToValidUTF8(s[:most], "") + "…"
 }
 
-// printable replaces control characters, which could change what a terminal shows.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, s)
-}
-
 // plural returns a number with the noun that it counts: "1 user", "2 users".
 func plural[N int | int64](n N, noun string) string {
 	if n != 1 {

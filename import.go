@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"userd/internal/terminal"
 )
 
 // userImport adds the users of a file. It reads, checks and hashes everything
@@ -85,7 +86,7 @@ func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial boo
 	defer m.db.close()
 	m.progress = c.progress("rows read", size)
 	err = m.read(ctx, in)
-	m.progress.end()
+	m.progress.End()
 	if err == nil {
 		err = m.removeConflicts(ctx)
 	}
@@ -107,7 +108,7 @@ func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial boo
 type importer struct {
 	*cli
 	db        *writer // its connection and statements are used; its goroutine does not run
-	progress  *progress
+	progress  *terminal.Progress
 	mu        sync.Mutex // held by add and report
 	good, bad int        // rows
 }
@@ -206,7 +207,7 @@ func (m *importer) add(ctx context.Context, r importRow) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.good++
-	m.progress.show(m.good+m.bad, r.end)
+	m.progress.Show(m.good+m.bad, r.end)
 	insert, err := m.db.stmts.get(`
 		INSERT INTO import (rowid, id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at)
 		VALUES (?1, nullif(?2, 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)`)
@@ -336,9 +337,9 @@ func (m *importer) removeConflicts(ctx context.Context) error {
 // partial is false. It tries again, at most 4 times, if a server adds conflicting users.
 func (m *importer) insert(ctx context.Context, partial bool) error {
 	for attempt := 1; m.bad == 0 || partial; attempt++ {
-		m.progress.note(fmt.Sprintf("importing %d users", m.good))
+		m.progress.Note(fmt.Sprintf("importing %d users", m.good))
 		err := m.tryInsert(ctx)
-		m.progress.end()
+		m.progress.End()
 		if err == nil {
 			m.store.wrote.Store(true) // the store has another connection
 			return m.conclude("imported "+plural(m.good, "user"), "left out ")
@@ -420,4 +421,12 @@ func (m *importer) tryInsert(ctx context.Context) error {
 		err = m.exec(ctx, `PRAGMA wal_checkpoint(PASSIVE)`)
 	}
 	return err
+}
+
+// openInput opens a file, or standard input if the name is -.
+func (c *cli) openInput(name string) (io.ReadCloser, error) {
+	if name == "-" {
+		return io.NopCloser(c.stdin), nil
+	}
+	return os.Open(name)
 }

@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"userd/internal/safefile"
+	"userd/internal/terminal"
 )
 
 // A fileKind is what inspect finds at a path.
@@ -330,7 +331,7 @@ func describe(columns []foreignColumn) string {
 	if len(columns) == 0 {
 		return "no table"
 	}
-	return printable(text.String()) + ")"
+	return terminal.Printable(text.String()) + ")"
 }
 
 // takenTimes are columns that many apps add to the tutorial's, and whose names userd needs.

@@ -23,6 +23,7 @@ import (
 
 	"userd/internal/certs"
 	"userd/internal/netlisten"
+	"userd/internal/terminal"
 )
 
 // gcPercent is GOGC unless the environment sets it: the percentage by which the
@@ -448,7 +449,7 @@ func (c *config) logger(w io.Writer) *slog.Logger {
 	format := c.logFormat
 	if format == "" {
 		format = "json"
-		if f, ok := w.(*os.File); ok && isTerminal(f) {
+		if f, ok := w.(*os.File); ok && terminal.Is(f) {
 			format = "text"
 		}
 	}

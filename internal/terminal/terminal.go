@@ -1,0 +1,186 @@
+// Package terminal prints tables and the progress of long work, and reads secrets
+// without showing them.
+//
+// A [Table] aligns its columns in constant memory. A [Progress] shows a count, a
+// percentage and a rate once a second; a nil *Progress shows nothing, so that a caller
+// whose output is not a terminal ([Is]) needs no case of its own. [Printable] makes a
+// text safe: control characters could move the cursor or change colors.
+package terminal
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Printable replaces control characters, which could change what a terminal shows.
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// A Table prints rows with aligned columns. It holds at most tableBlock rows, so
+// that a list of any length needs little memory. Columns never get narrower.
+type Table struct {
+	w      io.Writer
+	widths []int
+	rows   [][]string // not printed yet
+}
+
+const tableBlock = 500
+
+// NewTable returns a table with these column titles, printed to w.
+func NewTable(w io.Writer, titles ...any) *Table {
+	t := &Table{w: w, widths: make([]int, len(titles))}
+	t.Row(titles...)
+	return t
+}
+
+// Row adds a row. It makes texts safe for a terminal.
+func (t *Table) Row(cells ...any) {
+	row := make([]string, len(cells))
+	for i, cell := range cells {
+		row[i] = Printable(fmt.Sprint(cell))
+		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(row[i]))
+	}
+	if t.rows = append(t.rows, row); len(t.rows) == tableBlock {
+		t.Flush()
+	}
+}
+
+// Widen makes the columns at least so wide, in characters.
+func (t *Table) Widen(widths ...int) {
+	for i, width := range widths {
+		t.widths[i] = max(t.widths[i], width)
+	}
+}
+
+// Flush prints the rows that were added since the last flush. A nil *Table has none.
+func (t *Table) Flush() error {
+	if t == nil {
+		return nil
+	}
+	var text strings.Builder
+	for _, row := range t.rows {
+		last := len(row) - 1
+		for i, cell := range row[:last] {
+			fmt.Fprintf(&text, "%-*s  ", t.widths[i], cell)
+		}
+		text.WriteString(row[last] + "\n")
+	}
+	t.rows = t.rows[:0]
+	_, err := io.WriteString(t.w, text.String())
+	return err
+}
+
+// Is reports whether a file is a character device other than the null device.
+func Is(f *os.File) bool {
+	info, err := f.Stat()
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(info, null)
+}
+
+// A Progress shows the progress of a long command on a terminal. A nil *Progress shows
+// nothing.
+type Progress struct {
+	terminal    io.Writer
+	what        string // the things that are counted, such as "rows read"
+	total       int64  // of the work, in any unit; 0: unknown
+	began, last time.Time
+	shown       bool
+}
+
+// NewProgress returns a Progress of work that begins now. total is 0 if it is unknown.
+func NewProgress(terminal io.Writer, what string, total int64) *Progress {
+	now := time.Now()
+	return &Progress{terminal: terminal, what: what, total: total, began: now, last: now}
+}
+
+// Show shows the number of things, how many of them were done a second, and the percentage
+// of the total that done is. It does nothing if it has shown them less than a second ago.
+func (p *Progress) Show(n int, done int64) {
+	if p == nil {
+		return
+	}
+	now := time.Now()
+	if now.Sub(p.last) < time.Second {
+		return
+	}
+	p.last, p.shown = now, true
+	part := ""
+	if p.total > 0 {
+		part = fmt.Sprintf(" (%d %%)", 100*min(done, p.total)/p.total)
+	}
+	fmt.Fprintf(p.terminal, "\r\x1b[K%s: %d%s, %.0f a second", p.what, n, part, float64(n)/now.Sub(p.began).Seconds())
+}
+
+// Next begins and shows the next step of a command.
+func (p *Progress) Next(what string, total int64) {
+	if p != nil {
+		terminal := p.terminal
+		*p = *NewProgress(terminal, what, total)
+		p.Note(what)
+	}
+}
+
+// Watch shows in MB how many bytes are done, until the caller calls stop.
+func (p *Progress) Watch(bytes func() int64) (stop func()) {
+	if p == nil {
+		return func() {}
+	}
+	stopped, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(time.Second / 4)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-tick.C:
+				n := bytes()
+				p.Show(int(n/1e6), n)
+			}
+		}
+	}()
+	return func() { close(stopped); <-ended }
+}
+
+// Note shows a step whose progress is unknown.
+func (p *Progress) Note(text string) {
+	if p != nil {
+		p.shown = true
+		fmt.Fprint(p.terminal, "\r\x1b[K"+text)
+	}
+}
+
+// End removes what was shown.
+func (p *Progress) End() {
+	if p != nil && p.shown {
+		p.shown = false
+		fmt.Fprint(p.terminal, "\r\x1b[K")
+	}
+}
+
+// HideInput turns off the echo of a terminal, and returns a function that turns it on. It
+// runs stty because the system calls differ between systems, and no dependency of userd
+// covers them.
+func HideInput(f *os.File) (restore func(), err error) {
+	stty := func(arg string) error {
+		cmd := exec.Command("stty", arg)
+		cmd.Stdin = f
+		return cmd.Run()
+	}
+	return func() { stty("echo") }, stty("-echo")
+}
