@@ -111,6 +111,9 @@ func TestRootRunsACommandAsTheOwnerOfTheDirectory(t *testing.T) {
 	do(0, "2 users", "restore", filepath.Join(own, "copy.db"))
 	do(0, "nothing found; 2 users", "check")
 	do(1, "does not exist", "user", "show", "carl")
+	if os.Getuid() == 0 {
+		do(1, fmt.Sprintf("this command ran as user %d, the owner of the directory of %s", nobody, database), "user", "show", "carl")
+	}
 	for dir, want := range map[string]int{filepath.Dir(database): owner, own: os.Getuid(), third: os.Getuid()} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
@@ -155,35 +158,39 @@ func TestABackupLeavesNothingNextToAFileOfAThirdUser(t *testing.T) {
 	wantFiles(t, dir, "app.db")
 }
 
-func TestATerminationReachesACommandOfAnotherUser(t *testing.T) {
+func TestSignalsReachACommandOfAnotherUser(t *testing.T) {
 	t.Parallel()
-	dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), nobody, 0o700)
-	path := filepath.Join(dir, "app.db")
-	copyFile(t, makeStore(t, "ann"), path)
-	if err := os.Chown(path, ownerAt(t, dir), -1); err != nil {
-		t.Fatal(err)
+	for signal, ends := range map[syscall.Signal]bool{syscall.SIGTERM: true, syscall.SIGHUP: false} { // a hangup kills
+		dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), nobody, 0o700)
+		path := filepath.Join(dir, "app.db")
+		copyFile(t, makeStore(t, "ann"), path)
+		if err := os.Chown(path, ownerAt(t, dir), -1); err != nil {
+			t.Fatal(err)
+		}
+		cmd := userdCommand(t, dir, []string{"DATABASE_URL=" + path}, "events", "-follow", "-after", "0")
+		stdout, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stdout.Read(make([]byte, 1)); err != nil { // it follows
+			t.Fatal(err)
+		}
+		cmd.Process.Signal(signal)
+		ended := make(chan error, 1)
+		go func() {
+			io.Copy(io.Discard, stdout) // until both processes have closed it
+			ended <- cmd.Wait()
+		}()
+		if err := receive(t, "the end of the command", ended); (err == nil) != ends {
+			t.Errorf("%v: %v", signal, err)
+		}
+		if ends {
+			wantFiles(t, dir, "app.db")
+		}
 	}
-	cmd := userdCommand(t, dir, []string{"DATABASE_URL=" + path}, "events", "-follow", "-after", "0")
-	stdout, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := stdout.Read(make([]byte, 1)); err != nil { // it follows
-		t.Fatal(err)
-	}
-	cmd.Process.Signal(syscall.SIGTERM)
-	ended := make(chan error, 1)
-	go func() {
-		io.Copy(io.Discard, stdout) // until both processes have closed it
-		ended <- cmd.Wait()
-	}()
-	if err := receive(t, "the end of the command", ended); err != nil {
-		t.Error(err)
-	}
-	wantFiles(t, dir, "app.db")
 }
 
 func TestACommandOfAnotherUserEndsQuietlyWithItsReader(t *testing.T) {

@@ -8,11 +8,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/signal"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"userd/internal/safefile"
@@ -387,25 +386,10 @@ func (cmd *command) run(ctx context.Context, c *cli, run action) error {
 // runAs runs userd with these arguments as another user; nil is the user of this process.
 // If that userd fails, the error is an *exec.ExitError, and that userd has printed why.
 func (c *cli) runAs(user *safefile.User, args []string, stdout io.Writer) error {
-	cmd, err := user.Command(args...)
-	if err != nil {
-		return err
+	err := user.Run(args, c.stdin, stdout, c.stderr)
+	if _, failed := errors.AsType[*exec.ExitError](err); failed && user != nil {
+		fmt.Fprintf(c.stderr, "this command ran as %s, the owner of the directory of %s\n", user, terminal.Printable(c.database))
 	}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.stdin, stdout, c.stderr
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("running userd as the owner of the directory of %s: %w", c.database, err)
-	}
-	// A terminal sends its interrupt to both processes, but a program sends SIGTERM only to this one.
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM)
-	go func() {
-		for s := range signals {
-			cmd.Process.Signal(s)
-		}
-	}()
-	err = cmd.Wait()
-	signal.Stop(signals)
-	close(signals)
 	return err
 }
 

@@ -4,9 +4,9 @@ package safefile
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 )
 
 // A User is a user of the system. Systems without Unix users have none.
@@ -17,8 +17,8 @@ func ActAs(path string) (*User, error) { return nil, nil }
 
 func ownerOf(fs.FileInfo) *User { return nil }
 
-// Command returns an error.
-func (*User) Command(args ...string) (*exec.Cmd, error) { return nil, errors.ErrUnsupported }
+// Run returns an error.
+func (*User) Run([]string, io.Reader, io.Writer, io.Writer) error { return errors.ErrUnsupported }
 
 // Equal reports whether both are nil.
 func (u *User) Equal(other *User) bool { return u == other }

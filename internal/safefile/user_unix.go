@@ -4,9 +4,11 @@ package safefile
 
 import (
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -116,25 +118,50 @@ func ownerOf(info fs.FileInfo) *User {
 // that userd makes give no rights to groups.
 const nogroup = 65534
 
-// Command returns a command that runs this program as the user, without other groups and
-// with the system's directory for temporary files, or as the user of this process if u is
-// nil. On Linux, the command can also read what this process can, if the system allows
-// that: a database in a directory that the user cannot reach, and a file of root to import.
-func (u *User) Command(args ...string) (*exec.Cmd, error) {
+// Run runs this program as the user, without other groups and with the system's
+// directory for temporary files; if u is nil, as the user of this process. On Linux, it
+// can read what this process can, if the system allows that: a database in a directory
+// that the user cannot reach, and a file of root to import. Run passes SIGTERM and SIGHUP
+// on; a terminal sends its interrupt to both processes. If the program fails, the error is
+// an *exec.ExitError.
+func (u *User) Run(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	self, err := executable()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	cmd := exec.Command(self, args...)
-	if u == nil {
-		return cmd, nil
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
+	if u != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.uid, Gid: u.gid}}
+		keepReading(cmd.SysProcAttr)
+		cmd.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
+			return strings.HasPrefix(variable, "TMPDIR=") // pam_tmpdir makes one that only root can enter
+		})
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.uid, Gid: u.gid}}
-	keepReading(cmd.SysProcAttr)
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
-		return strings.HasPrefix(variable, "TMPDIR=") // pam_tmpdir makes one that only root can enter
-	})
-	return cmd, nil
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // nohup makes the process ignore it
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	defer close(signals)
+	defer signal.Stop(signals)
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("running userd as %s: %w", u, err)
+	}
+	go func() {
+		for s := range signals {
+			cmd.Process.Signal(s)
+		}
+	}()
+	return cmd.Wait()
+}
+
+// String returns a text such as "user 1000".
+func (u *User) String() string {
+	if u == nil {
+		return "the same user"
+	}
+	return fmt.Sprintf("user %d", u.uid)
 }
 
 // Equal reports whether both are the same user. A nil *User is this process.
