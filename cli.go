@@ -387,7 +387,7 @@ func (cmd *command) run(ctx context.Context, c *cli, run action) error {
 // If that userd fails, the error is an *exec.ExitError, and that userd has printed why.
 func (c *cli) runAs(user *safefile.User, args []string, stdout io.Writer) error {
 	err := user.Run(args, c.stdin, stdout, c.stderr)
-	if _, failed := errors.AsType[*exec.ExitError](err); failed && user != nil {
+	if e, ok := errors.AsType[*exec.ExitError](err); ok && e.Exited() && user != nil {
 		fmt.Fprintf(c.stderr, "this command ran as %s, the owner of the directory of %s\n", user, terminal.Printable(c.database))
 	}
 	return err
