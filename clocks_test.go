@@ -49,7 +49,7 @@ var clockReaders = map[string]string{
 	"limits.go server.newGuess":          "limits", // and sessions, for known networks
 	"limits.go server.noteLogin":         "limits",
 	"metrics.go checkup.result":          "mono",
-	"proof.go server.requireProof":       "TestProofTable",
+	"limits.go server.requireProof":      "TestProofTable",
 	"serve.go keepChain":                 "trimming", // and mono, for its interval
 	"serve.go logHandler.Handle":         "mono",
 	"serve.go monotonic":                 "mono",
