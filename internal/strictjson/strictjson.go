@@ -55,8 +55,8 @@ func (e *Error) Error() string {
 }
 
 // Unmarshal reads the object in data into v, a pointer to a struct. Each field
-// has a json tag that is only the name of its member. Its type is a kind of string
-// or bool, a pointer to one, or json.RawMessage. Unmarshal panics if it meets
+// has a json tag that is only the name of its member. Its type is a kind of string,
+// bool or int64, a pointer to one, or json.RawMessage. Unmarshal panics if it meets
 // another type: encoding/json would read the members of its values by its own rules.
 //
 // The field of a missing member stays as it is. null is refused, unless the field
@@ -113,6 +113,8 @@ func wanted(t reflect.Type) string {
 		return "must be a string"
 	case reflect.Bool:
 		return "must be true or false"
+	case reflect.Int64:
+		return "must be an integer"
 	}
 	panic("strictjson: unsupported field type " + t.String())
 }

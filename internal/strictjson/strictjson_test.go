@@ -22,6 +22,7 @@ type user struct {
 	Role     *role           `json:"role"`
 	Disabled *bool           `json:"disabled"`
 	Admin    bool            `json:"admin"`
+	Uses     *int64          `json:"uses"`
 	ID       json.RawMessage `json:"id"`
 	Created  json.RawMessage `json:"created_at"`
 	Updated  json.RawMessage `json:"updated_at"`
@@ -41,6 +42,7 @@ func TestUnmarshal(t *testing.T) {
 		{"one member", `{"username":"ann"}`, user{Username: "ann"}},
 		{"an empty string, which is not the same as none", `{"email":""}`, user{Email: new("")}},
 		{"spaces everywhere", " {\n\t\"username\" : \"ann\" ,\r\n \"admin\" :\ttrue } ", user{Username: "ann", Admin: true}},
+		{"an integer", `{"uses":-9007199254740993}`, user{Uses: new(int64(-9007199254740993))}},
 		{"another order", `{"disabled":false,"role":"admin","username":"ann"}`, user{Username: "ann", Role: &admin, Disabled: &no}},
 		{"a name with an escape", `{"\u0075sername":"ann"}`, user{Username: "ann"}},
 		{"what looks like the end of a string", `{"username":"\\","email":"\"}","password":"\\\",{"}`, user{Username: `\`, Email: new(`"}`), Password: new(`\",{`)}},
@@ -87,6 +89,8 @@ func duplicate(name string) Error { return Error{Duplicate, name, "appears twice
 func unknown(name string) Error   { return Error{Unknown, name, "is not known"} }
 func notString(name string) Error { return Error{WrongType, name, "must be a string"} }
 func notBool(name string) Error   { return Error{WrongType, name, "must be true or false"} }
+
+var notInteger = Error{WrongType, "uses", "must be an integer"}
 
 var refused = []struct {
 	name string
@@ -172,6 +176,11 @@ var refused = []struct {
 	{"an empty array for a string", `{"username":[]}`, notString("username")},
 	{"an object for a string", `{"password":{"$ne":""}}`, notString("password")},
 	{"an array with a bad escape", `{"username":["\u0000"]}`, notString("username")},
+	{"a string for an integer", `{"uses":"1"}`, notInteger},
+	{"a fraction for an integer", `{"uses":1.5}`, notInteger},
+	{"an exponent for an integer", `{"uses":1e2}`, notInteger},
+	{"an integer of more than 64 bits", `{"uses":9223372036854775808}`, notInteger},
+	{"null for an integer", `{"uses":null}`, notInteger},
 	{"a string for a boolean", `{"admin":"true"}`, notBool("admin")},
 	{"a number for a boolean", `{"disabled":0}`, notBool("disabled")},
 	{"null for a boolean", `{"admin":null}`, notBool("admin")},
