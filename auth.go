@@ -438,13 +438,14 @@ const (
 	deleteUser
 	createAdmin
 	endOtherSessions // any session except that of the request
+	makeLink         // that sets the password of a user
 
 	changeUser       = changeUsername | changeEmail | changePassword | changeRole | changeDisabled
 	noProof    proof = 0
 
 	// The acts for which the token with which the user changed the password is no longer
 	// proof, because a thief may hold it too. Their writes check this.
-	renewedOnly = changeEmail | changePassword | changeRole | createAdmin
+	renewedOnly = changeEmail | changePassword | changeRole | createAdmin | makeLink
 )
 
 // proofAge is how many seconds a login is proof, however long its token lives: a token

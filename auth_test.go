@@ -1072,6 +1072,11 @@ func TestAccess(t *testing.T) {
 		"DELETE /api/users/{id}/sessions/{sid}": {401, 403, 404, 404},
 		"GET /api/events":                       {401, 403, 403, 200},
 		"GET /openapi.json":                     {200, 200, 200, 200},
+
+		"POST /api/password/forgot":       {403, 403, 403, 403},
+		"POST /api/password/reset":        {400, 400, 400, 400},
+		"POST /api/users/{id}/reset-link": {401, 403, 403, 201},
+		"GET /reset":                      {200, 200, 200, 200},
 	}
 	n := 0
 	_, root := s.admin("root")
@@ -1137,6 +1142,10 @@ var actCases = map[string][]actCase{
 	"DELETE /api/users/{id}":                {{own: true, other: true}},
 	"DELETE /api/users/{id}/sessions":       {{own: true, other: true}},
 	"DELETE /api/users/{id}/sessions/{sid}": {{own: true, other: true}}, // for the current one, see below
+	"POST /api/users/{id}/reset-link": {
+		{own: true, other: true},
+		{field: "expires_in", value: `60`, own: true, other: true},
+	},
 }
 
 var changeCases = []actCase{
@@ -1150,6 +1159,9 @@ var changeCases = []actCase{
 	{field: "created_at", value: `7`},
 	{field: "updated_at", value: `7`},
 	{field: "last_login_at", value: `7`},
+	{field: "email_verified_at", value: `7`},
+	{field: "pending", value: `7`},
+	{field: "email_verified", value: `true`},
 }
 
 // A prover is a state of the caller's proof.
@@ -1251,7 +1263,7 @@ func testAct(t *testing.T, s *service, rt route, method, path string, act actCas
 		}
 		ids[name] = u.id
 	}
-	if who == "a member of itself" && (act.field == "role" || act.field == "disabled" || rt.access == adminOnly) {
+	if who == "a member of itself" && (slices.Contains([]string{"role", "disabled", "email_verified"}, act.field) || rt.access == adminOnly) {
 		return // forbidden, whatever the proof is
 	}
 	token := p.token(s, caller)

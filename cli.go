@@ -64,6 +64,11 @@ var commands = []command{
 		`Sets a password and ends all of the user's sessions. The password is the first line
 		of standard input; on a terminal userd asks for it twice and does not show it.`,
 		noFlags(userPasswd)},
+	{"user reset-link", "USER", opens, "print a link that sets a new password",
+		`Prints a link with which the user can set a new password once, and ends its earlier
+		link. The link is a secret: the first person who opens it can set the password. It leads to the
+		page that the server named when it started: see APP_URL and RESET_URL.`,
+		userResetLink},
 	{"user delete", "USER", opens, "delete a user",
 		`Deletes a user and ends its sessions. The last active admin cannot be deleted.`,
 		noFlags(userDelete)},
@@ -74,8 +79,9 @@ var commands = []command{
 
 		Each user needs username, email, and either password, which is hashed, or
 		password_hash (argon2, bcrypt, scrypt, or PBKDF2 as Werkzeug and Django write it).
-		Optional are id, role, disabled, created_at, updated_at and last_login_at. An id must
-		be higher than every id that this database has given to a user.
+		Optional are id, role, disabled, pending, created_at, updated_at, last_login_at and
+		email_verified_at. An id must be higher than every id that this database has given to
+		a user.
 
 		Each bad row is reported on standard error with its number, in order; a CSV header is
 		row 1. If any row is bad, nothing is imported, unless -partial is given.`,

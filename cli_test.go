@@ -212,14 +212,16 @@ func TestUserListAndShow(t *testing.T) {
 	if out, _ := sh.run(0, "", "user", "set", "-json", "ann", "-role", "member"); !strings.HasPrefix(out, `{"id":2,"username":"ann"`) {
 		t.Errorf("user set -json: %s", out)
 	}
-	ann := regexp.MustCompile(`^ID          2
-USERNAME    ann
-EMAIL       ann@example.com
-ROLE        member
-DISABLED    false
-CREATED     20\S+Z
-UPDATED     20\S+Z
-LAST LOGIN  -
+	ann := regexp.MustCompile(`^ID              2
+USERNAME        ann
+EMAIL           ann@example.com
+ROLE            member
+DISABLED        false
+CREATED         20\S+Z
+UPDATED         20\S+Z
+LAST LOGIN      -
+EMAIL VERIFIED  -
+PENDING         false
 $`)
 	for _, args := range []string{"user show ann", "user set ann -role member"} {
 		if out, _ := sh.run(0, "", strings.Fields(args)...); !ann.MatchString(out) {

@@ -100,6 +100,8 @@ func (c *cli) writeUser(asJSON bool, u *user) error {
 	table.Row("CREATED", when(u.createdAt))
 	table.Row("UPDATED", when(u.updatedAt))
 	table.Row("LAST LOGIN", when(u.lastLoginAt))
+	table.Row("EMAIL VERIFIED", when(u.emailVerifiedAt))
+	table.Row("PENDING", u.pending)
 	return table.Flush()
 }
 
@@ -179,6 +181,39 @@ func userPasswd(ctx context.Context, c *cli) error {
 	return err
 }
 
+// lifeFlag adds the flag -ttl, for how long a link is valid.
+func lifeFlag(f *flag.FlagSet, l lifetime) *time.Duration {
+	life := l.standard
+	f.Func("ttl", fmt.Sprintf("How long the link is valid: a `TIME` such as %gh; at most %gh. Default: %[1]gh", l.standard.Hours(), l.longest.Hours()), func(v string) error {
+		if err := setTTL(&life, v, l.longest); err != nil || life >= l.shortest {
+			return err
+		}
+		return fmt.Errorf("must be at least %gh", l.shortest.Hours())
+	})
+	return &life
+}
+
+func userResetLink(f *flag.FlagSet) action {
+	life := lifeFlag(f, resetLinkLife)
+	return func(ctx context.Context, c *cli) error {
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		pages, err := c.store.pages()
+		if err != nil {
+			return err
+		}
+		link, expires, err := c.makeResetLink(ctx, console, pages, u.id, *life)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.stderr, "a link for %s, valid once and until %s:\n", terminal.Printable(u.username), when(expires))
+		_, err = fmt.Fprintln(c.stdout, link)
+		return err
+	}
+}
+
 func userDelete(ctx context.Context, c *cli) error {
 	u, err := c.user(c.args[0])
 	if err != nil {
@@ -192,7 +227,7 @@ func userDelete(ctx context.Context, c *cli) error {
 }
 
 // exportColumns are the columns of an export, in order.
-var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at"}
+var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at", "email_verified_at", "pending"}
 
 // importColumns are the columns that an import knows.
 var importColumns = append([]string{"password"}, exportColumns...)
@@ -239,6 +274,8 @@ func exportCSV(out io.Writer) (write func(u *user, hash string), flush func() er
 			exportTime(u.createdAt),
 			exportTime(u.updatedAt),
 			exportTime(u.lastLoginAt),
+			exportTime(u.emailVerifiedAt),
+			fmt.Sprint(u.pending),
 		})
 	}
 	return write, func() error { rows.Flush(); return rows.Error() }

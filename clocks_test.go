@@ -55,7 +55,12 @@ var clockReaders = map[string]string{
 	"serve.go monotonic":                 "mono",
 	"serve.go serve":                     "mono",
 	"serve.go serveStore":                "signing keys",
-	"serve.go sweepSessions":             "sessions",
+	"store_codes.go deleteExpired":       "sessions", // and codes
+	"codes.go userService.makeResetLink": "codes",
+	"codes.go server.resetPassword":      "codes",
+	"store_codes.go store.userOfCode":    "codes",
+	"store_codes.go store.sweepCodes":    "codes",
+	"store_users.go store.updateUser":    "stored",
 	"sessions.go server.endSession":      "stored",
 	"sessions.go server.endSessions":     "stored",
 	"sessions.go server.listSessions":    "sessions",
@@ -140,6 +145,23 @@ func TestAStepOfTheWallClock(t *testing.T) {
 			token := r.want(t, 200, "").field("access_token")
 			if got := s.do(token, "GET", "/api/users/me/sessions", "").want(t, 200, "").list(t, "current"); len(got) != 1 {
 				t.Errorf("%d sessions, want 1", len(got))
+			}
+		})
+		t.Run("codes "+step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			path, _ := s.register("ann")
+			_, root := s.admin("root")
+			code := s.resetLink(root, path) // for a day
+			s.clock.set(s.wall().Add(step))
+			if err := s.store.sweepCodes(t.Context(), s.wall().Unix()); err != nil {
+				t.Fatal(err)
+			}
+			r := s.reset(code, "another long one")
+			if step > day {
+				r.want(t, 400, "invalid_code")
+			} else {
+				r.want(t, 200, "")
 			}
 		})
 		t.Run("signing keys "+step.String(), func(t *testing.T) {

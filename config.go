@@ -22,6 +22,7 @@ type settings struct {
 	refreshTTL     time.Duration
 	sessionLife    time.Duration // 0: no limit
 	registration   registration
+	pages          pageURLs
 	directory      directory
 	trustedProxies []netip.Prefix
 	corsOrigins    []string
@@ -67,6 +68,24 @@ const (
 	registrationClosed registration = "closed" // only admins
 )
 
+// pageURLs say where links lead, with {code} in the place of the code. An empty one
+// means that no such link can be made.
+type pageURLs struct{ reset, invite string }
+
+// setPages sets the pages that have no setting of their own, below APP_URL. Without that
+// they are below url, the server's address, but only in development: elsewhere it need
+// not be an address that clients can reach.
+func (c *config) setPages(development bool, url string) {
+	base := c.appURL
+	if base == "" && development {
+		base = url
+	}
+	if base != "" {
+		c.pages.reset = cmp.Or(c.pages.reset, base+"/reset#{code}")
+		c.pages.invite = cmp.Or(c.pages.invite, base+"/invite#{code}")
+	}
+}
+
 // directory says what a member sees of other users.
 type directory string
 
@@ -89,6 +108,7 @@ type config struct {
 	settings
 	database       string // an absolute path
 	addr           string
+	appURL         string   // without a slash at its end; empty: not set
 	domains        []string // of HTTPS_DOMAIN, in lower case
 	acmeDirectory  string
 	tlsCert        string        // a file; set if and only if tlsKey is
@@ -152,6 +172,12 @@ var options = []option{
 			return setWord(&c.registration, v, registrationOpen, registrationClosed)
 		},
 		"Who can add users: with open, everyone can register; with closed, only admins add users."},
+	{"APP_URL", "app-url", "URL", "", func(c *config, v string) error { return setPublicURL(&c.appURL, v) },
+		"The address of userd that clients use, such as https://id.example.com, for the links that admins make. In development the default is the address to listen on; otherwise no link can be made without it."},
+	{"RESET_URL", "reset-url", "URL", "", func(c *config, v string) error { return setPageURL(&c.pages.reset, v) },
+		"The page of an application that sets a new password, with {code} in the place of the code: https://app.example.com/reset#{code}. The default is the built-in page below APP_URL."},
+	{"INVITE_URL", "invite-url", "URL", "", func(c *config, v string) error { return setPageURL(&c.pages.invite, v) },
+		"The page of an application on which an invited user registers, with {code} in the place of the code. The default is the built-in page below APP_URL."},
 	{"DIRECTORY", "directory", "full|names|self", string(directoryNames),
 		func(c *config, v string) error {
 			return setWord(&c.directory, v, directoryFull, directoryNames, directorySelf)
@@ -344,7 +370,7 @@ func (c *config) readSecrets(getenv func(string) string) error {
 // opened the socket.
 func (c *config) isDevelopment(address net.Addr, activated bool) bool {
 	tcp, ok := address.(*net.TCPAddr)
-	return ok && tcp.IP.IsLoopback() && !activated && len(c.trustedProxies) == 0 && len(c.domains) == 0 && c.tlsCert == ""
+	return ok && tcp.IP.IsLoopback() && !activated && len(c.trustedProxies) == 0 && len(c.domains) == 0 && c.tlsCert == "" && c.appURL == ""
 }
 
 // weakSecret returns why others may know or guess a configured signing key, or "".

@@ -89,6 +89,11 @@ func (s *server) routes() []route {
 		{"DELETE /api/users/{id}/sessions", selfOrAdmin, endOtherSessions, noLimit, s.endSessions}, // ends the caller's session too, so each costs a login
 		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, changes, s.endSession},
 		{"GET /api/events", adminOnly, noProof, noLimit, s.listEvents},
+
+		{"POST /api/password/forgot", anyone, noProof, noLimit, s.forgotPassword},
+		{"POST /api/password/reset", anyone, noProof, codeTries, s.resetPassword},
+		{"POST /api/users/{id}/reset-link", adminOnly, makeLink, noLimit, s.createResetLink},
+		{"GET /reset", anyone, noProof, noLimit, s.accountPage},
 	}
 }
 

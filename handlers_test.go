@@ -300,7 +300,7 @@ func followTutorial(t *testing.T, pause time.Duration) {
 	}
 	user := func(name, updated string) string {
 		return `{"id":1,"username":"` + name + `","email":"test@example.com","role":"member","disabled":false,` +
-			`"created_at":"2026-05-04T03:02:01Z","updated_at":"` + updated + `","last_login_at":"2026-05-04T03:02:01Z"}`
+			`"created_at":"2026-05-04T03:02:01Z","updated_at":"` + updated + `","last_login_at":"2026-05-04T03:02:01Z","email_verified_at":null}`
 	}
 	expect(s.do(token, "GET", "/api/users", ""), 200, "["+user("testuser", "2026-05-04T03:02:01Z")+"]")
 	expect(s.do(token, "GET", "/api/users/1", ""), 200, user("testuser", "2026-05-04T03:02:01Z"))

@@ -142,6 +142,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 		refreshTTL:   720 * time.Hour,
 		sessionLife:  4320 * time.Hour,
 		registration: registrationOpen,
+		pages:        pageURLs{"https://id.example.com/reset#{code}", "https://id.example.com/invite#{code}"},
 		directory:    directoryNames,
 		rateLimit:    rateLimitOn,
 		passwords:    passwordPolicy{minimum: minPassword},

@@ -126,7 +126,8 @@ func newImporter(ctx context.Context, c *cli) (*importer, error) {
 		PRAGMA cache_size = -400000; -- at most 400 MB, so that SQLite builds an index of a million rows in memory
 		PRAGMA wal_autocheckpoint = 0;
 		CREATE TEMP TABLE import AS
-			SELECT id, 0 AS place, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at
+			SELECT id, 0 AS place, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
+				email_verified_at, pending
 			FROM user WHERE false;
 		CREATE TEMP TABLE problem (row INTEGER NOT NULL PRIMARY KEY, text TEXT NOT NULL);
 		BEGIN`)
@@ -209,15 +210,17 @@ func (m *importer) add(ctx context.Context, r importRow) error {
 	m.good++
 	m.progress.Show(m.good+m.bad, r.end)
 	insert, err := m.db.stmts.get(`
-		INSERT INTO import (rowid, id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at)
-		VALUES (?1, nullif(?2, 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)`)
+		INSERT INTO import (rowid, id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
+			email_verified_at, pending)
+		VALUES (?1, nullif(?2, 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)`)
 	if err != nil {
 		return err
 	}
 	u := &r.user
 	// The driver starts a goroutine for each statement whose context can be cancelled.
 	_, err = insert.ExecContext(context.WithoutCancel(ctx),
-		r.number, u.id, u.username, u.email, r.hash, u.role, u.disabled, u.createdAt, u.updatedAt, u.lastLoginAt)
+		r.number, u.id, u.username, u.email, r.hash, u.role, u.disabled, u.createdAt, u.updatedAt, u.lastLoginAt,
+		u.emailVerifiedAt, u.pending)
 	return err
 }
 
@@ -371,11 +374,13 @@ func (m *importer) conclude(outcome, leftOut string) error {
 
 // insertImport gives the rows without an id the next free ones.
 const insertImport = `
-	INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at)
+	INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
+		email_verified_at, pending)
 	SELECT
 		coalesce(id, place + max((SELECT user_id FROM counter), (SELECT coalesce(max(id), 0) FROM import))),
 		username, email, password_hash, role, disabled,
-		coalesce(nullif(created_at, 0), ?1), coalesce(nullif(updated_at, 0), ?1), last_login_at
+		coalesce(nullif(created_at, 0), ?1), coalesce(nullif(updated_at, 0), ?1), last_login_at,
+		email_verified_at, pending
 	FROM import ORDER BY rowid;
 	UPDATE counter SET user_id = max(user_id, (SELECT coalesce(max(id), 0) FROM user));`
 

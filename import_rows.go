@@ -284,6 +284,7 @@ func (r *importRow) set(fields map[string]string, policy passwordPolicy) (proble
 	}
 	u.disabled = truth("disabled") || fields["is_active"] != "" && !truth("is_active")
 	u.createdAt, u.updatedAt, u.lastLoginAt = seconds("created_at"), seconds("updated_at"), seconds("last_login_at")
+	u.emailVerifiedAt, u.pending = seconds("email_verified_at"), truth("pending")
 	if err := wrong.err(); err != nil {
 		return err.Error()
 	}

@@ -593,6 +593,8 @@ func TestEachRouteCountsTowardItsLimit(t *testing.T) {
 		body := map[string]string{
 			"/api/register": `{"username":"eve","email":"eve@example.com","password":"` + goodPassword + `"}`,
 			"/api/refresh":  `{"refresh_token":"` + refresh + `"}`,
+
+			"/api/password/reset": `{"code":"` + newCode(resetLinkCode) + `","password":"` + goodPassword + `"}`,
 		}[path]
 		if body == "" && method != "DELETE" {
 			body = `{}`

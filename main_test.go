@@ -478,7 +478,7 @@ Commands:
 	}
 	text := help(t, "user")
 	wantWidth(t, text)
-	if strings.Count(text, "\n  user ") != 8 || strings.Contains(text, "session") {
+	if strings.Count(text, "\n  user ") != 9 || strings.Contains(text, "session") {
 		t.Errorf("userd user prints\n%s", text)
 	}
 }

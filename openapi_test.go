@@ -83,7 +83,7 @@ func (v value) examples() []any {
 // codes returns the error codes in the examples of a response.
 func (m message) codes() (list []string) {
 	for _, e := range m.Content["application/json"].examples() {
-		if e, ok := e.(object); ok && e["code"] != nil {
+		if e, ok := e.(object); ok && e["error"] != nil && e["code"] != nil {
 			list = append(list, e["code"].(string))
 		}
 	}
@@ -603,6 +603,10 @@ var bodies = map[string]any{
 	"PATCH /api/users/{id}":  updateRequest{},
 	"DELETE /api/users/{id}": proofRequest{},
 
+	"POST /api/password/forgot":       forgotRequest{},
+	"POST /api/password/reset":        resetRequest{},
+	"POST /api/users/{id}/reset-link": linkRequest{},
+
 	"DELETE /api/users/{id}/sessions":       proofRequest{},
 	"DELETE /api/users/{id}/sessions/{sid}": proofRequest{},
 }
@@ -677,7 +681,7 @@ func (w *witness) do(token, method, path, body string, headers ...string) reply 
 	case faults == nil && slices.Contains(invalidRequest, code):
 		w.t.Errorf("%s: the service refuses %s with %s, the document accepts it", at, body, code)
 	}
-	if r.status < 400 {
+	if r.status < 400 || r.field("code") == "mail_off" { // as if there were mail
 		w.observeRequest(op, parameters, body, at)
 	}
 	return r
@@ -814,12 +818,16 @@ func (w *witness) report(faults []string) {
 	}
 }
 
-// withoutTokens returns a body without its tokens, which are always new.
+// withoutTokens returns a body without its tokens and links, which are always new.
 func withoutTokens(v any) any {
 	if o, ok := v.(object); ok {
 		o = maps.Clone(o)
 		delete(o, "access_token")
 		delete(o, "refresh_token")
+		delete(o, "url")
+		if code, _ := o["code"].(string); strings.HasPrefix(code, "u") && strings.Index(code, "_") == 2 {
+			delete(o, "code")
+		}
 		return o
 	}
 	return v
@@ -920,6 +928,8 @@ func TestEveryRouteAnswersAsDocumented(t *testing.T) {
 			{"no directory", noDirectory, func(c *settings) { c.directory = directorySelf }},
 			{"closed registration", refusesRegistration, func(c *settings) { c.registration = registrationClosed }},
 			{"conflicts", refusesConflicts, asUsual},
+			{"recovery", recovers, asUsual},
+			{"no APP_URL", refusesLinks, func(c *settings) { c.pages = pageURLs{} }},
 			{"proofs", refusesProofs, asUsual},
 			{"too many attempts", refusesMany, asUsual},
 			{"overload", refusesBusy, asUsual},
@@ -1108,6 +1118,11 @@ func refusesBodies(w *witness) {
 			}
 			w.do(root, method, path, `{"username":"ANN","email":"new@example.com","password":"`+goodPassword+`"}`).want(w.t, 400, "username_taken")
 			w.do(root, method, path, `{"username":"new","email":"ANN@example.com","password":"`+goodPassword+`"}`).want(w.t, 400, "email_taken")
+		case "POST /api/password/reset":
+			w.do("", method, path, "{}").want(w.t, 400, "missing_fields")
+			w.do("", method, path, w.doc.example(w.t, rt.pattern, 0)).want(w.t, 400, "invalid_code")
+		case "POST /api/users/{id}/reset-link":
+			w.do(root, method, path, `{"expires_in":604801}`).want(w.t, 400, "invalid_fields")
 		case "POST /api/login":
 			w.do(root, method, path, "{}").want(w.t, 400, "missing_fields")
 			w.do(root, method, path, `{"username":"","password":"x"}`).want(w.t, 400, "missing_fields")
@@ -1171,7 +1186,10 @@ func refusesProofs(w *witness) {
 			{"DELETE", "/api/users/me/sessions"},
 			{"DELETE", "/api/users/me/sessions/999"},
 		},
-		"root": {{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one","role":"admin",`}},
+		"root": {
+			{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one","role":"admin",`},
+			{"POST", "/api/users/1/reset-link"},
+		},
 	} {
 		_, refresh := w.pair(name)
 		stale := w.do(refresh, "POST", "/api/refresh", "").want(w.t, 200, "").field("access_token")
@@ -1190,6 +1208,7 @@ var proofs = [][3]string{
 	{"PUT", "/api/users/me"}, {"PATCH", "/api/users/me"}, {"DELETE", "/api/users/me"},
 	{"POST", "/api/logout"}, {"DELETE", "/api/users/me/sessions"}, {"DELETE", "/api/users/me/sessions/999"},
 	{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one",`},
+	{"POST", "/api/users/me/reset-link"},
 }
 
 func refusesMany(w *witness) {
@@ -1207,18 +1226,21 @@ func refusesMany(w *witness) {
 	w.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(w.t, 429, "too_many_requests")
 	w.do("", "POST", "/api/register", "").want(w.t, 429, "too_many_requests")
 	w.do("", "POST", "/api/refresh", "").want(w.t, 429, "too_many_requests")
+	w.do("", "POST", "/api/password/reset", "").want(w.t, 429, "too_many_requests")
 	for _, p := range proofs {
 		w.do(root, p[0], p[1], "{"+p[2]+`"current_password":"wrong"}`).want(w.t, 429, "too_many_requests")
 	}
 }
 
 func refusesBusy(w *witness) {
-	_, root := w.admin("root")
+	path, root := w.admin("root")
+	code := w.resetLink(root, path)
 	defer w.occupyHasher()()
 	defer w.crowdHasher("127.0.0.0/24")()
 	w.do("", "POST", "/api/login", `{"username":"ann","password":"x"}`).want(w.t, 503, "busy")
 	w.do("", "POST", "/api/register", w.doc.example(w.t, "POST /api/register", 0)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/users", w.doc.example(w.t, "POST /api/users", 0)).want(w.t, 503, "busy")
+	w.do("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":"another long one"}`, code)).want(w.t, 503, "busy")
 	for _, p := range proofs {
 		w.do(root, p[0], p[1], "{"+p[2]+`"current_password":"x"}`).want(w.t, 503, "busy")
 	}
@@ -1227,6 +1249,7 @@ func refusesBusy(w *witness) {
 	}
 	w.do("", "POST", "/api/refresh", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/logout", sized(smallBody+1)).want(w.t, 503, "busy")
+	w.do("", "POST", "/api/password/forgot", sized(smallBody+1)).want(w.t, 503, "busy")
 	for range cap(w.feed.slots) {
 		w.feed.slots <- struct{}{}
 	}
@@ -1245,16 +1268,43 @@ func refusesWithoutDatabase(w *witness) {
 	w.paths(func(rt route, method, path string) {
 		token, body := ann, ""
 		switch rt.pattern {
-		case "GET /api/test", "GET /openapi.json", "GET /healthz":
+		case "GET /api/test", "GET /openapi.json", "GET /healthz", "GET /reset", "GET /invite":
 			w.do("", method, path, "").want(w.t, 200, "")
+			return
+		case "POST /api/password/forgot":
+			w.do("", method, path, w.doc.example(w.t, rt.pattern, 0)).want(w.t, 403, "mail_off")
 			return
 		case "POST /api/refresh":
 			token = refresh
-		case "POST /api/login", "POST /api/register":
+		case "POST /api/login", "POST /api/register", "POST /api/password/reset":
 			body = w.doc.example(w.t, rt.pattern, 0)
 		}
 		w.do(token, method, path, body).want(w.t, 503, "unavailable")
 	})
+}
+
+// recovers is a user's way back by a link.
+func recovers(w *witness) {
+	t, d := w.t, w.doc
+	path, _ := w.register("ann")
+	_, root := w.admin("root")
+	w.do("", "GET", "/reset", "").want(t, 200, "")
+	w.do("", "POST", "/api/password/forgot", d.example(t, "POST /api/password/forgot", 0)).want(t, 403, "mail_off")
+	w.do(root, "POST", path+"/reset-link", d.example(t, "POST /api/users/{id}/reset-link", 0)).want(t, 201, "")
+	code := linkCode(w.do(root, "POST", path+"/reset-link", "").want(t, 201, "").field("url"))
+	w.do("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":"short"}`, code)).want(t, 400, "invalid_fields")
+	w.do("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":%q}`, code, goodPassword)).want(t, 200, "")
+	w.do("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":%q}`, code, goodPassword)).want(t, 400, "invalid_code")
+	w.do(root, "POST", path+"/reset-link", "{}").want(t, 201, "")
+	w.do("", "POST", "/api/password/forgot", "{}").want(t, 403, "mail_off")
+	w.do(root, "PATCH", path, `{"email_verified":true,"disabled":true}`).want(t, 200, "")
+	w.do(root, "POST", path+"/reset-link", "").want(t, 403, "user_disabled")
+	w.do(root, "GET", "/api/users?pending=false", "").want(t, 200, "")
+}
+
+func refusesLinks(w *witness) {
+	_, root := w.admin("root")
+	w.do(root, "POST", "/api/users/me/reset-link", "").want(w.t, 409, "no_app_url")
 }
 
 func fullDirectory(w *witness) {

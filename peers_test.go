@@ -20,7 +20,7 @@ import (
 )
 
 // peers says that the programs userd works with are installed, and to be tested with.
-var peers = flag.Bool("peers", false, "test with nginx, Caddy, Flask, PyJWT and promtool of Debian, which must be installed, and with Traefik, Litestream and Pebble, which are built")
+var peers = flag.Bool("peers", false, "test with nginx, Caddy, Chromium, Flask, PyJWT and promtool of Debian, which must be installed, and with Traefik, Litestream and Pebble, which are built")
 
 // Each proxy runs with its configuration in docs/proxy.md.
 func TestReverseProxies(t *testing.T) {

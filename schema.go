@@ -49,6 +49,7 @@ var migrations = []string{
 	addRekeying,
 	addGraceUses,
 	signerTable,
+	codeTables,
 }
 
 // The first migration in three parts. A tutorial database already has the first (adopt.go).
@@ -172,6 +173,44 @@ const signerTable = `
 		configured INTEGER NOT NULL, -- 1: with JWT_SECRET_KEY; 0: with the newest key of signing_key
 		since      INTEGER NOT NULL  -- the start of the first server that did so
 	);`
+
+// codeTables is the eighth migration: verified addresses, users that wait for approval, one-time
+// codes and invitations. A code is deleted when it is used. One that was mailed to an address has it.
+const codeTables = `
+	ALTER TABLE user ADD COLUMN email_verified_at INTEGER NOT NULL DEFAULT 0; -- 0: not verified
+	ALTER TABLE user ADD COLUMN pending           INTEGER NOT NULL DEFAULT 0; -- 1: an admin must approve the user
+	CREATE INDEX user_pending ON user (id) WHERE pending = 1;
+
+	CREATE TABLE code (
+		hash          BLOB NOT NULL PRIMARY KEY, -- SHA-256 of the code
+		kind          TEXT NOT NULL,             -- the prefix of the code
+		user_id       INTEGER NOT NULL,          -- 0: none
+		email         TEXT NOT NULL,             -- empty: none
+		invitation_id INTEGER NOT NULL,          -- 0: none
+		created_at    INTEGER NOT NULL,
+		expires_at    INTEGER NOT NULL
+	) WITHOUT ROWID;
+	CREATE INDEX code_user ON code (user_id);
+	CREATE INDEX code_invitation ON code (invitation_id);
+	CREATE INDEX code_expiry ON code (expires_at);
+
+	CREATE TABLE invitation (
+		id         INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+		email      TEXT NOT NULL,    -- the only address that it is for; empty: any
+		username   TEXT NOT NULL,    -- the only username that it is for; empty: any
+		role       TEXT NOT NULL,    -- of the users that it admits
+		uses_left  INTEGER NOT NULL,
+		created_by INTEGER NOT NULL, -- 0: the command line
+		created_at INTEGER NOT NULL,
+		expires_at INTEGER NOT NULL
+	);
+	CREATE INDEX invitation_expiry ON invitation (expires_at);
+
+	-- Where the servers' links lead, so that commands, which run in other shells, make the same links.
+	CREATE TABLE page_url (
+		page TEXT NOT NULL PRIMARY KEY,
+		url  TEXT NOT NULL -- with {code} in the place of the code
+	) WITHOUT ROWID;`
 
 // maxID is the highest id that an imported or adopted user may have. JavaScript rounds
 // integers from 2^53 on, and the ids of later users, which are higher, must stay below.

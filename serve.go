@@ -67,7 +67,9 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 		return err
 	}
 	defer l.close()
-	if err := checkSecrets(&c, c.isDevelopment(l.api.Addr(), l.activated), log); err != nil {
+	development := c.isDevelopment(l.api.Addr(), l.activated)
+	c.setPages(development, l.url())
+	if err := checkSecrets(&c, development, log); err != nil {
 		return err
 	}
 	if kind == kindTutorial {
@@ -290,6 +292,9 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	if _, err := loadRefresher(ctx, st); err != nil { // the first start makes its key
 		return err
 	}
+	if err := st.recordPages(ctx, c.pages); err != nil {
+		return err
+	}
 	hasher := newHasher(func(err error) { log.Error("hashing passwords without the argon2 kernel, which is slower", "err", err) })
 	s := newServer(c.settings, st, hasher, keys, log, time.Now, monotonic())
 	httpServer := newHTTPServer(s)
@@ -317,7 +322,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	defer background.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	background.Go(func() { sweepSessions(ctx, st, log) })
+	background.Go(func() { deleteExpired(ctx, st, log) })
 	background.Go(func() { keepChain(ctx, &events, c.eventRetention, log) })
 	background.Go(func() { checkDatabase(ctx, s) })
 	background.Go(func() { watchFiles(ctx, st, log) })
@@ -387,24 +392,6 @@ func newHTTPServer(s *server) *http.Server {
 	}
 	h.RegisterOnShutdown(s.feed.stop)
 	return h
-}
-
-// sweepSessions deletes expired sessions, a few at a time, until ctx ends.
-func sweepSessions(ctx context.Context, st *store, log *slog.Logger) {
-	tick := time.NewTicker(5 * time.Second)
-	defer tick.Stop()
-	var after int64
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-tick.C:
-			var err error
-			if after, err = st.sweep(ctx, after, now.Unix()); err != nil && ctx.Err() == nil {
-				log.Warn("could not delete expired sessions", "err", err)
-			}
-		}
-	}
 }
 
 const (

@@ -25,11 +25,15 @@ const (
 	tokenReused   eventType = "token_reused"
 	keyRotated    eventType = "key_rotated"
 	eventsTrimmed eventType = "events_trimmed"
+
+	passwordReset    eventType = "password_reset"
+	resetLinkCreated eventType = "reset_link_created"
 )
 
 var eventTypes = []eventType{
 	userCreated, userChanged, userDeleted, usersImported, loggedIn,
 	sessionEnded, sessionsEnded, tokenReused, keyRotated, eventsTrimmed,
+	passwordReset, resetLinkCreated,
 }
 
 // An event is one row of the table event; schema.go describes its columns. It holds

@@ -58,7 +58,7 @@ func (x *session) columns() []any {
 // startSession stores a new session of a user, sets x.id, and returns the key that
 // signs its access token. It ends the user's oldest sessions beyond maxSessions. If
 // newHash is not empty, it replaces the user's outdated hash of the same password. It
-// returns errCredentials if the user is disabled, or if its auth_stamp differs from stamp,
+// returns errCredentials if the user is disabled or pending, or if its auth_stamp differs from stamp,
 // which the caller read before it checked the password.
 func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string) (key keyRow, err error) {
 	values := args{
@@ -74,7 +74,7 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 				UPDATE user SET
 					last_login_at = @now,
 					password_hash = coalesce(nullif(@new_hash, ''), password_hash)
-				WHERE id = @user AND auth_stamp = @stamp AND disabled = 0`,
+				WHERE id = @user AND auth_stamp = @stamp AND disabled = 0 AND pending = 0`,
 			args:   values,
 			ifNone: errCredentials,
 		},

@@ -20,11 +20,14 @@ type user struct {
 	updatedAt   int64
 	lastLoginAt int64 // 0: never
 	version     int64 // grows with each change that a client can see; the ETag
+
+	emailVerifiedAt int64 // 0: the address is not verified
+	pending         bool  // the user cannot log in until an admin approves it
 }
 
 // userColumns and (*user).Scan list a user's columns in the same order. The result
 // is one column of JSON: parsing it costs less than what the driver does for each
-// of nine columns (its name, its declared type, a lock, a value on the heap).
+// of eleven columns (its name, its declared type, a lock, a value on the heap).
 const userColumns = `
 	json_array(
 		user.id,
@@ -35,7 +38,9 @@ const userColumns = `
 		user.created_at,
 		user.updated_at,
 		user.last_login_at,
-		user.version
+		user.version,
+		user.email_verified_at,
+		user.pending
 	)`
 
 // Scan implements sql.Scanner for a row of userColumns.
@@ -51,6 +56,8 @@ func (u *user) Scan(row any) error {
 	u.updatedAt = a.integer()
 	u.lastLoginAt = a.integer()
 	u.version = a.integer()
+	u.emailVerifiedAt = a.integer()
+	u.pending = a.integer() != 0
 	return a.err
 }
 
@@ -180,6 +187,7 @@ func (s *store) takenError(err error, username, email string, except int64) erro
 type filter struct {
 	role     role  // empty: any
 	disabled *bool // nil: either
+	pending  *bool // nil: either
 }
 
 // users calls f for at most limit users with ids above after, in id order. It
@@ -189,7 +197,7 @@ func (s *store) users(ctx context.Context, after int64, limit int, only filter, 
 	const (
 		from  = `SELECT` + userColumns + ` FROM user WHERE `
 		page  = `id > ?1 ORDER BY id LIMIT ?2`
-		match = `(?3 = '' OR role = ?3) AND (?4 IS NULL OR disabled = ?4) AND ` + page
+		match = `(?3 = '' OR role = ?3) AND (?4 IS NULL OR disabled = ?4) AND (?5 IS NULL OR pending = ?5) AND ` + page
 	)
 	// SQLite uses a partial index only if the query repeats its condition.
 	query := from + match
@@ -200,8 +208,10 @@ func (s *store) users(ctx context.Context, after int64, limit int, only filter, 
 		query = from + `role = 'admin' AND ` + match
 	case only.disabled != nil && *only.disabled:
 		query = from + `disabled = 1 AND ` + match
+	case only.pending != nil && *only.pending:
+		query = from + `pending = 1 AND ` + match
 	}
-	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, after, limit, only.role, only.disabled)
+	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, after, limit, only.role, only.disabled, only.pending)
 }
 
 // export calls f with each user and its password hash, in id order, as of one
@@ -246,17 +256,17 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 		statement{
 			// The Flask app can still add users, and it does not move the counter.
 			query: `
-				INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at)
+				INSERT INTO user (id, username, email, password_hash, role, disabled, pending, created_at, updated_at)
 				SELECT
 					1 + max(user_id, (SELECT coalesce(max(id), 0) FROM user)),
-					@username, @email, @hash, @role, @disabled, @now, @now
+					@username, @email, @hash, @role, @disabled, @pending, @now, @now
 				FROM counter
 				WHERE @caller = 'stranger' AND @role = 'member' OR ` + mayChange + `
 				RETURNING` + userColumns,
 			args: by.with(args{
 				{"id", nil}, // not a user, so mayChange only accepts admins
 				{"username", u.username}, {"email", u.email}, {"hash", hash},
-				{"role", u.role}, {"disabled", u.disabled}, {"now", now},
+				{"role", u.role}, {"disabled", u.disabled}, {"pending", u.pending}, {"now", now},
 			}),
 			scan:   u.columns(),
 			ifNone: errNotApplied,
@@ -280,7 +290,7 @@ const mayChange = `(@caller = 'console' OR @caller = 'session' AND EXISTS (
 
 // otherAdmin is the condition that an active admin other than the current row exists.
 const otherAdmin = `EXISTS (
-	SELECT 1 FROM user AS other WHERE other.role = 'admin' AND other.disabled = 0 AND other.id <> user.id)`
+	SELECT 1 FROM user AS other WHERE other.role = 'admin' AND other.disabled = 0 AND other.pending = 0 AND other.id <> user.id)`
 
 // A change holds new values for a user's columns. nil leaves a column unchanged.
 type change struct {
@@ -289,10 +299,11 @@ type change struct {
 	hash     *string
 	role     *role
 	disabled *bool
+	verified *bool // whether the address, also a new one, is verified
 }
 
 // names returns the changed fields, separated by commas. It includes the new value
-// only of role and disabled, which neither identify a person nor are secret.
+// only of role, disabled and email_verified, which neither identify a person nor are secret.
 func (c *change) names() string {
 	var names []string
 	if c.username != nil {
@@ -310,19 +321,28 @@ func (c *change) names() string {
 	if c.disabled != nil {
 		names = append(names, "disabled="+strconv.FormatBool(*c.disabled))
 	}
+	if c.verified != nil {
+		names = append(names, "email_verified="+strconv.FormatBool(*c.verified))
+	}
 	return strings.Join(names, ",")
 }
 
+// endCodes deletes the codes of the user @id, except those that undo a change of the
+// address: they must survive a thief's later changes.
+const endCodes = `DELETE FROM code WHERE user_id = @id AND kind <> 'uu'`
+
 // updateUser changes a user for a caller and returns the new user. Unless version
 // is 0, it must equal the user's version. A new password ends the user's sessions
-// except the caller's; disabling the user ends all of them. The statements in then
-// belong to the same write.
+// except the caller's; disabling the user ends all of them; and both, or a new
+// address, end the user's codes. A new address is not verified unless c says so.
+// The statements in then belong to the same write.
 // It returns an error of authorizationError, errUserNotFound, errVersion,
 // errLastAdmin, errUsernameTaken or errEmailTaken.
 func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, version, now int64, then ...statement) (u user, err error) {
 	values := by.with(args{
 		{"id", id}, {"version", version}, {"now", now},
 		{"username", c.username}, {"email", c.email}, {"hash", c.hash}, {"role", c.role}, {"disabled", c.disabled},
+		{"verified", c.verified},
 	})
 	statements := []statement{{
 		query: `
@@ -332,6 +352,8 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 				password_hash = coalesce(@hash, password_hash),
 				role = coalesce(@role, role),
 				disabled = coalesce(@disabled, disabled),
+				email_verified_at = iif(coalesce(@verified, @email IS NULL AND email_verified_at <> 0),
+					iif(@verified IS NULL, email_verified_at, @now), 0),
 				updated_at = @now,
 				version = version + 1,
 				auth_stamp = auth_stamp + (@hash IS NOT NULL OR @disabled IS NOT NULL)
@@ -351,6 +373,9 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	} else if c.hash != nil {
 		statements = append(statements, statement{query: `DELETE FROM session WHERE user_id = @id AND id <> @session`, args: values})
 	}
+	if c.hash != nil || c.email != nil || c.disabled != nil {
+		statements = append(statements, statement{query: endCodes, args: values})
+	}
 	statements = append(statements, then...)
 	statements = append(statements, event{at: now, kind: userChanged, userID: id, changes: c.names()}.by(by))
 	err = s.write(ctx, statements...)
@@ -360,7 +385,7 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	return u, s.takenError(err, *cmp.Or(c.username, new("")), *cmp.Or(c.email, new("")), id)
 }
 
-// deleteUser deletes a user and its sessions for a caller. The version and the
+// deleteUser deletes a user, its sessions and its codes for a caller. The version and the
 // errors are those of updateUser. It also returns errReferenced if a row of another
 // program's table refers to the user.
 func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int64) error {
@@ -377,6 +402,7 @@ func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int6
 			ifNone: errNotApplied,
 		},
 		statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
+		statement{query: `DELETE FROM code WHERE user_id = @id`, args: values},
 		event{at: now, kind: userDeleted, userID: id}.by(by))
 	if errors.Is(err, errNotApplied) {
 		return s.notAppliedError(by, id, version)

@@ -64,34 +64,6 @@ func (s *userService) changeUser(ctx context.Context, by caller, id int64, c cha
 	return s.store.updateUser(ctx, by, id, c, version, s.wall().Unix(), then...)
 }
 
-type registerRequest struct {
-	Username string `json:"username"`
-	Email    string `json:"email"`
-	Password string `json:"password"`
-}
-
-func (s *server) register(x *exchange) error {
-	if s.registration != registrationOpen {
-		return errRegistrationClosed
-	}
-	in, err := decode[registerRequest](x.body())
-	if err != nil {
-		return err
-	}
-	u := user{username: in.Username, email: in.Email, role: member}
-	if err := s.checkNew(&u, in.Password); err != nil {
-		return err
-	}
-	if err := s.count(x, 0); err != nil {
-		return err
-	}
-	if err := s.addUser(x.r.Context(), caller{kind: strangerCaller, address: x.address}, &u, in.Password); err != nil {
-		return err
-	}
-	x.Header().Set("Location", userPath(u.id))
-	return x.send(http.StatusCreated, append(appendUser(nil, &u, viewEmail), '\n'))
-}
-
 type createRequest struct {
 	Username string `json:"username"`
 	Email    string `json:"email"`
@@ -132,7 +104,7 @@ const (
 // listUsers answers with all users, with a page of them, or with those that q
 // finds.
 func (s *server) listUsers(x *exchange) error {
-	q, err := x.query("limit", "after", "q", "role", "disabled")
+	q, err := x.query("limit", "after", "q", "role", "disabled", "pending")
 	if err != nil {
 		return err
 	}
@@ -150,8 +122,11 @@ func (s *server) listUsers(x *exchange) error {
 	if only.disabled, err = boolParameter(q, "disabled"); err != nil {
 		return err
 	}
-	if x.who.role != admin && (q.Has("role") || q.Has("disabled")) {
-		return errForbidden.with("Only an admin may filter by role or disabled")
+	if only.pending, err = boolParameter(q, "pending"); err != nil {
+		return err
+	}
+	if x.who.role != admin && only != (filter{}) {
+		return errForbidden.with("Only an admin may filter by role, disabled or pending")
 	}
 	prefix := q.Get("q")
 	if q.Has("q") {
@@ -303,6 +278,7 @@ type updateRequest struct {
 	Password        *string `json:"password"`
 	Role            *role   `json:"role"`
 	Disabled        *bool   `json:"disabled"`
+	EmailVerified   *bool   `json:"email_verified"`
 	CurrentPassword *string `json:"current_password"`
 
 	// Ignored, so that a client can send back the user that it read.
@@ -310,6 +286,8 @@ type updateRequest struct {
 	CreatedAt   json.RawMessage `json:"created_at"`
 	UpdatedAt   json.RawMessage `json:"updated_at"`
 	LastLoginAt json.RawMessage `json:"last_login_at"`
+	VerifiedAt  json.RawMessage `json:"email_verified_at"`
+	Pending     json.RawMessage `json:"pending"`
 }
 
 // updateUser changes the given fields of a user. A field with its current value is
@@ -337,8 +315,9 @@ func (s *server) updateUser(x *exchange) error {
 		role:     unlessSame(in.Role, u.role),
 		disabled: unlessSame(in.Disabled, u.disabled),
 	}
-	if (c.role != nil || c.disabled != nil) && x.who.role != admin {
-		return errForbidden.with("Only an admin sets role and disabled")
+	c.verified = unlessSame(in.EmailVerified, u.emailVerifiedAt != 0 && c.email == nil)
+	if (c.role != nil || c.disabled != nil || c.verified != nil) && x.who.role != admin {
+		return errForbidden.with("Only an admin sets role, disabled and email_verified")
 	}
 	if err := s.checkChange(&c, u, in.Password); err != nil {
 		return err
@@ -483,6 +462,11 @@ func appendUser(b []byte, u *user, v view) []byte {
 		b = appendTime(b, u.updatedAt)
 		b = append(b, `,"last_login_at":`...)
 		b = appendTime(b, u.lastLoginAt)
+		b = append(b, `,"email_verified_at":`...)
+		b = appendTime(b, u.emailVerifiedAt)
+		if u.pending {
+			b = append(b, `,"pending":true`...)
+		}
 	}
 	return append(b, '}')
 }

@@ -215,7 +215,7 @@ func TestDirectory(t *testing.T) {
 		slices.Sort(names)
 		return strings.Join(names, " ")
 	}
-	const all = "created_at disabled email id last_login_at role updated_at username"
+	const all = "created_at disabled email email_verified_at id last_login_at role updated_at username"
 	for _, test := range []struct {
 		directory   directory
 		otherStatus int
@@ -556,7 +556,7 @@ func TestAChangedPasswordRekeysTheSession(t *testing.T) {
 	r = s.do(access, "PUT", path, `{"password":"another long one"}`).want(t, 200, "")
 	var member struct{ ID, ExpiresIn int }
 	if err := json.Unmarshal([]byte(r.body), &member); err != nil || !strings.HasPrefix(r.body, `{"id":1,"username":"ann"`) ||
-		!strings.Contains(r.body, `"last_login_at":"2026-05-04T03:02:01Z","access_token":"`) || r.field("token_type") != "Bearer" ||
+		!strings.Contains(r.body, `"last_login_at":"2026-05-04T03:02:01Z","email_verified_at":null,"access_token":"`) || r.field("token_type") != "Bearer" ||
 		r.field("expires_in") != "900" || r.header.Get("ETag") != `"2"` {
 		t.Fatalf("got %v %s", r.header, r.body)
 	}

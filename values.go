@@ -231,13 +231,64 @@ func setOrigins(to *[]string, v string) error {
 	return nil
 }
 
+// isDomain reports whether a name is a domain name with at least one dot, in ASCII and in
+// lower case, and not an IP address.
+func isDomain(name string) bool {
+	const label = `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`
+	_, notAddress := netip.ParseAddr(name)
+	return len(name) <= 253 && notAddress != nil && regexp.MustCompile(`^(`+label+`\.)+`+label+`$`).MatchString(name)
+}
+
+// parsePublicURL reads a URL that others can open: https://, or http:// on this machine.
+func parsePublicURL(v string) (*url.URL, error) {
+	u, err := url.Parse(v)
+	if err != nil || u.Hostname() == "" || u.User != nil || strings.ContainsAny(v, " \\\"<>") {
+		return nil, errors.New("must be a URL such as https://id.example.com")
+	}
+	address, err := netip.ParseAddr(u.Hostname())
+	local := u.Hostname() == "localhost" || err == nil && address.IsLoopback()
+	if u.Scheme != "https" && (u.Scheme != "http" || !local) {
+		return nil, errors.New("must begin with https://, or with http:// and a loopback address")
+	}
+	return u, nil
+}
+
+// setPublicURL accepts the URL of a server, with or without a path before all of its
+// paths, or nothing.
+func setPublicURL(to *string, v string) error {
+	if v == "" {
+		return nil
+	}
+	u, err := parsePublicURL(v)
+	if err == nil && strings.ContainsAny(v, "?#") {
+		err = errors.New("must have neither a query nor a fragment")
+	}
+	if err == nil {
+		*to = strings.TrimRight(u.String(), "/")
+	}
+	return err
+}
+
+// setPageURL accepts the URL of a page with {code} in it, or nothing.
+func setPageURL(to *string, v string) error {
+	if v == "" {
+		return nil
+	}
+	u, err := parsePublicURL(v)
+	if err == nil && (strings.Count(v, "{code}") != 1 || strings.Contains(u.Host, "{")) {
+		err = errors.New("must contain {code} once, after the host: https://app.example.com/reset#{code}")
+	}
+	if err == nil {
+		*to = v
+	}
+	return err
+}
+
 // setDomains accepts names that userd can get a certificate for by ACME: in ASCII,
 // and without wildcards, which need a challenge in the DNS.
 func setDomains(to *[]string, v string) error {
-	label := `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`
-	pattern := regexp.MustCompile(`^(` + label + `\.)+` + label + `$`)
 	for i, name := range items(strings.ToLower(v)) {
-		if _, notAddress := netip.ParseAddr(name); !pattern.MatchString(name) || len(name) > 253 || notAddress == nil {
+		if !isDomain(name) {
 			return fmt.Errorf("element %d is not a domain name such as example.com, in ASCII (xn--…) and without *", i+1)
 		}
 		if !slices.Contains(*to, name) {

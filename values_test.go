@@ -22,3 +22,41 @@ func TestANameIsWhatJSONHoldsWithoutEscapes(t *testing.T) {
 		}
 	}
 }
+
+func TestWhichAddressesLinksCanHave(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]string{
+		"":                                 "",
+		"https://id.example.com":           "https://id.example.com",
+		"https://id.example.com/":          "https://id.example.com",
+		"https://id.example.com:8443/a/b/": "https://id.example.com:8443/a/b",
+		"http://127.0.0.1:5000":            "http://127.0.0.1:5000",
+		"http://[::1]:5000":                "http://[::1]:5000",
+		"http://localhost":                 "http://localhost",
+		"https://id.example.com?x=y":       "refused",
+		"https://id.example.com/?":         "refused",
+		"https://id.example.com/#x":        "refused",
+		"https://ann:x@id.example.com":     "refused",
+		"https://id.example.com/ x":        "refused",
+		"http://127.0.0.1.example.com":     "refused",
+		"http://0.0.0.0:5000":              "refused",
+		"javascript://id.example.com":      "refused",
+	} {
+		var got string
+		if setPublicURL(&got, value) != nil {
+			got = "refused"
+		}
+		if got != want {
+			t.Errorf("%q becomes %q, want %q", value, got, want)
+		}
+	}
+	for value, accepted := range map[string]bool{
+		"": true, "https://app.example.com/reset#{code}": true, "https://app.example.com/?code={code}": true, "http://localhost:3000/#/{code}": true,
+		"https://app.example.com": false, "https://{code}.example.com": false, "https://app.example.com/{CODE}": false, "/reset#{code}": false,
+	} {
+		var got string
+		if err := setPageURL(&got, value); (err == nil) != accepted || err == nil && got != value {
+			t.Errorf("%q becomes %q, %v", value, got, err)
+		}
+	}
+}

@@ -1,0 +1,441 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// linkCode returns the code of a link.
+func linkCode(link string) string {
+	_, code, _ := strings.Cut(link, "#")
+	return code
+}
+
+// resetLink returns the code of a new reset link for the user at a path.
+func (s *service) resetLink(token, path string) (code string) {
+	s.t.Helper()
+	return linkCode(s.do(token, "POST", path+"/reset-link", "").want(s.t, 201, "").field("url"))
+}
+
+// reset sends a code and a new password.
+func (s *service) reset(code, password string) reply {
+	s.t.Helper()
+	return s.do("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":%q}`, code, password))
+}
+
+const newPassword = "staple and paper clip"
+
+func TestAResetLinkSetsAPasswordOnce(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, id := s.register("ann")
+	access, refresh := s.pair("ann")
+	_, root := s.admin("root")
+
+	made := s.do(root, "POST", path+"/reset-link", `{"expires_in":3600}`).want(t, 201, "")
+	link := made.field("url")
+	code, found := strings.CutPrefix(link, "https://id.example.com/reset#")
+	if !found || made.field("expires_at") != "2026-05-04T04:02:01Z" {
+		t.Fatalf("got %s", made.body)
+	}
+	for range 3 { // as the scanner of a mail server does
+		s.do("", "GET", "/reset", "").want(t, 200, "")
+		s.do("", "GET", "/reset?code="+code, "").want(t, 200, "")
+	}
+	s.reset(code, "ann-1984").want(t, 400, "invalid_fields") // the policy knows the user, and the code is still good
+	r := s.reset(" "+code+"\n", newPassword).want(t, 200, "")
+	if r.body != `{"message":"Password changed"}`+"\n" {
+		t.Errorf("it logs in, or says %s", r.body)
+	}
+	s.reset(code, newPassword).want(t, 400, "invalid_code")
+	s.do(access, "GET", path, "").want(t, 401, "session_ended")
+	s.do("", "POST", "/api/refresh", `{"refresh_token":"`+refresh+`"}`).want(t, 401, "session_ended")
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).want(t, 401, "invalid_credentials")
+	ann := s.do("", "POST", "/api/login", `{"username":"ann","password":"`+newPassword+`"}`).want(t, 200, "").field("access_token")
+	if got := s.do(ann, "GET", path, "").field("email_verified_at"); got != "" {
+		t.Errorf("the address is verified: %s", got) // an admin's link says nothing about it
+	}
+
+	events := s.do(root, "GET", "/api/events?user="+id, "")
+	if got := fmt.Sprint(events.list(t, "type")); !strings.Contains(got, "reset_link_created password_reset login]") {
+		t.Errorf("the events are %s", events.body)
+	}
+	if got := events.list(t, "actor_id"); got[2] == "<nil>" || got[3] != "<nil>" {
+		t.Errorf("the actors are %s", got) // root made the link; who used it is not known
+	}
+	if strings.Contains(events.body, code) {
+		t.Error("the events have the code")
+	}
+}
+
+// What makes a reset link invalid, before it was used.
+func TestAResetLinkThatIsNotValidAnyMore(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		claim string
+		spoil func(t *testing.T, s *service, path, root string)
+	}{
+		{"it has expired", func(t *testing.T, s *service, _, _ string) { s.clock.add(24 * time.Hour) }},
+		{"a newer one exists", func(t *testing.T, s *service, path, root string) { s.resetLink(root, path) }},
+		{"the password changed", func(t *testing.T, s *service, path, root string) {
+			s.do(root, "PUT", path, `{"password":"another long one"}`).want(t, 200, "")
+		}},
+		{"the address changed, and changed back", func(t *testing.T, s *service, path, root string) {
+			s.do(root, "PUT", path, `{"email":"x@example.com"}`).want(t, 200, "")
+			s.do(root, "PUT", path, `{"email":"ann@example.com"}`).want(t, 200, "")
+		}},
+		{"the user is disabled", func(t *testing.T, s *service, path, root string) {
+			s.do(root, "PUT", path, `{"disabled":true}`).want(t, 200, "")
+		}},
+		{"the user was disabled meanwhile", func(t *testing.T, s *service, path, root string) {
+			s.do(root, "PUT", path, `{"disabled":true}`).want(t, 200, "")
+			s.do(root, "PUT", path, `{"disabled":false}`).want(t, 200, "")
+		}},
+		{"an older userd disabled the user", func(t *testing.T, s *service, _, _ string) {
+			runSQL(t, another(t, s.path), `UPDATE user SET disabled = 1 WHERE username = 'ann'`)
+		}},
+		{"the user is deleted", func(t *testing.T, s *service, path, root string) {
+			s.do(root, "DELETE", path, "").want(t, 200, "")
+		}},
+		{"another code was used", func(t *testing.T, s *service, path, _ string) {
+			second := newCode(resetLinkCode)
+			hash, err := hashCode(resetLinkCode, second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			now := s.wall().Unix()
+			runSQL(t, another(t, s.path), fmt.Sprintf(insertCode+`VALUES (x'%x', 'ul', 1, '', 0, %d, %d)`, hash, now, now+60))
+			s.reset(second, "another long one").want(t, 200, "")
+		}},
+	} {
+		t.Run(row.claim, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			path, _ := s.register("ann")
+			_, root := s.admin("root")
+			code := s.resetLink(root, path)
+			s.clock.add(time.Second)
+			row.spoil(t, s, path, s.login("root"))
+			s.reset(code, newPassword).want(t, 400, "invalid_code")
+		})
+	}
+	t.Run("but a second before it expires it is valid", func(t *testing.T) {
+		t.Parallel()
+		s := newService(t)
+		path, _ := s.register("ann")
+		_, root := s.admin("root")
+		code := s.resetLink(root, path)
+		s.clock.add(24*time.Hour - time.Second)
+		s.reset(code, newPassword).want(t, 200, "")
+	})
+	t.Run("and other changes leave it valid", func(t *testing.T) {
+		t.Parallel()
+		s := newService(t)
+		path, _ := s.register("ann")
+		_, root := s.admin("root")
+		code := s.resetLink(root, path)
+		s.do(root, "PUT", path, `{"username":"annette","role":"admin"}`).want(t, 200, "")
+		s.login("annette")
+		s.reset(code, newPassword).want(t, 200, "")
+	})
+}
+
+// Nothing but a code of its own kind is accepted, and what cannot be one is not looked up.
+func TestWhatIsNotACode(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, access := s.member("ann")
+	_, root := s.admin("root")
+	code := s.resetLink(root, path)
+	good := strings.TrimPrefix(code, "ul_")
+	for _, bad := range []string{
+		"x", "ul_", good, "UL_" + good, "ul-" + good, "ur_" + good, "ui_" + good, "uv_" + good, code + "A", code[:len(code)-1],
+		strings.ToLower(code), "ul_" + strings.Repeat("1", 26), "ul_" + strings.Repeat("=", 26), code + code,
+		newCode(resetLinkCode), access, "ul_" + good[:25] + " ",
+	} {
+		s.reset(bad, newPassword).want(t, 400, "invalid_code")
+	}
+	s.do("", "POST", "/api/password/reset", `{"code":["`+code+`"],"password":"`+newPassword+`"}`).want(t, 400, "wrong_type")
+	s.do(code, "GET", path, "").want(t, 401, "invalid_token") // a code is not a token
+	s.do("", "POST", "/api/refresh", `{"refresh_token":"`+code+`"}`).want(t, 401, "invalid_token")
+	s.reset(code, newPassword).want(t, 200, "")
+	if n := scanStore[int](t, s, `SELECT count(*) FROM code`); n != 0 {
+		t.Errorf("%d codes are left", n)
+	}
+}
+
+// The database holds only hashes of codes, and the log neither codes nor passwords.
+func TestACodeIsStoredAndLoggedNowhere(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	book := s.keepLog()
+	path, _ := s.register("ann")
+	_, root := s.admin("root")
+	code := s.resetLink(root, path)
+	for _, table := range []string{"code", "event", "user"} {
+		if n := scanStore[int](t, s, `SELECT count(*) FROM `+table+` WHERE instr(cast(concat_ws(' ', `+columnsOf(t, s, table)+`) AS TEXT), '`+code[3:]+`') > 0`); n > 0 {
+			t.Errorf("the table %s has the code", table)
+		}
+	}
+	s.do("", "GET", "/reset/"+code, "").want(t, 404, "")
+	s.do("", "GET", "/reset?code="+code, "").want(t, 200, "")
+	s.reset(code, newPassword).want(t, 200, "")
+	if text := book.String(); strings.Contains(text, code[3:]) || strings.Contains(text, newPassword) {
+		t.Errorf("the log has a secret:\n%s", text)
+	}
+}
+
+func columnsOf(t *testing.T, s *service, table string) string {
+	t.Helper()
+	return scanStore[string](t, s, `SELECT group_concat(name, ', ') FROM pragma_table_info('`+table+`')`)
+}
+
+// The host of a link comes from the configuration, never from a request.
+func TestALinkHasTheConfiguredHost(t *testing.T) {
+	t.Parallel()
+	s := newService(t, proxied)
+	path, _ := s.register("ann")
+	_, root := s.admin("root")
+	r, err := http.NewRequest("POST", s.url+path+"/reset-link", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Host = "evil.example"
+	for name, value := range map[string]string{
+		"Authorization": "Bearer " + root, "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http", "Forwarded": "host=evil.example", "Origin": "https://evil.example",
+	} {
+		r.Header.Set(name, value)
+	}
+	if link := s.ask(r).want(t, 201, "").field("url"); !strings.HasPrefix(link, "https://id.example.com/reset#ul_") {
+		t.Errorf("the link is %s", link)
+	}
+}
+
+func TestResetLinksAreOnlyForAdminsWithProof(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, ann := s.member("ann")
+	rootPath, root := s.admin("root")
+	s.do(ann, "POST", path+"/reset-link", "").want(t, 403, "forbidden")
+	s.do(ann, "POST", rootPath+"/reset-link", "").want(t, 403, "forbidden")
+	s.do(refreshed(s, "root"), "POST", path+"/reset-link", "").want(t, 401, "fresh_login_required")
+	s.do(root, "POST", "/api/users/99/reset-link", "").want(t, 404, "user_not_found")
+	for body, valid := range map[string]bool{
+		`{"expires_in":1}`: true, `{"expires_in":604800}`: true,
+		`{"expires_in":0}`: false, `{"expires_in":-1}`: false, `{"expires_in":604801}`: false, `{"expires_in":9223372036854775807}`: false,
+	} {
+		status, code := 201, ""
+		if !valid {
+			status, code = 400, "invalid_fields"
+		}
+		s.do(root, "POST", path+"/reset-link", body).want(t, status, code)
+	}
+	// The token that changed a password is no proof any more: a thief may hold it too.
+	s.do(root, "PUT", rootPath, `{"password":"another long one"}`).want(t, 200, "")
+	s.do(root, "POST", path+"/reset-link", "").want(t, 401, "fresh_login_required")
+}
+
+// The rights of the caller are checked by the write itself.
+func TestAResetLinkIsNotMadeByWhoHasLostTheRight(t *testing.T) {
+	t.Parallel()
+	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+	root, ann := aUser(t, st, "root", admin), aUser(t, st, "ann", member)
+	aUser(t, st, "keeper", admin)
+	asRoot, asAnn := aSession(t, st, root), aSession(t, st, ann)
+	hash := func() []byte {
+		h, err := hashCode(resetLinkCode, newCode(resetLinkCode))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	link := func(by caller, id int64) error { return st.addResetLink(t.Context(), by, id, hash(), 1, 100) }
+	wantError(t, "an admin", link(asRoot, ann.id), nil)
+	wantError(t, "the console", link(console, ann.id), nil)
+	wantError(t, "a member for itself", link(asAnn, ann.id), errForbidden)
+	wantError(t, "a stranger", link(caller{kind: strangerCaller}, ann.id), errForbidden)
+	wantError(t, "nothing", link(caller{}, ann.id), errForbidden)
+	wantError(t, "for nobody", link(asRoot, 99), errUserNotFound)
+	if _, err := st.updateUser(t.Context(), console, root.id, change{role: new(member)}, 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "a former admin", link(asRoot, ann.id), errForbidden)
+}
+
+// Two servers on one file, and many clients of each: one code is used once.
+func TestACodeIsUsedOnceByTwoServers(t *testing.T) {
+	t.Parallel()
+	first := newService(t, unlimited)
+	path, _ := first.register("ann")
+	_, root := first.admin("root")
+	second := newServiceOn(t, first.path, unlimited)
+	for round := range 5 {
+		code := first.resetLink(root, path)
+		statuses := race(10, func(i int) int {
+			s := []*service{first, second}[i%2]
+			return s.reset(code, fmt.Sprintf("round %d, password %d", round, i)).status
+		})
+		if n := howMany(statuses, 200); n != 1 || howMany(statuses, 400) != len(statuses)-1 {
+			t.Errorf("the answers are %v", statuses)
+		}
+	}
+	if n := scanStore[int](t, first, `SELECT count(*) FROM event WHERE type = 'password_reset'`); n != 5 {
+		t.Errorf("%d events", n)
+	}
+}
+
+// race runs n calls concurrently, and returns their results.
+func race(n int, f func(i int) int) []int {
+	results := make([]int, n)
+	var running sync.WaitGroup
+	for i := range n {
+		running.Go(func() { results[i] = f(i) })
+	}
+	running.Wait()
+	return results
+}
+
+func howMany(list []int, value int) (n int) {
+	for _, v := range list {
+		if v == value {
+			n++
+		}
+	}
+	return n
+}
+
+func TestExpiredCodesAreDeleted(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, root := s.admin("root")
+	for i := range 3 {
+		path, _ := s.register(fmt.Sprintf("user%d", i))
+		s.do(root, "POST", path+"/reset-link", fmt.Sprintf(`{"expires_in":%d}`, 60*(i+1))).want(t, 201, "")
+	}
+	for want := 3; want >= 0; want-- {
+		if err := s.store.sweepCodes(t.Context(), s.wall().Unix()); err != nil {
+			t.Fatal(err)
+		}
+		if n := scanStore[int](t, s, `SELECT count(*) FROM code`); n != want {
+			t.Errorf("%d codes are left, want %d", n, want)
+		}
+		s.clock.add(time.Minute)
+	}
+}
+
+// An administrator without APP_URL is told what to set, and nothing is stored.
+func TestLinksNeedAnAddress(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(c *settings) { c.pages = pageURLs{} })
+	path, _ := s.register("ann")
+	_, root := s.admin("root")
+	if r := s.do(root, "POST", path+"/reset-link", "").want(t, 409, "no_app_url"); !strings.Contains(r.field("error"), "APP_URL") {
+		t.Errorf("it says %s", r.body)
+	}
+	if n := scanStore[int](t, s, `SELECT count(*) FROM code`); n != 0 {
+		t.Errorf("%d codes", n)
+	}
+}
+
+func TestForgottenPasswordsGetTheSameAnswerForAll(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("ann")
+	for _, login := range []string{"ann", "nobody", ""} {
+		s.do("", "POST", "/api/password/forgot", fmt.Sprintf(`{"login":%q}`, login)).want(t, 403, "mail_off")
+	}
+}
+
+func TestTheCommandLineMakesTheLinksOfTheServer(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		claim   string
+		environ []string
+		prefix  string // of the link; empty: none is made
+	}{
+		{"in development", nil, "URL/reset#ul_"},
+		{"with APP_URL", []string{"APP_URL=https://id.example.com/users/"}, "https://id.example.com/users/reset#ul_"},
+		{"with RESET_URL", []string{"RESET_URL=https://app.example.com/?c={code}#x"}, "https://app.example.com/?c=ul_"},
+		{"in production without APP_URL", []string{"TRUSTED_PROXIES=127.0.0.1"}, ""},
+	} {
+		t.Run(row.claim, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			environ := []string{"DATABASE_URL=" + filepath.Join(dir, "app.db")}
+			userdHere(t, goodPassword, environ, "user", "add", "ann", "ann@example.com")
+			userdHere(t, "", environ, "user", "reset-link", "ann").wantFailure(t, 1, "APP_URL")
+
+			p := startUserd(t, dir, append(environ, row.environ...))
+			got := userdHere(t, "", environ, "user", "reset-link", "-ttl", "90m", "ann")
+			if row.prefix == "" {
+				got.wantFailure(t, 1, "APP_URL")
+				return
+			}
+			prefix := strings.Replace(row.prefix, "URL/", p.url+"/", 1)
+			if got.status != 0 || !strings.HasPrefix(got.stdout, prefix) || strings.Count(got.stdout, "\n") != 1 || !strings.Contains(got.stderr, "for ann") {
+				t.Fatalf("got %+v, want %s", got, prefix)
+			}
+			code := got.stdout[strings.Index(got.stdout, "ul_"):][:codeLength]
+			p.must("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":%q}`, code, newPassword)).want(t, 200, "")
+			p.login("ann", newPassword)
+		})
+	}
+	t.Run("and it refuses a lifetime that is too long", func(t *testing.T) {
+		userdHere(t, "", nil, "user", "reset-link", "-ttl", "169h", "ann").wantFailure(t, 2, "-ttl", "168h")
+	})
+}
+
+// The page must not run a script of another, nor send a code elsewhere.
+func TestTheHeadersOfThePage(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	r := s.do("", "GET", "/reset", "").want(t, 200, "")
+	for name, want := range map[string]string{
+		"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
+	} {
+		if got := r.header.Get(name); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+	policy := strings.Split(r.header.Get("Content-Security-Policy"), "; ")
+	if !slices.Contains(policy, "default-src 'none'") || !slices.Contains(policy, "connect-src 'self'") || !slices.Contains(policy, "frame-ancestors 'none'") || strings.Contains(strings.Join(policy, " "), "unsafe") {
+		t.Errorf("the policy is %q", policy)
+	}
+	for _, external := range []string{"http://", "https://", "src=", "href="} {
+		if strings.Contains(r.body, external) {
+			t.Errorf("the page has %s", external)
+		}
+	}
+	if !strings.Contains(r.body, "<noscript>") {
+		t.Error("without JavaScript the page says nothing")
+	}
+}
+
+// A code that was read is not used if its write comes too late.
+func TestACodeIsCheckedWhenTheWriteRuns(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, _ := s.register("ann")
+	_, root := s.admin("root")
+	code, err := hashCode(resetLinkCode, s.resetLink(root, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := s.wall().Add(24 * time.Hour).Unix()
+	if err := s.store.resetPassword(context.Background(), 1, code, "x", "", late); !errors.Is(err, errInvalidCode) {
+		t.Errorf("an expired code: %v", err)
+	}
+	if err := s.store.resetPassword(context.Background(), 2, code, "x", "", 1); !errors.Is(err, errInvalidCode) {
+		t.Errorf("a code of another user: %v", err)
+	}
+	s.login("ann")
+	s.login("root")
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// A codeKind is the prefix of a kind of code. One kind is never accepted in place of
+// another.
+type codeKind string
+
+const (
+	resetLinkCode codeKind = "ul" // sets a new password; an admin or the command line made it
+)
+
+// A lifetime bounds how long a kind of code is valid.
+type lifetime struct{ standard, shortest, longest time.Duration }
+
+var resetLinkLife = lifetime{24 * time.Hour, time.Second, 7 * 24 * time.Hour}
+
+// newCode returns a new code: the prefix of its kind and 130 random bits.
+func newCode(kind codeKind) string { return string(kind) + "_" + rand.Text() }
+
+// codeLength is the length of a code in bytes.
+var codeLength = len(newCode(resetLinkCode))
+
+// hashCode returns the SHA-256 of a code: the database stores only this. A fast hash is
+// enough for 130 random bits. It returns errInvalidCode for a text that newCode cannot
+// have made, before anything is looked up. Spaces around the code do not matter.
+func hashCode(kind codeKind, text string) ([]byte, error) {
+	text = strings.TrimSpace(text)
+	random, ok := strings.CutPrefix(text, string(kind)+"_")
+	if !ok || len(text) != codeLength || strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" {
+		return nil, errInvalidCode
+	}
+	sum := sha256.Sum256([]byte(text))
+	return sum[:], nil
+}
+
+// insertCode inserts a code of the kind @kind for what its FROM selects.
+const insertCode = `INSERT INTO code (hash, kind, user_id, email, invitation_id, created_at, expires_at) `
+
+// addResetLink stores the hash of a reset code of a user for a caller, which must be an
+// admin or the console. It replaces the user's earlier one. It returns errSessionEnded,
+// errForbidden, another error of authorizationError, errUserNotFound or errUserDisabled.
+func (s *store) addResetLink(ctx context.Context, by caller, userID int64, hash []byte, now, expires int64) error {
+	values := by.with(args{
+		{"id", nil}, // not a user, so mayChange only accepts admins
+		{"user", userID}, {"hash", hash}, {"kind", string(resetLinkCode)}, {"now", now}, {"expires", expires},
+	})
+	err := s.write(ctx,
+		statement{
+			query: insertCode + `
+				SELECT @hash, @kind, user.id, '', 0, @now, @expires FROM user
+				WHERE user.id = @user AND user.disabled = 0 AND ` + mayChange,
+			args:   values,
+			ifNone: errNotApplied,
+		},
+		statement{query: `DELETE FROM code WHERE user_id = @user AND kind = @kind AND hash <> @hash`, args: values},
+		event{at: now, kind: resetLinkCreated, userID: userID}.by(by))
+	if errors.Is(err, errNotApplied) {
+		_, missing := s.user(userID)
+		return cmp.Or[error](s.authorizationError(by, 0), missing, errUserDisabled)
+	}
+	return err
+}
+
+// usable is the condition that a code of the kind @kind with the hash @hash is valid at
+// @now. A query that has it uses the code up in the same write.
+const usable = `code.hash = @hash AND code.kind = @kind AND code.expires_at > @now`
+
+// userOfCode returns the user whose password a reset code may set now, or
+// errInvalidCode.
+func (s *store) userOfCode(hash []byte, now int64) (u user, err error) {
+	err = s.read(`SELECT`+userColumns+` FROM code JOIN user ON user.id = code.user_id
+		WHERE code.hash = ?1 AND code.kind = ?2 AND code.expires_at > ?3 AND user.disabled = 0`,
+		errInvalidCode, u.columns(), hash, string(resetLinkCode), now)
+	return u, err
+}
+
+// resetPassword uses a reset code of a user up and sets the user's password. It ends all
+// of the user's sessions and codes. It returns errInvalidCode if the code is not valid
+// any more.
+func (s *store) resetPassword(ctx context.Context, userID int64, hash []byte, newHash, address string, now int64) error {
+	values := args{
+		{"id", userID}, {"hash", hash}, {"kind", string(resetLinkCode)}, {"new_hash", newHash}, {"now", now},
+	}
+	return s.write(ctx,
+		statement{
+			query: `
+				UPDATE user SET
+					password_hash = @new_hash,
+					updated_at = @now,
+					version = version + 1,
+					auth_stamp = auth_stamp + 1
+				WHERE id = @id AND disabled = 0
+					AND EXISTS (SELECT 1 FROM code WHERE ` + usable + ` AND code.user_id = user.id)`,
+			args:   values,
+			ifNone: errInvalidCode,
+		},
+		statement{query: endCodes, args: values},
+		statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
+		event{at: now, kind: passwordReset, userID: userID, address: address}.statement())
+}
+
+// pendingDays is how many days a user waits for approval before it is deleted.
+const pendingDays = 30
+
+// sweepCodes deletes some of the codes and invitations that have expired, and some of
+// the users that have waited for approval for pendingDays.
+func (s *store) sweepCodes(ctx context.Context, now int64) error {
+	var expired bool
+	err := s.read(`
+		SELECT EXISTS (SELECT 1 FROM code WHERE expires_at <= ?1) OR EXISTS (SELECT 1 FROM invitation WHERE expires_at <= ?1)`,
+		errStorage, []any{&expired}, now)
+	if err == nil && expired {
+		values := args{{"now", now}, {"most", sweepSize}}
+		err = s.write(ctx,
+			statement{query: `DELETE FROM code WHERE hash IN (SELECT hash FROM code WHERE expires_at <= @now LIMIT @most)`, args: values},
+			statement{query: `DELETE FROM invitation WHERE id IN (SELECT id FROM invitation WHERE expires_at <= @now LIMIT @most)`, args: values})
+	}
+	if err != nil {
+		return err
+	}
+	type waiter struct{ id, version int64 }
+	var w waiter
+	var due []waiter
+	err = s.eachRow(ctx, `
+		SELECT id, version FROM (SELECT id, version, created_at FROM user WHERE pending = 1 ORDER BY id LIMIT ?2)
+		WHERE created_at <= ?1`,
+		[]any{&w.id, &w.version}, func() { due = append(due, w) }, now-pendingDays*24*60*60, sweepSize)
+	for _, w := range due {
+		// An admin may have approved it meanwhile, and a row of another program may refer to it.
+		dropped := s.deleteUser(ctx, caller{kind: consoleCaller}, w.id, w.version, now)
+		if errors.Is(dropped, errStorage) || ctx.Err() != nil {
+			err = cmp.Or(err, dropped)
+		}
+	}
+	return err
+}
+
+// deleteExpired deletes expired sessions, codes, invitations and pending users, a few at a
+// time, until ctx ends.
+func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	var after int64
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			var err error
+			after, err = st.sweep(ctx, after, now.Unix())
+			if err := errors.Join(err, st.sweepCodes(ctx, now.Unix())); err != nil && ctx.Err() == nil {
+				log.Warn("could not delete what has expired", "err", err)
+			}
+		}
+	}
+}
+
+// recordPages stores where the links of a server lead that starts now.
+func (s *store) recordPages(ctx context.Context, p pageURLs) error {
+	if last, err := s.pages(); err != nil || last == p {
+		return err
+	}
+	return s.write(ctx, statement{
+		query: `
+			INSERT INTO page_url (page, url) VALUES ('reset', @reset), ('invite', @invite)
+			ON CONFLICT (page) DO UPDATE SET url = excluded.url`,
+		args: args{{"reset", p.reset}, {"invite", p.invite}},
+	})
+}
+
+// pages returns where the links of the last server lead that started.
+func (s *store) pages() (p pageURLs, err error) {
+	err = s.read(`
+		SELECT
+			coalesce((SELECT url FROM page_url WHERE page = 'reset'), ''),
+			coalesce((SELECT url FROM page_url WHERE page = 'invite'), '')`,
+		errStorage, []any{&p.reset, &p.invite})
+	return p, err
+}
