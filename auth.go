@@ -439,13 +439,14 @@ const (
 	createAdmin
 	endOtherSessions // any session except that of the request
 	makeLink         // that sets the password of a user
+	invite
 
 	changeUser       = changeUsername | changeEmail | changePassword | changeRole | changeDisabled
 	noProof    proof = 0
 
 	// The acts for which the token with which the user changed the password is no longer
 	// proof, because a thief may hold it too. Their writes check this.
-	renewedOnly = changeEmail | changePassword | changeRole | createAdmin | makeLink
+	renewedOnly = changeEmail | changePassword | changeRole | createAdmin | makeLink | invite
 )
 
 // proofAge is how many seconds a login is proof, however long its token lives: a token

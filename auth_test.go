@@ -1073,10 +1073,14 @@ func TestAccess(t *testing.T) {
 		"GET /api/events":                       {401, 403, 403, 200},
 		"GET /openapi.json":                     {200, 200, 200, 200},
 
-		"POST /api/password/forgot":       {403, 403, 403, 403},
-		"POST /api/password/reset":        {400, 400, 400, 400},
-		"POST /api/users/{id}/reset-link": {401, 403, 403, 201},
-		"GET /reset":                      {200, 200, 200, 200},
+		"POST /api/password/forgot":            {403, 403, 403, 403},
+		"POST /api/password/reset":             {400, 400, 400, 400},
+		"POST /api/users/{id}/reset-link":      {401, 403, 403, 201},
+		"GET /api/invitations":                 {401, 403, 403, 200},
+		"POST /api/invitations":                {401, 403, 403, 201},
+		"DELETE /api/invitations/{invitation}": {401, 403, 403, 404},
+		"GET /invite":                          {200, 200, 200, 200},
+		"GET /reset":                           {200, 200, 200, 200},
 	}
 	n := 0
 	_, root := s.admin("root")
@@ -1103,7 +1107,7 @@ func TestAccess(t *testing.T) {
 			if method == "GET" || method == "DELETE" {
 				body = ""
 			}
-			r := s.do(token, method, strings.NewReplacer("/api/users/{id}", path, "{sid}", "999999").Replace(pattern), body)
+			r := s.do(token, method, strings.NewReplacer("/api/users/{id}", path, "{sid}", "999999", "{invitation}", "999999").Replace(pattern), body)
 			if r.status != want[i] {
 				t.Errorf("%s by %s: got %d %s, want %d", rt.pattern, who, r.status, r.body, want[i])
 			}
@@ -1142,6 +1146,14 @@ var actCases = map[string][]actCase{
 	"DELETE /api/users/{id}":                {{own: true, other: true}},
 	"DELETE /api/users/{id}/sessions":       {{own: true, other: true}},
 	"DELETE /api/users/{id}/sessions/{sid}": {{own: true, other: true}}, // for the current one, see below
+	"POST /api/invitations": {
+		{own: true, other: true},
+		{field: "email", value: `"new1@example.com"`, own: true, other: true},
+		{field: "username", value: `"new1"`, own: true, other: true},
+		{field: "uses", value: `2`, own: true, other: true},
+		{field: "expires_in", value: `3600`, own: true, other: true},
+	},
+	"DELETE /api/invitations/{invitation}": {{}}, // like the revocation of a key, it can only help
 	"POST /api/users/{id}/reset-link": {
 		{own: true, other: true},
 		{field: "expires_in", value: `60`, own: true, other: true},
@@ -1216,7 +1228,11 @@ func TestProofTable(t *testing.T) {
 			continue
 		}
 		cases := actCases[rt.pattern]
-		for _, field := range memberNames(bodies[rt.pattern]) {
+		var fields []string
+		if body := bodies[rt.pattern]; body != nil {
+			fields = memberNames(body)
+		}
+		for _, field := range fields {
 			if field != "current_password" && !slices.ContainsFunc(cases, func(c actCase) bool { return c.field == field }) {
 				t.Errorf("%s: no row for the field %s", rt.pattern, field)
 			}
@@ -1288,7 +1304,10 @@ func testAct(t *testing.T, s *service, rt route, method, path string, act actCas
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := s.do(token, method, strings.NewReplacer("{id}", strconv.FormatInt(ids[target], 10), "{sid}", last).Replace(path)+act.query, string(body))
+	r := s.do(token, method, strings.NewReplacer("{id}", strconv.FormatInt(ids[target], 10), "{sid}", last, "{invitation}", s.invitationToDelete()).Replace(path)+act.query, string(body))
+	if rt.pattern == "DELETE /api/invitations/{invitation}" {
+		p.always = false // it reads no body
+	}
 	name := fmt.Sprintf("%s %s=%s%s by %s, with %s", rt.pattern, act.field, act.value, act.query, who, p.name)
 	switch refuse := p.always || required && !p.proves; {
 	case refuse && (r.status != 401 || r.field("code") != p.code):

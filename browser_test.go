@@ -223,6 +223,24 @@ func TestThePageInABrowser(t *testing.T) {
 		b.wantClean(s, "/reset")
 		s.do("", "POST", "/api/login", `{"username":"ann","password":"staple and paper clip"}`).want(t, 200, "")
 	})
+	t.Run("an invitation", func(t *testing.T) {
+		b.t = t
+		b.open(s.do(root, "POST", "/api/invitations", `{"email":"bob@example.com"}`).want(t, 201, "").field("url"))
+		b.press("<b>bob</b>" + tabKey + "bob@example.com" + tabKey + goodPassword + enterKey)
+		b.wantMessage("username must be 1 to 80")
+		b.call("POST", b.element("username")+"/clear", object{}, nil)
+		b.write("username", "ann")
+		b.click("send")
+		b.wantMessage("Username already exists")
+		b.call("POST", b.element("username")+"/clear", object{}, nil)
+		b.write("username", "bob")
+		b.click("send")
+		b.wantMessage("Your account exists now")
+		b.wantClean(s, "/invite")
+		if got := s.do(s.login("bob"), "GET", "/api/users/me", "").field("email_verified_at"); got == "" {
+			t.Error("the address is not verified")
+		}
+	})
 	t.Run("an address without a code", func(t *testing.T) {
 		b.t = t
 		b.open(s.url + "/reset")

@@ -69,6 +69,11 @@ var commands = []command{
 		link. The link is a secret: the first person who opens it can set the password. It leads to the
 		page that the server named when it started: see APP_URL and RESET_URL.`,
 		userResetLink},
+	{"user invite", "", opens, "print a link with which users register",
+		`Prints a link with which new users can register, whatever REGISTRATION says. With
+		-email, only the user of this address can, and the address is then verified. It leads
+		to the page that the server named when it started: see APP_URL and INVITE_URL.`,
+		userInvite},
 	{"user delete", "USER", opens, "delete a user",
 		`Deletes a user and ends its sessions. The last active admin cannot be deleted.`,
 		noFlags(userDelete)},

@@ -214,6 +214,33 @@ func userResetLink(f *flag.FlagSet) action {
 	}
 }
 
+func userInvite(f *flag.FlagSet) action {
+	v := invitation{role: member}
+	f.Func("email", "Invite only the user of this `ADDRESS`, and verify it.", func(s string) error { v.email = trimName(s); return nil })
+	f.Int64Var(&v.usesLeft, "uses", 1, fmt.Sprintf("How many users can register with the link: a number `N` up to %d. Default: 1", maxUses))
+	makeAdmin := f.Bool("admin", false, "Make the users admins, who may read, change and delete every user.")
+	life := lifeFlag(f, invitationLife)
+	return func(ctx context.Context, c *cli) error {
+		if *makeAdmin {
+			v.role = admin
+		}
+		if err := checkInvitation(&v, ""); err != nil {
+			return err
+		}
+		pages, err := c.store.pages()
+		if err != nil {
+			return err
+		}
+		link, err := c.makeInvitation(ctx, console, pages, &v, *life)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.stderr, "invitation %d, for %s, valid until %s:\n", v.id, plural(v.usesLeft, "new user"), when(v.expiresAt))
+		_, err = fmt.Fprintln(c.stdout, link)
+		return err
+	}
+}
+
 func userDelete(ctx context.Context, c *cli) error {
 	u, err := c.user(c.args[0])
 	if err != nil {

@@ -48,19 +48,13 @@ var clockReaders = map[string]string{
 	"limits.go server.count":             "limits",
 	"limits.go server.newGuess":          "limits", // and sessions, for known networks
 	"limits.go server.noteLogin":         "limits",
-	"metrics.go checkup.result":          "mono",
 	"limits.go server.requireProof":      "TestProofTable",
+	"metrics.go checkup.result":          "mono",
 	"serve.go keepChain":                 "trimming", // and mono, for its interval
 	"serve.go logHandler.Handle":         "mono",
 	"serve.go monotonic":                 "mono",
 	"serve.go serve":                     "mono",
 	"serve.go serveStore":                "signing keys",
-	"store_codes.go deleteExpired":       "sessions", // and codes
-	"codes.go userService.makeResetLink": "codes",
-	"codes.go server.resetPassword":      "codes",
-	"store_codes.go store.userOfCode":    "codes",
-	"store_codes.go store.sweepCodes":    "codes",
-	"store_users.go store.updateUser":    "stored",
 	"sessions.go server.endSession":      "stored",
 	"sessions.go server.endSessions":     "stored",
 	"sessions.go server.listSessions":    "sessions",
@@ -81,6 +75,19 @@ var clockReaders = map[string]string{
 	"users.go userService.changeUser":    "stored",
 	"write.go openWriter":                "mono",
 	"write.go writer.commit":             "mono",
+
+	"codes.go server.deleteInvitation":      "stored",
+	"codes.go server.listInvitations":       "codes",
+	"codes.go server.resetPassword":         "codes",
+	"codes.go userService.addInvited":       "codes",
+	"codes.go userService.makeInvitation":   "codes",
+	"codes.go userService.makeResetLink":    "codes",
+	"store_codes.go deleteExpired":          "sessions", // and codes
+	"store_codes.go store.invitationOfCode": "codes",
+	"store_codes.go store.invitations":      "codes",
+	"store_codes.go store.sweepCodes":       "codes",
+	"store_codes.go store.userOfCode":       "codes",
+	"store_users.go store.updateUser":       "stored",
 }
 
 func TestEveryReaderOfAClockIsListed(t *testing.T) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	_ "embed"
@@ -46,34 +47,6 @@ func lifetimeOf(seconds *int64, l lifetime) (life time.Duration, why string) {
 		return 0, fmt.Sprintf("must be from %d to %d seconds", least, most)
 	}
 	return time.Duration(*seconds) * time.Second, ""
-}
-
-type registerRequest struct {
-	Username string `json:"username"`
-	Email    string `json:"email"`
-	Password string `json:"password"`
-}
-
-func (s *server) register(x *exchange) error {
-	if s.registration != registrationOpen {
-		return errRegistrationClosed
-	}
-	in, err := decode[registerRequest](x.body())
-	if err != nil {
-		return err
-	}
-	u := user{username: in.Username, email: in.Email, role: member}
-	if err := s.checkNew(&u, in.Password); err != nil {
-		return err
-	}
-	if err := s.count(x, 0); err != nil {
-		return err
-	}
-	if err := s.addUser(x.r.Context(), caller{kind: strangerCaller, address: x.address}, &u, in.Password); err != nil {
-		return err
-	}
-	x.Header().Set("Location", userPath(u.id))
-	return x.send(http.StatusCreated, append(appendUser(nil, &u, viewEmail), '\n'))
 }
 
 type forgotRequest struct {
@@ -166,6 +139,206 @@ func (s *server) createResetLink(x *exchange) error {
 		return err
 	}
 	return x.sendJSON(http.StatusCreated, linkAnswer{URL: link, ExpiresAt: utc(expires)})
+}
+
+type registerRequest struct {
+	Username   string `json:"username"`
+	Email      string `json:"email"`
+	Password   string `json:"password"`
+	Invitation string `json:"invitation"` // a code
+}
+
+// register adds a member, or a user that an invitation admits.
+func (s *server) register(x *exchange) error {
+	in, err := decode[registerRequest](x.body())
+	if err != nil {
+		return err
+	}
+	u := user{username: in.Username, email: in.Email, role: member}
+	var code []byte
+	if in.Invitation != "" {
+		code, err = hashCode(inviteCode, in.Invitation)
+	} else {
+		err = s.mayRegister()
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.checkNew(&u, in.Password); err != nil {
+		return err
+	}
+	if err := s.count(x, 0); err != nil {
+		return err
+	}
+	if code != nil {
+		err = s.addInvited(x.r.Context(), x.address, code, &u, in.Password)
+	} else {
+		err = s.addUser(x.r.Context(), caller{kind: strangerCaller, address: x.address}, &u, in.Password)
+	}
+	if err != nil {
+		return err
+	}
+	x.Header().Set("Location", userPath(u.id))
+	return x.send(http.StatusCreated, append(appendUser(nil, &u, viewEmail), '\n'))
+}
+
+// mayRegister returns nil if a user may register without an invitation, and otherwise
+// errRegistrationClosed or errNotInvited.
+func (s *server) mayRegister() error {
+	switch s.registration {
+	case registrationOpen:
+		return nil
+	case registrationInvite:
+		return errNotInvited
+	}
+	return errRegistrationClosed
+}
+
+// addInvited adds a user that checkNew accepts and that has the code of an invitation. It
+// returns errInvalidCode, errInvalid if the invitation is for another user,
+// passhash.ErrBusy, or an error of store.addInvited.
+func (s *userService) addInvited(ctx context.Context, address string, code []byte, u *user, password string) error {
+	v, err := s.store.invitationOfCode(code, s.wall().Unix())
+	if err != nil {
+		return err
+	}
+	wrong := make(fieldErrors)
+	if v.username != "" && !strings.EqualFold(v.username, u.username) {
+		wrong.add("username", "must be the one that the invitation is for")
+	}
+	if v.email != "" && !strings.EqualFold(v.email, u.email) {
+		wrong.add("email", "must be the address that the invitation is for")
+	}
+	if err := wrong.err(); err != nil {
+		return err
+	}
+	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
+		return err
+	}
+	hash, err := s.hasher.Hash(ctx, network(address), password)
+	if err != nil {
+		return err
+	}
+	return s.store.addInvited(ctx, u, hash, code, &v, address, s.wall().Unix())
+}
+
+// checkInvitation returns errInvalid if an invitation is not valid.
+func checkInvitation(v *invitation, whyLife string) error {
+	wrong := make(fieldErrors)
+	wrong.add("expires_in", whyLife)
+	if v.email != "" {
+		wrong.add("email", checkEmail(v.email))
+	}
+	if v.username != "" {
+		wrong.add("username", checkUsername(v.username))
+	}
+	switch {
+	case v.usesLeft < 1 || v.usesLeft > maxUses:
+		wrong.add("uses", fmt.Sprintf("must be from 1 to %d", maxUses))
+	case v.usesLeft > 1 && v.email+v.username != "":
+		wrong.add("uses", "must be 1 for an invitation for one user")
+	}
+	return wrong.err()
+}
+
+// maxUses is how many users an invitation can admit at most.
+const maxUses = 100
+
+// makeInvitation stores an invitation that is valid for a time, for a caller, sets its id
+// and times, and returns its link. It returns errNoAppURL or an error of
+// store.addInvitation.
+func (s *userService) makeInvitation(ctx context.Context, by caller, pages pageURLs, v *invitation, life time.Duration) (link string, err error) {
+	link, hash, err := linkTo(pages.invite, inviteCode)
+	if err != nil {
+		return "", err
+	}
+	now := s.wall()
+	v.createdAt, v.expiresAt = now.Unix(), now.Add(life).Unix()
+	return link, s.store.addInvitation(ctx, by, v, hash)
+}
+
+type inviteRequest struct {
+	Email           string  `json:"email"`
+	Username        string  `json:"username"`
+	Uses            *int64  `json:"uses"`
+	ExpiresIn       *int64  `json:"expires_in"` // seconds
+	CurrentPassword *string `json:"current_password"`
+}
+
+// createInvitation answers with a link with which new members can register.
+func (s *server) createInvitation(x *exchange) error {
+	in, err := decode[inviteRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
+	v := invitation{email: trimName(in.Email), username: trimName(in.Username), role: member, usesLeft: 1}
+	if in.Uses != nil {
+		v.usesLeft = *in.Uses
+	}
+	life, why := lifetimeOf(in.ExpiresIn, invitationLife)
+	if err := checkInvitation(&v, why); err != nil {
+		return err
+	}
+	if err := s.requireProof(x, invite, in.CurrentPassword); err != nil {
+		return err
+	}
+	link, err := s.makeInvitation(x.r.Context(), x.caller(), s.pages, &v, life)
+	if err != nil {
+		return err
+	}
+	return x.sendJSON(http.StatusCreated, linkAnswer{ID: v.id, URL: link, ExpiresAt: utc(v.expiresAt)})
+}
+
+// An invitationAnswer is an invitation as admins see it, without its link.
+type invitationAnswer struct {
+	ID        int64     `json:"id"`
+	Email     string    `json:"email,omitempty"`
+	Username  string    `json:"username,omitempty"`
+	Role      role      `json:"role"`
+	UsesLeft  int64     `json:"uses_left"`
+	CreatedBy int64     `json:"created_by,omitempty"`
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// invitationPage is the number of invitations of a page without a limit.
+const invitationPage = 100
+
+// listInvitations answers with a page of the invitations that have not expired.
+func (s *server) listInvitations(x *exchange) error {
+	q, err := x.query("limit", "after")
+	if err != nil {
+		return err
+	}
+	limit, after, err := pageOf(q)
+	if err != nil {
+		return err
+	}
+	limit = cmp.Or(limit, invitationPage)
+	list := []invitationAnswer{}
+	err = s.store.invitations(x.r.Context(), after, limit+1, s.wall().Unix(), func(v *invitation) {
+		list = append(list, invitationAnswer{v.id, v.email, v.username, v.role, v.usesLeft, v.createdBy, utc(v.createdAt), utc(v.expiresAt)})
+	})
+	if err != nil {
+		return err
+	}
+	if len(list) > int(limit) {
+		list = list[:limit]
+		x.linkNext(q, list[limit-1].ID)
+	}
+	return x.sendJSON(http.StatusOK, list)
+}
+
+// deleteInvitation deletes an invitation: its links admit nobody any more.
+func (s *server) deleteInvitation(x *exchange) error {
+	id, err := parseID(x.r.PathValue("invitation"))
+	if err != nil {
+		return errInvitationNotFound
+	}
+	if err := s.store.deleteInvitation(x.r.Context(), x.caller(), id, s.wall().Unix()); err != nil {
+		return err
+	}
+	return x.sendNothing()
 }
 
 //go:embed assets/account.html

@@ -439,3 +439,282 @@ func TestACodeIsCheckedWhenTheWriteRuns(t *testing.T) {
 	s.login("ann")
 	s.login("root")
 }
+
+// invitationToDelete returns the id of a new invitation as text.
+func (s *service) invitationToDelete() string {
+	s.t.Helper()
+	v := invitation{role: member, usesLeft: 1, expiresAt: 1 << 40}
+	if err := s.store.addInvitation(context.Background(), console, &v, []byte(newCode(inviteCode))); err != nil {
+		s.t.Fatal(err)
+	}
+	return fmt.Sprint(v.id)
+}
+
+// invitation returns the code and the id of a new invitation.
+func (s *service) invitation(token, body string) (code, id string) {
+	s.t.Helper()
+	r := s.do(token, "POST", "/api/invitations", body).want(s.t, 201, "")
+	return linkCode(r.field("url")), r.field("id")
+}
+
+// join registers name@example.com with an invitation.
+func (s *service) join(name, code string) reply {
+	s.t.Helper()
+	return s.joinAs(name, name+"@example.com", code)
+}
+
+func (s *service) joinAs(name, email, code string) reply {
+	s.t.Helper()
+	return s.do("", "POST", "/api/register", fmt.Sprintf(`{"username":%q,"email":%q,"password":%q,"invitation":%q}`, name, email, goodPassword, code))
+}
+
+// Closed registration does not shut out the invited, and nothing else opens it.
+func TestAnInvitationAdmitsInEveryMode(t *testing.T) {
+	t.Parallel()
+	for mode, code := range map[registration]string{registrationOpen: "", registrationInvite: "invitation_required", registrationClosed: "registration_closed"} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, func(c *settings) { c.registration = mode })
+			_, root := s.admin("root")
+			invitation, id := s.invitation(root, "")
+			status := 201
+			if code != "" {
+				status = 403
+			}
+			s.do("", "POST", "/api/register", registerBody("eve", goodPassword)).want(t, status, code)
+			s.join("bob", "").want(t, status, code)
+			r := s.join("ann", invitation).want(t, 201, "")
+			if want := fmt.Sprintf(`{"id":%s,"username":"ann","email":"ann@example.com"}`+"\n", r.field("id")); r.body != want || r.header.Get("Location") != "/api/users/"+r.field("id") {
+				t.Errorf("got %v %s", r.header, r.body)
+			}
+			s.join("eva", invitation).want(t, 400, "invalid_code")
+			me := s.do(s.login("ann"), "GET", "/api/users/me", "").want(t, 200, "")
+			if me.field("role") != "member" || me.field("email_verified_at") != "" || me.field("pending") != "" {
+				t.Errorf("the user is %s", me.body)
+			}
+			events := s.do(root, "GET", "/api/events?user="+r.field("id"), "")
+			if got := fmt.Sprint(events.list(t, "type"), events.list(t, "changes")); got != fmt.Sprintf("[user_created login] [[invitation=%s] <nil>]", id) {
+				t.Errorf("the events are %s", events.body)
+			}
+		})
+	}
+}
+
+func TestABoundInvitationVerifiesTheAddress(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(c *settings) { c.registration = registrationClosed })
+	_, root := s.admin("root")
+	code, _ := s.invitation(root, `{"email":" Ann@example.com ","username":"Ann"}`)
+	for _, other := range [][2]string{{"ann", "eve@example.com"}, {"eve", "ann@example.com"}, {"ann", "ann@example.com.evil.example"}} {
+		s.joinAs(other[0], other[1], code).want(t, 400, "invalid_fields")
+	}
+	s.joinAs("ann", "ann@example.com,eve@example.com", code).want(t, 400, "invalid_fields")
+	s.do("", "POST", "/api/register", fmt.Sprintf(`{"username":"ann","email":["ann@example.com","eve@example.com"],"password":%q,"invitation":%q}`, goodPassword, code)).want(t, 400, "wrong_type")
+	s.joinAs("ann", "ann@EXAMPLE.com", code).want(t, 201, "")
+	ann := s.login("ann")
+	if got := s.do(ann, "GET", "/api/users/me", "").field("email_verified_at"); got != "2026-05-04T03:02:01Z" {
+		t.Errorf("verified at %q", got)
+	}
+	s.do(ann, "PUT", "/api/users/me", `{"email":"other@example.com"}`).want(t, 200, "")
+	if got := s.do(ann, "GET", "/api/users/me", "").field("email_verified_at"); got != "" {
+		t.Errorf("a new address is verified at %q", got)
+	}
+	for _, body := range []string{`{"email":"x@example.com","uses":2}`, `{"username":"x","uses":2}`} {
+		s.do(root, "POST", "/api/invitations", body).want(t, 400, "invalid_fields")
+	}
+}
+
+// A refused registration does not use an invitation up.
+func TestARefusedRegistrationKeepsTheInvitation(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("ann")
+	_, root := s.admin("root")
+	code, _ := s.invitation(root, "")
+	s.join("ann", code).want(t, 400, "username_taken")
+	s.joinAs("bob", "ann@example.com", code).want(t, 400, "email_taken")
+	s.joinAs("bob", "bob", code).want(t, 400, "invalid_fields")
+	s.do("", "POST", "/api/register", fmt.Sprintf(`{"username":"bob","email":"bob@example.com","password":"bob-1984","invitation":%q}`, code)).want(t, 400, "invalid_fields")
+	s.join("bob", code).want(t, 201, "")
+}
+
+func TestWhatEndsAnInvitation(t *testing.T) {
+	t.Parallel()
+	for claim, end := range map[string]func(t *testing.T, s *service, root, id string){
+		"its time": func(t *testing.T, s *service, _, _ string) { s.clock.add(72 * time.Hour) },
+		"its deletion": func(t *testing.T, s *service, root, id string) {
+			s.do(root, "DELETE", "/api/invitations/"+id, "").want(t, 204, "")
+			s.do(root, "DELETE", "/api/invitations/"+id, "").want(t, 404, "invitation_not_found")
+		},
+		"its last use": func(t *testing.T, s *service, _, _ string) {
+			runSQL(t, another(t, s.path), `UPDATE invitation SET uses_left = 0`)
+		},
+		"an earlier end of the invitation than of the code": func(t *testing.T, s *service, _, _ string) {
+			runSQL(t, another(t, s.path), `UPDATE invitation SET expires_at = 1`)
+		},
+	} {
+		t.Run(claim, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			_, root := s.admin("root")
+			code, id := s.invitation(root, `{"uses":2}`)
+			s.join("ann", code).want(t, 201, "")
+			end(t, s, root, id)
+			s.join("bob", code).want(t, 400, "invalid_code")
+		})
+	}
+}
+
+// A code of one kind is not one of another, whatever table has its hash.
+func TestKindsOfCodesAreNotInterchangeable(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, access := s.member("ann")
+	_, root := s.admin("root")
+	link := s.resetLink(root, path)
+	invited, _ := s.invitation(root, `{"uses":9}`)
+	s.join("bob", link).want(t, 400, "invalid_code")
+	s.reset(invited, newPassword).want(t, 400, "invalid_code")
+	s.join("bob", access).want(t, 400, "invalid_code")
+	s.join("bob", "ui_"+link[3:]).want(t, 400, "invalid_code")
+	s.reset("ul_"+invited[3:], newPassword).want(t, 400, "invalid_code")
+	s.do(invited, "GET", "/api/users/me", "").want(t, 401, "invalid_token")
+	// Even if a row had the hash of a code of another kind.
+	hash, err := hashCode(inviteCode, invited)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runSQL(t, another(t, s.path), `UPDATE code SET user_id = 1 WHERE kind = 'ui'`, `UPDATE code SET invitation_id = 1 WHERE kind = 'ul'`)
+	if err := s.store.resetPassword(t.Context(), 1, hash, "x", "", s.wall().Unix()); !errors.Is(err, errInvalidCode) {
+		t.Errorf("an invitation sets a password: %v", err)
+	}
+	s.join("bob", invited).want(t, 201, "")
+}
+
+func TestInvitationsAreListedInPages(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	rootPath, root := s.admin("root")
+	for i := range 5 {
+		s.invitation(root, fmt.Sprintf(`{"username":"user%d","expires_in":%d}`, i, 3600*(i+1)))
+	}
+	code, _ := s.invitation(root, `{"uses":2}`)
+	s.join("ann", code).want(t, 201, "")
+	s.clock.add(time.Hour) // the first one expires
+	root = s.login("root")
+	var ids []string
+	for next := "/api/invitations?limit=2"; next != ""; {
+		r := s.do(root, "GET", next, "").want(t, 200, "")
+		ids = append(ids, r.list(t, "id")...)
+		next, _, _ = strings.Cut(strings.TrimPrefix(r.header.Get("Link"), "<"), ">")
+	}
+	if !slices.Equal(ids, []string{"2", "3", "4", "5", "6"}) {
+		t.Errorf("the invitations are %s", ids)
+	}
+	last := s.do(root, "GET", "/api/invitations?after=5", "").want(t, 200, "").body
+	if want := `[{"id":6,"role":"member","uses_left":1,"created_by":` + strings.TrimPrefix(rootPath, "/api/users/") + `,"created_at":"2026-05-04T03:02:01Z","expires_at":"2026-05-07T03:02:01Z"}]` + "\n"; last != want {
+		t.Errorf("got %s, want %s", last, want)
+	}
+	if strings.Contains(last, code[3:]) {
+		t.Error("the list has a code")
+	}
+}
+
+// Two servers on one file admit no more users than the invitation allows.
+func TestAnInvitationIsUsedAsOftenAsItAllows(t *testing.T) {
+	t.Parallel()
+	first := newService(t, unlimited)
+	_, root := first.admin("root")
+	second := newServiceOn(t, first.path, unlimited)
+	code, _ := first.invitation(root, `{"uses":3}`)
+	statuses := race(12, func(i int) int { return []*service{first, second}[i%2].join(fmt.Sprintf("user%d", i), code).status })
+	if howMany(statuses, 201) != 3 || howMany(statuses, 400) != 9 {
+		t.Errorf("the answers are %v", statuses)
+	}
+	if n := scanStore[int](t, first, `SELECT uses_left FROM invitation`); n != 0 {
+		t.Errorf("%d uses are left", n)
+	}
+	if n := scanStore[int](t, first, `SELECT count(*) FROM event WHERE type = 'user_created' AND changes LIKE 'invitation=%'`); n != 3 {
+		t.Errorf("%d events", n)
+	}
+}
+
+func TestOnlyAdminsInvite(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, ann := s.member("ann")
+	rootPath, root := s.admin("root")
+	_, id := s.invitation(root, "")
+	s.do(ann, "POST", "/api/invitations", "").want(t, 403, "forbidden")
+	s.do(ann, "GET", "/api/invitations", "").want(t, 403, "forbidden")
+	s.do(ann, "DELETE", "/api/invitations/"+id, "").want(t, 403, "forbidden")
+	s.do(root, "POST", "/api/invitations", `{"role":"admin"}`).want(t, 400, "unknown_member") // only the command line
+	s.do(refreshed(s, "root"), "POST", "/api/invitations", "").want(t, 401, "fresh_login_required")
+	s.do(root, "PUT", rootPath, `{"password":"another long one"}`).want(t, 200, "")
+	s.do(root, "POST", "/api/invitations", "").want(t, 401, "fresh_login_required")
+
+	st := s.store
+	root2 := aUser(t, st, "root2", admin)
+	by := aSession(t, st, root2)
+	if _, err := st.updateUser(t.Context(), console, root2.id, change{role: new(member)}, 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "a former admin invites", st.addInvitation(t.Context(), by, &invitation{}, []byte("x")), errForbidden)
+	wantError(t, "a former admin deletes", st.deleteInvitation(t.Context(), by, 1, 1), errForbidden)
+	wantError(t, "a stranger invites", st.addInvitation(t.Context(), caller{kind: strangerCaller}, &invitation{}, []byte("x")), errForbidden)
+}
+
+func TestExpiredInvitationsAreDeleted(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, root := s.admin("root")
+	s.invitation(root, `{"expires_in":3600}`)
+	s.invitation(root, `{"expires_in":7200}`)
+	for want := 2; want >= 0; want-- {
+		if err := s.store.sweepCodes(t.Context(), s.wall().Unix()); err != nil {
+			t.Fatal(err)
+		}
+		if n, m := scanStore[int](t, s, `SELECT count(*) FROM code`), scanStore[int](t, s, `SELECT count(*) FROM invitation`); n != want || m != want {
+			t.Errorf("%d codes and %d invitations are left, want %d", n, m, want)
+		}
+		s.clock.add(time.Hour)
+	}
+}
+
+func TestTheCommandLineInvites(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	environ := []string{"DATABASE_URL=" + filepath.Join(dir, "app.db")}
+	p := startUserd(t, dir, append(environ, "REGISTRATION=closed"))
+	code := func(args ...string) string {
+		t.Helper()
+		got := userdHere(t, "", environ, append([]string{"user", "invite"}, args...)...)
+		if got.status != 0 || !strings.HasPrefix(got.stdout, p.url+"/invite#ui_") || strings.Count(got.stdout, "\n") != 1 {
+			t.Fatalf("got %+v", got)
+		}
+		return linkCode(strings.TrimSpace(got.stdout))
+	}
+	join := func(name, code string) reply {
+		t.Helper()
+		return p.must("", "POST", "/api/register", fmt.Sprintf(`{"username":%q,"email":%q,"password":%q,"invitation":%q}`, name, name+"@example.com", goodPassword, code))
+	}
+	join("root", code("-admin")).want(t, 201, "")
+	bound := code("-email", "ann@example.com", "-ttl", "1h")
+	join("eve", bound).want(t, 400, "invalid_fields")
+	join("ann", bound).want(t, 201, "")
+	twice := code("-uses", "2")
+	join("bob", twice).want(t, 201, "")
+	join("carl", twice).want(t, 201, "")
+	join("eve", twice).want(t, 400, "invalid_code")
+	root := p.login("root", goodPassword)
+	users := p.must(root, "GET", "/api/users", "").want(t, 200, "")
+	if got := fmt.Sprint(users.list(t, "role")); got != "[admin member member member]" {
+		t.Errorf("the roles are %s", got)
+	}
+	for _, args := range []string{"-uses 0", "-uses 101", "-email x", "-email a@example.com -uses 2"} {
+		userdHere(t, "", environ, append([]string{"user", "invite"}, strings.Fields(args)...)...).wantFailure(t, 1)
+	}
+	for _, args := range []string{"-ttl 59m", "-ttl 721h", "-uses x"} {
+		userdHere(t, "", environ, append([]string{"user", "invite"}, strings.Fields(args)...)...).wantFailure(t, 2, strings.Fields(args)[0])
+	}
+}

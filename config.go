@@ -65,7 +65,8 @@ type registration string
 
 const (
 	registrationOpen   registration = "open"   // anyone
-	registrationClosed registration = "closed" // only admins
+	registrationInvite registration = "invite" // whom an admin has invited
+	registrationClosed registration = "closed" // the same; the name says that admins add users
 )
 
 // pageURLs say where links lead, with {code} in the place of the code. An empty one
@@ -167,11 +168,11 @@ var options = []option{
 		"userd requires that an access token is for one of these. The default is JWT_ENCODE_AUDIENCE."},
 	{"PASSWORD_MIN_LENGTH", "password-min-length", "N", "8", func(c *config, v string) error { return setLength(&c.passwords.minimum, v) },
 		"The fewest characters of a new password, from 8 to 64. NIST SP 800-63B-4 requires 15 if the password is the only factor."},
-	{"REGISTRATION", "registration", "open|closed", string(registrationOpen),
+	{"REGISTRATION", "registration", "open|invite|closed", string(registrationOpen),
 		func(c *config, v string) error {
-			return setWord(&c.registration, v, registrationOpen, registrationClosed)
+			return setWord(&c.registration, v, registrationOpen, registrationInvite, registrationClosed)
 		},
-		"Who can add users: with open, everyone can register; with closed, only admins add users."},
+		"Who can add users: with open, everyone can register; with invite or closed, only admins add or invite users."},
 	{"APP_URL", "app-url", "URL", "", func(c *config, v string) error { return setPublicURL(&c.appURL, v) },
 		"The address of userd that clients use, such as https://id.example.com, for the links that admins make. In development the default is the address to listen on; otherwise no link can be made without it."},
 	{"RESET_URL", "reset-url", "URL", "", func(c *config, v string) error { return setPageURL(&c.pages.reset, v) },

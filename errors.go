@@ -74,19 +74,21 @@ var (
 	errNoUsername         = &apiError{403, "forbidden", "This user has no username; give it one first"}
 	errUserDisabled       = &apiError{403, "user_disabled", "This user is disabled"}
 	errRegistrationClosed = &apiError{403, "registration_closed", "Registration is closed: an admin adds users"}
+	errNotInvited         = &apiError{403, "invitation_required", "Only invited users can register: ask an admin for an invitation"}
 	errMailOff            = &apiError{403, "mail_off", "This service sends no mail: ask an admin for a link to set a new password"}
 
-	errNotFound        = &apiError{404, "not_found", "Path not found"}
-	errUserNotFound    = &apiError{404, "user_not_found", "User not found"}
-	errSessionNotFound = &apiError{404, "session_not_found", "Session not found"}
-	errMethod          = &apiError{405, "method_not_allowed", "This path does not allow the method; see the Allow header"}
-	errLastAdmin       = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}
-	errNoAppURL        = &apiError{409, "no_app_url", "This server cannot make links: set APP_URL, the address that clients use, and restart it"}
-	errReferenced      = &apiError{409, "user_referenced", "Another program's data in the database refers to this user"}
-	errVersion         = &apiError{412, "version_mismatch", "The user has changed since it was read"}
-	errTooLarge        = &apiError{413, "body_too_large", "The body is larger than 64 KiB"}
-	errMediaType       = &apiError{415, "unsupported_media_type", "Send Content-Type: application/json"}
-	errLimited         = &apiError{429, "too_many_requests", "Too many attempts; wait for the number of seconds in Retry-After"}
+	errNotFound           = &apiError{404, "not_found", "Path not found"}
+	errUserNotFound       = &apiError{404, "user_not_found", "User not found"}
+	errSessionNotFound    = &apiError{404, "session_not_found", "Session not found"}
+	errInvitationNotFound = &apiError{404, "invitation_not_found", "Invitation not found"}
+	errMethod             = &apiError{405, "method_not_allowed", "This path does not allow the method; see the Allow header"}
+	errLastAdmin          = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}
+	errNoAppURL           = &apiError{409, "no_app_url", "This server cannot make links: set APP_URL, the address that clients use, and restart it"}
+	errReferenced         = &apiError{409, "user_referenced", "Another program's data in the database refers to this user"}
+	errVersion            = &apiError{412, "version_mismatch", "The user has changed since it was read"}
+	errTooLarge           = &apiError{413, "body_too_large", "The body is larger than 64 KiB"}
+	errMediaType          = &apiError{415, "unsupported_media_type", "Send Content-Type: application/json"}
+	errLimited            = &apiError{429, "too_many_requests", "Too many attempts; wait for the number of seconds in Retry-After"}
 
 	errBusy     = &apiError{503, "busy", "Too many concurrent requests; try again shortly"}
 	errStorage  = &apiError{503, "unavailable", "The service cannot do this now; try again shortly"}

@@ -93,6 +93,10 @@ func (s *server) routes() []route {
 		{"POST /api/password/forgot", anyone, noProof, noLimit, s.forgotPassword},
 		{"POST /api/password/reset", anyone, noProof, codeTries, s.resetPassword},
 		{"POST /api/users/{id}/reset-link", adminOnly, makeLink, noLimit, s.createResetLink},
+		{"GET /api/invitations", adminOnly, noProof, noLimit, s.listInvitations},
+		{"POST /api/invitations", adminOnly, invite, noLimit, s.createInvitation},
+		{"DELETE /api/invitations/{invitation}", adminOnly, noProof, noLimit, s.deleteInvitation},
+		{"GET /invite", anyone, noProof, noLimit, s.accountPage},
 		{"GET /reset", anyone, noProof, noLimit, s.accountPage},
 	}
 }

@@ -478,7 +478,7 @@ Commands:
 	}
 	text := help(t, "user")
 	wantWidth(t, text)
-	if strings.Count(text, "\n  user ") != 9 || strings.Contains(text, "session") {
+	if strings.Count(text, "\n  user ") != 10 || strings.Contains(text, "session") {
 		t.Errorf("userd user prints\n%s", text)
 	}
 }
@@ -539,7 +539,7 @@ func TestAWrongCommandIsRefusedInOneLine(t *testing.T) {
 		{"-jwt-secret-key=x", "unknown flag -jwt-secret-key: see userd help -all"},
 		{"---admin", "unknown flag ---admin: see userd help -all"},
 		{"-=x", "unknown flag -: see userd help -all"},
-		{"-admin", "does not accept -admin, a flag of userd user add; see userd help"},
+		{"-admin", "does not accept -admin, a flag of userd user add, userd user invite; see userd help"},
 		{"-version serve", "unknown flag -version: see userd help -all"},
 		{"-addr", "-addr requires a value"},
 		{"user add --database", "--database requires a value"},

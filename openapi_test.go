@@ -606,6 +606,7 @@ var bodies = map[string]any{
 	"POST /api/password/forgot":       forgotRequest{},
 	"POST /api/password/reset":        resetRequest{},
 	"POST /api/users/{id}/reset-link": linkRequest{},
+	"POST /api/invitations":           inviteRequest{},
 
 	"DELETE /api/users/{id}/sessions":       proofRequest{},
 	"DELETE /api/users/{id}/sessions/{sid}": proofRequest{},
@@ -929,6 +930,8 @@ func TestEveryRouteAnswersAsDocumented(t *testing.T) {
 			{"closed registration", refusesRegistration, func(c *settings) { c.registration = registrationClosed }},
 			{"conflicts", refusesConflicts, asUsual},
 			{"recovery", recovers, asUsual},
+			{"invitations", invites, asUsual},
+			{"registration by invitation", refusesUninvited, func(c *settings) { c.registration = registrationInvite }},
 			{"no APP_URL", refusesLinks, func(c *settings) { c.pages = pageURLs{} }},
 			{"proofs", refusesProofs, asUsual},
 			{"too many attempts", refusesMany, asUsual},
@@ -1055,7 +1058,7 @@ func (w *witness) followEvents(token string) {
 func (w *witness) paths(f func(rt route, method, path string)) {
 	for _, rt := range w.routes() {
 		method, path, _ := strings.Cut(rt.pattern, " ")
-		f(rt, method, strings.NewReplacer("{id}", "me", "{sid}", "999").Replace(path))
+		f(rt, method, strings.NewReplacer("{id}", "me", "{sid}", "999", "{invitation}", "999").Replace(path))
 	}
 }
 
@@ -1121,6 +1124,10 @@ func refusesBodies(w *witness) {
 		case "POST /api/password/reset":
 			w.do("", method, path, "{}").want(w.t, 400, "missing_fields")
 			w.do("", method, path, w.doc.example(w.t, rt.pattern, 0)).want(w.t, 400, "invalid_code")
+		case "POST /api/invitations":
+			for _, body := range []string{`{"uses":0}`, `{"uses":101}`, `{"email":"x"}`, `{"username":"a b"}`, `{"expires_in":3599}`, `{"expires_in":2592001}`} {
+				w.do(root, method, path, body).want(w.t, 400, "invalid_fields")
+			}
 		case "POST /api/users/{id}/reset-link":
 			w.do(root, method, path, `{"expires_in":604801}`).want(w.t, 400, "invalid_fields")
 		case "POST /api/login":
@@ -1130,6 +1137,9 @@ func refusesBodies(w *witness) {
 		}
 	})
 	w.do(root, "POST", "/api/users", `{"username":"new","email":"new@example.com","password":"`+goodPassword+`","role":"root"}`).want(w.t, 400, "invalid_fields")
+	for _, query := range []string{"limit=0", "limit=1001", "after=-1", "q=ann"} {
+		w.do(root, "GET", "/api/invitations?"+query, "").want(w.t, 400, "bad_parameter")
+	}
 	w.do(root, "POST", "/api/logout?all=maybe", "").want(w.t, 400, "bad_parameter")
 	for _, query := range []string{"limit=0", "limit=1001", "limit=x", "after=-1", "after=x", "q=", "role=root", "disabled=maybe", "page=1"} {
 		w.do(root, "GET", "/api/users?"+query, "").want(w.t, 400, "bad_parameter")
@@ -1189,6 +1199,7 @@ func refusesProofs(w *witness) {
 		"root": {
 			{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one","role":"admin",`},
 			{"POST", "/api/users/1/reset-link"},
+			{"POST", "/api/invitations"},
 		},
 	} {
 		_, refresh := w.pair(name)
@@ -1208,7 +1219,7 @@ var proofs = [][3]string{
 	{"PUT", "/api/users/me"}, {"PATCH", "/api/users/me"}, {"DELETE", "/api/users/me"},
 	{"POST", "/api/logout"}, {"DELETE", "/api/users/me/sessions"}, {"DELETE", "/api/users/me/sessions/999"},
 	{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one",`},
-	{"POST", "/api/users/me/reset-link"},
+	{"POST", "/api/users/me/reset-link"}, {"POST", "/api/invitations"},
 }
 
 func refusesMany(w *witness) {
@@ -1302,9 +1313,36 @@ func recovers(w *witness) {
 	w.do(root, "GET", "/api/users?pending=false", "").want(t, 200, "")
 }
 
+// invites is how an admin invites users.
+func invites(w *witness) {
+	t, d := w.t, w.doc
+	_, root := w.admin("root")
+	w.do("", "GET", "/invite", "").want(t, 200, "")
+	code := linkCode(w.do(root, "POST", "/api/invitations", d.example(t, "POST /api/invitations", 0)).want(t, 201, "").field("url"))
+	w.do(root, "POST", "/api/invitations", `{"email":"ann@example.com"}`).want(t, 201, "")
+	w.do(root, "GET", "/api/invitations", "").want(t, 200, "")
+	w.do(root, "GET", "/api/invitations?limit=1", "").want(t, 200, "")
+	w.do(root, "GET", "/api/invitations?limit=1&after=1", "").want(t, 200, "")
+	w.do(root, "POST", "/api/invitations", `{"username":"carl","expires_in":3600,"current_password":"`+goodPassword+`"}`).want(t, 201, "")
+	w.do(root, "POST", "/api/invitations", "").want(t, 201, "")
+	if err := w.store.addInvitation(t.Context(), console, &invitation{role: admin, usesLeft: 1, createdAt: w.wall().Unix(), expiresAt: w.wall().Unix() + 60}, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	w.do(root, "GET", "/api/invitations?after=2", "").want(t, 200, "")
+	w.do("", "POST", "/api/register", fmt.Sprintf(`{"username":"bob","email":"bob@example.com","password":%q,"invitation":%q}`, goodPassword, code)).want(t, 201, "")
+	w.do("", "POST", "/api/register", fmt.Sprintf(`{"username":"eve","email":"eve@example.com","password":%q,"invitation":%q}`, goodPassword, newCode(inviteCode))).want(t, 400, "invalid_code")
+	w.do(root, "DELETE", "/api/invitations/1", "").want(t, 204, "")
+	w.do(root, "DELETE", "/api/invitations/1", "").want(t, 404, "invitation_not_found")
+}
+
+func refusesUninvited(w *witness) {
+	w.do("", "POST", "/api/register", w.doc.example(w.t, "POST /api/register", 0)).want(w.t, 403, "invitation_required")
+}
+
 func refusesLinks(w *witness) {
 	_, root := w.admin("root")
 	w.do(root, "POST", "/api/users/me/reset-link", "").want(w.t, 409, "no_app_url")
+	w.do(root, "POST", "/api/invitations", "").want(w.t, 409, "no_app_url")
 }
 
 func fullDirectory(w *witness) {

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -17,12 +18,16 @@ type codeKind string
 
 const (
 	resetLinkCode codeKind = "ul" // sets a new password; an admin or the command line made it
+	inviteCode    codeKind = "ui" // admits a new user
 )
 
 // A lifetime bounds how long a kind of code is valid.
 type lifetime struct{ standard, shortest, longest time.Duration }
 
-var resetLinkLife = lifetime{24 * time.Hour, time.Second, 7 * 24 * time.Hour}
+var (
+	resetLinkLife  = lifetime{24 * time.Hour, time.Second, 7 * 24 * time.Hour}
+	invitationLife = lifetime{72 * time.Hour, time.Hour, 30 * 24 * time.Hour}
+)
 
 // newCode returns a new code: the prefix of its kind and 130 random bits.
 func newCode(kind codeKind) string { return string(kind) + "_" + rand.Text() }
@@ -107,6 +112,146 @@ func (s *store) resetPassword(ctx context.Context, userID int64, hash []byte, ne
 		statement{query: endCodes, args: values},
 		statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
 		event{at: now, kind: passwordReset, userID: userID, address: address}.statement())
+}
+
+// An invitation is one row of the table invitation.
+type invitation struct {
+	id        int64
+	email     string // the only address that it is for; empty: any
+	username  string // the only username that it is for; empty: any
+	role      role   // of the users that it admits
+	usesLeft  int64
+	createdBy int64 // 0: the command line
+	createdAt int64
+	expiresAt int64
+}
+
+// invitationColumns and (*invitation).columns list the columns in the same order.
+const invitationColumns = `
+	invitation.id,
+	invitation.email,
+	invitation.username,
+	invitation.role,
+	invitation.uses_left,
+	invitation.created_by,
+	invitation.created_at,
+	invitation.expires_at`
+
+func (v *invitation) columns() []any {
+	return []any{
+		&v.id,
+		&v.email,
+		&v.username,
+		(*string)(&v.role),
+		&v.usesLeft,
+		&v.createdBy,
+		&v.createdAt,
+		&v.expiresAt,
+	}
+}
+
+// addInvitation stores an invitation and the hash of its code for a caller, which must
+// be an admin or the console, and sets v.id. It returns an error of authorizationError.
+func (s *store) addInvitation(ctx context.Context, by caller, v *invitation, hash []byte) error {
+	values := by.with(args{
+		{"id", nil}, // not a user, so mayChange only accepts admins
+		{"email", v.email}, {"username", v.username}, {"role", string(v.role)}, {"uses", v.usesLeft},
+		{"by", by.user}, {"now", v.createdAt}, {"expires", v.expiresAt}, {"hash", hash}, {"kind", string(inviteCode)},
+	})
+	record := event{at: v.createdAt, kind: invitationCreated}.by(by)
+	record.query = insertNewInvitationEvent
+	err := s.write(ctx,
+		statement{
+			query: `
+				INSERT INTO invitation (email, username, role, uses_left, created_by, created_at, expires_at)
+				SELECT @email, @username, @role, @uses, @by, @now, @expires WHERE ` + mayChange + `
+				RETURNING id`,
+			args:   values,
+			scan:   []any{&v.id},
+			ifNone: errNotApplied,
+		},
+		statement{query: insertCode + `SELECT @hash, @kind, 0, email, max(id), created_at, expires_at FROM invitation`, args: values},
+		record)
+	if errors.Is(err, errNotApplied) {
+		return cmp.Or[error](s.authorizationError(by, 0), errForbidden)
+	}
+	v.createdBy = by.user
+	return err
+}
+
+// invitations calls f for at most limit invitations that have not expired, with ids above
+// after, in id order. It reuses f's argument for the next row.
+func (s *store) invitations(ctx context.Context, after, limit, now int64, f func(*invitation)) error {
+	var v invitation
+	return s.eachRow(ctx, `SELECT`+invitationColumns+` FROM invitation WHERE id > ?1 AND expires_at > ?3 ORDER BY id LIMIT ?2`,
+		v.columns(), func() { f(&v) }, after, limit, now)
+}
+
+// deleteInvitation deletes an invitation and its codes for a caller, which must be an
+// admin or the console. It returns errInvitationNotFound or an error of
+// authorizationError.
+func (s *store) deleteInvitation(ctx context.Context, by caller, id, now int64) error {
+	values := by.with(args{{"id", nil}, {"invitation", id}}) // not a user, so mayChange only accepts admins
+	err := s.write(ctx,
+		statement{
+			query:  `DELETE FROM invitation WHERE id = @invitation AND ` + mayChange,
+			args:   values,
+			ifNone: errNotApplied,
+		},
+		statement{query: `DELETE FROM code WHERE invitation_id = @invitation`, args: values},
+		event{at: now, kind: invitationDeleted, changes: fmt.Sprintf("invitation=%d", id)}.by(by))
+	if errors.Is(err, errNotApplied) {
+		return cmp.Or[error](s.authorizationError(by, 0), errInvitationNotFound)
+	}
+	return err
+}
+
+// admits is the condition that a usable code belongs to an invitation for a user with
+// the names @username and @email.
+const admits = `invitation.id = code.invitation_id AND invitation.expires_at > @now AND invitation.uses_left > 0
+	AND invitation.email COLLATE NOCASE IN ('', @email) AND invitation.username COLLATE NOCASE IN ('', @username)`
+
+// invitationOfCode returns the invitation of a code that is valid now, or
+// errInvalidCode.
+func (s *store) invitationOfCode(hash []byte, now int64) (v invitation, err error) {
+	err = s.read(`SELECT`+invitationColumns+` FROM code JOIN invitation ON invitation.id = code.invitation_id
+		WHERE code.hash = ?1 AND code.kind = ?2 AND code.expires_at > ?3 AND invitation.expires_at > ?3 AND invitation.uses_left > 0`,
+		errInvalidCode, v.columns(), hash, string(inviteCode), now)
+	return v, err
+}
+
+// addInvited adds a user that has a code of an invitation, uses the invitation once, and
+// sets u's id, role, times and version. An address that the invitation is bound to is
+// verified. It returns errInvalidCode if the code or the invitation is not valid for this
+// user any more, errUsernameTaken or errEmailTaken.
+func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byte, v *invitation, address string, now int64) error {
+	created := event{at: now, kind: userCreated, address: address, changes: fmt.Sprintf("invitation=%d", v.id)}
+	if v.role == admin {
+		created.changes += ",role=admin"
+	}
+	record := created.statement()
+	record.query = insertNewUserEvent
+	err := s.write(ctx,
+		statement{
+			query: `
+				INSERT INTO user (id, username, email, password_hash, role, email_verified_at, created_at, updated_at)
+				SELECT
+					1 + max(counter.user_id, (SELECT coalesce(max(id), 0) FROM user)),
+					@username, @email, @password, @role, iif(invitation.email = '', 0, @now), @now, @now
+				FROM counter, code, invitation
+				WHERE ` + usable + ` AND ` + admits + ` AND invitation.id = @invitation AND invitation.role = @role
+				RETURNING` + userColumns,
+			args: args{
+				{"username", u.username}, {"email", u.email}, {"password", hash}, {"role", string(v.role)}, {"now", now},
+				{"hash", code}, {"kind", string(inviteCode)}, {"invitation", v.id},
+			},
+			scan:   u.columns(),
+			ifNone: errInvalidCode,
+		},
+		statement{query: `UPDATE counter SET user_id = (SELECT max(id) FROM user)`},
+		statement{query: `UPDATE invitation SET uses_left = uses_left - 1 WHERE id = @invitation`, args: args{{"invitation", v.id}}},
+		record)
+	return s.takenError(err, u.username, u.email, 0)
 }
 
 // pendingDays is how many days a user waits for approval before it is deleted.

@@ -26,14 +26,16 @@ const (
 	keyRotated    eventType = "key_rotated"
 	eventsTrimmed eventType = "events_trimmed"
 
-	passwordReset    eventType = "password_reset"
-	resetLinkCreated eventType = "reset_link_created"
+	passwordReset     eventType = "password_reset"
+	resetLinkCreated  eventType = "reset_link_created"
+	invitationCreated eventType = "invitation_created"
+	invitationDeleted eventType = "invitation_deleted"
 )
 
 var eventTypes = []eventType{
 	userCreated, userChanged, userDeleted, usersImported, loggedIn,
 	sessionEnded, sessionsEnded, tokenReused, keyRotated, eventsTrimmed,
-	passwordReset, resetLinkCreated,
+	passwordReset, resetLinkCreated, invitationCreated, invitationDeleted,
 }
 
 // An event is one row of the table event; schema.go describes its columns. It holds
@@ -95,13 +97,14 @@ func (e event) statement() statement {
 	}
 }
 
-// The queries of an event's statement. The last two use the id of the user or the
-// session that the same write has just created.
+// The queries of an event's statement. The last three use the id of the user, the
+// session or the invitation that the same write has just created.
 const (
-	intoEvent             = `INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes) `
-	insertEvent           = intoEvent + `VALUES (@at, @type, @actor, @user, @session, @address, @changes)`
-	insertNewUserEvent    = intoEvent + `SELECT @at, @type, @actor, user_id, @session, @address, @changes FROM counter`
-	insertNewSessionEvent = intoEvent + `SELECT @at, @type, @actor, @user, max(id), @address, @changes FROM session`
+	intoEvent                = `INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes) `
+	insertEvent              = intoEvent + `VALUES (@at, @type, @actor, @user, @session, @address, @changes)`
+	insertNewUserEvent       = intoEvent + `SELECT @at, @type, @actor, user_id, @session, @address, @changes FROM counter`
+	insertNewSessionEvent    = intoEvent + `SELECT @at, @type, @actor, @user, max(id), @address, @changes FROM session`
+	insertNewInvitationEvent = intoEvent + `SELECT @at, @type, @actor, @user, @session, @address, 'invitation=' || max(id) FROM invitation`
 )
 
 // An eventFilter narrows a list of events. The zero eventFilter matches every event.
