@@ -74,6 +74,10 @@ var commands = []command{
 		-email, only the user of this address can, and the address is then verified. It leads
 		to the page that the server named when it started: see APP_URL and INVITE_URL.`,
 		userInvite},
+	{"user approve", "USER", opens, "let a waiting user log in",
+		`Lets a user log in that registered with REGISTRATION=approval. To refuse a user,
+		delete it.`,
+		noFlags(userApprove)},
 	{"user delete", "USER", opens, "delete a user",
 		`Deletes a user and ends its sessions. The last active admin cannot be deleted.`,
 		noFlags(userDelete)},

@@ -203,9 +203,9 @@ func TestUserListAndShow(t *testing.T) {
 	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
 	sh.run(0, goodPassword, "user", "add", "-admin", "root", "root@example.com")
 	sh.run(0, goodPassword, "user", "add", "ann", "ann@example.com")
-	table := "ID  USERNAME  EMAIL             ROLE    DISABLED  LAST LOGIN\n" +
-		"1   root      root@example.com  admin   false     -\n" +
-		"2   ann       ann@example.com   member  false     -\n"
+	table := "ID  USERNAME  EMAIL             ROLE    DISABLED  PENDING  LAST LOGIN\n" +
+		"1   root      root@example.com  admin   false     false    -\n" +
+		"2   ann       ann@example.com   member  false     false    -\n"
 	if out, _ := sh.run(0, "", "user", "list"); out != table {
 		t.Errorf("user list:\n%s", out)
 	}

@@ -117,9 +117,9 @@ func (c *cli) writeUsers(asJSON bool, each func(row func(*user)) error) error {
 		})
 		return errors.Join(err, out.Flush())
 	}
-	table := terminal.NewTable(out, "ID", "USERNAME", "EMAIL", "ROLE", "DISABLED", "LAST LOGIN")
+	table := terminal.NewTable(out, "ID", "USERNAME", "EMAIL", "ROLE", "DISABLED", "PENDING", "LAST LOGIN")
 	err := each(func(u *user) {
-		table.Row(u.id, u.username, u.email, u.role, u.disabled, when(u.lastLoginAt))
+		table.Row(u.id, u.username, u.email, u.role, u.disabled, u.pending, when(u.lastLoginAt))
 	})
 	return errors.Join(err, table.Flush(), out.Flush())
 }
@@ -239,6 +239,22 @@ func userInvite(f *flag.FlagSet) action {
 		_, err = fmt.Fprintln(c.stdout, link)
 		return err
 	}
+}
+
+func userApprove(ctx context.Context, c *cli) error {
+	u, err := c.user(c.args[0])
+	if err != nil {
+		return err
+	}
+	outcome := "approved"
+	if !u.pending {
+		outcome = "nothing to do: no approval is pending for"
+	}
+	if u, err = c.store.approve(ctx, console, u.id, c.wall().Unix()); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.stdout, "%s %s, id %d\n", outcome, terminal.Printable(u.username), u.id)
+	return err
 }
 
 func userDelete(ctx context.Context, c *cli) error {

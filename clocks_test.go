@@ -76,6 +76,8 @@ var clockReaders = map[string]string{
 	"write.go openWriter":                "mono",
 	"write.go writer.commit":             "mono",
 
+	"cli_users.go userApprove":              "stored",
+	"codes.go server.approveUser":           "stored",
 	"codes.go server.deleteInvitation":      "stored",
 	"codes.go server.listInvitations":       "codes",
 	"codes.go server.resetPassword":         "codes",

@@ -148,7 +148,8 @@ type registerRequest struct {
 	Invitation string `json:"invitation"` // a code
 }
 
-// register adds a member, or a user that an invitation admits.
+// register adds a member, or a user that an invitation admits. Without an invitation,
+// REGISTRATION and EMAIL_DOMAINS say who can register.
 func (s *server) register(x *exchange) error {
 	in, err := decode[registerRequest](x.body())
 	if err != nil {
@@ -159,7 +160,7 @@ func (s *server) register(x *exchange) error {
 	if in.Invitation != "" {
 		code, err = hashCode(inviteCode, in.Invitation)
 	} else {
-		err = s.mayRegister()
+		err = s.mayRegister(&u)
 	}
 	if err != nil {
 		return err
@@ -182,16 +183,24 @@ func (s *server) register(x *exchange) error {
 	return x.send(http.StatusCreated, append(appendUser(nil, &u, viewEmail), '\n'))
 }
 
-// mayRegister returns nil if a user may register without an invitation, and otherwise
-// errRegistrationClosed or errNotInvited.
-func (s *server) mayRegister() error {
+// mayRegister returns nil if a user may register without an invitation, and makes it
+// pending if an admin must approve it. It returns errRegistrationClosed, errNotInvited,
+// or errInvalid for an address of a domain that is not among EMAIL_DOMAINS.
+func (s *server) mayRegister(u *user) error {
 	switch s.registration {
 	case registrationOpen:
-		return nil
+	case registrationApproval:
+		u.pending = true
 	case registrationInvite:
 		return errNotInvited
+	default:
+		return errRegistrationClosed
 	}
-	return errRegistrationClosed
+	wrong := make(fieldErrors)
+	if u.email != "" {
+		wrong.add("email", checkEmailDomain(trimName(u.email), s.emailDomains))
+	}
+	return wrong.err()
 }
 
 // addInvited adds a user that checkNew accepts and that has the code of an invitation. It
@@ -339,6 +348,15 @@ func (s *server) deleteInvitation(x *exchange) error {
 		return err
 	}
 	return x.sendNothing()
+}
+
+// approveUser lets the user log in that the path names, if it waits for approval.
+func (s *server) approveUser(x *exchange) error {
+	u, err := s.store.approve(x.r.Context(), x.caller(), x.target, s.wall().Unix())
+	if err != nil {
+		return err
+	}
+	return x.sendUser(http.StatusOK, &u, viewAll)
 }
 
 //go:embed assets/account.html

@@ -718,3 +718,201 @@ func TestTheCommandLineInvites(t *testing.T) {
 		userdHere(t, "", environ, append([]string{"user", "invite"}, strings.Fields(args)...)...).wantFailure(t, 2, strings.Fields(args)[0])
 	}
 }
+
+func byApproval(c *settings) { c.registration = registrationApproval }
+
+func TestAUserWaitsForApproval(t *testing.T) {
+	t.Parallel()
+	s := newService(t, byApproval)
+	_, root := s.admin("root")
+	path, id := s.register("ann")
+	s.register("bob")
+	login := `{"username":"ann","password":"` + goodPassword + `"}`
+	s.do("", "POST", "/api/login", login).want(t, 403, "pending_approval")
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(t, 401, "invalid_credentials") // tells nothing
+	if r := s.do(root, "GET", path, ""); !strings.HasSuffix(r.body, `"email_verified_at":null,"pending":true}`+"\n") {
+		t.Errorf("an admin sees %s", r.body)
+	}
+	if got := fmt.Sprint(s.do(root, "GET", "/api/users?pending=true", "").list(t, "username"), s.do(root, "GET", "/api/users?pending=false", "").list(t, "username")); got != "[ann bob] [root]" {
+		t.Errorf("the lists are %s", got)
+	}
+	s.do(root, "PUT", path, `{"pending":false}`).want(t, 200, "") // ignored
+	s.do("", "POST", "/api/login", login).want(t, 403, "pending_approval")
+	// A new password is not an approval.
+	s.reset(s.resetLink(root, path), goodPassword).want(t, 200, "")
+	s.do("", "POST", "/api/login", login).want(t, 403, "pending_approval")
+
+	before := s.do(root, "GET", path, "").header.Get("ETag")
+	for range 2 {
+		r := s.do(root, "POST", path+"/approve", "").want(t, 200, "")
+		if r.field("pending") != "" || r.header.Get("ETag") == before {
+			t.Errorf("got %v %s", r.header, r.body)
+		}
+	}
+	ann := s.login("ann")
+	s.do(ann, "POST", "/api/users/3/approve", "").want(t, 403, "forbidden")
+	s.do(ann, "POST", path+"/approve", "").want(t, 403, "forbidden")
+	s.do(root, "POST", "/api/users/99/approve", "").want(t, 404, "user_not_found")
+	events := s.do(root, "GET", "/api/events?user="+id, "")
+	if got := fmt.Sprint(events.list(t, "type")); got != "[user_created reset_link_created password_reset user_approved login]" {
+		t.Errorf("the events are %s", got)
+	}
+	if got := events.list(t, "changes")[0]; got != "[pending=true]" {
+		t.Errorf("the changes of a registration are %s", got)
+	}
+
+	code, _ := s.invitation(root, "")
+	s.join("cas", code).want(t, 201, "") // the invitation is the approval
+	s.login("cas")
+}
+
+// A session must not begin for a pending user, also if a caller does not check that.
+func TestAPendingUserHasNoSession(t *testing.T) {
+	t.Parallel()
+	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+	u := user{username: "ann", email: "ann@example.com", role: member, pending: true}
+	if err := st.addUser(t.Context(), caller{kind: strangerCaller}, &u, "hash", 1); err != nil {
+		t.Fatal(err)
+	}
+	_, err := st.startSession(t.Context(), &session{userID: u.id, createdAt: 1, expiresAt: 100}, 0, "")
+	wantError(t, "a login", err, errCredentials)
+	_, err = st.approve(t.Context(), caller{kind: strangerCaller}, u.id, 1)
+	wantError(t, "an approval by a stranger", err, errForbidden)
+	if u, err = st.approve(t.Context(), console, u.id, 1); err != nil || u.pending {
+		t.Errorf("an approval by the console: %v", err)
+	}
+}
+
+func TestUsersWhoWaitForAMonthAreDropped(t *testing.T) {
+	t.Parallel()
+	s := newService(t, byApproval)
+	rootPath, root := s.admin("root")
+	var paths []string
+	for _, name := range []string{"ann", "bob", "cas"} {
+		path, _ := s.register(name)
+		paths = append(paths, path)
+	}
+	s.do(root, "POST", paths[1]+"/approve", "").want(t, 200, "")
+	runSQL(t, another(t, s.path), `CREATE TABLE bill (id INTEGER PRIMARY KEY, user_id INTEGER REFERENCES user (id))`,
+		`INSERT INTO bill (user_id) SELECT id FROM user WHERE username = 'cas'`) // must not stop the others
+	sweep := func() {
+		t.Helper()
+		if err := s.store.sweepCodes(t.Context(), s.wall().Unix()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.clock.add(30*24*time.Hour - time.Second)
+	sweep()
+	s.resetLink(s.login("root"), paths[0])
+	if n := scanStore[int](t, s, `SELECT count(*) FROM user`); n != 4 {
+		t.Errorf("%d users, want 4", n)
+	}
+	s.clock.add(time.Second)
+	sweep()
+	if got := usernames(t, s.store); !slices.Equal(got, []string{"root", "bob", "cas"}) {
+		t.Errorf("the users are %s", got)
+	}
+	if n := scanStore[int](t, s, `SELECT count(*) FROM code`); n != 0 {
+		t.Errorf("%d codes of a deleted user", n)
+	}
+	events := s.do(s.login("root"), "GET", "/api/events?type=user_deleted", "")
+	if !strings.HasSuffix(paths[0], "/"+strings.Join(events.list(t, "user_id"), "")) || strings.Contains(events.body, "address") || strings.Contains(events.body, "actor_id") {
+		t.Errorf("the events are %s", events.body)
+	}
+	s.do(s.login("root"), "GET", rootPath, "").want(t, 200, "")
+}
+
+func TestTheCommandLineApproves(t *testing.T) {
+	t.Parallel()
+	s := newService(t, byApproval)
+	s.register("ann")
+	sh := &shell{t, s.path}
+	for _, want := range []string{"approved ann, id 1\n", "nothing to do: no approval is pending for ann, id 1\n"} {
+		if out, _ := sh.run(0, "", "user", "approve", "ann"); out != want {
+			t.Errorf("got %q, want %q", out, want)
+		}
+	}
+	s.login("ann")
+	sh.run(1, "", "user", "approve", "nobody")
+}
+
+// EMAIL_DOMAINS narrows open registration and that with approval, never an invitation.
+func TestOnlySomeDomainsRegister(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []registration{registrationOpen, registrationApproval} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, func(c *settings) { c.registration, c.emailDomains = mode, []string{"example.com", ".example.org"} })
+			_, root := s.admin("root")
+			post := func(name, email, code string) reply { return s.joinAs(name, email, code) }
+			r := post("eve", "eve@evil.example", "").want(t, 400, "invalid_fields")
+			if !strings.Contains(r.field("error"), "email must be an address at example.com or .example.org") {
+				t.Errorf("it says %s", r.body)
+			}
+			post("ann", " ann@Example.COM ", "").want(t, 201, "")
+			code, _ := s.invitation(root, "")
+			post("bob", "bob@evil.example", code).want(t, 201, "")
+			s.do(root, "POST", "/api/users", `{"username":"carl","email":"carl@evil.example","password":"`+goodPassword+`"}`).want(t, 201, "")
+		})
+	}
+}
+
+func TestAnAdminSaysThatAnAddressIsVerified(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, ann := s.member("ann")
+	_, root := s.admin("root")
+	verified := func() string { return s.do(root, "GET", path, "").field("email_verified_at") }
+	at := s.wall().Format(time.RFC3339)
+	for _, body := range []string{`{"email_verified":true}`, `{"email_verified":true,"email":"x@example.com","current_password":"` + goodPassword + `"}`} {
+		s.do(ann, "PUT", path, body).want(t, 403, "forbidden")
+	}
+	s.do(ann, "PUT", path, `{"email_verified":false,"email_verified_at":"2020-01-01T00:00:00Z"}`).want(t, 200, "") // not a change
+	for _, step := range []struct{ body, want string }{
+		{`{"email_verified":true}`, at},
+		{`{"username":"annette"}`, at},
+		{`{"email":"ann2@example.com"}`, ""},
+		{`{"email":"ann3@example.com","email_verified":true}`, at},
+		{`{"email":"ann4@example.com","email_verified":true}`, at}, // also if the one before was verified
+		{`{"email":"ann5@example.com","email_verified":false}`, ""},
+		{`{"email_verified":false}`, ""},
+	} {
+		s.do(root, "PUT", path, step.body).want(t, 200, "")
+		if got := verified(); got != step.want {
+			t.Errorf("%s: verified at %q, want %q", step.body, got, step.want)
+		}
+	}
+	s.do(root, "PUT", path, `{"email_verified":true}`).want(t, 200, "")
+	s.clock.add(time.Minute)
+	etag := s.do(root, "GET", path, "").header.Get("ETag")
+	s.do(root, "PUT", path, `{"email_verified":true}`).want(t, 200, "")
+	if got := s.do(root, "GET", path, ""); got.field("email_verified_at") != at || got.header.Get("ETag") != etag {
+		t.Errorf("what is verified was verified again: %s", got.body)
+	}
+	changes := fmt.Sprint(s.do(root, "GET", "/api/events?type=user_changed", "").list(t, "changes"))
+	if !strings.HasPrefix(changes, "[[email_verified=true] [username] [email] [email email_verified=true]") {
+		t.Errorf("the changes are %s", changes)
+	}
+}
+
+func TestExportsHaveTheStateOfAnAddress(t *testing.T) {
+	t.Parallel()
+	s := newService(t, byApproval)
+	path, _ := s.register("ann")
+	s.register("bob")
+	_, root := s.admin("root")
+	s.do(root, "PUT", path, `{"email_verified":true}`).want(t, 200, "")
+	s.do(root, "POST", path+"/approve", "").want(t, 200, "")
+	for _, format := range []string{"", "-ndjson"} {
+		export, _ := (&shell{t, s.path}).run(0, "", strings.Fields("user export "+format)...)
+		copied := &shell{t, filepath.Join(t.TempDir(), "app.db")}
+		copied.run(0, export, "user", "import", "-")
+		again, _ := copied.run(0, "", strings.Fields("user export "+format)...)
+		if again != export {
+			t.Errorf("the export is\n%s\nafter an import it is\n%s", export, again)
+		}
+		if !strings.Contains(export, "2026-05-04T03:02:01Z,false\n") && !strings.Contains(export, `"email_verified_at":"2026-05-04T03:02:01Z","password_hash"`) {
+			t.Errorf("the export is\n%s", export)
+		}
+	}
+}

@@ -22,6 +22,7 @@ type settings struct {
 	refreshTTL     time.Duration
 	sessionLife    time.Duration // 0: no limit
 	registration   registration
+	emailDomains   []string // that may register without an invitation; nil: any
 	pages          pageURLs
 	directory      directory
 	trustedProxies []netip.Prefix
@@ -64,9 +65,10 @@ func (n *tokenNames) accept(token *tokenNames) bool {
 type registration string
 
 const (
-	registrationOpen   registration = "open"   // anyone
-	registrationInvite registration = "invite" // whom an admin has invited
-	registrationClosed registration = "closed" // the same; the name says that admins add users
+	registrationOpen     registration = "open"     // anyone
+	registrationInvite   registration = "invite"   // whom an admin has invited
+	registrationApproval registration = "approval" // anyone, but an admin must approve the user
+	registrationClosed   registration = "closed"   // the same; the name says that admins add users
 )
 
 // pageURLs say where links lead, with {code} in the place of the code. An empty one
@@ -168,11 +170,13 @@ var options = []option{
 		"userd requires that an access token is for one of these. The default is JWT_ENCODE_AUDIENCE."},
 	{"PASSWORD_MIN_LENGTH", "password-min-length", "N", "8", func(c *config, v string) error { return setLength(&c.passwords.minimum, v) },
 		"The fewest characters of a new password, from 8 to 64. NIST SP 800-63B-4 requires 15 if the password is the only factor."},
-	{"REGISTRATION", "registration", "open|invite|closed", string(registrationOpen),
+	{"REGISTRATION", "registration", "MODE", string(registrationOpen),
 		func(c *config, v string) error {
-			return setWord(&c.registration, v, registrationOpen, registrationInvite, registrationClosed)
+			return setWord(&c.registration, v, registrationOpen, registrationInvite, registrationApproval, registrationClosed)
 		},
-		"Who can add users: with open, everyone can register; with invite or closed, only admins add or invite users."},
+		"Who can register: with open, everyone; with invite or closed, only those whom an admin invites; with approval, everyone, but the user cannot log in until an admin approves it."},
+	{"EMAIL_DOMAINS", "email-domains", "NAME,...", "", func(c *config, v string) error { return setEmailDomains(&c.emailDomains, v) },
+		"The only domains of the e-mail addresses that can register without an invitation, such as example.com. With a dot before it, as in .example.com, a domain means all names below it, but not itself."},
 	{"APP_URL", "app-url", "URL", "", func(c *config, v string) error { return setPublicURL(&c.appURL, v) },
 		"The address of userd that clients use, such as https://id.example.com, for the links that admins make. In development the default is the address to listen on; otherwise no link can be made without it."},
 	{"RESET_URL", "reset-url", "URL", "", func(c *config, v string) error { return setPageURL(&c.pages.reset, v) },

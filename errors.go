@@ -73,6 +73,7 @@ var (
 	errForbidden          = &apiError{403, "forbidden", "Only the user itself or an admin may do this"}
 	errNoUsername         = &apiError{403, "forbidden", "This user has no username; give it one first"}
 	errUserDisabled       = &apiError{403, "user_disabled", "This user is disabled"}
+	errPendingApproval    = &apiError{403, "pending_approval", "An admin must approve this user before it can log in"}
 	errRegistrationClosed = &apiError{403, "registration_closed", "Registration is closed: an admin adds users"}
 	errNotInvited         = &apiError{403, "invitation_required", "Only invited users can register: ask an admin for an invitation"}
 	errMailOff            = &apiError{403, "mail_off", "This service sends no mail: ask an admin for a link to set a new password"}

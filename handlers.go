@@ -93,6 +93,7 @@ func (s *server) routes() []route {
 		{"POST /api/password/forgot", anyone, noProof, noLimit, s.forgotPassword},
 		{"POST /api/password/reset", anyone, noProof, codeTries, s.resetPassword},
 		{"POST /api/users/{id}/reset-link", adminOnly, makeLink, noLimit, s.createResetLink},
+		{"POST /api/users/{id}/approve", adminOnly, noProof, noLimit, s.approveUser},
 		{"GET /api/invitations", adminOnly, noProof, noLimit, s.listInvitations},
 		{"POST /api/invitations", adminOnly, invite, noLimit, s.createInvitation},
 		{"DELETE /api/invitations/{invitation}", adminOnly, noProof, noLimit, s.deleteInvitation},

@@ -231,9 +231,11 @@ func (m *importer) moveTo(ctx context.Context, to *importer) error {
 	var failed error
 	u := &r.user
 	err := scanQuery(ctx, m.db.conn, `
-		SELECT rowid, coalesce(id, 0), username, email, password_hash, role, disabled, created_at, updated_at, last_login_at
+		SELECT rowid, coalesce(id, 0), username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
+			email_verified_at, pending
 		FROM import`,
-		[]any{&r.number, &u.id, &u.username, &u.email, &r.hash, &u.role, &u.disabled, &u.createdAt, &u.updatedAt, &u.lastLoginAt},
+		[]any{&r.number, &u.id, &u.username, &u.email, &r.hash, &u.role, &u.disabled, &u.createdAt, &u.updatedAt, &u.lastLoginAt,
+			&u.emailVerifiedAt, &u.pending},
 		func() { failed = cmp.Or(failed, to.add(ctx, r)) })
 	if err := cmp.Or(err, failed); err != nil {
 		return err

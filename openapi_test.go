@@ -931,6 +931,7 @@ func TestEveryRouteAnswersAsDocumented(t *testing.T) {
 			{"conflicts", refusesConflicts, asUsual},
 			{"recovery", recovers, asUsual},
 			{"invitations", invites, asUsual},
+			{"approval", approves, func(c *settings) { c.registration = registrationApproval }},
 			{"registration by invitation", refusesUninvited, func(c *settings) { c.registration = registrationInvite }},
 			{"no APP_URL", refusesLinks, func(c *settings) { c.pages = pageURLs{} }},
 			{"proofs", refusesProofs, asUsual},
@@ -1333,6 +1334,21 @@ func invites(w *witness) {
 	w.do("", "POST", "/api/register", fmt.Sprintf(`{"username":"eve","email":"eve@example.com","password":%q,"invitation":%q}`, goodPassword, newCode(inviteCode))).want(t, 400, "invalid_code")
 	w.do(root, "DELETE", "/api/invitations/1", "").want(t, 204, "")
 	w.do(root, "DELETE", "/api/invitations/1", "").want(t, 404, "invitation_not_found")
+}
+
+// approves is how an admin lets a user in.
+func approves(w *witness) {
+	t := w.t
+	ann := w.do("", "POST", "/api/register", w.doc.example(t, "POST /api/register", 0)).want(t, 201, "").header.Get("Location")
+	_, root := w.admin("root")
+	w.do(root, "POST", ann+"/approve", "").want(t, 200, "")
+	path := w.do("", "POST", "/api/register", `{"username":"bob","email":"bob@example.com","password":"`+goodPassword+`"}`).want(t, 201, "").header.Get("Location")
+	w.do("", "POST", "/api/login", `{"username":"bob","password":"`+goodPassword+`"}`).want(t, 403, "pending_approval")
+	w.do(root, "GET", "/api/users?pending=true", "").want(t, 200, "")
+	w.do(root, "GET", path, "").want(t, 200, "")
+	w.do(root, "PUT", path, `{"role":"member","pending":true,"email_verified_at":null,"email_verified":true}`).want(t, 200, "")
+	w.do(root, "POST", path+"/approve", "").want(t, 200, "")
+	w.do(root, "DELETE", path, "").want(t, 200, "")
 }
 
 func refusesUninvited(w *witness) {

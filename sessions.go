@@ -44,8 +44,8 @@ type provenUser struct {
 }
 
 // prove checks a login name and a password. It returns errCredentials, errLimited,
-// errStorage, passhash.ErrBusy or, only if the password is correct, errUserDisabled. It
-// takes as long for an unknown name as for a wrong password.
+// errStorage, passhash.ErrBusy or, only if the password is correct, errUserDisabled or
+// errPendingApproval. It takes as long for an unknown name as for a wrong password.
 func (s *server) prove(x *exchange, name, password string) (p provenUser, err error) {
 	if err := s.allowLookup(x, name); err != nil {
 		return p, err
@@ -63,6 +63,8 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 		return p, errCredentials
 	case u.disabled:
 		return p, errUserDisabled
+	case u.pending:
+		return p, errPendingApproval
 	}
 	s.noteLogin(x, &u)
 	p = provenUser{id: u.id, stamp: c.stamp}

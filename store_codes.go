@@ -254,6 +254,30 @@ func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byt
 	return s.takenError(err, u.username, u.email, 0)
 }
 
+// approve lets a user log in that waits for it, for a caller, which must be an admin or
+// the console, and returns the user. For a user that does not wait it does nothing. It
+// returns errUserNotFound or an error of authorizationError.
+func (s *store) approve(ctx context.Context, by caller, id, now int64) (u user, err error) {
+	err = s.write(ctx,
+		statement{
+			query: `
+				UPDATE user SET pending = 0, updated_at = @now, version = version + 1
+				WHERE user.id = @user AND pending = 1 AND ` + mayChange + `
+				RETURNING` + userColumns,
+			args:   by.with(args{{"id", nil}, {"user", id}, {"now", now}}), // not a user, so mayChange only accepts admins
+			scan:   u.columns(),
+			ifNone: errNotApplied,
+		},
+		event{at: now, kind: userApproved, userID: id}.by(by))
+	if errors.Is(err, errNotApplied) {
+		if err := s.authorizationError(by, 0); err != nil {
+			return u, err
+		}
+		return s.user(id)
+	}
+	return u, err
+}
+
 // pendingDays is how many days a user waits for approval before it is deleted.
 const pendingDays = 30
 

@@ -30,12 +30,13 @@ const (
 	resetLinkCreated  eventType = "reset_link_created"
 	invitationCreated eventType = "invitation_created"
 	invitationDeleted eventType = "invitation_deleted"
+	userApproved      eventType = "user_approved"
 )
 
 var eventTypes = []eventType{
 	userCreated, userChanged, userDeleted, usersImported, loggedIn,
 	sessionEnded, sessionsEnded, tokenReused, keyRotated, eventsTrimmed,
-	passwordReset, resetLinkCreated, invitationCreated, invitationDeleted,
+	passwordReset, resetLinkCreated, invitationCreated, invitationDeleted, userApproved,
 }
 
 // An event is one row of the table event; schema.go describes its columns. It holds

@@ -249,6 +249,8 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 	created := event{at: now, kind: userCreated}
 	if u.role == admin {
 		created.changes = "role=admin"
+	} else if u.pending {
+		created.changes = "pending=true"
 	}
 	record := created.by(by)
 	record.query = insertNewUserEvent

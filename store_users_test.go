@@ -211,6 +211,9 @@ func TestListsUseTheirIndexes(t *testing.T) {
 		{"disabled users are found in the index of the disabled",
 			func(st *store, f func(*user)) error { return st.users(ctx, 0, 9, filter{disabled: &yes}, f) },
 			[]string{"SEARCH user USING INDEX user_disabled (id>?)"}},
+		{"pending users are found in the index of the pending",
+			func(st *store, f func(*user)) error { return st.users(ctx, 0, 9, filter{pending: &yes}, f) },
+			[]string{"SEARCH user USING INDEX user_pending (id>?)"}},
 		{"a page of all users begins at its first id",
 			func(st *store, f func(*user)) error { return st.users(ctx, 0, 9, filter{}, f) },
 			[]string{"SEARCH user USING INTEGER PRIMARY KEY (rowid>?)"}},
@@ -372,6 +375,10 @@ func TestAnActiveAdminAlwaysStays(t *testing.T) {
 			aUser(t, st, "bob", member)
 			out := user{username: "cas", email: "cas@example.com", role: admin, disabled: true}
 			if err := st.addUser(ctx, console, &out, "hash", 1); err != nil {
+				t.Fatal(err)
+			}
+			waits := user{username: "zoe", email: "zoe@example.com", role: admin, pending: true}
+			if err := st.addUser(ctx, console, &waits, "hash", 1); err != nil {
 				t.Fatal(err)
 			}
 			sid := aSession(t, st, ann)

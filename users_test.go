@@ -346,6 +346,7 @@ func TestListFilters(t *testing.T) {
 	s.do(root, "GET", "/api/users?disabled=1", "").want(t, 400, "bad_parameter")
 	s.do(token, "GET", "/api/users?role=admin", "").want(t, 403, "forbidden")
 	s.do(token, "GET", "/api/users?disabled=true", "").want(t, 403, "forbidden")
+	s.do(token, "GET", "/api/users?pending=true", "").want(t, 403, "forbidden")
 }
 
 func TestSearchIsInNameOrderAndCapped(t *testing.T) {

@@ -239,6 +239,31 @@ func isDomain(name string) bool {
 	return len(name) <= 253 && notAddress != nil && regexp.MustCompile(`^(`+label+`\.)+`+label+`$`).MatchString(name)
 }
 
+// setEmailDomains accepts domain names, each with or without a dot before it.
+func setEmailDomains(to *[]string, v string) error {
+	for i, name := range items(strings.ToLower(v)) {
+		if !isDomain(strings.TrimPrefix(name, ".")) {
+			return fmt.Errorf("element %d is not a domain name such as example.com or .example.com, in ASCII (xn--…)", i+1)
+		}
+		*to = append(*to, name)
+	}
+	return nil
+}
+
+// checkEmailDomain returns what is wrong with the domain of an address that registers
+// without an invitation, or "". The domain is what follows the last @. A domain with a
+// dot before it matches all names below it, but not the domain itself.
+func checkEmailDomain(email string, domains []string) string {
+	name := strings.ToLower(email[strings.LastIndexByte(email, '@')+1:])
+	matches := func(domain string) bool {
+		return name == domain || domain[0] == '.' && strings.HasSuffix(name, domain)
+	}
+	if len(domains) == 0 || slices.ContainsFunc(domains, matches) {
+		return ""
+	}
+	return "must be an address at " + orList(domains)
+}
+
 // parsePublicURL reads a URL that others can open: https://, or http:// on this machine.
 func parsePublicURL(v string) (*url.URL, error) {
 	u, err := url.Parse(v)

@@ -60,3 +60,37 @@ func TestWhichAddressesLinksCanHave(t *testing.T) {
 		}
 	}
 }
+
+// The domain is what follows the last @, as a whole, in any case.
+func TestWhichDomainsRegister(t *testing.T) {
+	t.Parallel()
+	var domains []string
+	if err := setEmailDomains(&domains, "Example.com, .example.org"); err != nil {
+		t.Fatal(err)
+	}
+	for email, accepted := range map[string]bool{
+		"ann@example.com":          true,
+		"ann@EXAMPLE.COM":          true,
+		"ann@a.example.org":        true,
+		"ann@a.b.example.org":      true,
+		"ann@example.org":          false,
+		"ann@a.example.com":        false,
+		"ann@notexample.com":       false,
+		"ann@notexample.org":       false,
+		"ann@example.com.evil.io":  false,
+		"ann@example.org.evil.io":  false,
+		"example.com@evil.io":      false,
+		"ann@example.com@evil.io":  false,
+		"ann@evil.io@example.com":  true, // which is not an address
+		"ann@.example.org.evil.io": false,
+		"ann":                      false,
+		"":                         false,
+	} {
+		if why := checkEmailDomain(email, domains); (why == "") != accepted {
+			t.Errorf("%q: %q", email, why)
+		}
+		if why := checkEmailDomain(email, nil); why != "" {
+			t.Errorf("%q without EMAIL_DOMAINS: %q", email, why)
+		}
+	}
+}
