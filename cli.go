@@ -480,21 +480,3 @@ func pathError(path string, err error) error {
 func openError(path string, err error) error {
 	return fmt.Errorf("DATABASE_URL (-database) is %s: %w", path, err)
 }
-
-// plainError replaces an error by the text that a client would see, but keeps the cause
-// of a storage error.
-func plainError(err error) error {
-	if errors.Is(err, context.Canceled) { // also if the database reports it
-		return errors.New("interrupted")
-	}
-	if errors.Is(err, errStorage) {
-		return err
-	}
-	if d, ok := errors.AsType[*detailedError](err); ok {
-		return errors.New(d.text)
-	}
-	if a := answerFor(err); a != errInternal {
-		return errors.New(a.text)
-	}
-	return err
-}

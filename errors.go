@@ -114,6 +114,24 @@ func answerFor(err error) *apiError {
 	return errInternal
 }
 
+// plainError replaces an error by the text that a client would see, but keeps the cause
+// of a storage error.
+func plainError(err error) error {
+	if errors.Is(err, context.Canceled) { // also if the database reports it
+		return errors.New("interrupted")
+	}
+	if errors.Is(err, errStorage) {
+		return err
+	}
+	if d, ok := errors.AsType[*detailedError](err); ok {
+		return errors.New(d.text)
+	}
+	if a := answerFor(err); a != errInternal {
+		return errors.New(a.text)
+	}
+	return err
+}
+
 // A storageError reports a failure of the database. Clients see errStorage; only the
 // log and the command line show its cause.
 type storageError struct {
