@@ -34,13 +34,12 @@ const userColumns = `
 		user.username,
 		user.email,
 		user.role,
-		user.disabled,
+		(user.disabled <> 0) + 2 * (user.pending <> 0),
 		user.created_at,
 		user.updated_at,
 		user.last_login_at,
 		user.version,
-		user.email_verified_at,
-		user.pending
+		user.email_verified_at
 	)`
 
 // Scan implements sql.Scanner for a row of userColumns.
@@ -51,13 +50,13 @@ func (u *user) Scan(row any) error {
 	u.username = a.text()
 	u.email = a.text()
 	u.role = role(a.text())
-	u.disabled = a.integer() != 0
+	flags := a.integer() // one element for both, because each costs a page about 2 % of its time
+	u.disabled, u.pending = flags&1 != 0, flags&2 != 0
 	u.createdAt = a.integer()
 	u.updatedAt = a.integer()
 	u.lastLoginAt = a.integer()
 	u.version = a.integer()
 	u.emailVerifiedAt = a.integer()
-	u.pending = a.integer() != 0
 	return a.err
 }
 
