@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 	"userd/internal/terminal"
@@ -184,12 +185,8 @@ func userPasswd(ctx context.Context, c *cli) error {
 // lifeFlag adds the flag -ttl, for how long a link is valid.
 func lifeFlag(f *flag.FlagSet, l lifetime) *time.Duration {
 	life := l.standard
-	f.Func("ttl", fmt.Sprintf("How long the link is valid: a `TIME` such as %gh; at most %gh. Default: %[1]gh", l.standard.Hours(), l.longest.Hours()), func(v string) error {
-		if err := setTTL(&life, v, l.longest); err != nil || life >= l.shortest {
-			return err
-		}
-		return fmt.Errorf("must be at least %gh", l.shortest.Hours())
-	})
+	usage := fmt.Sprintf("How long the link is valid: a `TIME` from %s to %s. Default: %s", inHours(l.shortest), inHours(l.longest), inHours(l.standard))
+	f.Func("ttl", usage, func(v string) error { return setTTL(&life, v, l.shortest, l.longest) })
 	return &life
 }
 
@@ -208,16 +205,21 @@ func userResetLink(f *flag.FlagSet) action {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(c.stderr, "a link for %s, valid once and until %s:\n", terminal.Printable(u.username), when(expires))
+		fmt.Fprintf(c.stderr, "a link for %s, for one use until %s:\n", terminal.Printable(u.username), when(expires))
 		_, err = fmt.Fprintln(c.stdout, link)
 		return err
 	}
 }
 
 func userInvite(f *flag.FlagSet) action {
-	v := invitation{role: member}
-	f.Func("email", "Invite only the user of this `ADDRESS`, and verify it.", func(s string) error { v.email = trimName(s); return nil })
-	f.Int64Var(&v.usesLeft, "uses", 1, fmt.Sprintf("How many users can register with the link: a number `N` up to %d. Default: 1", maxUses))
+	v := invitation{role: member, usesLeft: 1}
+	f.Func("email", "Invite only the owner of this `ADDRESS`, and verify it: send the link there.", func(s string) error { v.email = trimName(s); return nil })
+	f.Func("uses", fmt.Sprintf("How many users can register with the link: a number `N` from 1 to %d. Default: 1", maxUses), func(s string) (err error) {
+		if v.usesLeft, err = strconv.ParseInt(s, 10, 64); err != nil || v.usesLeft < 1 || v.usesLeft > maxUses {
+			return fmt.Errorf("must be from 1 to %d", maxUses)
+		}
+		return nil
+	})
 	makeAdmin := f.Bool("admin", false, "Make the users admins, who may read, change and delete every user.")
 	life := lifeFlag(f, invitationLife)
 	return func(ctx context.Context, c *cli) error {
@@ -235,7 +237,7 @@ func userInvite(f *flag.FlagSet) action {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(c.stderr, "invitation %d, for %s, valid until %s:\n", v.id, plural(v.usesLeft, "new user"), when(v.expiresAt))
+		fmt.Fprintf(c.stderr, "invitation %d, for %s, valid until %s:\n", v.id, plural(v.usesLeft, "new "+string(v.role)), when(v.expiresAt))
 		_, err = fmt.Fprintln(c.stdout, link)
 		return err
 	}

@@ -389,7 +389,7 @@ func TestTheCommandLineMakesTheLinksOfTheServer(t *testing.T) {
 		})
 	}
 	t.Run("and it refuses a lifetime that is too long", func(t *testing.T) {
-		userdHere(t, "", nil, "user", "reset-link", "-ttl", "169h", "ann").wantFailure(t, 2, "-ttl", "168h")
+		userdHere(t, "", nil, "user", "reset-link", "-ttl", "169h", "ann").wantFailure(t, 2, "-ttl", "from 1s to 168h")
 	})
 }
 
@@ -711,11 +711,15 @@ func TestTheCommandLineInvites(t *testing.T) {
 	if got := fmt.Sprint(users.list(t, "role")); got != "[admin member member member]" {
 		t.Errorf("the roles are %s", got)
 	}
-	for _, args := range []string{"-uses 0", "-uses 101", "-email x", "-email a@example.com -uses 2"} {
+	for _, args := range []string{"-email x", "-email a@example.com -uses 2"} {
 		userdHere(t, "", environ, append([]string{"user", "invite"}, strings.Fields(args)...)...).wantFailure(t, 1)
 	}
-	for _, args := range []string{"-ttl 59m", "-ttl 721h", "-uses x"} {
-		userdHere(t, "", environ, append([]string{"user", "invite"}, strings.Fields(args)...)...).wantFailure(t, 2, strings.Fields(args)[0])
+	bounds := map[string]string{"-ttl": "from 1h to 720h", "-uses": "from 1 to 100"}
+	for _, args := range [][]string{{"-ttl", "59m"}, {"-ttl", "721h"}, {"-uses", "0"}, {"-uses", "101"}, {"-uses", "x"}} {
+		userdHere(t, "", environ, append([]string{"user", "invite"}, args...)...).wantFailure(t, 2, args[0], bounds[args[0]])
+	}
+	if got := userdHere(t, "", environ, "user", "invite", "-admin", "-uses", "2"); !strings.Contains(got.stderr, "for 2 new admins") {
+		t.Errorf("an invitation of admins says %q", got.stderr)
 	}
 }
 

@@ -102,30 +102,33 @@ func setFile(to *string, v string) (err error) {
 const tenYears = 10 * 365 * 24 * time.Hour
 
 // setTTL sets a Go duration or, as in Flask-JWT-Extended, a number of seconds: at
-// least a second, and at most longest.
-func setTTL(ttl *time.Duration, v string, longest time.Duration) error {
+// least shortest, and at most longest.
+func setTTL(ttl *time.Duration, v string, shortest, longest time.Duration) error {
 	d, err := time.ParseDuration(v)
 	if err != nil {
 		d, err = time.ParseDuration(v + "s")
 	}
-	if err != nil || d < time.Second || d > longest {
+	if err != nil || d < shortest || d > longest {
 		most := "ten years"
 		if longest < tenYears {
-			most = strconv.Itoa(int(longest/time.Hour)) + "h"
+			most = inHours(longest)
 		}
-		return fmt.Errorf("must be a duration such as 15m, or seconds; from 1s to %s", most)
+		return fmt.Errorf("must be a duration such as 90m, or seconds; from %s to %s", inHours(shortest), most)
 	}
 	*ttl = d
 	return nil
 }
 
-// setTTLOrZero is setTTL for at most ten years, but also accepts 0, which means forever.
+// inHours returns a duration as setTTL accepts it: whole hours as 24h, not as 24h0m0s.
+func inHours(d time.Duration) string { return strings.Replace(d.String(), "h0m0s", "h", 1) }
+
+// setTTLOrZero is setTTL from a second to ten years, but also accepts 0, which means forever.
 func setTTLOrZero(ttl *time.Duration, v string) error {
 	if v == "0" {
 		*ttl = 0
 		return nil
 	}
-	if setTTL(ttl, v, tenYears) != nil {
+	if setTTL(ttl, v, time.Second, tenYears) != nil {
 		return errors.New("must be a duration such as 9600h, or seconds; from 1s to ten years, or 0 for no limit")
 	}
 	return nil
