@@ -209,7 +209,7 @@ func TestThePageInABrowser(t *testing.T) {
 
 		b.open(url)
 		b.press("another long one" + enterKey)
-		b.wantMessage("wrong, has expired or was used")
+		b.wantMessage("invalid, has expired or was used")
 		b.wantClean(s, "/reset")
 	})
 	t.Run("a reset by keyboard", func(t *testing.T) {

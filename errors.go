@@ -58,7 +58,7 @@ var (
 	errUsernameTaken   = &apiError{400, "username_taken", "Username already exists"}
 	errEmailTaken      = &apiError{400, "email_taken", "Email already exists"}
 	errResetFields     = &apiError{400, "missing_fields", "Code and password are required"}
-	errInvalidCode     = &apiError{400, "invalid_code", "This link or code is wrong, has expired or was used; ask an admin for a new one"}
+	errInvalidCode     = &apiError{400, "invalid_code", "This link or code is invalid, has expired or was used; ask an admin for a new one"}
 
 	errCredentials   = &apiError{401, "invalid_credentials", "Invalid credentials"}
 	errNoRefresh     = &apiError{401, "missing_token", "Send the refresh token, as refresh_token in the body or as Authorization: Bearer"}
@@ -84,7 +84,7 @@ var (
 	errInvitationNotFound = &apiError{404, "invitation_not_found", "Invitation not found"}
 	errMethod             = &apiError{405, "method_not_allowed", "This path does not allow the method; see the Allow header"}
 	errLastAdmin          = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}
-	errNoAppURL           = &apiError{409, "no_app_url", "This server cannot make links: set APP_URL, the address that clients use, and restart it"}
+	errNoAppURL           = &apiError{409, "no_app_url", "Links have no address yet: set APP_URL, the address that clients use, and restart the server"}
 	errReferenced         = &apiError{409, "user_referenced", "Another program's data in the database refers to this user"}
 	errVersion            = &apiError{412, "version_mismatch", "The user has changed since it was read"}
 	errTooLarge           = &apiError{413, "body_too_large", "The body is larger than 64 KiB"}
