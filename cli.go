@@ -66,17 +66,18 @@ var commands = []command{
 		noFlags(userPasswd)},
 	{"user reset-link", "USER", opens, "print a link that sets a new password",
 		`Prints a link with which the user can set a new password once, and ends its earlier
-		link. The link is a secret: the first person who opens it can set the password. It leads to the
-		page that the server named when it started: see APP_URL and RESET_URL.`,
+		link. The link is a secret: the first person who opens it can set the password. It
+		leads to the page that the server stored when it started: see APP_URL and RESET_URL.`,
 		userResetLink},
 	{"user invite", "", opens, "print a link with which users register",
 		`Prints a link with which new users can register, whatever REGISTRATION says. With
-		-email, only the user of this address can, and the address is then verified. It leads
-		to the page that the server named when it started: see APP_URL and INVITE_URL.`,
+		-email, only this address can register, and it is then verified: send the link only
+		there. The link leads to the page that the server stored when it started: see APP_URL
+		and INVITE_URL.`,
 		userInvite},
 	{"user approve", "USER", opens, "let a waiting user log in",
-		`Lets a user log in that registered with REGISTRATION=approval. To refuse a user,
-		delete it.`,
+		`Approves a user that registered with REGISTRATION=approval, so that it can log in.
+		userd does not tell the user. To refuse a user, delete it.`,
 		noFlags(userApprove)},
 	{"user delete", "USER", opens, "delete a user",
 		`Deletes a user and ends its sessions. The last active admin cannot be deleted.`,

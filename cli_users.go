@@ -182,7 +182,7 @@ func userPasswd(ctx context.Context, c *cli) error {
 	return err
 }
 
-// lifeFlag adds the flag -ttl, for how long a link is valid.
+// lifeFlag adds the flag -ttl, and returns how long a link is valid, within the bounds of l.
 func lifeFlag(f *flag.FlagSet, l lifetime) *time.Duration {
 	life := l.standard
 	usage := fmt.Sprintf("How long the link is valid: a `TIME` from %s to %s. Default: %s", inHours(l.shortest), inHours(l.longest), inHours(l.standard))
@@ -213,7 +213,7 @@ func userResetLink(f *flag.FlagSet) action {
 
 func userInvite(f *flag.FlagSet) action {
 	v := invitation{role: member, usesLeft: 1}
-	f.Func("email", "Invite only the owner of this `ADDRESS`, and verify it: send the link there.", func(s string) error { v.email = trimName(s); return nil })
+	f.Func("email", "Invite only the owner of this `ADDRESS`, and verify it.", func(s string) error { v.email = trimName(s); return nil })
 	f.Func("uses", fmt.Sprintf("How many users can register with the link: a number `N` from 1 to %d. Default: 1", maxUses), func(s string) (err error) {
 		if v.usesLeft, err = strconv.ParseInt(s, 10, 64); err != nil || v.usesLeft < 1 || v.usesLeft > maxUses {
 			return fmt.Errorf("must be from 1 to %d", maxUses)
