@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// linkTo returns a new link that leads to a page, and the hash of its code. The host comes
-// from the configuration, never from a request. It returns errNoAppURL if page is empty.
+// linkTo returns a new link to a page, which contains {code}, and the hash of the link's
+// code. The host comes from the configuration, never from a request: otherwise a client
+// could direct a link to its own host. It returns errNoAppURL if page is empty.
 func linkTo(page string, kind codeKind) (link string, hash []byte, err error) {
 	if page == "" {
 		return "", nil, errNoAppURL
@@ -24,8 +25,9 @@ func linkTo(page string, kind codeKind) (link string, hash []byte, err error) {
 	return strings.Replace(page, "{code}", code, 1), hash, err
 }
 
-// makeResetLink returns a link with which a user can set a new password once, and when it
-// expires, for a caller. It returns errNoAppURL or an error of store.addResetLink.
+// makeResetLink stores a reset code that is valid for life, for a caller. It returns the
+// link, with which the user can set a new password once, and when it expires, in Unix
+// seconds. It returns errNoAppURL or an error of store.addResetLink.
 func (s *userService) makeResetLink(ctx context.Context, by caller, pages pageURLs, userID int64, life time.Duration) (link string, expires int64, err error) {
 	link, hash, err := linkTo(pages.reset, resetLinkCode)
 	if err != nil {
@@ -36,8 +38,9 @@ func (s *userService) makeResetLink(ctx context.Context, by caller, pages pageUR
 	return link, expires, s.store.addResetLink(ctx, by, userID, hash, now.Unix(), expires)
 }
 
-// lifetimeOf returns the lifetime that a client asks for, in seconds, or the standard one,
-// and what is wrong with it.
+// lifetimeOf returns the lifetime for the seconds that a client asks for, or the standard
+// one if it asks for none. why says what is wrong with the seconds; it is empty if they
+// are valid.
 func lifetimeOf(seconds *int64, l lifetime) (life time.Duration, why string) {
 	if seconds == nil {
 		return l.standard, ""
@@ -67,7 +70,7 @@ type resetRequest struct {
 }
 
 // resetPassword sets the password of the user that a reset code belongs to, and ends all
-// of the user's sessions. It starts none: who holds the code need not be the user.
+// of the user's sessions. It starts none: the holder of the code may not be the user.
 func (s *server) resetPassword(x *exchange) error {
 	in, err := decode[resetRequest](x.body())
 	if err != nil {
@@ -115,7 +118,7 @@ type linkAnswer struct {
 	ExpiresAt time.Time `json:"expires_at"`
 }
 
-// createResetLink answers with a link for the user that the path names. The admin neither
+// createResetLink answers with a reset link for the user of the path. The admin neither
 // learns nor chooses the password.
 func (s *server) createResetLink(x *exchange) error {
 	in, err := decode[linkRequest](x.optionalBody())
@@ -148,8 +151,8 @@ type registerRequest struct {
 	Invitation string `json:"invitation"` // a code
 }
 
-// register adds a member, or a user that an invitation admits. Without an invitation,
-// REGISTRATION and EMAIL_DOMAINS say who can register.
+// register adds a member or, with an invitation, a user with the role of the invitation.
+// Without an invitation, REGISTRATION and EMAIL_DOMAINS decide whether a user can register.
 func (s *server) register(x *exchange) error {
 	in, err := decode[registerRequest](x.body())
 	if err != nil {
@@ -203,7 +206,7 @@ func (s *server) mayRegister(u *user) error {
 	return wrong.err()
 }
 
-// addInvited adds a user that checkNew accepts and that has the code of an invitation. It
+// addInvited adds a user that checkNew has accepted, by the code of an invitation. It
 // returns errInvalidCode, errInvalid if the invitation is for another user,
 // passhash.ErrBusy, or an error of store.addInvited.
 func (s *userService) addInvited(ctx context.Context, address string, code []byte, u *user, password string) error {
@@ -231,7 +234,8 @@ func (s *userService) addInvited(ctx context.Context, address string, code []byt
 	return s.store.addInvited(ctx, u, hash, code, &v, address, s.wall().Unix())
 }
 
-// checkInvitation returns errInvalid if an invitation is not valid.
+// checkInvitation returns errInvalid if an invitation is not valid, or if whyLife, what is
+// wrong with its lifetime, is not empty.
 func checkInvitation(v *invitation, whyLife string) error {
 	wrong := make(fieldErrors)
 	wrong.add("expires_in", whyLife)
@@ -245,15 +249,15 @@ func checkInvitation(v *invitation, whyLife string) error {
 	case v.usesLeft < 1 || v.usesLeft > maxUses:
 		wrong.add("uses", fmt.Sprintf("must be from 1 to %d", maxUses))
 	case v.usesLeft > 1 && v.email+v.username != "":
-		wrong.add("uses", "must be 1 for an invitation for one user")
+		wrong.add("uses", "must be 1 for an invitation with an email or a username")
 	}
 	return wrong.err()
 }
 
-// maxUses is how many users an invitation can admit at most.
+// maxUses is the largest number of users that can register with one invitation.
 const maxUses = 100
 
-// makeInvitation stores an invitation that is valid for a time, for a caller, sets its id
+// makeInvitation stores an invitation that is valid for life, for a caller, sets its id
 // and times, and returns its link. It returns errNoAppURL or an error of
 // store.addInvitation.
 func (s *userService) makeInvitation(ctx context.Context, by caller, pages pageURLs, v *invitation, life time.Duration) (link string, err error) {
@@ -338,7 +342,7 @@ func (s *server) listInvitations(x *exchange) error {
 	return x.sendJSON(http.StatusOK, list)
 }
 
-// deleteInvitation deletes an invitation: its links admit nobody any more.
+// deleteInvitation deletes an invitation: no user can register with its link any more.
 func (s *server) deleteInvitation(x *exchange) error {
 	id, err := parseID(x.r.PathValue("invitation"))
 	if err != nil {
@@ -350,7 +354,8 @@ func (s *server) deleteInvitation(x *exchange) error {
 	return x.sendNothing()
 }
 
-// approveUser lets the user log in that the path names, if it waits for approval.
+// approveUser approves the user of the path, which can then log in. It changes nothing for
+// a user that does not wait for approval.
 func (s *server) approveUser(x *exchange) error {
 	u, err := s.store.approve(x.r.Context(), x.caller(), x.target, s.wall().Unix())
 	if err != nil {

@@ -66,18 +66,18 @@ type registration string
 
 const (
 	registrationOpen     registration = "open"     // anyone
-	registrationInvite   registration = "invite"   // whom an admin has invited
+	registrationInvite   registration = "invite"   // only invited users
 	registrationApproval registration = "approval" // anyone, but an admin must approve the user
-	registrationClosed   registration = "closed"   // the same; the name says that admins add users
+	registrationClosed   registration = "closed"   // only invited users, too; the error does not mention invitations
 )
 
-// pageURLs say where links lead, with {code} in the place of the code. An empty one
-// means that no such link can be made.
+// pageURLs are the pages that links open, with {code} in place of the code. If one is
+// empty, no such link can be made.
 type pageURLs struct{ reset, invite string }
 
-// setPages sets the pages that have no setting of their own, below APP_URL. Without that
-// they are below url, the server's address, but only in development: elsewhere it need
-// not be an address that clients can reach.
+// setPages sets each page without a setting of its own to the built-in page below APP_URL.
+// If APP_URL is not set, it uses url, the server's address, but only in development:
+// otherwise clients may not reach this address.
 func (c *config) setPages(development bool, url string) {
 	base := c.appURL
 	if base == "" && development {
@@ -174,15 +174,15 @@ var options = []option{
 		func(c *config, v string) error {
 			return setWord(&c.registration, v, registrationOpen, registrationInvite, registrationApproval, registrationClosed)
 		},
-		"Who can register: with open, everyone; with invite or closed, only those whom an admin invites; with approval, everyone, but the user cannot log in until an admin approves it."},
+		"Who can register: with open, everyone; with invite or closed, only users that an admin invites; with approval, everyone, but the user cannot log in until an admin approves it."},
 	{"EMAIL_DOMAINS", "email-domains", "NAME,...", "", func(c *config, v string) error { return setEmailDomains(&c.emailDomains, v) },
-		"The only domains of the e-mail addresses that can register without an invitation, such as example.com. With a dot before it, as in .example.com, a domain means all names below it, but not itself."},
+		"The only domains whose e-mail addresses can register without an invitation, such as example.com. A domain with a dot before it, such as .example.com, means all domains below it, but not itself."},
 	{"APP_URL", "app-url", "URL", "", func(c *config, v string) error { return setPublicURL(&c.appURL, v) },
-		"The address of userd that clients use, such as https://id.example.com, for the links that admins make. In development the default is the address to listen on; otherwise no link can be made without it."},
+		"The address of userd that clients use, such as https://id.example.com, for the links that admins make. In development, the default is the address to listen on. Otherwise no link can be made without it."},
 	{"RESET_URL", "reset-url", "URL", "", func(c *config, v string) error { return setPageURL(&c.pages.reset, v) },
-		"The page of an application that sets a new password, with {code} in the place of the code: https://app.example.com/reset#{code}. The default is the built-in page below APP_URL."},
+		"The page of an application that sets a new password, with {code} in place of the code: https://app.example.com/reset#{code}. The default is the built-in page below APP_URL."},
 	{"INVITE_URL", "invite-url", "URL", "", func(c *config, v string) error { return setPageURL(&c.pages.invite, v) },
-		"The page of an application on which an invited user registers, with {code} in the place of the code. The default is the built-in page below APP_URL."},
+		"The page of an application on which an invited user registers, with {code} in place of the code. The default is the built-in page below APP_URL."},
 	{"DIRECTORY", "directory", "full|names|self", string(directoryNames),
 		func(c *config, v string) error {
 			return setWord(&c.directory, v, directoryFull, directoryNames, directorySelf)

@@ -174,8 +174,9 @@ const signerTable = `
 		since      INTEGER NOT NULL  -- the start of the first server that did so
 	);`
 
-// codeTables is the eighth migration: verified addresses, users that wait for approval, one-time
-// codes and invitations. A code is deleted when it is used. One that was mailed to an address has it.
+// codeTables is the eighth migration: verified addresses, users that wait for approval, codes
+// and invitations. The use of a reset code deletes it. The code of an invitation stays until it
+// expires, and uses_left counts its uses. email is the address that a code is bound to.
 const codeTables = `
 	ALTER TABLE user ADD COLUMN email_verified_at INTEGER NOT NULL DEFAULT 0; -- 0: not verified
 	ALTER TABLE user ADD COLUMN pending           INTEGER NOT NULL DEFAULT 0; -- 1: an admin must approve the user
@@ -206,7 +207,7 @@ const codeTables = `
 	);
 	CREATE INDEX invitation_expiry ON invitation (expires_at);
 
-	-- Where the servers' links lead, so that commands, which run in other shells, make the same links.
+	-- The pages that links open, as the last server stored them: commands run without its environment.
 	CREATE TABLE page_url (
 		page TEXT NOT NULL PRIMARY KEY,
 		url  TEXT NOT NULL -- with {code} in the place of the code

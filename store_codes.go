@@ -77,7 +77,7 @@ func (s *store) addResetLink(ctx context.Context, by caller, userID int64, hash 
 }
 
 // usable is the condition that a code of the kind @kind with the hash @hash is valid at
-// @now. A query that has it uses the code up in the same write.
+// @now. A write that has it must also delete the code or count its use.
 const usable = `code.hash = @hash AND code.kind = @kind AND code.expires_at > @now`
 
 // userOfCode returns the user whose password a reset code may set now, or
@@ -89,8 +89,8 @@ func (s *store) userOfCode(hash []byte, now int64) (u user, err error) {
 	return u, err
 }
 
-// resetPassword uses a reset code of a user up and sets the user's password. It ends all
-// of the user's sessions and codes. It returns errInvalidCode if the code is not valid
+// resetPassword sets a user's password by a reset code, which works only once. It ends
+// all of the user's sessions and codes. It returns errInvalidCode if the code is not valid
 // any more.
 func (s *store) resetPassword(ctx context.Context, userID int64, hash []byte, newHash, address string, now int64) error {
 	values := args{
@@ -117,9 +117,9 @@ func (s *store) resetPassword(ctx context.Context, userID int64, hash []byte, ne
 // An invitation is one row of the table invitation.
 type invitation struct {
 	id        int64
-	email     string // the only address that it is for; empty: any
-	username  string // the only username that it is for; empty: any
-	role      role   // of the users that it admits
+	email     string // the only address that can register; empty: any
+	username  string // the only username that can register; empty: any
+	role      role   // of the users that register
 	usesLeft  int64
 	createdBy int64 // 0: the command line
 	createdAt int64
@@ -254,9 +254,9 @@ func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byt
 	return s.takenError(err, u.username, u.email, 0)
 }
 
-// approve lets a user log in that waits for it, for a caller, which must be an admin or
-// the console, and returns the user. For a user that does not wait it does nothing. It
-// returns errUserNotFound or an error of authorizationError.
+// approve approves a user, which can then log in, for a caller, which must be an admin or
+// the console, and returns the user. It changes nothing if the user does not wait for
+// approval. It returns errUserNotFound or an error of authorizationError.
 func (s *store) approve(ctx context.Context, by caller, id, now int64) (u user, err error) {
 	err = s.write(ctx,
 		statement{
@@ -282,7 +282,7 @@ func (s *store) approve(ctx context.Context, by caller, id, now int64) (u user, 
 const pendingDays = 30
 
 // sweepCodes deletes some of the codes and invitations that have expired, and some of
-// the users that have waited for approval for pendingDays.
+// the users that have waited for approval for pendingDays: at most sweepSize of each.
 func (s *store) sweepCodes(ctx context.Context, now int64) error {
 	var expired bool
 	err := s.read(`
@@ -314,8 +314,8 @@ func (s *store) sweepCodes(ctx context.Context, now int64) error {
 	return err
 }
 
-// deleteExpired deletes expired sessions, codes, invitations and pending users, a few at a
-// time, until ctx ends.
+// deleteExpired deletes expired sessions, codes and invitations, and users that have
+// waited too long for approval, a few at a time, until ctx ends.
 func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
@@ -328,13 +328,13 @@ func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
 			var err error
 			after, err = st.sweep(ctx, after, now.Unix())
 			if err := errors.Join(err, st.sweepCodes(ctx, now.Unix())); err != nil && ctx.Err() == nil {
-				log.Warn("could not delete what has expired", "err", err)
+				log.Warn("could not delete expired rows", "err", err)
 			}
 		}
 	}
 }
 
-// recordPages stores where the links of a server lead that starts now.
+// recordPages stores the pages that a server's links open when the server starts.
 func (s *store) recordPages(ctx context.Context, p pageURLs) error {
 	if last, err := s.pages(); err != nil || last == p {
 		return err
@@ -347,7 +347,8 @@ func (s *store) recordPages(ctx context.Context, p pageURLs) error {
 	})
 }
 
-// pages returns where the links of the last server lead that started.
+// pages returns the pages that the last server that started has stored. They are empty if
+// it has none, or if no server has started.
 func (s *store) pages() (p pageURLs, err error) {
 	err = s.read(`
 		SELECT

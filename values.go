@@ -254,8 +254,9 @@ func setEmailDomains(to *[]string, v string) error {
 }
 
 // checkEmailDomain returns what is wrong with the domain of an address that registers
-// without an invitation, or "". The domain is what follows the last @. A domain with a
-// dot before it matches all names below it, but not the domain itself.
+// without an invitation, or "". The domain is the text after the last @. An element of
+// domains with a dot before it matches all names below it, but not the domain itself. An
+// empty list matches every domain.
 func checkEmailDomain(email string, domains []string) string {
 	name := strings.ToLower(email[strings.LastIndexByte(email, '@')+1:])
 	matches := func(domain string) bool {
@@ -267,7 +268,8 @@ func checkEmailDomain(email string, domains []string) string {
 	return "must be an address at " + orList(domains)
 }
 
-// parsePublicURL reads a URL that others can open: https://, or http:// on this machine.
+// parsePublicURL reads a URL of a page or a server: https://, or http:// with a loopback
+// address. It returns an error that says how the URL must look.
 func parsePublicURL(v string) (*url.URL, error) {
 	u, err := url.Parse(v)
 	if err != nil || u.Hostname() == "" || u.User != nil || strings.ContainsAny(v, " \\\"<>") {
@@ -281,8 +283,8 @@ func parsePublicURL(v string) (*url.URL, error) {
 	return u, nil
 }
 
-// setPublicURL accepts the URL of a server, with or without a path before all of its
-// paths, or nothing.
+// setPublicURL accepts the URL of a server, also one with a path below which the server
+// is, or an empty value. It removes slashes at the end.
 func setPublicURL(to *string, v string) error {
 	if v == "" {
 		return nil
@@ -297,7 +299,7 @@ func setPublicURL(to *string, v string) error {
 	return err
 }
 
-// setPageURL accepts the URL of a page with {code} in it, or nothing.
+// setPageURL accepts the URL of a page that contains {code} once, or an empty value.
 func setPageURL(to *string, v string) error {
 	if v == "" {
 		return nil
