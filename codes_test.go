@@ -167,7 +167,7 @@ func TestWhatIsNotACode(t *testing.T) {
 	s.do(code, "GET", path, "").want(t, 401, "invalid_token") // a code is not a token
 	s.do("", "POST", "/api/refresh", `{"refresh_token":"`+code+`"}`).want(t, 401, "invalid_token")
 	s.reset(code, newPassword).want(t, 200, "")
-	if n := scanStore[int](t, s, `SELECT count(*) FROM code`); n != 0 {
+	if n := scanStore[int](t, s, `SELECT count(*) FROM user_code`); n != 0 {
 		t.Errorf("%d codes are left", n)
 	}
 }
@@ -180,7 +180,7 @@ func TestACodeIsStoredAndLoggedNowhere(t *testing.T) {
 	path, _ := s.register("ann")
 	_, root := s.admin("root")
 	code := s.resetLink(root, path)
-	for _, table := range []string{"code", "event", "user"} {
+	for _, table := range []string{"user_code", "event", "user"} {
 		if n := scanStore[int](t, s, `SELECT count(*) FROM `+table+` WHERE instr(cast(concat_ws(' ', `+columnsOf(t, s, table)+`) AS TEXT), '`+code[3:]+`') > 0`); n > 0 {
 			t.Errorf("the table %s has the code", table)
 		}
@@ -324,7 +324,7 @@ func TestExpiredCodesAreDeleted(t *testing.T) {
 		if err := s.store.sweepCodes(t.Context(), s.wall().Unix()); err != nil {
 			t.Fatal(err)
 		}
-		if n := scanStore[int](t, s, `SELECT count(*) FROM code`); n != want {
+		if n := scanStore[int](t, s, `SELECT count(*) FROM user_code`); n != want {
 			t.Errorf("%d codes are left, want %d", n, want)
 		}
 		s.clock.add(time.Minute)
@@ -340,7 +340,7 @@ func TestLinksNeedAnAddress(t *testing.T) {
 	if r := s.do(root, "POST", path+"/reset-link", "").want(t, 409, "no_app_url"); !strings.Contains(r.field("error"), "APP_URL") {
 		t.Errorf("it says %s", r.body)
 	}
-	if n := scanStore[int](t, s, `SELECT count(*) FROM code`); n != 0 {
+	if n := scanStore[int](t, s, `SELECT count(*) FROM user_code`); n != 0 {
 		t.Errorf("%d codes", n)
 	}
 }
@@ -547,10 +547,10 @@ func TestWhatEndsAnInvitation(t *testing.T) {
 			s.do(root, "DELETE", "/api/invitations/"+id, "").want(t, 404, "invitation_not_found")
 		},
 		"its last use": func(t *testing.T, s *service, _, _ string) {
-			runSQL(t, another(t, s.path), `UPDATE invitation SET uses_left = 0`)
+			runSQL(t, another(t, s.path), `UPDATE user_invitation SET uses_left = 0`)
 		},
 		"an earlier end of the invitation than of the code": func(t *testing.T, s *service, _, _ string) {
-			runSQL(t, another(t, s.path), `UPDATE invitation SET expires_at = 1`)
+			runSQL(t, another(t, s.path), `UPDATE user_invitation SET expires_at = 1`)
 		},
 	} {
 		t.Run(claim, func(t *testing.T) {
@@ -584,7 +584,7 @@ func TestKindsOfCodesAreNotInterchangeable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runSQL(t, another(t, s.path), `UPDATE code SET user_id = 1 WHERE kind = 'ui'`, `UPDATE code SET invitation_id = 1 WHERE kind = 'ul'`)
+	runSQL(t, another(t, s.path), `UPDATE user_code SET user_id = 1 WHERE kind = 'ui'`, `UPDATE user_code SET invitation_id = 1 WHERE kind = 'ul'`)
 	if err := s.store.resetPassword(t.Context(), 1, hash, "x", "", s.wall().Unix()); !errors.Is(err, errInvalidCode) {
 		t.Errorf("an invitation sets a password: %v", err)
 	}
@@ -631,7 +631,7 @@ func TestAnInvitationIsUsedAsOftenAsItAllows(t *testing.T) {
 	if howMany(statuses, 201) != 3 || howMany(statuses, 400) != 9 {
 		t.Errorf("the answers are %v", statuses)
 	}
-	if n := scanStore[int](t, first, `SELECT uses_left FROM invitation`); n != 0 {
+	if n := scanStore[int](t, first, `SELECT uses_left FROM user_invitation`); n != 0 {
 		t.Errorf("%d uses are left", n)
 	}
 	if n := scanStore[int](t, first, `SELECT count(*) FROM event WHERE type = 'user_created' AND changes LIKE 'invitation=%'`); n != 3 {
@@ -674,7 +674,7 @@ func TestExpiredInvitationsAreDeleted(t *testing.T) {
 		if err := s.store.sweepCodes(t.Context(), s.wall().Unix()); err != nil {
 			t.Fatal(err)
 		}
-		if n, m := scanStore[int](t, s, `SELECT count(*) FROM code`), scanStore[int](t, s, `SELECT count(*) FROM invitation`); n != want || m != want {
+		if n, m := scanStore[int](t, s, `SELECT count(*) FROM user_code`), scanStore[int](t, s, `SELECT count(*) FROM user_invitation`); n != want || m != want {
 			t.Errorf("%d codes and %d invitations are left, want %d", n, m, want)
 		}
 		s.clock.add(time.Hour)
@@ -816,7 +816,7 @@ func TestUsersWhoWaitForAMonthAreDropped(t *testing.T) {
 	if got := usernames(t, s.store); !slices.Equal(got, []string{"root", "bob", "cas"}) {
 		t.Errorf("the users are %s", got)
 	}
-	if n := scanStore[int](t, s, `SELECT count(*) FROM code`); n != 0 {
+	if n := scanStore[int](t, s, `SELECT count(*) FROM user_code`); n != 0 {
 		t.Errorf("%d codes of a deleted user", n)
 	}
 	events := s.do(s.login("root"), "GET", "/api/events?type=user_deleted", "")

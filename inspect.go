@@ -146,6 +146,9 @@ func readFirstPages(ctx context.Context, db *sql.DB, version int) error {
 	if version > 6 {
 		tables = append(tables, "signer")
 	}
+	if version > 7 {
+		tables = append(tables, "user_code", "user_invitation", "page_url")
+	}
 	for _, table := range tables {
 		rows, err := db.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
 		if err == nil {
@@ -215,13 +218,19 @@ func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
 	if err := refuseHooks(ctx, db); err != nil {
 		return err
 	}
-	var names string
-	err = db.QueryRowContext(ctx, `
-		SELECT coalesce(group_concat(name, ', '), '') FROM sqlite_schema WHERE name IN (
-			'counter', 'session', 'signing_key', 'secret', 'event', 'seal', 'event_link', 'signer',
-			'user_username', 'user_email', 'user_admin', 'user_disabled', 'session_user', 'event_user', 'event_type')`).Scan(&names)
-	if err == nil && names != "" {
-		err = fmt.Errorf("userd needs the names %s, which existing tables or indexes have: rename them", names)
+	ours := make(map[string]bool)
+	for _, match := range createAny.FindAllStringSubmatch(strings.Join(migrations[1:], "")+restOfSchema, -1) {
+		ours[match[1]] = true
+	}
+	var taken []string
+	var name string
+	err = scanQuery(ctx, db, `SELECT name FROM sqlite_schema`, []any{&name}, func() {
+		if ours[strings.ToLower(name)] { // SQLite ignores the case of names
+			taken = append(taken, name)
+		}
+	})
+	if err == nil && len(taken) > 0 {
+		err = fmt.Errorf("userd needs the names %s, which existing tables or indexes have: rename them", strings.Join(taken, ", "))
 	}
 	return err
 }

@@ -109,7 +109,7 @@ func TestInspectRefusesForeignFilesAndChangesNone(t *testing.T) {
 			return makeDatabase(t, fmt.Sprintf(`PRAGMA application_id = %d`, applicationID), `PRAGMA user_version = 1`, `CREATE TABLE song (title)`)
 		}, "no such table"},
 	}
-	for _, table := range []string{"user", "counter", "session", "signing_key"} {
+	for _, table := range []string{"user", "counter", "session", "signing_key", "user_code", "user_invitation", "page_url"} {
 		rows = append(rows, row{"a database whose first page of the table " + table + " is damaged", func(t *testing.T) string {
 			path := makeStore(t, "ann")
 			damage(t, path, firstPage(t, path, table), noise[:4096])
@@ -207,5 +207,31 @@ func TestALogWithoutItsDatabaseIsKept(t *testing.T) {
 		if left, err := os.ReadFile(path + "-wal"); err != nil || !bytes.Equal(left, log) {
 			t.Errorf("empty file: %t: the log was changed: %d bytes, %v", empty, len(left), err)
 		}
+	}
+}
+
+// Every name that a migration gives to a table or an index, also in other letters. The
+// tutorial's table is the only one that may exist.
+func TestTheNamesThatUserdNeeds(t *testing.T) {
+	t.Parallel()
+	n := 0
+	for _, match := range createAny.FindAllStringSubmatch(strings.Join(migrations, ""), -1) {
+		name := match[1]
+		if name == "user" {
+			continue
+		}
+		n++
+		path := makeDatabase(t, tutorialTable, `CREATE TABLE `+strings.ToUpper(name)+` (title)`)
+		if _, err := inspect(context.Background(), path); err == nil || !strings.Contains(err.Error(), "userd needs the names "+strings.ToUpper(name)+",") {
+			t.Errorf("with the table %s the error is %v", name, err)
+		}
+	}
+	if n < 20 {
+		t.Errorf("only %d names", n)
+	}
+	// Words that other programs use for their own tables and columns are not among them.
+	path := makeDatabase(t, tutorialTable, `CREATE TABLE invitation (code)`, `CREATE TABLE code (id)`, `CREATE VIEW codes AS SELECT code FROM invitation`)
+	if kind, err := inspect(context.Background(), path); kind != kindTutorial || err != nil {
+		t.Errorf("got %v and %v", kind, err)
 	}
 }

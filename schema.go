@@ -182,7 +182,7 @@ const codeTables = `
 	ALTER TABLE user ADD COLUMN pending           INTEGER NOT NULL DEFAULT 0; -- 1: an admin must approve the user
 	CREATE INDEX user_pending ON user (id) WHERE pending = 1;
 
-	CREATE TABLE code (
+	CREATE TABLE user_code (
 		hash          BLOB NOT NULL PRIMARY KEY, -- SHA-256 of the code
 		kind          TEXT NOT NULL,             -- the prefix of the code
 		user_id       INTEGER NOT NULL,          -- 0: none
@@ -191,11 +191,11 @@ const codeTables = `
 		created_at    INTEGER NOT NULL,
 		expires_at    INTEGER NOT NULL
 	) WITHOUT ROWID;
-	CREATE INDEX code_user ON code (user_id);
-	CREATE INDEX code_invitation ON code (invitation_id);
-	CREATE INDEX code_expiry ON code (expires_at);
+	CREATE INDEX user_code_owner ON user_code (user_id);
+	CREATE INDEX user_code_invitation ON user_code (invitation_id);
+	CREATE INDEX user_code_expiry ON user_code (expires_at);
 
-	CREATE TABLE invitation (
+	CREATE TABLE user_invitation (
 		id         INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
 		email      TEXT NOT NULL,    -- the only address that it is for; empty: any
 		username   TEXT NOT NULL,    -- the only username that it is for; empty: any
@@ -205,7 +205,7 @@ const codeTables = `
 		created_at INTEGER NOT NULL,
 		expires_at INTEGER NOT NULL
 	);
-	CREATE INDEX invitation_expiry ON invitation (expires_at);
+	CREATE INDEX user_invitation_expiry ON user_invitation (expires_at);
 
 	-- The pages that links open, as the last server stored them: commands run without its environment.
 	CREATE TABLE page_url (
@@ -217,7 +217,10 @@ const codeTables = `
 // integers from 2^53 on, and the ids of later users, which are higher, must stay below.
 const maxID = 1<<52 - 1
 
-var createTable = regexp.MustCompile(`CREATE TABLE (\w+)`)
+var (
+	createTable = regexp.MustCompile(`CREATE TABLE (\w+)`)
+	createAny   = regexp.MustCompile(`CREATE (?:TABLE|INDEX|UNIQUE INDEX) (\w+)`)
+)
 
 // findHooks returns the triggers and views whose SQL mentions a table of userd. A
 // trigger of another table counts too, because a deletion can cascade to that table.

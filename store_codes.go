@@ -49,7 +49,7 @@ func hashCode(kind codeKind, text string) ([]byte, error) {
 }
 
 // insertCode inserts a code of the kind @kind for what its FROM selects.
-const insertCode = `INSERT INTO code (hash, kind, user_id, email, invitation_id, created_at, expires_at) `
+const insertCode = `INSERT INTO user_code (hash, kind, user_id, email, invitation_id, created_at, expires_at) `
 
 // addResetLink stores the hash of a reset code of a user for a caller, which must be an
 // admin or the console. It replaces the user's earlier one. It returns errSessionEnded,
@@ -67,7 +67,7 @@ func (s *store) addResetLink(ctx context.Context, by caller, userID int64, hash 
 			args:   values,
 			ifNone: errNotApplied,
 		},
-		statement{query: `DELETE FROM code WHERE user_id = @user AND kind = @kind AND hash <> @hash`, args: values},
+		statement{query: `DELETE FROM user_code WHERE user_id = @user AND kind = @kind AND hash <> @hash`, args: values},
 		event{at: now, kind: resetLinkCreated, userID: userID}.by(by))
 	if errors.Is(err, errNotApplied) {
 		_, missing := s.user(userID)
@@ -78,13 +78,13 @@ func (s *store) addResetLink(ctx context.Context, by caller, userID int64, hash 
 
 // usable is the condition that a code of the kind @kind with the hash @hash is valid at
 // @now. A write that has it must also delete the code or count its use.
-const usable = `code.hash = @hash AND code.kind = @kind AND code.expires_at > @now`
+const usable = `user_code.hash = @hash AND user_code.kind = @kind AND user_code.expires_at > @now`
 
 // userOfCode returns the user whose password a reset code may set now, or
 // errInvalidCode.
 func (s *store) userOfCode(hash []byte, now int64) (u user, err error) {
-	err = s.read(`SELECT`+userColumns+` FROM code JOIN user ON user.id = code.user_id
-		WHERE code.hash = ?1 AND code.kind = ?2 AND code.expires_at > ?3 AND user.disabled = 0`,
+	err = s.read(`SELECT`+userColumns+` FROM user_code JOIN user ON user.id = user_code.user_id
+		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND user.disabled = 0`,
 		errInvalidCode, u.columns(), hash, string(resetLinkCode), now)
 	return u, err
 }
@@ -105,7 +105,7 @@ func (s *store) resetPassword(ctx context.Context, userID int64, hash []byte, ne
 					version = version + 1,
 					auth_stamp = auth_stamp + 1
 				WHERE id = @id AND disabled = 0
-					AND EXISTS (SELECT 1 FROM code WHERE ` + usable + ` AND code.user_id = user.id)`,
+					AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND user_code.user_id = user.id)`,
 			args:   values,
 			ifNone: errInvalidCode,
 		},
@@ -128,14 +128,14 @@ type invitation struct {
 
 // invitationColumns and (*invitation).columns list the columns in the same order.
 const invitationColumns = `
-	invitation.id,
-	invitation.email,
-	invitation.username,
-	invitation.role,
-	invitation.uses_left,
-	invitation.created_by,
-	invitation.created_at,
-	invitation.expires_at`
+	user_invitation.id,
+	user_invitation.email,
+	user_invitation.username,
+	user_invitation.role,
+	user_invitation.uses_left,
+	user_invitation.created_by,
+	user_invitation.created_at,
+	user_invitation.expires_at`
 
 func (v *invitation) columns() []any {
 	return []any{
@@ -163,14 +163,14 @@ func (s *store) addInvitation(ctx context.Context, by caller, v *invitation, has
 	err := s.write(ctx,
 		statement{
 			query: `
-				INSERT INTO invitation (email, username, role, uses_left, created_by, created_at, expires_at)
+				INSERT INTO user_invitation (email, username, role, uses_left, created_by, created_at, expires_at)
 				SELECT @email, @username, @role, @uses, @by, @now, @expires WHERE ` + mayChange + `
 				RETURNING id`,
 			args:   values,
 			scan:   []any{&v.id},
 			ifNone: errNotApplied,
 		},
-		statement{query: insertCode + `SELECT @hash, @kind, 0, email, max(id), created_at, expires_at FROM invitation`, args: values},
+		statement{query: insertCode + `SELECT @hash, @kind, 0, email, max(id), created_at, expires_at FROM user_invitation`, args: values},
 		record)
 	if errors.Is(err, errNotApplied) {
 		return cmp.Or[error](s.authorizationError(by, 0), errForbidden)
@@ -183,7 +183,7 @@ func (s *store) addInvitation(ctx context.Context, by caller, v *invitation, has
 // after, in id order. It reuses f's argument for the next row.
 func (s *store) invitations(ctx context.Context, after, limit, now int64, f func(*invitation)) error {
 	var v invitation
-	return s.eachRow(ctx, `SELECT`+invitationColumns+` FROM invitation WHERE id > ?1 AND expires_at > ?3 ORDER BY id LIMIT ?2`,
+	return s.eachRow(ctx, `SELECT`+invitationColumns+` FROM user_invitation WHERE id > ?1 AND expires_at > ?3 ORDER BY id LIMIT ?2`,
 		v.columns(), func() { f(&v) }, after, limit, now)
 }
 
@@ -194,11 +194,11 @@ func (s *store) deleteInvitation(ctx context.Context, by caller, id, now int64) 
 	values := by.with(args{{"id", nil}, {"invitation", id}}) // not a user, so mayChange only accepts admins
 	err := s.write(ctx,
 		statement{
-			query:  `DELETE FROM invitation WHERE id = @invitation AND ` + mayChange,
+			query:  `DELETE FROM user_invitation WHERE id = @invitation AND ` + mayChange,
 			args:   values,
 			ifNone: errNotApplied,
 		},
-		statement{query: `DELETE FROM code WHERE invitation_id = @invitation`, args: values},
+		statement{query: `DELETE FROM user_code WHERE invitation_id = @invitation`, args: values},
 		event{at: now, kind: invitationDeleted, changes: fmt.Sprintf("invitation=%d", id)}.by(by))
 	if errors.Is(err, errNotApplied) {
 		return cmp.Or[error](s.authorizationError(by, 0), errInvitationNotFound)
@@ -208,14 +208,14 @@ func (s *store) deleteInvitation(ctx context.Context, by caller, id, now int64) 
 
 // admits is the condition that a usable code belongs to an invitation for a user with
 // the names @username and @email.
-const admits = `invitation.id = code.invitation_id AND invitation.expires_at > @now AND invitation.uses_left > 0
-	AND invitation.email COLLATE NOCASE IN ('', @email) AND invitation.username COLLATE NOCASE IN ('', @username)`
+const admits = `user_invitation.id = user_code.invitation_id AND user_invitation.expires_at > @now AND user_invitation.uses_left > 0
+	AND user_invitation.email COLLATE NOCASE IN ('', @email) AND user_invitation.username COLLATE NOCASE IN ('', @username)`
 
 // invitationOfCode returns the invitation of a code that is valid now, or
 // errInvalidCode.
 func (s *store) invitationOfCode(hash []byte, now int64) (v invitation, err error) {
-	err = s.read(`SELECT`+invitationColumns+` FROM code JOIN invitation ON invitation.id = code.invitation_id
-		WHERE code.hash = ?1 AND code.kind = ?2 AND code.expires_at > ?3 AND invitation.expires_at > ?3 AND invitation.uses_left > 0`,
+	err = s.read(`SELECT`+invitationColumns+` FROM user_code JOIN user_invitation ON user_invitation.id = user_code.invitation_id
+		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND user_invitation.expires_at > ?3 AND user_invitation.uses_left > 0`,
 		errInvalidCode, v.columns(), hash, string(inviteCode), now)
 	return v, err
 }
@@ -237,9 +237,9 @@ func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byt
 				INSERT INTO user (id, username, email, password_hash, role, email_verified_at, created_at, updated_at)
 				SELECT
 					1 + max(counter.user_id, (SELECT coalesce(max(id), 0) FROM user)),
-					@username, @email, @password, @role, iif(invitation.email = '', 0, @now), @now, @now
-				FROM counter, code, invitation
-				WHERE ` + usable + ` AND ` + admits + ` AND invitation.id = @invitation AND invitation.role = @role
+					@username, @email, @password, @role, iif(user_invitation.email = '', 0, @now), @now, @now
+				FROM counter, user_code, user_invitation
+				WHERE ` + usable + ` AND ` + admits + ` AND user_invitation.id = @invitation AND user_invitation.role = @role
 				RETURNING` + userColumns,
 			args: args{
 				{"username", u.username}, {"email", u.email}, {"password", hash}, {"role", string(v.role)}, {"now", now},
@@ -249,7 +249,7 @@ func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byt
 			ifNone: errInvalidCode,
 		},
 		statement{query: `UPDATE counter SET user_id = (SELECT max(id) FROM user)`},
-		statement{query: `UPDATE invitation SET uses_left = uses_left - 1 WHERE id = @invitation`, args: args{{"invitation", v.id}}},
+		statement{query: `UPDATE user_invitation SET uses_left = uses_left - 1 WHERE id = @invitation`, args: args{{"invitation", v.id}}},
 		record)
 	return s.takenError(err, u.username, u.email, 0)
 }
@@ -286,13 +286,13 @@ const pendingDays = 30
 func (s *store) sweepCodes(ctx context.Context, now int64) error {
 	var expired bool
 	err := s.read(`
-		SELECT EXISTS (SELECT 1 FROM code WHERE expires_at <= ?1) OR EXISTS (SELECT 1 FROM invitation WHERE expires_at <= ?1)`,
+		SELECT EXISTS (SELECT 1 FROM user_code WHERE expires_at <= ?1) OR EXISTS (SELECT 1 FROM user_invitation WHERE expires_at <= ?1)`,
 		errStorage, []any{&expired}, now)
 	if err == nil && expired {
 		values := args{{"now", now}, {"most", sweepSize}}
 		err = s.write(ctx,
-			statement{query: `DELETE FROM code WHERE hash IN (SELECT hash FROM code WHERE expires_at <= @now LIMIT @most)`, args: values},
-			statement{query: `DELETE FROM invitation WHERE id IN (SELECT id FROM invitation WHERE expires_at <= @now LIMIT @most)`, args: values})
+			statement{query: `DELETE FROM user_code WHERE hash IN (SELECT hash FROM user_code WHERE expires_at <= @now LIMIT @most)`, args: values},
+			statement{query: `DELETE FROM user_invitation WHERE id IN (SELECT id FROM user_invitation WHERE expires_at <= @now LIMIT @most)`, args: values})
 	}
 	if err != nil {
 		return err

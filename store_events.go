@@ -105,7 +105,7 @@ const (
 	insertEvent              = intoEvent + `VALUES (@at, @type, @actor, @user, @session, @address, @changes)`
 	insertNewUserEvent       = intoEvent + `SELECT @at, @type, @actor, user_id, @session, @address, @changes FROM counter`
 	insertNewSessionEvent    = intoEvent + `SELECT @at, @type, @actor, @user, max(id), @address, @changes FROM session`
-	insertNewInvitationEvent = intoEvent + `SELECT @at, @type, @actor, @user, @session, @address, 'invitation=' || max(id) FROM invitation`
+	insertNewInvitationEvent = intoEvent + `SELECT @at, @type, @actor, @user, @session, @address, 'invitation=' || max(id) FROM user_invitation`
 )
 
 // An eventFilter narrows a list of events. The zero eventFilter matches every event.

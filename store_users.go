@@ -330,7 +330,7 @@ func (c *change) names() string {
 
 // endCodes deletes the codes of the user @id, except those that undo a change of the
 // address: they must survive a thief's later changes.
-const endCodes = `DELETE FROM code WHERE user_id = @id AND kind <> 'uu'`
+const endCodes = `DELETE FROM user_code WHERE user_id = @id AND kind <> 'uu'`
 
 // updateUser changes a user for a caller and returns the new user. Unless version
 // is 0, it must equal the user's version. A new password ends the user's sessions
@@ -403,7 +403,7 @@ func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int6
 			ifNone: errNotApplied,
 		},
 		statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
-		statement{query: `DELETE FROM code WHERE user_id = @id`, args: values},
+		statement{query: `DELETE FROM user_code WHERE user_id = @id`, args: values},
 		event{at: now, kind: userDeleted, userID: id}.by(by))
 	if errors.Is(err, errNotApplied) {
 		return s.notAppliedError(by, id, version)
