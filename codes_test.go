@@ -112,7 +112,7 @@ func TestAResetLinkThatIsNotValidAnyMore(t *testing.T) {
 				t.Fatal(err)
 			}
 			now := s.wall().Unix()
-			runSQL(t, another(t, s.path), fmt.Sprintf(insertCode+`VALUES (x'%x', 'ul', 1, '', 0, %d, %d)`, hash, now, now+60))
+			runSQL(t, another(t, s.path), fmt.Sprintf(insertCode+`VALUES (x'%x', 'ul', 1, '', 0, 0, %d, %d)`, hash, now, now+60))
 			s.reset(second, "another long one").want(t, 200, "")
 		}},
 	} {
@@ -268,6 +268,46 @@ func TestAResetLinkIsNotMadeByWhoHasLostTheRight(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantError(t, "a former admin", link(asRoot, ann.id), errForbidden)
+}
+
+// An admin, or a thief of its session, could otherwise prepare links and come back as any
+// user after it lost the rights.
+func TestLinksDoNotOutliveTheRightToMakeThem(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		claim            string
+		method, body     string
+		resets, admitted bool // whether the links are still good
+	}{
+		{"its maker was demoted", "PUT", `{"role":"member"}`, false, false},
+		{"its maker was disabled", "PUT", `{"disabled":true}`, false, false},
+		{"its maker was deleted", "DELETE", ``, false, false},
+		{"its maker has a new password", "PUT", `{"password":"another long one"}`, false, true},
+		{"its maker has a new name", "PUT", `{"username":"other"}`, true, true},
+	} {
+		t.Run(row.claim, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			path, root := s.admin("root")
+			evePath, eve := s.admin("eve")
+			code := s.resetLink(eve, path)
+			invitation := linkCode(s.do(eve, "POST", "/api/invitations", "").want(t, 201, "").field("url"))
+			kept := linkCode(s.do(root, "POST", "/api/invitations", "").want(t, 201, "").field("url"))
+			s.do(root, row.method, evePath, row.body).want(t, 200, "")
+			if row.method == "PUT" && strings.Contains(row.body, "disabled") {
+				s.do(root, "PUT", evePath, `{"disabled":false}`).want(t, 200, "")
+			}
+			if got := s.join("bob", kept).status; got != 201 {
+				t.Errorf("the invitation of another admin gets %d", got)
+			}
+			if got := s.join("ann", invitation).status == 201; got != row.admitted {
+				t.Errorf("the invitation admits: %t", got)
+			}
+			if got := s.reset(code, newPassword).status == 200; got != row.resets {
+				t.Errorf("the link sets a password: %t", got)
+			}
+		})
+	}
 }
 
 // Two servers on one file, and many clients of each: one code is used once.

@@ -188,10 +188,12 @@ const codeTables = `
 		user_id       INTEGER NOT NULL,          -- 0: none
 		email         TEXT NOT NULL,             -- empty: none
 		invitation_id INTEGER NOT NULL,          -- 0: none
+		created_by    INTEGER NOT NULL,          -- 0: the command line
 		created_at    INTEGER NOT NULL,
 		expires_at    INTEGER NOT NULL
 	) WITHOUT ROWID;
 	CREATE INDEX user_code_owner ON user_code (user_id);
+	CREATE INDEX user_code_maker ON user_code (created_by);
 	CREATE INDEX user_code_invitation ON user_code (invitation_id);
 	CREATE INDEX user_code_expiry ON user_code (expires_at);
 

@@ -49,7 +49,7 @@ func hashCode(kind codeKind, text string) ([]byte, error) {
 }
 
 // insertCode inserts a code of the kind @kind for what its FROM selects.
-const insertCode = `INSERT INTO user_code (hash, kind, user_id, email, invitation_id, created_at, expires_at) `
+const insertCode = `INSERT INTO user_code (hash, kind, user_id, email, invitation_id, created_by, created_at, expires_at) `
 
 // addResetLink stores the hash of a reset code of a user for a caller, which must be an
 // admin or the console. It replaces the user's earlier one. It returns errSessionEnded,
@@ -57,12 +57,12 @@ const insertCode = `INSERT INTO user_code (hash, kind, user_id, email, invitatio
 func (s *store) addResetLink(ctx context.Context, by caller, userID int64, hash []byte, now, expires int64) error {
 	values := by.with(args{
 		{"id", nil}, // not a user, so mayChange only accepts admins
-		{"user", userID}, {"hash", hash}, {"kind", string(resetLinkCode)}, {"now", now}, {"expires", expires},
+		{"user", userID}, {"hash", hash}, {"kind", string(resetLinkCode)}, {"by", by.user}, {"now", now}, {"expires", expires},
 	})
 	err := s.write(ctx,
 		statement{
 			query: insertCode + `
-				SELECT @hash, @kind, user.id, '', 0, @now, @expires FROM user
+				SELECT @hash, @kind, user.id, '', 0, @by, @now, @expires FROM user
 				WHERE user.id = @user AND user.disabled = 0 AND ` + mayChange,
 			args:   values,
 			ifNone: errNotApplied,
@@ -170,7 +170,7 @@ func (s *store) addInvitation(ctx context.Context, by caller, v *invitation, has
 			scan:   []any{&v.id},
 			ifNone: errNotApplied,
 		},
-		statement{query: insertCode + `SELECT @hash, @kind, 0, email, max(id), created_at, expires_at FROM user_invitation`, args: values},
+		statement{query: insertCode + `SELECT @hash, @kind, 0, email, max(id), created_by, created_at, expires_at FROM user_invitation`, args: values},
 		record)
 	if errors.Is(err, errNotApplied) {
 		return cmp.Or[error](s.authorizationError(by, 0), errForbidden)

@@ -329,13 +329,24 @@ func (c *change) names() string {
 }
 
 // endCodes deletes the codes of the user @id, except those that undo a change of the
-// address: they must survive a thief's later changes.
-const endCodes = `DELETE FROM user_code WHERE user_id = @id AND kind <> 'uu'`
+// address: they must survive a thief's later changes. It also deletes the reset codes that
+// the user made for others: a thief may have made them.
+const endCodes = `DELETE FROM user_code WHERE user_id = @id AND kind <> 'uu' OR created_by = @id AND kind = 'ul'`
+
+// endMade are the statements that delete the codes and the invitations that the user @id
+// made: they must not outlive its right to make them.
+func endMade(values args) []statement {
+	return []statement{
+		{query: `DELETE FROM user_code WHERE created_by = @id`, args: values},
+		{query: `DELETE FROM user_invitation WHERE created_by = @id`, args: values},
+	}
+}
 
 // updateUser changes a user for a caller and returns the new user. Unless version
 // is 0, it must equal the user's version. A new password ends the user's sessions
 // except the caller's; disabling the user ends all of them; and both, or a new
-// address, end the user's codes. A new address is not verified unless c says so.
+// address, end the user's codes and the reset links that it made. A new role, and disabling
+// the user, also end the invitations that it made. A new address is not verified unless c says so.
 // The statements in then belong to the same write.
 // It returns an error of authorizationError, errUserNotFound, errVersion,
 // errLastAdmin, errUsernameTaken or errEmailTaken.
@@ -377,6 +388,9 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	if c.hash != nil || c.email != nil || c.disabled != nil {
 		statements = append(statements, statement{query: endCodes, args: values})
 	}
+	if c.role != nil || c.disabled != nil {
+		statements = append(statements, endMade(values)...)
+	}
 	statements = append(statements, then...)
 	statements = append(statements, event{at: now, kind: userChanged, userID: id, changes: c.names()}.by(by))
 	err = s.write(ctx, statements...)
@@ -386,13 +400,13 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	return u, s.takenError(err, *cmp.Or(c.username, new("")), *cmp.Or(c.email, new("")), id)
 }
 
-// deleteUser deletes a user, its sessions and its codes for a caller. The version and the
+// deleteUser deletes a user, its sessions, its codes and what it made, for a caller. The version and the
 // errors are those of updateUser. It also returns errReferenced if a row of another
 // program's table refers to the user.
 func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int64) error {
 	values := by.with(args{{"id", id}, {"version", version}})
-	err := s.write(ctx,
-		statement{
+	statements := append([]statement{
+		{
 			query: `
 				DELETE FROM user
 				WHERE id = @id
@@ -402,9 +416,11 @@ func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int6
 			args:   values,
 			ifNone: errNotApplied,
 		},
-		statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
-		statement{query: `DELETE FROM user_code WHERE user_id = @id`, args: values},
-		event{at: now, kind: userDeleted, userID: id}.by(by))
+		{query: `DELETE FROM session WHERE user_id = @id`, args: values},
+		{query: `DELETE FROM user_code WHERE user_id = @id`, args: values},
+		event{at: now, kind: userDeleted, userID: id}.by(by),
+	}, endMade(values)...)
+	err := s.write(ctx, statements...)
 	if errors.Is(err, errNotApplied) {
 		return s.notAppliedError(by, id, version)
 	}
