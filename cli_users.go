@@ -213,7 +213,12 @@ func userResetLink(f *flag.FlagSet) action {
 
 func userInvite(f *flag.FlagSet) action {
 	v := invitation{role: member, usesLeft: 1}
-	f.Func("email", "Invite only the owner of this `ADDRESS`, and verify it.", func(s string) error { v.email = trimName(s); return nil })
+	f.Func("email", "Invite only the owner of this `ADDRESS`, and verify it.", func(s string) error {
+		if v.email = trimName(s); v.email == "" {
+			return errors.New("must not be empty")
+		}
+		return nil
+	})
 	f.Func("uses", fmt.Sprintf("How many users can register with the link: a number `N` from 1 to %d. Default: 1", maxUses), func(s string) (err error) {
 		if v.usesLeft, err = strconv.ParseInt(s, 10, 64); err != nil || v.usesLeft < 1 || v.usesLeft > maxUses {
 			return fmt.Errorf("must be from 1 to %d", maxUses)

@@ -254,6 +254,20 @@ func checkInvitation(v *invitation, whyLife string) error {
 	return wrong.err()
 }
 
+// boundTo returns the name that an invitation is bound to, or "" if it names none. It
+// returns errInvalid for an empty name, which would admit anyone: a script's variable may
+// not be set.
+func boundTo(field string, name *string) (string, error) {
+	if name == nil {
+		return "", nil
+	}
+	trimmed, wrong := trimName(*name), make(fieldErrors)
+	if trimmed == "" {
+		wrong.add(field, "must not be empty; leave it out to invite anyone")
+	}
+	return trimmed, wrong.err()
+}
+
 // maxUses is the largest number of users that can register with one invitation.
 const maxUses = 100
 
@@ -271,8 +285,8 @@ func (s *userService) makeInvitation(ctx context.Context, by caller, pages pageU
 }
 
 type inviteRequest struct {
-	Email           string  `json:"email"`
-	Username        string  `json:"username"`
+	Email           *string `json:"email"`
+	Username        *string `json:"username"`
 	Uses            *int64  `json:"uses"`
 	ExpiresIn       *int64  `json:"expires_in"` // seconds
 	CurrentPassword *string `json:"current_password"`
@@ -284,7 +298,14 @@ func (s *server) createInvitation(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	v := invitation{email: trimName(in.Email), username: trimName(in.Username), role: member, usesLeft: 1}
+	v := invitation{role: member, usesLeft: 1}
+	v.email, err = boundTo("email", in.Email)
+	if err == nil {
+		v.username, err = boundTo("username", in.Username)
+	}
+	if err != nil {
+		return err
+	}
 	if in.Uses != nil {
 		v.usesLeft = *in.Uses
 	}

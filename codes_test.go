@@ -690,6 +690,9 @@ func TestOnlyAdminsInvite(t *testing.T) {
 	s.do(ann, "DELETE", "/api/invitations/"+id, "").want(t, 403, "forbidden")
 	s.do(root, "POST", "/api/invitations", `{"role":"admin"}`).want(t, 400, "unknown_member") // only the command line
 	s.do(refreshed(s, "root"), "POST", "/api/invitations", "").want(t, 401, "fresh_login_required")
+	for _, body := range []string{`{"email":""}`, `{"email":" "}`, `{"username":""}`} { // it would admit anyone
+		s.do(root, "POST", "/api/invitations", body).want(t, 400, "invalid_fields")
+	}
 	s.do(root, "PUT", rootPath, `{"password":"another long one"}`).want(t, 200, "")
 	s.do(root, "POST", "/api/invitations", "").want(t, 401, "fresh_login_required")
 
@@ -761,6 +764,7 @@ func TestTheCommandLineInvites(t *testing.T) {
 	if got := userdHere(t, "", environ, "user", "invite", "-admin", "-uses", "2"); !strings.Contains(got.stderr, "for 2 new admins") {
 		t.Errorf("an invitation of admins says %q", got.stderr)
 	}
+	userdHere(t, "", environ, "user", "invite", "-admin", "-email", "").wantFailure(t, 2, "-email") // it would admit anyone
 }
 
 func byApproval(c *settings) { c.registration = registrationApproval }
