@@ -319,6 +319,9 @@ func (s *server) updateUser(x *exchange) error {
 	if (c.role != nil || c.disabled != nil || c.verified != nil) && x.who.role != admin {
 		return errForbidden.with("Only an admin sets role, disabled and email_verified")
 	}
+	if c.verified != nil {
+		version = u.version // another address would be verified if the user changed it now
+	}
 	if err := s.checkChange(&c, u, in.Password); err != nil {
 		return err
 	}
