@@ -207,6 +207,7 @@ const codeTables = `
 		created_at INTEGER NOT NULL,
 		expires_at INTEGER NOT NULL
 	);
+	CREATE INDEX user_invitation_maker ON user_invitation (created_by);
 	CREATE INDEX user_invitation_expiry ON user_invitation (expires_at);
 
 	-- The pages that links open, as the last server stored them: commands run without its environment.
