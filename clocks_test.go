@@ -80,6 +80,7 @@ var clockReaders = map[string]string{
 	"codes.go server.approveUser":           "stored",
 	"codes.go server.deleteInvitation":      "stored",
 	"codes.go server.listInvitations":       "codes",
+	"codes.go server.register":              "codes",
 	"codes.go server.resetPassword":         "codes",
 	"codes.go userService.addInvited":       "codes",
 	"codes.go userService.makeInvitation":   "codes",

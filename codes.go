@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -83,14 +84,12 @@ func (s *server) resetPassword(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if err := s.count(x, 0); err != nil {
-		return err
-	}
 	u, err := s.store.userOfCode(code, s.wall().Unix())
 	if err != nil {
-		return err
+		return s.countWrong(x, err)
 	}
-	x.target = u.id // for the log
+	x.counted = true // only wrong codes count, so these use up nothing that honest clients share
+	x.target = u.id  // for the log
 	if err := s.checkChange(&change{}, &u, &in.Password); err != nil {
 		return err
 	}
@@ -105,6 +104,15 @@ func (s *server) resetPassword(x *exchange) error {
 		return err
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"Password changed"}`+"\n"))
+}
+
+// countWrong counts a code that was refused with err. It returns errLimited, or err.
+func (s *server) countWrong(x *exchange, err error) error {
+	if !errors.Is(err, errInvalidCode) {
+		return err
+	}
+	x.counted = true
+	return cmp.Or(s.allow(x, codeTries), err)
 }
 
 type linkRequest struct {
@@ -171,11 +179,17 @@ func (s *server) register(x *exchange) error {
 	if err := s.checkNew(&u, in.Password); err != nil {
 		return err
 	}
+	var v invitation
+	if code != nil {
+		if v, err = s.store.invitationOfCode(code, s.wall().Unix()); err != nil {
+			return s.countWrong(x, err)
+		}
+	}
 	if err := s.count(x, 0); err != nil {
 		return err
 	}
 	if code != nil {
-		err = s.addInvited(x.r.Context(), x.address, code, &u, in.Password)
+		err = s.addInvited(x.r.Context(), x.address, code, &v, &u, in.Password)
 	} else {
 		err = s.addUser(x.r.Context(), caller{kind: strangerCaller, address: x.address}, &u, in.Password)
 	}
@@ -207,13 +221,9 @@ func (s *server) mayRegister(u *user) error {
 }
 
 // addInvited adds a user that checkNew has accepted, by the code of an invitation. It
-// returns errInvalidCode, errInvalid if the invitation is for another user,
-// passhash.ErrBusy, or an error of store.addInvited.
-func (s *userService) addInvited(ctx context.Context, address string, code []byte, u *user, password string) error {
-	v, err := s.store.invitationOfCode(code, s.wall().Unix())
-	if err != nil {
-		return err
-	}
+// returns errInvalid if the invitation is for another user, passhash.ErrBusy, or an error
+// of store.addInvited.
+func (s *userService) addInvited(ctx context.Context, address string, code []byte, v *invitation, u *user, password string) error {
 	wrong := make(fieldErrors)
 	if v.username != "" && !strings.EqualFold(v.username, u.username) {
 		wrong.add("username", "must be the one that the invitation is for")
@@ -231,7 +241,7 @@ func (s *userService) addInvited(ctx context.Context, address string, code []byt
 	if err != nil {
 		return err
 	}
-	return s.store.addInvited(ctx, u, hash, code, &v, address, s.wall().Unix())
+	return s.store.addInvited(ctx, u, hash, code, v, address, s.wall().Unix())
 }
 
 // checkInvitation returns errInvalid if an invitation is not valid, or if whyLife, what is

@@ -50,7 +50,7 @@ const (
 	passwords // checked passwords, correct ones too: each costs a hash
 	malformed // requests that failed before they counted toward another limit
 	lookups   // of users, by logins from a network that has no failures left
-	codeTries // attempts to set a password by a code
+	codeTries // wrong codes of links
 	changes   // by members, refused ones too: a refusal can show that a name exists; see userChanges
 	limitCount
 )
@@ -94,8 +94,7 @@ func allowances() [limitCount]throttle.Allowance {
 		malformed: {Name: "malformed", Burst: 1000, Every: time.Second},
 		// As often as a failure is allowed. See allowLookup.
 		lookups: {Name: "lookup", Burst: 20, Every: 6 * time.Second},
-		// A code has 130 random bits, so this only bounds the look-ups. It is enough for an
-		// office whose users all set a new password.
+		// A code has 130 bits, so this limit only shows and slows down a flood.
 		codeTries: {Name: "code", Burst: 1000, Every: time.Second},
 		// Each change adds an event of some 100 bytes for 400 days: a user can add 150 kB
 		// a day, and a network 9 MB.

@@ -498,7 +498,8 @@ func TestGarbageUsesUpNothingThatHonestClientsShare(t *testing.T) {
 	t.Parallel()
 	s := newService(t, proxied)
 	s.register("ann")
-	s.register("eve")
+	evePath, _ := s.register("eve")
+	_, root := s.admin("root")
 	login := func(name string) reply { return s.tryLogin(homeNet, name, goodPassword).want(t, 200, "") }
 	ann, eve := login("ann"), login("eve")
 	send := func(token, method, path, body string, headers ...string) reply {
@@ -527,11 +528,14 @@ func TestGarbageUsesUpNothingThatHonestClientsShare(t *testing.T) {
 		{eve.field("access_token"), "DELETE", "/api/users/me", `x`},
 		{eve.field("access_token"), "DELETE", "/api/users/me/sessions/x", ``},
 		{"x", "PUT", "/api/users/me", `{"username":"x"}`},
+		{"", "POST", "/api/password/reset", `x`},
+		{"", "POST", "/api/password/reset", `{"code":"` + newCode(resetLinkCode) + `","password":"x"}`},
+		{"", "POST", "/api/register", `{"username":"eve2","email":"eve2@example.com","password":"` + goodPassword + `","invitation":"` + newCode(inviteCode) + `"}`},
 	} {
 		const left = 5 // of each allowance, so that the flood can be small
 		l := newLimiter()
 		from := l.seed.Key(network(homeNet))
-		for _, limit := range []limit{registrations, refreshes, changes, passwords, malformed} {
+		for _, limit := range []limit{registrations, refreshes, changes, passwords, malformed, codeTries} {
 			a := &l.allowances[limit]
 			for range a.Burst - left {
 				a.Take(from, s.mono())
@@ -556,6 +560,7 @@ func TestGarbageUsesUpNothingThatHonestClientsShare(t *testing.T) {
 		ann = send("", "POST", "/api/refresh", `{"refresh_token":"`+ann.field("refresh_token")+`"}`).want(t, 200, "")
 		login("ann")
 		send(ann.field("access_token"), "PATCH", "/api/users/me", `{}`).want(t, 200, "")
+		send("", "POST", "/api/password/reset", `{"code":"`+s.resetLink(root, evePath)+`","password":"x"}`).want(t, 400, "invalid_fields")
 	}
 }
 
