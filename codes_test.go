@@ -964,3 +964,31 @@ func TestExportsHaveTheStateOfAnAddress(t *testing.T) {
 		}
 	}
 }
+
+// An admin says of the address that it has seen that it is verified.
+func TestAnAddressThatChangesMeanwhileIsNotVerified(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, root := s.admin("root")
+	path, _ := s.member("ann")
+	u, _, err := s.store.userByLogin("ann")
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := holdWriter(t, s.store)
+	changed := enqueue(t, s.store, func() error {
+		_, err := s.store.updateUser(t.Context(), console, u.id, change{email: new("victim@example.com")}, 0, testNow)
+		return err
+	})
+	replies := make(chan reply, 1)
+	enqueue(t, s.store, func() error {
+		replies <- s.do(root, "PUT", path, `{"email_verified":true}`)
+		return nil
+	})
+	release()
+	if err := receive(t, "the change of the address", changed); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, "the reply", replies).want(t, 412, "version_mismatch")
+	s.do(root, "PUT", path, `{"email_verified":true}`).want(t, 200, "")
+}
