@@ -1,0 +1,63 @@
+package mail
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// A Template is a subject and a text with placeholders such as {link}.
+type Template struct{ subject, text string }
+
+// placeholder finds what begins like one, also if it does not end like one.
+var placeholder = regexp.MustCompile(`\{[^{}\s]*\}?`)
+
+// ParseTemplate parses the contents of a file: a line with "Subject: " and the subject, an
+// empty line, and the text. The placeholders must be known, and those that are required
+// must be in the text. A brace always begins a placeholder. A byte-order mark is ignored.
+// The error begins with the file's name.
+func ParseTemplate(file, contents string, known []string, required ...string) (*Template, error) {
+	contents = strings.ReplaceAll(strings.TrimPrefix(contents, "\uFEFF"), "\r\n", "\n")
+	head, text, ok := strings.Cut(contents, "\n\n")
+	subject, isSubject := strings.CutPrefix(head, "Subject: ")
+	switch {
+	case len(contents) > maxBody:
+		return nil, fmt.Errorf("%s: longer than %d bytes", file, maxBody)
+	case !utf8.ValidString(contents):
+		return nil, fmt.Errorf("%s: not valid UTF-8", file)
+	case !ok || !isSubject || strings.TrimSpace(subject) == "" || strings.ContainsFunc(subject, unicode.IsControl):
+		return nil, fmt.Errorf("%s: must begin with a line such as \"Subject: Your new password\" and an empty line", file)
+	}
+	for _, p := range placeholder.FindAllString(contents, -1) {
+		if !strings.HasSuffix(p, "}") || !slices.Contains(known, p[1:len(p)-1]) {
+			return nil, fmt.Errorf("%s: unknown placeholder %.40s; use {%s}", file, p, strings.Join(known, "}, {"))
+		}
+	}
+	for _, name := range required {
+		if !strings.Contains(text, "{"+name+"}") {
+			return nil, fmt.Errorf("%s: the text must contain {%s}", file, name)
+		}
+	}
+	return &Template{subject: strings.TrimSpace(subject), text: text}, nil
+}
+
+// Render replaces each placeholder by its value. A control character in a value, such as
+// a line break, becomes a space: a value cannot add lines. A placeholder in a value
+// is not replaced. One without a value stays as it is.
+func (t *Template) Render(values map[string]string) (subject, text string) {
+	var pairs []string
+	for name, value := range values {
+		value = strings.Map(func(r rune) rune {
+			if unicode.IsControl(r) {
+				return ' '
+			}
+			return r
+		}, value)
+		pairs = append(pairs, "{"+name+"}", value)
+	}
+	r := strings.NewReplacer(pairs...)
+	return r.Replace(t.subject), r.Replace(t.text)
+}
