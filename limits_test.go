@@ -396,7 +396,8 @@ func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 	for r := range answers {
 		count[r.status]++
 	}
-	if count[401] != freeFailures || count[429] != guesses-freeFailures {
+	// On a busy machine a guess can wait for longer than passhash.MaxWait: 503.
+	if count[401] != freeFailures || count[429]+count[503] != guesses-freeFailures {
 		t.Errorf("answered %v, want %d times 401 and otherwise 429", count, freeFailures)
 	}
 }
