@@ -15,7 +15,8 @@ import (
 	"testing"
 )
 
-// nobody is the user that attacks, and in whose directory root works.
+// nobody is the id of the user nobody. It owns the directories in which root works, and
+// attacks them.
 const nobody = 65534
 
 // ownDir makes a directory of a user, or of the user of this test if that is not root.
@@ -147,7 +148,7 @@ func TestABackupLeavesNothingNextToAFileOfAThirdUser(t *testing.T) {
 	copyFile(t, makeStore(t, "ann"), path)
 	status := 0
 	if os.Getuid() == 0 {
-		status = 1 // nobody cannot write to it
+		status = 1 // the owner of the directory cannot write to the database
 		if err := os.Chown(path, 65533, -1); err != nil {
 			t.Fatal(err)
 		}

@@ -153,7 +153,7 @@ func userSet(f *flag.FlagSet) action {
 		if err := c.checkChange(&set, &u, nil); err != nil {
 			return err
 		}
-		if set != (change{}) { // otherwise there is nothing to record as an event
+		if set != (change{}) { // an empty change would be recorded as an event too
 			if u, err = c.changeUser(ctx, console, u.id, set, nil, 0); err != nil {
 				return err
 			}
