@@ -328,10 +328,9 @@ func (c *change) names() string {
 	return strings.Join(names, ",")
 }
 
-// endCodes deletes the codes of the user @id, except those that undo a change of the
-// address: they must survive a thief's later changes. It also deletes the reset codes that
-// the user made for others: a thief may have made them.
-const endCodes = `DELETE FROM user_code WHERE user_id = @id AND kind <> 'uu' OR created_by = @id AND kind = 'ul'`
+// endCodes deletes the codes of the user @id, and the reset codes that the user made for
+// others: a thief may have made them.
+const endCodes = `DELETE FROM user_code WHERE user_id = @id OR created_by = @id AND kind = 'ul'`
 
 // endMade are the statements that delete the codes and the invitations that the user @id
 // made: they must not outlive its right to make them.
