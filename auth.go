@@ -43,7 +43,7 @@ const tokenType = "access"
 const clockLeeway = 60
 
 // maxToken is the largest length of a token, in bytes. userd's tokens have about 330, and
-// at most about 1,300 with the longest names (maxNames).
+// at most about 1,300 with the longest names (setting.MaxNames).
 const maxToken = 2048
 
 // A signingKey signs access tokens with HMAC-SHA-256, "HS256" of RFC 7518

@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"userd/internal/setting"
 	"userd/internal/strictjson"
 )
 
@@ -449,8 +450,8 @@ func TestVerifyRefuses(t *testing.T) {
 func TestATokenWithTheLongestNamesIsAccepted(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{
-		"JWT_ENCODE_ISSUER":   strings.Repeat("i", maxNames),
-		"JWT_ENCODE_AUDIENCE": strings.Repeat("a,", maxNames/2), // each name costs quotes too
+		"JWT_ENCODE_ISSUER":   strings.Repeat("i", setting.MaxNames),
+		"JWT_ENCODE_AUDIENCE": strings.Repeat("a,", setting.MaxNames/2), // each name costs quotes too
 	}
 	var config config
 	if err := config.load(nil, func(name string) string { return env[name] }, func(string) bool { return true }); err != nil {

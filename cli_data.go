@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"userd/internal/setting"
 	"userd/internal/terminal"
 )
 
@@ -100,8 +101,8 @@ func eventList(f *flag.FlagSet) action {
 	follow := f.Bool("follow", false, "Print new events until interrupted; with -after, first those after that id.")
 	name := f.String("user", "", "Print only events about this `USER`.")
 	var only eventFilter
-	f.Func("type", "Print only events of this `TYPE`: "+orList(eventTypes)+".", func(v string) error {
-		return setWord(&only.kind, v, eventTypes...)
+	f.Func("type", "Print only events of this `TYPE`: "+setting.OrList(eventTypes)+".", func(v string) error {
+		return setting.Word(&only.kind, v, eventTypes...)
 	})
 	after := int64(-1) // not given
 	f.Func("after", "Print only events after the one with this `ID`.", func(v string) (err error) {
@@ -296,7 +297,7 @@ func check(ctx context.Context, c *cli) error {
 func adoptDatabase(f *flag.FlagSet) action {
 	resolve := refuse
 	f.Func("resolve", "Rename all such users but the oldest to NAME-ID and LOCAL+ID@HOST: `suffix`.", func(v string) error {
-		return setWord(&resolve, v, resolveByID)
+		return setting.Word(&resolve, v, resolveByID)
 	})
 	return func(ctx context.Context, c *cli) error {
 		return c.withDatabase(ctx, false, resolve, func(context.Context, *cli) error {
@@ -349,7 +350,7 @@ func readyURL(c *config) (string, *http.Client) {
 	if len(c.domains) > 0 {
 		trust.ServerName = c.domains[0]
 	}
-	host, port, _ := net.SplitHostPort(c.addr) // which setHostPort has checked
+	host, port, _ := net.SplitHostPort(c.addr) // which setting.HostPort has checked
 	ip, _ := netip.ParseAddr(host)
 	switch ip.Unmap() {
 	case netip.IPv4Unspecified():

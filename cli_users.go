@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"userd/internal/setting"
 	"userd/internal/terminal"
 )
 
@@ -132,13 +133,13 @@ func userSet(f *flag.FlagSet) action {
 	f.Func("email", "Set the e-mail address to `ADDRESS`.", func(v string) error { set.email = new(trimName(v)); return nil })
 	f.Func("role", "Set the role to `ROLE`: member or admin.", func(v string) error {
 		set.role = new(role)
-		return setWord(set.role, v, member, admin)
+		return setting.Word(set.role, v, member, admin)
 	})
 	f.Func("disabled", "Disable the user, or enable it again: `true|false`.", func(v string) error {
 		var word string
 		disabled := v == "true"
 		set.disabled = &disabled
-		return setWord(&word, v, "true", "false")
+		return setting.Word(&word, v, "true", "false")
 	})
 	return func(ctx context.Context, c *cli) error {
 		if set == (change{}) {
@@ -185,8 +186,8 @@ func userPasswd(ctx context.Context, c *cli) error {
 // lifeFlag adds the flag -ttl, and returns how long a link is valid, within the bounds of l.
 func lifeFlag(f *flag.FlagSet, l lifetime) *time.Duration {
 	life := l.standard
-	usage := fmt.Sprintf("How long the link is valid: a `TIME` from %s to %s. Default: %s", inHours(l.shortest), inHours(l.longest), inHours(l.standard))
-	f.Func("ttl", usage, func(v string) error { return setTTL(&life, v, l.shortest, l.longest) })
+	usage := fmt.Sprintf("How long the link is valid: a `TIME` from %s to %s. Default: %s", setting.FormatTTL(l.shortest), setting.FormatTTL(l.longest), setting.FormatTTL(l.standard))
+	f.Func("ttl", usage, func(v string) error { return setting.TTL(&life, v, l.shortest, l.longest) })
 	return &life
 }
 

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"userd/internal/setting"
 )
 
 // linkTo returns a new link to a page, which contains {code}, and the hash of the link's
@@ -215,7 +217,7 @@ func (s *server) mayRegister(u *user) error {
 	}
 	wrong := make(fieldErrors)
 	if u.email != "" {
-		wrong.add("email", checkEmailDomain(trimName(u.email), s.emailDomains))
+		wrong.add("email", setting.CheckEmailDomain(trimName(u.email), s.emailDomains))
 	}
 	return wrong.err()
 }

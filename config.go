@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/acme/autocert"
+
+	"userd/internal/setting"
 )
 
 // settings are the part of the configuration that concerns requests.
@@ -40,7 +42,7 @@ type tokenNames struct {
 }
 
 // members returns the claims aud and iss as members of a JSON object, each with a comma
-// after it. No name needs an escape (setName).
+// after it. No name needs an escape (setting.Name).
 func (n *tokenNames) members() (text string) {
 	switch len(n.audience) {
 	case 0:
@@ -139,67 +141,69 @@ var options = []option{
 	{"DATABASE_URL", "database", "URL", "sqlite:///app.db", (*config).setDatabase,
 		"The database: sqlite:///relative.db, sqlite:////absolute.db or a path. The server, user add and user import create it if it does not exist."},
 	// Before ADDR, whose default depends on it.
-	{"HTTPS_DOMAIN", "https-domain", "NAME,...", "", func(c *config, v string) error { return setDomains(&c.domains, v) },
+	{"HTTPS_DOMAIN", "https-domain", "NAME,...", "", func(c *config, v string) error { return setting.Domains(&c.domains, v) },
 		"Serve HTTPS for these names, with certificates that userd gets and renews by ACME. Port 80 of the same host redirects to HTTPS. By setting it you accept the terms of the certificate authority."},
-	{"ADDR", "addr", "HOST:PORT", "127.0.0.1:5000", func(c *config, v string) error { return setHostPort(&c.addr, v) },
+	{"ADDR", "addr", "HOST:PORT", "127.0.0.1:5000", func(c *config, v string) error { return setting.HostPort(&c.addr, v) },
 		"The address to listen on. With HTTPS_DOMAIN the default is :443."},
 	{"METRICS_ADDR", "metrics-addr", "HOST:PORT", "", func(c *config, v string) error {
 		if v == "" {
 			return nil
 		}
-		return setHostPort(&c.metricsAddr, v)
+		return setting.HostPort(&c.metricsAddr, v)
 	},
 		"A second address, such as 127.0.0.1:9090, that answers only /metrics, /healthz and /readyz. It requires no token, so keep it private. On the main address, /metrics requires an admin's token."},
-	{"ACME_DIRECTORY", "acme-directory", "URL", autocert.DefaultACMEDirectory, func(c *config, v string) error { return setHTTPS(&c.acmeDirectory, v) },
+	{"ACME_DIRECTORY", "acme-directory", "URL", autocert.DefaultACMEDirectory, func(c *config, v string) error { return setting.HTTPS(&c.acmeDirectory, v) },
 		"The directory of the ACME server."},
-	{"TLS_CERT", "tls-cert", "FILE", "", func(c *config, v string) error { return setFile(&c.tlsCert, v) },
+	{"TLS_CERT", "tls-cert", "FILE", "", func(c *config, v string) error { return setting.File(&c.tlsCert, v) },
 		"Serve HTTPS with this certificate and the intermediate ones after it, in PEM. userd reads the file again when it changes."},
-	{"TLS_KEY", "tls-key", "FILE", "", func(c *config, v string) error { return setFile(&c.tlsKey, v) },
+	{"TLS_KEY", "tls-key", "FILE", "", func(c *config, v string) error { return setting.File(&c.tlsKey, v) },
 		"The private key of TLS_CERT, in PEM."},
-	{"JWT_ACCESS_TOKEN_EXPIRES", "access-ttl", "TIME", "15m", func(c *config, v string) error { return setTTL(&c.accessTTL, v, time.Second, maxAccessTTL) },
+	{"JWT_ACCESS_TOKEN_EXPIRES", "access-ttl", "TIME", "15m", func(c *config, v string) error { return setting.TTL(&c.accessTTL, v, time.Second, maxAccessTTL) },
 		"How long an access token is valid: a duration such as 15m, or seconds; at most 24h."},
-	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "TIME", "720h", func(c *config, v string) error { return setTTL(&c.refreshTTL, v, time.Second, tenYears) },
+	{"JWT_REFRESH_TOKEN_EXPIRES", "refresh-ttl", "TIME", "720h", func(c *config, v string) error { return setting.TTL(&c.refreshTTL, v, time.Second, setting.TenYears) },
 		"How long a session lasts after its last refresh: a duration, or seconds."},
-	{"SESSION_LIFETIME", "session-lifetime", "TIME", "4320h", func(c *config, v string) error { return setTTLOrZero(&c.sessionLife, v) },
+	{"SESSION_LIFETIME", "session-lifetime", "TIME", "4320h", func(c *config, v string) error { return setting.TTLOrZero(&c.sessionLife, v) },
 		"The longest that a session can live, however often it is refreshed: a duration, or seconds; 0 sets no limit. 4320h are 180 days."},
-	{"JWT_ENCODE_ISSUER", "issuer", "NAME", "", func(c *config, v string) error { return setName(&c.issuer, v) },
+	{"JWT_ENCODE_ISSUER", "issuer", "NAME", "", func(c *config, v string) error { return setting.Name(&c.issuer, v) },
 		"The issuer (iss) that userd writes into access tokens and requires of them. A password must not equal it."},
-	{"JWT_ENCODE_AUDIENCE", "audience", "NAME,...", "", func(c *config, v string) error { return setNames(&c.audience, v) },
+	{"JWT_ENCODE_AUDIENCE", "audience", "NAME,...", "", func(c *config, v string) error { return setting.Names(&c.audience, v) },
 		"The audience (aud) that userd writes into access tokens."},
-	{"JWT_DECODE_AUDIENCE", "accept-audience", "NAME,...", "", func(c *config, v string) error { return setNames(&c.accepted, v) },
+	{"JWT_DECODE_AUDIENCE", "accept-audience", "NAME,...", "", func(c *config, v string) error { return setting.Names(&c.accepted, v) },
 		"userd requires that an access token is for one of these. The default is JWT_ENCODE_AUDIENCE."},
-	{"PASSWORD_MIN_LENGTH", "password-min-length", "N", "8", func(c *config, v string) error { return setLength(&c.passwords.minimum, v) },
+	{"PASSWORD_MIN_LENGTH", "password-min-length", "N", "8", func(c *config, v string) error {
+		return setting.Number(&c.passwords.minimum, v, minPassword, maxMinPassword)
+	},
 		"The fewest characters of a new password, from 8 to 64. NIST SP 800-63B-4 requires 15 if the password is the only factor."},
 	{"REGISTRATION", "registration", "MODE", string(registrationOpen),
 		func(c *config, v string) error {
-			return setWord(&c.registration, v, registrationOpen, registrationInvite, registrationApproval, registrationClosed)
+			return setting.Word(&c.registration, v, registrationOpen, registrationInvite, registrationApproval, registrationClosed)
 		},
 		"Who can register: with open, everyone; with invite or closed, only users that an admin invites; with approval, everyone, but the user cannot log in until an admin approves it."},
-	{"EMAIL_DOMAINS", "email-domains", "NAME,...", "", func(c *config, v string) error { return setEmailDomains(&c.emailDomains, v) },
+	{"EMAIL_DOMAINS", "email-domains", "NAME,...", "", func(c *config, v string) error { return setting.EmailDomains(&c.emailDomains, v) },
 		"The only domains whose e-mail addresses can register without an invitation, such as example.com. A domain with a dot before it, such as .example.com, means all domains below it, but not itself."},
-	{"APP_URL", "app-url", "URL", "", func(c *config, v string) error { return setPublicURL(&c.appURL, v) },
+	{"APP_URL", "app-url", "URL", "", func(c *config, v string) error { return setting.PublicURL(&c.appURL, v) },
 		"The address of userd that clients use, such as https://id.example.com, for the links that admins make. In development, the default is the address to listen on. Otherwise no link can be made without it."},
-	{"RESET_URL", "reset-url", "URL", "", func(c *config, v string) error { return setPageURL(&c.pages.reset, v) },
+	{"RESET_URL", "reset-url", "URL", "", func(c *config, v string) error { return setting.PageURL(&c.pages.reset, v) },
 		"The page of an application that sets a new password, with {code} in place of the code: https://app.example.com/reset#{code}. The default is the built-in page below APP_URL."},
-	{"INVITE_URL", "invite-url", "URL", "", func(c *config, v string) error { return setPageURL(&c.pages.invite, v) },
+	{"INVITE_URL", "invite-url", "URL", "", func(c *config, v string) error { return setting.PageURL(&c.pages.invite, v) },
 		"The page of an application on which an invited user registers, with {code} in place of the code. The default is the built-in page below APP_URL."},
 	{"DIRECTORY", "directory", "full|names|self", string(directoryNames),
 		func(c *config, v string) error {
-			return setWord(&c.directory, v, directoryFull, directoryNames, directorySelf)
+			return setting.Word(&c.directory, v, directoryFull, directoryNames, directorySelf)
 		},
 		"What a member sees of other users: full (id, username and e-mail address), names (id and username) or self (nothing)."},
-	{"TRUSTED_PROXIES", "trusted-proxies", "CIDR,...", "", func(c *config, v string) error { return setNetworks(&c.trustedProxies, v) },
+	{"TRUSTED_PROXIES", "trusted-proxies", "CIDR,...", "", func(c *config, v string) error { return setting.Networks(&c.trustedProxies, v) },
 		"The proxies whose X-Forwarded-For and X-Request-Id userd believes."},
-	{"CORS_ORIGINS", "cors-origins", "ORIGIN,...", "", func(c *config, v string) error { return setOrigins(&c.corsOrigins, v) },
+	{"CORS_ORIGINS", "cors-origins", "ORIGIN,...", "", func(c *config, v string) error { return setting.Origins(&c.corsOrigins, v) },
 		"The origins, such as https://app.example.com, whose pages may call the API from a browser."},
 	{"RATE_LIMIT", "rate-limit", "on|off", string(rateLimitOn),
-		func(c *config, v string) error { return setWord(&c.rateLimit, v, rateLimitOn, rateLimitOff) },
+		func(c *config, v string) error { return setting.Word(&c.rateLimit, v, rateLimitOn, rateLimitOff) },
 		"Whether userd limits failed logins and the requests of each network; off is for load tests."},
-	{"EVENT_RETENTION", "event-retention", "TIME", "9600h", func(c *config, v string) error { return setTTLOrZero(&c.eventRetention, v) },
+	{"EVENT_RETENTION", "event-retention", "TIME", "9600h", func(c *config, v string) error { return setting.TTLOrZero(&c.eventRetention, v) },
 		"How long events are kept: a duration, or seconds; 0 keeps them forever. 9600h are 400 days."},
-	{"LOG_FORMAT", "log-format", "text|json", "", func(c *config, v string) error { return setWord(&c.logFormat, v, "", "text", "json") },
+	{"LOG_FORMAT", "log-format", "text|json", "", func(c *config, v string) error { return setting.Word(&c.logFormat, v, "", "text", "json") },
 		"The format of the log on standard error. Default: text on a terminal, otherwise json."},
-	{"LOG_LEVEL", "log-level", "LEVEL", "info", func(c *config, v string) error { return setLevel(&c.logLevel, v) },
+	{"LOG_LEVEL", "log-level", "LEVEL", "info", func(c *config, v string) error { return setting.Level(&c.logLevel, v) },
 		"The lowest level that is logged: debug, info, warn or error."},
 }
 
@@ -248,7 +252,7 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 			if o.value == "FILE" {
 				return usagef("%s: %v", from, err)
 			}
-			return usagef("%s=%q: %v", from, withoutSecrets(value), err)
+			return usagef("%s=%q: %v", from, setting.WithoutSecrets(value), err)
 		}
 	}
 	c.passwords.issuer = c.issuer
@@ -289,10 +293,10 @@ func (c *config) defaultAddr(standard string, getenv func(string) string) (strin
 	}
 	host, port = strings.Trim(cmp.Or(host, standardHost), "[]"), cmp.Or(port, standardPort)
 	if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
-		return "", usagef("HOST=%q: must be an IP address such as 0.0.0.0, or localhost; userd ignores HOST if ADDR is set", withoutSecrets(host))
+		return "", usagef("HOST=%q: must be an IP address such as 0.0.0.0, or localhost; userd ignores HOST if ADDR is set", setting.WithoutSecrets(host))
 	}
-	if err := checkPort(port); err != nil {
-		return "", usagef("PORT=%q: %v", withoutSecrets(port), err)
+	if err := setting.CheckPort(port); err != nil {
+		return "", usagef("PORT=%q: %v", setting.WithoutSecrets(port), err)
 	}
 	return net.JoinHostPort(host, port), nil
 }
@@ -301,7 +305,7 @@ func (c *config) defaultAddr(standard string, getenv func(string) string) (strin
 // path that begins like another URL: "file:app.db" would become the name of a file.
 func (c *config) setDatabase(v string) (err error) {
 	path := v
-	if urlScheme.MatchString(v) || connectionString.MatchString(v) {
+	if setting.IsURL(v) {
 		rest, ok := strings.CutPrefix(v, "sqlite://")
 		if !ok {
 			return errors.New("userd keeps its data in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path; if this is a path, begin it with ./")
@@ -343,7 +347,7 @@ func (x *secretSetting) read(getenv func(string) string) (secret []byte, from st
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return nil, "", usagef("%s: %v", fileSetting, fileError(err))
+		return nil, "", usagef("%s: %v", fileSetting, setting.FileError(err))
 	}
 	secret = []byte(strings.TrimRight(strings.TrimPrefix(string(data), byteOrderMark), "\r\n"))
 	if len(secret) == 0 {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"userd/internal/setting"
 )
 
 // An eventAnswer is an event as clients and the command line see it.
@@ -59,7 +61,7 @@ func (s *server) listEvents(x *exchange) error {
 		}
 	}
 	if q.Has("type") {
-		if err := setWord(&only.kind, q.Get("type"), eventTypes...); err != nil {
+		if err := setting.Word(&only.kind, q.Get("type"), eventTypes...); err != nil {
 			return badParameter("type", err.Error())
 		}
 	}

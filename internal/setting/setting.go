@@ -1,4 +1,17 @@
-package main
+// Package setting parses the values of settings: texts that an operator writes into the
+// environment, into a flag or into the query of a URL.
+//
+// Most functions check a text and store its value in their first argument, or return an error
+// and leave that argument in an undefined state. The error is a predicate about the value,
+// such as "must be HOST:PORT"; the caller puts the name of the setting before it. A list is a
+// text with commas between its elements. Its functions append to their first argument; they
+// drop empty elements, and the white space around others.
+//
+// Errors can end up in a log that other people read, so they repeat no possible secret:
+// an error about a list gives the number of the element. If the caller also prints a value,
+// it prints the result of [WithoutSecrets]. If the setting names a file, it prints no value
+// ([FileError]), because the operator may have set the secret itself.
+package setting
 
 import (
 	"errors"
@@ -17,13 +30,8 @@ import (
 	"time"
 )
 
-// Errors can end up in a log that other people read, so they repeat no possible secret. An
-// error about a setting that names a file omits the value, because an operator may have set
-// the secret itself (fileError). An error about another setting repeats only the result of
-// withoutSecrets. An error about an import file repeats only known names.
-
-// fileError returns why a file could not be read, without the name of the file.
-func fileError(err error) error {
+// FileError returns why a file could not be read, without the name of the file.
+func FileError(err error) error {
 	if failed, ok := errors.AsType[*fs.PathError](err); ok {
 		err = failed.Err
 	}
@@ -38,9 +46,13 @@ var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]+:|[^:/]*://)`)
 // such as "host=db password=x".
 var connectionString = regexp.MustCompile(`(?i)^//[^/]*@|\b(password|passwd|pwd)\s*=|[\r\n]`)
 
-// withoutSecrets returns a value without the parts that can hold a password: the user info
+// IsURL reports whether a value begins like a URL, or looks like the connection string of a
+// database, and so is not a path.
+func IsURL(v string) bool { return urlScheme.MatchString(v) || connectionString.MatchString(v) }
+
+// WithoutSecrets returns a value without the parts that can hold a password: the user info
 // and the query of a URL. If it cannot find these parts, it returns only the scheme.
-func withoutSecrets(v string) string {
+func WithoutSecrets(v string) string {
 	scheme := urlScheme.FindString(v)
 	if !strings.ContainsAny(v, "@?#;=\r\n") && !strings.Contains(v, "://") {
 		return v
@@ -57,19 +69,21 @@ func withoutSecrets(v string) string {
 	return scheme + "…"
 }
 
-func setHostPort(to *string, v string) error {
+// HostPort accepts HOST:PORT, whose host can be empty.
+func HostPort(to *string, v string) error {
 	_, port, err := net.SplitHostPort(v)
 	if err != nil {
 		return errors.New("must be HOST:PORT")
 	}
-	if err := checkPort(port); err != nil {
+	if err := CheckPort(port); err != nil {
 		return err
 	}
 	*to = v
 	return nil
 }
 
-func checkPort(port string) error {
+// CheckPort returns an error unless the text is the number of a port, or 0.
+func CheckPort(port string) error {
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 && port != "0" {
 		return errors.New("the port must be a number up to 65535")
 	}
@@ -87,64 +101,65 @@ func items(v string) (list []string) {
 	return list
 }
 
-// setFile accepts the name of a readable file, or nothing.
-func setFile(to *string, v string) (err error) {
+// File accepts the name of a readable file, or nothing.
+func File(to *string, v string) (err error) {
 	if v == "" {
 		return nil
 	}
 	if _, err := os.ReadFile(v); err != nil {
-		return fileError(err)
+		return FileError(err)
 	}
 	*to, err = filepath.Abs(v)
 	return err
 }
 
-const tenYears = 10 * 365 * 24 * time.Hour
+// TenYears is the longest duration that a setting can have.
+const TenYears = 10 * 365 * 24 * time.Hour
 
-// setTTL sets a Go duration or, as in Flask-JWT-Extended, a number of seconds: at
+// TTL sets a Go duration or, as in Flask-JWT-Extended, a number of seconds: at
 // least shortest, and at most longest.
-func setTTL(ttl *time.Duration, v string, shortest, longest time.Duration) error {
+func TTL(ttl *time.Duration, v string, shortest, longest time.Duration) error {
 	d, err := time.ParseDuration(v)
 	if err != nil {
 		d, err = time.ParseDuration(v + "s")
 	}
 	if err != nil || d < shortest || d > longest {
 		most := "ten years"
-		if longest < tenYears {
-			most = inHours(longest)
+		if longest < TenYears {
+			most = FormatTTL(longest)
 		}
-		return fmt.Errorf("must be a duration such as 90m, or seconds; from %s to %s", inHours(shortest), most)
+		return fmt.Errorf("must be a duration such as 90m, or seconds; from %s to %s", FormatTTL(shortest), most)
 	}
 	*ttl = d
 	return nil
 }
 
-// inHours returns a duration as setTTL accepts it: whole hours as 24h, not as 24h0m0s.
-func inHours(d time.Duration) string { return strings.Replace(d.String(), "h0m0s", "h", 1) }
+// FormatTTL returns a duration as [TTL] accepts it: whole hours as 24h, not as 24h0m0s.
+func FormatTTL(d time.Duration) string { return strings.Replace(d.String(), "h0m0s", "h", 1) }
 
-// setTTLOrZero is setTTL from a second to ten years, but also accepts 0, which means forever.
-func setTTLOrZero(ttl *time.Duration, v string) error {
+// TTLOrZero is TTL from a second to ten years, but also accepts 0, which means forever.
+func TTLOrZero(ttl *time.Duration, v string) error {
 	if v == "0" {
 		*ttl = 0
 		return nil
 	}
-	if setTTL(ttl, v, time.Second, tenYears) != nil {
+	if TTL(ttl, v, time.Second, TenYears) != nil {
 		return errors.New("must be a duration such as 9600h, or seconds; from 1s to ten years, or 0 for no limit")
 	}
 	return nil
 }
 
-// setWord accepts one of the words.
-func setWord[T ~string](to *T, v string, words ...T) error {
+// Word accepts one of the words.
+func Word[T ~string](to *T, v string, words ...T) error {
 	if !slices.Contains(words, T(v)) {
-		return fmt.Errorf("must be %s", orList(words))
+		return fmt.Errorf("must be %s", OrList(words))
 	}
 	*to = T(v)
 	return nil
 }
 
-// orList returns the words that are not empty as "a, b or c".
-func orList[T ~string](words []T) (list string) {
+// OrList returns the words that are not empty as "a, b or c".
+func OrList[T ~string](words []T) (list string) {
 	for i, w := range words {
 		switch {
 		case list == "":
@@ -158,40 +173,43 @@ func orList[T ~string](words []T) (list string) {
 	return list
 }
 
-// maxNames is the largest size of a name or a list of names, in bytes: a token with these
-// names must not exceed maxToken.
-const maxNames = 200
+// MaxNames is the largest size of a name or a list of names, in bytes. It bounds the size
+// of the tokens that contain them.
+const MaxNames = 200
 
-// setName accepts a name that JSON can hold without escapes (StringOrURI of RFC 7519
+// Name accepts a name that JSON can hold without escapes (StringOrURI of RFC 7519
 // section 2, in ASCII), or nothing.
-func setName(to *string, v string) error {
-	if len(v) > maxNames || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
-		return fmt.Errorf("must have at most %d bytes of ASCII, without spaces, quotes and backslashes", maxNames)
+func Name(to *string, v string) error {
+	if len(v) > MaxNames || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
+		return fmt.Errorf("must have at most %d bytes of ASCII, without spaces, quotes and backslashes", MaxNames)
 	}
 	*to = v
 	return nil
 }
 
-func setNames(to *[]string, v string) error {
+// Names accepts a list of what [Name] accepts.
+func Names(to *[]string, v string) error {
 	for _, item := range items(v) {
-		if err := setName(&item, item); err != nil || len(v) > maxNames {
-			return fmt.Errorf("must be a list of names, %d bytes in all, of ASCII without spaces, quotes and backslashes", maxNames)
+		if err := Name(&item, item); err != nil || len(v) > MaxNames {
+			return fmt.Errorf("must be a list of names, %d bytes in all, of ASCII without spaces, quotes and backslashes", MaxNames)
 		}
 		*to = append(*to, item)
 	}
 	return nil
 }
 
-func setLength(to *int, v string) error {
+// Number accepts an integer from lowest to highest.
+func Number(to *int, v string, lowest, highest int) error {
 	n, err := strconv.Atoi(v)
-	if err != nil || n < minPassword || n > maxMinPassword {
-		return fmt.Errorf("must be a number from %d to %d", minPassword, maxMinPassword)
+	if err != nil || n < lowest || n > highest {
+		return fmt.Errorf("must be a number from %d to %d", lowest, highest)
 	}
 	*to = n
 	return nil
 }
 
-func setLevel(to *slog.Level, v string) error {
+// Level accepts debug, info, warn or error.
+func Level(to *slog.Level, v string) error {
 	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
 	level, ok := levels[v]
 	if !ok {
@@ -201,8 +219,9 @@ func setLevel(to *slog.Level, v string) error {
 	return nil
 }
 
-// setNetworks accepts a list of addresses and CIDRs.
-func setNetworks(to *[]netip.Prefix, v string) error {
+// Networks accepts a list of addresses and CIDRs. It turns IPv4 addresses that are mapped to
+// IPv6 into IPv4, so a client's address must be compared as IPv4 too.
+func Networks(to *[]netip.Prefix, v string) error {
 	for i, item := range items(v) {
 		prefix, err := netip.ParsePrefix(item)
 		if address, notAddress := netip.ParseAddr(item); notAddress == nil {
@@ -211,7 +230,7 @@ func setNetworks(to *[]netip.Prefix, v string) error {
 		if err != nil {
 			return fmt.Errorf("element %d is neither an address nor a CIDR such as 10.0.0.0/8", i+1)
 		}
-		if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 { // userd compares client addresses as IPv4
+		if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 {
 			prefix = netip.PrefixFrom(a.Unmap(), prefix.Bits()-96)
 		}
 		*to = append(*to, prefix.Masked())
@@ -219,9 +238,9 @@ func setNetworks(to *[]netip.Prefix, v string) error {
 	return nil
 }
 
-// setOrigins accepts origins as browsers write them (RFC 6454 section 6.2), because
-// userd compares them as text.
-func setOrigins(to *[]string, v string) error {
+// Origins accepts a list of origins as browsers write them (RFC 6454 section 6.2), which can
+// be compared as text.
+func Origins(to *[]string, v string) error {
 	for i, item := range items(v) {
 		u, err := url.Parse(item)
 		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || strings.ContainsRune(item, '*') ||
@@ -242,8 +261,8 @@ func isDomain(name string) bool {
 	return len(name) <= 253 && notAddress != nil && regexp.MustCompile(`^(`+label+`\.)+`+label+`$`).MatchString(name)
 }
 
-// setEmailDomains accepts domain names, each with or without a dot before it.
-func setEmailDomains(to *[]string, v string) error {
+// EmailDomains accepts a list of domain names, each with or without a dot before it.
+func EmailDomains(to *[]string, v string) error {
 	for i, name := range items(strings.ToLower(v)) {
 		if !isDomain(strings.TrimPrefix(name, ".")) {
 			return fmt.Errorf("element %d is not a domain name such as example.com or .example.com, in ASCII (xn--…)", i+1)
@@ -253,11 +272,11 @@ func setEmailDomains(to *[]string, v string) error {
 	return nil
 }
 
-// checkEmailDomain returns what is wrong with the domain of an address that registers
-// without an invitation, or "". The domain is the text after the last @. An element of
-// domains with a dot before it matches all names below it, but not the domain itself. An
+// CheckEmailDomain returns what is wrong with an e-mail address that must be at one of the
+// domains, which [EmailDomains] accepted, or "". The domain is the text after the last @. An
+// element of domains with a dot before it matches all names below it, but not the domain itself. An
 // empty list matches every domain.
-func checkEmailDomain(email string, domains []string) string {
+func CheckEmailDomain(email string, domains []string) string {
 	name := strings.ToLower(email[strings.LastIndexByte(email, '@')+1:])
 	matches := func(domain string) bool {
 		return name == domain || domain[0] == '.' && strings.HasSuffix(name, domain)
@@ -265,7 +284,7 @@ func checkEmailDomain(email string, domains []string) string {
 	if len(domains) == 0 || slices.ContainsFunc(domains, matches) {
 		return ""
 	}
-	return "must be an address at " + orList(domains)
+	return "must be an address at " + OrList(domains)
 }
 
 // parsePublicURL reads a URL of a page or a server: https://, or http:// with a loopback
@@ -283,9 +302,9 @@ func parsePublicURL(v string) (*url.URL, error) {
 	return u, nil
 }
 
-// setPublicURL accepts the URL of a server, also one with a path below which the server
+// PublicURL accepts the URL of a server, also one with a path below which the server
 // is, or an empty value. It removes slashes at the end.
-func setPublicURL(to *string, v string) error {
+func PublicURL(to *string, v string) error {
 	if v == "" {
 		return nil
 	}
@@ -299,8 +318,8 @@ func setPublicURL(to *string, v string) error {
 	return err
 }
 
-// setPageURL accepts the URL of a page that contains {code} once, or an empty value.
-func setPageURL(to *string, v string) error {
+// PageURL accepts the URL of a page that contains {code} once, or an empty value.
+func PageURL(to *string, v string) error {
 	if v == "" {
 		return nil
 	}
@@ -314,9 +333,9 @@ func setPageURL(to *string, v string) error {
 	return err
 }
 
-// setDomains accepts names that userd can get a certificate for by ACME: in ASCII,
-// and without wildcards, which need a challenge in the DNS.
-func setDomains(to *[]string, v string) error {
+// Domains accepts a list of names that can get a certificate by ACME: in ASCII, and without
+// wildcards, which need a challenge in the DNS.
+func Domains(to *[]string, v string) error {
 	for i, name := range items(strings.ToLower(v)) {
 		if !isDomain(name) {
 			return fmt.Errorf("element %d is not a domain name such as example.com, in ASCII (xn--…) and without *", i+1)
@@ -328,9 +347,9 @@ func setDomains(to *[]string, v string) error {
 	return nil
 }
 
-// setHTTPS accepts a URL that begins with https://, as those of ACME directories do
+// HTTPS accepts a URL that begins with https://, as those of ACME directories do
 // (RFC 8555 section 7.1.1).
-func setHTTPS(to *string, v string) error {
+func HTTPS(to *string, v string) error {
 	u, err := url.Parse(v)
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
 		return errors.New("must be an address that begins with https://, without a user")
