@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -10,16 +11,21 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"net/http"
 	"net/netip"
 	neturl "net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"userd/internal/rows"
 	"userd/internal/setting"
+	"userd/internal/strictjson"
 	"userd/internal/terminal"
 )
 
@@ -382,4 +388,92 @@ func (c *cli) progress(what string, total int64) *terminal.Progress {
 		return terminal.NewProgress(f, what, total)
 	}
 	return nil
+}
+
+// openInput opens a file, or standard input if the name is -.
+func (c *cli) openInput(name string) (io.ReadCloser, error) {
+	if name == "-" {
+		return io.NopCloser(c.stdin), nil
+	}
+	return os.Open(name)
+}
+
+// importedRows returns the rows of a file for user import. A row has at most the size of a
+// request's body, which also holds one user.
+func importedRows(in io.Reader) (*rows.Reader, error) {
+	buffered := bufio.NewReaderSize(in, 1<<16)
+	if mark, _ := buffered.Peek(len(byteOrderMark)); string(mark) == byteOrderMark {
+		buffered.Discard(len(byteOrderMark))
+	}
+	return rows.NewReader(buffered, rows.Format{MaxRow: maxBody, Columns: importFields, Object: importObject})
+}
+
+// exportColumns are the columns of an export, in order.
+var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at", "email_verified_at", "pending"}
+
+// importColumns are the columns that an import knows.
+var importColumns = append([]string{"password"}, exportColumns...)
+
+// djangoColumns maps the columns of Django's table auth_user to the fields of a
+// row. Those that map to "" are ignored.
+var djangoColumns = map[string]string{
+	"id": "id", "username": "username", "email": "email", "password": "password_hash", "date_joined": "created_at", "last_login": "last_login_at",
+	"is_superuser": "is_superuser", "is_active": "is_active", "first_name": "", "last_name": "", "is_staff": "",
+}
+
+// importFields returns the field that each column of a CSV file fills. If the file has no
+// header, the error repeats nothing of the first row, which has a user's address and hash.
+func importFields(header []string) ([]string, error) {
+	if !slices.Contains(header, "username") || !slices.Contains(header, "email") {
+		return nil, errors.New("the first row must be a header with at least the columns username and email: see userd help user import")
+	}
+	django := slices.Contains(header, "date_joined")
+	fields := make([]string, len(header))
+	for i, column := range header {
+		known := slices.Contains(importColumns, column)
+		if fields[i] = column; django {
+			fields[i], known = djangoColumns[column]
+		}
+		if !known {
+			return nil, fmt.Errorf("unknown column %q: see userd help user import", column)
+		}
+		if slices.Contains(header[:i], column) {
+			return nil, fmt.Errorf("column %q appears twice", column)
+		}
+	}
+	return fields, nil
+}
+
+// importObject returns the fields of one JSON object, or its problem. The problem names an
+// unknown member only if the object has a username or an email: the names of the members of
+// other objects can be addresses.
+func importObject(object []byte) (fields map[string]string, problem string) {
+	fields = make(map[string]string)
+	unknown := ""
+	err := strictjson.Members(object, func(name string, value []byte) error {
+		if !slices.Contains(importColumns, name) {
+			unknown = cmp.Or(unknown, fmt.Sprintf("unknown member %q", shorten(name)))
+			return nil
+		}
+		var text string // stays empty for null
+		if json.Unmarshal(value, &text) != nil {
+			if slices.Contains([]string{"username", "email", "password", "password_hash", "role"}, name) {
+				return fmt.Errorf("%s must be a string", name)
+			}
+			text = string(value) // of an id, a time or a boolean
+		}
+		fields[name] = text
+		return nil
+	})
+	_, named := fields["username"]
+	_, addressed := fields["email"]
+	switch {
+	case !named && !addressed && unknown != "":
+		return nil, "has neither username nor email"
+	case err != nil:
+		return nil, err.Error()
+	case unknown != "":
+		return nil, unknown
+	}
+	return fields, ""
 }

@@ -277,12 +277,6 @@ func userDelete(ctx context.Context, c *cli) error {
 	return err
 }
 
-// exportColumns are the columns of an export, in order.
-var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at", "email_verified_at", "pending"}
-
-// importColumns are the columns that an import knows.
-var importColumns = append([]string{"password"}, exportColumns...)
-
 func userExport(f *flag.FlagSet) action {
 	ndjson := f.Bool("ndjson", false, "Write one JSON object a line instead of CSV.")
 	return func(ctx context.Context, c *cli) error {

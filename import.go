@@ -11,7 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
+
+	"userd/internal/passhash"
 	"userd/internal/terminal"
 )
 
@@ -103,6 +106,69 @@ func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial boo
 	return insert(m)
 }
 
+// An importRow is one user of an import file, with the number and the end of its rows.Row.
+type importRow struct {
+	number   int
+	end      int64 // bytes
+	user     user
+	password string // to be hashed; empty if hash is given
+	hash     string
+}
+
+// set fills the row from its fields, by name, and returns its problem, or "".
+func (r *importRow) set(fields map[string]string, policy passwordPolicy) (problem string) {
+	wrong := make(fieldErrors)
+	truth := func(name string) bool {
+		switch strings.ToLower(fields[name]) {
+		case "", "false", "f", "0":
+			return false
+		case "true", "t", "1":
+			return true
+		}
+		wrong.add(name, "must be true or false")
+		return false
+	}
+	seconds := func(name string) int64 {
+		n, ok := parseTime(fields[name])
+		if !ok {
+			wrong.add(name, "must be a time such as 2026-01-31T12:00:00Z")
+		}
+		return n
+	}
+	u := &r.user
+	u.username, u.email, u.role = trimName(fields["username"]), trimName(fields["email"]), role(cmp.Or(fields["role"], string(member)))
+	wrong.add("username", checkUsername(u.username))
+	wrong.add("email", checkEmail(u.email))
+	r.password, r.hash = fields["password"], fields["password_hash"]
+	switch {
+	case r.password == "" && r.hash == "":
+		wrong.add("password", "and password_hash are both empty")
+	case r.password != "" && r.hash != "":
+		wrong.add("password", "and password_hash are both given")
+	case r.password != "":
+		wrong.add("password", policy.check(r.password, u.username, u.email))
+	case !passhash.Known(r.hash):
+		wrong.add("password_hash", "has an unknown format")
+	}
+	if v := fields["id"]; v != "" {
+		var err error
+		if u.id, err = parseID(v); err != nil || u.id > maxID {
+			wrong.add("id", "must be an integer from 1 to 2^52-1")
+		}
+	}
+	wrong.add("role", checkRole(u.role))
+	if truth("is_superuser") {
+		u.role = admin
+	}
+	u.disabled = truth("disabled") || fields["is_active"] != "" && !truth("is_active")
+	u.createdAt, u.updatedAt, u.lastLoginAt = seconds("created_at"), seconds("updated_at"), seconds("last_login_at")
+	u.emailVerifiedAt, u.pending = seconds("email_verified_at"), truth("pending")
+	if err := wrong.err(); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
 // An importer is one run of user import. It holds the good rows in a temporary
 // table, outside the database and its locks, until insert moves all of them.
 type importer struct {
@@ -174,24 +240,24 @@ func (m *importer) read(ctx context.Context, in io.Reader) error {
 // readRows adds the rows of in that have a hash, and calls hash with those that
 // have a password.
 func (m *importer) readRows(ctx context.Context, in io.Reader, hash func(importRow)) error {
-	file, err := newRows(in)
+	file, err := importedRows(in)
 	if err != nil {
 		return err
 	}
-	for number := file.number; ; number++ {
-		fields, problem, err := file.next()
-		r := importRow{number: number, end: file.file.rowEnd}
-		if err == nil && problem == "" && fields != nil {
-			problem = r.set(fields, m.passwords)
+	for {
+		row, err := file.Next()
+		r := importRow{number: row.Number, end: row.End}
+		if err == nil && row.Problem == "" && row.Fields != nil {
+			row.Problem = r.set(row.Fields, m.passwords)
 		}
 		switch {
 		case err == io.EOF:
 			return nil
 		case err != nil:
-			return fmt.Errorf("row %d: %w", number, err) // the start of the next row is unknown
-		case problem != "":
-			err = m.report(ctx, number, problem)
-		case fields == nil: // an empty row
+			return fmt.Errorf("row %d: %w", row.Number, err) // the start of the next row is unknown
+		case row.Problem != "":
+			err = m.report(ctx, row.Number, row.Problem)
+		case row.Fields == nil: // an empty row
 		case r.password == "":
 			err = m.add(ctx, r)
 		default:
@@ -428,12 +494,4 @@ func (m *importer) tryInsert(ctx context.Context) error {
 		err = m.exec(ctx, `PRAGMA wal_checkpoint(PASSIVE)`)
 	}
 	return err
-}
-
-// openInput opens a file, or standard input if the name is -.
-func (c *cli) openInput(name string) (io.ReadCloser, error) {
-	if name == "-" {
-		return io.NopCloser(c.stdin), nil
-	}
-	return os.Open(name)
 }
