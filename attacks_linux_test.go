@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"userd/internal/sqlitefile"
 )
 
 // nobody is the id of the user nobody. It owns the directories in which root works, and
@@ -384,13 +386,13 @@ func wantUsers(t *testing.T, path string, names ...string) {
 		t.Error(err)
 		return
 	}
-	db, err := sql.Open("sqlite", dsn(path, "mode=ro", "immutable=1"))
+	db, err := sql.Open("sqlite", sqlitefile.DSN(path, "mode=ro", "immutable=1"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	found, err := collect(t.Context(), db, `SELECT username FROM user ORDER BY id`)
-	if damage, checkErr := checkIntegrity(t.Context(), db, 1); err != nil || checkErr != nil || len(damage) > 0 || !slices.Equal(found, names) {
+	found, err := sqlitefile.Findings(t.Context(), db, `SELECT username FROM user ORDER BY id`)
+	if damage, checkErr := sqlitefile.CheckIntegrity(t.Context(), db, 1); err != nil || checkErr != nil || len(damage) > 0 || !slices.Equal(found, names) {
 		t.Errorf("%s has the users %q, %v, and the damage %q, %v; want %q", path, found, err, damage, checkErr, names)
 	}
 	if owner := ownerAt(t, path); owner != os.Getuid() {

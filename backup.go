@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"userd/internal/safefile"
+	"userd/internal/sqlitefile"
 	"userd/internal/terminal"
 )
 
@@ -30,12 +31,12 @@ func backup(ctx context.Context, c *cli) error {
 		return err
 	}
 	// Not read-only: SQLite would leave a -wal and a -shm file if no server runs.
-	if quiet, err := isQuiet(c.database); err == nil && quiet {
+	if quiet, err := sqlitefile.IsQuiet(c.database); err == nil && quiet {
 		if _, err := checkWritable(c.database); err != nil {
 			return pathError(c.database, err)
 		}
 	}
-	db, err := sql.Open("sqlite", dsn(c.database, "mode=rw", "_busy_timeout=5000"))
+	db, err := sql.Open("sqlite", sqlitefile.DSN(c.database, "mode=rw", "_busy_timeout=5000"))
 	if err != nil {
 		return err
 	}
@@ -99,7 +100,7 @@ func (c *cli) backupElsewhere(reader, owner *safefile.User) error {
 	if err := to.Publish(filepath.Base(path)); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "%s: %s\n", name, plural(sizeOf(to.File), "byte"))
+	_, err = fmt.Fprintf(c.stdout, "%s: %s\n", name, plural(safefile.Size(to.File), "byte"))
 	return err
 }
 
@@ -122,63 +123,11 @@ func sendCopy(ctx context.Context, c *cli, copied *databaseCopy) (err error) {
 	if err != io.EOF {
 		return fmt.Errorf("writing to standard output: %w", err)
 	}
-	if f, ok := c.stdout.(*os.File); ok && sizeOf(f) > 0 {
+	if f, ok := c.stdout.(*os.File); ok && safefile.Size(f) > 0 {
 		return nil // the caller knows the file's name; backupElsewhere prints it
 	}
 	_, err = fmt.Fprintf(c.stderr, "standard output: %s\n", copied)
 	return err
-}
-
-// A databaseCopy is a checked copy of a database that has only a temporary name.
-type databaseCopy struct {
-	file  *safefile.Temp
-	users int
-	bytes int64
-}
-
-func (d *databaseCopy) String() string {
-	return plural(d.users, "user") + ", " + plural(d.bytes, "byte")
-}
-
-// copyToTemp writes a consistent copy of a database into a new file in the
-// directory of path, checks it as a database, and syncs it. Others can write at
-// the same time: the copy is one long read, and what they write stays in the
-// write-ahead log meanwhile.
-func copyToTemp(ctx context.Context, db *sql.DB, path string, p *terminal.Progress) (_ *databaseCopy, err error) {
-	// SQLite would create the file with mode 0644, but accepts an empty one.
-	f, err := safefile.CreateTemp(path)
-	if err != nil {
-		return nil, err
-	}
-	copied := &databaseCopy{file: f}
-	defer func() {
-		if err != nil {
-			f.Discard()
-		}
-	}()
-	var size int64
-	err = db.QueryRowContext(ctx, `SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size`).Scan(&size)
-	if err != nil {
-		return nil, err
-	}
-	p.Next("copying the database, in MB", size)
-	defer p.End()
-	stop := p.Watch(func() int64 { return sizeOf(f.File) })
-	_, err = db.ExecContext(ctx, `VACUUM INTO ?`, f.Name())
-	stop()
-	if err != nil {
-		return nil, err
-	}
-	p.Next("checking the copy", 0)
-	if copied.users, err = checkCopy(ctx, f.Name()); err != nil {
-		return nil, fmt.Errorf("the copy is damaged: %w", err)
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	copied.bytes = info.Size()
-	return copied, f.Sync() // VACUUM INTO does not
 }
 
 // idGap is how many ids a restore skips if it cannot know which were given out
@@ -275,7 +224,7 @@ func checkRestore(from, path string) (exists bool, err error) {
 		return false, fmt.Errorf("%s is not a backup: it has an unfinished transaction in %[1]s-journal", from)
 	}
 	if exists {
-		return true, checkLogOwners(path)
+		return true, sqlitefile.CheckLogOwners(path)
 	}
 	return false, nil
 }
@@ -305,8 +254,8 @@ func readBackup(from string, to *safefile.Temp, p *terminal.Progress) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	p.Next("reading the backup, in MB", sizeOf(f))
-	defer p.Watch(func() int64 { return sizeOf(to.File) })()
+	p.Next("reading the backup, in MB", safefile.Size(f))
+	defer p.Watch(func() int64 { return safefile.Size(to.File) })()
 	return copyUnchanged(files, to)
 }
 
@@ -348,7 +297,7 @@ func copyUnchanged(files map[string]*os.File, to *safefile.Temp) error {
 // prepareRestore makes the file that is to replace the database at path: a copy
 // of from, with ids that follow those of the previous database, and its owner.
 func prepareRestore(ctx context.Context, from, path string, previous *lockedDatabase, p *terminal.Progress) (_ *databaseCopy, err error) {
-	db, _, err := openToRead(from)
+	db, _, err := sqlitefile.OpenToRead(from)
 	if err != nil {
 		return nil, err
 	}
@@ -433,7 +382,7 @@ func lockDatabase(ctx context.Context, path string) (_ *lockedDatabase, err erro
 	if err == nil {
 		err = db.QueryRowContext(ctx, `PRAGMA journal_mode`).Scan(&mode)
 	}
-	if isDamaged(err) {
+	if sqlitefile.IsDamaged(err) {
 		// A change of the journal mode reads the schema, which is damaged. An exclusive
 		// lock does not. It must be the connection's first statement: only then it fails
 		// if another process has the write-ahead log open.
@@ -445,7 +394,7 @@ func lockDatabase(ctx context.Context, path string) (_ *lockedDatabase, err erro
 			db.Close()
 		}
 	}()
-	if isBusy(err) || mode == "wal" { // another process opened it between the two statements
+	if sqlitefile.IsBusy(err) || mode == "wal" { // another process opened it between the two statements
 		return nil, fmt.Errorf("%s is in use: stop the server and every other program that has it open", path)
 	}
 	var owner, tables int
@@ -455,7 +404,7 @@ func lockDatabase(ctx context.Context, path string) (_ *lockedDatabase, err erro
 	if err == nil && owner != applicationID && (owner != 0 || tables > 0) {
 		return nil, fmt.Errorf("%s is another program's database or the Flask tutorial's; move it away and restore again", path)
 	}
-	if err != nil && !isDamaged(err) {
+	if err != nil && !sqlitefile.IsDamaged(err) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	locked := &lockedDatabase{db: db}
@@ -469,7 +418,7 @@ func lockDatabase(ctx context.Context, path string) (_ *lockedDatabase, err erro
 // openLocked opens a database, on one connection, and runs the statements that
 // lock it. The caller closes db, also after an error.
 func openLocked(ctx context.Context, path, statements string) (db *sql.DB, err error) {
-	if db, err = sql.Open("sqlite", dsn(path, "mode=rw")); err != nil { // synchronous=FULL is SQLite's default
+	if db, err = sql.Open("sqlite", sqlitefile.DSN(path, "mode=rw")); err != nil { // synchronous=FULL is SQLite's default
 		return db, err
 	}
 	db.SetMaxOpenConns(1)
@@ -481,7 +430,7 @@ func openLocked(ctx context.Context, path, statements string) (db *sql.DB, err e
 // previous database gave out: other programs, and tokens that are still valid,
 // refer to those.
 func raiseIDs(ctx context.Context, path string, previous *lockedDatabase) error {
-	db, err := sql.Open("sqlite", dsn(path, "mode=rw", "_synchronous=FULL"))
+	db, err := sql.Open("sqlite", sqlitefile.DSN(path, "mode=rw", "_synchronous=FULL"))
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"userd/internal/safefile"
+	"userd/internal/sqlitefile"
 )
 
 // manyUsers is what makes a copy take a while.
@@ -32,7 +33,7 @@ const manyUsers = `
 func makeLargeStore(t *testing.T, names ...string) (path string) {
 	t.Helper()
 	path = makeStore(t, names...)
-	db, err := sql.Open("sqlite", dsn(path))
+	db, err := sql.Open("sqlite", sqlitefile.DSN(path))
 	if err == nil {
 		_, err = db.Exec(manyUsers + `; UPDATE counter SET user_id = 10000`)
 	}
@@ -910,45 +911,6 @@ func TestARestoreKilledAtAnyInstant(t *testing.T) {
 	t.Logf("found %v", found)
 }
 
-// The server's start, backup, restore and check all use this.
-func TestCheckIntegrity(t *testing.T) {
-	t.Parallel()
-	noise := bytes.Repeat([]byte{0xa5}, 4096)
-	for _, c := range []struct {
-		claim string
-		spoil func(path string)
-		most  int
-		want  []string // the beginnings of the findings
-	}{
-		{"nothing in a sound file", func(string) {}, 100, nil},
-		{"one finding of several", func(path string) { damage(t, path, firstPage(t, path, "user_email"), noise) }, 1, []string{"Tree "}},
-		{"all findings, and that SQLite gave up", func(path string) { damage(t, path, firstPage(t, path, "user_email"), noise) }, 100,
-			[]string{"Tree ", "wrong # of entries in index user_email", "database disk image is malformed"}},
-		{"a file that SQLite cannot read", func(path string) { damage(t, path, 100, noise[:3000]) }, 1, []string{"database disk image is malformed"}},
-	} {
-		t.Run(c.claim, func(t *testing.T) {
-			path := makeStore(t, "ann")
-			c.spoil(path)
-			db, _, err := openToRead(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer db.Close()
-			findings, err := checkIntegrity(t.Context(), db, c.most)
-			if err != nil || !slices.EqualFunc(findings, c.want, strings.HasPrefix) {
-				t.Errorf("got %q, %v", findings, err)
-			}
-		})
-	}
-	t.Run("an error if it is interrupted", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if findings, err := openTestStore(t, makeStore(t)).checkIntegrity(ctx); err == nil || len(findings) > 0 {
-			t.Errorf("got %q, %v", findings, err)
-		}
-	})
-}
-
 func TestACheckTellsWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	noise := bytes.Repeat([]byte{0xa5}, 4096)
@@ -968,7 +930,7 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 		{"a damaged hash", sql(`UPDATE user SET password_hash = '$argon2id$' WHERE id = 2`), []string{"user 2 cannot log in: the format of the password hash is unknown"}},
 		{"no hash", sql(`PRAGMA writable_schema = ON`, `UPDATE sqlite_schema SET sql = replace(sql, 'password_hash VARCHAR(128) NOT NULL', 'password_hash VARCHAR(128)') WHERE name = 'user'`,
 			`PRAGMA writable_schema = RESET`, `UPDATE user SET password_hash = NULL WHERE id = 2`), []string{"user 2 cannot log in: the format of the password hash is unknown"}},
-		{"many unknown hashes", sql(manyUsers, `UPDATE user SET password_hash = 'md5'`), []string{"user 1 cannot log in: the format of the password hash is unknown", moreFindings}},
+		{"many unknown hashes", sql(manyUsers, `UPDATE user SET password_hash = 'md5'`), []string{"user 1 cannot log in: the format of the password hash is unknown", sqlitefile.MoreFindings}},
 		{"a counter behind the users", sql(`UPDATE counter SET user_id = 1`), []string{"the counter of user ids is at 1, but user 2 exists"}},
 		{"no counter", sql(`DELETE FROM counter`), []string{"the counter of user ids is missing"}},
 		{"a key that is too short", sql(`INSERT INTO signing_key (kid, secret, created_at) VALUES ('k', x'00', 1)`), []string{"signing key k has 1 bytes instead of at least 32"}},
@@ -981,7 +943,7 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 			[]string{"event 1 has text instead of integer in at and blob instead of text in address", "secret n has integer instead of blob in value"}},
 		{"a trigger", sql(promote), []string{`trigger "promote" on table "session" uses a table of userd`}},
 		{"two things", sql(`DROP INDEX user_username`, `UPDATE counter SET user_id = 1`), []string{"index user_username is missing", "but user 2 exists"}},
-		{"many of one", sql(manyUsers, `UPDATE user SET role = 'king'`), []string{"user 1 has the unknown role 'king'", moreFindings}},
+		{"many of one", sql(manyUsers, `UPDATE user SET role = 'king'`), []string{"user 1 has the unknown role 'king'", sqlitefile.MoreFindings}},
 		{"a damaged index", func(t *testing.T, path string) { damage(t, path, firstPage(t, path, "user_email"), noise) }, []string{"page"}},
 		{"a damaged table", func(t *testing.T, path string) { damage(t, path, firstPage(t, path, "user"), noise) }, []string{"malformed"}},
 		{"a damaged schema", func(t *testing.T, path string) { damage(t, path, 100, noise[:3000]) }, []string{"malformed"}},
@@ -1019,7 +981,7 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 					t.Errorf("check does not say %q: %s%s", says, out, stderr)
 				}
 			}
-			if n := strings.Count(out, "\n"); n < len(c.says) || n > mostFindings+2 || !strings.Contains(stderr, ": "+plural(n, "finding")+"\n") {
+			if n := strings.Count(out, "\n"); n < len(c.says) || n > sqlitefile.MostFindings+2 || !strings.Contains(stderr, ": "+plural(n, "finding")+"\n") {
 				t.Errorf("%d lines: %s%s", n, out, stderr)
 			}
 			if after := snapshot(t, filepath.Dir(path)); after != before {

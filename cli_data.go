@@ -25,6 +25,7 @@ import (
 
 	"userd/internal/rows"
 	"userd/internal/setting"
+	"userd/internal/sqlitefile"
 	"userd/internal/strictjson"
 	"userd/internal/terminal"
 )
@@ -270,7 +271,7 @@ func checkNoted(v *verification) error {
 // nothing and blocks no writer.
 func check(ctx context.Context, c *cli) error {
 	// SQLite's own check describes damage better than this error does.
-	if err := mustBeUserds(ctx, c.database); err != nil && !isDamaged(err) {
+	if err := mustBeUserds(ctx, c.database); err != nil && !sqlitefile.IsDamaged(err) {
 		return err
 	}
 	for {
@@ -280,7 +281,7 @@ func check(ctx context.Context, c *cli) error {
 		if err != nil {
 			return fmt.Errorf("checking %s: %w", c.database, err)
 		}
-		if still, err := isQuiet(c.database); quiet && (err != nil || !still) {
+		if still, err := sqlitefile.IsQuiet(c.database); quiet && (err != nil || !still) {
 			continue // a server began to write while the file was read as if it did not change
 		}
 		for _, line := range x.findings {

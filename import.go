@@ -15,6 +15,8 @@ import (
 	"sync"
 
 	"userd/internal/passhash"
+	"userd/internal/safefile"
+	"userd/internal/sqlitefile"
 	"userd/internal/terminal"
 )
 
@@ -80,7 +82,7 @@ func (c *cli) importNew(ctx context.Context, in io.Reader, dryRun, partial bool)
 func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial bool, insert func(*importer) error) error {
 	size := int64(0)
 	if f, ok := in.(*os.File); ok {
-		size = sizeOf(f)
+		size = safefile.Size(f)
 	}
 	m, err := newImporter(ctx, c)
 	if err != nil {
@@ -296,7 +298,7 @@ func (m *importer) moveTo(ctx context.Context, to *importer) error {
 	var r importRow
 	var failed error
 	u := &r.user
-	err := scanQuery(ctx, m.db.conn, `
+	err := sqlitefile.Scan(ctx, m.db.conn, `
 		SELECT rowid, coalesce(id, 0), username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
 			email_verified_at, pending
 		FROM import`,
@@ -415,7 +417,7 @@ func (m *importer) insert(ctx context.Context, partial bool) error {
 			m.store.wrote.Store(true) // the store has another connection
 			return m.conclude("imported "+plural(m.good, "user"), "left out ")
 		}
-		if !isDuplicate(err) && !errors.Is(err, errDuplicate) || attempt == 5 {
+		if !sqlitefile.IsDuplicate(err) && !errors.Is(err, errDuplicate) || attempt == 5 {
 			return fmt.Errorf("importing: %w", err)
 		}
 		// Meanwhile a server has added a user with one of these names.

@@ -1,22 +1,18 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
-	"userd/internal/safefile"
-	"userd/internal/terminal"
+	"userd/internal/passhash"
+	"userd/internal/sqlitefile"
 )
 
 // A fileKind is what inspect finds at a path.
@@ -35,10 +31,10 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 	if empty || err != nil {
 		return kindNone, err
 	}
-	if err := checkLogOwners(path); err != nil {
+	if err := sqlitefile.CheckLogOwners(path); err != nil {
 		return kindNone, err
 	}
-	db, _, err := openToRead(path)
+	db, _, err := sqlitefile.OpenToRead(path)
 	if err != nil {
 		return kindNone, err
 	}
@@ -49,10 +45,10 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 		FROM pragma_application_id AS a, pragma_user_version AS v`
 	var owner, version, tables int
 	err = db.QueryRowContext(ctx, about).Scan(&owner, &version, &tables)
-	if isUnfinished(err) {
+	if sqlitefile.IsUnfinished(err) {
 		// A killed process left a rollback journal: SQLite must first undo its transaction.
 		db.Close()
-		if db, err = sql.Open("sqlite", dsn(path, "mode=rw", "_busy_timeout=5000")); err != nil {
+		if db, err = sql.Open("sqlite", sqlitefile.DSN(path, "mode=rw", "_busy_timeout=5000")); err != nil {
 			return kindNone, err
 		}
 		err = db.QueryRowContext(ctx, about).Scan(&owner, &version, &tables)
@@ -78,8 +74,6 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 	}
 	return kindUserd, nil
 }
-
-var errOtherProgram = errors.New("this is another program's database")
 
 // inspectFile reports whether the file at a path is empty or does not exist. It
 // returns an error if the file cannot be a database.
@@ -115,24 +109,6 @@ func inspectFile(path string) (empty bool, err error) {
 	return false, nil
 }
 
-// checkLogOwners returns an error if the -wal or -journal of a database belongs to a user
-// other than the owner of the database, the user of this process, or root. SQLite would
-// write its contents into the database, so a user who can only make files in the directory
-// could change the database.
-func checkLogOwners(path string) error {
-	path, err := filepath.EvalSymlinks(path) // SQLite puts the -wal next to a link's target
-	if err != nil {
-		return err
-	}
-	file, err := os.Stat(path)
-	for _, suffix := range []string{"-wal", "-journal"} {
-		if log, missing := os.Lstat(path + suffix); err == nil && missing == nil && !safefile.OwnedBy(log, file) {
-			err = fmt.Errorf("%s%s belongs to another user than %[1]s: find out who put it there, and move it away", path, suffix)
-		}
-	}
-	return err
-}
-
 // readFirstPages reads the first page of each table of a schema version, to find
 // gross damage before any request is served.
 func readFirstPages(ctx context.Context, db *sql.DB, version int) error {
@@ -163,312 +139,164 @@ func readFirstPages(ctx context.Context, db *sql.DB, version int) error {
 	return nil
 }
 
-// openToRead opens a database without changing it. If quiet is true, the results of
-// queries are valid only if the database is still quiet after them.
-func openToRead(path string) (db *sql.DB, quiet bool, err error) {
-	params := []string{"mode=ro", "_busy_timeout=5000"}
-	quiet, err = isQuiet(path)
-	if err != nil {
-		return nil, false, err
-	}
-	if quiet {
-		params = append(params, "immutable=1")
-	}
-	db, err = sql.Open("sqlite", dsn(path, params...))
-	return db, quiet, err
-}
-
-// isQuiet reports whether the database is in WAL mode and no process has it open.
-// An ordinary reader would leave a -wal and a -shm file next to such a database. A
-// reader with immutable=1, which assumes that the file does not change, leaves none.
-func isQuiet(path string) (bool, error) {
-	path, err := filepath.EvalSymlinks(path) // SQLite puts the -wal next to a link's target
-	if err != nil {
-		return false, err
-	}
-	if _, err := os.Stat(path + "-wal"); !errors.Is(err, fs.ErrNotExist) {
-		return false, err
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close() // drops the process's locks on the file: without a -wal it has none
-	versions := make([]byte, 2)
-	if _, err := f.ReadAt(versions, 18); err != nil && err != io.EOF { // https://www.sqlite.org/fileformat.html#file_format_version_numbers
-		return false, err
-	}
-	return versions[0] == 2 && versions[1] == 2, nil
-}
-
-// checkTutorial returns an error unless the Flask tutorial's app wrote the database at
-// path and userd can adopt it. The database may have more columns and tables than the
-// tutorial's. The error says what checkTutorial found, and what to do.
-func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
-	columns, err := foreignColumns(ctx, db)
-	if err != nil {
+// mustBeUserds returns an error unless path is a database of userd, with this
+// program's schema or an older one.
+func mustBeUserds(ctx context.Context, path string) error {
+	kind, err := inspect(ctx, path)
+	switch {
+	case err != nil:
 		return err
-	}
-	if err = checkTutorialColumns(ctx, db, columns); err == nil {
-		err = checkTutorialUsers(ctx, db)
-	}
-	if err != nil {
-		return fmt.Errorf("%w%s", err, exportAdvice(columns, path))
-	}
-	if err := refuseHooks(ctx, db); err != nil {
-		return err
-	}
-	ours := make(map[string]bool)
-	for _, match := range createAny.FindAllStringSubmatch(strings.Join(migrations[1:], "")+restOfSchema, -1) {
-		ours[match[1]] = true
-	}
-	var taken []string
-	var name string
-	err = scanQuery(ctx, db, `SELECT name FROM sqlite_schema`, []any{&name}, func() {
-		if ours[strings.ToLower(name)] { // SQLite ignores the case of names
-			taken = append(taken, name)
-		}
-	})
-	if err == nil && len(taken) > 0 {
-		err = fmt.Errorf("userd needs the names %s, which existing tables or indexes have: rename them", strings.Join(taken, ", "))
-	}
-	return err
-}
-
-// A foreignColumn is a column of a table that another program made.
-type foreignColumn struct {
-	table, name, declared string
-	required              bool // NOT NULL without a default
-	rowID                 bool // SQLite uses it as the row's id
-}
-
-// foreignColumns returns the columns of every table, by table and in their order.
-func foreignColumns(ctx context.Context, db querier) (all []foreignColumn, err error) {
-	var c foreignColumn
-	err = scanQuery(ctx, db, `
-		SELECT t.name, c.name, c.type, c."notnull" AND c.dflt_value IS NULL,
-			c.pk = 1 AND upper(c.type) = 'INTEGER' AND 1 = (SELECT count(*) FROM pragma_table_info(t.name) WHERE pk > 0)
-		FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c
-		WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite!_%' ESCAPE '!'
-		ORDER BY lower(t.name) <> 'user', t.name, c.cid`,
-		[]any{&c.table, &c.name, &c.declared, &c.required, &c.rowID}, func() { all = append(all, c) })
-	return all, err
-}
-
-// find returns the first of the names that a column of the table has, or "".
-func find(columns []foreignColumn, table string, names ...string) string {
-	for _, name := range names {
-		if slices.ContainsFunc(columns, func(c foreignColumn) bool {
-			return strings.EqualFold(c.table, table) && strings.EqualFold(c.name, name)
-		}) {
-			return name
-		}
-	}
-	return ""
-}
-
-// checkTutorialColumns returns an error unless the table user has the tutorial's four
-// columns. It also returns an error for any other column whose name userd needs, whose
-// times it cannot convert, or for which it has no value.
-func checkTutorialColumns(ctx context.Context, db querier, columns []foreignColumn) error {
-	missing := []string{"id", "username", "email", "password_hash"}
-	var faults []string
-	for _, c := range columns {
-		if !strings.EqualFold(c.table, "user") {
-			continue
-		}
-		name := strings.ToLower(c.name)
-		i := slices.Index(missing, name)
-		switch {
-		case name == "id" && !c.rowID: // the column can hold values that are not integers
-		case i >= 0 && name != "id" && !keepsText(c.declared):
-			faults = append(faults, fmt.Sprintf("the column %s is declared as %s, so SQLite stores digits as numbers: declare it as TEXT", c.name, c.declared))
-			missing = slices.Delete(missing, i, i+1)
-		case i >= 0:
-			missing = slices.Delete(missing, i, i+1)
-		case slices.Contains(takenTimes, name):
-			fault, err := checkTimes(ctx, db, name)
-			if err != nil {
-				return err
-			}
-			if fault != "" {
-				faults = append(faults, fault)
-			}
-		case strings.Contains(strings.Join(migrations, ""), "ALTER TABLE user ADD COLUMN "+name+" "):
-			faults = append(faults, fmt.Sprintf("userd needs the name of the column %s of the table user: rename the column", c.name))
-		case c.required:
-			faults = append(faults, fmt.Sprintf("userd cannot fill the column %s of the table user, which must not be NULL: give it a default", c.name))
-		}
-	}
-	if len(missing) > 0 {
-		return fmt.Errorf("%w: userd adopts a table user with the columns id (INTEGER PRIMARY KEY), username, email and password_hash, and found %s", errOtherProgram, describe(columns))
-	}
-	if len(faults) > 0 {
-		return errors.New(strings.Join(faults, "; "))
+	case kind == kindNone:
+		return fmt.Errorf("database %s does not exist or is empty", path)
+	case kind == kindTutorial:
+		return fmt.Errorf("%s is a database of the Flask tutorial; adopt it first: userd adopt -database %[1]s", path)
 	}
 	return nil
 }
 
-// keepsText reports whether a column of a declared type stores every text as it is.
-// https://www.sqlite.org/datatype3.html#determination_of_column_affinity
-func keepsText(declared string) bool {
-	declared = strings.ToUpper(declared)
-	has := func(words ...string) bool {
-		return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(declared, word) })
+// checkCopy returns how many users a database has. It returns an error if the
+// database is empty or damaged, or is not userd's or the tutorial's.
+func checkCopy(ctx context.Context, path string) (users int, err error) {
+	if kind, err := inspect(ctx, path); err != nil {
+		return 0, err
+	} else if kind == kindNone {
+		return 0, errors.New("it is empty")
 	}
-	return !has("INT") && (declared == "" || has("CHAR", "CLOB", "TEXT", "BLOB"))
+	db, _, err := sqlitefile.OpenToRead(path)
+	if err != nil {
+		return 0, err
+	}
+	defer db.Close()
+	findings, err := sqlitefile.CheckIntegrity(ctx, db, 1)
+	if len(findings) > 0 {
+		err = errors.New(strings.Join(findings, "; "))
+	}
+	if err == nil {
+		err = db.QueryRowContext(ctx, `SELECT count(*) FROM user`).Scan(&users)
+	}
+	return users, err
 }
 
-// describe lists tables with their columns, in about 500 bytes at most.
-func describe(columns []foreignColumn) string {
-	var text strings.Builder
-	for i, c := range columns {
-		if text.Len() > 400 {
-			text.WriteString(", …")
-			break
-		}
-		switch {
-		case i == 0:
-			fmt.Fprintf(&text, "%q (", c.table)
-		case columns[i-1].table != c.table:
-			fmt.Fprintf(&text, "), %q (", c.table)
-		default:
-			text.WriteString(", ")
-		}
-		fmt.Fprintf(&text, "%.60s", strings.TrimSpace(c.name+" "+c.declared))
+// checkBackup returns an error unless the file is a sound backup without triggers.
+func checkBackup(ctx context.Context, path string) error {
+	if err := mustBeUserds(ctx, path); err != nil {
+		return err
 	}
-	if len(columns) == 0 {
-		return "no table"
+	if _, err := checkCopy(ctx, path); err != nil {
+		return fmt.Errorf("%s is damaged: %w", path, err)
 	}
-	return terminal.Printable(text.String()) + ")"
+	db, _, err := sqlitefile.OpenToRead(path)
+	if err == nil {
+		err = errors.Join(refuseHooks(ctx, db), db.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
 }
 
-// takenTimes are columns that many apps add to the tutorial's, and whose names userd needs.
-// If they hold dates, userd replaces them by its own columns, with the same times in Unix
-// seconds.
-var takenTimes = []string{"created_at", "updated_at"}
-
-// unixSeconds returns the SQL that converts a time of an app to Unix seconds: 0 for NULL,
-// and NULL for a value that is not a date between 1970 and 9999. Only constants of userd
-// may be column, because it becomes part of the SQL.
-func unixSeconds(column string) string {
-	return strings.ReplaceAll(`(SELECT iif(s BETWEEN 0 AND 253402300799, s, NULL) FROM (SELECT CASE typeof(@)
-		WHEN 'null' THEN 0
-		WHEN 'text' THEN iif(@ GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*', unixepoch(@), NULL)
-		WHEN 'blob' THEN NULL
-		ELSE CAST(@ AS INTEGER) END AS s))`, "@", column)
-}
-
-// checkTimes returns why userd cannot take over a column of times, or "".
-func checkTimes(ctx context.Context, db querier, column string) (fault string, err error) {
+// eachHash calls f with the id of each user, and whether the password hash is text of a
+// format that passhash knows. It reads the whole table.
+func eachHash(ctx context.Context, db *sql.DB, f func(id int64, known bool)) error {
 	var id int64
-	var value string
-	err = scanQuery(ctx, db, `SELECT id, substr(quote(`+column+`), 1, 40) FROM user WHERE `+unixSeconds(column)+` IS NULL ORDER BY id DESC`,
-		[]any{&id, &value}, func() {
-			fault = fmt.Sprintf("the column %s holds %s for user %d, which is not a date since 1970: rename the column", column, value, id)
-		})
-	var index string
-	if err == nil && fault == "" {
-		err = scanQuery(ctx, db, `SELECT i.name FROM pragma_index_list('user') AS i JOIN pragma_index_info(i.name) AS c WHERE lower(c.name) = '`+column+`'`,
-			[]any{&index}, func() {
-				fault = fmt.Sprintf("userd takes over the column %s, but the index %q uses it: drop the index", column, index)
-			})
-	}
-	return fault, err
+	var hash string
+	return sqlitefile.Scan(ctx, db, `SELECT id, iif(typeof(password_hash) = 'text', password_hash, '') FROM user ORDER BY id`, []any{&id, &hash}, func() {
+		f(id, passhash.Known(hash))
+	})
 }
 
-// takeTimes returns the statements that replace takenTimes by userd's columns, before and
-// after userd's columns are added, and the names of the replaced columns. The app can no
-// longer read these.
-func takeTimes(columns []foreignColumn) (before, after string, taken []string) {
-	for _, column := range takenTimes {
-		if find(columns, "user", column) != "" {
-			old := "taken_" + column
-			before += `ALTER TABLE user RENAME COLUMN ` + column + ` TO ` + old + `;`
-			after += `UPDATE user SET ` + column + ` = ` + unixSeconds(old) + `; ALTER TABLE user DROP COLUMN ` + old + `;`
-			taken = append(taken, column)
-		}
-	}
-	return before, after, taken
+// rules are queries for faults that no write of userd causes. Each row of a result
+// is a finding.
+var rules = []string{
+	`SELECT 'the counter of user ids is missing' WHERE NOT EXISTS (SELECT 1 FROM counter)`,
+	`SELECT 'the counter of user ids is at ' || user_id || ', but user ' || (SELECT max(id) FROM user) || ' exists'
+	FROM counter WHERE user_id < (SELECT max(id) FROM user)`,
+	`SELECT 'user ' || id || ' has the unknown role ' || quote(role) FROM user WHERE role NOT IN ('member', 'admin')`,
+	`SELECT 'user ' || id || ' has ' || quote(disabled) || ' instead of 0 or 1 in disabled' FROM user WHERE disabled NOT IN (0, 1)`,
+	`SELECT 'session ' || id || ' belongs to user ' || user_id || ', which does not exist' FROM session WHERE user_id NOT IN (SELECT id FROM user)`,
+	`SELECT 'signing key ' || kid || ' has ' || length(secret) || ' bytes instead of at least 32' FROM signing_key WHERE length(secret) < 32`,
 }
 
-// checkTutorialUsers returns an error that names the users that userd cannot keep, ten at
-// most. userd requires a valid id, and text in the three columns. It also accepts bytes
-// that are valid UTF-8, because adopt converts them to text.
-func checkTutorialUsers(ctx context.Context, db querier) error {
-	const most = 10
-	var faults []string
-	n := 0
-	var id int64
-	columns := []string{"username", "email", "password_hash"}
-	isNull, texts := make([]bool, 3), make([][]byte, 3)
-	err := scanQuery(ctx, db, `
-		SELECT id,
-			username IS NULL, email IS NULL, password_hash IS NULL,
-			CAST(username AS BLOB), CAST(email AS BLOB), CAST(password_hash AS BLOB)
-		FROM user ORDER BY id`,
-		[]any{&id, &isNull[0], &isNull[1], &isNull[2], &texts[0], &texts[1], &texts[2]}, func() {
-			var wrong []string
-			if id < 1 || id > maxID {
-				wrong = append(wrong, fmt.Sprintf("an id outside 1 to %d", int64(maxID)))
-			}
-			for i, column := range columns {
-				switch {
-				case isNull[i]:
-					wrong = append(wrong, "no "+column)
-				case !utf8.Valid(texts[i]) || bytes.IndexByte(texts[i], 0) >= 0:
-					wrong = append(wrong, "bytes in "+column+" that are not UTF-8 text")
-				}
-			}
-			if len(wrong) > 0 {
-				if n++; n <= most {
-					faults = append(faults, fmt.Sprintf("user %d has %s", id, strings.Join(wrong, " and ")))
-				}
-			}
-		})
-	if n > most {
-		faults = append(faults, fmt.Sprintf("and %d more", n-most))
-	}
-	if err == nil && n > 0 {
-		err = fmt.Errorf("correct or delete these users first: %s", strings.Join(faults, ", "))
-	}
-	return err
+const selectTotals = `
+	SELECT
+		(SELECT count(*) FROM user),
+		(SELECT count(*) FROM session),
+		(SELECT count(*) FROM user WHERE role = 'admin' AND disabled = 0),
+		(SELECT count(*) FROM signing_key WHERE retired_at = 0)`
+
+// An examination is the result of one check. It counts only active admins and keys.
+type examination struct {
+	findings                      []string
+	users, sessions, admins, keys int
 }
 
-// exportAdvice returns how to export the first table that looks like a table of users to a
-// CSV file for user import, or "" if there is none. Each name in the SQL consists only of
-// word characters.
-func exportAdvice(columns []foreignColumn, path string) string {
-	for i, c := range columns {
-		if i > 0 && columns[i-1].table == c.table || !regexp.MustCompile(`^\w+$`).MatchString(c.table) {
-			continue
-		}
-		column := func(names ...string) string { return find(columns, c.table, names...) }
-		username := column("username", "user_name", "login", "name")
-		email := column("email", "email_address", "mail")
-		hash := column("password_hash", "hashed_password", "pw_hash", "password")
-		if username == "" || email == "" || hash == "" {
-			continue
-		}
-		fields := []string{username + " AS username", email + " AS email", "CAST(" + hash + " AS TEXT) AS password_hash"}
-		if slices.ContainsFunc(columns, func(o foreignColumn) bool { return o.table == c.table && o.rowID && strings.EqualFold(o.name, "id") }) {
-			fields = append(fields, "id")
-		}
-		for _, name := range takenTimes {
-			if column(name) != "" {
-				fields = append(fields, name)
-			}
-		}
-		if name := column("is_admin", "role"); name != "" {
-			fields = append(fields, "iif("+name+" IN (1, 'admin'), 'admin', 'member') AS role")
-		}
-		if name := column("disabled"); name != "" {
-			fields = append(fields, "iif("+name+", 'true', 'false') AS disabled")
-		} else if name := column("is_active", "active"); name != "" {
-			fields = append(fields, "iif("+name+" = 0, 'true', 'false') AS disabled")
-		}
-		return fmt.Sprintf(`; to import its users into a new database instead: sqlite3 -csv -header '%s' "SELECT %s FROM %s" >users.csv, then userd user import -database new.db users.csv`,
-			strings.ReplaceAll(path, "'", `'\''`), strings.Join(fields, ", "), c.table)
+// examine checks a database by SQLite's rules and by userd's. If the file is
+// quiet (see sqlitefile.IsQuiet), the result is valid only if it is still quiet afterwards.
+// examine calls step before each step, with the number of users that it will check (0:
+// unknown), and show with the number of users checked so far.
+func examine(ctx context.Context, path string, step func(what string, users int64), show func(n int, done int64)) (x examination, quiet bool, err error) {
+	db, quiet, err := sqlitefile.OpenToRead(path)
+	if err != nil {
+		return x, quiet, err
 	}
-	return ""
+	defer db.Close()
+	if err = x.run(ctx, db, step, show); sqlitefile.IsDamaged(err) {
+		if !slices.Contains(x.findings, err.Error()) { // checkIntegrity may have found it
+			x.findings = append(x.findings, err.Error())
+		}
+		err = nil
+	}
+	return x, quiet, err
+}
+
+func (x *examination) run(ctx context.Context, db *sql.DB, step func(what string, users int64), show func(n int, done int64)) (err error) {
+	step("checking the pages", 0)
+	if x.findings, err = sqlitefile.CheckIntegrity(ctx, db, sqlitefile.MostFindings); err != nil {
+		return err
+	}
+	var version int
+	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return err
+	}
+	found, err := sqlitefile.CompareSchema(ctx, db, migrations[:version], "userd")
+	if x.findings = append(x.findings, found...); err != nil {
+		return err
+	}
+	hooks, err := findHooks(ctx, db)
+	if err != nil {
+		return err
+	}
+	for _, hook := range hooks {
+		x.findings = append(x.findings, hook+" uses a table of userd")
+	}
+	for _, rule := range rules {
+		found, err := sqlitefile.Findings(ctx, db, rule)
+		x.findings = append(x.findings, found...)
+		if err != nil {
+			return err
+		}
+	}
+	var users int64
+	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM user`).Scan(&users); err != nil {
+		return err
+	}
+	step("checking users", users)
+	n, done := 0, 0
+	err = eachHash(ctx, db, func(id int64, known bool) {
+		done++
+		show(done, int64(done))
+		if known {
+			return
+		}
+		if n++; n <= sqlitefile.MostFindings {
+			x.findings = append(x.findings, fmt.Sprintf("user %d cannot log in: the format of the password hash is unknown", id))
+		}
+	})
+	if n > sqlitefile.MostFindings {
+		x.findings = append(x.findings, sqlitefile.MoreFindings)
+	}
+	if err != nil {
+		return err
+	}
+	return db.QueryRowContext(ctx, selectTotals).Scan(&x.users, &x.sessions, &x.admins, &x.keys)
 }

@@ -6,36 +6,12 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+
+	"userd/internal/sqlitefile"
 )
 
 // applicationID marks a database as userd's in its header ("user" in ASCII).
 const applicationID = 0x75736572
-
-// A querier is a pool, a connection or a transaction.
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
-// scanQuery calls f after scanning each row of a query into dest.
-func scanQuery(ctx context.Context, db querier, query string, dest []any, f func()) error {
-	rows, err := db.QueryContext(ctx, query)
-	if err != nil {
-		return err
-	}
-	return scanRows(rows, dest, f)
-}
-
-// scanRows calls f after scanning each row into dest, and closes the rows.
-func scanRows(rows *sql.Rows, dest []any, f func()) error {
-	defer rows.Close()
-	for rows.Next() {
-		if err := rows.Scan(dest...); err != nil {
-			return err
-		}
-		f()
-	}
-	return rows.Err()
-}
 
 // migrations upgrade an empty database to the current schema, one transaction each; PRAGMA
 // user_version counts them. They add tables, indexes, and columns with constant defaults. They never
@@ -227,14 +203,14 @@ var (
 
 // findHooks returns the triggers and views whose SQL mentions a table of userd. A
 // trigger of another table counts too, because a deletion can cascade to that table.
-func findHooks(ctx context.Context, db querier) (hooks []string, err error) {
+func findHooks(ctx context.Context, db sqlitefile.Querier) (hooks []string, err error) {
 	var tables []string
 	for _, match := range createTable.FindAllStringSubmatch(strings.Join(migrations, ""), -1) {
 		tables = append(tables, match[1])
 	}
 	mention := regexp.MustCompile(`(?i)\b(` + strings.Join(tables, "|") + `)\b`)
 	var kind, name, table, text string
-	err = scanQuery(ctx, db, `SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE type IN ('trigger', 'view') ORDER BY name`,
+	err = sqlitefile.Scan(ctx, db, `SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE type IN ('trigger', 'view') ORDER BY name`,
 		[]any{&kind, &name, &table, &text}, func() {
 			switch {
 			case !mention.MatchString(text):
@@ -249,7 +225,7 @@ func findHooks(ctx context.Context, db querier) (hooks []string, err error) {
 
 // refuseHooks returns an error that names what findHooks finds, if anything. A trigger
 // could make any user an admin, within a write of userd.
-func refuseHooks(ctx context.Context, db querier) error {
+func refuseHooks(ctx context.Context, db sqlitefile.Querier) error {
 	hooks, err := findHooks(ctx, db)
 	if err == nil && len(hooks) > 0 {
 		err = fmt.Errorf("userd refuses triggers and views that use its tables, and found %s: find out what they do, then drop them with sqlite3", strings.Join(hooks, ", "))

@@ -11,13 +11,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"userd/internal/sqlitefile"
 )
 
 // makeDatabase makes a database file by SQL, closes it, and returns its path.
 func makeDatabase(t *testing.T, queries ...string) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "app.db")
-	db, err := sql.Open("sqlite", dsn(path))
+	db, err := sql.Open("sqlite", sqlitefile.DSN(path))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +163,7 @@ func damage(t *testing.T, path string, offset int64, bytes []byte) {
 // firstPage returns where in the database file the first page of a table is.
 func firstPage(t *testing.T, path, table string) int64 {
 	t.Helper()
-	db, err := sql.Open("sqlite", dsn(path, "mode=ro", "immutable=1"))
+	db, err := sql.Open("sqlite", sqlitefile.DSN(path, "mode=ro", "immutable=1"))
 	if err != nil {
 		t.Fatal(err)
 	}

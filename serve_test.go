@@ -34,6 +34,7 @@ import (
 
 	"userd/internal/certs/certstest"
 	"userd/internal/netlisten"
+	"userd/internal/sqlitefile"
 )
 
 func writeFile(t testing.TB, path string, data []byte) {
@@ -1433,7 +1434,7 @@ func (c *loadClient) run(ask func(status int, token, method, path, body string) 
 // whether the answer to a request counts. It returns the state of each client's user.
 func (l *load) check(path string, acknowledged func(request string) bool) (found []loadUser) {
 	l.t.Helper()
-	db, err := sql.Open("sqlite", dsn(path, "_busy_timeout=10000"))
+	db, err := sql.Open("sqlite", sqlitefile.DSN(path, "_busy_timeout=10000"))
 	if err != nil {
 		l.t.Fatal(err)
 	}

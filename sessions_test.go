@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"userd/internal/passhash"
+	"userd/internal/sqlitefile"
 )
 
 // pair logs a user in and returns both of its tokens.
@@ -476,7 +477,7 @@ func TestSweep(t *testing.T) {
 // count returns how many rows a table has.
 func count(t *testing.T, s *service, table string) (n int) {
 	t.Helper()
-	db, err := sql.Open("sqlite", dsn(s.path, "mode=ro"))
+	db, err := sql.Open("sqlite", sqlitefile.DSN(s.path, "mode=ro"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,10 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"userd/internal/safefile"
+	"userd/internal/sqlitefile"
+	"userd/internal/terminal"
 )
 
 // statFiles returns the files of an open database, whose WAL exists, by their paths. It
@@ -105,7 +109,7 @@ func openStore(ctx context.Context, path string) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	readerDSN := dsn(path, "mode=rw", "_query_only=1", "_busy_timeout=5000")
+	readerDSN := sqlitefile.DSN(path, "mode=rw", "_query_only=1", "_busy_timeout=5000")
 	if err = refuseHooks(ctx, w.conn); err == nil { // a migration could run a trigger
 		err = migrate(ctx, w.conn, migrations)
 	}
@@ -240,7 +244,7 @@ func (s *store) eachRow(ctx context.Context, query string, dest []any, f func(),
 	}
 	rows, err := stmt.QueryContext(ctx, args...)
 	if err == nil {
-		err = scanRows(rows, dest, f)
+		err = sqlitefile.ScanRows(rows, dest, f)
 	}
 	if err != nil {
 		return &storageError{"reading", err}
@@ -257,4 +261,111 @@ func (s *store) onNewConnection(f func(db *sql.DB) error) error {
 		return err
 	}
 	return errors.Join(f(db), db.Close())
+}
+
+// unknownHashes counts the users whose password hash has an unknown format.
+func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
+	err = s.onNewConnection(func(db *sql.DB) error {
+		return eachHash(ctx, db, func(_ int64, known bool) {
+			if !known {
+				n++
+			}
+		})
+	})
+	return n, err
+}
+
+// checkFiles returns an error if a file of the database was deleted, moved or replaced
+// since it was opened. The store then refuses every write until it is closed: what it
+// writes to a file without a name would be lost with the process. checkFiles compares
+// device and inode by name, because closing a descriptor would drop SQLite's locks.
+func (s *store) checkFiles() error {
+	for name, opened := range s.files {
+		info, err := os.Stat(name)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, opened) {
+			s.filesLost.Store(true)
+			return fmt.Errorf("%s was deleted, moved or replaced", name)
+		}
+	}
+	return nil
+}
+
+// checkIntegrity returns the first finding of SQLite's check, or none if the file is
+// sound.
+func (s *store) checkIntegrity(ctx context.Context) (findings []string, err error) {
+	err = s.onNewConnection(func(db *sql.DB) (err error) {
+		findings, err = sqlitefile.CheckIntegrity(ctx, db, 1)
+		return err
+	})
+	return findings, err
+}
+
+// watchFiles checks the files of the database every second until ctx ends or a file is
+// lost. A restart would begin with an empty database, so the server does not end itself.
+func watchFiles(ctx context.Context, st *store, log *slog.Logger) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := st.checkFiles(); err != nil {
+				log.Error("refusing writes: put the lost file of the database back, then restart userd", "err", err)
+				return
+			}
+		}
+	}
+}
+
+// A databaseCopy is a checked copy of a database that has only a temporary name.
+type databaseCopy struct {
+	file  *safefile.Temp
+	users int
+	bytes int64
+}
+
+func (d *databaseCopy) String() string {
+	return plural(d.users, "user") + ", " + plural(d.bytes, "byte")
+}
+
+// copyToTemp writes a consistent copy of a database into a new file in the
+// directory of path, checks it as a database, and syncs it. Others can write at
+// the same time: the copy is one long read, and what they write stays in the
+// write-ahead log meanwhile.
+func copyToTemp(ctx context.Context, db *sql.DB, path string, p *terminal.Progress) (_ *databaseCopy, err error) {
+	// SQLite would create the file with mode 0644, but accepts an empty one.
+	f, err := safefile.CreateTemp(path)
+	if err != nil {
+		return nil, err
+	}
+	copied := &databaseCopy{file: f}
+	defer func() {
+		if err != nil {
+			f.Discard()
+		}
+	}()
+	var size int64
+	err = db.QueryRowContext(ctx, `SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size`).Scan(&size)
+	if err != nil {
+		return nil, err
+	}
+	p.Next("copying the database, in MB", size)
+	defer p.End()
+	stop := p.Watch(func() int64 { return safefile.Size(f.File) })
+	_, err = db.ExecContext(ctx, `VACUUM INTO ?`, f.Name())
+	stop()
+	if err != nil {
+		return nil, err
+	}
+	p.Next("checking the copy", 0)
+	if copied.users, err = checkCopy(ctx, f.Name()); err != nil {
+		return nil, fmt.Errorf("the copy is damaged: %w", err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	copied.bytes = info.Size()
+	return copied, f.Sync() // VACUUM INTO does not
 }

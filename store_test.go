@@ -21,12 +21,14 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+
+	"userd/internal/sqlitefile"
 )
 
 // another opens the database file as another program does.
 func another(t *testing.T, path string) *sql.Conn {
 	t.Helper()
-	db, err := sql.Open("sqlite", dsn(path, "_busy_timeout=10000"))
+	db, err := sql.Open("sqlite", sqlitefile.DSN(path, "_busy_timeout=10000"))
 	if err != nil {
 		t.Fatal(err)
 	}

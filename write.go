@@ -5,20 +5,15 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"net/url"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"userd/internal/prom"
-
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
+	"userd/internal/sqlitefile"
 )
 
 // A statement is one step of a write. The first statement has the write's conditions: if
@@ -132,7 +127,7 @@ const busyTimeout = 7 * time.Second
 
 // openWriter opens the write connection. The caller starts run.
 func openWriter(path string) (*writer, error) {
-	db, err := sql.Open("sqlite", dsn(path,
+	db, err := sql.Open("sqlite", sqlitefile.DSN(path,
 		"mode=rw", fmt.Sprintf("_busy_timeout=%d", busyTimeout.Milliseconds()),
 		"_journal_mode=WAL", "_synchronous=FULL", "_foreign_keys=1", "_txlock=immediate"))
 	if err != nil {
@@ -142,7 +137,7 @@ func openWriter(path string) (*writer, error) {
 	conn, err := db.Conn(context.Background())
 	// SQLite ignores the busy timeout when it changes the journal mode, and another
 	// process may be creating the same file.
-	for end := time.Now().Add(busyTimeout); isBusy(err) && time.Now().Before(end); {
+	for end := time.Now().Add(busyTimeout); sqlitefile.IsBusy(err) && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 		conn, err = db.Conn(context.Background())
 	}
@@ -249,7 +244,7 @@ func (w *writer) run() {
 				w.commit(group[i : i+1])
 			}
 		}
-		if isBusy(err) {
+		if sqlitefile.IsBusy(err) {
 			// Each later group would wait for busyTimeout again. This must happen before
 			// the group is answered: a write that comes after that may find the lock free.
 			for p := w.poll(); p != nil; p = w.poll() {
@@ -296,7 +291,7 @@ func (w *writer) commit(group []*pendingWrite) error {
 		return nil
 	}
 	w.exec("ROLLBACK") // fails if SQLite has already rolled back
-	if isIOError(err) {
+	if sqlitefile.IsIOError(err) {
 		// SQLite could not sync this commit, but its frames are already in the WAL: if
 		// the process died now, recovery would replay it. A commit without effect
 		// overwrites the frames before any client learns of the failure. Its sync may
@@ -348,11 +343,11 @@ func (w *writer) step(st statement) error {
 	switch {
 	case err == nil:
 		return nil
-	case isDuplicate(err):
+	case sqlitefile.IsDuplicate(err):
 		return rejected{fmt.Errorf("%w: %w", errDuplicate, err)}
-	case codeOf(err) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: // of another program's table: userd has none
+	case sqlitefile.IsForeignKey(err): // of another program's table: userd has none
 		return rejected{errReferenced}
-	case isConstraint(err): // a bug in userd
+	case sqlitefile.IsConstraint(err): // a bug in userd
 		return rejected{&storageError{"writing", err}}
 	case err == st.ifNone:
 		return rejected{err}
@@ -386,7 +381,7 @@ func (w *writer) perform(st statement) error {
 			return err
 		}
 		// SQLite only finishes the statement when the last row is read.
-		if err := scanRows(rows, st.scan, func() { found = true }); err != nil {
+		if err := sqlitefile.ScanRows(rows, st.scan, func() { found = true }); err != nil {
 			return err
 		}
 	}
@@ -397,21 +392,6 @@ func (w *writer) perform(st statement) error {
 }
 
 func (w *writer) exec(query string) error { return w.step(statement{query: query}) }
-
-// dsn returns the data source name of a database file. Pragmas are parameters of it,
-// because a PRAGMA that Exec runs affects only one connection of a pool. With
-// trusted_schema off, SQL that another program put into the schema can call only
-// functions without side effects. With secure_delete on, SQLite overwrites deleted
-// data: FAST would leave password hashes in free pages.
-func dsn(path string, params ...string) string {
-	path = filepath.ToSlash(path)
-	if !strings.HasPrefix(path, "/") { // C:/…
-		path = "/" + path
-	}
-	params = append(params, "_pragma=trusted_schema(0)", "_pragma=secure_delete(1)")
-	u := url.URL{Scheme: "file", Path: path, RawQuery: strings.Join(params, "&")}
-	return u.String()
-}
 
 // prepared caches a prepared statement for each query. It stays small because
 // queries are constants.
@@ -459,41 +439,4 @@ func (p *prepared) close() error {
 		errs = append(errs, stmt.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// codeOf returns SQLite's extended result code of an error, or 0 if it has none.
-// The low byte is the primary code (https://www.sqlite.org/rescode.html).
-func codeOf(err error) int {
-	if e, ok := errors.AsType[*sqlite.Error](err); ok {
-		return e.Code()
-	}
-	return 0
-}
-
-// isDamaged reports whether err says that a file is not a database, or is corrupt.
-func isDamaged(err error) bool {
-	code := codeOf(err) & 0xff
-	return code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
-}
-
-// isUnfinished reports whether err says that a database opened read-only has a
-// transaction that must be rolled back first.
-func isUnfinished(err error) bool { return codeOf(err) == sqlite3.SQLITE_READONLY_ROLLBACK }
-
-// isBusy reports whether err says that another process holds the lock.
-func isBusy(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_BUSY }
-
-// isIOError reports whether err says that the system failed to read, write or sync.
-func isIOError(err error) bool { return codeOf(err)&0xff == sqlite3.SQLITE_IOERR }
-
-// isConstraint reports whether err says that a statement broke a constraint or had
-// a value of the wrong type. SQLite then undoes only this statement.
-func isConstraint(err error) bool {
-	code := codeOf(err) & 0xff
-	return code == sqlite3.SQLITE_CONSTRAINT || code == sqlite3.SQLITE_MISMATCH
-}
-
-// isDuplicate reports whether err is a failed UNIQUE constraint.
-func isDuplicate(err error) bool {
-	return codeOf(err) == sqlite3.SQLITE_CONSTRAINT_UNIQUE || codeOf(err) == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
 }

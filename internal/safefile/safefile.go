@@ -218,3 +218,12 @@ func syncError(err error) error {
 func TimestampedName(path, label string, at time.Time) string {
 	return path + "." + label + "-" + at.UTC().Format("20060102T150405.000Z")
 }
+
+// Size returns the bytes of a regular file, or 0 if they are unknown.
+func Size(f *os.File) int64 {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return 0
+	}
+	return info.Size()
+}

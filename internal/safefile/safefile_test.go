@@ -246,3 +246,22 @@ func TestTimestampedName(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
+
+func TestSizeIsOfRegularFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a")
+	if err := os.WriteFile(path, []byte("four"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int64{path: 4, dir: 0} {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := Size(f); got != want {
+			t.Errorf("%s has %d bytes, want %d", name, got, want)
+		}
+		f.Close()
+	}
+}

@@ -1,0 +1,283 @@
+package sqlitefile
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// script makes the tables of the tests.
+const script = `
+	CREATE TABLE pet (id INTEGER NOT NULL PRIMARY KEY, name VARCHAR(80) NOT NULL, weight INTEGER);
+	CREATE UNIQUE INDEX pet_name ON pet (name);
+	CREATE TABLE owner (pet INTEGER REFERENCES pet (id), name TEXT NOT NULL DEFAULT '');`
+
+// run runs a query, or queries, on a database file.
+func run(t *testing.T, path string, queries ...string) error {
+	t.Helper()
+	db, err := sql.Open("sqlite", DSN(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	for _, query := range queries {
+		if _, err := db.ExecContext(t.Context(), query); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// made returns a new database file that the queries made.
+func made(t *testing.T, queries ...string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "a b?.db")
+	if err := run(t, path, queries...); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func opened(t *testing.T, path string) *sql.DB {
+	t.Helper()
+	db, _, err := OpenToRead(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// damage overwrites a part of a file.
+func damage(t *testing.T, path string, offset int64, text []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(text, offset)
+	if err := cmp.Or(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCheckIntegrity(t *testing.T) {
+	t.Parallel()
+	noise := bytes.Repeat([]byte{0xa5}, 4096)
+	const index = 2 * 4096 // the third page is the root of the index
+	for _, c := range []struct {
+		claim string
+		spoil func(path string)
+		most  int
+		want  []string // the beginnings of the findings
+	}{
+		{"nothing in a sound file", func(string) {}, 100, nil},
+		{"one finding of several", func(path string) { damage(t, path, index, noise) }, 1, []string{"Tree "}},
+		{"all findings, and that SQLite gave up", func(path string) { damage(t, path, index, noise) }, 100,
+			[]string{"Tree ", "wrong # of entries in index pet_name", "database disk image is malformed"}},
+		{"a file that SQLite cannot read", func(path string) { damage(t, path, 100, noise[:3000]) }, 1, []string{"database disk image is malformed"}},
+		{"a file that is not a database", func(path string) { damage(t, path, 0, noise) }, 1, []string{"file is not a database"}},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			path := made(t, script, `INSERT INTO pet (name) VALUES ('rex'), ('tom')`)
+			c.spoil(path)
+			findings, err := CheckIntegrity(t.Context(), opened(t, path), c.most)
+			if err != nil || !slices.EqualFunc(findings, c.want, strings.HasPrefix) {
+				t.Errorf("got %q, %v", findings, err)
+			}
+		})
+	}
+	t.Run("an error if it is interrupted", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if findings, err := CheckIntegrity(ctx, opened(t, made(t, script)), 1); err == nil || len(findings) > 0 {
+			t.Errorf("got %q, %v", findings, err)
+		}
+	})
+}
+
+func TestASchemaIsComparedWithItsModel(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		made []string
+		want []string
+	}{
+		"the same": {[]string{script, `INSERT INTO pet (name) VALUES ('rex')`}, nil},
+		"more":     {[]string{script, `CREATE TABLE toy (id)`, `ALTER TABLE pet ADD COLUMN color`}, nil},
+		"less": {[]string{strings.ReplaceAll(script, ", weight INTEGER", ""), `DROP TABLE owner`, `DROP INDEX pet_name`, `INSERT INTO pet VALUES (1, x'00')`},
+			[]string{"column name of table owner is missing", "column pet of table owner is missing", "column weight of table pet is missing", "index pet_name is missing", "table owner is missing"}},
+		"another index": {[]string{strings.Replace(script, "UNIQUE ", "", 1)},
+			[]string{"index pet_name differs from the shelter's: CREATE INDEX pet_name ON pet (name)"}},
+		"wrong types": {[]string{script, `INSERT INTO pet (id, name, weight) VALUES (7, x'00', 'light'), (8, 'tom', NULL), (9, 'rex', 1.5)`, `INSERT INTO owner VALUES (7, x'01')`},
+			[]string{"owner 7 has blob instead of text in name", "pet 7 has blob instead of text in name and text instead of integer in weight", "pet 9 has real instead of integer in weight"}},
+	} {
+		got, err := CompareSchema(t.Context(), opened(t, made(t, c.made...)), []string{script}, "the shelter")
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%s: got %q, %v, want %q", name, got, err, c.want)
+		}
+	}
+}
+
+func TestManyFindingsAreCutShort(t *testing.T) {
+	t.Parallel()
+	db := opened(t, made(t, script))
+	for _, n := range []int{MostFindings, MostFindings + 1} {
+		got, err := Findings(t.Context(), db, fmt.Sprintf(`
+			WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %d) SELECT 'row ' || i FROM n`, n))
+		more := len(got) == MostFindings+1 && got[MostFindings] == MoreFindings
+		if err != nil || len(got) < MostFindings || more != (n > MostFindings) {
+			t.Errorf("%d rows: %d findings, %v", n, len(got), err)
+		}
+	}
+}
+
+func TestColumnsOfAnyTables(t *testing.T) {
+	t.Parallel()
+	columns, err := Columns(t.Context(), opened(t, made(t, script, `CREATE TABLE "Toy" ("a b" my_blob NOT NULL, id INT PRIMARY KEY)`)), "PET")
+	want := []Column{
+		{"pet", "id", "INTEGER", true, true},
+		{"pet", "name", "VARCHAR(80)", true, false},
+		{"pet", "weight", "INTEGER", false, false},
+		{"Toy", "a b", "my_blob", true, false},
+		{"Toy", "id", "INT", false, false},
+		{"owner", "pet", "INTEGER", false, false},
+		{"owner", "name", "TEXT", false, false},
+	}
+	if err != nil || !reflect.DeepEqual(columns, want) {
+		t.Fatalf("got %+v, %v, want %+v", columns, err, want)
+	}
+	if got := Find(columns, "toy", "name", "ID"); got != "ID" {
+		t.Errorf("found %q", got)
+	}
+	if got := Find(columns, "toy", "name"); got != "" {
+		t.Errorf("found %q", got)
+	}
+	if got, want := Describe(columns[:5]), `"pet" (id INTEGER, name VARCHAR(80), weight INTEGER), "Toy" (a b my_blob, id INT)`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got := Describe(slices.Repeat(columns, 100)); len(got) > 500 {
+		t.Errorf("a description of %d bytes", len(got))
+	}
+	if got := Describe(nil); got != "no table" {
+		t.Errorf("got %q", got)
+	}
+	for declared, want := range map[string]bool{"": true, "text": true, "VARCHAR(8)": true, "BLOB": true, "CHARINT": false, "REAL": false, "NUMERIC": false} {
+		if KeepsText(declared) != want {
+			t.Errorf("%q: %t", declared, !want)
+		}
+	}
+}
+
+func TestWhichErrorIsWhich(t *testing.T) {
+	t.Parallel()
+	broken := made(t, script)
+	damage(t, broken, 100, bytes.Repeat([]byte{0xa5}, 3000))
+	locked := made(t, script)
+	lock, err := sql.Open("sqlite", DSN(locked, "_txlock=immediate"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	tx, err := lock.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	ask := map[string]func(error) bool{
+		"damaged": IsDamaged, "unfinished": IsUnfinished, "busy": IsBusy, "I/O": IsIOError,
+		"constraint": IsConstraint, "duplicate": IsDuplicate, "foreign key": IsForeignKey,
+	}
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{run(t, made(t, script), `INSERT INTO pet (name) VALUES ('rex'), ('rex')`), "constraint, duplicate"},
+		{run(t, made(t, script), `INSERT INTO pet VALUES (1, 'rex', 2), (1, 'tom', 3)`), "constraint, duplicate"},
+		{run(t, made(t, script), `INSERT INTO pet (name) VALUES (NULL)`), "constraint"},
+		{run(t, made(t, script), `INSERT INTO pet (id, name) VALUES ('one', 'rex')`), "constraint"},
+		{run(t, made(t, script), `PRAGMA foreign_keys = ON`, `INSERT INTO owner (pet) VALUES (7)`), "constraint, foreign key"},
+		{run(t, broken, `SELECT * FROM pet`), "damaged"},
+		{run(t, locked, `DELETE FROM pet`), "busy"},
+		{run(t, made(t, script), `SELECT * FROM nothing`), ""},
+		{context.Canceled, ""},
+		{nil, ""},
+	} {
+		var got []string
+		for name, is := range ask {
+			if is(c.err) && is(fmt.Errorf("wrapped: %w", c.err)) {
+				got = append(got, name)
+			}
+		}
+		slices.Sort(got)
+		if got := strings.Join(got, ", "); got != c.want {
+			t.Errorf("%v is %q, want %q", c.err, got, c.want)
+		}
+	}
+}
+
+func TestAReaderLeavesNoFiles(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"DELETE", "WAL"} {
+		path := made(t, `PRAGMA journal_mode = `+mode, script)
+		before, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		db, quiet, err := OpenToRead(path)
+		if err != nil || quiet != (mode == "WAL") {
+			t.Fatalf("%s: quiet is %t, %v", mode, quiet, err)
+		}
+		n := 0
+		if err := Scan(t.Context(), db, `SELECT count(*) FROM pet`, []any{&n}, func() {}); err != nil {
+			t.Error(err)
+		}
+		if _, err := db.ExecContext(t.Context(), `DELETE FROM pet`); err == nil {
+			t.Errorf("%s: a reader could write", mode)
+		}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+		after, err := os.ReadFile(path)
+		if err != nil || !bytes.Equal(after, before) {
+			t.Errorf("%s: the file changed, %v", mode, err)
+		}
+		if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 1 {
+			t.Errorf("%s: %v, %v", mode, entries, err)
+		}
+	}
+}
+
+func TestADatabaseThatIsOpenIsNotQuiet(t *testing.T) {
+	t.Parallel()
+	path := made(t, `PRAGMA journal_mode = WAL`, script)
+	writer, err := sql.Open("sqlite", DSN(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	if _, err := writer.ExecContext(t.Context(), `INSERT INTO pet (name) VALUES ('rex')`); err != nil {
+		t.Fatal(err)
+	}
+	if quiet, err := IsQuiet(path); quiet || err != nil {
+		t.Errorf("quiet is %t, %v", quiet, err)
+	}
+	n := 0
+	if err := Scan(t.Context(), opened(t, path), `SELECT count(*) FROM pet`, []any{&n}, func() {}); n != 1 || err != nil {
+		t.Errorf("%d rows in the log, %v", n, err)
+	}
+	if err := CheckLogOwners(path); err != nil {
+		t.Error(err)
+	}
+	if _, err := IsQuiet(filepath.Join(t.TempDir(), "none")); err == nil {
+		t.Error("no error about a file that does not exist")
+	}
+}
