@@ -59,12 +59,47 @@ type forgotRequest struct {
 	Login string `json:"login"`
 }
 
-// forgotPassword gives the same answer for every login: no mail can be sent.
+// maxLogin is the longest login, in bytes, for which a mail can be requested.
+const maxLogin = 512
+
+// forgotPassword queues a mail with a reset link for a login that a client typed. Only the
+// outbox looks the user up, so the answer and its time do not show whether it exists.
 func (s *server) forgotPassword(x *exchange) error {
-	if _, err := decode[forgotRequest](x.body()); err != nil {
+	in, err := decode[forgotRequest](x.body())
+	switch {
+	case err != nil:
 		return err
+	case in.Login == "":
+		return errForgotFields
+	case !s.mailOn:
+		return errMailOff
+	case len(in.Login) > maxLogin:
+		return errInvalid.with("The login is longer than %d bytes", maxLogin)
 	}
-	return errMailOff
+	x.counted = true
+	if s.mayMail(x) {
+		m := queuedMail{kind: resetMail, login: in.Login}
+		if err := s.store.write(x.r.Context(), m.from(x, s.wall().Unix()).statement()); err != nil {
+			return err
+		}
+	}
+	return x.send(http.StatusAccepted, []byte(`{"message":"If this user exists, a message is on its way"}`+"\n"))
+}
+
+// from sets the client that causes a mail, and when, and returns the mail.
+func (m queuedMail) from(x *exchange, now int64) *queuedMail {
+	m.address, m.userAgent, m.createdAt = x.address, userAgent(x.r), now
+	return &m
+}
+
+// notice returns the statement of a notice to a user, before the statements of the act
+// that it is about, or nil if notices are off.
+func (s *server) notice(x *exchange, kind mailKind, userID int64, detail string) []statement {
+	if !s.mailOn || s.notices == switchOff {
+		return nil
+	}
+	m := queuedMail{kind: kind, userID: userID, detail: detail}
+	return []statement{m.from(x, s.wall().Unix()).toVerified()}
 }
 
 type resetRequest struct {
@@ -82,11 +117,15 @@ func (s *server) resetPassword(x *exchange) error {
 	if in.Code == "" || in.Password == "" {
 		return errResetFields
 	}
-	code, err := hashCode(resetLinkCode, in.Code)
+	kind := resetLinkCode
+	if isCode(in.Code, resetMailCode) {
+		kind = resetMailCode
+	}
+	code, err := hashCode(kind, in.Code)
 	if err != nil {
 		return err
 	}
-	u, err := s.store.userOfCode(code, s.wall().Unix())
+	u, err := s.store.userOfCode(kind, code, s.wall().Unix())
 	if err != nil {
 		return s.countWrong(x, err)
 	}
@@ -102,7 +141,7 @@ func (s *server) resetPassword(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if err := s.store.resetPassword(x.r.Context(), u.id, code, hash, x.address, s.wall().Unix()); err != nil {
+	if err := s.store.resetPassword(x.r.Context(), u.id, kind, code, hash, x.address, s.wall().Unix(), s.notice(x, changedMail, u.id, "the password")...); err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"Password changed"}`+"\n"))

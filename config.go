@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/crypto/acme/autocert"
 
+	"userd/internal/mail"
 	"userd/internal/setting"
 )
 
@@ -29,7 +30,10 @@ type settings struct {
 	directory      directory
 	trustedProxies []netip.Prefix
 	corsOrigins    []string
-	rateLimit      rateLimit
+	rateLimit      switchSetting // off: for load tests
+	mailOn         bool          // links and notices are mailed
+	notices        switchSetting
+	mailsPerHour   int // mails that strangers can cause in an hour
 	passwords      passwordPolicy
 	tokenNames
 }
@@ -68,6 +72,7 @@ type registration string
 
 const (
 	registrationOpen     registration = "open"     // anyone
+	registrationVerified registration = "verified" // anyone, by a mailed link
 	registrationInvite   registration = "invite"   // only invited users
 	registrationApproval registration = "approval" // anyone, but an admin must approve the user
 	registrationClosed   registration = "closed"   // only invited users, too; the error does not mention invitations
@@ -75,7 +80,7 @@ const (
 
 // pageURLs are the pages that links open, with {code} in place of the code. If one is
 // empty, no such link can be made.
-type pageURLs struct{ reset, invite string }
+type pageURLs struct{ reset, invite, verify, change, undo string }
 
 // setPages sets each page without a setting of its own to the built-in page below APP_URL.
 // If APP_URL is not set, it uses url, the server's address, but only in development:
@@ -88,6 +93,9 @@ func (c *config) setPages(development bool, url string) {
 	if base != "" {
 		c.pages.reset = cmp.Or(c.pages.reset, base+"/reset#{code}")
 		c.pages.invite = cmp.Or(c.pages.invite, base+"/invite#{code}")
+		c.pages.verify = cmp.Or(c.pages.verify, base+"/verify#{code}")
+		c.pages.change = base + "/change#{code}"
+		c.pages.undo = base + "/undo#{code}"
 	}
 }
 
@@ -100,12 +108,12 @@ const (
 	directorySelf  directory = "self"  // nothing
 )
 
-// rateLimit says whether userd limits requests.
-type rateLimit string
+// A switchSetting is the value of a setting that is on or off.
+type switchSetting string
 
 const (
-	rateLimitOn  rateLimit = "on"
-	rateLimitOff rateLimit = "off" // for load tests
+	switchOn  switchSetting = "on"
+	switchOff switchSetting = "off"
 )
 
 // A config is the configuration of one run.
@@ -121,6 +129,10 @@ type config struct {
 	metricsAddr    string        // empty: none
 	secret         []byte        // of JWT_SECRET_KEY; empty: the database keeps the key
 	previousSecret []byte        // of JWT_SECRET_KEY_PREVIOUS: its tokens are still valid
+	mailURL        string        // empty: mail is off
+	webhookSecret  string        // of MAIL_WEBHOOK_SECRET
+	mailTemplates  string        // a directory; empty: the built-in texts
+	sender         mail.Sender   // of MAIL_FROM; zero: not set
 	secretFrom     string        // where the signing key comes from, for the log
 	previousFrom   string        // the variable that gave previousSecret
 	eventRetention time.Duration // 0: events are kept forever
@@ -176,9 +188,9 @@ var options = []option{
 		"The fewest characters of a new password, from 8 to 64. NIST SP 800-63B-4 requires 15 if the password is the only factor."},
 	{"REGISTRATION", "registration", "MODE", string(registrationOpen),
 		func(c *config, v string) error {
-			return setting.Word(&c.registration, v, registrationOpen, registrationInvite, registrationApproval, registrationClosed)
+			return setting.Word(&c.registration, v, registrationOpen, registrationVerified, registrationInvite, registrationApproval, registrationClosed)
 		},
-		"Who can register: with open, everyone; with invite or closed, only users that an admin invites; with approval, everyone, but the user cannot log in until an admin approves it."},
+		"Who can register: with open, everyone; with verified, everyone who opens a link that userd mails to the address; with invite or closed, only users that an admin invites; with approval, everyone, but the user cannot log in until an admin approves it."},
 	{"EMAIL_DOMAINS", "email-domains", "NAME,...", "", func(c *config, v string) error { return setting.EmailDomains(&c.emailDomains, v) },
 		"The only domains whose e-mail addresses can register without an invitation, such as example.com. A domain with a dot before it, such as .example.com, means all domains below it, but not itself."},
 	{"APP_URL", "app-url", "URL", "", func(c *config, v string) error { return setting.PublicURL(&c.appURL, v) },
@@ -187,6 +199,22 @@ var options = []option{
 		"The page of an application that sets a new password, with {code} in place of the code: https://app.example.com/reset#{code}. The default is the built-in page below APP_URL."},
 	{"INVITE_URL", "invite-url", "URL", "", func(c *config, v string) error { return setting.PageURL(&c.pages.invite, v) },
 		"The page of an application on which an invited user registers, with {code} in place of the code. The default is the built-in page below APP_URL."},
+	{"VERIFY_URL", "verify-url", "URL", "", func(c *config, v string) error { return setting.PageURL(&c.pages.verify, v) },
+		"The page of an application that verifies an e-mail address, with {code} in place of the code. The default is the built-in page below APP_URL."},
+	{"MAIL_FROM", "mail-from", "ADDRESS", "", func(c *config, v string) (err error) {
+		if v != "" {
+			c.sender, err = mail.ParseSender(v)
+		}
+		return err
+	},
+		"The sender of mails, such as no-reply@example.com or Example <no-reply@example.com>. SMTP requires it."},
+	{"MAIL_TEMPLATES", "mail-templates", "DIR", "", func(c *config, v string) error { c.mailTemplates = v; return nil },
+		"A directory with texts that replace the built-in ones, each with the same name; see docs/recovery.md."},
+	{"MAIL_LIMIT", "mail-limit", "N", "300", func(c *config, v string) error { return setting.Number(&c.mailsPerHour, v, 1, 100_000) },
+		"How many mails an hour strangers can cause, such as links for forgotten passwords. Other mails do not count."},
+	{"NOTICES", "notices", "on|off", string(switchOn),
+		func(c *config, v string) error { return setting.Word(&c.notices, v, switchOn, switchOff) },
+		"Whether userd mails a user, if its address is verified, that its password or address changed, or that it logged in from a new network."},
 	{"DIRECTORY", "directory", "full|names|self", string(directoryNames),
 		func(c *config, v string) error {
 			return setting.Word(&c.directory, v, directoryFull, directoryNames, directorySelf)
@@ -196,8 +224,8 @@ var options = []option{
 		"The proxies whose X-Forwarded-For and X-Request-Id userd believes."},
 	{"CORS_ORIGINS", "cors-origins", "ORIGIN,...", "", func(c *config, v string) error { return setting.Origins(&c.corsOrigins, v) },
 		"The origins, such as https://app.example.com, whose pages may call the API from a browser."},
-	{"RATE_LIMIT", "rate-limit", "on|off", string(rateLimitOn),
-		func(c *config, v string) error { return setting.Word(&c.rateLimit, v, rateLimitOn, rateLimitOff) },
+	{"RATE_LIMIT", "rate-limit", "on|off", string(switchOn),
+		func(c *config, v string) error { return setting.Word(&c.rateLimit, v, switchOn, switchOff) },
 		"Whether userd limits failed logins and the requests of each network; off is for load tests."},
 	{"EVENT_RETENTION", "event-retention", "TIME", "9600h", func(c *config, v string) error { return setting.TTLOrZero(&c.eventRetention, v) },
 		"How long events are kept: a duration, or seconds; 0 keeps them forever. 9600h are 400 days."},
@@ -220,6 +248,10 @@ var secrets = []secretSetting{
 		"The key that signs access tokens, at least 32 bytes. If it is not set, userd makes a random key at its first start and keeps it in the database."},
 	{"JWT_SECRET_KEY_PREVIOUS", func(c *config, v []byte, from string) { c.previousSecret, c.previousFrom = v, from },
 		"The key before this one, whose tokens are still valid."},
+	{"MAIL_URL", func(c *config, v []byte, _ string) { c.mailURL = string(v) },
+		"How mails leave: smtps://USER:PASS@HOST:465, smtp://USER:PASS@HOST:587 (with STARTTLS), smtp+plain://localhost:25, https://HOST/PATH (a webhook), dir:PATH (files), or log: (the log, in development). If it is not set, userd sends no mail."},
+	{"MAIL_WEBHOOK_SECRET", func(c *config, v []byte, _ string) { c.webhookSecret = string(v) },
+		"The secret that signs webhooks: whsec_ and the base64 of 24 to 64 random bytes."},
 }
 
 // variables are the other settings that only the environment can hold.

@@ -58,6 +58,7 @@ var (
 	errUsernameTaken   = &apiError{400, "username_taken", "Username already exists"}
 	errEmailTaken      = &apiError{400, "email_taken", "Email already exists"}
 	errResetFields     = &apiError{400, "missing_fields", "Code and password are required"}
+	errForgotFields    = &apiError{400, "missing_fields", "Login is required: a username or an e-mail address"}
 	errInvalidCode     = &apiError{400, "invalid_code", "This link or code is invalid, has expired or was used; ask an admin for a new one"}
 
 	errCredentials   = &apiError{401, "invalid_credentials", "Invalid credentials"}
@@ -81,6 +82,7 @@ var (
 	errNotFound           = &apiError{404, "not_found", "Path not found"}
 	errUserNotFound       = &apiError{404, "user_not_found", "User not found"}
 	errSessionNotFound    = &apiError{404, "session_not_found", "Session not found"}
+	errMailNotFound       = &apiError{404, "mail_not_found", "No queued or failed mail has this id"}
 	errInvitationNotFound = &apiError{404, "invitation_not_found", "Invitation not found"}
 	errMethod             = &apiError{405, "method_not_allowed", "This path does not allow the method; see the Allow header"}
 	errLastAdmin          = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}

@@ -20,6 +20,7 @@ type server struct {
 	userService
 	keys        *keyring
 	limiter     *limiter // nil: RATE_LIMIT=off
+	mailLimit   *mailLimit
 	feed        *feed
 	log         *slog.Logger
 	mono        func() time.Duration // the monotonic clock, for limits and intervals: the time since some start
@@ -35,6 +36,7 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *sl
 		settings:    c,
 		userService: userService{st, h, c.passwords, wall},
 		keys:        keys,
+		mailLimit:   newMailLimit(c.mailsPerHour),
 		feed:        newFeed(),
 		log:         log,
 		mono:        mono,
@@ -44,7 +46,7 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *sl
 		largeBodies: make(chan struct{}, maxLargeBodies),
 		lists:       make(chan struct{}, readerCount/2),
 	}
-	if c.rateLimit == rateLimitOn {
+	if c.rateLimit == switchOn {
 		s.limiter = newLimiter()
 	}
 	for _, rt := range s.routes() {
@@ -90,7 +92,7 @@ func (s *server) routes() []route {
 		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, changes, s.endSession},
 		{"GET /api/events", adminOnly, noProof, noLimit, s.listEvents},
 
-		{"POST /api/password/forgot", anyone, noProof, noLimit, s.forgotPassword},
+		{"POST /api/password/forgot", anyone, noProof, mails, s.forgotPassword},
 		{"POST /api/password/reset", anyone, noProof, codeTries, s.resetPassword},
 		{"POST /api/users/{id}/reset-link", adminOnly, makeLink, noLimit, s.createResetLink},
 		{"POST /api/users/{id}/approve", adminOnly, noProof, noLimit, s.approveUser},

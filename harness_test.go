@@ -144,7 +144,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 		registration: registrationOpen,
 		pages:        pageURLs{"https://id.example.com/reset#{code}", "https://id.example.com/invite#{code}"},
 		directory:    directoryNames,
-		rateLimit:    rateLimitOn,
+		rateLimit:    switchOn,
 		passwords:    passwordPolicy{minimum: minPassword},
 	}
 	for _, option := range options {
@@ -161,7 +161,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 }
 
 // unlimited lets a test fail to log in as often as it likes.
-func unlimited(c *settings) { c.rateLimit = rateLimitOff }
+func unlimited(c *settings) { c.rateLimit = switchOff }
 
 func openTestStore(t testing.TB, path string) *store {
 	t.Helper()

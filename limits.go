@@ -51,6 +51,7 @@ const (
 	malformed // requests that failed before they counted toward another limit
 	lookups   // of users, by logins from a network that has no failures left
 	codeTries // wrong codes of links
+	mails     // that strangers ask for
 	changes   // by members, refused ones too: a refusal can show that a name exists; see userChanges
 	limitCount
 )
@@ -96,6 +97,8 @@ func allowances() [limitCount]throttle.Allowance {
 		lookups: {Name: "lookup", Burst: 20, Every: 6 * time.Second},
 		// A code has 130 bits, so this limit only shows and slows down a flood.
 		codeTries: {Name: "code", Burst: 1000, Every: time.Second},
+		// More than the people behind one address forget in an hour.
+		mails: {Name: "mail", Burst: 20, Every: 3 * time.Minute},
 		// Each change adds an event of some 100 bytes for 400 days: a user can add 150 kB
 		// a day, and a network 9 MB.
 		changes:     {Name: "change", Burst: 1000, Every: time.Second},
@@ -196,6 +199,35 @@ func (s *server) allow(x *exchange, limit limit) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.take(limit, now, keys...)
+}
+
+// A mailLimit bounds the mails that all strangers together can cause.
+type mailLimit struct {
+	mu  sync.Mutex
+	all throttle.Allowance
+}
+
+func newMailLimit(perHour int) *mailLimit {
+	return &mailLimit{all: throttle.Allowance{Name: "mail", Burst: perHour, Every: time.Hour / time.Duration(max(perHour, 1))}}
+}
+
+// mayMail counts a mail that a stranger asks for, and reports whether to queue it. The answer
+// to the stranger must not depend on it. RATE_LIMIT=off does not lift the limit of all
+// strangers: the owner's mail server has limits too.
+func (s *server) mayMail(x *exchange) bool {
+	err := s.allow(x, mails)
+	if err == nil {
+		s.mailLimit.mu.Lock()
+		defer s.mailLimit.mu.Unlock()
+		now := s.mono()
+		if err = s.mailLimit.all.Check(0, now); err == nil {
+			s.mailLimit.all.Take(0, now)
+		}
+	}
+	if err != nil {
+		s.stats.mails.Add("limited")
+	}
+	return err == nil
 }
 
 // take counts one request toward a limit, or returns errLimited. The caller holds

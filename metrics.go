@@ -129,6 +129,7 @@ type stats struct {
 	routes       []*routeStats
 	unrouted     *routeStats // the first of routes: requests that matched no row
 	limited      *prom.Counters
+	mails        *prom.Counters
 	graceAnswers atomic.Uint64 // to refresh tokens that were used twice
 	connections  atomic.Int64
 	damaged      atomic.Bool // the check of the database found damage
@@ -139,7 +140,8 @@ type stats struct {
 
 func newStats(st *store, mono func() time.Duration) *stats {
 	t := &stats{
-		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code"),
+		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code", "mail"),
+		mails:   prom.NewCounters("outcome", "sent", "failed", "abandoned", "limited"),
 	}
 	t.unrouted = t.route("")
 	// A count reads two entire indexes, which is too expensive for each scrape.
@@ -204,6 +206,7 @@ func (s *server) requestFamilies(p *prom.Page) {
 	p.Gauge("userd_connections", "Open connections, idle ones too.", float64(s.stats.connections.Load()))
 	p.Counters("userd_limited_total", "Requests refused by a limit, which answers 429.", s.stats.limited)
 	p.Counter("userd_refresh_grace_total", "Refresh tokens that were used again within the grace, and got the same answer.", float64(s.stats.graceAnswers.Load()))
+	p.Counters("userd_mails_total", "Mails by outcome: sent, failed for good, abandoned because they had lost their purpose, or limited.", s.stats.mails)
 	hashes := s.hasher.Stats()
 	p.Gauge("userd_password_hashes_running", "Passwords that are being hashed.", float64(hashes.Running))
 	p.Gauge("userd_password_hashes_waiting", "Passwords that wait to be hashed.", float64(hashes.Waiting))
@@ -216,6 +219,14 @@ func (s *server) databaseFamilies(p *prom.Page) {
 		p.Gauge("userd_users", "Users, counted at most once a minute.", float64(s.stats.users.Load()))
 		p.Gauge("userd_sessions", "Sessions, counted at most once a minute.", float64(s.stats.sessions.Load()))
 		p.Counter("userd_events_total", "Events that were ever recorded, looked up at most once a minute.", float64(s.stats.events.Load()))
+	}
+	if n, oldest, err := s.store.mailQueue(); err == nil {
+		p.Gauge("userd_mails_queued", "Mails that wait to be sent.", float64(n))
+		age := 0.0
+		if oldest > 0 {
+			age = float64(max(s.wall().Unix()-oldest, 0))
+		}
+		p.Gauge("userd_mail_oldest_seconds", "Age of the oldest mail that waits to be sent.", age)
 	}
 	if file, log, err := s.store.size(); err == nil {
 		p.Gauge("userd_database_size_bytes", "Size of the database file.", float64(file))

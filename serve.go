@@ -72,6 +72,10 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	if err := checkSecrets(&c, development, log); err != nil {
 		return err
 	}
+	mails, err := newOutbox(&c, development, stderr)
+	if err != nil {
+		return err
+	}
 	if kind == kindTutorial {
 		if err := adopt(ctx, c.database, refuse, func(text string) { log.Info(text) }, nil); err != nil {
 			return err
@@ -86,7 +90,7 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	}
 	stopping := make(chan time.Time, 1) // the time at which ctx ended
 	context.AfterFunc(ctx, func() { stopping <- time.Now() })
-	err = serveStore(ctx, &c, log, l, st)
+	err = serveStore(ctx, &c, log, l, st, mails)
 	if err := errors.Join(err, st.close()); err != nil {
 		return err
 	}
@@ -284,7 +288,7 @@ func monotonic() func() time.Duration {
 
 // serveStore serves an open database until ctx ends and the running requests are
 // done.
-func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, st *store) error {
+func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, st *store, mails *outbox) error {
 	keys, err := loadKeys(ctx, st, c, time.Now().Unix())
 	if err != nil {
 		return err
@@ -297,6 +301,12 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	}
 	hasher := newHasher(func(err error) { log.Error("hashing passwords without the argon2 kernel, which is slower", "err", err) })
 	s := newServer(c.settings, st, hasher, keys, log, time.Now, monotonic())
+	if mails != nil {
+		if err := mails.attach(ctx, s); err != nil {
+			return err
+		}
+		log.Info("sending mail", "transport", mails.transport.String())
+	}
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
 	go func() { served <- l.serve(httpServer, netlisten.Limit(l.api, maxConnections)) }()
@@ -322,6 +332,9 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	defer background.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if mails != nil {
+		background.Go(func() { mails.run(ctx) })
+	}
 	background.Go(func() { deleteExpired(ctx, st, log) })
 	background.Go(func() { keepChain(ctx, &events, c.eventRetention, log) })
 	background.Go(func() { checkDatabase(ctx, s) })

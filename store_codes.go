@@ -17,7 +17,11 @@ import (
 type codeKind string
 
 const (
+	resetMailCode codeKind = "ur" // sets a new password; it was mailed to the user
 	resetLinkCode codeKind = "ul" // sets a new password; an admin or the command line made it
+	verifyCode    codeKind = "uv" // verifies an address, or completes a registration
+	changeCode    codeKind = "uc" // confirms a new address
+	undoCode      codeKind = "uu" // restores the address before the new one
 	inviteCode    codeKind = "ui" // admits a new user
 )
 
@@ -40,12 +44,17 @@ var codeLength = len(newCode(resetLinkCode))
 // have made, before anything is looked up. Spaces around the code do not matter.
 func hashCode(kind codeKind, text string) ([]byte, error) {
 	text = strings.TrimSpace(text)
-	random, ok := strings.CutPrefix(text, string(kind)+"_")
-	if !ok || len(text) != codeLength || strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" {
+	random := strings.TrimPrefix(text, string(kind)+"_")
+	if !isCode(text, kind) || len(text) != codeLength || strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" {
 		return nil, errInvalidCode
 	}
 	sum := sha256.Sum256([]byte(text))
 	return sum[:], nil
+}
+
+// isCode reports whether a text begins like a code of a kind.
+func isCode(text string, kind codeKind) bool {
+	return strings.HasPrefix(strings.TrimSpace(text), string(kind)+"_")
 }
 
 // insertCode inserts a code of the kind @kind for what its FROM selects.
@@ -80,38 +89,44 @@ func (s *store) addResetLink(ctx context.Context, by caller, userID int64, hash 
 // @now. A write that has it must also delete the code or count its use.
 const usable = `user_code.hash = @hash AND user_code.kind = @kind AND user_code.expires_at > @now`
 
+// resets is the condition that a reset code is for a user: a mailed one only as long as the
+// user has the address that it was mailed to.
+const resets = `user_code.user_id = user.id AND user.disabled = 0 AND (user_code.kind = 'ul' OR user_code.kind = 'ur' AND user_code.email = user.email)`
+
 // userOfCode returns the user whose password a reset code may set now, or
 // errInvalidCode.
-func (s *store) userOfCode(hash []byte, now int64) (u user, err error) {
+func (s *store) userOfCode(kind codeKind, hash []byte, now int64) (u user, err error) {
 	err = s.read(`SELECT`+userColumns+` FROM user_code JOIN user ON user.id = user_code.user_id
-		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND user.disabled = 0`,
-		errInvalidCode, u.columns(), hash, string(resetLinkCode), now)
+		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND `+resets,
+		errInvalidCode, u.columns(), hash, string(kind), now)
 	return u, err
 }
 
-// resetPassword sets a user's password by a reset code, which works only once. It ends
-// all of the user's sessions and codes. It returns errInvalidCode if the code is not valid
-// any more.
-func (s *store) resetPassword(ctx context.Context, userID int64, hash []byte, newHash, address string, now int64) error {
+// resetPassword sets a user's password by a reset code, which works only once. A mailed
+// code also verifies the user's address. It ends all of the user's sessions and codes. The
+// statements in before belong to the same write, and run first. It returns errInvalidCode if
+// the code is not valid any more.
+func (s *store) resetPassword(ctx context.Context, userID int64, kind codeKind, hash []byte, newHash, address string, now int64, before ...statement) error {
 	values := args{
-		{"id", userID}, {"hash", hash}, {"kind", string(resetLinkCode)}, {"new_hash", newHash}, {"now", now},
+		{"id", userID}, {"hash", hash}, {"kind", string(kind)}, {"new_hash", newHash}, {"now", now},
 	}
-	return s.write(ctx,
+	return s.write(ctx, append(before,
 		statement{
 			query: `
 				UPDATE user SET
 					password_hash = @new_hash,
+					pending_email = '',
+					email_verified_at = iif(@kind = 'ur' AND email_verified_at = 0, @now, email_verified_at),
 					updated_at = @now,
 					version = version + 1,
 					auth_stamp = auth_stamp + 1
-				WHERE id = @id AND disabled = 0
-					AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND user_code.user_id = user.id)`,
+				WHERE id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + resets + `)`,
 			args:   values,
 			ifNone: errInvalidCode,
 		},
 		statement{query: endCodes, args: values},
 		statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
-		event{at: now, kind: passwordReset, userID: userID, address: address}.statement())
+		event{at: now, kind: passwordReset, userID: userID, address: address}.statement())...)
 }
 
 // An invitation is one row of the table invitation.
@@ -334,9 +349,9 @@ func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
 	}
 }
 
-// recordPages stores the pages that a server's links open when the server starts.
+// recordPages stores the pages for which commands make links, when a server starts.
 func (s *store) recordPages(ctx context.Context, p pageURLs) error {
-	if last, err := s.pages(); err != nil || last == p {
+	if last, err := s.pages(); err != nil || last == (pageURLs{reset: p.reset, invite: p.invite}) {
 		return err
 	}
 	return s.write(ctx, statement{

@@ -1,0 +1,388 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"embed"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"math"
+	mrand "math/rand/v2"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"userd/internal/mail"
+	"userd/internal/prom"
+	"userd/internal/setting"
+)
+
+// An outbox sends the mails that requests and commands have queued in the database. No
+// request waits for it. Several processes can share one database.
+type outbox struct {
+	store     *store
+	transport mail.Transport
+	from      mail.Sender
+	texts     map[mailKind]*mail.Template
+	pages     pageURLs
+	service   string // the name of the service in the texts: the host of its pages
+	name      string // random; no two databases have the same
+	wall      func() time.Time
+	log       *slog.Logger
+	outcomes  *prom.Counters
+	failing   atomic.Bool // the last try failed
+}
+
+const (
+	// Requests do not wake the outbox. Otherwise the work for a mail would slow down the
+	// next request, which would show whether the user of a request exists.
+	mailTick = time.Second
+	// mailBatch bounds the mails of a tick, and mailSenders those that are sent concurrently.
+	mailBatch, mailSenders = 32, 4
+	// mailDrain is how long a try goes on after the server was told to stop.
+	mailDrain = 4 * time.Second
+)
+
+//go:embed assets/mail
+var mailTexts embed.FS
+
+// placeholders are those of the texts. {link} is required if the kind has a code.
+var placeholders = []string{"username", "service", "link", "expires", "email", "changed", "network", "browser", "time"}
+
+// readMailTexts returns the text of each kind of mail: the file KIND.txt of dir if it
+// exists, and otherwise the built-in one. An empty dir has no files. An error names the file.
+func readMailTexts(dir string) (map[mailKind]*mail.Template, error) {
+	if dir != "" {
+		if info, err := os.Stat(dir); err != nil {
+			return nil, setting.FileError(err)
+		} else if !info.IsDir() {
+			return nil, errors.New("must be a directory")
+		}
+	}
+	texts := make(map[mailKind]*mail.Template)
+	for kind, rule := range mailRules {
+		file := string(kind) + ".txt"
+		contents, err := mailTexts.ReadFile("assets/mail/" + file)
+		if err != nil {
+			return nil, err
+		}
+		if dir != "" {
+			own, err := os.ReadFile(filepath.Join(dir, file))
+			if err == nil {
+				contents = own
+			} else if !errors.Is(err, fs.ErrNotExist) {
+				return nil, fmt.Errorf("%s: %w", file, setting.FileError(err))
+			}
+		}
+		var required []string
+		if rule.code != "" {
+			required = []string{"link"}
+		}
+		if texts[kind], err = mail.ParseTemplate(file, string(contents), placeholders, required...); err != nil {
+			return nil, err
+		}
+	}
+	return texts, nil
+}
+
+// newOutbox returns the outbox of a configuration, or nil if it has none, and turns mail
+// on. The transport log: writes to w. It returns a usageError that names the setting.
+func newOutbox(c *config, development bool, w io.Writer) (o *outbox, err error) {
+	if c.mailURL == "" {
+		if c.registration == registrationVerified {
+			return nil, usagef("REGISTRATION=verified mails links, and MAIL_URL is not set; set it")
+		}
+		return nil, nil
+	}
+	o = &outbox{from: c.sender, pages: c.pages}
+	if o.transport, err = mail.Parse(c.mailURL, mail.Options{Log: w, WebhookSecret: c.webhookSecret}); err != nil {
+		return nil, usagef("MAIL_URL: %v", err)
+	}
+	switch {
+	case c.mailURL == "log:" && !development:
+		return nil, usagef("MAIL_URL: log: is only for development, because the log would contain links; use dir:PATH or a mail server")
+	case c.appURL == "" && !development:
+		return nil, usagef("MAIL_URL is set and APP_URL is not; set it to the address that clients use, such as https://id.example.com")
+	case o.from == (mail.Sender{}) && strings.HasPrefix(c.mailURL, "smtp"):
+		return nil, usagef("MAIL_URL is set and MAIL_FROM is not; set it to the sender of mails, such as no-reply@example.com")
+	case o.from == (mail.Sender{}):
+		o.from, _ = mail.ParseSender("userd@localhost")
+	}
+	if o.texts, err = readMailTexts(c.mailTemplates); err != nil {
+		return nil, usagef("MAIL_TEMPLATES: %v", err)
+	}
+	u, err := url.Parse(c.pages.reset)
+	if err != nil {
+		return nil, err
+	}
+	o.service, c.mailOn = u.Host, true
+	return o, nil
+}
+
+// attach connects the outbox to the database and the counters of a server.
+func (o *outbox) attach(ctx context.Context, s *server) error {
+	fresh := make([]byte, 8)
+	rand.Read(fresh)
+	name, err := s.store.secret(ctx, "outbox", fresh)
+	o.store, o.name, o.wall, o.log, o.outcomes = s.store, hex.EncodeToString(name), s.wall, s.log, s.stats.mails
+	return err
+}
+
+// pageOf returns the page of the links of a kind of code.
+func (p *pageURLs) pageOf(kind codeKind) string {
+	switch kind {
+	case resetMailCode, resetLinkCode:
+		return p.reset
+	case inviteCode:
+		return p.invite
+	case verifyCode:
+		return p.verify
+	case changeCode:
+		return p.change
+	case undoCode:
+		return p.undo
+	}
+	return ""
+}
+
+// run sends mails until ctx ends, and then waits for the running tries.
+func (o *outbox) run(ctx context.Context) {
+	// A try that is cut off would send the mail twice: its outcome is not known.
+	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(mailDrain, cancel) })()
+	tick := time.NewTicker(mailTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			o.sendDue(ctx, sending)
+		}
+	}
+}
+
+// sendDue tries the mails that are due, and begins none after ctx has ended. The context
+// of the tries is sending.
+func (o *outbox) sendDue(ctx, sending context.Context) {
+	var due []queuedMail
+	err := o.store.dueMails(ctx, mailBatch, o.wall().Unix(), func(m *queuedMail) { due = append(due, *m) })
+	var group sync.WaitGroup
+	slots := make(chan struct{}, mailSenders)
+	for i := range due {
+		slots <- struct{}{}
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() {
+			defer func() { <-slots }()
+			if err := o.try(sending, &due[i]); err != nil && sending.Err() == nil {
+				o.log.Warn("could not process a mail", "mail", due[i].id, "err", err)
+			}
+		})
+	}
+	group.Wait()
+	if err != nil && ctx.Err() == nil {
+		o.log.Warn("could not read the outbox", "err", err)
+	}
+}
+
+// try sends a mail once and records the outcome. It returns an error of the database.
+func (o *outbox) try(ctx context.Context, m *queuedMail) error {
+	now := o.wall()
+	rule, known := mailRules[m.kind]
+	// Each mail begins with two reads, so that a mail for a login that does not exist costs as
+	// much as one that is not sent for another reason.
+	f, budget, err := o.facts(ctx, m, rule.budget)
+	switch {
+	case errors.Is(err, errStorage):
+		return err
+	case err != nil || !known || now.Unix() > m.createdAt+int64(rule.expiry/time.Second):
+		return o.drop(ctx, m, "abandoned")
+	}
+	var code string
+	var hash []byte
+	if rule.code != "" {
+		code = newCode(rule.code)
+		if hash, err = hashCode(rule.code, code); err != nil {
+			return err
+		}
+	}
+	f.expires, err = o.store.takeMail(ctx, m, budget, hash, now.Unix())
+	switch {
+	case errors.Is(err, errMailTaken):
+		return nil
+	case errors.Is(err, errMailLimited):
+		return o.drop(ctx, m, "limited")
+	case errors.Is(err, errMailEnded):
+		return o.drop(ctx, m, "abandoned")
+	case err != nil:
+		return err
+	}
+	m.tries++
+	return o.finish(ctx, m, o.transport.Send(ctx, o.message(m, &f, code, now)))
+}
+
+// facts are what the text of a mail needs to know.
+type facts struct {
+	user     user // its id is 0 for mails to people who are not users yet
+	username string
+	expires  int64
+}
+
+// facts sets the recipient of a mail, and returns what its text needs, and the budget
+// that it counts toward. It returns errMailEnded if the mail has lost its purpose.
+func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f facts, _ budget, err error) {
+	switch {
+	case m.kind == registerMail:
+		f.username, err = o.store.registrationName(m.subjectID)
+		return f, budget, err
+	case m.kind == inviteMail:
+		return f, budget, nil
+	case m.kind == resetMail && m.userID == 0:
+		f.user, _, err = o.store.userByLogin(m.login)
+		m.userID, m.email = f.user.id, f.user.email
+	default:
+		f.user, err = o.store.user(m.userID)
+	}
+	if errors.Is(err, errUserNotFound) {
+		return f, budget, errMailEnded
+	}
+	if err != nil {
+		return f, budget, err
+	}
+	f.username = f.user.username
+	if m.kind != resetMail {
+		return f, budget, nil
+	}
+	if f.user.disabled || m.email == "" {
+		return f, budget, errMailEnded
+	}
+	// A stranger must not be able to use up the mails of a user who asks from a network
+	// where it has logged in.
+	seen, err := o.store.loginAddresses(ctx, f.user.id)
+	if slices.ContainsFunc(seen, func(address string) bool { return network(address) == network(m.address) }) {
+		budget = noBudget
+	}
+	return f, budget, err
+}
+
+// drop closes a mail that is not sent.
+func (o *outbox) drop(ctx context.Context, m *queuedMail, outcome string) error {
+	o.outcomes.Add(outcome)
+	return o.store.closeMail(ctx, m, "dropped", "", o.wall().Unix())
+}
+
+// finish records the outcome of a try.
+func (o *outbox) finish(ctx context.Context, m *queuedMail, err error) error {
+	ctx = context.WithoutCancel(ctx) // also of a try that was cut off
+	now := o.wall()
+	failure, _ := errors.AsType[*mail.DeliveryError](err)
+	switch {
+	case err == nil:
+		o.outcomes.Add("sent")
+		if o.failing.Swap(false) {
+			o.log.Info("mails leave again")
+		}
+		return o.store.closeMail(ctx, m, "sent", "", now.Unix())
+	case failure != nil && failure.Permanent:
+		o.outcomes.Add("failed")
+		o.log.Warn("a mail failed and is not tried again", "mail", m.id, "kind", string(m.kind), "err", err)
+		return o.store.closeMail(ctx, m, "failed", err.Error(), now.Unix())
+	}
+	delay := mail.RetryDelay(int(min(m.tries, math.MaxInt32)), mrand.Float64())
+	if failure != nil {
+		delay = max(delay, failure.RetryAfter)
+	}
+	if !o.failing.Swap(true) {
+		o.log.Warn("could not send a mail", "mail", m.id, "kind", string(m.kind), "err", err)
+	}
+	return o.store.delayMail(ctx, m, err.Error(), now.Add(delay).Unix())
+}
+
+// message returns the message of a try of a mail, whose link contains the code unless that
+// is empty.
+func (o *outbox) message(m *queuedMail, f *facts, code string, now time.Time) *mail.Message {
+	link := ""
+	if code != "" {
+		link = strings.Replace(o.pages.pageOf(mailRules[m.kind].code), "{code}", code, 1)
+	}
+	values := map[string]string{
+		"username": f.username, "service": o.service, "link": link, "email": m.email, "changed": m.detail,
+		"expires": readableTime(f.expires), "time": readableTime(m.createdAt),
+		"network": readableNetwork(m.address), "browser": browserName(m.userAgent),
+	}
+	if m.kind == undoMail {
+		values["email"] = m.detail
+	}
+	subject, text := o.texts[m.kind].Render(values)
+	event := map[string]any{"type": m.kind, "email": m.email}
+	if f.user.id != 0 {
+		event["user"] = json.RawMessage(appendUser(nil, &f.user, viewAll))
+	} else if f.username != "" {
+		event["username"] = f.username
+	}
+	if code != "" {
+		event["url"], event["code"], event["expires_at"] = link, code, utc(f.expires)
+	}
+	if m.detail != "" {
+		event["detail"] = m.detail
+	}
+	data, err := json.Marshal(event)
+	if err != nil { // a bug; the transport refuses the message
+		data = nil
+	}
+	return &mail.Message{
+		ID:   fmt.Sprintf("%d.%d.%s@%s", m.id, m.tries, o.name, o.from.Domain()),
+		Date: now, From: o.from, To: m.email, Subject: subject, Text: text,
+		Event: data, EventID: fmt.Sprintf("msg_%s_%d", o.name, m.id),
+	}
+}
+
+// readableTime returns a time in UTC, for a text.
+func readableTime(unix int64) string {
+	return time.Unix(unix, 0).UTC().Format("2 January 2006, 15:04 UTC")
+}
+
+// readableNetwork returns the network of a client, which names it well enough for its
+// user, and the word for the command line unchanged.
+func readableNetwork(address string) string {
+	if _, err := netip.ParseAddr(address); err != nil {
+		return cmp.Or(address, "unknown")
+	}
+	return network(address)
+}
+
+// The names of programs and systems in a User-Agent, in the order in which they are
+// looked for: most browsers name several.
+var (
+	browsers = [][2]string{{"Edg", "Edge"}, {"OPR/", "Opera"}, {"Firefox/", "Firefox"}, {"FxiOS/", "Firefox"}, {"CriOS/", "Chrome"}, {"Chrome/", "Chrome"}, {"Safari/", "Safari"}, {"curl/", "curl"}}
+	systems  = [][2]string{{"Windows", "Windows"}, {"Android", "Android"}, {"iPhone", "iOS"}, {"iPad", "iOS"}, {"Mac OS X", "macOS"}, {"CrOS", "ChromeOS"}, {"Linux", "Linux"}}
+)
+
+// browserName returns a name such as "Firefox on Linux" for a User-Agent. It repeats
+// nothing of it: a stranger chooses that text, and the mail goes to another person.
+func browserName(agent string) string {
+	find := func(names [][2]string) string {
+		for _, name := range names {
+			if strings.Contains(agent, name[0]) {
+				return name[1]
+			}
+		}
+		return "unknown"
+	}
+	return find(browsers) + " on " + find(systems)
+}

@@ -1,0 +1,310 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// A mailKind says what a mail is for. It is also the name of its text in assets/mail and
+// the type of its webhook event.
+type mailKind string
+
+const (
+	resetMail    mailKind = "reset"    // a link that sets a new password; its request typed a login
+	verifyMail   mailKind = "verify"   // a link that verifies the address of a user
+	registerMail mailKind = "register" // a link that completes a registration
+	takenMail    mailKind = "taken"    // a user already has the address of a registration
+	inviteMail   mailKind = "invite"   // a link of an invitation
+	changeMail   mailKind = "change"   // a link that confirms a new address
+	undoMail     mailKind = "undo"     // a link that restores the old address; detail is the new one
+	approvalMail mailKind = "approval" // to an admin: users wait for approval
+	changedMail  mailKind = "changed"  // a notice; detail says what changed
+	loginMail    mailKind = "login"    // a notice of a login from a new network
+)
+
+// A budget is a limit of mails to one recipient: 1 a minute, 5 an hour and 10 a day.
+// Mails with other budgets use up nothing of it, so that a stranger cannot block them.
+type budget int
+
+const (
+	noBudget       budget = iota
+	strangerBudget        // what a stranger asks for
+	verifyBudget
+	changeBudget
+)
+
+// A mailRule describes the mails of one kind.
+type mailRule struct {
+	code   codeKind      // of its link; empty: it has none
+	life   time.Duration // of the code
+	expiry time.Duration // after which the mail is not sent any more
+	budget budget
+
+	// insert is the rest of intoMailCode: it inserts nothing if the mail has lost its purpose.
+	insert string
+}
+
+const (
+	intoMailCode = `INSERT INTO user_code
+		(hash, kind, user_id, email, invitation_id, created_by, created_at, expires_at, old_email, registration_id, mail_id) `
+
+	newCodeOfUser = `
+		SELECT @hash, @code, user.id, user.email, 0, 0, @now, @expires, '', 0, @mail FROM user
+		WHERE user.id = @user AND user.email = @email AND user.disabled = 0 `
+
+	// fewLive is the condition that fewer than three other mails of this kind have live
+	// codes. The codes of earlier tries of the mail do not count: perhaps none arrived.
+	fewLive = `AND (SELECT count(DISTINCT mail_id) FROM user_code
+		WHERE user_id = @user AND kind = @code AND expires_at > @now AND mail_id <> @mail) < 3`
+)
+
+var mailRules = map[mailKind]mailRule{
+	resetMail:  {resetMailCode, 30 * time.Minute, 24 * time.Hour, strangerBudget, newCodeOfUser + fewLive},
+	verifyMail: {verifyCode, 24 * time.Hour, 24 * time.Hour, verifyBudget, newCodeOfUser + `AND user.email_verified_at = 0 ` + fewLive},
+	registerMail: {verifyCode, 24 * time.Hour, 24 * time.Hour, strangerBudget, `
+		SELECT @hash, @code, 0, email, 0, 0, @now, expires_at, '', id, @mail FROM user_registration
+		WHERE id = @subject AND expires_at > @now`},
+	takenMail: {"", 0, 24 * time.Hour, strangerBudget, ""},
+	inviteMail: {inviteCode, 30 * 24 * time.Hour, 30 * 24 * time.Hour, noBudget, `
+		SELECT @hash, @code, 0, email, id, created_by, @now, expires_at, '', 0, @mail FROM user_invitation
+		WHERE id = @subject AND email = @email AND expires_at > @now AND uses_left > 0`},
+	changeMail: {changeCode, time.Hour, time.Hour, changeBudget, `
+		SELECT @hash, @code, user.id, user.pending_email, 0, 0, @now, @expires, '', 0, @mail FROM user
+		WHERE user.id = @user AND user.pending_email = @email AND user.disabled = 0`},
+	undoMail: {undoCode, 72 * time.Hour, 72 * time.Hour, noBudget, `
+		SELECT @hash, @code, user.id, @detail, 0, 0, @now, @expires, @email, 0, @mail FROM user
+		WHERE user.id = @user`},
+	approvalMail: {"", 0, 24 * time.Hour, noBudget, ""},
+	changedMail:  {"", 0, 24 * time.Hour, noBudget, ""},
+	loginMail:    {"", 0, 24 * time.Hour, noBudget, ""},
+}
+
+// A queuedMail is one row of the table user_mail; schema.go describes its columns.
+type queuedMail struct {
+	id        int64
+	kind      mailKind
+	userID    int64
+	login     string
+	email     string
+	subjectID int64
+	detail    string
+	address   string
+	userAgent string
+	createdAt int64
+	nextTryAt int64
+	tries     int64
+	state     string
+	closedAt  int64
+	lastError string
+}
+
+// mailColumns and (*queuedMail).columns list the columns in the same order.
+const mailColumns = `
+	user_mail.id,
+	user_mail.kind,
+	user_mail.user_id,
+	user_mail.login,
+	user_mail.email,
+	user_mail.subject_id,
+	user_mail.detail,
+	user_mail.address,
+	user_mail.user_agent,
+	user_mail.created_at,
+	user_mail.next_try_at,
+	user_mail.tries,
+	user_mail.state,
+	user_mail.closed_at,
+	user_mail.last_error`
+
+func (m *queuedMail) columns() []any {
+	return []any{
+		&m.id,
+		(*string)(&m.kind),
+		&m.userID,
+		&m.login,
+		&m.email,
+		&m.subjectID,
+		&m.detail,
+		&m.address,
+		&m.userAgent,
+		&m.createdAt,
+		&m.nextTryAt,
+		&m.tries,
+		&m.state,
+		&m.closedAt,
+		&m.lastError,
+	}
+}
+
+const intoMail = `INSERT INTO user_mail (kind, user_id, login, email, subject_id, detail, address, user_agent, created_at, next_try_at) `
+
+// args returns the arguments of a statement that queues the mail.
+func (m *queuedMail) args() args {
+	return args{
+		{"kind", string(m.kind)}, {"user", m.userID}, {"login", m.login}, {"email", m.email}, {"subject", m.subjectID},
+		{"detail", m.detail}, {"address", m.address}, {"agent", m.userAgent}, {"now", m.createdAt},
+	}
+}
+
+// statement returns the statement that queues the mail, for the write of the act that
+// causes it.
+func (m *queuedMail) statement() statement {
+	return statement{
+		query: intoMail + `VALUES (@kind, @user, @login, @email, @subject, @detail, @address, @agent, @now, @now)`,
+		args:  m.args(),
+	}
+}
+
+// toVerified returns the statement that queues the mail to the address that the user has
+// before the statements that follow, if that is verified.
+func (m *queuedMail) toVerified() statement {
+	return statement{
+		query: intoMail + `
+			SELECT @kind, id, '', email, @subject, @detail, @address, @agent, @now, @now FROM user
+			WHERE id = @user AND email_verified_at <> 0 AND disabled = 0`,
+		args: m.args(),
+	}
+}
+
+// mailLease is how long one process may take for a try of a mail, in seconds. If it has
+// not recorded the outcome by then, the next process tries again.
+const mailLease = 120
+
+// mailDue is the condition that a mail can be tried at @now. No mail waits longer than
+// two hours for its next try, so one that seems to was queued before the clock was set back.
+const mailDue = `user_mail.state = 'queued' AND (user_mail.next_try_at <= @now OR user_mail.next_try_at > @now + 7200)`
+
+// dueMails calls f for at most limit mails that can be tried now, the longest due first.
+func (s *store) dueMails(ctx context.Context, limit, now int64, f func(*queuedMail)) error {
+	var m queuedMail
+	return s.eachRow(ctx, `SELECT`+mailColumns+` FROM user_mail
+		WHERE state = 'queued' AND (next_try_at <= ?2 OR next_try_at > ?2 + 7200) ORDER BY next_try_at LIMIT ?1`,
+		m.columns(), func() { f(&m) }, limit, now)
+}
+
+var (
+	errMailTaken   = errors.New("another process sends this mail")
+	errMailEnded   = errors.New("the mail has lost its purpose")
+	errMailLimited = errors.New("the recipient got too many mails")
+)
+
+// takeMail begins a try of a mail whose recipient is known, and counts it toward a budget
+// of the recipient. No other process tries it during mailLease. The same write stores the
+// hash of the try's code, if its kind has one. takeMail returns when that code expires, or
+// errMailTaken, errMailEnded or errMailLimited.
+func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash []byte, now int64) (expires int64, err error) {
+	rule := mailRules[m.kind]
+	expires = now + int64(rule.life/time.Second)
+	values := append(args{
+		{"mail", m.id}, {"tries", m.tries}, {"lease", mailLease}, {"budget", int(budget)},
+		{"hash", hash}, {"code", string(rule.code)}, {"now", now}, {"expires", expires},
+	}, m.args()...)
+	statements := []statement{
+		{
+			query: `
+				UPDATE user_mail SET
+					user_id = @user,
+					login = '',
+					email = @email,
+					tries = tries + 1,
+					next_try_at = @now + @lease
+				WHERE id = @mail AND tries = @tries AND ` + mailDue,
+			args:   values,
+			ifNone: errMailTaken,
+		},
+		{
+			query: `
+				UPDATE user_mail SET budget = @budget
+				WHERE id = @mail AND (@budget = 0 OR (
+					SELECT coalesce(sum(created_at > @now - 60), 0) < 1
+						AND coalesce(sum(created_at > @now - 3600), 0) < 5
+						AND count(*) < 10
+					FROM user_mail AS other
+					WHERE other.email = @email COLLATE NOCASE AND other.budget <> 0 AND other.budget = @budget
+						AND other.created_at > @now - 86400 AND other.id <> @mail))`,
+			args:   values,
+			ifNone: errMailLimited,
+		},
+	}
+	if rule.insert != "" {
+		statements = append(statements, statement{query: intoMailCode + rule.insert + ` RETURNING expires_at`, args: values, scan: []any{&expires}, ifNone: errMailEnded})
+	}
+	if m.kind == changeMail { // at most one live code
+		statements = append(statements, statement{query: `DELETE FROM user_code WHERE user_id = @user AND kind = @code AND mail_id <> @mail`, args: values})
+	}
+	return expires, s.write(ctx, statements...)
+}
+
+// closeMail records the outcome of the last try of a mail, which is not tried again:
+// sent, failed or dropped. It changes nothing if another process has tried since.
+func (s *store) closeMail(ctx context.Context, m *queuedMail, state, lastError string, now int64) error {
+	return s.write(ctx, statement{
+		query: `
+			UPDATE user_mail SET state = @state, login = '', last_error = @error, closed_at = @now
+			WHERE id = @mail AND tries = @tries AND state = 'queued'`,
+		args: args{{"mail", m.id}, {"tries", m.tries}, {"state", state}, {"error", lastError}, {"now", now}},
+	})
+}
+
+// delayMail records that the last try of a mail failed, and when the next one is due. It
+// changes nothing if another process has tried since.
+func (s *store) delayMail(ctx context.Context, m *queuedMail, lastError string, next int64) error {
+	return s.write(ctx, statement{
+		query: `
+			UPDATE user_mail SET next_try_at = @next, last_error = @error
+			WHERE id = @mail AND tries = @tries AND state = 'queued'`,
+		args: args{{"mail", m.id}, {"tries", m.tries}, {"error", lastError}, {"next", next}},
+	})
+}
+
+// mails calls f for each mail of the table, in id order. It reuses f's argument for the
+// next row.
+func (s *store) mails(ctx context.Context, f func(*queuedMail)) error {
+	var m queuedMail
+	return s.eachRow(ctx, `SELECT`+mailColumns+` FROM user_mail ORDER BY id`, m.columns(), func() { f(&m) })
+}
+
+// retryMail makes a mail that is queued or failed due now, or all such mails if id is 0,
+// and returns how many. It returns errMailNotFound if there is no such mail with this id.
+func (s *store) retryMail(ctx context.Context, id, now int64) (n int64, err error) {
+	var ifNone error
+	if id != 0 {
+		ifNone = errMailNotFound
+	}
+	err = s.write(ctx, statement{
+		query: `
+			WITH again AS MATERIALIZED (SELECT id FROM user_mail WHERE (@id = 0 OR id = @id) AND state IN ('queued', 'failed'))
+			UPDATE user_mail SET state = 'queued', closed_at = 0, next_try_at = @now
+			WHERE id IN (SELECT id FROM again)
+			RETURNING (SELECT count(*) FROM again)`,
+		args:   args{{"id", id}, {"now", now}},
+		scan:   []any{&n},
+		ifNone: ifNone,
+	})
+	return n, err
+}
+
+// mailQueue returns how many mails are queued, and when the oldest was, or 0.
+func (s *store) mailQueue() (n, oldest int64, err error) {
+	err = s.read(`SELECT count(*), coalesce(min(created_at), 0) FROM user_mail WHERE state = 'queued'`, errStorage, []any{&n, &oldest})
+	return n, oldest, err
+}
+
+// loginAddresses returns the addresses of the user's sessions and of its last logins, from
+// which a login or a request is no surprise.
+func (s *store) loginAddresses(ctx context.Context, userID int64) (list []string, err error) {
+	var address string
+	err = s.eachRow(ctx, `
+		SELECT address FROM session WHERE user_id = ?1
+		UNION
+		SELECT address FROM (SELECT address, type FROM event WHERE user_id = ?1 ORDER BY id DESC LIMIT 200) WHERE type = 'login'`,
+		[]any{&address}, func() { list = append(list, address) }, userID)
+	return list, err
+}
+
+// registrationName returns the username of a pending registration, or errMailEnded.
+func (s *store) registrationName(id int64) (username string, err error) {
+	err = s.read(`SELECT username FROM user_registration WHERE id = ?`, errMailEnded, []any{&username}, id)
+	return username, err
+}
