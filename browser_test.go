@@ -175,7 +175,7 @@ func TestThePageInABrowser(t *testing.T) {
 		t.Skip("runs with -peers")
 	}
 	s := newService(t)
-	s.pages = pageURLs{s.url + "/reset#{code}", s.url + "/invite#{code}"}
+	s.pages = pageURLs{reset: s.url + "/reset#{code}", invite: s.url + "/invite#{code}"}
 	path, _ := s.register("ann")
 	_, root := s.admin("root")
 	link := func() string { return s.do(root, "POST", path+"/reset-link", "").want(t, 201, "").field("url") }

@@ -470,10 +470,10 @@ func TestACodeIsCheckedWhenTheWriteRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	late := s.wall().Add(24 * time.Hour).Unix()
-	if err := s.store.resetPassword(context.Background(), 1, code, "x", "", late); !errors.Is(err, errInvalidCode) {
+	if err := s.store.resetPassword(context.Background(), 1, resetLinkCode, code, "x", "", late); !errors.Is(err, errInvalidCode) {
 		t.Errorf("an expired code: %v", err)
 	}
-	if err := s.store.resetPassword(context.Background(), 2, code, "x", "", 1); !errors.Is(err, errInvalidCode) {
+	if err := s.store.resetPassword(context.Background(), 2, resetLinkCode, code, "x", "", 1); !errors.Is(err, errInvalidCode) {
 		t.Errorf("a code of another user: %v", err)
 	}
 	s.login("ann")
@@ -625,7 +625,7 @@ func TestKindsOfCodesAreNotInterchangeable(t *testing.T) {
 		t.Fatal(err)
 	}
 	runSQL(t, another(t, s.path), `UPDATE user_code SET user_id = 1 WHERE kind = 'ui'`, `UPDATE user_code SET invitation_id = 1 WHERE kind = 'ul'`)
-	if err := s.store.resetPassword(t.Context(), 1, hash, "x", "", s.wall().Unix()); !errors.Is(err, errInvalidCode) {
+	if err := s.store.resetPassword(t.Context(), 1, resetLinkCode, hash, "x", "", s.wall().Unix()); !errors.Is(err, errInvalidCode) {
 		t.Errorf("an invitation sets a password: %v", err)
 	}
 	s.join("bob", invited).want(t, 201, "")

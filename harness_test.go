@@ -142,9 +142,11 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 		refreshTTL:   720 * time.Hour,
 		sessionLife:  4320 * time.Hour,
 		registration: registrationOpen,
-		pages:        pageURLs{"https://id.example.com/reset#{code}", "https://id.example.com/invite#{code}"},
+		pages:        testPages,
 		directory:    directoryNames,
 		rateLimit:    switchOn,
+		mailsPerHour: 300,
+		notices:      switchOn,
 		passwords:    passwordPolicy{minimum: minPassword},
 	}
 	for _, option := range options {
@@ -159,6 +161,13 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 	t.Cleanup(web.Close)
 	return &service{server: s, t: t, url: web.URL, clock: clock, path: path, http: web}
 }
+
+// testPages are the pages of a server whose APP_URL is https://id.example.com.
+var testPages = func() pageURLs {
+	c := config{appURL: "https://id.example.com"}
+	c.setPages(false, "")
+	return c.pages
+}()
 
 // unlimited lets a test fail to log in as often as it likes.
 func unlimited(c *settings) { c.rateLimit = switchOff }
