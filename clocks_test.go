@@ -50,7 +50,6 @@ var clockReaders = map[string]string{
 	"limits.go server.requireProof":      "TestProofTable",
 	"metrics.go checkup.result":          "mono",
 	"serve.go keepChain":                 "trimming", // and mono, for its interval
-	"serve.go logHandler.Handle":         "mono",
 	"serve.go monotonic":                 "mono",
 	"serve.go serve":                     "mono",
 	"serve.go serveStore":                "signing keys",
@@ -75,6 +74,19 @@ var clockReaders = map[string]string{
 	"users.go userService.changeUser":    "stored",
 	"write.go openWriter":                "mono",
 	"write.go writer.commit":             "mono",
+
+	"codes.go server.forgotPassword":      "stored",
+	"outbox.go server.notice":             "stored",
+	"limits.go server.mayMail":            "limits",
+	"metrics.go server.databaseFamilies":  "stored", // the age of a mail, for a metric
+	"outbox.go outbox.attach":             "stored",
+	"store_mail.go queuedMail.toVerified": "stored",
+	"outbox.go outbox.drop":               "stored",
+	"outbox.go outbox.finish":             "the outbox",
+	"outbox.go outbox.run":                "mono",
+	"outbox.go outbox.sendDue":            "the outbox",
+	"outbox.go outbox.try":                "the outbox",
+	"store_mail.go store.takeMail":        "the outbox",
 
 	"cli_users.go userApprove":              "stored",
 	"codes.go server.approveUser":           "stored",

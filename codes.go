@@ -69,10 +69,10 @@ func (s *server) forgotPassword(x *exchange) error {
 	switch {
 	case err != nil:
 		return err
-	case in.Login == "":
-		return errForgotFields
 	case !s.mailOn:
 		return errMailOff
+	case in.Login == "":
+		return errForgotFields
 	case len(in.Login) > maxLogin:
 		return errInvalid.with("The login is longer than %d bytes", maxLogin)
 	}
@@ -84,22 +84,6 @@ func (s *server) forgotPassword(x *exchange) error {
 		}
 	}
 	return x.send(http.StatusAccepted, []byte(`{"message":"If this user exists, a message is on its way"}`+"\n"))
-}
-
-// from sets the client that causes a mail, and when, and returns the mail.
-func (m queuedMail) from(x *exchange, now int64) *queuedMail {
-	m.address, m.userAgent, m.createdAt = x.address, userAgent(x.r), now
-	return &m
-}
-
-// notice returns the statement of a notice to a user, before the statements of the act
-// that it is about, or nil if notices are off.
-func (s *server) notice(x *exchange, kind mailKind, userID int64, detail string) []statement {
-	if !s.mailOn || s.notices == switchOff {
-		return nil
-	}
-	m := queuedMail{kind: kind, userID: userID, detail: detail}
-	return []statement{m.from(x, s.wall().Unix()).toVerified()}
 }
 
 type resetRequest struct {

@@ -208,7 +208,7 @@ var options = []option{
 		return err
 	},
 		"The sender of mails, such as no-reply@example.com or Example <no-reply@example.com>. SMTP requires it."},
-	{"MAIL_TEMPLATES", "mail-templates", "DIR", "", func(c *config, v string) error { c.mailTemplates = v; return nil },
+	{"MAIL_TEMPLATES", "mail-templates", "DIR", "", func(c *config, v string) error { return setting.Dir(&c.mailTemplates, v) },
 		"A directory with texts that replace the built-in ones, each with the same name; see docs/recovery.md."},
 	{"MAIL_LIMIT", "mail-limit", "N", "300", func(c *config, v string) error { return setting.Number(&c.mailsPerHour, v, 1, 100_000) },
 		"How many mails an hour strangers can cause, such as links for forgotten passwords. Other mails do not count."},
@@ -281,7 +281,7 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 			}
 		}
 		if err := o.set(c, value); err != nil {
-			if o.value == "FILE" {
+			if o.value == "FILE" || o.value == "DIR" {
 				return usagef("%s: %v", from, err)
 			}
 			return usagef("%s=%q: %v", from, setting.WithoutSecrets(value), err)

@@ -33,6 +33,8 @@ func TestTheDefaultsAreTheTutorials(t *testing.T) {
 			registration: registrationOpen,
 			directory:    directoryNames,
 			rateLimit:    switchOn,
+			notices:      switchOn,
+			mailsPerHour: 300,
 			passwords:    passwordPolicy{minimum: 8},
 		},
 		database:      filepath.Join(dir, "app.db"),
@@ -144,6 +146,12 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		{"APP_URL", "http://192.0.2.1", "loopback"},
 		{"APP_URL", "http://localhost.example.com", "loopback"},
 		{"APP_URL", "ftp://id.example.com", "https://"},
+		{"VERIFY_URL", "https://app.example.com/verify", "{code}"},
+		{"MAIL_FROM", "no-reply", "no-reply@example.com"},
+		{"MAIL_TEMPLATES", "/does/not/exist", "no such file"},
+		{"MAIL_LIMIT", "0", "from 1 to 100000"},
+		{"MAIL_LIMIT", "100001", "from 1 to 100000"},
+		{"NOTICES", "yes", "on or off"},
 		{"RESET_URL", "https://app.example.com/reset", "{code}"},
 		{"RESET_URL", "https://app.example.com/{code}/{code}", "once"},
 		{"RESET_URL", "http://app.example.com/{code}", "loopback"},
@@ -161,6 +169,8 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		repeated := fmt.Sprintf("=%q: ", c.value)
 		if strings.HasPrefix(c.setting, "TLS_") { // may be the key itself
 			repeated = ": must name a readable file: "
+		} else if c.setting == "MAIL_TEMPLATES" {
+			repeated = ": must name a readable directory: "
 		}
 		t.Run(c.setting+"="+c.value, func(t *testing.T) {
 			t.Parallel()

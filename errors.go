@@ -82,7 +82,6 @@ var (
 	errNotFound           = &apiError{404, "not_found", "Path not found"}
 	errUserNotFound       = &apiError{404, "user_not_found", "User not found"}
 	errSessionNotFound    = &apiError{404, "session_not_found", "Session not found"}
-	errMailNotFound       = &apiError{404, "mail_not_found", "No queued or failed mail has this id"}
 	errInvitationNotFound = &apiError{404, "invitation_not_found", "Invitation not found"}
 	errMethod             = &apiError{405, "method_not_allowed", "This path does not allow the method; see the Allow header"}
 	errLastAdmin          = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}

@@ -606,6 +606,9 @@ func TestEachRouteCountsTowardItsLimit(t *testing.T) {
 			body = `{}`
 		}
 		path = strings.NewReplacer("{id}", "me", "{sid}", "999").Replace(path)
+		if rt.limit == mails { // see TestAForgottenPasswordHasLimits
+			continue
+		}
 		s.do(token, method, path, body).want(t, 429, "too_many_requests")
 		refused++
 	}

@@ -64,13 +64,6 @@ var placeholders = []string{"username", "service", "link", "expires", "email", "
 // readMailTexts returns the text of each kind of mail: the file KIND.txt of dir if it
 // exists, and otherwise the built-in one. An empty dir has no files. An error names the file.
 func readMailTexts(dir string) (map[mailKind]*mail.Template, error) {
-	if dir != "" {
-		if info, err := os.Stat(dir); err != nil {
-			return nil, setting.FileError(err)
-		} else if !info.IsDir() {
-			return nil, errors.New("must be a directory")
-		}
-	}
 	texts := make(map[mailKind]*mail.Template)
 	for kind, rule := range mailRules {
 		file := string(kind) + ".txt"
@@ -131,12 +124,17 @@ func newOutbox(c *config, development bool, w io.Writer) (o *outbox, err error) 
 	return o, nil
 }
 
-// attach connects the outbox to the database and the counters of a server.
+// attach connects the outbox to the database and the counters of a server. It does nothing
+// if mail is off, and neither does run.
 func (o *outbox) attach(ctx context.Context, s *server) error {
+	if o == nil {
+		return nil
+	}
 	fresh := make([]byte, 8)
 	rand.Read(fresh)
 	name, err := s.store.secret(ctx, "outbox", fresh)
 	o.store, o.name, o.wall, o.log, o.outcomes = s.store, hex.EncodeToString(name), s.wall, s.log, s.stats.mails
+	o.log.Info("sending mail", "transport", o.transport.String())
 	return err
 }
 
@@ -157,8 +155,46 @@ func (p *pageURLs) pageOf(kind codeKind) string {
 	return ""
 }
 
+// from sets the client that causes a mail, and when, and returns the mail.
+func (m queuedMail) from(x *exchange, now int64) *queuedMail {
+	m.address, m.userAgent, m.createdAt = x.address, userAgent(x.r), now
+	return &m
+}
+
+// notice returns the statement of a notice to a user, before the statements of the act
+// that it is about, or nil if notices are off.
+func (s *server) notice(x *exchange, kind mailKind, userID int64, detail string) []statement {
+	if !s.mailOn || s.notices == switchOff {
+		return nil
+	}
+	m := queuedMail{kind: kind, userID: userID, detail: detail}
+	return []statement{m.from(x, s.wall().Unix()).toVerified()}
+}
+
+// loginNotice returns the notice of a login from a network in which the user has not
+// logged in before, or nil. The first login is not new.
+func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
+	notice := s.notice(x, loginMail, userID, "")
+	if notice == nil {
+		return nil, nil
+	}
+	seen, err := s.store.loginAddresses(x.r.Context(), userID)
+	if err != nil || len(seen) == 0 || isKnown(seen, x.address) {
+		return nil, err
+	}
+	return notice, nil
+}
+
+// isKnown reports whether an address is in the network of one of those that were seen.
+func isKnown(seen []string, address string) bool {
+	return slices.ContainsFunc(seen, func(a string) bool { return network(a) == network(address) })
+}
+
 // run sends mails until ctx ends, and then waits for the running tries.
 func (o *outbox) run(ctx context.Context) {
+	if o == nil {
+		return
+	}
 	// A try that is cut off would send the mail twice: its outcome is not known.
 	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -274,7 +310,7 @@ func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f fac
 	// A stranger must not be able to use up the mails of a user who asks from a network
 	// where it has logged in.
 	seen, err := o.store.loginAddresses(ctx, f.user.id)
-	if slices.ContainsFunc(seen, func(address string) bool { return network(address) == network(m.address) }) {
+	if isKnown(seen, m.address) {
 		budget = noBudget
 	}
 	return f, budget, err

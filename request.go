@@ -345,3 +345,13 @@ func newName(given *string, current string) *string {
 	}
 	return unlessSame(new(trimName(*given)), current)
 }
+
+// userAgent returns at most 256 bytes of the request's User-Agent, as valid UTF-8.
+func userAgent(r *http.Request) string {
+	const most = 256
+	text := strings.ToValidUTF8(r.UserAgent(), "\uFFFD")
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "")
+	}
+	return text
+}

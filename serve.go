@@ -17,11 +17,11 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"userd/internal/certs"
+	"userd/internal/logging"
 	"userd/internal/netlisten"
 	"userd/internal/terminal"
 )
@@ -301,11 +301,8 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	}
 	hasher := newHasher(func(err error) { log.Error("hashing passwords without the argon2 kernel, which is slower", "err", err) })
 	s := newServer(c.settings, st, hasher, keys, log, time.Now, monotonic())
-	if mails != nil {
-		if err := mails.attach(ctx, s); err != nil {
-			return err
-		}
-		log.Info("sending mail", "transport", mails.transport.String())
+	if err := mails.attach(ctx, s); err != nil {
+		return err
 	}
 	httpServer := newHTTPServer(s)
 	served := make(chan error, 3)
@@ -332,9 +329,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	defer background.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if mails != nil {
-		background.Go(func() { mails.run(ctx) })
-	}
+	background.Go(func() { mails.run(ctx) })
 	background.Go(func() { deleteExpired(ctx, st, log) })
 	background.Go(func() { keepChain(ctx, &events, c.eventRetention, log) })
 	background.Go(func() { checkDatabase(ctx, s) })
@@ -455,46 +450,7 @@ func (c *config) logger(w io.Writer) *slog.Logger {
 	}
 	opts := &slog.HandlerOptions{Level: c.logLevel}
 	if format == "text" {
-		return slog.New(newLogHandler(slog.NewTextHandler(w, opts)))
+		return slog.New(logging.NewHandler(slog.NewTextHandler(w, opts)))
 	}
-	return slog.New(newLogHandler(slog.NewJSONHandler(w, opts)))
-}
-
-// logTimeout is how long a record waits while another one is being written.
-const logTimeout = time.Second
-
-// A logHandler drops records while the reader of the log does not read. Otherwise a
-// log collector that hangs, and so fills its pipe, would block each request that
-// logs, and the end of the server too. Only the request that is writing waits. The
-// next record has the number of dropped ones.
-type logHandler struct {
-	slog.Handler
-	turn chan struct{} // holds one token while a record is being written
-	lost atomic.Int64  // records dropped since the last one that was written
-}
-
-func newLogHandler(h slog.Handler) *logHandler {
-	return &logHandler{Handler: h, turn: make(chan struct{}, 1)}
-}
-
-func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
-	select {
-	case h.turn <- struct{}{}: // the usual case needs no timer
-	default:
-		wait := logTimeout
-		if h.lost.Load() > 0 {
-			wait = 0 // an earlier record has already waited for this writer
-		}
-		select {
-		case h.turn <- struct{}{}:
-		case <-time.After(wait):
-			h.lost.Add(1)
-			return nil
-		}
-	}
-	defer func() { <-h.turn }()
-	if n := h.lost.Swap(0); n > 0 {
-		r.AddAttrs(slog.Int64("lost_before", n))
-	}
-	return h.Handler.Handle(ctx, r)
+	return slog.New(logging.NewHandler(slog.NewJSONHandler(w, opts)))
 }

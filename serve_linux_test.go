@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"userd/internal/logging"
 	"userd/internal/netlisten"
 )
 
@@ -281,7 +282,7 @@ func TestALogWithoutAReaderStopsAtMostOneRequest(t *testing.T) {
 	answered(cap(answers) - 1)
 	start := time.Now()
 	p.must(token, "GET", "/api/users/me", "").want(t, 200, "")
-	if took := time.Since(start); took > logTimeout {
+	if took := time.Since(start); took > logging.Timeout {
 		t.Errorf("when it is known that the log hangs, a request takes %v", took)
 	}
 

@@ -38,9 +38,10 @@ func (s *server) login(x *exchange) error {
 
 // A provenUser is a user who has just proven its identity. Only prove returns one.
 type provenUser struct {
-	id      int64
-	stamp   int64  // auth_stamp when the proof began
-	newHash string // of the same password, if the stored hash is outdated; otherwise empty
+	id       int64
+	stamp    int64  // auth_stamp when the proof began
+	newHash  string // of the same password, if the stored hash is outdated; otherwise empty
+	verified bool   // the address of the user is verified
 }
 
 // prove checks a login name and a password. It returns errCredentials, errLimited,
@@ -67,7 +68,7 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 		return p, errPendingApproval
 	}
 	s.noteLogin(x, &u)
-	p = provenUser{id: u.id, stamp: c.stamp}
+	p = provenUser{id: u.id, stamp: c.stamp, verified: u.emailVerifiedAt != 0}
 	if s.hasher.Stale(c.hash) {
 		p.newHash, err = s.hasher.Hash(x.r.Context(), network(x.address), password)
 	}
@@ -87,22 +88,18 @@ func (s *server) startSession(x *exchange, p provenUser) error {
 	if err != nil {
 		return err
 	}
-	key, err := s.store.startSession(x.r.Context(), &session, p.stamp, p.newHash)
+	var notice []statement
+	if p.verified {
+		if notice, err = s.loginNotice(x, p.id); err != nil {
+			return err
+		}
+	}
+	key, err := s.store.startSession(x.r.Context(), &session, p.stamp, p.newHash, notice...)
 	if err != nil {
 		return err
 	}
 	x.logUser = p.id
 	return x.sendJSON(http.StatusOK, s.newTokens(r, &session, key, token, now, true))
-}
-
-// userAgent returns at most 256 bytes of the request's User-Agent, as valid UTF-8.
-func userAgent(r *http.Request) string {
-	const most = 256
-	text := strings.ToValidUTF8(r.UserAgent(), "\uFFFD")
-	if len(text) > most {
-		text = strings.ToValidUTF8(text[:most], "")
-	}
-	return text
 }
 
 // A refreshToken is SESSION.GENERATION.SECRET.TAG: the session's id, the number of

@@ -187,6 +187,8 @@ var (
 	errMailTaken   = errors.New("another process sends this mail")
 	errMailEnded   = errors.New("the mail has lost its purpose")
 	errMailLimited = errors.New("the recipient got too many mails")
+
+	errMailNotFound = errors.New("no mail with this id is queued or has failed")
 )
 
 // takeMail begins a try of a mail whose recipient is known, and counts it toward a budget

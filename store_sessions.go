@@ -59,8 +59,9 @@ func (x *session) columns() []any {
 // signs its access token. It ends the user's oldest sessions beyond maxSessions. If
 // newHash is not empty, it replaces the user's outdated hash of the same password. It
 // returns errCredentials if the user is disabled or pending, or if its auth_stamp differs from stamp,
-// which the caller read before it checked the password.
-func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string) (key keyRow, err error) {
+// which the caller read before it checked the password. The statements in then belong to
+// the same write.
+func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string, then ...statement) (key keyRow, err error) {
 	values := args{
 		{"user", x.userID}, {"stamp", stamp}, {"new_hash", newHash}, {"most", maxSessions},
 		{"now", x.createdAt}, {"expires", x.expiresAt}, {"lifetime", x.lifetime},
@@ -68,8 +69,8 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 	}
 	record := event{at: x.createdAt, kind: loggedIn, actorID: x.userID, userID: x.userID, address: x.address}.statement()
 	record.query = insertNewSessionEvent
-	err = s.write(ctx,
-		statement{
+	err = s.write(ctx, append([]statement{
+		{
 			query: `
 				UPDATE user SET
 					last_login_at = @now,
@@ -78,7 +79,7 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 			args:   values,
 			ifNone: errCredentials,
 		},
-		statement{
+		{
 			query: `
 				INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent, refresh_hash, rotated_at)
 				VALUES (@user, @now, @now, iif(@lifetime = 0, @expires, min(@expires, @now + @lifetime)), @address, @agent, @refresh, @now)
@@ -87,13 +88,14 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 			scan: []any{&x.id},
 		},
 		record,
-		statement{
+		{
 			query: `
 				DELETE FROM session WHERE user_id = @user AND id <= (
 					SELECT id FROM session WHERE user_id = @user ORDER BY id DESC LIMIT 1 OFFSET @most)`,
 			args: values,
 		},
-		key.selectNewest())
+		key.selectNewest(),
+	}, then...)...)
 	return key, err
 }
 

@@ -31,11 +31,13 @@ import (
 )
 
 // FileError returns why a file could not be read, without the name of the file.
-func FileError(err error) error {
+func FileError(err error) error { return fmt.Errorf("must name a readable file: %w", withoutPath(err)) }
+
+func withoutPath(err error) error {
 	if failed, ok := errors.AsType[*fs.PathError](err); ok {
-		err = failed.Err
+		return failed.Err
 	}
-	return fmt.Errorf("must name a readable file: %w", err)
+	return err
 }
 
 // urlScheme matches the scheme of a URL, even after a quote or a space. It does not match
@@ -108,6 +110,18 @@ func File(to *string, v string) (err error) {
 	}
 	if _, err := os.ReadFile(v); err != nil {
 		return FileError(err)
+	}
+	*to, err = filepath.Abs(v)
+	return err
+}
+
+// Dir accepts the name of a readable directory, or nothing.
+func Dir(to *string, v string) (err error) {
+	if v == "" {
+		return nil
+	}
+	if _, err := os.ReadDir(v); err != nil {
+		return fmt.Errorf("must name a readable directory: %w", withoutPath(err))
 	}
 	*to, err = filepath.Abs(v)
 	return err

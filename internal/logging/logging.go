@@ -1,0 +1,50 @@
+// Package logging keeps a program running whose log is not read.
+package logging
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+)
+
+// Timeout is how long a record waits while another one is being written.
+const Timeout = time.Second
+
+// A Handler drops records while the reader of the log does not read. Otherwise a
+// log collector that hangs, and so fills its pipe, would block each request that
+// logs, and the end of the server too. Only the request that is writing waits. The
+// next record has the number of dropped ones.
+type Handler struct {
+	slog.Handler
+	turn chan struct{} // holds one token while a record is being written
+	lost atomic.Int64  // records dropped since the last one that was written
+}
+
+// NewHandler returns a Handler that passes records to h.
+func NewHandler(h slog.Handler) *Handler {
+	return &Handler{Handler: h, turn: make(chan struct{}, 1)}
+}
+
+// Handle passes a record to the next handler, or drops it.
+func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
+	select {
+	case h.turn <- struct{}{}: // the usual case needs no timer
+	default:
+		wait := Timeout
+		if h.lost.Load() > 0 {
+			wait = 0 // an earlier record has already waited for this writer
+		}
+		select {
+		case h.turn <- struct{}{}:
+		case <-time.After(wait):
+			h.lost.Add(1)
+			return nil
+		}
+	}
+	defer func() { <-h.turn }()
+	if n := h.lost.Swap(0); n > 0 {
+		r.AddAttrs(slog.Int64("lost_before", n))
+	}
+	return h.Handler.Handle(ctx, r)
+}
