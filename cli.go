@@ -106,6 +106,18 @@ var commands = []command{
 	{"session end", "USER [SESSION]", opens, "end one session of a user, or all",
 		`Ends the session with the id SESSION or, without it, all sessions of the user.`,
 		noFlags(sessionEnd)},
+	{"mail test", "ADDRESS", untouched, "send a test message",
+		`Sends a message as MAIL_URL and MAIL_FROM say, which must be set as for the server, and
+		prints what went wrong. It does not use the database.`,
+		noFlags(mailTest)},
+	{"mail list", "", opens, "list the mails that wait, and those of the last week",
+		`Prints the outbox: the mails that wait, and those that were sent, failed or dropped
+		in the last seven days. It shows no codes, because the database has none.`,
+		mailList},
+	{"mail retry", "[ID]", opens, "try a mail again now",
+		`Makes the mail with this id, or every mail that waits or has failed, due now. The
+		server sends it.`,
+		noFlags(mailRetry)},
 	{"key list", "", opens, "list the keys that sign access tokens",
 		`Prints the keys in the database, without their secrets.`,
 		keyList},
@@ -203,6 +215,8 @@ func (cmd *command) accepts(setting string) bool {
 		return false
 	case "healthcheck":
 		return setting == "addr" || setting == "https-domain" || setting == "tls-cert"
+	case "mail test":
+		return setting == "mail-from"
 	}
 	switch setting {
 	case "database":

@@ -300,7 +300,7 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 	if c.tlsCert != "" && len(c.domains) > 0 {
 		return usagef("HTTPS_DOMAIN and TLS_CERT are both set; set only one")
 	}
-	if !accepts("database") && !accepts("addr") {
+	if !accepts("database") && !accepts("addr") && !accepts("mail-from") {
 		return nil
 	}
 	return c.readSecrets(getenv)

@@ -90,28 +90,38 @@ func readMailTexts(dir string) (map[mailKind]*mail.Template, error) {
 	return texts, nil
 }
 
+// mailTransport returns the transport of MAIL_URL, and the sender of mails. The transport
+// log: writes to w. It returns a usageError that names the setting.
+func (c *config) mailTransport(w io.Writer) (t mail.Transport, from mail.Sender, err error) {
+	if t, err = mail.Parse(c.mailURL, mail.Options{Log: w, WebhookSecret: c.webhookSecret}); err != nil {
+		return nil, from, usagef("MAIL_URL: %v", err)
+	}
+	if from = c.sender; from != (mail.Sender{}) {
+		return t, from, nil
+	}
+	if strings.HasPrefix(c.mailURL, "smtp") {
+		return nil, from, usagef("MAIL_URL is set and MAIL_FROM is not; set it to the sender of mails, such as no-reply@example.com")
+	}
+	from, err = mail.ParseSender("userd@localhost")
+	return t, from, err
+}
+
 // newOutbox returns the outbox of a configuration, or nil if it has none, and turns mail
 // on. The transport log: writes to w. It returns a usageError that names the setting.
 func newOutbox(c *config, development bool, w io.Writer) (o *outbox, err error) {
-	if c.mailURL == "" {
-		if c.registration == registrationVerified {
-			return nil, usagef("REGISTRATION=verified mails links, and MAIL_URL is not set; set it")
-		}
-		return nil, nil
-	}
-	o = &outbox{from: c.sender, pages: c.pages}
-	if o.transport, err = mail.Parse(c.mailURL, mail.Options{Log: w, WebhookSecret: c.webhookSecret}); err != nil {
-		return nil, usagef("MAIL_URL: %v", err)
-	}
 	switch {
+	case c.mailURL == "" && c.registration == registrationVerified:
+		return nil, usagef("REGISTRATION=verified mails links, and MAIL_URL is not set; set it")
+	case c.mailURL == "":
+		return nil, nil
 	case c.mailURL == "log:" && !development:
 		return nil, usagef("MAIL_URL: log: is only for development, because the log would contain links; use dir:PATH or a mail server")
 	case c.appURL == "" && !development:
 		return nil, usagef("MAIL_URL is set and APP_URL is not; set it to the address that clients use, such as https://id.example.com")
-	case o.from == (mail.Sender{}) && strings.HasPrefix(c.mailURL, "smtp"):
-		return nil, usagef("MAIL_URL is set and MAIL_FROM is not; set it to the sender of mails, such as no-reply@example.com")
-	case o.from == (mail.Sender{}):
-		o.from, _ = mail.ParseSender("userd@localhost")
+	}
+	o = &outbox{pages: c.pages}
+	if o.transport, o.from, err = c.mailTransport(w); err != nil {
+		return nil, err
 	}
 	if o.texts, err = readMailTexts(c.mailTemplates); err != nil {
 		return nil, usagef("MAIL_TEMPLATES: %v", err)
