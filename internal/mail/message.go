@@ -104,7 +104,11 @@ func (m *Message) Bytes() ([]byte, error) {
 	if err := m.check(); err != nil {
 		return nil, err
 	}
-	subject := mime.QEncoding.Encode("utf-8", strings.Join(strings.Fields(m.Subject), " "))
+	// The padding leaves room for the header's name before the first encoded word. Without
+	// it, the subject would begin on a second line, and Python would read a space before it.
+	padding := strings.Repeat("x", len("Subject: "))
+	subject := mime.QEncoding.Encode("utf-8", padding+strings.Join(strings.Fields(m.Subject), " "))
+	subject = strings.Replace(subject, padding, "", 1)
 	var b bytes.Buffer
 	for _, line := range []string{
 		"Date: " + m.Date.UTC().Format(time.RFC1123Z),

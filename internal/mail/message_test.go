@@ -132,6 +132,9 @@ func TestMessageFoldsLongHeaders(t *testing.T) {
 			if len(line) > 76 {
 				t.Errorf("a line has %d bytes: %q", len(line), line)
 			}
+			if line == "Subject:" {
+				t.Errorf("the subject %q begins on a second line", m.Subject)
+			}
 		}
 	}
 }
