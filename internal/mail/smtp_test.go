@@ -180,7 +180,13 @@ func (r *responder) session(t *testing.T) (heard, message string) {
 // certificate returns a server's configuration, and the roots that trust it.
 func certificate(t *testing.T, names ...string) (*tls.Config, *x509.CertPool) {
 	t.Helper()
-	pair := certstest.New(certstest.Day, names...)
+	return certificateFor(t, certstest.Day, names...)
+}
+
+// certificateFor is certificate with a lifetime that began an hour ago.
+func certificateFor(t *testing.T, lifetime time.Duration, names ...string) (*tls.Config, *x509.CertPool) {
+	t.Helper()
+	pair := certstest.New(lifetime, names...)
 	cert, err := tls.X509KeyPair(pair.Cert, pair.Key)
 	if err != nil {
 		t.Fatal(err)
@@ -262,6 +268,7 @@ func TestSMTPFailures(t *testing.T) {
 		{"a busy server", responder{replies: map[string]string{"greeting": "421 busy"}}, false, "greeting: 421 busy", "EHLO"},
 		{"no SMTP", responder{replies: map[string]string{"greeting": "+OK POP3 " + secrets}}, false, "greeting: malformed reply", "EHLO"},
 		{"no EHLO", responder{replies: map[string]string{"EHLO": "502 5.5.1 no", "HELO": "502 5.5.1 no"}}, false, "EHLO: 502 5.5.1 no", "AUTH"},
+		{"a server that closes", responder{replies: map[string]string{"EHLO": "421 4.3.2 closing", "HELO": "421 4.3.2 closing"}}, false, "EHLO: 421 4.3.2 closing", "AUTH"},
 		{"an endless reply", responder{replies: map[string]string{"EHLO": "flood"}}, false, "EHLO: *", "AUTH"},
 		{"no STARTTLS", responder{offers: []string{"AUTH PLAIN"}}, false, "STARTTLS: the server does not offer STARTTLS", "AUTH"},
 		{"STARTTLS refused", responder{offers: startTLS, replies: map[string]string{"STARTTLS": "454 4.7.0 not now"}}, false, "STARTTLS: 454 4.7.0 not now", "AUTH"},
@@ -270,12 +277,15 @@ func TestSMTPFailures(t *testing.T) {
 		{"no login", responder{offers: []string{"STARTTLS"}}, false, "AUTH: the server offers neither AUTH PLAIN nor AUTH LOGIN", "AUTH"},
 		{"other logins only", responder{offers: []string{"STARTTLS", "AUTH CRAM-MD5 XPLAIN"}}, false, "AUTH: the server offers neither AUTH PLAIN nor AUTH LOGIN", "AUTH"},
 		{"a wrong password", responder{offers: startTLS, replies: map[string]string{"AUTH": "535 5.7.8 wrong: " + secrets}}, false, "AUTH: 535 5.7.8", "MAIL"},
+		{"a login that cannot be checked", responder{offers: startTLS, replies: map[string]string{"AUTH": "454 4.7.0 later: " + secrets}}, false, "AUTH: 454 4.7.0", "MAIL"},
 		{"a missing login", responder{offers: startTLS, replies: map[string]string{"MAIL": "530 5.7.0 log in"}}, false, "MAIL: 530 5.7.0 log in", "RCPT"},
 		{"a sender refused", responder{offers: startTLS, replies: map[string]string{"MAIL": "553 5.7.1 not yours: <" + testUser + "> " + testPass}}, true, "MAIL: 553 5.7.1 not yours: <address> …", "RCPT"},
+		{"a sender deferred", responder{offers: startTLS, replies: map[string]string{"MAIL": "452 4.3.1 disk full"}}, false, "MAIL: 452 4.3.1 disk full", "RCPT"},
 		{"a recipient refused", responder{offers: startTLS, replies: map[string]string{"RCPT": "550-5.1.1 <ANN@Example.org>: no such\r\n550 5.1.1 mailbox \x1b[31m"}}, true, "RCPT: 550 5.1.1 <address> no such 5.1.1 mailbox [31m", "DATA"},
 		{"a recipient greylisted", responder{offers: startTLS, replies: map[string]string{"RCPT": "450 4.2.0 try again"}}, false, "RCPT: 450 4.2.0 try again", "DATA"},
 		{"a long reply", responder{offers: startTLS, replies: map[string]string{"RCPT": "450 " + strings.Repeat("é", 1000)}}, false, "RCPT: 450 éé*", "DATA"},
 		{"DATA refused", responder{offers: startTLS, replies: map[string]string{"DATA": "554 5.5.1 " + secrets}}, true, "DATA: 554 5.5.1", "QUIT"},
+		{"DATA deferred", responder{offers: startTLS, replies: map[string]string{"DATA": "451 4.3.0 " + secrets}}, false, "DATA: 451 4.3.0", "QUIT"},
 		{"a message refused", responder{offers: startTLS, replies: map[string]string{"message": "554 5.7.1 spam: " + secrets}}, true, "DATA: 554 5.7.1", "QUIT"},
 		{"a message refused without an enhanced code", responder{offers: startTLS, replies: map[string]string{"message": "554 " + secrets}}, true, "DATA: 554", "QUIT"},
 		{"a message deferred", responder{offers: startTLS, replies: map[string]string{"message": "451 4.3.0 disk full"}}, false, "DATA: 451 4.3.0", "QUIT"},
@@ -376,6 +386,7 @@ func TestSMTPRequiresAValidCertificate(t *testing.T) {
 	t.Parallel()
 	unknown, _ := certificate(t, "localhost")
 	other, otherRoots := certificate(t, "other.example")
+	expired, expiredRoots := certificateFor(t, time.Minute, "localhost")
 	old, oldRoots := certificate(t, "localhost")
 	old.MinVersion, old.MaxVersion = tls.VersionTLS11, tls.VersionTLS11
 	for _, c := range []struct {
@@ -386,6 +397,7 @@ func TestSMTPRequiresAValidCertificate(t *testing.T) {
 	}{
 		{"of a known issuer", unknown, x509.NewCertPool(), "x509: certificate signed by unknown authority"},
 		{"for the host", other, otherRoots, "x509: certificate is valid for other.example, not localhost"},
+		{"that has not expired", expired, expiredRoots, "x509: certificate has expired or is not yet valid"},
 		{"and TLS 1.2", old, oldRoots, "protocol version not supported"},
 	} {
 		for scheme, step := range map[string]string{"smtp": "STARTTLS", "smtps": "greeting"} {
