@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"userd/internal/passhash"
 	"userd/internal/safefile"
 	"userd/internal/terminal"
 )
@@ -442,7 +443,7 @@ func (c *cli) withDatabase(ctx context.Context, create bool, resolve resolution,
 }
 
 func (c *cli) newUserService(st *store) userService {
-	hasher := newHasher(func(err error) {
+	hasher := passhash.NewChecked(func(err error) {
 		fmt.Fprintf(c.stderr, "warning: hashing passwords without the argon2 kernel, which is slower: %v\n", err)
 	})
 	return userService{st, hasher, c.passwords, time.Now}

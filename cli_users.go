@@ -13,8 +13,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
 	"userd/internal/setting"
 	"userd/internal/terminal"
+	"userd/internal/validate"
 )
 
 // user returns the user that an argument names: by username, by e-mail address,
@@ -129,8 +131,8 @@ func (c *cli) writeUsers(asJSON bool, each func(row func(*user)) error) error {
 func userSet(f *flag.FlagSet) action {
 	asJSON := jsonFlag(f)
 	var set change
-	f.Func("username", "Set the username to `NAME`.", func(v string) error { set.username = new(trimName(v)); return nil })
-	f.Func("email", "Set the e-mail address to `ADDRESS`.", func(v string) error { set.email = new(trimName(v)); return nil })
+	f.Func("username", "Set the username to `NAME`.", func(v string) error { set.username = new(validate.TrimName(v)); return nil })
+	f.Func("email", "Set the e-mail address to `ADDRESS`.", func(v string) error { set.email = new(validate.TrimName(v)); return nil })
 	f.Func("role", "Set the role to `ROLE`: member or admin.", func(v string) error {
 		set.role = new(role)
 		return setting.Word(set.role, v, member, admin)
@@ -215,7 +217,7 @@ func userResetLink(f *flag.FlagSet) action {
 func userInvite(f *flag.FlagSet) action {
 	v := invitation{role: member, usesLeft: 1}
 	f.Func("email", "Invite only the owner of this `ADDRESS`, and verify it.", func(s string) error {
-		if v.email = trimName(s); v.email == "" {
+		if v.email = validate.TrimName(s); v.email == "" {
 			return errors.New("must not be empty")
 		}
 		return nil
@@ -405,7 +407,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 // readPassword reads a new password. On a terminal it asks for the password twice, and
 // returns an error if the two differ. Otherwise it reads the first line of standard input.
 func (c *cli) readPassword(ctx context.Context) (string, error) {
-	in := bufio.NewReaderSize(c.stdin, len(byteOrderMark)+maxPassword+len("\r\n")+1)
+	in := bufio.NewReaderSize(c.stdin, len(byteOrderMark)+validate.MaxPassword+len("\r\n")+1)
 	f, ok := c.stdin.(*os.File)
 	if !ok || !terminal.Is(f) {
 		return readPasswordLine(in)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"userd/internal/setting"
+	"userd/internal/validate"
 )
 
 // linkTo returns a new link to a page, which contains {code}, and the hash of the link's
@@ -240,7 +241,7 @@ func (s *server) mayRegister(u *user) error {
 	}
 	wrong := make(fieldErrors)
 	if u.email != "" {
-		wrong.add("email", setting.CheckEmailDomain(trimName(u.email), s.emailDomains))
+		wrong.add("email", setting.CheckEmailDomain(validate.TrimName(u.email), s.emailDomains))
 	}
 	return wrong.err()
 }
@@ -275,10 +276,10 @@ func checkInvitation(v *invitation, whyLife string) error {
 	wrong := make(fieldErrors)
 	wrong.add("expires_in", whyLife)
 	if v.email != "" {
-		wrong.add("email", checkEmail(v.email))
+		wrong.add("email", validate.Email(v.email))
 	}
 	if v.username != "" {
-		wrong.add("username", checkUsername(v.username))
+		wrong.add("username", validate.Username(v.username))
 	}
 	switch {
 	case v.usesLeft < 1 || v.usesLeft > maxUses:
@@ -296,7 +297,7 @@ func boundTo(field string, name *string) (string, error) {
 	if name == nil {
 		return "", nil
 	}
-	trimmed, wrong := trimName(*name), make(fieldErrors)
+	trimmed, wrong := validate.TrimName(*name), make(fieldErrors)
 	if trimmed == "" {
 		wrong.add(field, "must not be empty; leave it out to invite anyone")
 	}

@@ -17,6 +17,7 @@ import (
 
 	"userd/internal/mail"
 	"userd/internal/setting"
+	"userd/internal/validate"
 )
 
 // settings are the part of the configuration that concerns requests.
@@ -34,7 +35,7 @@ type settings struct {
 	mailOn         bool          // links and notices are mailed
 	notices        switchSetting
 	mailsPerHour   int // mails that strangers can cause in an hour
-	passwords      passwordPolicy
+	passwords      validate.Policy
 	tokenNames
 }
 
@@ -183,7 +184,7 @@ var options = []option{
 	{"JWT_DECODE_AUDIENCE", "accept-audience", "NAME,...", "", func(c *config, v string) error { return setting.Names(&c.accepted, v) },
 		"userd requires that an access token is for one of these. The default is JWT_ENCODE_AUDIENCE."},
 	{"PASSWORD_MIN_LENGTH", "password-min-length", "N", "8", func(c *config, v string) error {
-		return setting.Number(&c.passwords.minimum, v, minPassword, maxMinPassword)
+		return setting.Number(&c.passwords.Minimum, v, validate.MinPassword, validate.MaxMinPassword)
 	},
 		"The fewest characters of a new password, from 8 to 64. NIST SP 800-63B-4 requires 15 if the password is the only factor."},
 	{"REGISTRATION", "registration", "MODE", string(registrationOpen),
@@ -287,7 +288,7 @@ func (c *config) load(given map[string]string, getenv func(string) string, accep
 			return usagef("%s=%q: %v", from, setting.WithoutSecrets(value), err)
 		}
 	}
-	c.passwords.issuer = c.issuer
+	c.passwords.Issuer = c.issuer
 	if len(c.accepted) == 0 {
 		c.accepted = c.audience
 	}

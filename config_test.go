@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"userd/internal/validate"
 )
 
 func TestTheDefaultsAreTheTutorials(t *testing.T) {
@@ -35,7 +37,7 @@ func TestTheDefaultsAreTheTutorials(t *testing.T) {
 			rateLimit:    switchOn,
 			notices:      switchOn,
 			mailsPerHour: 300,
-			passwords:    passwordPolicy{minimum: 8},
+			passwords:    validate.Policy{Minimum: 8},
 		},
 		database:      filepath.Join(dir, "app.db"),
 		addr:          "127.0.0.1:5000",
@@ -321,8 +323,8 @@ func TestASettingIsTakenFromTheFlagThenTheEnvironmentThenTheDefault(t *testing.T
 		{"IPv4 proxies in IPv6", []string{"TRUSTED_PROXIES=::ffff:10.0.0.0/104,::ffff:192.0.2.7"}, "", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[10.0.0.0/8 192.0.2.7/32]"},
 		{"a flag's proxies replace the variable's", []string{"TRUSTED_PROXIES=10.0.0.0/8"}, "-trusted-proxies 192.0.2.7", func(c config) any { return fmt.Sprint(c.trustedProxies) }, "[192.0.2.7/32]"},
 		{"origins are kept as they are", []string{"CORS_ORIGINS=https://app.example.com, http://localhost:3000,"}, "", func(c config) any { return fmt.Sprint(c.corsOrigins) }, "[https://app.example.com http://localhost:3000]"},
-		{"a password has 8 characters at least", nil, "", func(c config) any { return c.passwords }, passwordPolicy{minimum: 8}},
-		{"or more", []string{"PASSWORD_MIN_LENGTH=15", "JWT_ENCODE_ISSUER=https://users.example.com"}, "", func(c config) any { return c.passwords }, passwordPolicy{15, "https://users.example.com"}},
+		{"a password has 8 characters at least", nil, "", func(c config) any { return c.passwords }, validate.Policy{Minimum: 8}},
+		{"or more", []string{"PASSWORD_MIN_LENGTH=15", "JWT_ENCODE_ISSUER=https://users.example.com"}, "", func(c config) any { return c.passwords }, validate.Policy{Minimum: 15, Issuer: "https://users.example.com"}},
 		{"a token is for those that it names", nil, "-audience a,b", func(c config) any { return fmt.Sprint(c.accepted) }, "[a b]"},
 		{"unless others are accepted", []string{"JWT_ENCODE_AUDIENCE=a,b", "JWT_DECODE_AUDIENCE=b,c"}, "", func(c config) any { return fmt.Sprint(c.audience, c.accepted) }, "[a b] [b c]"},
 		{"the limits can be off", []string{"RATE_LIMIT=off"}, "", func(c config) any { return c.rateLimit }, switchOff},
@@ -573,5 +575,51 @@ func TestWhatIsDevelopment(t *testing.T) {
 				t.Errorf("got %t, want %t", got, c.want)
 			}
 		})
+	}
+}
+
+func TestThePasswordPolicyCanBeSet(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(c *settings) {
+		c.passwords = validate.Policy{Minimum: 15, Issuer: "https://accounts.example.com"}
+	})
+	for password, why := range map[string]string{
+		"only 14 chars.":               "at least 15 characters",
+		"accounts-example-com-https-1": "", // compared as a whole, with its letters in order
+		"https://accounts.example.com": "must not be the username",
+		"HTTPS accounts example com 1": "must not be the username",
+		"with 15 letters":              "",
+	} {
+		body := fmt.Sprintf(`{"username":"u%d","email":"u%[1]d@example.com","password":%q}`, len(password)*100+len(why), password)
+		r := s.do("", "POST", "/api/register", body)
+		if want := 201; why == "" && r.status != want || why != "" && (r.status != 400 || !strings.Contains(r.body, why)) {
+			t.Errorf("%q: %d %s, want %q", password, r.status, r.body, why)
+		}
+	}
+}
+
+// A command that sets passwords reads the policy, like the server.
+func TestCommandsReadThePasswordPolicy(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	environ := []string{"DATABASE_URL=" + filepath.Join(dir, "app.db"), "PASSWORD_MIN_LENGTH=15"}
+	rows := filepath.Join(dir, "users.csv")
+	if err := os.WriteFile(rows, []byte("username,email,password\nbob,bob@example.com,only 14 chars.\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := userdHere(t, "with 15 letters", environ, "user", "add", "ann", "ann@example.com"); r.status != 0 {
+		t.Fatal(r)
+	}
+	for _, args := range [][]string{{"user", "add", "eve", "eve@example.com"}, {"user", "passwd", "ann"}, {"user", "import", rows}} {
+		r := userdHere(t, "only 14 chars.", environ, args...)
+		if r.status != 1 || !strings.Contains(r.stderr, "at least 15 characters") {
+			t.Errorf("%v: %+v", args, r)
+		}
+		if r = userdHere(t, "only 14 chars.", environ, append(args, "-password-min-length", "14")...); r.status != 0 {
+			t.Errorf("%v with the flag: %+v", args, r)
+		}
+	}
+	if r := userdHere(t, "acme-2026-ACCOUNTS", environ, "user", "passwd", "-issuer", "acme.accounts", "ann"); r.status != 1 {
+		t.Errorf("the issuer's name as a password: %+v", r)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"userd/internal/passhash"
+	"userd/internal/validate"
 )
 
 // TestMain lets the tests run userd as a process: if the environment asks for
@@ -147,7 +148,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 		rateLimit:    switchOn,
 		mailsPerHour: 300,
 		notices:      switchOn,
-		passwords:    passwordPolicy{minimum: minPassword},
+		passwords:    validate.Policy{Minimum: validate.MinPassword},
 	}
 	for _, option := range options {
 		option(&c)

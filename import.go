@@ -18,6 +18,7 @@ import (
 	"userd/internal/safefile"
 	"userd/internal/sqlitefile"
 	"userd/internal/terminal"
+	"userd/internal/validate"
 )
 
 // userImport adds the users of a file. It reads, checks and hashes everything
@@ -118,7 +119,7 @@ type importRow struct {
 }
 
 // set fills the row from its fields, by name, and returns its problem, or "".
-func (r *importRow) set(fields map[string]string, policy passwordPolicy) (problem string) {
+func (r *importRow) set(fields map[string]string, policy validate.Policy) (problem string) {
 	wrong := make(fieldErrors)
 	truth := func(name string) bool {
 		switch strings.ToLower(fields[name]) {
@@ -138,9 +139,9 @@ func (r *importRow) set(fields map[string]string, policy passwordPolicy) (proble
 		return n
 	}
 	u := &r.user
-	u.username, u.email, u.role = trimName(fields["username"]), trimName(fields["email"]), role(cmp.Or(fields["role"], string(member)))
-	wrong.add("username", checkUsername(u.username))
-	wrong.add("email", checkEmail(u.email))
+	u.username, u.email, u.role = validate.TrimName(fields["username"]), validate.TrimName(fields["email"]), role(cmp.Or(fields["role"], string(member)))
+	wrong.add("username", validate.Username(u.username))
+	wrong.add("email", validate.Email(u.email))
 	r.password, r.hash = fields["password"], fields["password_hash"]
 	switch {
 	case r.password == "" && r.hash == "":
@@ -148,7 +149,7 @@ func (r *importRow) set(fields map[string]string, policy passwordPolicy) (proble
 	case r.password != "" && r.hash != "":
 		wrong.add("password", "and password_hash are both given")
 	case r.password != "":
-		wrong.add("password", policy.check(r.password, u.username, u.email))
+		wrong.add("password", policy.Check(r.password, u.username, u.email))
 	case !passhash.Known(r.hash):
 		wrong.add("password_hash", "has an unknown format")
 	}

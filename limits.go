@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"userd/internal/throttle"
+	"userd/internal/validate"
 )
 
 // A limiter limits the requests of strangers. It counts by network, which is a /24 of
@@ -268,7 +269,7 @@ func (s *server) allowLookup(x *exchange, name string) error {
 // nameKey returns the key of a login name and a network. It ignores the case of the name
 // and the spaces around it.
 func (l *limiter) nameKey(name, from string) throttle.Key {
-	return l.seed.Key("name", strings.Map(foldASCII, trimName(name)), from)
+	return l.seed.Key("name", strings.Map(foldASCII, validate.TrimName(name)), from)
 }
 
 // noteLogin records that a user has logged in from x's network.
@@ -304,7 +305,7 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 		return nil, nil
 	}
 	from := network(x.address)
-	user := []string{"name", strings.Map(foldASCII, trimName(name))}
+	user := []string{"name", strings.Map(foldASCII, validate.TrimName(name))}
 	if id != 0 {
 		user = []string{"user", strconv.FormatInt(id, 10), hash}
 	}

@@ -23,6 +23,7 @@ import (
 	"unicode/utf8"
 
 	"userd/internal/passhash"
+	"userd/internal/validate"
 )
 
 // userdCommand returns the command that runs userd in dir, with this
@@ -704,7 +705,7 @@ func TestAUserIsAddedFromTheCommandLine(t *testing.T) {
 		{"with a line that Windows ends", "three password\r\n", "three password"},
 		{"with the first line of several", "four password\nfour more\n", "four password"},
 		{"with spaces around the password, which are of it", "  five password ", "  five password "},
-		{"with the longest password", strings.Repeat("ä", maxPassword/2) + "\r\n", strings.Repeat("ä", maxPassword/2)},
+		{"with the longest password", strings.Repeat("ä", validate.MaxPassword/2) + "\r\n", strings.Repeat("ä", validate.MaxPassword/2)},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			name := fmt.Sprint("u", i+1)
@@ -746,7 +747,7 @@ func TestAUserWhoCannotBeAddedIsRefusedInOneHelpfulLine(t *testing.T) {
 		{"no password", "new", "new@example.com", "", []string{"password"}},
 		{"an empty line", "new", "new@example.com", "\n" + goodPassword + "\n", []string{"password"}},
 		{"a password too short", "new", "new@example.com", "pass-wd\n", []string{"password", "8"}},
-		{"a password too long", "new", "new@example.com", strings.Repeat("x", maxPassword+1) + "\n", []string{"password", "1024"}},
+		{"a password too long", "new", "new@example.com", strings.Repeat("x", validate.MaxPassword+1) + "\n", []string{"password", "1024"}},
 		{"a password much too long", "new", "new@example.com", strings.Repeat("x", 1<<20), []string{"password", "1024"}},
 		{"a password that everybody has", "new", "new@example.com", "Password123\n", []string{"password", "common"}},
 		{"a password that is the name", "new-name", "new@example.com", "NEW-name\n", []string{"password", "username"}},

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"userd/internal/validate"
 )
 
 // An object is a JSON object.
@@ -272,7 +274,7 @@ func (f *findings) check(schema object, v any, at string) {
 				"password":  true, // for people
 				"int64":     true, // as the type says
 				"date-time": err == nil && strings.HasSuffix(text, "Z"),
-				"email":     checkEmail(text) == "",
+				"email":     validate.Email(text) == "",
 			}[arg]
 			require(known, "has the unknown format %v", arg)
 			require(!isText || valid, "does not have the format %v", arg)
@@ -1116,7 +1118,7 @@ func refusesBodies(w *witness) {
 				text, _ := json.Marshal(fields)
 				w.do(root, method, path, string(text)).want(w.t, 400, "invalid_fields")
 			}
-			w.do(root, method, path, `{"username":"new","email":"new@example.com","password":"`+strings.Repeat("x", maxPassword+1)+`"}`).want(w.t, 400, "invalid_fields")
+			w.do(root, method, path, `{"username":"new","email":"new@example.com","password":"`+strings.Repeat("x", validate.MaxPassword+1)+`"}`).want(w.t, 400, "invalid_fields")
 			if method != "POST" {
 				w.do(root, method, path, `{"role":"root"}`).want(w.t, 400, "invalid_fields")
 			}

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"userd/internal/strictjson"
+	"userd/internal/validate"
 )
 
 const (
@@ -343,7 +344,7 @@ func newName(given *string, current string) *string {
 	if given == nil || *given == current {
 		return nil
 	}
-	return unlessSame(new(trimName(*given)), current)
+	return unlessSame(new(validate.TrimName(*given)), current)
 }
 
 // userAgent returns at most 256 bytes of the request's User-Agent, as valid UTF-8.

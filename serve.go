@@ -23,6 +23,7 @@ import (
 	"userd/internal/certs"
 	"userd/internal/logging"
 	"userd/internal/netlisten"
+	"userd/internal/passhash"
 	"userd/internal/terminal"
 )
 
@@ -299,7 +300,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	if err := st.recordPages(ctx, c.pages); err != nil {
 		return err
 	}
-	hasher := newHasher(func(err error) { log.Error("hashing passwords without the argon2 kernel, which is slower", "err", err) })
+	hasher := passhash.NewChecked(func(err error) { log.Error("hashing passwords without the argon2 kernel, which is slower", "err", err) })
 	s := newServer(c.settings, st, hasher, keys, log, time.Now, monotonic())
 	if err := mails.attach(ctx, s); err != nil {
 		return err

@@ -37,6 +37,23 @@ func statFiles(path string, created fs.FileInfo) (map[string]fs.FileInfo, error)
 	return files, nil
 }
 
+// A role says which users a user may change. Any other role, also an empty one,
+// permits nothing.
+type role string
+
+const (
+	member role = "member" // only itself
+	admin  role = "admin"  // all users
+)
+
+// checkRole returns what is wrong with a role, or "".
+func checkRole(r role) string {
+	if r != member && r != admin {
+		return "must be member or admin"
+	}
+	return ""
+}
+
 // A callerKind says how userd knows a caller.
 type callerKind string
 

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+
+	"userd/internal/validate"
 )
 
 // A user is one row of the table user, without the credentials.
@@ -129,7 +131,7 @@ type credentials struct {
 // Spaces around login do not matter, unless an adopted name has them.
 func (s *store) userByLogin(login string) (u user, c credentials, err error) {
 	u, c, err = s.userByExactLogin(login)
-	if trimmed := trimName(login); err == errUserNotFound && trimmed != login {
+	if trimmed := validate.TrimName(login); err == errUserNotFound && trimmed != login {
 		return s.userByExactLogin(trimmed)
 	}
 	return u, c, err

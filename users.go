@@ -12,20 +12,21 @@ import (
 	"unicode/utf8"
 
 	"userd/internal/passhash"
+	"userd/internal/validate"
 )
 
 // A userService adds and changes users, for HTTP and for the command line.
 type userService struct {
 	store  *store
 	hasher *passhash.Hasher
-	policy passwordPolicy
+	policy validate.Policy
 	wall   func() time.Time // the wall clock, for what is stored or signed
 }
 
 // checkNew trims and checks a new user and checks its password. It returns
 // errRegisterFields or errInvalid.
 func (s *userService) checkNew(u *user, password string) error {
-	u.username, u.email = trimName(u.username), trimName(u.email)
+	u.username, u.email = validate.TrimName(u.username), validate.TrimName(u.email)
 	if u.username == "" || u.email == "" || password == "" {
 		return errRegisterFields
 	}
@@ -383,17 +384,17 @@ func (s *userService) checkChange(c *change, u *user, password *string) error {
 	username, email := u.username, u.email
 	if c.username != nil {
 		username = *c.username
-		wrong.add("username", checkUsername(username))
+		wrong.add("username", validate.Username(username))
 	}
 	if c.email != nil {
 		email = *c.email
-		wrong.add("email", checkEmail(email))
+		wrong.add("email", validate.Email(email))
 	}
 	if c.role != nil {
 		wrong.add("role", checkRole(*c.role))
 	}
 	if password != nil {
-		wrong.add("password", s.policy.check(*password, username, email))
+		wrong.add("password", s.policy.Check(*password, username, email))
 	}
 	return wrong.err()
 }

@@ -815,3 +815,9 @@ func TestLostUpdates(t *testing.T) {
 		t.Errorf("%d changes of one version were made", made)
 	}
 }
+
+func TestAnAddressThatBeginsWithASignDoesNotRegister(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.do("", "POST", "/api/register", `{"username":"ann","email":"+ann@example.com","password":"`+goodPassword+`"}`).want(t, 400, "invalid_fields")
+}

@@ -89,6 +89,16 @@ func New(c Cost) *Hasher {
 	}
 }
 
+// NewChecked returns a hasher with the parameters of [Default]. If the argon2 kernel computes
+// a wrong key, the hasher does not use it, and warn gets the error.
+func NewChecked(warn func(err error)) *Hasher {
+	h := New(Default())
+	if err := h.CheckKernel(); err != nil {
+		warn(err)
+	}
+	return h
+}
+
 // CheckKernel returns an error if the argon2 kernel computes a wrong key. The Hasher
 // then does without the kernel. Call it before the first hash, and log the error.
 func (h *Hasher) CheckKernel() error {

@@ -396,3 +396,12 @@ func TestEveryHashWaitsForItsTurn(t *testing.T) {
 		})
 	}
 }
+
+func TestACheckedHasherWarnsOnlyOfAWrongKernel(t *testing.T) {
+	t.Parallel()
+	h := NewChecked(func(err error) { t.Error(err) })
+	hash, err := h.Hash(t.Context(), "", "correct horse battery")
+	if err != nil || !Known(hash) {
+		t.Errorf("%q, %v", hash, err)
+	}
+}

@@ -1,4 +1,10 @@
-package main
+// Package validate checks what users choose for themselves: usernames, e-mail addresses and
+// passwords.
+//
+// The functions return what is wrong as a predicate, such as "must be valid UTF-8", or "". It
+// repeats nothing of the text. Rules for new names and passwords do not apply to existing ones:
+// a login only compares them.
+package validate
 
 import (
 	"bytes"
@@ -11,17 +17,6 @@ import (
 	"sync"
 	"unicode"
 	"unicode/utf8"
-
-	"userd/internal/passhash"
-)
-
-// A role says which users a user may change. Any other role, also an empty one,
-// permits nothing.
-type role string
-
-const (
-	member role = "member" // only itself
-	admin  role = "admin"  // all users
 )
 
 var (
@@ -38,23 +33,23 @@ const (
 	maxLocalPart = 64  // RFC 5321 section 4.5.3.1.1
 )
 
-// trimName drops the spaces around a username or an e-mail address, which a
+// TrimName drops the spaces around a username or an e-mail address, which a
 // keyboard or a copy adds unseen. No valid one has spaces.
-func trimName(s string) string { return strings.TrimSpace(s) }
+func TrimName(s string) string { return strings.TrimSpace(s) }
 
-// checkUsername returns what is wrong with a new username, or "". A username has no
+// Username returns what is wrong with a new username, or "". A username has no
 // @, so that a login name is either a username or an address.
-func checkUsername(s string) string {
+func Username(s string) string {
 	if !usernamePattern.MatchString(s) {
 		return "must be 1 to 80 of the letters A to Z, digits, '.', '_' and '-', beginning with a letter or digit"
 	}
 	return ""
 }
 
-// checkEmail returns what is wrong with a new e-mail address, or "". One that began
+// Email returns what is wrong with a new e-mail address, or "". One that began
 // with '-', '=', '+' or '@' would be an option to a command and a formula to a
 // spreadsheet (OWASP, CSV Injection).
-func checkEmail(s string) string {
+func Email(s string) string {
 	if s != "" && strings.Contains("-=+@", s[:1]) {
 		return "must not begin with '-', '=', '+' or '@'"
 	}
@@ -64,48 +59,31 @@ func checkEmail(s string) string {
 	return ""
 }
 
-// checkRole returns what is wrong with a role, or "".
-func checkRole(r role) string {
-	if r != member && r != admin {
-		return "must be member or admin"
-	}
-	return ""
-}
-
-// newHasher returns the hasher of the program. If the argon2 kernel computes a wrong
-// key, the hasher does not use it, and warn gets the error.
-func newHasher(warn func(err error)) *passhash.Hasher {
-	h := passhash.New(passhash.Default())
-	if err := h.CheckKernel(); err != nil {
-		warn(err)
-	}
-	return h
-}
-
+// The limits of a password's length.
 const (
-	minPassword    = 8    // code points, NIST SP 800-63B-4 section 3.1.1.2, for a password with a second factor
-	maxMinPassword = 64   // code points: the same section requires that passwords of this length are accepted
-	maxPassword    = 1024 // bytes, because a long password costs time to hash
+	MinPassword    = 8    // code points, NIST SP 800-63B-4 section 3.1.1.2, for a password with a second factor
+	MaxMinPassword = 64   // code points: the same section requires that passwords of this length are accepted
+	MaxPassword    = 1024 // bytes, because a long password costs time to hash
 )
 
-// A passwordPolicy is the part of the rules for new passwords that can be set.
-type passwordPolicy struct {
-	minimum int    // code points
-	issuer  string // of tokens: a password must not equal it; may be empty
+// A Policy is the part of the rules for new passwords that can be set.
+type Policy struct {
+	Minimum int    // code points, from MinPassword to MaxMinPassword
+	Issuer  string // of tokens: a password must not equal it; may be empty
 }
 
-// check returns what is wrong with a new password, or "".
-func (p passwordPolicy) check(password, username, email string) string {
+// Check returns what is wrong with a new password of a user, or "".
+func (p Policy) Check(password, username, email string) string {
 	switch {
-	case utf8.RuneCountInString(password) < p.minimum:
-		return fmt.Sprintf("must have at least %d characters", p.minimum)
-	case len(password) > maxPassword:
-		return fmt.Sprintf("must have at most %d bytes", maxPassword)
+	case utf8.RuneCountInString(password) < p.Minimum:
+		return fmt.Sprintf("must have at least %d characters", p.Minimum)
+	case len(password) > MaxPassword:
+		return fmt.Sprintf("must have at most %d bytes", MaxPassword)
 	case !utf8.ValidString(password):
 		return "must be valid UTF-8"
 	case strings.ContainsRune(password, 0):
 		return "must not contain NUL"
-	case isContext(password, username, email, p.issuer):
+	case isContext(password, username, email, p.Issuer):
 		return "must not be the username, the email or the name of the service, also with digits or punctuation added"
 	case password != tutorialPassword && isCommon(password):
 		return "is one of the most common passwords"
@@ -171,5 +149,5 @@ var commonPasswords = sync.OnceValue(func() string {
 	return "\n" + string(text)
 })
 
-//go:embed assets/common-passwords.txt.gz
+//go:embed common-passwords.txt.gz
 var commonPasswordsGzip []byte

@@ -1,16 +1,16 @@
-package main
+package validate
 
 import (
-	"fmt"
 	"net/mail"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 )
+
+// goodPassword is one that every policy accepts.
+const goodPassword = "correct horse battery"
 
 func TestCheckPassword(t *testing.T) {
 	t.Parallel()
@@ -68,7 +68,7 @@ func TestCheckPassword(t *testing.T) {
 		{"a common one and more", "password correct", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			if got := (passwordPolicy{minimum: minPassword}).check(row.password, "ann-smith", "annika@example.com"); got != row.want {
+			if got := (Policy{Minimum: MinPassword}).Check(row.password, "ann-smith", "annika@example.com"); got != row.want {
 				t.Errorf("got %q, want %q", got, row.want)
 			}
 		})
@@ -79,7 +79,7 @@ func TestCheckPassword(t *testing.T) {
 func TestAContextWordWithoutLetters(t *testing.T) {
 	t.Parallel()
 	for password, refused := range map[string]bool{"1984-2024": true, "2024-1984": false} {
-		if got := (passwordPolicy{minimum: minPassword}).check(password, "1984-2024", "7@example.com"); (got != "") != refused {
+		if got := (Policy{Minimum: MinPassword}).Check(password, "1984-2024", "7@example.com"); (got != "") != refused {
 			t.Errorf("%s: %q, want refused: %t", password, got, refused)
 		}
 	}
@@ -97,7 +97,7 @@ func TestCommonPasswords(t *testing.T) {
 	for _, p := range list {
 		spelling := strings.ToUpper(p[:1]) + p[1:]
 		want := "is one of the most common passwords"
-		if got := (passwordPolicy{minimum: minPassword}).check(spelling, "ann", "ann@example.com"); got != want {
+		if got := (Policy{Minimum: MinPassword}).Check(spelling, "ann", "ann@example.com"); got != want {
 			t.Errorf("%q: %q", spelling, got)
 		}
 	}
@@ -121,12 +121,10 @@ func TestAnAddressDoesNotBeginWithASign(t *testing.T) {
 		"-ann@example.com": false, "=ann@example.com": false, "+ann@example.com": false, "@ann@example.com": false,
 		"-@example.com": false, "ann+tag@example.com": true, "a-@example.com": true, "_ann@example.com": true,
 	} {
-		if got := checkEmail(address); (got == "") != ok {
+		if got := Email(address); (got == "") != ok {
 			t.Errorf("%s: %q", address, got)
 		}
 	}
-	s := newService(t)
-	s.do("", "POST", "/api/register", `{"username":"ann","email":"+ann@example.com","password":"`+goodPassword+`"}`).want(t, 400, "invalid_fields")
 }
 
 // FuzzNames checks the purposes of the rules for names: a username is not an address and
@@ -137,60 +135,16 @@ func FuzzNames(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if checkUsername(s) == "" {
+		if Username(s) == "" {
 			if len(s) > 80 || strings.Contains(s, "@") || url.PathEscape(s) != s || strconv.Quote(s) != `"`+s+`"` {
 				t.Errorf("the username %q is accepted", s)
 			}
 		}
-		if checkEmail(s) == "" {
+		if Email(s) == "" {
 			a, err := mail.ParseAddress(s)
 			if err != nil || strings.ContainsAny(s[:1], "-=+@") || a.Address != s || a.Name != "" || len(s) > 254 {
 				t.Errorf("the address %q is accepted, and net/mail reads %v, %v", s, a, err)
 			}
 		}
 	})
-}
-
-func TestThePasswordPolicyCanBeSet(t *testing.T) {
-	t.Parallel()
-	s := newService(t, func(c *settings) { c.passwords = passwordPolicy{minimum: 15, issuer: "https://accounts.example.com"} })
-	for password, why := range map[string]string{
-		"only 14 chars.":               "at least 15 characters",
-		"accounts-example-com-https-1": "", // compared as a whole, with its letters in order
-		"https://accounts.example.com": "must not be the username",
-		"HTTPS accounts example com 1": "must not be the username",
-		"with 15 letters":              "",
-	} {
-		body := fmt.Sprintf(`{"username":"u%d","email":"u%[1]d@example.com","password":%q}`, len(password)*100+len(why), password)
-		r := s.do("", "POST", "/api/register", body)
-		if want := 201; why == "" && r.status != want || why != "" && (r.status != 400 || !strings.Contains(r.body, why)) {
-			t.Errorf("%q: %d %s, want %q", password, r.status, r.body, why)
-		}
-	}
-}
-
-// A command that sets passwords reads the policy, like the server.
-func TestCommandsReadThePasswordPolicy(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	environ := []string{"DATABASE_URL=" + filepath.Join(dir, "app.db"), "PASSWORD_MIN_LENGTH=15"}
-	rows := filepath.Join(dir, "users.csv")
-	if err := os.WriteFile(rows, []byte("username,email,password\nbob,bob@example.com,only 14 chars.\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if r := userdHere(t, "with 15 letters", environ, "user", "add", "ann", "ann@example.com"); r.status != 0 {
-		t.Fatal(r)
-	}
-	for _, args := range [][]string{{"user", "add", "eve", "eve@example.com"}, {"user", "passwd", "ann"}, {"user", "import", rows}} {
-		r := userdHere(t, "only 14 chars.", environ, args...)
-		if r.status != 1 || !strings.Contains(r.stderr, "at least 15 characters") {
-			t.Errorf("%v: %+v", args, r)
-		}
-		if r = userdHere(t, "only 14 chars.", environ, append(args, "-password-min-length", "14")...); r.status != 0 {
-			t.Errorf("%v with the flag: %+v", args, r)
-		}
-	}
-	if r := userdHere(t, "acme-2026-ACCOUNTS", environ, "user", "passwd", "-issuer", "acme.accounts", "ann"); r.status != 1 {
-		t.Errorf("the issuer's name as a password: %+v", r)
-	}
 }
