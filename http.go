@@ -19,6 +19,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"userd/internal/clientaddr"
 	"userd/internal/netlisten"
 	"userd/internal/throttle"
 )
@@ -94,7 +95,7 @@ var (
 // ServeHTTP answers every request.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	address, id := s.origin(r)
+	address, id := clientaddr.Proxies(s.trustedProxies).Origin(r)
 	if id == "" {
 		id = hex.EncodeToString(binary.BigEndian.AppendUint64(nil, rand.Uint64()))
 	}

@@ -174,6 +174,19 @@ func TestNetworks(t *testing.T) {
 	}
 }
 
+func FuzzNetwork(f *testing.F) {
+	for _, address := range []string{"192.0.2.1", "::ffff:10.0.0.1", "2001:db8::7", "fe80::1%eth0", "@", ""} {
+		f.Add(address)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		address, err := netip.ParseAddr(text)
+		whole, wrong := netip.ParsePrefix(network(text))
+		if err == nil && (wrong != nil || !whole.Contains(address.Unmap().WithZone(""))) {
+			t.Errorf("the network of %s is %s, %v", text, network(text), wrong)
+		}
+	})
+}
+
 // Otherwise a client with an IPv6 /48 would have 65,536 times each allowance.
 func TestAWideNetworkHasOneAllowance(t *testing.T) {
 	t.Parallel()

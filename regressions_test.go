@@ -110,7 +110,7 @@ var regressions = []struct{ name, what, tests string }{
 	{"ndjson_blank_bom", "an empty line or a byte-order mark in NDJSON", "TestImport"},
 	{"openapi_names", "two components have names that differ only in case", "TestDocumentComponentsHaveNamesOfTheirOwn"},
 	{"port_paas", "a platform sets PORT for the image", "TestTheImageListensOnThePortOfAPlatform"},
-	{"request_id", "a proxy gives a request its id", "TestOnlyATrustedProxyGivesARequestItsID"},
+	{"request_id", "a proxy gives a request its id", "TestOnlyATrustedProxyGivesARequestItsID TestTheAnswerAndTheLogHaveTheIDOfTheProxy"},
 	{"stdin_password_bom", "a byte-order mark before a password on standard input", "TestCommandsOnARunningServer"},
 	{"werkzeug_sha256", "hashes that Werkzeug wrote before version 3", "TestForeignHashes TestForeignHashesAreReplaced"},
 	{"xff_bracket", "an IPv6 address in brackets in X-Forwarded-For", "TestClientAddress"},

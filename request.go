@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -246,89 +244,6 @@ func matches(tags []string, version int64) bool {
 
 // contentCodings are those that proxies append to tags.
 var contentCodings = []string{"gzip", "br", "zstd", "deflate"}
-
-// origin returns the address of the client and the request's id. The peer sends
-// both if it is a trusted proxy. Otherwise the address is the peer's, and the id is
-// empty.
-func (s *server) origin(r *http.Request) (client, id string) {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr, ""
-	}
-	if len(s.trustedProxies) == 0 {
-		return host, ""
-	}
-	peer, err := netip.ParseAddr(host)
-	if err != nil {
-		return host, ""
-	}
-	if s.isTrusted(peer) {
-		id = requestID(r)
-	}
-	return s.forwardedFor(r, peer), id
-}
-
-// maxRequestID is the largest length of an id that a proxy may give to a request.
-const maxRequestID = 128
-
-// requestID returns the request's X-Request-Id, or "" if it is absent, too long,
-// ambiguous, or has a character other than those of UUIDs, base64 and trace ids.
-func requestID(r *http.Request) string {
-	ids := r.Header["X-Request-Id"]
-	if len(ids) != 1 || len(ids[0]) > maxRequestID {
-		return ""
-	}
-	for _, c := range []byte(ids[0]) {
-		letter := 'a' <= c|0x20 && c|0x20 <= 'z'
-		if !letter && (c < '0' || c > '9') && strings.IndexByte("-._~+/=:@", c) < 0 {
-			return ""
-		}
-	}
-	return ids[0]
-}
-
-// forwardedFor returns the address of the client: that of the peer or, if the
-// peer is a trusted proxy, the last address in X-Forwarded-For that is not a
-// trusted proxy. The client could have sent any addresses to the left of it. Empty
-// elements do not count (RFC 9110 section 5.6.1.2).
-func (s *server) forwardedFor(r *http.Request, address netip.Addr) string {
-	forwarded := strings.Join(r.Header["X-Forwarded-For"], ",")
-	for s.isTrusted(address) && forwarded != "" {
-		i := strings.LastIndexByte(forwarded, ',')
-		hop := strings.TrimSpace(forwarded[i+1:])
-		forwarded = forwarded[:max(i, 0)]
-		if hop == "" {
-			continue
-		}
-		next, ok := parseHop(hop)
-		if !ok {
-			break
-		}
-		address = next.WithZone("") // a zone has no limit
-	}
-	return address.Unmap().String()
-}
-
-// parseHop reads an address as proxies write it: with or without a port, and an
-// IPv6 address with or without brackets.
-func parseHop(hop string) (netip.Addr, bool) {
-	if inner, ok := strings.CutPrefix(hop, "["); ok {
-		if inner, ok = strings.CutSuffix(inner, "]"); ok {
-			address, err := netip.ParseAddr(inner)
-			return address, err == nil && address.Is6()
-		}
-	}
-	if address, err := netip.ParseAddr(hop); err == nil {
-		return address, true
-	}
-	withPort, err := netip.ParseAddrPort(hop)
-	return withPort.Addr(), err == nil
-}
-
-func (s *server) isTrusted(address netip.Addr) bool {
-	address = address.Unmap().WithZone("") // a prefix has no zone
-	return slices.ContainsFunc(s.trustedProxies, func(p netip.Prefix) bool { return p.Contains(address) })
-}
 
 // unlessSame returns given, or nil if it is the current value.
 func unlessSame[T comparable](given *T, current T) *T {
