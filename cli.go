@@ -2,42 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
-	"time"
-
-	"userd/internal/passhash"
-	"userd/internal/safefile"
-	"userd/internal/terminal"
-)
-
-// A command is one row of the command table.
-type command struct {
-	words   string // "user add"; empty for the server
-	args    string // its arguments, in the notation of a usage line: "USER [SESSION]"
-	use     databaseUse
-	summary string                     // one line
-	help    string                     // paragraphs with an empty line between them
-	declare func(*flag.FlagSet) action // registers its own flags, and returns what it does
-}
-
-// An action runs a command whose flags have been parsed.
-type action func(ctx context.Context, c *cli) error
-
-// A databaseUse says what happens to the database before a command's action.
-type databaseUse int
-
-const (
-	opens     databaseUse = iota // the program opens it, and first adopts one of the Flask tutorial
-	untouched                    // nothing: the action itself opens or creates the files that it requires
 )
 
 // commands is the command table. Help and flags come from here.
@@ -111,7 +79,7 @@ var commands = []command{
 		`Sends a message as MAIL_URL and MAIL_FROM say, which must be set as for the server, and
 		prints what went wrong. It does not use the database.`,
 		noFlags(mailTest)},
-	{"mail list", "", opens, "list the mails that wait, and those of the last week",
+	{"mail list", "", opens, "list the outbox",
 		`Prints the outbox: the mails that wait, and those that were sent, failed or dropped
 		in the last seven days. It shows no codes, because the database has none.`,
 		mailList},
@@ -169,25 +137,6 @@ var commands = []command{
 		noFlags(printVersion)},
 }
 
-// A cli is one run of a command.
-type cli struct {
-	config
-	userService // for commands that open the database
-	args        []string
-	given       []string // the arguments with the words of the command and its flags
-	stdin       io.Reader
-	stdout      io.Writer
-	stderr      io.Writer
-}
-
-// A helpRequest is an error that a command or parse returns. run then prints the help.
-type helpRequest struct {
-	topic []string // the words of a command or group, and what follows them
-	all   bool
-}
-
-func (h *helpRequest) Error() string { return "help was requested" }
-
 func helpCommand(f *flag.FlagSet) action {
 	all := f.Bool("all", false, "Print the whole manual: all commands and all settings.")
 	return func(_ context.Context, c *cli) error { return &helpRequest{c.args, *all} }
@@ -196,68 +145,6 @@ func helpCommand(f *flag.FlagSet) action {
 func printVersion(_ context.Context, c *cli) error {
 	_, err := fmt.Fprintln(c.stdout, "userd", version())
 	return err
-}
-
-// noFlags returns the declare function of a command without flags of its own.
-func noFlags(run action) func(*flag.FlagSet) action {
-	return func(*flag.FlagSet) action { return run }
-}
-
-func jsonFlag(f *flag.FlagSet) *bool {
-	return f.Bool("json", false, "Print one JSON object a line instead of a table.")
-}
-
-// accepts reports whether the command reads the setting with this flag.
-func (cmd *command) accepts(setting string) bool {
-	switch cmd.words {
-	case "":
-		return true
-	case "help", "version":
-		return false
-	case "healthcheck":
-		return setting == "addr" || setting == "https-domain" || setting == "tls-cert"
-	case "mail test":
-		return setting == "mail-from"
-	}
-	switch setting {
-	case "database":
-		return true
-	case "event-retention":
-		return cmd.words == "events verify"
-	case "password-min-length", "issuer":
-		return cmd.words == "user add" || cmd.words == "user passwd" || cmd.words == "user import"
-	}
-	return false
-}
-
-// flagSet returns the command's flags and its action. Parsing the flags stores the
-// values of settings in given, by flag.
-func (cmd *command) flagSet(given map[string]string) (*flag.FlagSet, action) {
-	flags := flag.NewFlagSet(cmd.words, flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	for _, o := range options {
-		if cmd.accepts(o.flag) {
-			flags.Func(o.flag, "", func(v string) error { given[o.flag] = v; return nil })
-		}
-	}
-	return flags, cmd.declare(flags)
-}
-
-// usage returns the command's usage line.
-func (cmd *command) usage() string {
-	text := "userd " + cmd.words
-	flags, _ := cmd.flagSet(nil)
-	flags.VisitAll(func(*flag.Flag) { text = "userd " + cmd.words + " [flags]" })
-	return strings.Join(strings.Fields(text+" "+cmd.args), " ")
-}
-
-// usagef returns a usageError that names the command.
-func (cmd *command) usagef(format string, args ...any) error {
-	text := fmt.Sprintf(format, args...)
-	if cmd.words != "" {
-		text = cmd.words + ": " + text
-	}
-	return usagef("%s", text)
 }
 
 // A commandLine holds the arguments of userd by kind.
@@ -384,115 +271,4 @@ func (c *cli) parse(args []string, getenv func(string) string) (*command, action
 		return nil, nil, cmd.usagef("too many arguments; usage: %s", cmd.usage()) // not repeated: one may be a password
 	}
 	return cmd, run, c.load(given, getenv, cmd.accepts)
-}
-
-// run runs the action, and opens the database for it if the command says so. If root runs
-// it in the directory of another user, it starts userd again as that user, who could rename
-// files there and so make root write elsewhere.
-func (cmd *command) run(ctx context.Context, c *cli, run action) error {
-	if cmd.words != "" && cmd.accepts("database") {
-		user, err := safefile.ActAs(c.database)
-		if err != nil {
-			return pathError(c.database, err)
-		}
-		if cmd.words == "backup" && c.args[0] != "-" {
-			owner, err := safefile.ActAs(c.args[0])
-			if err != nil {
-				return err
-			}
-			if !user.Equal(owner) {
-				return c.backupElsewhere(user, owner)
-			}
-		}
-		if user != nil {
-			return c.runAs(user, c.given, c.stdout)
-		}
-	}
-	if cmd.use == untouched {
-		return run(ctx, c)
-	}
-	return c.withDatabase(ctx, false, refuse, run)
-}
-
-// runAs runs userd with these arguments as another user; nil is the user of this process.
-// If that userd fails, the error is an *exec.ExitError, and that userd has printed why.
-func (c *cli) runAs(user *safefile.User, args []string, stdout io.Writer) error {
-	err := user.Run(args, c.stdin, stdout, c.stderr)
-	if e, ok := errors.AsType[*exec.ExitError](err); ok && e.Exited() && user != nil {
-		fmt.Fprintf(c.stderr, "this command ran as %s, the owner of the directory of %s\n", user, terminal.Printable(c.database))
-	}
-	return err
-}
-
-// withDatabase opens the database, which a server may have open too, runs the action, links
-// new events, and closes the database. If create is true, it creates a missing database.
-func (c *cli) withDatabase(ctx context.Context, create bool, resolve resolution, run action) error {
-	st, err := c.openDatabase(ctx, create, resolve)
-	if err != nil {
-		return err
-	}
-	c.userService = c.newUserService(st)
-	err = run(ctx, c)
-	if st.wrote.Load() {
-		// An interrupt must not leave the events of a finished act without a link.
-		if err := (&chain{st: st}).extend(context.WithoutCancel(ctx)); err != nil {
-			fmt.Fprintf(c.stderr, "warning: could not link the new events; the server or the next command does it: %v\n", err)
-		}
-	}
-	return plainError(errors.Join(err, st.close()))
-}
-
-func (c *cli) newUserService(st *store) userService {
-	hasher := passhash.NewChecked(func(err error) {
-		fmt.Fprintf(c.stderr, "warning: hashing passwords without the argon2 kernel, which is slower: %v\n", err)
-	})
-	return userService{st, hasher, c.passwords, time.Now}
-}
-
-// openDatabase opens the database, or adopts or creates it first: see withDatabase.
-func (c *cli) openDatabase(ctx context.Context, create bool, resolve resolution) (*store, error) {
-	kind, err := inspectDatabase(ctx, c.database)
-	if err == nil && kind == kindNone && !create {
-		err = fmt.Errorf("database %s does not exist or is empty; select another one with -database", c.database)
-	}
-	if err == nil && kind == kindTutorial {
-		err = adopt(ctx, c.database, resolve, func(text string) { fmt.Fprintln(c.stderr, text) }, c.progress("", 0))
-	}
-	if err != nil {
-		return nil, err
-	}
-	st, err := openStore(ctx, c.database)
-	if err != nil {
-		return nil, openError(c.database, err)
-	}
-	if kind == kindTutorial {
-		st.wrote.Store(true) // adopt may have recorded events
-	}
-	if kind == kindNone { // the operator may have meant another file
-		fmt.Fprintln(c.stderr, "created the database", terminal.Printable(c.database))
-	}
-	return st, nil
-}
-
-// inspectDatabase is inspect. Its errors about the path name the setting.
-func inspectDatabase(ctx context.Context, path string) (fileKind, error) {
-	kind, err := inspect(ctx, path)
-	if _, ok := errors.AsType[*fs.PathError](err); ok {
-		err = pathError(path, err)
-	}
-	return kind, err
-}
-
-// pathError names the setting in an error about the path of the database.
-func pathError(path string, err error) error {
-	dir := filepath.Dir(path)
-	if _, dirErr := os.Stat(dir); errors.Is(dirErr, fs.ErrNotExist) {
-		return fmt.Errorf("DATABASE_URL (-database) is %s, but the directory %s does not exist", path, dir)
-	}
-	return openError(path, err)
-}
-
-// openError names the setting in an error of openStore.
-func openError(path string, err error) error {
-	return fmt.Errorf("DATABASE_URL (-database) is %s: %w", path, err)
 }

@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"time"
+
 	"userd/internal/mail"
 	"userd/internal/terminal"
 )

@@ -178,10 +178,10 @@ func manual() string {
 		server sees their changes immediately. If root runs them and the directory of the
 		database belongs to another user, they run as that user.
 
-		The only setting that commands accept is -database, with three exceptions: events
+		The only setting that commands accept is -database, with four exceptions: events
 		verify also accepts -event-retention; user add, user passwd and user import also
-		accept -password-min-length and -issuer; healthcheck accepts only -addr,
-		-https-domain and -tls-cert.
+		accept -password-min-length and -issuer; mail test accepts only -mail-from;
+		healthcheck accepts only -addr, -https-domain and -tls-cert.
 
 		USER is a username, an e-mail address, or an id written as id=7. A list is a table;
 		with -json it is one JSON object a line. In a table, - marks a time or an id that does

@@ -140,7 +140,7 @@ type stats struct {
 
 func newStats(st *store, mono func() time.Duration) *stats {
 	t := &stats{
-		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code", "mail"),
+		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code"),
 		mails:   prom.NewCounters("outcome", "sent", "failed", "abandoned", "limited"),
 	}
 	t.unrouted = t.route("")

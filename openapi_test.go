@@ -935,6 +935,7 @@ func TestEveryRouteAnswersAsDocumented(t *testing.T) {
 			{"invitations", invites, asUsual},
 			{"approval", approves, func(c *settings) { c.registration = registrationApproval }},
 			{"registration by invitation", refusesUninvited, func(c *settings) { c.registration = registrationInvite }},
+			{"mail", mailsLinks, withMail},
 			{"no APP_URL", refusesLinks, func(c *settings) { c.pages = pageURLs{} }},
 			{"proofs", refusesProofs, asUsual},
 			{"too many attempts", refusesMany, asUsual},
@@ -1241,6 +1242,7 @@ func refusesMany(w *witness) {
 	w.do("", "POST", "/api/register", "").want(w.t, 429, "too_many_requests")
 	w.do("", "POST", "/api/refresh", "").want(w.t, 429, "too_many_requests")
 	w.do("", "POST", "/api/password/reset", "").want(w.t, 429, "too_many_requests")
+	w.do("", "POST", "/api/password/forgot", "").want(w.t, 429, "too_many_requests")
 	for _, p := range proofs {
 		w.do(root, p[0], p[1], "{"+p[2]+`"current_password":"wrong"}`).want(w.t, 429, "too_many_requests")
 	}
@@ -1310,10 +1312,21 @@ func recovers(w *witness) {
 	w.do("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":%q}`, code, goodPassword)).want(t, 200, "")
 	w.do("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":%q}`, code, goodPassword)).want(t, 400, "invalid_code")
 	w.do(root, "POST", path+"/reset-link", "{}").want(t, 201, "")
-	w.do("", "POST", "/api/password/forgot", "{}").want(t, 403, "mail_off")
 	w.do(root, "PATCH", path, `{"email_verified":true,"disabled":true}`).want(t, 200, "")
 	w.do(root, "POST", path+"/reset-link", "").want(t, 403, "user_disabled")
 	w.do(root, "GET", "/api/users?pending=false", "").want(t, 200, "")
+}
+
+// mailsLinks is a user's way back by a mail.
+func mailsLinks(w *witness) {
+	t, d := w.t, w.doc
+	w.register("ann")
+	w.do("", "POST", "/api/password/forgot", d.example(t, "POST /api/password/forgot", 0)).want(t, 202, "")
+	w.do("", "POST", "/api/password/forgot", "{}").want(t, 400, "missing_fields")
+	w.do("", "POST", "/api/password/forgot", fmt.Sprintf(`{"login":%q}`, strings.Repeat("a", maxLogin+1))).want(t, 400, "invalid_fields")
+	w.keepLog()
+	w.store.writer.filesLost.Store(true)
+	w.do("", "POST", "/api/password/forgot", d.example(t, "POST /api/password/forgot", 0)).want(t, 503, "unavailable")
 }
 
 // invites is how an admin invites users.

@@ -264,6 +264,7 @@ func TestAMailedLinkIsOnlyForItsAddress(t *testing.T) {
 	s.reset(code, "another long one").want(t, 400, "invalid_code")
 	p.deliver()
 	s.clock.add(time.Hour)
+	root = s.login("root")
 
 	// Also if the address changes before the mail leaves.
 	s.forgot("ann")
@@ -359,9 +360,9 @@ func TestAForgottenPasswordHasLimits(t *testing.T) {
 		p := s.postbox()
 		s.register("ann")
 		s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
-		stranger(s, "192.0.2.1", "ann")
-		p.only("ann@example.com", "password")
 		stranger(s, "198.51.100.1", "ann")
+		p.only("ann@example.com", "password")
+		stranger(s, "203.0.113.1", "ann")
 		p.none("a second stranger in a minute")
 		stranger(s, homeNet, "ann")
 		p.only("ann@example.com", "password")
@@ -829,4 +830,31 @@ func TestEachTextIsComplete(t *testing.T) {
 			t.Errorf("%s: the event is %s, %v", kind, sent.Event, err)
 		}
 	}
+}
+
+func TestTheMetricsOfMail(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail, proxied, func(c *settings) { c.mailsPerHour = 4 })
+	w := s.webhook()
+	s.member("ann")
+	before := s.scrape()
+	s.forgot("ann")
+	s.clock.add(90 * time.Second)
+	if got := s.scrape(); got["userd_mails_queued"] != 1 || got["userd_mail_oldest_seconds"] != 90 {
+		t.Errorf("%v mails are queued, the oldest for %v seconds; want 1 and 90", got["userd_mails_queued"], got["userd_mail_oldest_seconds"])
+	}
+	w.send(200, nil)
+	s.forgot("ann")
+	w.send(410, nil)
+	s.forgot("eve")
+	w.send(200, nil)
+	for range 2 {
+		s.forgot("ann")
+	}
+	s.scrape().moved(t, before, samples{
+		`userd_mails_total{outcome="sent"}`:      1,
+		`userd_mails_total{outcome="failed"}`:    1,
+		`userd_mails_total{outcome="abandoned"}`: 1,
+		`userd_mails_total{outcome="limited"}`:   1,
+	})
 }
