@@ -1081,8 +1081,12 @@ func TestAccess(t *testing.T) {
 		"GET /api/invitations":                 {401, 403, 403, 200},
 		"POST /api/invitations":                {401, 403, 403, 201},
 		"DELETE /api/invitations/{invitation}": {401, 403, 403, 404},
-		"GET /invite":                          {200, 200, 200, 200},
-		"GET /reset":                           {200, 200, 200, 200},
+
+		"GET /reset":  {200, 200, 200, 200},
+		"GET /invite": {200, 200, 200, 200},
+		"GET /verify": {200, 200, 200, 200},
+		"GET /change": {200, 200, 200, 200},
+		"GET /undo":   {200, 200, 200, 200},
 	}
 	n := 0
 	_, root := s.admin("root")

@@ -9,15 +9,18 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A browser is a headless Chromium, driven by WebDriver (https://www.w3.org/TR/webdriver2/).
 type browser struct {
 	t       *testing.T
-	session string // the URL of the WebDriver session
+	session string          // the URL of the WebDriver session
+	mailed  map[string]bool // the links that mailedLink has returned
 }
 
 func startBrowser(t *testing.T) *browser {
@@ -31,7 +34,7 @@ func startBrowser(t *testing.T) *browser {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &browser{t: t}
+	b := &browser{t: t, mailed: make(map[string]bool)}
 	t.Cleanup(func() {
 		if quit, err := http.NewRequest("DELETE", b.session, nil); err == nil {
 			http.DefaultClient.Do(quit) // ends Chromium too
@@ -106,15 +109,11 @@ func (b *browser) eval(expression string) string {
 	return fmt.Sprint(v)
 }
 
-// element returns the path of the element with an id, or of the active one.
+// element returns the path of the element with an id.
 func (b *browser) element(id string) string {
 	b.t.Helper()
 	var found map[string]string
-	if id == "" {
-		b.call("GET", "/element/active", nil, &found)
-	} else {
-		b.call("POST", "/element", object{"using": "css selector", "value": "#" + id}, &found)
-	}
+	b.call("POST", "/element", object{"using": "css selector", "value": "#" + id}, &found)
 	for _, reference := range found {
 		return "/element/" + reference
 	}
@@ -127,32 +126,93 @@ func (b *browser) click(id string) {
 	b.call("POST", b.element(id)+"/click", object{}, nil)
 }
 
+// write replaces the text of a field.
 func (b *browser) write(id, text string) {
 	b.t.Helper()
-	b.call("POST", b.element(id)+"/value", object{"text": text}, nil)
+	field := b.element(id)
+	b.call("POST", field+"/clear", object{}, nil)
+	b.call("POST", field+"/value", object{"text": text}, nil)
 }
 
-// press types into the element that has the focus.
-func (b *browser) press(keys string) { b.t.Helper(); b.write("", keys) }
+// press presses keys, which the element with the focus gets.
+func (b *browser) press(keys string) {
+	b.t.Helper()
+	var strokes []object
+	for _, key := range keys {
+		strokes = append(strokes, object{"type": "keyDown", "value": string(key)}, object{"type": "keyUp", "value": string(key)})
+	}
+	b.call("POST", "/actions", object{"actions": []object{{"type": "key", "id": "keyboard", "actions": strokes}}}, nil)
+}
 
 const enterKey, tabKey = "\uE007", "\uE004"
 
 // wantMessage waits until the page says something.
 func (b *browser) wantMessage(text string) {
 	b.t.Helper()
+	said := ""
+	defer func() {
+		if !strings.Contains(said, text) {
+			b.t.Logf("the page says %q", said)
+		}
+	}()
 	await(b.t, "the page says "+text, func() bool {
-		return strings.Contains(b.eval(`document.getElementById("message").textContent`), text)
+		said = b.eval(`document.getElementById("message").textContent`)
+		return strings.Contains(said, text)
 	})
 }
 
-// wantClean fails the test if the address has a code, if the page has asked another
-// server, or if the console has an error that the page does not explain.
-func (b *browser) wantClean(s *service, path string) {
+// wantFocus waits until the element with an id has the focus.
+func (b *browser) wantFocus(id string) {
 	b.t.Helper()
+	await(b.t, "the focus is on "+id, func() bool { return b.eval(`document.activeElement.id`) == id })
+}
+
+// wantDone waits until the page says that it has done its work, and fails the test unless
+// the form is gone and the title has the focus.
+func (b *browser) wantDone(text string) {
+	b.t.Helper()
+	b.wantMessage(text)
+	b.wantFocus("title")
+	if got := b.eval(`document.getElementById("form").hidden && document.getElementById("password").value === ""`); got != "true" {
+		b.t.Error("the form is still there")
+	}
+}
+
+// follow opens a link, after a program that follows links has done so three times. It fails
+// the test unless the code leaves the address and the history.
+func (b *browser) follow(link string) {
+	b.t.Helper()
+	for _, method := range []string{"GET", "HEAD", "GET"} {
+		resp, err := http.DefaultClient.Do(must(http.NewRequest(method, link, nil)))
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 200 {
+			b.t.Errorf("%s %s: %s", method, link, resp.Status)
+		}
+	}
+	b.open(link)
+	b.wantClean(link)
+}
+
+// wantClean fails the test if the address or the history has the code of a link that was
+// opened, if the page has asked another server, if the console has an error that the page
+// does not explain, or if the page is too wide.
+func (b *browser) wantClean(link string) {
+	b.t.Helper()
+	page, code, _ := strings.Cut(link, "#")
 	var at string
 	b.call("GET", "/url", nil, &at)
-	if at != s.url+path {
+	if at != page {
 		b.t.Errorf("the address is %s", at)
+	}
+	var history struct{ Entries []struct{ URL string } }
+	b.devtools("Page.getNavigationHistory", object{}, &history)
+	for _, e := range history.Entries {
+		if code != "" && strings.Contains(e.URL, code) {
+			b.t.Errorf("the history has %s", e.URL)
+		}
 	}
 	if got := b.eval(`performance.getEntries().map(e => e.name).filter(n => n.startsWith("http") && !n.startsWith(location.origin + "/")).join(" ")`); got != "" {
 		b.t.Errorf("it asked %s", got)
@@ -160,7 +220,7 @@ func (b *browser) wantClean(s *service, path string) {
 	var entries []struct{ Level, Message string }
 	b.call("POST", "/se/log", object{"type": "browser"}, &entries)
 	for _, e := range entries {
-		if !strings.Contains(e.Message, "the server responded with a status of 400") { // Chromium logs each failed request
+		if !strings.Contains(e.Message, "the server responded with a status of ") { // Chromium logs each failed request
 			b.t.Errorf("the console says %+v", e)
 		}
 	}
@@ -169,95 +229,188 @@ func (b *browser) wantClean(s *service, path string) {
 	}
 }
 
-// The pages for links, in Debian's Chromium, at 320 pixels and in the dark.
-func TestThePageInABrowser(t *testing.T) {
+// text returns what a person sees of the page.
+func (b *browser) text() string {
+	b.t.Helper()
+	return b.eval(`document.querySelector("main").innerText`)
+}
+
+// mailedLink returns the next link with a code of a kind in the mails to an address, which
+// userd writes to its log.
+func (b *browser) mailedLink(p *process, to string, kind codeKind) (link string) {
+	b.t.Helper()
+	pattern := regexp.MustCompile(`\bhttp\S+#` + string(kind) + `_[A-Z2-7]+\b`)
+	await(b.t, "a mail to "+to, func() bool {
+		for _, text := range strings.Split(strings.Join(p.log(), "\n"), "\nTo: ")[1:] {
+			if found := pattern.FindString(text); strings.HasPrefix(text, to+"\n") && found != "" && !b.mailed[found] {
+				link = found
+			}
+		}
+		return link != ""
+	})
+	b.mailed[link] = true
+	return link
+}
+
+// within runs a subtest in the same browser.
+func (b *browser) within(t *testing.T, name string, f func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) {
+		outer := b.t
+		b.t = t
+		defer func() { b.t = outer }()
+		f(t)
+	})
+}
+
+// The pages of all links, in Debian's Chromium, at 320 pixels and in the dark. Each flow
+// runs once by mouse, and once with only the keyboard.
+func TestThePagesInABrowser(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
 	}
-	s := newService(t)
-	s.pages = pageURLs{reset: s.url + "/reset#{code}", invite: s.url + "/invite#{code}"}
-	path, _ := s.register("ann")
-	_, root := s.admin("root")
-	link := func() string { return s.do(root, "POST", path+"/reset-link", "").want(t, 201, "").field("url") }
+	dir := t.TempDir()
+	environ := []string{"DATABASE_URL=" + filepath.Join(dir, "app.db"), "MAIL_URL=log:", "REGISTRATION=verified", "RATE_LIMIT=off"}
+	userdHere(t, goodPassword, environ, "user", "add", "ann", "ann@example.com")
+	userdHere(t, goodPassword, environ, "user", "add", "-admin", "root", "root@example.com")
+	p := startUserd(t, dir, environ)
+	root := p.login("root", goodPassword)
+	resetLink := func() string {
+		return p.must(root, "POST", "/api/users/1/reset-link", "").want(t, 201, "").field("url")
+	}
+	invite := func() string {
+		return p.must(root, "POST", "/api/invitations", `{"email":"bob@example.com"}`).want(t, 201, "").field("url")
+	}
 	b := startBrowser(t)
 	b.devtools("Emulation.setDeviceMetricsOverride", object{"width": 320, "height": 640, "deviceScaleFactor": 1, "mobile": true}, nil)
 	b.devtools("Emulation.setEmulatedMedia", object{"features": []object{{"name": "prefers-color-scheme", "value": "dark"}}}, nil)
 
-	t.Run("a reset by mouse", func(t *testing.T) {
-		b.t = t
-		url := link()
-		for range 3 {
-			s.ask(must(http.NewRequest("GET", url, nil))).want(t, 200, "")
-		}
-		b.open(url)
-		b.wantClean(s, "/reset")
+	b.within(t, "a reset by mouse", func(t *testing.T) {
+		link := resetLink()
+		b.follow(link)
 		if got := b.eval(`getComputedStyle(document.body).color`); got != "rgb(255, 255, 255)" {
 			t.Errorf("in the dark the text is %s", got)
 		}
 		b.write("password", "short")
 		b.click("send")
 		b.wantMessage("at least 8 characters")
-		b.write("password", " but longer")
+		b.wantFocus("password")
+		b.write("password", "short but longer")
 		b.click("show")
-		if got := b.eval(`document.getElementById("password").value`); got != "short but longer" {
-			t.Errorf("the field holds %q", got)
+		if got := b.eval(`document.getElementById("password").type`); got != "text" {
+			t.Errorf("the password is %s", got)
 		}
 		b.click("send")
-		b.wantMessage("Your password has changed")
-		b.wantClean(s, "/reset")
-		s.do("", "POST", "/api/login", `{"username":"ann","password":"short but longer"}`).want(t, 200, "")
+		b.wantDone("Your password has changed")
+		b.wantClean(link)
+		p.login("ann", "short but longer")
 
-		b.open(url)
-		b.press("another long one" + enterKey)
-		b.wantMessage("invalid, has expired or was used")
-		b.wantClean(s, "/reset")
+		b.follow(link)
+		b.write("password", "another long one")
+		b.click("send")
+		b.wantDone("invalid, has expired or was used. Ask an admin")
+		b.wantClean(link)
 	})
-	t.Run("a reset by keyboard", func(t *testing.T) {
-		b.t = t
-		b.open(link())
-		b.press("staple and paper clip" + tabKey) // the focus is in the field
-		b.press(" ")                              // shows the password
-		b.press(tabKey)
-		b.press(enterKey)
-		b.wantMessage("Your password has changed")
-		b.wantClean(s, "/reset")
-		s.do("", "POST", "/api/login", `{"username":"ann","password":"staple and paper clip"}`).want(t, 200, "")
+	b.within(t, "a reset by keyboard, with a mailed link", func(t *testing.T) {
+		p.must("", "POST", "/api/password/forgot", `{"login":"ann"}`).want(t, 202, "")
+		link := b.mailedLink(p, "ann@example.com", resetMailCode)
+		b.follow(link)
+		b.press("staple and paper clip" + tabKey + " ") // shows the password
+		b.press(tabKey + enterKey)
+		b.wantDone("Your password has changed")
+		b.wantClean(link)
+		p.login("ann", "staple and paper clip")
 	})
-	t.Run("an invitation", func(t *testing.T) {
-		b.t = t
-		b.open(s.do(root, "POST", "/api/invitations", `{"email":"bob@example.com"}`).want(t, 201, "").field("url"))
-		b.press("<b>bob</b>" + tabKey + "bob@example.com" + tabKey + goodPassword + enterKey)
+	b.within(t, "an invitation by mouse", func(t *testing.T) {
+		link := invite()
+		b.follow(link)
+		b.write("username", "<b>bob</b>")
+		b.write("email", "bob@example.com")
+		b.write("password", goodPassword)
+		b.click("send")
 		b.wantMessage("username must be 1 to 80")
-		b.call("POST", b.element("username")+"/clear", object{}, nil)
+		b.wantFocus("username")
 		b.write("username", "ann")
 		b.click("send")
-		b.wantMessage("Username already exists")
-		b.call("POST", b.element("username")+"/clear", object{}, nil)
+		b.wantMessage("Username already exists. Choose another one.")
 		b.write("username", "bob")
 		b.click("send")
-		b.wantMessage("Your account exists now")
-		b.wantClean(s, "/invite")
-		if got := s.do(s.login("bob"), "GET", "/api/users/me", "").field("email_verified_at"); got == "" {
+		b.wantDone("Your account exists now")
+		b.wantClean(link)
+		if got := p.must(p.login("bob", goodPassword), "GET", "/api/users/me", "").field("email_verified_at"); got == "" {
 			t.Error("the address is not verified")
 		}
 	})
-	t.Run("an address without a code", func(t *testing.T) {
-		b.t = t
-		b.open(s.url + "/reset")
-		b.wantMessage("lacks its code")
-		b.wantClean(s, "/reset")
+	b.within(t, "an invitation by keyboard", func(t *testing.T) {
+		link := p.must(root, "POST", "/api/invitations", "").want(t, 201, "").field("url")
+		b.follow(link)
+		b.press("beth" + tabKey + "beth@example.com" + tabKey + goodPassword + enterKey)
+		b.wantDone("Your account exists now")
+		b.wantClean(link)
+		p.login("beth", goodPassword)
 	})
-	t.Run("without JavaScript the page says what to do", func(t *testing.T) {
-		b.t = t
-		b.devtools("Emulation.setScriptExecutionDisabled", object{"value": true}, nil)
-		defer b.devtools("Emulation.setScriptExecutionDisabled", object{"value": false}, nil)
-		b.open(s.url + "/reset")
-		var tree json.RawMessage
-		b.devtools("Accessibility.getFullAXTree", object{}, &tree)
-		if !strings.Contains(string(tree), "This page needs JavaScript") || strings.Contains(string(tree), "Show the password") {
-			t.Errorf("it shows %s", tree)
+	b.within(t, "an address without a code", func(t *testing.T) {
+		for _, link := range []string{"/reset", "/verify#", "/change#x", "/undo#uu", "/invite#constructor_"} {
+			b.open(p.url + link)
+			b.wantMessage("lacks its code")
+			b.wantClean(p.url + link)
 		}
 	})
+	b.within(t, "without style and without JavaScript", func(t *testing.T) {
+		b.open(resetLink())
+		b.eval(`document.querySelector("style").remove()`)
+		if text := b.text(); !strings.Contains(text, "New password") || strings.Contains(text, "Username") {
+			t.Errorf("without style the page says %s", text)
+		}
+		b.devtools("Emulation.setScriptExecutionDisabled", object{"value": true}, nil)
+		defer b.devtools("Emulation.setScriptExecutionDisabled", object{"value": false}, nil)
+		for _, page := range linkPages {
+			b.open(p.url + page)
+			var tree json.RawMessage
+			b.devtools("Accessibility.getFullAXTree", object{}, &tree)
+			if !strings.Contains(string(tree), "This page needs JavaScript") || strings.Contains(string(tree), "Show the password") {
+				t.Errorf("%s shows %s", page, tree)
+			}
+		}
+	})
+	b.within(t, "a server that refuses", b.testRefusals)
+}
+
+// testRefusals is what the page says if the server refuses for now, or does not answer.
+func (b *browser) testRefusals(t *testing.T) {
+	s := newService(t)
+	path, _ := s.register("ann")
+	otherPath, _ := s.register("bob")
+	_, root := s.admin("root")
+	link, other := s.url+"/reset#"+s.resetLink(root, path), s.url+"/reset#"+s.resetLink(root, otherPath)
+	limit := &s.limiter.allowances[passwords]
+	limit.Every = 5 * time.Minute
+	for range limit.Burst {
+		limit.TakeAll(s.limiter.networkKeys("127.0.0.1"), s.mono())
+	}
+	b.follow(link)
+	b.write("password", newPassword)
+	b.click("send")
+	b.wantMessage("Too many attempts. Wait 5 minutes, then try again.")
+	s.clock.add(5*time.Minute - time.Second)
+	b.click("send")
+	b.wantMessage("Too many attempts. Wait 1 second, then try again.")
+	s.clock.add(time.Second)
+	b.click("send")
+	b.wantDone("Your password has changed")
+	b.wantClean(link)
+
+	b.follow(other)
+	b.write("password", newPassword)
+	s.keepLog()
+	if err := s.store.readers.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, fail := range []func(){func() {}, s.http.Close} { // 503, and then no answer
+		fail()
+		b.eval(`document.getElementById("message").textContent = ""`)
+		b.click("send")
+		b.wantMessage("The server is busy or cannot be reached. Try again in a moment.")
+	}
 }
 
 func must[T any](v T, err error) T {

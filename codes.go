@@ -437,9 +437,9 @@ var pagePolicy = sync.OnceValue(func() string {
 		"; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 })
 
-// accountPage answers with the page that sets a password or registers an invited user. The
-// code is in the fragment of its URL, which browsers do not send: no log has it, and a
-// program that follows links uses nothing up.
+// accountPage answers with the page that all links open; the kind of their code decides what
+// it does. The code is in the fragment of its URL, which browsers do not send: no log has it,
+// and a program that follows links uses nothing up.
 func (s *server) accountPage(x *exchange) error {
 	header := x.Header()
 	header["Content-Type"] = []string{"text/html; charset=utf-8"}

@@ -434,10 +434,19 @@ func TestTheCommandLineMakesTheLinksOfTheServer(t *testing.T) {
 }
 
 // The page must not run a script of another, nor send a code elsewhere.
-func TestTheHeadersOfThePage(t *testing.T) {
+func TestTheHeadersOfThePages(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	r := s.do("", "GET", "/reset", "").want(t, 200, "")
+	for _, page := range linkPages {
+		wantPage(t, s.do("", "GET", page, "").want(t, 200, ""))
+	}
+}
+
+// linkPages are the paths of the pages that links open.
+var linkPages = []string{"/reset", "/invite", "/verify", "/change", "/undo"}
+
+func wantPage(t *testing.T, r reply) {
+	t.Helper()
 	for name, want := range map[string]string{
 		"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
 	} {
@@ -449,10 +458,13 @@ func TestTheHeadersOfThePage(t *testing.T) {
 	if !slices.Contains(policy, "default-src 'none'") || !slices.Contains(policy, "connect-src 'self'") || !slices.Contains(policy, "frame-ancestors 'none'") || strings.Contains(strings.Join(policy, " "), "unsafe") {
 		t.Errorf("the policy is %q", policy)
 	}
-	for _, external := range []string{"http://", "https://", "src=", "href="} {
-		if strings.Contains(r.body, external) {
-			t.Errorf("the page has %s", external)
+	for _, unsafe := range []string{"http://", "https://", "src=", "href=", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write"} {
+		if strings.Contains(r.body, unsafe) {
+			t.Errorf("the page has %s", unsafe)
 		}
+	}
+	if size := len(r.body); size > 8<<10 {
+		t.Errorf("the page has %d bytes", size)
 	}
 	if !strings.Contains(r.body, "<noscript>") {
 		t.Error("without JavaScript the page says nothing")

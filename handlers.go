@@ -99,8 +99,12 @@ func (s *server) routes() []route {
 		{"GET /api/invitations", adminOnly, noProof, noLimit, s.listInvitations},
 		{"POST /api/invitations", adminOnly, invite, noLimit, s.createInvitation},
 		{"DELETE /api/invitations/{invitation}", adminOnly, noProof, noLimit, s.deleteInvitation},
-		{"GET /invite", anyone, noProof, noLimit, s.accountPage},
+
 		{"GET /reset", anyone, noProof, noLimit, s.accountPage},
+		{"GET /invite", anyone, noProof, noLimit, s.accountPage},
+		{"GET /verify", anyone, noProof, noLimit, s.accountPage},
+		{"GET /change", anyone, noProof, noLimit, s.accountPage},
+		{"GET /undo", anyone, noProof, noLimit, s.accountPage},
 	}
 }
 

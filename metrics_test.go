@@ -266,9 +266,9 @@ func TestARefusalIsCountedByItsLimit(t *testing.T) {
 		if limit(i) == noLimit || limit(i) == mails { // TestTheMetricsOfMail
 			continue
 		}
-		s.handle("GET /"+name, func(*exchange) error { return limited(&throttle.Limited{By: name, Wait: time.Second}) })
+		s.handle("GET /limited/"+name, func(*exchange) error { return limited(&throttle.Limited{By: name, Wait: time.Second}) })
 		before := s.scrape()
-		s.do("", "GET", "/"+name, "").want(t, 429, "")
+		s.do("", "GET", "/limited/"+name, "").want(t, 429, "")
 		s.scrape().moved(t, before, samples{fmt.Sprintf("userd_limited_total{limit=%q}", name): 1})
 	}
 }
