@@ -270,8 +270,12 @@ func TestThePagesInABrowser(t *testing.T) {
 	}
 	dir := t.TempDir()
 	environ := []string{"DATABASE_URL=" + filepath.Join(dir, "app.db"), "MAIL_URL=log:", "REGISTRATION=verified", "RATE_LIMIT=off"}
-	userdHere(t, goodPassword, environ, "user", "add", "ann", "ann@example.com")
+	const markup = "<img src=x onerror=document.title=1>"
+	for _, name := range []string{"ann", "carl", "dora", "markup"} {
+		userdHere(t, goodPassword, environ, "user", "add", name, name+"@example.com")
+	}
 	userdHere(t, goodPassword, environ, "user", "add", "-admin", "root", "root@example.com")
+	runSQL(t, another(t, filepath.Join(dir, "app.db")), `UPDATE user SET username = '`+markup+`' WHERE username = 'markup'`)
 	p := startUserd(t, dir, environ)
 	root := p.login("root", goodPassword)
 	resetLink := func() string {
@@ -348,8 +352,85 @@ func TestThePagesInABrowser(t *testing.T) {
 		b.wantClean(link)
 		p.login("beth", goodPassword)
 	})
+	b.within(t, "an address is verified by mouse", func(t *testing.T) {
+		p.must(p.login(markup, goodPassword), "POST", "/api/users/me/email/verify", "").want(t, 202, "")
+		link := b.mailedLink(p, "markup@example.com", verifyCode)
+		b.follow(link)
+		if text := b.text(); !strings.Contains(text, "Enter the password of your account") || strings.Contains(text, "Username") {
+			t.Errorf("the page says %s", text)
+		}
+		b.write("password", "not the password")
+		b.click("send")
+		b.wantMessage("The password is wrong.")
+		b.wantFocus("password")
+		b.write("password", goodPassword)
+		b.click("send")
+		b.wantDone("The address markup@example.com is confirmed. You can log in as " + markup)
+		b.wantClean(link)
+		if got := b.eval(`document.images.length`); got != "0" {
+			t.Error("the username became markup")
+		}
+	})
+	b.within(t, "a registration is completed by keyboard, with another username", func(t *testing.T) {
+		p.must("", "POST", "/api/register", registerBody("dan", goodPassword)).want(t, 202, "")
+		link := b.mailedLink(p, "dan@example.com", verifyCode)
+		p.must(root, "POST", "/api/users", `{"username":"dan","email":"other@example.com","password":"`+goodPassword+`"}`).want(t, 201, "")
+		b.follow(link)
+		b.press(goodPassword + enterKey)
+		b.wantMessage("Username already exists. Choose another one.")
+		b.wantFocus("username")
+		b.press("daniel" + enterKey) // the password is still there
+		b.wantDone("The address dan@example.com is confirmed. You can log in as daniel.")
+		b.wantClean(link)
+		p.login("daniel", goodPassword)
+	})
+	for _, row := range []struct {
+		claim   string
+		user    string
+		confirm func() // the only button
+	}{
+		{"by mouse", "carl", func() { b.click("send") }},
+		{"by keyboard", "dora", func() { b.wantFocus("title"); b.press(tabKey + enterKey) }},
+	} {
+		b.within(t, "an address is changed and restored "+row.claim, func(t *testing.T) {
+			old, fresh := row.user+"@example.com", row.user+"@example.net"
+			token := p.login(row.user, goodPassword)
+			path := "/api/users/" + p.must(token, "GET", "/api/users/me", "").field("id")
+			p.must(root, "PATCH", path, `{"email":"`+old+`","email_verified":true}`).want(t, 200, "")
+			p.must(token, "PATCH", path, `{"email":"`+fresh+`"}`).want(t, 200, "")
+			link := b.mailedLink(p, fresh, changeCode)
+			b.follow(link)
+			if text := b.text(); !strings.Contains(text, "becomes the address of your account") || strings.Contains(text, "Password") {
+				t.Errorf("the page says %s", text)
+			}
+			row.confirm()
+			b.wantDone("Your e-mail address has changed")
+			b.wantClean(link)
+			if got := p.must(root, "GET", path, "").field("email"); got != fresh {
+				t.Fatalf("the address is %s", got)
+			}
+
+			link = b.mailedLink(p, old, undoCode)
+			b.follow(link)
+			if text := b.text(); !strings.Contains(text, "All sessions of the account end") || !strings.Contains(text, "a mail with a link to set a new password") {
+				t.Errorf("the page says %s", text)
+			}
+			row.confirm()
+			b.wantDone("Your old address is restored")
+			b.wantClean(link)
+			if got := p.must(root, "GET", path, "").field("email"); got != old {
+				t.Errorf("the address is %s", got)
+			}
+			p.must(token, "GET", path, "").want(t, 401, "session_ended")
+			b.follow(b.mailedLink(p, old, resetMailCode))
+
+			b.follow(link)
+			row.confirm()
+			b.wantDone("invalid, has expired or was used. Ask an admin")
+		})
+	}
 	b.within(t, "an address without a code", func(t *testing.T) {
-		for _, link := range []string{"/reset", "/verify#", "/change#x", "/undo#uu", "/invite#constructor_"} {
+		for _, link := range []string{"/reset", "/verify#", "/change#x", "/undo#uu", "/invite#xx_"} {
 			b.open(p.url + link)
 			b.wantMessage("lacks its code")
 			b.wantClean(p.url + link)
