@@ -104,7 +104,6 @@ var clockReaders = map[string]string{
 	"store_codes.go store.invitations":      "codes",
 	"store_codes.go store.sweepCodes":       "codes",
 	"store_codes.go store.userOfCode":       "codes",
-	"store_users.go store.updateUser":       "stored",
 }
 
 func TestEveryReaderOfAClockIsListed(t *testing.T) {

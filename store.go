@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"userd/internal/safefile"
@@ -88,11 +89,21 @@ var console = caller{kind: consoleCaller, address: "console"}
 
 // with adds the parameters of mayChange to the values.
 func (c caller) with(values args) args {
-	return append(values,
-		arg{"caller", string(c.kind)}, arg{"session", c.session},
-		arg{"generation", c.token.generation}, arg{"jti", c.token.jti},
-		arg{"renewed", c.renewed}, arg{"stamp", c.stamp})
+	return slices.Concat(values, args{
+		{"caller", string(c.kind)}, {"session", c.session},
+		{"generation", c.token.generation}, {"jti", c.token.jti},
+		{"renewed", c.renewed}, {"stamp", c.stamp},
+	})
 }
+
+// mayChange is the condition of every change of the user @id: the caller may make
+// the change when the statement runs, and its token or password still proves what it
+// proved when the request came in.
+const mayChange = `(@caller = 'console' OR @caller = 'session' AND EXISTS (
+	SELECT 1 FROM session JOIN user AS asker ON asker.id = session.user_id
+	WHERE session.id = @session AND (session.rekeyed_at <= @generation OR session.kept_jti = @jti AND NOT @renewed)
+		AND @generation <= session.generation
+		AND (@stamp IS NULL OR asker.auth_stamp = @stamp) AND asker.disabled = 0 AND (asker.id = @id OR asker.role = 'admin')))`
 
 // A store is the database file and the statements of requests. A small pool of
 // connections reads; one goroutine writes (write.go). An error of a request's

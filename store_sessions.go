@@ -143,14 +143,14 @@ func (r *rekeying) statements() []statement {
 // is deleted or disabled. It returns errBadToken if kid names a key of the database
 // whose tokens are no longer valid. kid is empty for a key of the configuration.
 func (s *store) principal(sid int64, token tokenID, kid string, now int64) (u user, lastUsedAt int64, err error) {
-	var validKey bool
-	err = s.read(`SELECT`+userColumns+`, session.last_used_at,
-			?3 = '' OR EXISTS (SELECT 1 FROM signing_key WHERE kid = ?3 AND `+keyIsValid+`)
+	var validKey int64
+	err = s.read(`SELECT json_array(`+userValues+`, session.last_used_at,
+			?3 = '' OR EXISTS (SELECT 1 FROM signing_key WHERE kid = ?3 AND `+keyIsValid+`)) AS v
 		FROM session JOIN user ON user.id = session.user_id
 		WHERE session.id = ?1 AND (session.rekeyed_at <= ?4 OR session.kept_jti = ?5) AND ?4 <= session.generation
 			AND session.expires_at > ?2 AND user.disabled = 0`,
-		errSessionEnded, u.columns(&lastUsedAt, &validKey), sid, now, kid, token.generation, token.jti)
-	if err == nil && !validKey {
+		errSessionEnded, []any{userRow{&u, []*int64{&lastUsedAt, &validKey}}}, sid, now, kid, token.generation, token.jti)
+	if err == nil && validKey == 0 {
 		err = errBadToken
 	}
 	return u, lastUsedAt, err

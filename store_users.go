@@ -27,11 +27,8 @@ type user struct {
 	pending         bool  // the user cannot log in until an admin approves it
 }
 
-// userColumns and (*user).Scan list a user's columns in the same order. The result
-// is one column of JSON: parsing it costs less than what the driver does for each
-// of eleven columns (its name, its declared type, a lock, a value on the heap).
-const userColumns = `
-	json_array(
+// userValues and (*userRow).Scan list a user's columns in the same order.
+const userValues = `
 		user.id,
 		user.username,
 		user.email,
@@ -41,11 +38,24 @@ const userColumns = `
 		user.updated_at,
 		user.last_login_at,
 		user.version,
-		user.email_verified_at
-	)`
+		user.email_verified_at`
+
+// userColumns is one column of JSON: parsing it costs less than what the driver does for
+// each of eleven columns (its name, its declared type, a lock, a value on the heap). The
+// driver copies the name for each query: without AS, it is the entire expression.
+const userColumns = ` json_array(` + userValues + `) AS v`
+
+// A userRow scans json_array(userValues, …), with an integer for each of more.
+type userRow struct {
+	*user
+	more []*int64
+}
 
 // Scan implements sql.Scanner for a row of userColumns.
-func (u *user) Scan(row any) error {
+func (u *user) Scan(row any) error { return userRow{user: u}.Scan(row) }
+
+// Scan implements sql.Scanner.
+func (u userRow) Scan(row any) error {
 	text, _ := row.(string)
 	a := jsonArray{rest: text}
 	u.id = a.integer()
@@ -59,6 +69,9 @@ func (u *user) Scan(row any) error {
 	u.lastLoginAt = a.integer()
 	u.version = a.integer()
 	u.emailVerifiedAt = a.integer()
+	for _, n := range u.more {
+		*n = a.integer()
+	}
 	return a.err
 }
 
@@ -282,15 +295,6 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 	return s.takenError(err, u.username, u.email, 0)
 }
 
-// mayChange is the condition of every change of the user @id: the caller may make
-// the change when the statement runs, and its token or password still proves what it
-// proved when the request came in.
-const mayChange = `(@caller = 'console' OR @caller = 'session' AND EXISTS (
-	SELECT 1 FROM session JOIN user AS asker ON asker.id = session.user_id
-	WHERE session.id = @session AND (session.rekeyed_at <= @generation OR session.kept_jti = @jti AND NOT @renewed)
-		AND @generation <= session.generation
-		AND (@stamp IS NULL OR asker.auth_stamp = @stamp) AND asker.disabled = 0 AND (asker.id = @id OR asker.role = 'admin')))`
-
 // otherAdmin is the condition that an active admin other than the current row exists.
 const otherAdmin = `EXISTS (
 	SELECT 1 FROM user AS other WHERE other.role = 'admin' AND other.disabled = 0 AND other.pending = 0 AND other.id <> user.id)`
@@ -305,29 +309,42 @@ type change struct {
 	verified *bool // whether the address, also a new one, is verified
 }
 
-// names returns the changed fields, separated by commas. It includes the new value
-// only of role, disabled and email_verified, which neither identify a person nor are secret.
-func (c *change) names() string {
-	var names []string
+// describe returns the changed fields, separated by commas, and the SET list of the change.
+// It includes the new value only of role, disabled and email_verified, which neither
+// identify a person nor are secret. SQLite would also write the indexes of a column that
+// is set to its own value.
+func (c *change) describe() (names, set string) {
+	add := func(name, assignment string) {
+		if names != "" {
+			names += ","
+		}
+		names += name
+		set += assignment + ", "
+	}
 	if c.username != nil {
-		names = append(names, "username")
+		add("username", `username = @username`)
 	}
 	if c.email != nil {
-		names = append(names, "email")
+		add("email", `email = @email`)
 	}
 	if c.hash != nil {
-		names = append(names, "password")
+		add("password", `password_hash = @hash`)
 	}
 	if c.role != nil {
-		names = append(names, "role="+string(*c.role))
+		add("role="+string(*c.role), `role = @role`)
 	}
 	if c.disabled != nil {
-		names = append(names, "disabled="+strconv.FormatBool(*c.disabled))
+		add("disabled="+strconv.FormatBool(*c.disabled), `disabled = @disabled`)
 	}
 	if c.verified != nil {
-		names = append(names, "email_verified="+strconv.FormatBool(*c.verified))
+		add("email_verified="+strconv.FormatBool(*c.verified), `email_verified_at = iif(@verified, @now, 0)`)
+	} else if c.email != nil {
+		set += `email_verified_at = 0, `
 	}
-	return strings.Join(names, ",")
+	if c.hash != nil || c.disabled != nil {
+		set += `auth_stamp = auth_stamp + 1, `
+	}
+	return names, set
 }
 
 // endCodes deletes the codes of the user @id, and the reset codes that the user made for
@@ -357,25 +374,20 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 		{"username", c.username}, {"email", c.email}, {"hash", c.hash}, {"role", c.role}, {"disabled", c.disabled},
 		{"verified", c.verified},
 	})
-	statements := []statement{{
-		query: `
-			UPDATE user SET
-				username = coalesce(@username, username),
-				email = coalesce(@email, email),
-				password_hash = coalesce(@hash, password_hash),
-				role = coalesce(@role, role),
-				disabled = coalesce(@disabled, disabled),
-				email_verified_at = iif(coalesce(@verified, @email IS NULL AND email_verified_at <> 0),
-					iif(@verified IS NULL, email_verified_at, @now), 0),
-				updated_at = @now,
-				version = version + 1,
-				auth_stamp = auth_stamp + (@hash IS NOT NULL OR @disabled IS NOT NULL)
-			WHERE id = @id
-				AND (@version = 0 OR version = @version)
-				AND ` + mayChange + `
+	names, set := c.describe()
+	condition := ""
+	if c.role != nil || c.disabled != nil {
+		condition = `
 				AND (role <> 'admin' OR disabled <> 0
 					OR (coalesce(@role, role) = 'admin' AND coalesce(@disabled, disabled) = 0)
-					OR ` + otherAdmin + `)
+					OR ` + otherAdmin + `)`
+	}
+	statements := []statement{{
+		query: `
+			UPDATE user SET ` + set + `updated_at = @now, version = version + 1
+			WHERE id = @id
+				AND (@version = 0 OR version = @version)
+				AND ` + mayChange + condition + `
 			RETURNING` + userColumns,
 		args:   values,
 		scan:   u.columns(),
@@ -393,7 +405,7 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 		statements = append(statements, endMade(values)...)
 	}
 	statements = append(statements, then...)
-	statements = append(statements, event{at: now, kind: userChanged, userID: id, changes: c.names()}.by(by))
+	statements = append(statements, event{at: now, kind: userChanged, userID: id, changes: names}.by(by))
 	err = s.write(ctx, statements...)
 	if errors.Is(err, errNotApplied) {
 		return user{}, s.notAppliedError(by, id, version)

@@ -44,6 +44,36 @@ func usernames(t *testing.T, st *store) (names []string) {
 	return names
 }
 
+// walSize returns the size of the WAL after f.
+func walSize(t *testing.T, st *store, f func()) int64 {
+	t.Helper()
+	f()
+	_, size, err := st.size()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return size
+}
+
+func TestAChangeWritesOnlyTheIndexesOfItsColumns(t *testing.T) {
+	t.Parallel()
+	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+	u := aUser(t, st, "ann", member)
+	update := func(c change) func() {
+		return func() {
+			if _, err := st.updateUser(context.Background(), console, u.id, c, 0, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	before := walSize(t, st, func() {})
+	both := walSize(t, st, update(change{username: new("ann2"), email: new("ann2@example.com")}))
+	one := walSize(t, st, update(change{email: new("ann3@example.com")}))
+	if one-both >= both-before {
+		t.Errorf("a new address wrote %d bytes, and a new username with it %d", one-both, both-before)
+	}
+}
+
 func TestUserIDsAreNeverReused(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")
