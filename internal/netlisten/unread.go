@@ -147,18 +147,20 @@ func (l *listener) shed() {
 		return
 	}
 	slices.SortFunc(holders, func(a, b holder) int { return cmp.Compare(a.since, b.since) })
-	n := 0
-	for ; n < len(holders) && u.total > u.most/2; n++ {
+	// The kernel frees the bytes only after the running reads and writes have returned. Close
+	// waits for those too: one after the other would take seconds on a busy machine.
+	var closing sync.WaitGroup
+	for n := 0; n < len(holders) && u.total > u.most/2; n++ {
 		c := holders[n].c
-		c.reset()
 		c.drop()
+		closing.Go(func() {
+			c.reset()
+			c.io.Lock()
+			c.forget()
+			c.io.Unlock()
+		})
 	}
-	// The kernel frees the bytes only after the running reads and writes have returned.
-	for _, h := range holders[:n] {
-		h.c.io.Lock()
-		h.c.forget()
-		h.c.io.Unlock()
-	}
+	closing.Wait()
 	if u.total > u.most/2 {
 		u.next = now + int64(retryInterval) // the rest belongs to answers that have just begun
 	}
