@@ -237,7 +237,7 @@ func (w *eventWriter) write(text []byte, after int64) error {
 	if err := w.conn.SetWriteDeadline(now.Add(w.feed.writeTimeout)); err != nil {
 		return err
 	}
-	if err := w.x.send(http.StatusOK, text); err != nil {
+	if err := w.x.sendPart(http.StatusOK, text); err != nil {
 		return err
 	}
 	if err := w.conn.Flush(); err != nil {

@@ -42,7 +42,7 @@ const (
 // http2Bounds limit each HTTP/2 connection. With the defaults of net/http, a
 // stranger could fill 2 MiB per connection.
 var http2Bounds = &http.HTTP2Config{
-	MaxConcurrentStreams:          16, // a client with more requests waits, or opens another connection
+	MaxConcurrentStreams:          8, // a client with more requests waits, or opens another connection
 	MaxReadFrameSize:              16 << 10,
 	MaxReceiveBufferPerConnection: maxBody,
 	MaxReceiveBufferPerStream:     maxBody,
@@ -95,6 +95,12 @@ var (
 // ServeHTTP answers every request.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
+	c := netlisten.FromContext(r.Context())
+	if c != nil && !c.BeginRequest() {
+		// Only HTTP/2. A 503 could wait for its client, and nothing would bound how many do.
+		s.stats.unrouted.observe(r.Method, http.StatusServiceUnavailable, 0)
+		panic(http.ErrAbortHandler) // resets the stream
+	}
 	address, id := clientaddr.Proxies(s.trustedProxies).Origin(r)
 	if id == "" {
 		id = hex.EncodeToString(binary.BigEndian.AppendUint64(nil, rand.Uint64()))
@@ -134,12 +140,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(p)
 		}
 	}()
-	if c := netlisten.FromContext(r.Context()); c != nil {
-		if !c.BeginRequest() {
-			x.fail(errBusy)
-			return
-		}
-		defer c.EndRequest() // net/http then waits for the client to send the rest of the body and to read the answer
+	if c != nil {
+		defer c.EndRequest() // net/http then waits for the client to send the rest of the body and, for HTTP/1, to read the answer
 		x.conn = c
 		if c.ShouldClose() {
 			header["Connection"] = lastAnswer
@@ -217,20 +219,39 @@ func (x *exchange) Write(p []byte) (int, error) {
 
 // write sends a part of the body. Before net/http writes to the connection, it may
 // wait for the client: for the rest of the request's body, or for HTTP/2 flow
-// control (RFC 9113 section 5.2).
+// control (RFC 9113 section 5.2). For HTTP/2, write does not leave this to net/http,
+// because an answer that waits after the request has ended would not count.
 func (x *exchange) write(p []byte) (int, error) {
-	answer := 0
-	if x.r.ProtoMajor == 2 {
-		answer = len(p) // otherwise the connection's Write counts it
+	if x.r.ProtoMajor != 2 { // the connection's Write counts p
+		defer x.awaitClient(0)()
+		return x.ResponseWriter.Write(p)
 	}
-	defer x.awaitClient(answer)()
-	return x.ResponseWriter.Write(p)
+	defer x.awaitClient(len(p))()
+	n, err := x.ResponseWriter.Write(p)
+	if err == nil {
+		err = http.NewResponseController(x.ResponseWriter).Flush()
+	}
+	return n, err
+}
+
+// setLength sets the Content-Length of an answer that is written at once. For HTTP/1,
+// net/http does it.
+func (x *exchange) setLength(n int) {
+	if x.r.ProtoMajor == 2 {
+		x.Header()["Content-Length"] = []string{strconv.Itoa(n)}
+	}
 }
 
 // send answers with a status and a body, which is JSON unless the handler has set
 // another type. Its error is a context.Canceled: the client has gone, or reads too
 // slowly.
 func (x *exchange) send(status int, body []byte) error {
+	x.setLength(len(body))
+	return x.sendPart(status, body)
+}
+
+// sendPart is send for a part of a body. Only the first part sends the status.
+func (x *exchange) sendPart(status int, body []byte) error {
 	x.WriteHeader(status)
 	if _, err := x.write(body); err != nil {
 		return fmt.Errorf("%w: answering: %w", context.Canceled, err)
@@ -296,9 +317,11 @@ func (x *exchange) fail(err error) {
 	if err != nil {
 		panic(err) // strings and a number cannot fail
 	}
+	text = append(text, '\n')
+	x.setLength(len(text))
 	x.status = a.status
 	x.ResponseWriter.WriteHeader(a.status)
-	x.write(append(text, '\n')) // it does not matter if the client has gone
+	x.write(text) // it does not matter if the client has gone
 }
 
 // challenge returns the WWW-Authenticate header of a 401 (RFC 6750 section 3).

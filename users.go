@@ -220,12 +220,12 @@ func (s *server) streamUsers(x *exchange, after int64, only filter) error {
 		if err := deadline.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 			return fmt.Errorf("%w: answering: %w", context.Canceled, err) // the connection was closed
 		}
-		if err := x.send(http.StatusOK, list.json); err != nil || x.r.Method == http.MethodHead {
+		if err := x.sendPart(http.StatusOK, list.json); err != nil || x.r.Method == http.MethodHead {
 			return err // the rest of the list would change no header
 		}
 		list.json = list.json[:0]
 	}
-	return x.send(http.StatusOK, list.end())
+	return x.sendPart(http.StatusOK, list.end())
 }
 
 // readPart reads a part of a full list. It waits for its turn, so that other reads do
