@@ -100,6 +100,7 @@ var clockReaders = map[string]string{
 	"codes.go userService.makeInvitation":   "codes",
 	"codes.go userService.makeResetLink":    "codes",
 	"store_codes.go deleteExpired":          "sessions", // and codes
+	"store_codes.go store.dropPending":      "TestUsersWhoWaitForAMonthAreDropped",
 	"store_codes.go store.invitationOfCode": "codes",
 	"store_codes.go store.invitations":      "codes",
 	"store_codes.go store.sweepCodes":       "codes",

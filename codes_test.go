@@ -843,6 +843,27 @@ func TestAPendingUserHasNoSession(t *testing.T) {
 	}
 }
 
+func TestUsersThatCannotBeDroppedDoNotKeepOthers(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	runSQL(t, another(t, s.path), fmt.Sprintf(`
+		INSERT INTO user (id, username, email, password_hash, pending)
+		WITH n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i <= %d)
+		SELECT i, 'user' || i, i || '@example.com', '', 1 FROM n`, sweepSize),
+		`CREATE TABLE bill (user_id INTEGER REFERENCES user (id))`,
+		fmt.Sprintf(`INSERT INTO bill SELECT id FROM user WHERE id <= %d`, sweepSize))
+	after := int64(0)
+	for _, want := range []int64{sweepSize, 0} {
+		var err error
+		if after, err = s.store.dropPending(t.Context(), after, s.wall().Unix()); err != nil || after != want {
+			t.Fatalf("it continues after %d, want %d: %v", after, want, err)
+		}
+	}
+	if n := scanStore[int](t, s, `SELECT count(*) FROM user`); n != sweepSize {
+		t.Errorf("%d users are left, want %d", n, sweepSize)
+	}
+}
+
 func TestUsersWhoWaitForAMonthAreDropped(t *testing.T) {
 	t.Parallel()
 	s := newService(t, byApproval)
@@ -857,7 +878,7 @@ func TestUsersWhoWaitForAMonthAreDropped(t *testing.T) {
 		`INSERT INTO bill (user_id) SELECT id FROM user WHERE username = 'cas'`) // must not stop the others
 	sweep := func() {
 		t.Helper()
-		if err := s.store.sweepCodes(t.Context(), s.wall().Unix()); err != nil {
+		if _, err := s.store.dropPending(t.Context(), 0, s.wall().Unix()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -296,8 +296,8 @@ func (s *store) approve(ctx context.Context, by caller, id, now int64) (u user, 
 // pendingDays is how many days a user waits for approval before it is deleted.
 const pendingDays = 30
 
-// sweepCodes deletes some of the codes and invitations that have expired, and some of
-// the users that have waited for approval for pendingDays: at most sweepSize of each.
+// sweepCodes deletes some of the codes and invitations that have expired: at most
+// sweepSize of each.
 func (s *store) sweepCodes(ctx context.Context, now int64) error {
 	var expired bool
 	err := s.read(`
@@ -309,16 +309,24 @@ func (s *store) sweepCodes(ctx context.Context, now int64) error {
 			statement{query: `DELETE FROM user_code WHERE hash IN (SELECT hash FROM user_code WHERE expires_at <= @now LIMIT @most)`, args: values},
 			statement{query: `DELETE FROM user_invitation WHERE id IN (SELECT id FROM user_invitation WHERE expires_at <= @now LIMIT @most)`, args: values})
 	}
-	if err != nil {
-		return err
-	}
-	type waiter struct{ id, version int64 }
+	return err
+}
+
+// dropPending reads sweepSize users after an id that wait for approval, and deletes those
+// that have waited for pendingDays. It returns the id to continue after, which is 0 after
+// the last user.
+func (s *store) dropPending(ctx context.Context, after, now int64) (next int64, err error) {
+	type waiter struct{ id, version, createdAt int64 }
 	var w waiter
 	var due []waiter
-	err = s.eachRow(ctx, `
-		SELECT id, version FROM (SELECT id, version, created_at FROM user WHERE pending = 1 ORDER BY id LIMIT ?2)
-		WHERE created_at <= ?1`,
-		[]any{&w.id, &w.version}, func() { due = append(due, w) }, now-pendingDays*24*60*60, sweepSize)
+	n := 0
+	err = s.eachRow(ctx, `SELECT id, version, created_at FROM user WHERE pending = 1 AND id > ?1 ORDER BY id LIMIT ?2`,
+		[]any{&w.id, &w.version, &w.createdAt}, func() {
+			n++
+			if w.createdAt <= now-pendingDays*24*60*60 {
+				due = append(due, w)
+			}
+		}, after, sweepSize)
 	for _, w := range due {
 		// An admin may have approved it meanwhile, and a row of another program may refer to it.
 		dropped := s.deleteUser(ctx, caller{kind: consoleCaller}, w.id, w.version, now)
@@ -326,7 +334,10 @@ func (s *store) sweepCodes(ctx context.Context, now int64) error {
 			err = cmp.Or(err, dropped)
 		}
 	}
-	return err
+	if n < sweepSize {
+		return 0, err
+	}
+	return w.id, err
 }
 
 // deleteExpired deletes expired sessions, codes and invitations, and users that have
@@ -334,15 +345,16 @@ func (s *store) sweepCodes(ctx context.Context, now int64) error {
 func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
-	var after int64
+	var session, pending int64 // the last ids that were read
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			var err error
-			after, err = st.sweep(ctx, after, now.Unix())
-			if err := errors.Join(err, st.sweepCodes(ctx, now.Unix())); err != nil && ctx.Err() == nil {
+			var err, pendingErr error
+			session, err = st.sweep(ctx, session, now.Unix())
+			pending, pendingErr = st.dropPending(ctx, pending, now.Unix())
+			if err := errors.Join(err, pendingErr, st.sweepCodes(ctx, now.Unix())); err != nil && ctx.Err() == nil {
 				log.Warn("could not delete expired rows", "err", err)
 			}
 		}
