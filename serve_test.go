@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"reflect"
 	"runtime"
@@ -245,6 +246,10 @@ func TestACertificateIsReplacedWhileItServes(t *testing.T) {
 // Otherwise a server would outlive the terminal that it was started in.
 func TestAHangupWithoutACertificateEndsTheServer(t *testing.T) {
 	t.Parallel()
+	// Otherwise userd would ignore SIGHUP if nohup started the tests.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	p := startUserd(t, t.TempDir(), nil)
 	if status := p.end(syscall.SIGHUP); status != 0 {
 		t.Errorf("exit status %d, want 0", status)
