@@ -308,10 +308,13 @@ func boundTo(field string, name *string) (string, error) {
 const maxUses = 100
 
 // makeInvitation stores an invitation that is valid for life, for a caller, sets its id
-// and times, and returns its link. It returns errNoAppURL or an error of
-// store.addInvitation.
+// and times, and returns its link. It returns errNoAppURL, errUsernameTaken or
+// errEmailTaken if a user already has the name, or an error of store.addInvitation.
 func (s *userService) makeInvitation(ctx context.Context, by caller, pages pageURLs, v *invitation, life time.Duration) (link string, err error) {
 	link, hash, err := linkTo(pages.invite, inviteCode)
+	if err == nil {
+		err = s.store.checkFree(v.username, v.email, 0)
+	}
 	if err != nil {
 		return "", err
 	}

@@ -509,6 +509,19 @@ func (s *service) invitation(token, body string) (code, id string) {
 	return linkCode(r.field("url")), r.field("id")
 }
 
+func TestAnInvitationForATakenNameIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, root := s.admin("root")
+	s.register("ann")
+	for body, code := range map[string]string{
+		`{"email":"Ann@example.com"}`: "email_taken",
+		`{"username":"ANN"}`:          "username_taken",
+	} {
+		s.do(root, "POST", "/api/invitations", body).want(t, 400, code)
+	}
+}
+
 // join registers name@example.com with an invitation.
 func (s *service) join(name, code string) reply {
 	s.t.Helper()

@@ -1129,6 +1129,8 @@ func refusesBodies(w *witness) {
 			w.do("", method, path, "{}").want(w.t, 400, "missing_fields")
 			w.do("", method, path, w.doc.example(w.t, rt.pattern, 0)).want(w.t, 400, "invalid_code")
 		case "POST /api/invitations":
+			w.do(root, method, path, `{"username":"ANN"}`).want(w.t, 400, "username_taken")
+			w.do(root, method, path, `{"email":"ANN@example.com"}`).want(w.t, 400, "email_taken")
 			for _, body := range []string{`{"uses":0}`, `{"uses":101}`, `{"email":"x"}`, `{"username":"a b"}`, `{"expires_in":3599}`, `{"expires_in":2592001}`} {
 				w.do(root, method, path, body).want(w.t, 400, "invalid_fields")
 			}
