@@ -90,21 +90,21 @@ var clockReaders = map[string]string{
 	"outbox.go outbox.try":                "the outbox",
 	"store_mail.go store.takeMail":        "the outbox",
 
-	"cli_users.go userApprove":              "stored",
-	"codes.go server.approveUser":           "stored",
-	"codes.go server.deleteInvitation":      "stored",
-	"codes.go server.listInvitations":       "codes",
-	"codes.go server.register":              "codes",
-	"codes.go server.resetPassword":         "codes",
-	"codes.go userService.addInvited":       "codes",
-	"codes.go userService.makeInvitation":   "codes",
-	"codes.go userService.makeResetLink":    "codes",
-	"store_codes.go deleteExpired":          "sessions", // and codes
-	"store_codes.go store.dropPending":      "TestUsersWhoWaitForAMonthAreDropped",
-	"store_codes.go store.invitationOfCode": "codes",
-	"store_codes.go store.invitations":      "codes",
-	"store_codes.go store.sweepCodes":       "codes",
-	"store_codes.go store.userOfCode":       "codes",
+	"cli_users.go userApprove":                    "stored",
+	"registrations.go server.approveUser":         "stored",
+	"registrations.go server.deleteInvitation":    "stored",
+	"registrations.go server.listInvitations":     "codes",
+	"registrations.go server.register":            "codes",
+	"codes.go server.resetPassword":               "codes",
+	"registrations.go userService.addInvited":     "codes",
+	"registrations.go userService.makeInvitation": "codes",
+	"codes.go userService.makeResetLink":          "codes",
+	"store_codes.go deleteExpired":                "sessions", // and codes
+	"store_codes.go store.dropPending":            "TestUsersWhoWaitForAMonthAreDropped",
+	"store_codes.go store.invitationOfCode":       "codes",
+	"store_codes.go store.invitations":            "codes",
+	"store_codes.go store.sweepCodes":             "codes",
+	"store_codes.go store.userOfCode":             "codes",
 }
 
 func TestEveryReaderOfAClockIsListed(t *testing.T) {

@@ -1,0 +1,259 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"userd/internal/setting"
+	"userd/internal/validate"
+)
+
+type registerRequest struct {
+	Username   string `json:"username"`
+	Email      string `json:"email"`
+	Password   string `json:"password"`
+	Invitation string `json:"invitation"` // a code
+}
+
+// register adds a member or, with an invitation, a user with the role of the invitation.
+// Without an invitation, REGISTRATION and EMAIL_DOMAINS decide whether a user can register.
+func (s *server) register(x *exchange) error {
+	in, err := decode[registerRequest](x.body())
+	if err != nil {
+		return err
+	}
+	u := user{username: in.Username, email: in.Email, role: member}
+	var code []byte
+	if in.Invitation != "" {
+		code, err = hashCode(inviteCode, in.Invitation)
+	} else {
+		err = s.mayRegister(&u)
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.checkNew(&u, in.Password); err != nil {
+		return err
+	}
+	var v invitation
+	if code != nil {
+		if v, err = s.store.invitationOfCode(code, s.wall().Unix()); err != nil {
+			return s.countWrong(x, err)
+		}
+	}
+	if err := s.count(x, 0); err != nil {
+		return err
+	}
+	if code != nil {
+		err = s.addInvited(x.r.Context(), x.address, code, &v, &u, in.Password)
+	} else {
+		err = s.addUser(x.r.Context(), caller{kind: strangerCaller, address: x.address}, &u, in.Password)
+	}
+	if err != nil {
+		return err
+	}
+	x.Header().Set("Location", userPath(u.id))
+	return x.send(http.StatusCreated, append(appendUser(nil, &u, viewEmail), '\n'))
+}
+
+// mayRegister returns nil if a user may register without an invitation, and makes it
+// pending if an admin must approve it. It returns errRegistrationClosed, errNotInvited,
+// or errInvalid for an address of a domain that is not among EMAIL_DOMAINS.
+func (s *server) mayRegister(u *user) error {
+	switch s.registration {
+	case registrationOpen:
+	case registrationApproval:
+		u.pending = true
+	case registrationInvite:
+		return errNotInvited
+	default:
+		return errRegistrationClosed
+	}
+	wrong := make(fieldErrors)
+	if u.email != "" {
+		wrong.add("email", setting.CheckEmailDomain(validate.TrimName(u.email), s.emailDomains))
+	}
+	return wrong.err()
+}
+
+// addInvited adds a user that checkNew has accepted, by the code of an invitation. It
+// returns errInvalid if the invitation is for another user, passhash.ErrBusy, or an error
+// of store.addInvited.
+func (s *userService) addInvited(ctx context.Context, address string, code []byte, v *invitation, u *user, password string) error {
+	wrong := make(fieldErrors)
+	if v.username != "" && !strings.EqualFold(v.username, u.username) {
+		wrong.add("username", "must be the one that the invitation is for")
+	}
+	if v.email != "" && !strings.EqualFold(v.email, u.email) {
+		wrong.add("email", "must be the address that the invitation is for")
+	}
+	if err := wrong.err(); err != nil {
+		return err
+	}
+	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
+		return err
+	}
+	hash, err := s.hasher.Hash(ctx, network(address), password)
+	if err != nil {
+		return err
+	}
+	return s.store.addInvited(ctx, u, hash, code, v, address, s.wall().Unix())
+}
+
+// checkInvitation returns errInvalid if an invitation is not valid, or if whyLife, what is
+// wrong with its lifetime, is not empty.
+func checkInvitation(v *invitation, whyLife string) error {
+	wrong := make(fieldErrors)
+	wrong.add("expires_in", whyLife)
+	if v.email != "" {
+		wrong.add("email", validate.Email(v.email))
+	}
+	if v.username != "" {
+		wrong.add("username", validate.Username(v.username))
+	}
+	switch {
+	case v.usesLeft < 1 || v.usesLeft > maxUses:
+		wrong.add("uses", fmt.Sprintf("must be from 1 to %d", maxUses))
+	case v.usesLeft > 1 && v.email+v.username != "":
+		wrong.add("uses", "must be 1 for an invitation with an email or a username")
+	}
+	return wrong.err()
+}
+
+// boundTo returns the name that an invitation is bound to, or "" if it names none. It
+// returns errInvalid for an empty name, which would admit anyone: a script's variable may
+// not be set.
+func boundTo(field string, name *string) (string, error) {
+	if name == nil {
+		return "", nil
+	}
+	trimmed, wrong := validate.TrimName(*name), make(fieldErrors)
+	if trimmed == "" {
+		wrong.add(field, "must not be empty; leave it out to invite anyone")
+	}
+	return trimmed, wrong.err()
+}
+
+// maxUses is the largest number of users that can register with one invitation.
+const maxUses = 100
+
+// makeInvitation stores an invitation that is valid for life, for a caller, sets its id
+// and times, and returns its link. It returns errNoAppURL, errUsernameTaken or
+// errEmailTaken if a user already has the name, or an error of store.addInvitation.
+func (s *userService) makeInvitation(ctx context.Context, by caller, pages pageURLs, v *invitation, life time.Duration) (link string, err error) {
+	link, hash, err := linkTo(pages.invite, inviteCode)
+	if err == nil {
+		err = s.store.checkFree(v.username, v.email, 0)
+	}
+	if err != nil {
+		return "", err
+	}
+	now := s.wall()
+	v.createdAt, v.expiresAt = now.Unix(), now.Add(life).Unix()
+	return link, s.store.addInvitation(ctx, by, v, hash)
+}
+
+type inviteRequest struct {
+	Email           *string `json:"email"`
+	Username        *string `json:"username"`
+	Uses            *int64  `json:"uses"`
+	ExpiresIn       *int64  `json:"expires_in"` // seconds
+	CurrentPassword *string `json:"current_password"`
+}
+
+// createInvitation answers with a link with which new members can register.
+func (s *server) createInvitation(x *exchange) error {
+	in, err := decode[inviteRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
+	v := invitation{role: member, usesLeft: 1}
+	v.email, err = boundTo("email", in.Email)
+	if err == nil {
+		v.username, err = boundTo("username", in.Username)
+	}
+	if err != nil {
+		return err
+	}
+	if in.Uses != nil {
+		v.usesLeft = *in.Uses
+	}
+	life, why := lifetimeOf(in.ExpiresIn, invitationLife)
+	if err := checkInvitation(&v, why); err != nil {
+		return err
+	}
+	if err := s.requireProof(x, invite, in.CurrentPassword); err != nil {
+		return err
+	}
+	link, err := s.makeInvitation(x.r.Context(), x.caller(), s.pages, &v, life)
+	if err != nil {
+		return err
+	}
+	return x.sendJSON(http.StatusCreated, linkAnswer{ID: v.id, URL: link, ExpiresAt: utc(v.expiresAt)})
+}
+
+// An invitationAnswer is an invitation as admins see it, without its link.
+type invitationAnswer struct {
+	ID        int64     `json:"id"`
+	Email     string    `json:"email,omitempty"`
+	Username  string    `json:"username,omitempty"`
+	Role      role      `json:"role"`
+	UsesLeft  int64     `json:"uses_left"`
+	CreatedBy int64     `json:"created_by,omitempty"`
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// invitationPage is the number of invitations of a page without a limit.
+const invitationPage = 100
+
+// listInvitations answers with a page of the invitations that have not expired.
+func (s *server) listInvitations(x *exchange) error {
+	q, err := x.query("limit", "after")
+	if err != nil {
+		return err
+	}
+	limit, after, err := pageOf(q)
+	if err != nil {
+		return err
+	}
+	limit = cmp.Or(limit, invitationPage)
+	list := []invitationAnswer{}
+	err = s.store.invitations(x.r.Context(), after, limit+1, s.wall().Unix(), func(v *invitation) {
+		list = append(list, invitationAnswer{v.id, v.email, v.username, v.role, v.usesLeft, v.createdBy, utc(v.createdAt), utc(v.expiresAt)})
+	})
+	if err != nil {
+		return err
+	}
+	if len(list) > int(limit) {
+		list = list[:limit]
+		x.linkNext(q, list[limit-1].ID)
+	}
+	return x.sendJSON(http.StatusOK, list)
+}
+
+// deleteInvitation deletes an invitation: no user can register with its link any more.
+func (s *server) deleteInvitation(x *exchange) error {
+	id, err := parseID(x.r.PathValue("invitation"))
+	if err != nil {
+		return errInvitationNotFound
+	}
+	if err := s.store.deleteInvitation(x.r.Context(), x.caller(), id, s.wall().Unix()); err != nil {
+		return err
+	}
+	return x.sendNothing()
+}
+
+// approveUser approves the user of the path, which can then log in. It changes nothing for
+// a user that does not wait for approval.
+func (s *server) approveUser(x *exchange) error {
+	u, err := s.store.approve(x.r.Context(), x.caller(), x.target, s.wall().Unix())
+	if err != nil {
+		return err
+	}
+	return x.sendUser(http.StatusOK, &u, viewAll)
+}
