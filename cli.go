@@ -75,6 +75,10 @@ var commands = []command{
 	{"session end", "USER [SESSION]", opens, "end one session of a user, or all",
 		`Ends the session with the id SESSION or, without it, all sessions of the user.`,
 		noFlags(sessionEnd)},
+	{"invitation list", "", opens, "list the invitations",
+		`Prints the invitations that have not expired, without their links.`, invitationList},
+	{"invitation delete", "ID", opens, "end an invitation",
+		`Deletes an invitation: no user can register with its links any more.`, noFlags(invitationDelete)},
 	{"mail test", "ADDRESS", untouched, "send a test message",
 		`Sends a message as MAIL_URL and MAIL_FROM say, which must be set as for the server, and
 		prints what went wrong. It does not use the database.`,

@@ -251,6 +251,38 @@ func userInvite(f *flag.FlagSet) action {
 	}
 }
 
+func invitationList(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	return func(ctx context.Context, c *cli) error {
+		out := bufio.NewWriter(c.stdout)
+		table := terminal.NewTable(out, "ID", "EMAIL", "USERNAME", "ROLE", "USES LEFT", "CREATED", "EXPIRES")
+		lines := json.NewEncoder(out)
+		err := c.store.invitations(ctx, 0, -1, c.wall().Unix(), func(v *invitation) {
+			if *asJSON {
+				lines.Encode(newInvitationAnswer(v))
+				return
+			}
+			table.Row(v.id, v.email, v.username, v.role, v.usesLeft, when(v.createdAt), when(v.expiresAt))
+		})
+		if !*asJSON {
+			err = errors.Join(err, table.Flush())
+		}
+		return errors.Join(err, out.Flush())
+	}
+}
+
+func invitationDelete(ctx context.Context, c *cli) error {
+	id, err := parseID(c.args[0])
+	if err != nil {
+		return usagef("invitation delete: %q: the id of an invitation is a positive integer", c.args[0])
+	}
+	if err := c.store.deleteInvitation(ctx, console, id, c.wall().Unix()); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.stdout, "deleted invitation %d\n", id)
+	return err
+}
+
 func userApprove(ctx context.Context, c *cli) error {
 	u, err := c.user(c.args[0])
 	if err != nil {

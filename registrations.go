@@ -208,6 +208,10 @@ type invitationAnswer struct {
 	ExpiresAt time.Time `json:"expires_at"`
 }
 
+func newInvitationAnswer(v *invitation) invitationAnswer {
+	return invitationAnswer{v.id, v.email, v.username, v.role, v.usesLeft, v.createdBy, utc(v.createdAt), utc(v.expiresAt)}
+}
+
 // invitationPage is the number of invitations of a page without a limit.
 const invitationPage = 100
 
@@ -224,7 +228,7 @@ func (s *server) listInvitations(x *exchange) error {
 	limit = cmp.Or(limit, invitationPage)
 	list := []invitationAnswer{}
 	err = s.store.invitations(x.r.Context(), after, limit+1, s.wall().Unix(), func(v *invitation) {
-		list = append(list, invitationAnswer{v.id, v.email, v.username, v.role, v.usesLeft, v.createdBy, utc(v.createdAt), utc(v.expiresAt)})
+		list = append(list, newInvitationAnswer(v))
 	})
 	if err != nil {
 		return err
