@@ -105,6 +105,19 @@ var clockReaders = map[string]string{
 	"store_codes.go store.invitations":            "codes",
 	"store_codes.go store.sweepCodes":             "codes",
 	"store_codes.go store.userOfCode":             "codes",
+
+	"cli_users.go invitationDelete":                "stored",
+	"cli_users.go invitationList":                  "codes",
+	"registrations.go server.askForApproval":       "stored",
+	"registrations.go server.completeRegistration": "codes",
+	"registrations.go server.createInvitation":     "stored",
+	"registrations.go server.holdRegistration":     "stored",
+	"registrations.go server.sendInvitation":       "codes",
+	"registrations.go server.verifyEmail":          "codes",
+	"store_codes.go store.addRegistered":           "codes",
+	"store_codes.go store.registrantOfCode":        "codes",
+	"store_mail.go approvalMails":                  "TestAdminsAreMailedAtMostHourly",
+	"store_mail.go store.sendInvitation":           "codes",
 }
 
 func TestEveryReaderOfAClockIsListed(t *testing.T) {

@@ -492,10 +492,10 @@ func TestACodeIsCheckedWhenTheWriteRuns(t *testing.T) {
 	s.login("root")
 }
 
-// invitationToDelete returns the id of a new invitation as text.
-func (s *service) invitationToDelete() string {
+// anInvitation returns the id of a new invitation, which has an address, as text.
+func (s *service) anInvitation() string {
 	s.t.Helper()
-	v := invitation{role: member, usesLeft: 1, expiresAt: 1 << 40}
+	v := invitation{email: "invited@example.com", role: member, usesLeft: 1, expiresAt: 1 << 40}
 	if err := s.store.addInvitation(context.Background(), console, &v, []byte(newCode(inviteCode))); err != nil {
 		s.t.Fatal(err)
 	}
@@ -558,7 +558,7 @@ func TestAnInvitationAdmitsInEveryMode(t *testing.T) {
 				t.Errorf("the user is %s", me.body)
 			}
 			events := s.do(root, "GET", "/api/events?user="+r.field("id"), "")
-			if got := fmt.Sprint(events.list(t, "type"), events.list(t, "changes")); got != fmt.Sprintf("[user_created login] [[invitation=%s] <nil>]", id) {
+			if got := fmt.Sprint(events.list(t, "type"), events.list(t, "changes")); got != fmt.Sprintf("[user_created invitation_used login] [[invitation=%[1]s] [invitation=%[1]s] <nil>]", id) {
 				t.Errorf("the events are %s", events.body)
 			}
 		})

@@ -58,6 +58,7 @@ var (
 	errUsernameTaken   = &apiError{400, "username_taken", "Username already exists"}
 	errEmailTaken      = &apiError{400, "email_taken", "Email already exists"}
 	errResetFields     = &apiError{400, "missing_fields", "Code and password are required"}
+	errCodeFields      = &apiError{400, "missing_fields", "Code is required"}
 	errForgotFields    = &apiError{400, "missing_fields", "Login is required: a username or an e-mail address"}
 	errInvalidCode     = &apiError{400, "invalid_code", "This link or code is invalid, has expired or was used; ask an admin for a new one"}
 
@@ -86,6 +87,7 @@ var (
 	errMethod             = &apiError{405, "method_not_allowed", "This path does not allow the method; see the Allow header"}
 	errLastAdmin          = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}
 	errNoAppURL           = &apiError{409, "no_app_url", "Links have no address yet: set APP_URL, the address that clients use, and restart the server"}
+	errNotSendable        = &apiError{409, "invitation_not_sendable", "This invitation has no e-mail address, or is used up"}
 	errReferenced         = &apiError{409, "user_referenced", "Another program's data in the database refers to this user"}
 	errVersion            = &apiError{412, "version_mismatch", "The user has changed since it was read"}
 	errTooLarge           = &apiError{413, "body_too_large", "The body is larger than 64 KiB"}

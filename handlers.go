@@ -94,11 +94,13 @@ func (s *server) routes() []route {
 
 		{"POST /api/password/forgot", anyone, noProof, mails, s.forgotPassword},
 		{"POST /api/password/reset", anyone, noProof, codeTries, s.resetPassword},
+		{"POST /api/email/verify", anyone, noProof, codeTries, s.verifyEmail},
 		{"POST /api/users/{id}/reset-link", adminOnly, makeLink, noLimit, s.createResetLink},
 		{"POST /api/users/{id}/approve", adminOnly, noProof, noLimit, s.approveUser},
 		{"GET /api/invitations", adminOnly, noProof, noLimit, s.listInvitations},
 		{"POST /api/invitations", adminOnly, invite, noLimit, s.createInvitation},
 		{"DELETE /api/invitations/{invitation}", adminOnly, noProof, noLimit, s.deleteInvitation},
+		{"POST /api/invitations/{invitation}/send", adminOnly, invite, noLimit, s.sendInvitation},
 
 		{"GET /reset", anyone, noProof, noLimit, s.accountPage},
 		{"GET /invite", anyone, noProof, noLimit, s.accountPage},

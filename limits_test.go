@@ -613,6 +613,7 @@ func TestEachRouteCountsTowardItsLimit(t *testing.T) {
 			"/api/register": `{"username":"eve","email":"eve@example.com","password":"` + goodPassword + `"}`,
 			"/api/refresh":  `{"refresh_token":"` + refresh + `"}`,
 
+			"/api/email/verify":   `{"code":"` + newCode(verifyCode) + `","password":"` + goodPassword + `"}`,
 			"/api/password/reset": `{"code":"` + newCode(resetLinkCode) + `","password":"` + goodPassword + `"}`,
 		}[path]
 		if body == "" && method != "DELETE" {

@@ -609,6 +609,9 @@ var bodies = map[string]any{
 	"POST /api/password/reset":        resetRequest{},
 	"POST /api/users/{id}/reset-link": linkRequest{},
 	"POST /api/invitations":           inviteRequest{},
+	"POST /api/email/verify":          verifyRequest{},
+
+	"POST /api/invitations/{invitation}/send": proofRequest{},
 
 	"DELETE /api/users/{id}/sessions":       proofRequest{},
 	"DELETE /api/users/{id}/sessions/{sid}": proofRequest{},
@@ -934,6 +937,8 @@ func TestEveryRouteAnswersAsDocumented(t *testing.T) {
 			{"recovery", recovers, asUsual},
 			{"invitations", invites, asUsual},
 			{"approval", approves, func(c *settings) { c.registration = registrationApproval }},
+			{"verified registration", verifies, verified},
+			{"mailed invitations", sendsInvitations, withMail},
 			{"registration by invitation", refusesUninvited, func(c *settings) { c.registration = registrationInvite }},
 			{"mail", mailsLinks, withMail},
 			{"no APP_URL", refusesLinks, func(c *settings) { c.pages = pageURLs{} }},
@@ -1125,7 +1130,7 @@ func refusesBodies(w *witness) {
 			}
 			w.do(root, method, path, `{"username":"ANN","email":"new@example.com","password":"`+goodPassword+`"}`).want(w.t, 400, "username_taken")
 			w.do(root, method, path, `{"username":"new","email":"ANN@example.com","password":"`+goodPassword+`"}`).want(w.t, 400, "email_taken")
-		case "POST /api/password/reset":
+		case "POST /api/password/reset", "POST /api/email/verify":
 			w.do("", method, path, "{}").want(w.t, 400, "missing_fields")
 			w.do("", method, path, w.doc.example(w.t, rt.pattern, 0)).want(w.t, 400, "invalid_code")
 		case "POST /api/invitations":
@@ -1206,6 +1211,7 @@ func refusesProofs(w *witness) {
 			{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one","role":"admin",`},
 			{"POST", "/api/users/1/reset-link"},
 			{"POST", "/api/invitations"},
+			{"POST", "/api/invitations/999/send"},
 		},
 	} {
 		_, refresh := w.pair(name)
@@ -1225,7 +1231,7 @@ var proofs = [][3]string{
 	{"PUT", "/api/users/me"}, {"PATCH", "/api/users/me"}, {"DELETE", "/api/users/me"},
 	{"POST", "/api/logout"}, {"DELETE", "/api/users/me/sessions"}, {"DELETE", "/api/users/me/sessions/999"},
 	{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one",`},
-	{"POST", "/api/users/me/reset-link"}, {"POST", "/api/invitations"},
+	{"POST", "/api/users/me/reset-link"}, {"POST", "/api/invitations"}, {"POST", "/api/invitations/999/send"},
 }
 
 func refusesMany(w *witness) {
@@ -1245,6 +1251,7 @@ func refusesMany(w *witness) {
 	w.do("", "POST", "/api/refresh", "").want(w.t, 429, "too_many_requests")
 	w.do("", "POST", "/api/password/reset", "").want(w.t, 429, "too_many_requests")
 	w.do("", "POST", "/api/password/forgot", "").want(w.t, 429, "too_many_requests")
+	w.do("", "POST", "/api/email/verify", "").want(w.t, 429, "too_many_requests")
 	for _, p := range proofs {
 		w.do(root, p[0], p[1], "{"+p[2]+`"current_password":"wrong"}`).want(w.t, 429, "too_many_requests")
 	}
@@ -1268,6 +1275,7 @@ func refusesBusy(w *witness) {
 	w.do("", "POST", "/api/refresh", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/logout", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do("", "POST", "/api/password/forgot", sized(smallBody+1)).want(w.t, 503, "busy")
+	w.do("", "POST", "/api/email/verify", sized(smallBody+1)).want(w.t, 503, "busy")
 	for range cap(w.feed.slots) {
 		w.feed.slots <- struct{}{}
 	}
@@ -1298,7 +1306,7 @@ func refusesWithoutDatabase(w *witness) {
 			return
 		case "POST /api/refresh":
 			token = refresh
-		case "POST /api/login", "POST /api/register", "POST /api/password/reset":
+		case "POST /api/login", "POST /api/register", "POST /api/password/reset", "POST /api/email/verify":
 			body = w.doc.example(w.t, rt.pattern, 0)
 		}
 		w.do(token, method, path, body).want(w.t, 503, "unavailable")
@@ -1356,6 +1364,52 @@ func invites(w *witness) {
 	w.do("", "POST", "/api/register", fmt.Sprintf(`{"username":"eve","email":"eve@example.com","password":%q,"invitation":%q}`, goodPassword, newCode(inviteCode))).want(t, 400, "invalid_code")
 	w.do(root, "DELETE", "/api/invitations/1", "").want(t, 204, "")
 	w.do(root, "DELETE", "/api/invitations/1", "").want(t, 404, "invitation_not_found")
+}
+
+// verifies is how a user registers whose address is verified first.
+func verifies(w *witness) {
+	t, p := w.t, w.postbox()
+	w.do("", "POST", "/api/register", w.doc.example(t, "POST /api/register", 0)).want(t, 202, "")
+	w.do("", "POST", "/api/register", `{"username":"ann","email":"bob@example.com","password":"`+goodPassword+`"}`).want(t, 202, "")
+	w.do("", "POST", "/api/register", `{"username":"cas","email":"cas@example.com","password":"`+goodPassword+`"}`).want(t, 202, "")
+	var codes []string
+	for _, m := range p.deliver() {
+		codes = append(codes, m.code)
+	}
+	confirm := func(w *witness, code, members string) reply {
+		t.Helper()
+		return w.do("", "POST", "/api/email/verify", fmt.Sprintf(`{"code":%q%s}`, code, members))
+	}
+	password := `,"password":"` + goodPassword + `"`
+	confirm(w, codes[0], "").want(t, 401, "invalid_credentials")
+	confirm(w, codes[0], `,"password":"wrong"`).want(t, 401, "invalid_credentials")
+	confirm(w, codes[0], password).want(t, 200, "")
+	confirm(w, codes[0], password).want(t, 400, "invalid_code")
+	confirm(w, codes[1], password).want(t, 400, "username_taken")
+	confirm(w, codes[1], password+`,"username":"a b"`).want(t, 400, "invalid_fields")
+	for mode, code := range map[registration]string{registrationClosed: "registration_closed", registrationInvite: "invitation_required"} {
+		later := newServiceOn(t, w.path, func(c *settings) { c.registration = mode })
+		confirm(&witness{later, w.doc, w.accept}, codes[1], password).want(t, 403, code)
+	}
+	confirm(w, codes[1], password+`,"username":"bob"`).want(t, 200, "")
+	if err := w.store.addUser(t.Context(), console, &user{username: "other", email: "cas@example.com", role: member}, "", 1); err != nil {
+		t.Fatal(err)
+	}
+	confirm(w, codes[2], password).want(t, 400, "email_taken")
+}
+
+// sendsInvitations is how an admin has an invitation mailed.
+func sendsInvitations(w *witness) {
+	t := w.t
+	_, root := w.admin("root")
+	w.do(root, "POST", "/api/invitations", `{"email":"ann@example.com"}`).want(t, 201, "")
+	w.do(root, "POST", "/api/invitations/1/send", "").want(t, 202, "")
+	w.do(root, "POST", "/api/invitations/1/send", w.doc.example(t, "POST /api/invitations/{invitation}/send", 0)).want(t, 202, "")
+	w.do(root, "POST", "/api/invitations/99/send", "{}").want(t, 404, "invitation_not_found")
+	w.do(root, "POST", "/api/invitations", "").want(t, 201, "")
+	w.do(root, "POST", "/api/invitations/2/send", "").want(t, 409, "invitation_not_sendable")
+	off := &witness{newServiceOn(t, w.path), w.doc, w.accept}
+	off.do(root, "POST", "/api/invitations/1/send", "").want(t, 403, "mail_off")
 }
 
 // approves is how an admin lets a user in.

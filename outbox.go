@@ -249,10 +249,10 @@ func (o *outbox) sendDue(ctx, sending context.Context) {
 // try sends a mail once and records the outcome. It returns an error of the database.
 func (o *outbox) try(ctx context.Context, m *queuedMail) error {
 	now := o.wall()
-	rule, known := mailRules[m.kind]
 	// Each mail begins with two reads, so that a mail for a login that does not exist costs as
 	// much as one that is not sent for another reason.
-	f, budget, err := o.facts(ctx, m, rule.budget)
+	f, budget, err := o.facts(ctx, m, mailRules[m.kind].budget)
+	rule, known := mailRules[m.kind] // facts may have changed the kind
 	switch {
 	case errors.Is(err, errStorage):
 		return err
@@ -294,7 +294,7 @@ type facts struct {
 func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f facts, _ budget, err error) {
 	switch {
 	case m.kind == registerMail:
-		f.username, err = o.store.registrationName(m.subjectID)
+		f, err = o.registerFacts(m)
 		return f, budget, err
 	case m.kind == inviteMail:
 		return f, budget, nil
@@ -312,7 +312,7 @@ func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f fac
 	}
 	f.username = f.user.username
 	if m.kind != resetMail {
-		return f, budget, nil
+		return f, budget, o.checkPurpose(m, &f.user)
 	}
 	if f.user.disabled || m.email == "" {
 		return f, budget, errMailEnded
@@ -324,6 +324,39 @@ func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f fac
 		budget = noBudget
 	}
 	return f, budget, err
+}
+
+// registerFacts is facts for a registration. If a user already has its address, it makes the
+// mail one that tells the user so. It decides this when the mail leaves, not when the client
+// registers: otherwise the answer or its time could show it.
+func (o *outbox) registerFacts(m *queuedMail) (f facts, err error) {
+	r, err := o.store.registrant(m.subjectID)
+	if err != nil {
+		return f, err
+	}
+	f.user, err = o.store.userByEmail(r.email)
+	if errors.Is(err, errUserNotFound) {
+		return facts{username: r.username}, nil
+	}
+	f.username = f.user.username
+	m.kind, m.userID, m.email = takenMail, f.user.id, f.user.email
+	return f, cmp.Or(err, o.checkPurpose(m, &f.user))
+}
+
+// checkPurpose returns errMailEnded if a mail to a user is no longer for it, or errStorage.
+func (o *outbox) checkPurpose(m *queuedMail, u *user) (err error) {
+	good := true
+	switch m.kind {
+	case takenMail:
+		good = !u.disabled && u.email == m.email
+	case approvalMail:
+		good, err = o.store.waitsForApproval()
+		good = good && u.role == admin && !u.disabled && u.emailVerifiedAt != 0 && u.email == m.email
+	}
+	if err == nil && !good {
+		err = errMailEnded
+	}
+	return err
 }
 
 // drop closes a mail that is not sent.

@@ -20,7 +20,8 @@ type registerRequest struct {
 }
 
 // register adds a member or, with an invitation, a user with the role of the invitation.
-// Without an invitation, REGISTRATION and EMAIL_DOMAINS decide whether a user can register.
+// Without an invitation, REGISTRATION and EMAIL_DOMAINS decide whether a user can register,
+// and with REGISTRATION=verified, register adds no user yet.
 func (s *server) register(x *exchange) error {
 	in, err := decode[registerRequest](x.body())
 	if err != nil {
@@ -48,10 +49,13 @@ func (s *server) register(x *exchange) error {
 	if err := s.count(x, 0); err != nil {
 		return err
 	}
-	if code != nil {
+	switch {
+	case code != nil:
 		err = s.addInvited(x.r.Context(), x.address, code, &v, &u, in.Password)
-	} else {
-		err = s.addUser(x.r.Context(), caller{kind: strangerCaller, address: x.address}, &u, in.Password)
+	case s.registration == registrationVerified:
+		return s.holdRegistration(x, &u, in.Password)
+	default:
+		err = s.addUser(x.r.Context(), caller{kind: strangerCaller, address: x.address}, &u, in.Password, s.askForApproval(&u)...)
 	}
 	if err != nil {
 		return err
@@ -60,12 +64,102 @@ func (s *server) register(x *exchange) error {
 	return x.send(http.StatusCreated, append(appendUser(nil, &u, viewEmail), '\n'))
 }
 
+// registrationLife is how long a registration waits for its confirmation, in seconds.
+const registrationLife = 24 * 60 * 60
+
+// holdRegistration stores a registration that checkNew has accepted, and queues a mail with a
+// link that completes it. It looks for no other user: the answer and its time are the same
+// whether the names are free or not. Only the owner of the address learns that, from the mail.
+func (s *server) holdRegistration(x *exchange, u *user, password string) error {
+	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), password)
+	if err != nil {
+		return err
+	}
+	if s.mayMail(x) {
+		m := queuedMail{kind: registerMail, email: u.email}
+		if err := s.store.addRegistrant(x.r.Context(), u.username, hash, m.from(x, s.wall().Unix()), registrationLife); err != nil {
+			return err
+		}
+	}
+	return x.send(http.StatusAccepted, []byte(`{"message":"To complete the registration, open the link in the message that is on its way"}`+"\n"))
+}
+
+type verifyRequest struct {
+	Code     string  `json:"code"`
+	Password string  `json:"password"`
+	Username *string `json:"username"`
+}
+
+// verifyEmail completes the registration of a code.
+func (s *server) verifyEmail(x *exchange) error {
+	in, err := decode[verifyRequest](x.body())
+	if err != nil {
+		return err
+	}
+	if in.Code == "" {
+		return errCodeFields
+	}
+	code, err := hashCode(verifyCode, in.Code)
+	if err != nil {
+		return err
+	}
+	r, err := s.store.registrantOfCode(code, s.wall().Unix())
+	if err != nil {
+		return s.countWrong(x, err)
+	}
+	return s.completeRegistration(x, &r, code, in.Password, in.Username)
+}
+
+// completeRegistration adds the user of a registration, and answers with it. The code is not
+// enough: another person may have registered with the address of the code's holder. So it also
+// requires the password. If the username is taken meanwhile, the code stays valid, and username
+// can be another one. It returns errCredentials, an error of matchesPassword or mayRegister, or
+// one of store.addRegistered.
+func (s *server) completeRegistration(x *exchange, r *registrant, code []byte, password string, username *string) error {
+	x.counted = true
+	if password == "" {
+		return errCredentials.with("Send the password that you chose when you registered")
+	}
+	// The limits know registrations by negative ids, which no user has.
+	ok, err := s.matchesPassword(x, -r.id, r.hash, "", password)
+	switch {
+	case err != nil:
+		return err
+	case !ok:
+		return errCredentials
+	}
+	u := user{username: r.username, email: r.email, role: member}
+	if username != nil {
+		u.username = validate.TrimName(*username)
+		if err := s.checkChange(&change{username: &u.username}, &u, &password); err != nil {
+			return err
+		}
+	}
+	if err := s.mayRegister(&u); err != nil { // the settings may have changed meanwhile
+		return err
+	}
+	if err := s.store.addRegistered(x.r.Context(), &u, r, code, x.address, s.wall().Unix(), s.askForApproval(&u)...); err != nil {
+		return err
+	}
+	x.target = u.id // for the log
+	return x.sendUser(http.StatusOK, &u, viewAll)
+}
+
+// askForApproval returns the statement that queues mails to the admins who can approve a
+// user, after the statement that adds it, or nil if the user does not wait for approval.
+func (s *server) askForApproval(u *user) []statement {
+	if !s.mailOn || !u.pending {
+		return nil
+	}
+	return []statement{approvalMails(s.wall().Unix())}
+}
+
 // mayRegister returns nil if a user may register without an invitation, and makes it
 // pending if an admin must approve it. It returns errRegistrationClosed, errNotInvited,
 // or errInvalid for an address of a domain that is not among EMAIL_DOMAINS.
 func (s *server) mayRegister(u *user) error {
 	switch s.registration {
-	case registrationOpen:
+	case registrationOpen, registrationVerified:
 	case registrationApproval:
 		u.pending = true
 	case registrationInvite:
@@ -142,9 +236,10 @@ func boundTo(field string, name *string) (string, error) {
 const maxUses = 100
 
 // makeInvitation stores an invitation that is valid for life, for a caller, sets its id
-// and times, and returns its link. It returns errNoAppURL, errUsernameTaken or
-// errEmailTaken if a user already has the name, or an error of store.addInvitation.
-func (s *userService) makeInvitation(ctx context.Context, by caller, pages pageURLs, v *invitation, life time.Duration) (link string, err error) {
+// and times, and returns its link. The statements in then belong to the same write. It returns
+// errNoAppURL, errUsernameTaken or errEmailTaken if a user already has the name, or an error
+// of store.addInvitation.
+func (s *userService) makeInvitation(ctx context.Context, by caller, pages pageURLs, v *invitation, life time.Duration, then ...statement) (link string, err error) {
 	link, hash, err := linkTo(pages.invite, inviteCode)
 	if err == nil {
 		err = s.store.checkFree(v.username, v.email, 0)
@@ -154,7 +249,7 @@ func (s *userService) makeInvitation(ctx context.Context, by caller, pages pageU
 	}
 	now := s.wall()
 	v.createdAt, v.expiresAt = now.Unix(), now.Add(life).Unix()
-	return link, s.store.addInvitation(ctx, by, v, hash)
+	return link, s.store.addInvitation(ctx, by, v, hash, then...)
 }
 
 type inviteRequest struct {
@@ -165,7 +260,8 @@ type inviteRequest struct {
 	CurrentPassword *string `json:"current_password"`
 }
 
-// createInvitation answers with a link with which new members can register.
+// createInvitation answers with a link with which new members can register. If the
+// invitation is for an address, it also queues a mail with another link for it.
 func (s *server) createInvitation(x *exchange) error {
 	in, err := decode[inviteRequest](x.optionalBody())
 	if err != nil {
@@ -189,7 +285,12 @@ func (s *server) createInvitation(x *exchange) error {
 	if err := s.requireProof(x, invite, in.CurrentPassword); err != nil {
 		return err
 	}
-	link, err := s.makeInvitation(x.r.Context(), x.caller(), s.pages, &v, life)
+	var then []statement
+	if v.email != "" && s.mailOn {
+		m := queuedMail{kind: inviteMail, email: v.email}
+		then = append(then, m.from(x, s.wall().Unix()).ofNewInvitation())
+	}
+	link, err := s.makeInvitation(x.r.Context(), x.caller(), s.pages, &v, life, then...)
 	if err != nil {
 		return err
 	}
@@ -250,6 +351,30 @@ func (s *server) deleteInvitation(x *exchange) error {
 		return err
 	}
 	return x.sendNothing()
+}
+
+// sendInvitation queues a mail with a new link of the invitation of the path, to its address.
+// The earlier links stay valid.
+func (s *server) sendInvitation(x *exchange) error {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
+	id, err := parseID(x.r.PathValue("invitation"))
+	if err != nil {
+		return errInvitationNotFound
+	}
+	if err := s.requireProof(x, invite, in.CurrentPassword); err != nil {
+		return err
+	}
+	if !s.mailOn {
+		return errMailOff.with("This service sends no mail: send a link of the invitation yourself")
+	}
+	m := queuedMail{kind: inviteMail, subjectID: id}
+	if err := s.store.sendInvitation(x.r.Context(), x.caller(), m.from(x, s.wall().Unix())); err != nil {
+		return err
+	}
+	return x.send(http.StatusAccepted, []byte(`{"message":"The invitation is on its way"}`+"\n"))
 }
 
 // approveUser approves the user of the path, which can then log in. It changes nothing for

@@ -203,6 +203,7 @@ const mailTables = `
 	ALTER TABLE user_code ADD COLUMN old_email       TEXT NOT NULL DEFAULT '';
 	ALTER TABLE user_code ADD COLUMN registration_id INTEGER NOT NULL DEFAULT 0; -- 0: none
 	ALTER TABLE user_code ADD COLUMN mail_id         INTEGER NOT NULL DEFAULT 0; -- 0: not mailed
+	CREATE INDEX user_code_registration ON user_code (registration_id) WHERE registration_id <> 0;
 
 	-- With REGISTRATION=verified, a registration reserves neither its username nor its address.
 	CREATE TABLE user_registration (

@@ -166,8 +166,9 @@ func (v *invitation) columns() []any {
 }
 
 // addInvitation stores an invitation and the hash of its code for a caller, which must
-// be an admin or the console, and sets v.id. It returns an error of authorizationError.
-func (s *store) addInvitation(ctx context.Context, by caller, v *invitation, hash []byte) error {
+// be an admin or the console, and sets v.id. The statements in then belong to the same write.
+// It returns an error of authorizationError.
+func (s *store) addInvitation(ctx context.Context, by caller, v *invitation, hash []byte, then ...statement) error {
 	values := by.with(args{
 		{"id", nil}, // not a user, so mayChange only accepts admins
 		{"email", v.email}, {"username", v.username}, {"role", string(v.role)}, {"uses", v.usesLeft},
@@ -175,8 +176,8 @@ func (s *store) addInvitation(ctx context.Context, by caller, v *invitation, has
 	})
 	record := event{at: v.createdAt, kind: invitationCreated}.by(by)
 	record.query = insertNewInvitationEvent
-	err := s.write(ctx,
-		statement{
+	err := s.write(ctx, append([]statement{
+		{
 			query: `
 				INSERT INTO user_invitation (email, username, role, uses_left, created_by, created_at, expires_at)
 				SELECT @email, @username, @role, @uses, @by, @now, @expires WHERE ` + mayChange + `
@@ -185,8 +186,9 @@ func (s *store) addInvitation(ctx context.Context, by caller, v *invitation, has
 			scan:   []any{&v.id},
 			ifNone: errNotApplied,
 		},
-		statement{query: insertCode + `SELECT @hash, @kind, 0, email, max(id), created_by, created_at, expires_at FROM user_invitation`, args: values},
-		record)
+		{query: insertCode + `SELECT @hash, @kind, 0, email, max(id), created_by, created_at, expires_at FROM user_invitation`, args: values},
+		record,
+	}, then...)...)
 	if errors.Is(err, errNotApplied) {
 		return cmp.Or[error](s.authorizationError(by, 0), errForbidden)
 	}
@@ -221,6 +223,9 @@ func (s *store) deleteInvitation(ctx context.Context, by caller, id, now int64) 
 	return err
 }
 
+// moveCounter records the id of the user that the statement before it has added.
+const moveCounter = `UPDATE counter SET user_id = (SELECT max(id) FROM user)`
+
 // admits is the condition that a usable code belongs to an invitation for a user with
 // the names @username and @email.
 const admits = `user_invitation.id = user_code.invitation_id AND user_invitation.expires_at > @now AND user_invitation.uses_left > 0
@@ -244,8 +249,7 @@ func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byt
 	if v.role == admin {
 		created.changes += ",role=admin"
 	}
-	record := created.statement()
-	record.query = insertNewUserEvent
+	used := event{at: now, kind: invitationUsed, address: address, changes: fmt.Sprintf("invitation=%d", v.id)}
 	err := s.write(ctx,
 		statement{
 			query: `
@@ -263,10 +267,82 @@ func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byt
 			scan:   u.columns(),
 			ifNone: errInvalidCode,
 		},
-		statement{query: `UPDATE counter SET user_id = (SELECT max(id) FROM user)`},
+		statement{query: moveCounter},
 		statement{query: `UPDATE user_invitation SET uses_left = uses_left - 1 WHERE id = @invitation`, args: args{{"invitation", v.id}}},
-		record)
+		created.ofNewUser(),
+		used.ofNewUser())
 	return s.takenError(err, u.username, u.email, 0)
+}
+
+// A registrant is a row of the table user_registration: a person that has registered, and
+// whose address is not confirmed yet.
+type registrant struct {
+	id       int64
+	username string
+	email    string
+	hash     string // of the password
+}
+
+// registrantColumns and (*registrant).columns list the columns in the same order.
+const registrantColumns = `
+	user_registration.id,
+	user_registration.username,
+	user_registration.email,
+	user_registration.password_hash`
+
+func (r *registrant) columns() []any { return []any{&r.id, &r.username, &r.email, &r.hash} }
+
+// registrantOfCode returns the registrant of a code that is valid now, or errInvalidCode.
+func (s *store) registrantOfCode(hash []byte, now int64) (r registrant, err error) {
+	err = s.read(`SELECT`+registrantColumns+`
+		FROM user_code JOIN user_registration ON user_registration.id = user_code.registration_id
+		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND user_registration.expires_at > ?3`,
+		errInvalidCode, r.columns(), hash, string(verifyCode), now)
+	return r, err
+}
+
+// addRegistered adds the user of a registration that has a code of it, with u's username,
+// which may be another one, ends the registration, and sets u's id, times and version. The
+// address is verified. The statements in then belong to the same write. It returns
+// errInvalidCode if the code is not valid any more, errUsernameTaken or errEmailTaken.
+func (s *store) addRegistered(ctx context.Context, u *user, r *registrant, code []byte, address string, now int64, then ...statement) error {
+	created := event{at: now, kind: userCreated, address: address}
+	if u.pending {
+		created.changes = "pending=true"
+	}
+	values := args{
+		{"username", u.username}, {"pending", u.pending}, {"now", now},
+		{"hash", code}, {"kind", string(verifyCode)}, {"subject", r.id},
+	}
+	statements := []statement{
+		{
+			query: `
+				INSERT INTO user (id, username, email, password_hash, role, pending, email_verified_at, created_at, updated_at)
+				SELECT
+					1 + max(counter.user_id, (SELECT coalesce(max(id), 0) FROM user)),
+					@username, user_registration.email, user_registration.password_hash, 'member', @pending, @now, @now, @now
+				FROM counter, user_code, user_registration
+				WHERE ` + usable + ` AND user_code.registration_id = user_registration.id
+					AND user_registration.id = @subject AND user_registration.expires_at > @now
+				RETURNING` + userColumns,
+			args:   values,
+			scan:   u.columns(),
+			ifNone: errInvalidCode,
+		},
+		{query: moveCounter},
+		created.ofNewUser(),
+	}
+	statements = append(statements, endRegistration(values)...)
+	err := s.write(ctx, append(statements, then...)...)
+	return s.takenError(err, u.username, r.email, 0)
+}
+
+// endRegistration are the statements that delete the registration @subject and its codes.
+func endRegistration(values args) []statement {
+	return []statement{
+		{query: `DELETE FROM user_code WHERE registration_id = @subject AND registration_id <> 0`, args: values},
+		{query: `DELETE FROM user_registration WHERE id = @subject`, args: values},
+	}
 }
 
 // approve approves a user, which can then log in, for a caller, which must be an admin or
@@ -296,18 +372,34 @@ func (s *store) approve(ctx context.Context, by caller, id, now int64) (u user, 
 // pendingDays is how many days a user waits for approval before it is deleted.
 const pendingDays = 30
 
-// sweepCodes deletes some of the codes and invitations that have expired: at most
-// sweepSize of each.
+// mailDays is how many days the outbox keeps a mail after it was sent or dropped.
+const mailDays = 7
+
+// sweepCodes deletes some of the codes, invitations and registrations that have expired, and
+// of the mails that closed mailDays ago: at most sweepSize of each.
 func (s *store) sweepCodes(ctx context.Context, now int64) error {
-	var expired bool
+	var expired, closed bool
+	values := args{{"now", now}, {"closed", now - mailDays*24*60*60}, {"most", sweepSize}}
 	err := s.read(`
-		SELECT EXISTS (SELECT 1 FROM user_code WHERE expires_at <= ?1) OR EXISTS (SELECT 1 FROM user_invitation WHERE expires_at <= ?1)`,
-		errStorage, []any{&expired}, now)
+		SELECT
+			EXISTS (SELECT 1 FROM user_code WHERE expires_at <= ?1)
+				OR EXISTS (SELECT 1 FROM user_invitation WHERE expires_at <= ?1)
+				OR EXISTS (SELECT 1 FROM user_registration WHERE expires_at <= ?1),
+			EXISTS (SELECT 1 FROM user_mail WHERE state <> 'queued' AND closed_at <= ?2)`,
+		errStorage, []any{&expired, &closed}, now, now-mailDays*24*60*60)
 	if err == nil && expired {
-		values := args{{"now", now}, {"most", sweepSize}}
 		err = s.write(ctx,
 			statement{query: `DELETE FROM user_code WHERE hash IN (SELECT hash FROM user_code WHERE expires_at <= @now LIMIT @most)`, args: values},
-			statement{query: `DELETE FROM user_invitation WHERE id IN (SELECT id FROM user_invitation WHERE expires_at <= @now LIMIT @most)`, args: values})
+			statement{query: `DELETE FROM user_invitation WHERE id IN (SELECT id FROM user_invitation WHERE expires_at <= @now LIMIT @most)`, args: values},
+			statement{query: `DELETE FROM user_registration WHERE id IN (SELECT id FROM user_registration WHERE expires_at <= @now LIMIT @most)`, args: values})
+	}
+	if err == nil && closed {
+		err = s.write(ctx, statement{
+			query: `
+				DELETE FROM user_mail WHERE id IN (
+					SELECT id FROM user_mail WHERE state <> 'queued' AND closed_at <= @closed LIMIT @most)`,
+			args: values,
+		})
 	}
 	return err
 }
@@ -340,8 +432,8 @@ func (s *store) dropPending(ctx context.Context, after, now int64) (next int64, 
 	return w.id, err
 }
 
-// deleteExpired deletes expired sessions, codes and invitations, and users that have
-// waited too long for approval, a few at a time, until ctx ends.
+// deleteExpired deletes expired sessions, and what sweepCodes and dropPending delete, a few
+// rows at a time, until ctx ends.
 func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()

@@ -30,13 +30,14 @@ const (
 	resetLinkCreated  eventType = "reset_link_created"
 	invitationCreated eventType = "invitation_created"
 	invitationDeleted eventType = "invitation_deleted"
+	invitationUsed    eventType = "invitation_used"
 	userApproved      eventType = "user_approved"
 )
 
 var eventTypes = []eventType{
 	userCreated, userChanged, userDeleted, usersImported, loggedIn,
 	sessionEnded, sessionsEnded, tokenReused, keyRotated, eventsTrimmed,
-	passwordReset, resetLinkCreated, invitationCreated, invitationDeleted, userApproved,
+	passwordReset, resetLinkCreated, invitationCreated, invitationDeleted, invitationUsed, userApproved,
 }
 
 // An event is one row of the table event; schema.go describes its columns. It holds
@@ -96,6 +97,13 @@ func (e event) statement() statement {
 			{"session", e.sessionID}, {"address", e.address}, {"changes", e.changes},
 		},
 	}
+}
+
+// ofNewUser is statement for an event about the user that the same write has just added.
+func (e event) ofNewUser() statement {
+	record := e.statement()
+	record.query = insertNewUserEvent
+	return record
 }
 
 // The queries of an event's statement. The last three use the id of the user, the

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -24,12 +25,14 @@ const (
 )
 
 // A budget is a limit of mails to one recipient: 1 a minute, 5 an hour and 10 a day.
-// Mails with other budgets use up nothing of it, so that a stranger cannot block them.
+// Mails with other budgets use up nothing of it, so that a stranger cannot block them: a
+// registration with the address of another person, for example, the person's reset links.
 type budget int
 
 const (
 	noBudget       budget = iota
 	strangerBudget        // what a stranger asks for
+	registerBudget
 	verifyBudget
 	changeBudget
 )
@@ -62,10 +65,10 @@ const (
 var mailRules = map[mailKind]mailRule{
 	resetMail:  {resetMailCode, 30 * time.Minute, 24 * time.Hour, strangerBudget, newCodeOfUser + fewLive},
 	verifyMail: {verifyCode, 24 * time.Hour, 24 * time.Hour, verifyBudget, newCodeOfUser + `AND user.email_verified_at = 0 ` + fewLive},
-	registerMail: {verifyCode, 24 * time.Hour, 24 * time.Hour, strangerBudget, `
+	registerMail: {verifyCode, 24 * time.Hour, 24 * time.Hour, registerBudget, `
 		SELECT @hash, @code, 0, email, 0, 0, @now, expires_at, '', id, @mail FROM user_registration
 		WHERE id = @subject AND expires_at > @now`},
-	takenMail: {"", 0, 24 * time.Hour, strangerBudget, ""},
+	takenMail: {"", 0, 24 * time.Hour, registerBudget, ""},
 	inviteMail: {inviteCode, 30 * 24 * time.Hour, 30 * 24 * time.Hour, noBudget, `
 		SELECT @hash, @code, 0, email, id, created_by, @now, expires_at, '', 0, @mail FROM user_invitation
 		WHERE id = @subject AND email = @email AND expires_at > @now AND uses_left > 0`},
@@ -206,6 +209,7 @@ func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash
 		{
 			query: `
 				UPDATE user_mail SET
+					kind = @kind,
 					user_id = @user,
 					login = '',
 					email = @email,
@@ -234,6 +238,9 @@ func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash
 	}
 	if m.kind == changeMail { // at most one live code
 		statements = append(statements, statement{query: `DELETE FROM user_code WHERE user_id = @user AND kind = @code AND mail_id <> @mail`, args: values})
+	}
+	if m.kind == takenMail {
+		statements = append(statements, endRegistration(values)...)
 	}
 	return expires, s.write(ctx, statements...)
 }
@@ -305,8 +312,83 @@ func (s *store) loginAddresses(ctx context.Context, userID int64) (list []string
 	return list, err
 }
 
-// registrationName returns the username of a pending registration, or errMailEnded.
-func (s *store) registrationName(id int64) (username string, err error) {
-	err = s.read(`SELECT username FROM user_registration WHERE id = ?`, errMailEnded, []any{&username}, id)
-	return username, err
+// addRegistrant stores a registration for life seconds, and queues the mail, which is to
+// its address. It reserves neither the username nor the address.
+func (s *store) addRegistrant(ctx context.Context, username, hash string, m *queuedMail, life int64) error {
+	return s.write(ctx,
+		statement{
+			query: `
+				INSERT INTO user_registration (username, email, password_hash, created_at, expires_at)
+				VALUES (@username, @email, @password, @now, @now + @life)`,
+			args: append(m.args(), args{{"username", username}, {"password", hash}, {"life", life}}...),
+		},
+		statement{
+			query: intoMail + `
+				SELECT @kind, 0, '', @email, max(id), '', @address, @agent, @now, @now FROM user_registration`,
+			args: m.args(),
+		})
+}
+
+// registrant returns the registrant with this id, or errMailEnded.
+func (s *store) registrant(id int64) (r registrant, err error) {
+	err = s.read(`SELECT`+registrantColumns+` FROM user_registration WHERE id = ?`, errMailEnded, r.columns(), id)
+	return r, err
+}
+
+// ofNewInvitation returns the statement that queues the mail for the invitation that the
+// statements before it have added.
+func (m *queuedMail) ofNewInvitation() statement {
+	return statement{
+		query: intoMail + `
+			SELECT @kind, 0, '', @email, max(id), '', @address, @agent, @now, @now FROM user_invitation`,
+		args: m.args(),
+	}
+}
+
+// sendInvitation queues the mail for an invitation with an address, for a caller, which must
+// be an admin or the console. It returns errInvitationNotFound, errNotSendable or an error of
+// authorizationError.
+func (s *store) sendInvitation(ctx context.Context, by caller, m *queuedMail) error {
+	err := s.write(ctx, statement{
+		query: intoMail + `
+			SELECT @kind, 0, '', email, id, '', @address, @agent, @now, @now FROM user_invitation
+			WHERE id = @subject AND email <> '' AND uses_left > 0 AND expires_at > @now AND ` + mayChange,
+		args:   by.with(append(m.args(), arg{"id", nil})), // not a user, so mayChange only accepts admins
+		ifNone: errNotApplied,
+	})
+	if errors.Is(err, errNotApplied) {
+		var id int64
+		return cmp.Or[error](s.authorizationError(by, 0),
+			s.read(`SELECT id FROM user_invitation WHERE id = ?1 AND expires_at > ?2`, errInvitationNotFound, []any{&id}, m.subjectID, m.createdAt),
+			errNotSendable)
+	}
+	return err
+}
+
+// approvalMails returns the statement that queues a mail to each admin with a verified
+// address, to at most 50, that tells it of users that wait for approval. It leaves out those
+// for whom one is queued. A mail is sent at least an hour after the one before.
+func approvalMails(now int64) statement {
+	return statement{
+		query: intoMail + `
+			SELECT @kind, id, '', email, 0, '', '', '', @now, min(@now + 3600, max(@now, 3600 + (
+				SELECT coalesce(max(closed_at), 0) FROM user_mail WHERE user_id = user.id AND kind = @kind AND state IN ('sent', 'failed'))))
+			FROM user
+			WHERE role = 'admin' AND disabled = 0 AND pending = 0 AND email_verified_at <> 0
+				AND NOT EXISTS (SELECT 1 FROM user_mail WHERE user_id = user.id AND kind = @kind AND state = 'queued')
+			ORDER BY id LIMIT 50`,
+		args: args{{"kind", string(approvalMail)}, {"now", now}},
+	}
+}
+
+// waitsForApproval reports whether a user waits for approval.
+func (s *store) waitsForApproval() (waits bool, err error) {
+	err = s.read(`SELECT EXISTS (SELECT 1 FROM user WHERE pending = 1)`, errStorage, []any{&waits})
+	return waits, err
+}
+
+// userByEmail returns the user that has an address, in any case, or errUserNotFound.
+func (s *store) userByEmail(email string) (u user, err error) {
+	err = s.read(`SELECT`+userColumns+` FROM user WHERE email = ? COLLATE NOCASE`, errUserNotFound, u.columns(), email)
+	return u, err
 }

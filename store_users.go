@@ -257,9 +257,10 @@ func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit i
 	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, prefix, limit)
 }
 
-// addUser adds a user for a caller and sets u's id, times and version. It
-// returns errSessionEnded, errForbidden, errUsernameTaken or errEmailTaken.
-func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, now int64) error {
+// addUser adds a user for a caller and sets u's id, times and version. The statements in then
+// belong to the same write. It returns errSessionEnded, errForbidden, errUsernameTaken or
+// errEmailTaken.
+func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, now int64, then ...statement) error {
 	created := event{at: now, kind: userCreated}
 	if u.role == admin {
 		created.changes = "role=admin"
@@ -268,8 +269,8 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 	}
 	record := created.by(by)
 	record.query = insertNewUserEvent
-	err := s.write(ctx,
-		statement{
+	err := s.write(ctx, append([]statement{
+		{
 			// The Flask app can still add users, and it does not move the counter.
 			query: `
 				INSERT INTO user (id, username, email, password_hash, role, disabled, pending, created_at, updated_at)
@@ -287,8 +288,9 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 			scan:   u.columns(),
 			ifNone: errNotApplied,
 		},
-		statement{query: `UPDATE counter SET user_id = (SELECT max(id) FROM user)`},
-		record)
+		{query: moveCounter},
+		record,
+	}, then...)...)
 	if errors.Is(err, errNotApplied) {
 		return cmp.Or[error](s.authorizationError(by, 0), errForbidden)
 	}

@@ -35,8 +35,9 @@ func (s *userService) checkNew(u *user, password string) error {
 }
 
 // addUser adds a user that checkNew accepts, for a caller, and sets its id and times.
+// The statements in then belong to the same write.
 // It returns an error of checkNew, passhash.ErrBusy, or an error of store.addUser.
-func (s *userService) addUser(ctx context.Context, by caller, u *user, password string) error {
+func (s *userService) addUser(ctx context.Context, by caller, u *user, password string, then ...statement) error {
 	if err := s.checkNew(u, password); err != nil {
 		return err
 	}
@@ -47,7 +48,7 @@ func (s *userService) addUser(ctx context.Context, by caller, u *user, password 
 	if err != nil {
 		return err
 	}
-	return s.store.addUser(ctx, by, u, hash, s.wall().Unix())
+	return s.store.addUser(ctx, by, u, hash, s.wall().Unix(), then...)
 }
 
 // changeUser makes a change that checkChange accepted, and sets the password unless it
