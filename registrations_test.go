@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -55,7 +56,9 @@ func TestARegistrationIsCompletedByItsMail(t *testing.T) {
 		t.Errorf("before the link is used, the users are %s", got)
 	}
 	s.do("", "GET", "/verify?code="+m.code, "") // as the scanner of a mail server does
-	s.do("", "POST", "/api/email/verify", `{"code":"`+m.code+`"}`).want(t, 401, "invalid_credentials")
+	if r := s.do("", "POST", "/api/email/verify", `{"code":"`+m.code+`"}`).want(t, 401, "invalid_credentials"); !strings.Contains(r.field("error"), "that you chose") {
+		t.Errorf("without a password, it says %s", r.body)
+	}
 	s.do("", "POST", "/api/email/verify", `{"password":"`+goodPassword+`"}`).want(t, 400, "missing_fields")
 	s.do("", "POST", "/api/email/verify", `{"code":"`+m.code+`","password":"another long one"}`).want(t, 401, "invalid_credentials")
 	r := s.confirm(" "+m.code+"\n", "").want(t, 200, "")
@@ -353,9 +356,40 @@ func TestARegistrationIsCheckedWhenTheWriteRuns(t *testing.T) {
 	add := func(r *registrant, hash []byte, now int64) error {
 		return s.store.addRegistered(t.Context(), &user{username: "ann"}, r, hash, "", now)
 	}
-	wantError(t, "an expired code", add(&r, hash, now+registrationLife), errInvalidCode)
-	wantError(t, "another registration", add(&registrant{id: r.id + 1}, hash, now), errInvalidCode)
-	wantError(t, "another code", add(&r, []byte("x"), now), errInvalidCode)
+	s.apply("bob")
+	other, err := hashCode(verifyCode, p.only("bob@example.com", "registration").code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func(claim string, r *registrant, hash []byte, now int64) {
+		t.Helper()
+		wantError(t, claim, add(r, hash, now), errInvalidCode)
+	}
+	change := func(query string) { t.Helper(); runSQL(t, another(t, s.path), query) }
+	refused("an expired code", &r, hash, now+registrationLife)
+	refused("another registration", &registrant{id: r.id + 1}, hash, now)
+	refused("no code", &r, []byte("x"), now)
+	refused("the code of another registration", &r, other, now)
+	change(`UPDATE user_registration SET expires_at = 1`)
+	refused("an expired registration", &r, hash, now)
+	change(`UPDATE user_registration SET expires_at = 1 << 40`)
+	change(`UPDATE user_code SET expires_at = 1`)
+	refused("an expired code of a registration", &r, hash, now)
+	change(`UPDATE user_code SET expires_at = 1 << 40, kind = 'ui'`)
+	refused("a code of another kind", &r, hash, now)
+	if _, err := s.store.registrantOfCode(hash, now); !errors.Is(err, errInvalidCode) {
+		t.Errorf("a code of another kind names a registration: %v", err)
+	}
+	change(`UPDATE user_code SET expires_at = 1, kind = 'uv'`)
+	if _, err := s.store.registrantOfCode(hash, now); !errors.Is(err, errInvalidCode) {
+		t.Errorf("an expired code names a registration: %v", err)
+	}
+	change(`UPDATE user_code SET expires_at = 1 << 40`)
+	change(`UPDATE user_registration SET expires_at = 1`)
+	if _, err := s.store.registrantOfCode(hash, now); !errors.Is(err, errInvalidCode) {
+		t.Errorf("a code names an expired registration: %v", err)
+	}
+	change(`UPDATE user_registration SET expires_at = 1 << 40`)
 	wantError(t, "the code", add(&r, hash, now), nil)
 	wantError(t, "the code again", add(&r, hash, now), errInvalidCode)
 }
@@ -561,6 +595,9 @@ func TestAnInvitationForAnAddressIsMailed(t *testing.T) {
 	_, root := s.admin("root")
 	link, _ := s.invitation(root, `{"email":"ann@example.com","expires_in":7200}`)
 	s.invitation(root, `{"username":"bob"}`)
+	if n := scanStore[int](t, s, `SELECT count(*) FROM user_mail`); n != 1 {
+		t.Errorf("%d mails are queued, want only that for the address", n)
+	}
 	m := p.only("ann@example.com", "invitation")
 	if m.code == link || !strings.HasPrefix(m.code, "ui_") || !strings.Contains(m.text, "4 May 2026, 05:02 UTC") {
 		t.Fatalf("the mail is\n%s", m.text)
@@ -675,6 +712,16 @@ func TestTheCommandLineListsAndDeletesInvitations(t *testing.T) {
 	sh.run(2, "", "invitation", "delete", "x")
 	if got := s.do(root, "GET", "/api/invitations", "").list(t, "id"); !slices.Equal(got, []string{"1"}) {
 		t.Errorf("the invitations are %s", got)
+	}
+}
+
+func TestWithoutMailNoAdminIsTold(t *testing.T) {
+	t.Parallel()
+	s := newService(t, byApproval)
+	s.verifiedAdmin("root")
+	s.register("ann")
+	if n := scanStore[int](t, s, `SELECT count(*) FROM user_mail`); n != 0 {
+		t.Errorf("%d mails are queued", n)
 	}
 }
 
