@@ -622,6 +622,7 @@ func TestAnInvitationIsSentAgain(t *testing.T) {
 	p := s.postbox()
 	_, root := s.admin("root")
 	_, ann := s.member("ann")
+	p.deliver()
 	link, id := s.invitation(root, `{"email":"bob@example.com"}`)
 	path := "/api/invitations/" + id + "/send"
 	first := p.only("bob@example.com", "invitation").code
@@ -728,6 +729,15 @@ func TestWithoutMailNoAdminIsTold(t *testing.T) {
 // approving is byApproval with mail.
 func approving(c *settings) { c.registration, c.mailOn = registrationApproval, true }
 
+// wait registers a user that waits for approval, without the mail to its own address, and
+// returns its path.
+func (s *service) wait(t *testing.T, name string) (path string) {
+	t.Helper()
+	path, _ = s.register(name)
+	runSQL(t, another(t, s.path), `DELETE FROM user_mail WHERE kind = 'verify'`)
+	return path
+}
+
 // verifiedAdmin adds an admin whose address is verified, and returns its path.
 func (s *service) verifiedAdmin(name string) (path, token string) {
 	s.t.Helper()
@@ -740,31 +750,31 @@ func TestAdminsAreToldOfWaitingUsers(t *testing.T) {
 	t.Parallel()
 	s := newService(t, approving)
 	p := s.postbox()
-	rootPath, root := s.verifiedAdmin("root")
+	_, root := s.verifiedAdmin("root")
 	s.admin("unverified")
 	disabled, _ := s.verifiedAdmin("disabled")
 	s.do(root, "PUT", disabled, `{"disabled":true}`).want(t, 200, "")
-	ann, _ := s.register("ann")
-	s.register("bob")
+	ann := s.wait(t, "ann")
+	s.wait(t, "bob")
 	m := p.only("root@example.com", "wait")
 	if m.code != "" || !strings.Contains(m.text, "Hello root,") {
 		t.Errorf("the mail is\n%s", m.text)
 	}
-	s.register("cas")
+	s.wait(t, "cas")
 	p.none("within the hour")
 	s.clock.add(59 * time.Minute)
-	s.register("dan")
+	s.wait(t, "dan")
 	p.none("59 minutes later")
 	s.clock.add(time.Minute)
 	p.only("root@example.com", "wait")
 
 	// The mail that was queued for later is sent an hour after the last one, not after its own start.
-	s.register("eva")
+	s.wait(t, "eva")
 	s.clock.add(30 * time.Minute)
 	p.none("half an hour later")
 	s.clock.add(30 * time.Minute)
 	p.only("root@example.com", "wait")
-	s.register("fay")
+	s.wait(t, "fay")
 	p.none("right after it")
 
 	// Nothing is sent if no user waits any more, and the next one that does is announced.
@@ -775,13 +785,20 @@ func TestAdminsAreToldOfWaitingUsers(t *testing.T) {
 	}
 	s.clock.add(2 * time.Hour)
 	p.none("no user waits")
-	s.register("gus")
+	s.wait(t, "gus")
 	p.only("root@example.com", "wait")
 
 	// An admin that has lost the rights, or whose address is not verified any more, gets none.
+	for _, change := range []string{"role = 'member'", "disabled = 1", "email = 'x@example.com'"} {
+		s.clock.add(2 * time.Hour)
+		s.wait(t, fmt.Sprint("hal", len(change)))
+		runSQL(t, another(t, s.path), `UPDATE user SET `+change+` WHERE username = 'root'`)
+		p.none(change)
+		runSQL(t, another(t, s.path), `UPDATE user SET role = 'admin', disabled = 0, email = 'root@example.com' WHERE username = 'root'`)
+	}
 	s.clock.add(2 * time.Hour)
-	s.register("hal")
-	s.do(s.login("root"), "PUT", rootPath, `{"email":"new@example.com","current_password":"`+goodPassword+`"}`).want(t, 200, "")
+	s.wait(t, "ida")
+	runSQL(t, another(t, s.path), `UPDATE user SET email_verified_at = 0`)
 	p.none("the address is not verified")
 }
 
@@ -792,18 +809,18 @@ func TestAdminsAreMailedAtMostHourly(t *testing.T) {
 	s := newService(t, approving)
 	p := s.postbox()
 	s.verifiedAdmin("root")
-	s.register("ann")
+	s.wait(t, "ann")
 	p.only("root@example.com", "wait")
 	s.clock.set(s.wall().Add(-48 * time.Hour))
 	for i := range 5 {
-		s.register(fmt.Sprintf("user%d", i))
+		s.wait(t, fmt.Sprintf("user%d", i))
 		p.none("the clock was set back")
 	}
 	s.clock.add(time.Hour)
 	p.only("root@example.com", "wait")
-	s.register("bob")
+	s.wait(t, "bob")
 	runSQL(t, another(t, s.path), `UPDATE user_mail SET state = 'failed', closed_at = next_try_at WHERE state = 'queued'`)
-	s.register("cas")
+	s.wait(t, "cas")
 	p.none("after a mail that failed")
 }
 
@@ -818,11 +835,11 @@ func TestOneMailWaitsForEachOfFiftyAdmins(t *testing.T) {
 		}
 	}
 	runSQL(t, another(t, s.path), `UPDATE user SET email_verified_at = 1`)
-	s.register("ann")
+	s.wait(t, "ann")
 	if n := scanStore[int](t, s, `SELECT count(*) FROM user_mail`); n != 50 {
 		t.Errorf("%d mails", n)
 	}
-	s.register("bob")
+	s.wait(t, "bob")
 	if n := scanStore[int](t, s, `SELECT max(n) FROM (SELECT count(*) AS n FROM user_mail GROUP BY user_id)`); n != 1 {
 		t.Errorf("%d mails wait for one admin", n)
 	}
