@@ -221,6 +221,7 @@ CREATED         20\S+Z
 UPDATED         20\S+Z
 LAST LOGIN      -
 EMAIL VERIFIED  -
+PENDING EMAIL   -
 PENDING         false
 $`)
 	for _, args := range []string{"user show ann", "user set ann -role member"} {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/csv"
 	"encoding/json"
@@ -105,6 +106,7 @@ func (c *cli) writeUser(asJSON bool, u *user) error {
 	table.Row("UPDATED", when(u.updatedAt))
 	table.Row("LAST LOGIN", when(u.lastLoginAt))
 	table.Row("EMAIL VERIFIED", when(u.emailVerifiedAt))
+	table.Row("PENDING EMAIL", cmp.Or(u.pendingEmail, "-"))
 	table.Row("PENDING", u.pending)
 	return table.Flush()
 }
@@ -363,6 +365,7 @@ func exportCSV(out io.Writer) (write func(u *user, hash string), flush func() er
 func exportNDJSON(out io.Writer) (write func(u *user, hash string), flush func() error) {
 	var line []byte
 	write = func(u *user, hash string) {
+		u.pendingEmail = "" // no code of a copy could confirm it
 		line = appendUser(line[:0], u, viewAll)
 		line = append(line[:len(line)-1], `,"password_hash":`...)
 		line = append(appendString(line, hash), "}\n"...)

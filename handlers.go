@@ -94,7 +94,10 @@ func (s *server) routes() []route {
 
 		{"POST /api/password/forgot", anyone, noProof, mails, s.forgotPassword},
 		{"POST /api/password/reset", anyone, noProof, codeTries, s.resetPassword},
-		{"POST /api/email/verify", anyone, noProof, codeTries, s.verifyEmail},
+		{"POST /api/users/{id}/email/verify", selfOrAdmin, noProof, changes, s.sendVerification},
+		{"POST /api/email/verify", anyone, noProof, codeTries, s.verifyEmail}, // newGuess and passwords limit its passwords
+		{"POST /api/email/change", anyone, noProof, codeTries, s.confirmEmail},
+		{"POST /api/email/undo", anyone, noProof, codeTries, s.restoreEmail},
 		{"POST /api/users/{id}/reset-link", adminOnly, makeLink, noLimit, s.createResetLink},
 		{"POST /api/users/{id}/approve", adminOnly, noProof, noLimit, s.approveUser},
 		{"GET /api/invitations", adminOnly, noProof, noLimit, s.listInvitations},

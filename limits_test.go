@@ -613,8 +613,10 @@ func TestEachRouteCountsTowardItsLimit(t *testing.T) {
 			"/api/register": `{"username":"eve","email":"eve@example.com","password":"` + goodPassword + `"}`,
 			"/api/refresh":  `{"refresh_token":"` + refresh + `"}`,
 
-			"/api/email/verify":   `{"code":"` + newCode(verifyCode) + `","password":"` + goodPassword + `"}`,
 			"/api/password/reset": `{"code":"` + newCode(resetLinkCode) + `","password":"` + goodPassword + `"}`,
+			"/api/email/verify":   `{"code":"` + newCode(verifyCode) + `"}`,
+			"/api/email/change":   `{"code":"` + newCode(changeCode) + `"}`,
+			"/api/email/undo":     `{"code":"` + newCode(undoCode) + `"}`,
 		}[path]
 		if body == "" && method != "DELETE" {
 			body = `{}`

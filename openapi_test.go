@@ -608,8 +608,10 @@ var bodies = map[string]any{
 	"POST /api/password/forgot":       forgotRequest{},
 	"POST /api/password/reset":        resetRequest{},
 	"POST /api/users/{id}/reset-link": linkRequest{},
+	"POST /api/email/verify":          verifyEmailRequest{},
+	"POST /api/email/change":          codeRequest{},
+	"POST /api/email/undo":            codeRequest{},
 	"POST /api/invitations":           inviteRequest{},
-	"POST /api/email/verify":          verifyRequest{},
 
 	"POST /api/invitations/{invitation}/send": proofRequest{},
 
@@ -935,6 +937,7 @@ func TestEveryRouteAnswersAsDocumented(t *testing.T) {
 			{"closed registration", refusesRegistration, func(c *settings) { c.registration = registrationClosed }},
 			{"conflicts", refusesConflicts, asUsual},
 			{"recovery", recovers, asUsual},
+			{"addresses", changesAddresses, func(c *settings) { c.mailOn = true }},
 			{"invitations", invites, asUsual},
 			{"approval", approves, func(c *settings) { c.registration = registrationApproval }},
 			{"verified registration", verifies, verified},
@@ -1130,7 +1133,7 @@ func refusesBodies(w *witness) {
 			}
 			w.do(root, method, path, `{"username":"ANN","email":"new@example.com","password":"`+goodPassword+`"}`).want(w.t, 400, "username_taken")
 			w.do(root, method, path, `{"username":"new","email":"ANN@example.com","password":"`+goodPassword+`"}`).want(w.t, 400, "email_taken")
-		case "POST /api/password/reset", "POST /api/email/verify":
+		case "POST /api/password/reset", "POST /api/email/verify", "POST /api/email/change", "POST /api/email/undo":
 			w.do("", method, path, "{}").want(w.t, 400, "missing_fields")
 			w.do("", method, path, w.doc.example(w.t, rt.pattern, 0)).want(w.t, 400, "invalid_code")
 		case "POST /api/invitations":
@@ -1251,7 +1254,9 @@ func refusesMany(w *witness) {
 	w.do("", "POST", "/api/refresh", "").want(w.t, 429, "too_many_requests")
 	w.do("", "POST", "/api/password/reset", "").want(w.t, 429, "too_many_requests")
 	w.do("", "POST", "/api/password/forgot", "").want(w.t, 429, "too_many_requests")
-	w.do("", "POST", "/api/email/verify", "").want(w.t, 429, "too_many_requests")
+	for _, route := range []string{"verify", "change", "undo"} {
+		w.do("", "POST", "/api/email/"+route, "").want(w.t, 429, "too_many_requests")
+	}
 	for _, p := range proofs {
 		w.do(root, p[0], p[1], "{"+p[2]+`"current_password":"wrong"}`).want(w.t, 429, "too_many_requests")
 	}
@@ -1275,7 +1280,9 @@ func refusesBusy(w *witness) {
 	w.do("", "POST", "/api/refresh", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/logout", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do("", "POST", "/api/password/forgot", sized(smallBody+1)).want(w.t, 503, "busy")
-	w.do("", "POST", "/api/email/verify", sized(smallBody+1)).want(w.t, 503, "busy")
+	for _, route := range []string{"verify", "change", "undo"} {
+		w.do("", "POST", "/api/email/"+route, sized(smallBody+1)).want(w.t, 503, "busy")
+	}
 	for range cap(w.feed.slots) {
 		w.feed.slots <- struct{}{}
 	}
@@ -1306,7 +1313,7 @@ func refusesWithoutDatabase(w *witness) {
 			return
 		case "POST /api/refresh":
 			token = refresh
-		case "POST /api/login", "POST /api/register", "POST /api/password/reset", "POST /api/email/verify":
+		case "POST /api/login", "POST /api/register", "POST /api/password/reset", "POST /api/email/verify", "POST /api/email/change", "POST /api/email/undo":
 			body = w.doc.example(w.t, rt.pattern, 0)
 		}
 		w.do(token, method, path, body).want(w.t, 503, "unavailable")
@@ -1343,6 +1350,63 @@ func mailsLinks(w *witness) {
 	w.keepLog()
 	w.store.writer.filesLost.Store(true)
 	w.do("", "POST", "/api/password/forgot", d.example(t, "POST /api/password/forgot", 0)).want(t, 503, "unavailable")
+}
+
+// changesAddresses is how users verify and change their addresses.
+func changesAddresses(w *witness) {
+	t := w.t
+	p := w.postbox()
+	path, _ := w.register("ann")
+	send := func(token, route, code string) reply {
+		return w.do(token, "POST", "/api/email/"+route, fmt.Sprintf(`{"code":%q}`, code))
+	}
+	with := func(code, password string) string { return fmt.Sprintf(`{"code":%q,"password":%q}`, code, password) }
+	w.do("", "POST", "/api/email/verify", with(p.only("ann@example.com", "Confirm").code, goodPassword)).want(t, 200, "")
+	ann := w.login("ann")
+	w.do(ann, "POST", path+"/email/verify", "").want(t, 409, "already_verified")
+	w.do(ann, "PUT", path, `{"email":"ann@example.org","pending_email":1}`).want(t, 200, "")
+	w.do(ann, "GET", path, "").want(t, 200, "")
+	change := p.only("ann@example.org", "new e-mail address").code
+	_, root := w.admin("root")
+	move := func(email string) {
+		w.service.do(root, "PUT", "/api/users/me", fmt.Sprintf(`{"email":%q}`, email)).want(t, 200, "")
+	}
+	move("ann@example.org")
+	send("", "change", change).want(t, 400, "email_taken")
+	move("root@example.com")
+	send("", "change", change).want(t, 200, "")
+	undo := p.only("ann@example.com", "has changed").code
+	move("ann@example.com")
+	send("", "undo", undo).want(t, 400, "email_taken")
+	move("root@example.com")
+	send("", "undo", undo).want(t, 200, "")
+	w.do(root, "GET", "/api/events?after=2", "").want(t, 200, "")
+
+	p.deliver()
+	_, carl := w.member("carl")
+	send(carl, "verify", p.only("carl@example.com", "Confirm").code).want(t, 200, "")
+	path, _ = w.register("bob")
+	verify := p.only("bob@example.com", "Confirm").code
+	ended, expired := w.login("bob"), w.login("bob")
+	w.service.do(ended, "POST", "/api/logout", "").want(t, 204, "")
+	w.clock.add(w.accessTTL)
+	send("", "verify", verify).want(t, 401, "missing_token")
+	send("x", "verify", verify).want(t, 401, "invalid_token")
+	send(expired, "verify", verify).want(t, 401, "expired_token")
+	w.do("", "POST", "/api/email/verify", with(verify, "wrong")).want(t, 401, "invalid_credentials")
+	w.clock.set(w.wall().Add(-w.accessTTL))
+	send(ended, "verify", verify).want(t, 401, "session_ended")
+	root, bob := w.login("root"), w.login("bob")
+	w.do(bob, "POST", path+"/email/verify", "").want(t, 202, "")
+	w.service.do(root, "PATCH", path, `{"disabled":true}`).want(t, 200, "")
+	w.do(root, "POST", path+"/email/verify", "").want(t, 403, "user_disabled")
+	w.service.do(root, "PATCH", path, `{"disabled":false}`).want(t, 200, "")
+	w.mailOn = false
+	w.do(root, "POST", path+"/email/verify", "").want(t, 403, "mail_off")
+	for range w.limiter.allowances[userChanges].Burst {
+		w.limiter.allowances[userChanges].Take(w.limiter.seed.Key("4"), w.mono())
+	}
+	w.do(w.login("bob"), "POST", path+"/email/verify", "").want(t, 429, "too_many_requests")
 }
 
 // invites is how an admin invites users.

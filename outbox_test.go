@@ -115,6 +115,16 @@ func (p *postbox) none(what string) {
 	}
 }
 
+// added adds a member as an admin does, which causes no mail, and returns its path.
+func (s *service) added(name string) (path string) {
+	s.t.Helper()
+	u := user{username: name, email: name + "@example.com", role: member}
+	if err := s.addUser(context.Background(), console, &u, goodPassword); err != nil {
+		s.t.Fatal(err)
+	}
+	return userPath(u.id)
+}
+
 // forgot asks for a reset link.
 func (s *service) forgot(login string) reply {
 	s.t.Helper()
@@ -125,7 +135,8 @@ func TestAForgottenPasswordIsSetByAMailedLink(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
-	path, old := s.member("ann")
+	path := s.added("ann")
+	old := s.login("ann")
 	_, root := s.admin("root")
 	s.forgot("ann")
 	m := p.only("ann@example.com", "password")
@@ -193,7 +204,7 @@ func TestWhoGetsAResetLink(t *testing.T) {
 			t.Parallel()
 			s := newService(t, withMail)
 			p := s.postbox()
-			s.register("ann")
+			s.added("ann")
 			if c.set != "" {
 				runSQL(t, another(t, s.path), c.set)
 			}
@@ -216,7 +227,7 @@ func TestWhoGetsAResetLink(t *testing.T) {
 func TestALoginIsOneText(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
-	s.register("ann")
+	s.added("ann")
 	for _, login := range []string{`["ann@example.com","eve@example.com"]`, `{"0":"ann@example.com"}`, `7`, `null`} {
 		if r := s.do("", "POST", "/api/password/forgot", `{"login":`+login+`}`); r.status != 400 {
 			t.Errorf("%s: %d %s", login, r.status, r.body)
@@ -232,7 +243,7 @@ func TestALinkIgnoresTheHostOfTheRequest(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
-	s.register("ann")
+	s.added("ann")
 	r, err := http.NewRequest("POST", s.url+"/api/password/forgot", strings.NewReader(`{"login":"ann"}`))
 	if err != nil {
 		t.Fatal(err)
@@ -256,7 +267,7 @@ func TestAMailedLinkIsOnlyForItsAddress(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
-	path, _ := s.register("ann")
+	path := s.added("ann")
 	_, root := s.admin("root")
 	s.forgot("ann")
 	code := p.only("ann@example.com", "password").code
@@ -325,7 +336,7 @@ func TestAForgottenPasswordHasLimits(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail, proxied)
 		p := s.postbox()
-		s.register("ann")
+		s.added("ann")
 		sent := 0
 		ask := func(want int, what string) {
 			t.Helper()
@@ -358,7 +369,7 @@ func TestAForgottenPasswordHasLimits(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail, proxied)
 		p := s.postbox()
-		s.register("ann")
+		s.added("ann")
 		s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
 		stranger(s, "198.51.100.1", "ann")
 		p.only("ann@example.com", "password")
@@ -373,7 +384,8 @@ func TestThreeLiveLinksAreEnough(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
-	s.member("ann") // so the network is known, and the limits of the address do not apply
+	s.added("ann")
+	s.login("ann") // so the network is known, and the limits of the address do not apply
 	var codes []string
 	for range 3 {
 		s.forgot("ann")
@@ -393,7 +405,8 @@ func TestEachOfThreeLiveLinksWorks(t *testing.T) {
 	for chosen := range 3 {
 		s := newService(t, withMail)
 		p := s.postbox()
-		s.member("ann")
+		s.added("ann")
+		s.login("ann")
 		var codes []string
 		for range 3 {
 			s.forgot("ann")
@@ -457,7 +470,8 @@ func TestAMailIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	w := s.webhook()
-	s.member("ann")
+	s.added("ann")
+	s.login("ann")
 	s.forgot("ann")
 	for _, delay := range []time.Duration{5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 30 * time.Minute, time.Hour, time.Hour} {
 		if n := w.send(500, nil); n != 1 {
@@ -495,7 +509,8 @@ func TestATryEndsNoEarlierCode(t *testing.T) {
 	for chosen := range 2 {
 		s := newService(t, withMail)
 		w := s.webhook()
-		s.member("ann")
+		s.added("ann")
+		s.login("ann")
 		s.forgot("ann")
 		w.send(500, nil)
 		s.clock.add(time.Minute)
@@ -508,7 +523,8 @@ func TestTheReceiverDecidesHowLongToWait(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	w := s.webhook()
-	s.member("ann")
+	s.added("ann")
+	s.login("ann")
 	s.forgot("ann")
 	w.send(503, http.Header{"Retry-After": {"600"}})
 	s.clock.add(599 * time.Second)
@@ -525,7 +541,8 @@ func TestAPermanentFailureIsNotTriedAgain(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	w := s.webhook()
-	s.member("ann")
+	s.added("ann")
+	s.login("ann")
 	s.forgot("ann")
 	w.send(410, nil)
 	s.clock.add(2 * time.Hour)
@@ -550,7 +567,8 @@ func TestABadMailDoesNotBlockOthers(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
-	s.member("ann")
+	s.added("ann")
+	s.login("ann")
 	for range 3 * mailBatch {
 		bad := queuedMail{kind: changedMail, userID: 1, email: "not an address", createdAt: s.wall().Unix()}
 		unknown := queuedMail{kind: "unknown", userID: 1, email: "ann@example.com", createdAt: s.wall().Unix()}
@@ -577,7 +595,7 @@ func TestTwoOutboxesSendEachMailOnce(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail, proxied)
 	for i := range 40 {
-		s.register(fmt.Sprint("user", i))
+		s.added(fmt.Sprint("user", i))
 		s.do("", "POST", "/api/password/forgot", fmt.Sprintf(`{"login":"user%d"}`, i), fmt.Sprintf("X-Forwarded-For: 192.0.%d.1", i)).want(t, 202, "")
 	}
 	a := s.postbox()
@@ -613,7 +631,8 @@ func TestAMailSurvivesTheEndOfItsProcess(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
-	s.member("ann")
+	s.added("ann")
+	s.login("ann")
 	s.forgot("ann")
 	var row queuedMail
 	if err := s.store.dueMails(t.Context(), 1, s.wall().Unix(), func(m *queuedMail) { row = *m }); err != nil {
@@ -651,7 +670,8 @@ func TestAMailLeavesAfterAStepOfTheClock(t *testing.T) {
 	for _, step := range []time.Duration{-31 * 24 * time.Hour, -4 * time.Hour, -5 * time.Second, 5 * time.Second, 4 * time.Hour} {
 		s := newService(t, withMail)
 		w := s.webhook()
-		s.member("ann")
+		s.added("ann")
+		s.login("ann")
 		s.forgot("ann")
 		if w.send(500, nil) != 1 {
 			t.Fatal("the mail was not tried")
@@ -674,7 +694,8 @@ func TestAMailIsAbandonedWithItsPurpose(t *testing.T) {
 	} {
 		s := newService(t, withMail)
 		w := s.webhook()
-		s.member("ann")
+		s.added("ann")
+		s.login("ann")
 		s.forgot("ann")
 		if w.send(500, nil) != 1 {
 			t.Fatal("the mail was not tried")
@@ -692,7 +713,8 @@ func TestAWebhookGetsTheEventOfAMail(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	w := s.webhook()
-	s.member("ann")
+	s.added("ann")
+	s.login("ann")
 	s.forgot("ann")
 	w.send(200, nil)
 	event := w.events[0]
@@ -708,7 +730,7 @@ func TestALoginFromANewNetworkIsNoticed(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail, proxied)
 	p := s.postbox()
-	s.register("ann")
+	s.added("ann")
 	s.tryLogin("192.0.2.1", "ann", goodPassword).want(t, 200, "")
 	s.tryLogin("198.51.100.1", "ann", goodPassword).want(t, 200, "")
 	p.none("an address that is not verified")
@@ -730,7 +752,7 @@ func TestAFirstLoginIsNotNoticed(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
-	s.register("ann")
+	s.added("ann")
 	runSQL(t, another(t, s.path), `UPDATE user SET email_verified_at = 1`)
 	s.login("ann")
 	p.none("the first login")
@@ -740,7 +762,8 @@ func TestAResetIsNoticedAtAVerifiedAddress(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
-	s.member("ann")
+	s.added("ann")
+	s.login("ann")
 	runSQL(t, another(t, s.path), `UPDATE user SET email_verified_at = 1`)
 	s.forgot("ann")
 	s.reset(p.only("ann@example.com", "new password").code, "another long one").want(t, 200, "")
@@ -787,7 +810,8 @@ func TestAnOwnTextReplacesTheBuiltInOne(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
-	s.member("ann")
+	s.added("ann")
+	s.login("ann")
 	var err error
 	if p.texts, err = readMailTexts(templates(t, "reset.txt", "Subject: Neues Passwort für {username}\n\nHallo {username},\n{link}\n")); err != nil {
 		t.Fatal(err)
@@ -836,7 +860,8 @@ func TestTheMetricsOfMail(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail, proxied, func(c *settings) { c.mailsPerHour = 4 })
 	w := s.webhook()
-	s.member("ann")
+	s.added("ann")
+	s.login("ann")
 	before := s.scrape()
 	s.forgot("ann")
 	s.clock.add(90 * time.Second)

@@ -49,13 +49,18 @@ func (s *server) register(x *exchange) error {
 	if err := s.count(x, 0); err != nil {
 		return err
 	}
-	switch {
-	case code != nil:
-		err = s.addInvited(x.r.Context(), x.address, code, &v, &u, in.Password)
-	case s.registration == registrationVerified:
+	if code == nil && s.registration == registrationVerified {
 		return s.holdRegistration(x, &u, in.Password)
-	default:
-		err = s.addUser(x.r.Context(), caller{kind: strangerCaller, address: x.address}, &u, in.Password, s.askForApproval(&u)...)
+	}
+	then := s.askForApproval(&u)
+	if s.mailOn && (code != nil || s.mayMail(x)) {
+		m := queuedMail{kind: verifyMail}
+		then = append(then, m.from(x, s.wall().Unix()).toNewUser())
+	}
+	if code != nil {
+		err = s.addInvited(x.r.Context(), x.address, code, &v, &u, in.Password, then...)
+	} else {
+		err = s.addUser(x.r.Context(), caller{kind: strangerCaller, address: x.address}, &u, in.Password, then...)
 	}
 	if err != nil {
 		return err
@@ -82,32 +87,6 @@ func (s *server) holdRegistration(x *exchange, u *user, password string) error {
 		}
 	}
 	return x.send(http.StatusAccepted, []byte(`{"message":"To complete the registration, open the link in the message that is on its way"}`+"\n"))
-}
-
-type verifyRequest struct {
-	Code     string  `json:"code"`
-	Password string  `json:"password"`
-	Username *string `json:"username"`
-}
-
-// verifyEmail completes the registration of a code.
-func (s *server) verifyEmail(x *exchange) error {
-	in, err := decode[verifyRequest](x.body())
-	if err != nil {
-		return err
-	}
-	if in.Code == "" {
-		return errCodeFields
-	}
-	code, err := hashCode(verifyCode, in.Code)
-	if err != nil {
-		return err
-	}
-	r, err := s.store.registrantOfCode(code, s.wall().Unix())
-	if err != nil {
-		return s.countWrong(x, err)
-	}
-	return s.completeRegistration(x, &r, code, in.Password, in.Username)
 }
 
 // completeRegistration adds the user of a registration, and answers with it. The code is not
@@ -177,7 +156,7 @@ func (s *server) mayRegister(u *user) error {
 // addInvited adds a user that checkNew has accepted, by the code of an invitation. It
 // returns errInvalid if the invitation is for another user, passhash.ErrBusy, or an error
 // of store.addInvited.
-func (s *userService) addInvited(ctx context.Context, address string, code []byte, v *invitation, u *user, password string) error {
+func (s *userService) addInvited(ctx context.Context, address string, code []byte, v *invitation, u *user, password string, then ...statement) error {
 	wrong := make(fieldErrors)
 	if v.username != "" && !strings.EqualFold(v.username, u.username) {
 		wrong.add("username", "must be the one that the invitation is for")
@@ -195,7 +174,7 @@ func (s *userService) addInvited(ctx context.Context, address string, code []byt
 	if err != nil {
 		return err
 	}
-	return s.store.addInvited(ctx, u, hash, code, v, address, s.wall().Unix())
+	return s.store.addInvited(ctx, u, hash, code, v, address, s.wall().Unix(), then...)
 }
 
 // checkInvitation returns errInvalid if an invitation is not valid, or if whyLife, what is

@@ -242,16 +242,16 @@ func (s *store) invitationOfCode(hash []byte, now int64) (v invitation, err erro
 
 // addInvited adds a user that has a code of an invitation, uses the invitation once, and
 // sets u's id, role, times and version. An address that the invitation is bound to is
-// verified. It returns errInvalidCode if the code or the invitation is not valid for this
-// user any more, errUsernameTaken or errEmailTaken.
-func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byte, v *invitation, address string, now int64) error {
+// verified. The statements in then belong to the same write. It returns errInvalidCode if the
+// code or the invitation is not valid for this user any more, errUsernameTaken or errEmailTaken.
+func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byte, v *invitation, address string, now int64, then ...statement) error {
 	created := event{at: now, kind: userCreated, address: address, changes: fmt.Sprintf("invitation=%d", v.id)}
 	if v.role == admin {
 		created.changes += ",role=admin"
 	}
 	used := event{at: now, kind: invitationUsed, address: address, changes: fmt.Sprintf("invitation=%d", v.id)}
-	err := s.write(ctx,
-		statement{
+	err := s.write(ctx, append([]statement{
+		{
 			query: `
 				INSERT INTO user (id, username, email, password_hash, role, email_verified_at, created_at, updated_at)
 				SELECT
@@ -267,10 +267,11 @@ func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byt
 			scan:   u.columns(),
 			ifNone: errInvalidCode,
 		},
-		statement{query: moveCounter},
-		statement{query: `UPDATE user_invitation SET uses_left = uses_left - 1 WHERE id = @invitation`, args: args{{"invitation", v.id}}},
+		{query: moveCounter},
+		{query: `UPDATE user_invitation SET uses_left = uses_left - 1 WHERE id = @invitation`, args: args{{"invitation", v.id}}},
 		created.ofNewUser(),
-		used.ofNewUser())
+		used.ofNewUser(),
+	}, then...)...)
 	return s.takenError(err, u.username, u.email, 0)
 }
 

@@ -32,12 +32,16 @@ const (
 	invitationDeleted eventType = "invitation_deleted"
 	invitationUsed    eventType = "invitation_used"
 	userApproved      eventType = "user_approved"
+	emailVerified     eventType = "email_verified"
+	emailChanged      eventType = "email_changed"
+	emailRestored     eventType = "email_restored"
 )
 
 var eventTypes = []eventType{
 	userCreated, userChanged, userDeleted, usersImported, loggedIn,
 	sessionEnded, sessionsEnded, tokenReused, keyRotated, eventsTrimmed,
 	passwordReset, resetLinkCreated, invitationCreated, invitationDeleted, invitationUsed, userApproved,
+	emailVerified, emailChanged, emailRestored,
 }
 
 // An event is one row of the table event; schema.go describes its columns. It holds

@@ -12,7 +12,7 @@ import (
 type mailKind string
 
 const (
-	resetMail    mailKind = "reset"    // a link that sets a new password; its request typed a login
+	resetMail    mailKind = "reset"    // a link that sets a new password; its request typed a login, or detail is restored
 	verifyMail   mailKind = "verify"   // a link that verifies the address of a user
 	registerMail mailKind = "register" // a link that completes a registration
 	takenMail    mailKind = "taken"    // a user already has the address of a registration
@@ -23,6 +23,9 @@ const (
 	changedMail  mailKind = "changed"  // a notice; detail says what changed
 	loginMail    mailKind = "login"    // a notice of a login from a new network
 )
+
+// restored is the detail of a resetMail to an address that an undo code has restored.
+const restored = "restored"
 
 // A budget is a limit of mails to one recipient: 1 a minute, 5 an hour and 10 a day.
 // Mails with other budgets use up nothing of it, so that a stranger cannot block them: a
@@ -391,4 +394,41 @@ func (s *store) waitsForApproval() (waits bool, err error) {
 func (s *store) userByEmail(email string) (u user, err error) {
 	err = s.read(`SELECT`+userColumns+` FROM user WHERE email = ? COLLATE NOCASE`, errUserNotFound, u.columns(), email)
 	return u, err
+}
+
+// endUndo are the statements that end the undo codes of the user @id from the mail @undone
+// on, also those of mails that were not sent yet. A thief who changed the address twice has
+// an undo code too: the code for the second change must not survive the undoing of the first.
+func endUndo(values args) []statement {
+	return []statement{
+		{query: `DELETE FROM user_code WHERE user_id = @id AND kind = 'uu' AND mail_id >= @undone`, args: values},
+		{
+			query: `
+				UPDATE user_mail SET state = 'dropped', closed_at = @now
+				WHERE user_id = @id AND kind = 'undo' AND id >= @undone AND state IN ('queued', 'failed')`,
+			args: values,
+		},
+	}
+}
+
+// endMails are the statements that delete the mails of the user @id. Those that count toward
+// a limit of their recipient stay as long as others, but are not connected with the user any
+// more: otherwise a client could add and delete users to send a stranger any number of mails.
+func endMails(values args) []statement {
+	return []statement{
+		{query: `DELETE FROM user_mail WHERE user_id = @id AND budget = 0`, args: values},
+		{
+			query: `
+				UPDATE user_mail SET
+					user_id = 0,
+					detail = '',
+					address = '',
+					user_agent = '',
+					last_error = '',
+					state = iif(state = 'queued', 'dropped', state),
+					closed_at = iif(state = 'queued', @now, closed_at)
+				WHERE user_id = @id`,
+			args: values,
+		},
+	}
 }

@@ -23,17 +23,18 @@ type user struct {
 	lastLoginAt int64 // 0: never
 	version     int64 // grows with each change that a client can see; the ETag
 
-	emailVerifiedAt int64 // 0: the address is not verified
-	pending         bool  // the user cannot log in until an admin approves it
+	emailVerifiedAt int64  // 0: the address is not verified
+	pending         bool   // the user cannot log in until an admin approves it
+	pendingEmail    string // becomes email when the user confirms it; empty: none
 }
 
 // userValues and (*userRow).Scan list a user's columns in the same order.
 const userValues = `
 		user.id,
 		user.username,
-		user.email,
+		iif(user.pending_email = '', user.email, user.email || ' ' || user.pending_email),
 		user.role,
-		(user.disabled <> 0) + 2 * (user.pending <> 0),
+		(user.disabled <> 0) + 2 * (user.pending <> 0) + 4 * (user.pending_email <> ''),
 		user.created_at,
 		user.updated_at,
 		user.last_login_at,
@@ -62,8 +63,12 @@ func (u userRow) Scan(row any) error {
 	u.username = a.text()
 	u.email = a.text()
 	u.role = role(a.text())
-	flags := a.integer() // one element for both, because each costs a page about 2 % of its time
+	flags := a.integer() // one element for all, because each costs a page about 2 % of its time
 	u.disabled, u.pending = flags&1 != 0, flags&2 != 0
+	u.pendingEmail = ""
+	if i := strings.LastIndexByte(u.email, ' '); flags&4 != 0 && i >= 0 {
+		u.email, u.pendingEmail = u.email[:i], u.email[i+1:]
+	}
 	u.createdAt = a.integer()
 	u.updatedAt = a.integer()
 	u.lastLoginAt = a.integer()
@@ -309,6 +314,9 @@ type change struct {
 	role     *role
 	disabled *bool
 	verified *bool // whether the address, also a new one, is verified
+
+	pendingEmail *string    // the address that the user must confirm; "": none
+	notice       *statement // of the change; it runs first, because it reads the address before the change
 }
 
 // describe returns the changed fields, separated by commas, and the SET list of the change.
@@ -346,12 +354,17 @@ func (c *change) describe() (names, set string) {
 	if c.hash != nil || c.disabled != nil {
 		set += `auth_stamp = auth_stamp + 1, `
 	}
+	if c.pendingEmail != nil {
+		add("pending_email", `pending_email = @pending_email`)
+	} else if c.hash != nil || c.email != nil || c.disabled != nil {
+		set += `pending_email = '', `
+	}
 	return names, set
 }
 
-// endCodes deletes the codes of the user @id, and the reset codes that the user made for
-// others: a thief may have made them.
-const endCodes = `DELETE FROM user_code WHERE user_id = @id OR created_by = @id AND kind = 'ul'`
+// endCodes deletes the codes of the user @id except those that undo a change of its address,
+// and the reset codes that the user made for others: a thief may have made them.
+const endCodes = `DELETE FROM user_code WHERE user_id = @id AND kind <> 'uu' OR created_by = @id AND kind = 'ul'`
 
 // endMade are the statements that delete the codes and the invitations that the user @id
 // made: they must not outlive its right to make them.
@@ -365,8 +378,10 @@ func endMade(values args) []statement {
 // updateUser changes a user for a caller and returns the new user. Unless version
 // is 0, it must equal the user's version. A new password ends the user's sessions
 // except the caller's; disabling the user ends all of them; and both, or a new
-// address, end the user's codes and the reset links that it made. A new role, and disabling
-// the user, also end the invitations that it made. A new address is not verified unless c says so.
+// address, end the user's codes, the reset links that it made, and a change of address that it
+// has not confirmed. A new role, and disabling the user, also end the invitations that it made. If
+// another user sets the address or disables the user, earlier changes of the address cannot be
+// undone any more. A new address is not verified unless c says so.
 // The statements in then belong to the same write.
 // It returns an error of authorizationError, errUserNotFound, errVersion,
 // errLastAdmin, errUsernameTaken or errEmailTaken.
@@ -374,7 +389,7 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	values := by.with(args{
 		{"id", id}, {"version", version}, {"now", now},
 		{"username", c.username}, {"email", c.email}, {"hash", c.hash}, {"role", c.role}, {"disabled", c.disabled},
-		{"verified", c.verified},
+		{"verified", c.verified}, {"pending_email", c.pendingEmail}, {"undone", 0},
 	})
 	names, set := c.describe()
 	condition := ""
@@ -384,7 +399,11 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 					OR (coalesce(@role, role) = 'admin' AND coalesce(@disabled, disabled) = 0)
 					OR ` + otherAdmin + `)`
 	}
-	statements := []statement{{
+	var statements []statement
+	if c.notice != nil {
+		statements = append(statements, *c.notice)
+	}
+	statements = append(statements, statement{
 		query: `
 			UPDATE user SET ` + set + `updated_at = @now, version = version + 1
 			WHERE id = @id
@@ -394,7 +413,7 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 		args:   values,
 		scan:   u.columns(),
 		ifNone: errNotApplied,
-	}}
+	})
 	if c.disabled != nil && *c.disabled {
 		statements = append(statements, statement{query: `DELETE FROM session WHERE user_id = @id`, args: values})
 	} else if c.hash != nil {
@@ -405,6 +424,9 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	}
 	if c.role != nil || c.disabled != nil {
 		statements = append(statements, endMade(values)...)
+	}
+	if (c.email != nil || c.disabled != nil) && by.user != id {
+		statements = append(statements, endUndo(values)...)
 	}
 	statements = append(statements, then...)
 	statements = append(statements, event{at: now, kind: userChanged, userID: id, changes: names}.by(by))
@@ -419,7 +441,7 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 // errors are those of updateUser. It also returns errReferenced if a row of another
 // program's table refers to the user.
 func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int64) error {
-	values := by.with(args{{"id", id}, {"version", version}})
+	values := by.with(args{{"id", id}, {"version", version}, {"now", now}})
 	statements := append([]statement{
 		{
 			query: `
@@ -434,7 +456,7 @@ func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int6
 		{query: `DELETE FROM session WHERE user_id = @id`, args: values},
 		{query: `DELETE FROM user_code WHERE user_id = @id`, args: values},
 		event{at: now, kind: userDeleted, userID: id}.by(by),
-	}, endMade(values)...)
+	}, append(endMade(values), endMails(values)...)...)
 	err := s.write(ctx, statements...)
 	if errors.Is(err, errNotApplied) {
 		return s.notAppliedError(by, id, version)

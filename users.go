@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -274,110 +273,6 @@ func (s *server) getUser(x *exchange) error {
 	return x.sendUser(http.StatusOK, u, v)
 }
 
-type updateRequest struct {
-	Username        *string `json:"username"`
-	Email           *string `json:"email"`
-	Password        *string `json:"password"`
-	Role            *role   `json:"role"`
-	Disabled        *bool   `json:"disabled"`
-	EmailVerified   *bool   `json:"email_verified"`
-	CurrentPassword *string `json:"current_password"`
-
-	// Ignored, so that a client can send back the user that it read.
-	ID          json.RawMessage `json:"id"`
-	CreatedAt   json.RawMessage `json:"created_at"`
-	UpdatedAt   json.RawMessage `json:"updated_at"`
-	LastLoginAt json.RawMessage `json:"last_login_at"`
-	VerifiedAt  json.RawMessage `json:"email_verified_at"`
-	Pending     json.RawMessage `json:"pending"`
-}
-
-// updateUser changes the given fields of a user. A field with its current value is
-// not a change: it requires no right, and a user who was adopted with a name that
-// is invalid today can still change other fields.
-func (s *server) updateUser(x *exchange) error {
-	in, err := decode[updateRequest](x.body())
-	if err != nil {
-		return err
-	}
-	if err := s.count(x, x.who.id); err != nil {
-		return err
-	}
-	u, err := s.targetUser(x)
-	if err != nil {
-		return err
-	}
-	version, err := ifMatch(x.r, u)
-	if err != nil {
-		return err
-	}
-	c := change{
-		username: newName(in.Username, u.username),
-		email:    newName(in.Email, u.email),
-		role:     unlessSame(in.Role, u.role),
-		disabled: unlessSame(in.Disabled, u.disabled),
-	}
-	c.verified = unlessSame(in.EmailVerified, u.emailVerifiedAt != 0 && c.email == nil)
-	if (c.role != nil || c.disabled != nil || c.verified != nil) && x.who.role != admin {
-		return errForbidden.with("Only an admin sets role, disabled and email_verified")
-	}
-	if c.verified != nil {
-		version = u.version // another address would be verified if the user changed it now
-	}
-	if err := s.checkChange(&c, u, in.Password); err != nil {
-		return err
-	}
-	if err := s.requireProof(x, actsOf(&c, in.Password), in.CurrentPassword); err != nil {
-		return err
-	}
-	if in.Password != nil {
-		if err := s.allow(x, passwords); err != nil {
-			return err
-		}
-	}
-	if c != (change{}) || in.Password != nil {
-		if in.Password != nil && u.id == x.who.id && c.disabled == nil { // a disabled user has no session
-			return s.changeOwnPassword(x, c, in.Password, version)
-		}
-		changed, err := s.changeUser(x.r.Context(), x.caller(), u.id, c, in.Password, version)
-		if err != nil {
-			return err
-		}
-		return x.sendUser(http.StatusOK, &changed, s.viewOf(&x.who, u.id))
-	}
-	// No write checks the rights here, and the body may have taken long to arrive:
-	// check them again.
-	if err := s.admit(x, selfOrAdmin); err != nil {
-		return err
-	}
-	if u, err = s.targetUser(x); err != nil {
-		return err
-	}
-	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
-}
-
-// changeOwnPassword changes the caller, with a new password. It answers with the user and
-// a new pair of tokens: the session's other tokens become invalid, because a thief may
-// hold them.
-func (s *server) changeOwnPassword(x *exchange, c change, password *string, version int64) error {
-	r, answer, err := s.rekey(x)
-	if err != nil {
-		return err
-	}
-	u, err := s.changeUser(x.r.Context(), x.caller(), x.who.id, c, password, version, r.statements()...)
-	if err != nil {
-		return err
-	}
-	tokens, err := json.Marshal(answer())
-	if err != nil {
-		return err
-	}
-	x.Header().Set("ETag", etag(u.version))
-	body := appendUser(nil, &u, viewAll)
-	body[len(body)-1] = ','
-	return x.send(http.StatusOK, append(append(body, tokens[1:]...), '\n'))
-}
-
 // checkChange returns errInvalid if a new value of u, or its new password unless that
 // is nil, is invalid.
 func (s *userService) checkChange(c *change, u *user, password *string) error {
@@ -389,6 +284,10 @@ func (s *userService) checkChange(c *change, u *user, password *string) error {
 	}
 	if c.email != nil {
 		email = *c.email
+		wrong.add("email", validate.Email(email))
+	}
+	if c.pendingEmail != nil && *c.pendingEmail != "" {
+		email = *c.pendingEmail
 		wrong.add("email", validate.Email(email))
 	}
 	if c.role != nil {
@@ -469,6 +368,10 @@ func appendUser(b []byte, u *user, v view) []byte {
 		b = appendTime(b, u.lastLoginAt)
 		b = append(b, `,"email_verified_at":`...)
 		b = appendTime(b, u.emailVerifiedAt)
+		if u.pendingEmail != "" {
+			b = append(b, `,"pending_email":`...)
+			b = appendString(b, u.pendingEmail)
+		}
 		if u.pending {
 			b = append(b, `,"pending":true`...)
 		}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+)
+
+// concerns is the condition that a code is for an address of a user.
+const concerns = `user_code.user_id = user.id AND user.disabled = 0 AND (
+	user_code.kind = 'uv' AND user_code.email = user.email
+	OR user_code.kind = 'uc' AND user_code.email = user.pending_email
+	OR user_code.kind = 'uu')`
+
+// An emailCode is a live code that is for an address of a user.
+type emailCode struct {
+	kind   codeKind
+	hash   []byte
+	user   user
+	email  string // the address that the code verifies, confirms or restores
+	mailID int64  // of the mail that had the code
+}
+
+// emailCode returns the code of a kind that has a hash, or errInvalidCode.
+func (s *store) emailCode(kind codeKind, hash []byte, now int64) (c emailCode, err error) {
+	c.kind, c.hash = kind, hash
+	err = s.read(`SELECT`+userColumns+`, iif(user_code.kind = 'uu', user_code.old_email, user_code.email), user_code.mail_id
+		FROM user_code JOIN user ON user.id = user_code.user_id
+		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND `+concerns,
+		errInvalidCode, c.user.columns(&c.email, &c.mailID), hash, string(kind), now)
+	return c, err
+}
+
+// args returns the arguments of a write that uses the code at now.
+func (c *emailCode) args(now int64) args {
+	return args{{"id", c.user.id}, {"hash", c.hash}, {"kind", string(c.kind)}, {"undone", c.mailID}, {"now", now}}
+}
+
+// queueVerification queues a mail with a verify link, for a caller. It returns an error of
+// authorizationError, errUserNotFound, errUserDisabled or errAlreadyVerified.
+func (s *store) queueVerification(ctx context.Context, by caller, m *queuedMail) error {
+	err := s.write(ctx, statement{
+		query: intoMail + `
+			SELECT @kind, user.id, '', user.email, @subject, @detail, @address, @agent, @now, @now FROM user
+			WHERE user.id = @id AND user.email_verified_at = 0 AND user.disabled = 0 AND ` + mayChange,
+		args:   by.with(append(m.args(), arg{"id", m.userID})),
+		ifNone: errNotApplied,
+	})
+	if !errors.Is(err, errNotApplied) {
+		return err
+	}
+	if err := s.authorizationError(by, m.userID); err != nil {
+		return err
+	}
+	u, err := s.user(m.userID)
+	switch {
+	case err != nil:
+		return err
+	case u.disabled:
+		return errUserDisabled
+	}
+	return errAlreadyVerified
+}
+
+// toNewUser returns the statement that queues the mail to the user that the same write has
+// just created, unless its address is verified.
+func (m *queuedMail) toNewUser() statement {
+	return statement{
+		query: intoMail + `
+			SELECT @kind, user.id, '', user.email, @subject, @detail, @address, @agent, @now, @now
+			FROM counter JOIN user ON user.id = counter.user_id
+			WHERE user.email_verified_at = 0`,
+		args: m.args(),
+	}
+}
+
+// toPending returns the statements that queue the mail to the address that its user must
+// confirm, and end the codes of earlier mails: one of them could be for the same address.
+func (m *queuedMail) toPending() []statement {
+	return []statement{
+		{query: `DELETE FROM user_code WHERE user_id = @user AND kind = 'uc'`, args: m.args()},
+		m.statement(),
+	}
+}
+
+// verifyEmail verifies the address of the user of a code, for a caller: a session of the
+// user, or a stranger that has proven its password. It ends the user's other verify codes,
+// and returns the user. It returns errInvalidCode, or an error of authorizationError if the
+// caller is a session.
+func (s *store) verifyEmail(ctx context.Context, by caller, c *emailCode, now int64) (u user, err error) {
+	values := by.with(c.args(now))
+	err = s.write(ctx,
+		statement{
+			query: `
+				UPDATE user SET
+					email_verified_at = iif(email_verified_at = 0, @now, email_verified_at),
+					updated_at = @now,
+					version = version + 1
+				WHERE user.id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + concerns + `)
+					AND (@caller = 'stranger' AND auth_stamp = @stamp OR ` + mayChange + `)
+				RETURNING` + userColumns,
+			args:   values,
+			scan:   u.columns(),
+			ifNone: errNotApplied,
+		},
+		statement{query: `DELETE FROM user_code WHERE user_id = @id AND kind = 'uv'`, args: values},
+		event{at: now, kind: emailVerified, userID: c.user.id}.by(by))
+	if !errors.Is(err, errNotApplied) {
+		return u, err
+	}
+	if by.kind == sessionCaller {
+		err = s.authorizationError(by, c.user.id)
+	}
+	if err == nil || errors.Is(err, errNotApplied) {
+		err = errInvalidCode
+	}
+	return u, err
+}
+
+// confirmEmail makes the address that a code confirms the address of its user, and returns
+// the user. It queues the mail undo to the old address if that is verified, and ends the
+// codes that endCodes ends. It returns errInvalidCode or errEmailTaken.
+func (s *store) confirmEmail(ctx context.Context, c *emailCode, undo *queuedMail, now int64) (u user, err error) {
+	values := c.args(now)
+	err = s.write(ctx,
+		undo.toVerified(), // first, because it reads the old address
+		statement{
+			query: `
+				UPDATE user SET
+					email = pending_email,
+					pending_email = '',
+					email_verified_at = @now,
+					updated_at = @now,
+					version = version + 1
+				WHERE user.id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + concerns + `)
+				RETURNING` + userColumns,
+			args:   values,
+			scan:   u.columns(),
+			ifNone: errInvalidCode,
+		},
+		statement{query: endCodes, args: values},
+		event{at: now, kind: emailChanged, userID: c.user.id, address: undo.address}.statement())
+	return u, s.takenError(err, c.user.username, c.email, c.user.id)
+}
+
+// restoreEmail restores the address of an undo code, which is then verified. It ends all of
+// the user's sessions, and all of its codes except the undo codes of earlier changes. It
+// queues the mail reset to the restored address. It returns errInvalidCode or errEmailTaken.
+func (s *store) restoreEmail(ctx context.Context, c *emailCode, reset *queuedMail, now int64) error {
+	values := c.args(now)
+	err := s.write(ctx, append([]statement{
+		{
+			query: `
+				UPDATE user SET
+					email = (SELECT old_email FROM user_code WHERE hash = @hash),
+					pending_email = '',
+					email_verified_at = @now,
+					updated_at = @now,
+					version = version + 1
+				WHERE user.id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + concerns + `)`,
+			args:   values,
+			ifNone: errInvalidCode,
+		},
+		{query: endCodes, args: values},
+		{query: `DELETE FROM session WHERE user_id = @id`, args: values},
+		reset.statement(),
+		event{at: now, kind: emailRestored, userID: c.user.id, address: reset.address}.statement(),
+	}, endUndo(values)...)...)
+	return s.takenError(err, c.user.username, c.email, c.user.id)
+}
