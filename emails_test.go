@@ -292,6 +292,26 @@ func TestAMemberChangesItsAddress(t *testing.T) {
 	}
 }
 
+// A new password ends an earlier change that waits, but not the one of the same request.
+func TestANewAddressAndANewPasswordInOneRequest(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail)
+	p := s.postbox()
+	path, ann := s.verified(p, "ann")
+	earlier := s.setEmail(p, ann, path, "next@example.net")
+	r := s.do(ann, "PUT", path, `{"email":"third@example.net","password":"`+newPassword+`"}`).want(t, 200, "")
+	if r.field("pending_email") != "third@example.net" || r.field("access_token") == "" {
+		t.Errorf("got %s", r.body)
+	}
+	list := p.deliver() // to ann@example.com, about the password, and to third@example.net
+	if len(list) != 2 || list[0].code != "" || list[1].to != "third@example.net" {
+		t.Fatalf("sent %+v", list)
+	}
+	s.sendCode("", "change", earlier).want(t, 400, "invalid_code")
+	s.sendCode("", "change", list[1].code).want(t, 200, "")
+	s.do(r.field("access_token"), "GET", path, "").want(t, 200, "")
+}
+
 // An address that was only a claim gets no mail about its end.
 func TestAnAddressThatIsNotVerifiedGetsNoNotice(t *testing.T) {
 	t.Parallel()
