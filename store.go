@@ -105,6 +105,12 @@ const mayChange = `(@caller = 'console' OR @caller = 'session' AND EXISTS (
 		AND @generation <= session.generation
 		AND (@stamp IS NULL OR asker.auth_stamp = @stamp) AND asker.disabled = 0 AND (asker.id = @id OR asker.role = 'admin')))`
 
+// credentials are the stored values that a login checks.
+type credentials struct {
+	hash  string // of the password; empty: the user does not exist
+	stamp int64  // auth_stamp, which grows with each change of the password or of disabled
+}
+
 // A store is the database file and the statements of requests. A small pool of
 // connections reads; one goroutine writes (write.go). An error of a request's
 // statement is one of the named sentinels, the context's error, or a storageError.
@@ -210,6 +216,12 @@ func prepareFiles(path string) error {
 func (s *store) close() error {
 	s.stop()
 	return errors.Join(s.readers.Close(), s.writer.close())
+}
+
+// credentials returns the credentials of a user, or errUserNotFound.
+func (s *store) credentials(id int64) (c credentials, err error) {
+	err = s.read(`SELECT password_hash, auth_stamp FROM user WHERE id = ?`, errUserNotFound, []any{&c.hash, &c.stamp}, id)
+	return c, err
 }
 
 // probe checks that the database can be written and read. It returns errStorage,

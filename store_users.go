@@ -137,12 +137,6 @@ func (s *store) user(id int64) (u user, err error) {
 	return u, err
 }
 
-// credentials are the stored values that a login checks.
-type credentials struct {
-	hash  string // of the password; empty: the user does not exist
-	stamp int64  // auth_stamp, which grows with each change of the password or of disabled
-}
-
 // userByLogin returns the user whose username or e-mail address is login, in any
 // case, and its credentials; or errUserNotFound. A username takes precedence,
 // because an adopted username can equal the address of another user.
@@ -163,12 +157,6 @@ func (s *store) userByExactLogin(login string) (u user, c credentials, err error
 		SELECT`+userColumns+`, user.password_hash, user.auth_stamp, 1 AS rank FROM user WHERE email = ?1 COLLATE NOCASE
 		ORDER BY rank LIMIT 1`, errUserNotFound, u.columns(&c.hash, &c.stamp, &rank), login)
 	return u, c, err
-}
-
-// credentials returns the credentials of a user, or errUserNotFound.
-func (s *store) credentials(id int64) (c credentials, err error) {
-	err = s.read(`SELECT password_hash, auth_stamp FROM user WHERE id = ?`, errUserNotFound, []any{&c.hash, &c.stamp}, id)
-	return c, err
 }
 
 // checkFree returns errUsernameTaken or errEmailTaken if a user other than the id
