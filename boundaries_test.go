@@ -20,8 +20,8 @@ var layers = []struct {
 	files []string
 }{
 	{"program", []string{"main.go", "serve.go"}},
-	{"commands", []string{"cli.go", "command.go", "cli_users.go", "cli_data.go", "cli_mail.go", "import.go", "backup.go"}},
-	{"HTTP", []string{"handlers.go", "users.go", "sessions.go", "codes.go", "registrations.go", "emails.go", "outbox.go", "events.go", "http.go", "request.go", "auth.go", "limits.go", "metrics.go"}},
+	{"commands", []string{"cli.go", "cli_users.go", "cli_data.go", "cli_mail.go", "import.go", "backup.go"}},
+	{"HTTP", []string{"handlers.go", "users.go", "sessions.go", "codes.go", "registrations.go", "outbox.go", "events.go", "http.go", "request.go", "auth.go", "limits.go"}},
 	{"store", []string{"store.go", "write.go", "schema.go", "inspect.go", "adopt.go", "store_users.go", "store_sessions.go", "store_codes.go", "store_emails.go", "store_mail.go", "store_events.go"}},
 	{"base", []string{"config.go", "errors.go"}},
 }

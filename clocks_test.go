@@ -28,7 +28,7 @@ var clockReaders = map[string]string{
 	"auth.go keyring.verify":             "access tokens",
 	"auth.go server.authenticate":        "access tokens",
 	"backup.go restore":                  "stored",
-	"command.go cli.newUserService":      "stored",
+	"cli.go cli.newUserService":          "stored",
 	"cli_mail.go mailTest":               "stored",
 	"cli_mail.go mailRetry":              "the outbox",
 	"cli_data.go cli.printEvents":        "mono",
@@ -50,7 +50,6 @@ var clockReaders = map[string]string{
 	"limits.go server.newGuess":          "limits", // and sessions, for known networks
 	"limits.go server.noteLogin":         "limits",
 	"limits.go server.requireProof":      "TestProofTable",
-	"metrics.go checkup.result":          "mono",
 	"serve.go keepChain":                 "trimming", // and mono, for its interval
 	"serve.go monotonic":                 "mono",
 	"serve.go serve":                     "mono",
@@ -80,7 +79,7 @@ var clockReaders = map[string]string{
 	"codes.go server.forgotPassword":      "stored",
 	"outbox.go server.notice":             "stored",
 	"limits.go server.mayMail":            "limits",
-	"metrics.go server.databaseFamilies":  "stored", // the age of a mail, for a metric
+	"handlers.go server.databaseFamilies": "stored", // the age of a mail, for a metric
 	"outbox.go outbox.attach":             "stored",
 	"store_mail.go queuedMail.toVerified": "stored",
 	"outbox.go outbox.drop":               "stored",
@@ -117,12 +116,12 @@ var clockReaders = map[string]string{
 	"store_codes.go store.registrantOfCode":        "codes",
 	"store_mail.go approvalMails":                  "TestAdminsAreMailedAtMostHourly",
 	"store_mail.go store.sendInvitation":           "codes",
-	"emails.go server.confirmEmail":                "codes",
-	"emails.go server.emailCode":                   "codes",
-	"emails.go server.prepareMails":                "stored",
-	"emails.go server.restoreEmail":                "codes",
-	"emails.go server.sendVerification":            "stored",
-	"emails.go server.verifyEmail":                 "codes",
+	"codes.go server.confirmEmail":                 "codes",
+	"codes.go server.emailCode":                    "codes",
+	"codes.go server.prepareMails":                 "stored",
+	"codes.go server.restoreEmail":                 "codes",
+	"codes.go server.sendVerification":             "stored",
+	"registrations.go server.verifyEmail":          "codes",
 	"store_emails.go store.emailCode":              "codes",
 	"store_mail.go endUndo":                        "stored",
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"userd/internal/setting"
 )
 
 // linkTo returns a new link to a page, which contains {code}, and the hash of the link's
@@ -173,6 +174,133 @@ func (s *server) createResetLink(x *exchange) error {
 		return err
 	}
 	return x.sendJSON(http.StatusCreated, linkAnswer{URL: link, ExpiresAt: utc(expires)})
+}
+
+// changeOf returns what a body changes of a user. If mail is on, a member that sets another
+// address must confirm it; the current address cancels that.
+func (s *server) changeOf(x *exchange, in *updateRequest, u *user) change {
+	c := change{
+		username: newName(in.Username, u.username),
+		email:    newName(in.Email, u.email),
+		role:     unlessSame(in.Role, u.role),
+		disabled: unlessSame(in.Disabled, u.disabled),
+	}
+	if in.Email != nil && c.email == nil && u.pendingEmail != "" {
+		c.pendingEmail = new("")
+	} else if s.mailOn && x.who.role != admin {
+		c.email, c.pendingEmail = nil, c.email
+	}
+	c.verified = unlessSame(in.EmailVerified, u.emailVerifiedAt != 0 && c.email == nil)
+	return c
+}
+
+// prepareMails adds the notice of a change to it. The change gives a user a new password unless
+// that is nil. prepareMails returns the statements that mail a link to an address that the user
+// must confirm. It returns errInvalid if this address is not at one of EMAIL_DOMAINS, and
+// errUsernameTaken or errEmailTaken if the new names are taken now.
+func (s *server) prepareMails(x *exchange, c *change, u *user, password *string) ([]statement, error) {
+	var changed []string
+	if c.email != nil {
+		changed = append(changed, "the e-mail address")
+	}
+	if password != nil {
+		changed = append(changed, "the password")
+	}
+	if notice := s.notice(x, changedMail, u.id, strings.Join(changed, " and ")); notice != nil && changed != nil {
+		c.notice = &notice[0]
+	}
+	if c.pendingEmail == nil || *c.pendingEmail == "" {
+		return nil, nil
+	}
+	wrong := make(fieldErrors)
+	wrong.add("email", setting.CheckEmailDomain(*c.pendingEmail, s.emailDomains))
+	if err := wrong.err(); err != nil {
+		return nil, err
+	}
+	if err := s.store.checkFree(*cmp.Or(c.username, &u.username), *c.pendingEmail, u.id); err != nil {
+		return nil, err
+	}
+	m := queuedMail{kind: changeMail, userID: u.id, email: *c.pendingEmail}
+	return m.from(x, s.wall().Unix()).toPending(), nil
+}
+
+type codeRequest struct {
+	Code string `json:"code"`
+}
+
+// emailCode returns the code of a kind that a client sent, if it is valid. It counts a wrong
+// one. It returns errCodeFields, errInvalidCode or errLimited.
+func (s *server) emailCode(x *exchange, kind codeKind, text string) (c emailCode, err error) {
+	if text == "" {
+		return c, errCodeFields
+	}
+	hash, err := hashCode(kind, text)
+	if err != nil {
+		return c, err
+	}
+	if c, err = s.store.emailCode(kind, hash, s.wall().Unix()); err != nil {
+		return c, s.countWrong(x, err)
+	}
+	x.counted = true // only wrong codes count, so these use up nothing that honest clients share
+	x.target = c.user.id
+	return c, nil
+}
+
+// sendVerification mails a verify link to the user of the path.
+func (s *server) sendVerification(x *exchange) error {
+	if err := s.count(x, x.who.id); err != nil {
+		return err
+	}
+	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	if !s.mailOn {
+		return errMailOff.with("This service sends no mail: an admin can mark an address as verified")
+	}
+	m := queuedMail{kind: verifyMail, userID: x.target}
+	if err := s.store.queueVerification(x.r.Context(), x.caller(), m.from(x, s.wall().Unix())); err != nil {
+		return err
+	}
+	return x.send(http.StatusAccepted, []byte(`{"message":"A message is on its way"}`+"\n"))
+}
+
+// confirmEmail changes the address of the user of a code to the one that it set. The old
+// address gets a mail that can undo the change.
+func (s *server) confirmEmail(x *exchange) error {
+	in, err := decode[codeRequest](x.body())
+	if err != nil {
+		return err
+	}
+	c, err := s.emailCode(x, changeCode, in.Code)
+	if err != nil {
+		return err
+	}
+	now := s.wall().Unix()
+	undo := queuedMail{kind: undoMail, userID: c.user.id, detail: c.email}
+	u, err := s.store.confirmEmail(x.r.Context(), &c, undo.from(x, now), now)
+	if err != nil {
+		return err
+	}
+	return x.send(http.StatusOK, append(appendUser(nil, &u, viewEmail), '\n')) // the holder of the code may not be the user
+}
+
+// restoreEmail undoes a change of the address of the user of a code, and mails a reset link
+// to the restored address: the person who changed it may know the password.
+func (s *server) restoreEmail(x *exchange) error {
+	in, err := decode[codeRequest](x.body())
+	if err != nil {
+		return err
+	}
+	c, err := s.emailCode(x, undoCode, in.Code)
+	if err != nil {
+		return err
+	}
+	now := s.wall().Unix()
+	reset := queuedMail{kind: resetMail, userID: c.user.id, email: c.email, detail: restored}
+	if err := s.store.restoreEmail(x.r.Context(), &c, reset.from(x, now), now); err != nil {
+		return err
+	}
+	return x.send(http.StatusOK, []byte(`{"message":"Address restored"}`+"\n"))
 }
 
 //go:embed assets/account.html

@@ -1,15 +1,21 @@
 package main
 
 import (
+	"context"
 	_ "embed"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime"
+	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"userd/internal/checkup"
 	"userd/internal/passhash"
 	"userd/internal/prom"
 )
@@ -42,7 +48,7 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *sl
 		mono:        mono,
 		mux:         http.NewServeMux(),
 		stats:       newStats(st, mono),
-		health:      &health{database: newCheckup(time.Second, 2*time.Second, mono, st.probe)},
+		health:      &health{database: checkup.New(time.Second, 2*time.Second, mono, st.probe)},
 		largeBodies: make(chan struct{}, maxLargeBodies),
 		lists:       make(chan struct{}, readerCount/2),
 	}
@@ -170,7 +176,7 @@ func (s *server) metrics(x *exchange) error {
 // checks of the database, since each costs a synced write. The timeout of a check
 // is shorter than the usual timeouts of probes.
 type health struct {
-	database *checkup
+	database *checkup.Checkup
 	failing  atomic.Bool // the latest check of the database failed
 	draining atomic.Bool // the server is stopping
 }
@@ -186,7 +192,7 @@ func (s *server) readyz(x *exchange) error {
 	if s.health.draining.Load() {
 		return errNotReady
 	}
-	err := s.health.database.result()
+	err := s.health.database.Result()
 	if s.health.failing.Swap(err != nil) != (err != nil) {
 		if err != nil {
 			s.log.Error("not ready", "err", err)
@@ -207,3 +213,141 @@ func (s *server) readyz(x *exchange) error {
 var openAPI []byte
 
 func (s *server) openAPI(x *exchange) error { return x.send(http.StatusOK, openAPI) }
+
+// stats are the counters of a server. Its store and its hasher have their own.
+type stats struct {
+	mu           sync.Mutex
+	routes       []*routeStats
+	unrouted     *routeStats // the first of routes: requests that matched no row
+	limited      *prom.Counters
+	mails        *prom.Counters
+	graceAnswers atomic.Uint64 // to refresh tokens that were used twice
+	connections  atomic.Int64
+	damaged      atomic.Bool // the check of the database found damage
+
+	rowCount                *checkup.Checkup // sets these:
+	users, sessions, events atomic.Int64
+}
+
+func newStats(st *store, mono func() time.Duration) *stats {
+	t := &stats{
+		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code"),
+		mails:   prom.NewCounters("outcome", "sent", "failed", "abandoned", "limited"),
+	}
+	t.unrouted = t.route("")
+	// A count reads two entire indexes, which is too expensive for each scrape.
+	// Prometheus waits 10 seconds for a page.
+	t.rowCount = checkup.New(time.Minute, 5*time.Second, mono, func(ctx context.Context) error {
+		users, sessions, err := st.count(ctx)
+		if err != nil {
+			return err
+		}
+		events, err := st.lastEvent()
+		t.users.Store(users)
+		t.sessions.Store(sessions)
+		t.events.Store(events)
+		return err
+	})
+	return t
+}
+
+// route returns the counters of a pattern's requests. METRICS_ADDR has patterns
+// of the other address, and shares their counters.
+func (t *stats) route(pattern string) *routeStats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range t.routes {
+		if r.pattern == pattern {
+			return r
+		}
+	}
+	r := &routeStats{pattern: pattern}
+	t.routes = append(t.routes, r)
+	return r
+}
+
+// noteState counts the open connections, as http.Server.ConnState.
+func (t *stats) noteState(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		t.connections.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		t.connections.Add(-1)
+	}
+}
+
+func (s *server) requestFamilies(p *prom.Page) {
+	const requests = "http_request_duration_seconds"
+	p.Family(requests, "histogram", "Requests by route, method and status, from the end of the header to the end of the answer.")
+	s.stats.mu.Lock()
+	routes := slices.Clone(s.stats.routes)
+	s.stats.mu.Unlock()
+	for _, r := range routes {
+		path := "none"
+		if r.pattern != "" {
+			_, path, _ = strings.Cut(r.pattern, " ")
+		}
+		r.mu.RLock()
+		list := slices.Clone(r.series) // requests must not wait for the page
+		r.mu.RUnlock()
+		for _, q := range list {
+			p.Histogram(requests, prom.Labels("route", path, "method", q.method, "status", strconv.Itoa(q.status)), q.durations)
+		}
+	}
+	p.Gauge("userd_connections", "Open connections, idle ones too.", float64(s.stats.connections.Load()))
+	p.Counters("userd_limited_total", "Requests refused by a limit, which answers 429.", s.stats.limited)
+	p.Counter("userd_refresh_grace_total", "Refresh tokens that were used again within the grace, and got the same answer.", float64(s.stats.graceAnswers.Load()))
+	p.Counters("userd_mails_total", "Mails by outcome: sent, failed for good, abandoned because they had lost their purpose, or limited.", s.stats.mails)
+	hashes := s.hasher.Stats()
+	p.Gauge("userd_password_hashes_running", "Passwords that are being hashed.", float64(hashes.Running))
+	p.Gauge("userd_password_hashes_waiting", "Passwords that wait to be hashed.", float64(hashes.Waiting))
+	p.Counter("userd_password_hashes_total", "Passwords that were hashed, to check or to store them.", float64(hashes.Hashed))
+	p.Counter("userd_password_hashes_refused_total", "Passwords that were not hashed, because too many waited or the wait was too long.", float64(hashes.Refused))
+}
+
+func (s *server) databaseFamilies(p *prom.Page) {
+	if s.stats.rowCount.Result() == nil { // otherwise the numbers are unknown
+		p.Gauge("userd_users", "Users, counted at most once a minute.", float64(s.stats.users.Load()))
+		p.Gauge("userd_sessions", "Sessions, counted at most once a minute.", float64(s.stats.sessions.Load()))
+		p.Counter("userd_events_total", "Events that were ever recorded, looked up at most once a minute.", float64(s.stats.events.Load()))
+	}
+	if n, oldest, err := s.store.mailQueue(); err == nil {
+		p.Gauge("userd_mails_queued", "Mails that wait to be sent.", float64(n))
+		age := 0.0
+		if oldest > 0 {
+			age = float64(max(s.wall().Unix()-oldest, 0))
+		}
+		p.Gauge("userd_mail_oldest_seconds", "Age of the oldest mail that waits to be sent.", age)
+	}
+	if file, log, err := s.store.size(); err == nil {
+		p.Gauge("userd_database_size_bytes", "Size of the database file.", float64(file))
+		p.Gauge("userd_database_wal_size_bytes", "Size of the write-ahead log.", float64(log))
+	}
+	damaged := 0.0
+	if s.stats.damaged.Load() {
+		damaged = 1
+	}
+	p.Gauge("userd_database_damaged", "Whether the check at the start found damage: 1 or 0.", damaged)
+	w := s.store.writer
+	const commits, writes = "userd_commit_duration_seconds", "userd_commit_writes"
+	p.Family(commits, "histogram", "Durations of transactions, with their commit and its sync.")
+	p.Histogram(commits, "", w.commitDurations)
+	p.Family(writes, "histogram", "Writes that share a commit and took effect.")
+	p.Histogram(writes, "", w.commitSizes)
+	p.Counter("userd_writes_refused_total", "Writes that failed because of the database, or waited too long for it.", float64(w.failedWrites.Load()))
+}
+
+// version returns the versions of userd and of Go, with the commit if known.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && !strings.Contains(v, s.Value[:min(12, len(s.Value))]) {
+			v += " " + s.Value
+		}
+	}
+	return v + " " + info.GoVersion
+}

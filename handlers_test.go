@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"userd/internal/checkup"
 
 	"modernc.org/sqlite"
 )
@@ -137,7 +138,7 @@ func TestReadyzStartsNoSecondCheckOfAStuckDatabase(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	book := s.keepLog()
-	s.health.database.timeout = 20 * time.Millisecond
+	s.health.database = checkup.New(time.Second, 20*time.Millisecond, s.mono, s.store.probe)
 	release := holdWriter(t, s.store)
 	for range 10 {
 		s.do("", "GET", "/readyz", "").want(t, 503, "unavailable")
@@ -146,10 +147,10 @@ func TestReadyzStartsNoSecondCheckOfAStuckDatabase(t *testing.T) {
 	if n := len(s.store.queue); n != 1 {
 		t.Errorf("%d writes wait behind the one that is stuck, want 1", n)
 	}
-	if failed := book.records(t, slog.LevelError); len(failed) != 1 || failed[0]["err"] != errCheckTimeout.Error() {
+	if failed := book.records(t, slog.LevelError); len(failed) != 1 || failed[0]["err"] != checkup.ErrTimeout.Error() {
 		t.Errorf("the errors of the log are %v", failed)
 	}
-	s.health.database.timeout = patience
+	s.health.database = checkup.New(time.Second, patience, s.mono, s.store.probe)
 	release()
 	await(t, "it is ready again", func() bool {
 		s.clock.add(time.Second)

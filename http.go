@@ -11,16 +11,17 @@ import (
 	"math/rand/v2"
 	"mime"
 	"net/http"
-	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
 	"userd/internal/clientaddr"
 	"userd/internal/netlisten"
+	"userd/internal/prom"
 	"userd/internal/throttle"
 )
 
@@ -403,24 +404,6 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
-// pathWord matches the segments of a path that are words, versions, file names and
-// small numbers. Tokens, e-mail addresses and most passwords are not.
-var pathWord = regexp.MustCompile(`^(|[A-Z]?[a-z0-9._-]{0,23}|[A-Z]{1,24})$`)
-
-// loggedPath returns what the log says of a path that is not a route. Segments that
-// could be secrets are "…", since a client that puts one into a path by mistake must
-// not put it into the log.
-func loggedPath(path string) string {
-	const most = 8
-	segments := strings.SplitN(path, "/", most+1)
-	for i, segment := range segments {
-		if i == most || !pathWord.MatchString(segment) {
-			segments[i] = "…"
-		}
-	}
-	return shorten(strings.Join(segments, "/"))
-}
-
 // utc returns a time of the database, or the zero time for 0, which means never.
 func utc(unix int64) (t time.Time) {
 	if unix != 0 {
@@ -454,4 +437,57 @@ func appendTime(b []byte, unix int64) []byte {
 	b = append(b, '"')
 	b = time.Unix(unix, 0).UTC().AppendFormat(b, time.RFC3339)
 	return append(b, '"')
+}
+
+// A routeStats counts the requests of one row of the route table, or those that
+// matched no row.
+type routeStats struct {
+	pattern string // empty: the requests matched no row
+	mu      sync.RWMutex
+	series  []*requestSeries // few
+}
+
+// A requestSeries counts the requests of a route with one method and one status.
+type requestSeries struct {
+	method    string
+	status    int
+	durations *prom.Histogram
+}
+
+// observe counts a request. Every request runs it, so it allocates only if it adds
+// a series.
+func (r *routeStats) observe(method string, status int, duration time.Duration) {
+	method = knownMethod(method)
+	r.mu.RLock()
+	x := r.find(method, status)
+	r.mu.RUnlock()
+	if x == nil {
+		r.mu.Lock()
+		if x = r.find(method, status); x == nil {
+			x = &requestSeries{method, status, prom.NewDurationHistogram()}
+			r.series = append(r.series, x)
+		}
+		r.mu.Unlock()
+	}
+	x.durations.Observe(int64(duration))
+}
+
+// find returns a series, or nil. The caller holds the lock.
+func (r *routeStats) find(method string, status int) *requestSeries {
+	for _, x := range r.series {
+		if x.status == status && x.method == method {
+			return x
+		}
+	}
+	return nil
+}
+
+// knownMethod returns the method, or "other" if userd does not know it: a client
+// can send any word, and each word would be a series.
+func knownMethod(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return method
+	}
+	return "other"
 }

@@ -2,8 +2,8 @@
 // Tokens, and create, read, update and delete of users over a JSON API, on an
 // embedded SQLite database.
 //
-// "userd help -all" prints its manual, which is made from the command table in
-// cli.go and the settings in config.go.
+// "userd help -all" prints its manual, which is made from the command table
+// below and the settings in config.go.
 package main
 
 import (
@@ -18,7 +18,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"unicode/utf8"
+
+	"userd/internal/terminal"
 )
 
 func main() {
@@ -132,7 +133,7 @@ func groupHelp(group string) string {
 }
 
 func commandHelp(cmd *command) string {
-	text := "Usage: " + cmd.usage() + "\n\n" + wrap("", cmd.help)
+	text := "Usage: " + cmd.usage() + "\n\n" + terminal.Wrap("", cmd.help)
 	flags := cmd.flagHelp("  ")
 	for _, o := range options {
 		if cmd.accepts(o.flag) {
@@ -155,7 +156,7 @@ func (cmd *command) flagHelp(indent string) string {
 	text := ""
 	own.VisitAll(func(f *flag.Flag) {
 		value, usage := flag.UnquoteUsage(f)
-		text += indent + strings.TrimSpace("-"+f.Name+" "+value) + "\n" + wrap(indent+"    ", usage)
+		text += indent + strings.TrimSpace("-"+f.Name+" "+value) + "\n" + terminal.Wrap(indent+"    ", usage)
 	})
 	return text
 }
@@ -166,12 +167,12 @@ func (o *option) entry() string {
 	if o.standard != "" {
 		text += " Default: " + o.standard
 	}
-	return fmt.Sprintf("  -%s %s (%s)\n", o.flag, o.value, o.env) + wrap("      ", text)
+	return fmt.Sprintf("  -%s %s (%s)\n", o.flag, o.value, o.env) + terminal.Wrap("      ", text)
 }
 
 // manual returns the help of all commands and settings.
 func manual() string {
-	text := about + "\n" + wrap("", `Flags can be anywhere on the command line; what follows -- is not a flag. Flags override
+	text := about + "\n" + terminal.Wrap("", `Flags can be anywhere on the command line; what follows -- is not a flag. Flags override
 		environment variables, and those override defaults.
 
 		The commands work on the database whether a server is running or not; a running
@@ -190,7 +191,7 @@ func manual() string {
 		The exit status is 0 for success, 1 for failure, and 2 for a wrong command or
 		configuration.`)
 	for _, cmd := range commands {
-		text += "\n" + cmd.usage() + "\n" + wrap("    ", cmd.help) + cmd.flagHelp("    ")
+		text += "\n" + cmd.usage() + "\n" + terminal.Wrap("    ", cmd.help) + cmd.flagHelp("    ")
 	}
 	text += "\nSettings, as flags and environment variables:\n"
 	for _, o := range options {
@@ -198,33 +199,279 @@ func manual() string {
 	}
 	text += "\nSettings that only the environment can hold:\n"
 	for _, x := range secrets {
-		text += "  " + x.env + ", " + x.env + "_FILE\n" + wrap("      ", x.help+" "+x.env+"_FILE names a file that holds it instead.")
+		text += "  " + x.env + ", " + x.env + "_FILE\n" + terminal.Wrap("      ", x.help+" "+x.env+"_FILE names a file that holds it instead.")
 	}
 	for _, v := range variables {
-		text += "  " + v.env + "\n" + wrap("      ", v.help)
+		text += "  " + v.env + "\n" + terminal.Wrap("      ", v.help)
 	}
 	return text
 }
 
-// wrap breaks paragraphs into indented lines of at most 79 columns.
-func wrap(indent, text string) string {
-	const width = 79
-	var lines []string
-	for i, paragraph := range strings.Split(text, "\n\n") {
-		if i > 0 {
-			lines = append(lines, "")
+// commands is the command table. Help and flags come from here.
+var commands = []command{
+	{"", "", untouched, "run the server",
+		`Without a command, userd serves until it is interrupted or terminated. It then
+		finishes the running requests, closes the database and exits. On SIGHUP it reads the
+		files TLS_CERT and TLS_KEY again. Without HTTPS, SIGHUP ends userd like SIGTERM.`,
+		noFlags(nil)},
+	{"user add", "NAME EMAIL", untouched, "add a user",
+		`Adds a user and prints its id. The password is the first line of standard input; on
+		a terminal userd asks for it twice and does not show it.`,
+		userAdd},
+	{"user list", "", opens, "list all users",
+		`Prints all users, ordered by id.`,
+		userList},
+	{"user show", "USER", opens, "show one user",
+		`Prints one user, one field a line.`,
+		userShow},
+	{"user set", "USER", opens, "change a user's name, address, role or status",
+		`Changes what the flags name, and prints the user, one field a line. Disabling a user ends its sessions.
+		The last active admin can be neither demoted nor disabled.`,
+		userSet},
+	{"user passwd", "USER", opens, "set a user's password",
+		`Sets a password and ends all of the user's sessions. The password is the first line
+		of standard input; on a terminal userd asks for it twice and does not show it.`,
+		noFlags(userPasswd)},
+	{"user reset-link", "USER", opens, "print a link that sets a new password",
+		`Prints a link with which the user can set a new password once, and ends its earlier
+		link. The link is a secret: the first person who opens it can set the password. It
+		leads to the page that the server stored when it started: see APP_URL and RESET_URL.`,
+		userResetLink},
+	{"user invite", "", opens, "print a link with which users register",
+		`Prints a link with which new users can register, whatever REGISTRATION says. With
+		-email, only this address can register, and it is then verified: send the link only
+		there. The link leads to the page that the server stored when it started: see APP_URL
+		and INVITE_URL.`,
+		userInvite},
+	{"user approve", "USER", opens, "let a waiting user log in",
+		`Approves a user that registered with REGISTRATION=approval, so that it can log in.
+		userd does not tell the user. To refuse a user, delete it.`,
+		noFlags(userApprove)},
+	{"user delete", "USER", opens, "delete a user",
+		`Deletes a user and ends its sessions. The last active admin cannot be deleted.`,
+		noFlags(userDelete)},
+	{"user import", "FILE", untouched, "add users from a CSV or NDJSON file",
+		`Reads CSV, or NDJSON with one object a line, as "userd user export" writes them, a
+		JSON array of such objects, or the CSV of Django's table auth_user. If FILE is -, it
+		reads standard input. It skips empty lines and rows of only commas.
+
+		Each user needs username, email, and either password, which is hashed, or
+		password_hash (argon2, bcrypt, scrypt, or PBKDF2 as Werkzeug and Django write it).
+		Optional are id, role, disabled, pending, created_at, updated_at, last_login_at and
+		email_verified_at. An id must be higher than every id that this database has given to
+		a user.
+
+		Each bad row is reported on standard error with its number, in order; a CSV header is
+		row 1. If any row is bad, nothing is imported, unless -partial is given.`,
+		userImport},
+	{"user export", "", opens, "write all users, with their password hashes",
+		`Writes all users with their password hashes, as of one moment, in CSV. It refuses to
+		write to a terminal.`,
+		userExport},
+	{"session list", "USER", opens, "list a user's sessions",
+		`Prints the active sessions of a user.`,
+		sessionList},
+	{"session end", "USER [SESSION]", opens, "end one session of a user, or all",
+		`Ends the session with the id SESSION or, without it, all sessions of the user.`,
+		noFlags(sessionEnd)},
+	{"invitation list", "", opens, "list the invitations",
+		`Prints the invitations that have not expired, without their links.`, invitationList},
+	{"invitation delete", "ID", opens, "end an invitation",
+		`Deletes an invitation: no user can register with its links any more.`, noFlags(invitationDelete)},
+	{"mail test", "ADDRESS", untouched, "send a test message",
+		`Sends a message as MAIL_URL and MAIL_FROM say, which must be set as for the server, and
+		prints what went wrong. It does not use the database.`,
+		noFlags(mailTest)},
+	{"mail list", "", opens, "list the outbox",
+		`Prints the outbox: the mails that wait, and those that were sent, failed or dropped
+		in the last seven days. It shows no codes, because the database has none.`,
+		mailList},
+	{"mail retry", "[ID]", opens, "try a mail again now",
+		`Makes the mail with this id, or every mail that waits or has failed, due now. The
+		server sends it.`,
+		noFlags(mailRetry)},
+	{"key list", "", opens, "list the keys that sign access tokens",
+		`Prints the keys in the database, without their secrets.`,
+		keyList},
+	{"key rotate", "", opens, "sign access tokens with a new key",
+		`Makes a new key, which signs access tokens from now on. The key before it verifies
+		tokens until the last one that it signed has expired, unless -now is given. If the
+		servers sign with JWT_SECRET_KEY, this command refuses.`,
+		keyRotate},
+	{"events", "", opens, "list what has happened",
+		`Prints the events: who did what to which user, and from which address. A table shows
+		the current name of a user after its id.`,
+		eventList},
+	{"events verify", "[HEAD]", opens, "check that no event was changed or removed",
+		`Recomputes the chain of events and prints its newest link, the head. It fails if
+		events were changed, removed or inserted. With a HEAD that you noted elsewhere, it
+		detects every change up to that head. It also fails if events younger than
+		EVENT_RETENTION were deleted: set that to the server's value.`,
+		noFlags(eventsVerify)},
+	{"backup", "FILE", untouched, "write a copy of the database",
+		`Writes a consistent copy of the database to FILE, which must not exist, or to
+		standard output if FILE is -. The server may keep running.`,
+		noFlags(backup)},
+	{"restore", "FILE", untouched, "replace the database by a copy",
+		`Replaces the database by a copy. No other process may have the database open. The
+		previous database is kept next to the new one. New users and sessions get higher ids
+		than any that the previous database gave out.`,
+		noFlags(restore)},
+	{"check", "", untouched, "check the database for damage",
+		`Reads the whole database and prints what is wrong with it, one finding a line; the
+		exit status is then 1. It changes nothing, and the server may keep running.`,
+		noFlags(check)},
+	{"adopt", "", untouched, "upgrade a database of the Flask tutorial",
+		`Upgrades a database of the Flask tutorial for userd, after a copy next to it. The
+		server and most other commands do this first; backup, restore and check do not. It
+		refuses if users differ only in the case of a username or e-mail address, unless
+		-resolve is given.`,
+		adoptDatabase},
+	{"healthcheck", "", untouched, "ask the running server whether it is ready",
+		`Asks the server with these settings whether it is ready, for containers without
+		curl. It does not use the database.`,
+		noFlags(healthcheck)},
+	{"help", "[COMMAND...]", untouched, "explain a command",
+		`Explains a command or a group of commands, such as user. Without an argument it
+		prints a summary.`,
+		helpCommand},
+	{"version", "", untouched, "print the version",
+		`Prints the version of userd and of Go.`,
+		noFlags(printVersion)},
+}
+
+func helpCommand(f *flag.FlagSet) action {
+	all := f.Bool("all", false, "Print the whole manual: all commands and all settings.")
+	return func(_ context.Context, c *cli) error { return &helpRequest{c.args, *all} }
+}
+
+func printVersion(_ context.Context, c *cli) error {
+	_, err := fmt.Fprintln(c.stdout, "userd", version())
+	return err
+}
+
+// A commandLine holds the arguments of userd by kind.
+type commandLine struct {
+	words []string // of the command, and its arguments
+	names []string // of the flags, without dashes
+	flags []string // as they were given, each followed by its value
+	help  bool     // -h or -help was given
+}
+
+// splitArgs separates the flags from the other arguments. Flags can be before the words of
+// the command, so it knows those of all commands. It returns a usageError.
+func splitArgs(args []string) (line commandLine, err error) {
+	for len(args) > 0 {
+		arg := args[0]
+		args = args[1:]
+		if arg == "--" {
+			line.words = append(line.words, args...)
+			break
 		}
-		line := indent
-		for _, word := range strings.Fields(paragraph) {
-			if line != indent && utf8.RuneCountInString(line+word) >= width {
-				lines, line = append(lines, line), indent
-			}
-			if line != indent {
-				line += " "
-			}
-			line += word
+		if arg == "-" || !strings.HasPrefix(arg, "-") {
+			line.words = append(line.words, arg)
+			continue
 		}
-		lines = append(lines, line)
+		dashed, _, hasValue := strings.Cut(arg, "=")
+		name := strings.TrimPrefix(dashed[1:], "-")
+		if name == "h" || name == "help" {
+			line.help = true
+			continue
+		}
+		known, isBool := findFlag(name)
+		if !known {
+			return line, usagef("unknown flag %s: see userd help -all", dashed)
+		}
+		line.names, line.flags = append(line.names, name), append(line.flags, arg)
+		if !isBool && !hasValue {
+			if len(args) == 0 {
+				return line, usagef("%s requires a value", dashed)
+			}
+			line.flags, args = append(line.flags, args[0]), args[1:]
+		}
 	}
-	return strings.Join(lines, "\n") + "\n"
+	return line, nil
+}
+
+// findFlag reports whether any command has the flag, and whether the flag is boolean.
+func findFlag(name string) (known, isBool bool) {
+	for i := range commands {
+		flags, _ := commands[i].flagSet(nil)
+		if f := flags.Lookup(name); f != nil {
+			b, ok := f.Value.(interface{ IsBoolFlag() bool })
+			return true, ok && b.IsBoolFlag()
+		}
+	}
+	return false, false
+}
+
+// flagOwners lists the commands that have a flag.
+func flagOwners(name string) string {
+	var owners []string
+	for i := range commands {
+		if flags, _ := commands[i].flagSet(nil); flags.Lookup(name) != nil {
+			owners = append(owners, strings.TrimSpace("userd "+commands[i].words))
+		}
+	}
+	return strings.Join(owners, ", ")
+}
+
+// findCommand returns the command with which the words begin, and its arguments. For the
+// name of a group, such as user, it returns a helpRequest; otherwise a usageError.
+func findCommand(words []string) (cmd *command, args []string, err error) {
+	group := false
+	for i := range commands {
+		name := strings.Fields(commands[i].words)
+		if len(words) >= len(name) && slices.Equal(words[:len(name)], name) && (cmd == nil || len(commands[i].words) > len(cmd.words)) {
+			cmd, args = &commands[i], words[len(name):]
+		}
+		group = group || len(words) > 0 && len(name) > 1 && name[0] == words[0]
+	}
+	switch {
+	case cmd.words != "" || len(words) == 0:
+		return cmd, args, nil
+	case !group:
+		return nil, nil, usagef("unknown command %q: see userd help", words[0])
+	case len(words) > 1:
+		return nil, nil, usagef("unknown command %q: see userd help %s", words[0]+" "+words[1], words[0])
+	}
+	return nil, nil, &helpRequest{topic: words}
+}
+
+// parse reads the arguments and the environment into c, and returns the command
+// and its action. It returns a helpRequest, or a usageError of one line that
+// names the command, the flag or the setting.
+func (c *cli) parse(args []string, getenv func(string) string) (*command, action, error) {
+	if len(args) == 1 && (args[0] == "-version" || args[0] == "--version") {
+		args = []string{"version"}
+	}
+	c.given = args
+	line, err := splitArgs(args)
+	if err != nil {
+		return nil, nil, err
+	}
+	if line.help {
+		return nil, nil, &helpRequest{topic: line.words}
+	}
+	var cmd *command
+	if cmd, c.args, err = findCommand(line.words); err != nil {
+		return nil, nil, err
+	}
+	given := make(map[string]string)
+	flags, run := cmd.flagSet(given)
+	for _, name := range line.names {
+		if flags.Lookup(name) == nil {
+			return nil, nil, cmd.usagef("does not accept -%s, a flag of %s; see %s", name, flagOwners(name), strings.TrimSpace("userd help "+cmd.words))
+		}
+	}
+	if err := flags.Parse(line.flags); err != nil {
+		return nil, nil, cmd.usagef("%v", err)
+	}
+	names := strings.Fields(cmd.args)
+	if n := len(c.args); n < len(names) && !strings.HasPrefix(names[n], "[") {
+		return nil, nil, cmd.usagef("missing %s; usage: %s", names[n], cmd.usage())
+	} else if n > len(names) && !strings.HasSuffix(cmd.args, "...]") {
+		return nil, nil, cmd.usagef("too many arguments; usage: %s", cmd.usage()) // not repeated: one may be a password
+	}
+	return cmd, run, c.load(given, getenv, cmd.accepts)
 }

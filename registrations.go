@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -364,4 +365,70 @@ func (s *server) approveUser(x *exchange) error {
 		return err
 	}
 	return x.sendUser(http.StatusOK, &u, viewAll)
+}
+
+type verifyEmailRequest struct {
+	Code     string `json:"code"`
+	Password string `json:"password"` // of the user, if the request has no token of it
+
+	Username *string `json:"username"` // of the user of a registration, in place of that of the registration
+}
+
+// verifyEmail verifies the address of the user of a code, or completes the registration of
+// the code. The code only proves that its
+// holder reads the mails to this address. Another person may have registered with the
+// address, and the holder must not verify that user for it. So the caller must also be the
+// user.
+func (s *server) verifyEmail(x *exchange) error {
+	in, err := decode[verifyEmailRequest](x.body())
+	if err != nil {
+		return err
+	}
+	if code, err := hashCode(verifyCode, in.Code); err == nil {
+		r, err := s.store.registrantOfCode(code, s.wall().Unix())
+		if err == nil {
+			return s.completeRegistration(x, &r, code, in.Password, in.Username)
+		}
+		if !errors.Is(err, errInvalidCode) {
+			return err
+		}
+	}
+	c, err := s.emailCode(x, verifyCode, in.Code) // only of users: a registration has user_id 0
+	if err != nil {
+		return err
+	}
+	by, err := s.proveOwner(x, &c.user, in.Password)
+	if err != nil {
+		return err
+	}
+	u, err := s.store.verifyEmail(x.r.Context(), by, &c, s.wall().Unix())
+	if err != nil {
+		return err
+	}
+	return x.sendUser(http.StatusOK, &u, viewAll)
+}
+
+// proveOwner returns the caller of a write if the request is from a user: it has a password
+// of the user, which counts like one of a login, or the token of a session of the user. It
+// returns errNoToken, another error of authenticate, errCredentials or an error of
+// matchesPassword.
+func (s *server) proveOwner(x *exchange, u *user, password string) (caller, error) {
+	if password == "" {
+		err := s.authenticate(x)
+		if errors.Is(err, errNoToken) {
+			err = errNoToken.with("Log in, or send the password of the user")
+		} else if err == nil && x.who.id != u.id {
+			err = errCredentials.with("This link is for another user: log in as that user, or send its password")
+		}
+		return x.caller(), err
+	}
+	c, err := s.store.credentials(u.id)
+	if err != nil {
+		return caller{}, err
+	}
+	ok, err := s.matchesPassword(x, u.id, c.hash, "", password)
+	if err == nil && !ok {
+		err = errCredentials
+	}
+	return caller{kind: strangerCaller, user: u.id, address: x.address, stamp: &c.stamp}, err
 }

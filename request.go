@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -270,4 +271,22 @@ func userAgent(r *http.Request) string {
 		text = strings.ToValidUTF8(text[:most], "")
 	}
 	return text
+}
+
+// pathWord matches the segments of a path that are words, versions, file names and
+// small numbers. Tokens, e-mail addresses and most passwords are not.
+var pathWord = regexp.MustCompile(`^(|[A-Z]?[a-z0-9._-]{0,23}|[A-Z]{1,24})$`)
+
+// loggedPath returns what the log says of a path that is not a route. Segments that
+// could be secrets are "…", since a client that puts one into a path by mistake must
+// not put it into the log.
+func loggedPath(path string) string {
+	const most = 8
+	segments := strings.SplitN(path, "/", most+1)
+	for i, segment := range segments {
+		if i == most || !pathWord.MatchString(segment) {
+			segments[i] = "…"
+		}
+	}
+	return shorten(strings.Join(segments, "/"))
 }

@@ -96,6 +96,9 @@ func (c caller) with(values args) args {
 	})
 }
 
+// moveCounter records the id of the user that the statement before it has added.
+const moveCounter = `UPDATE counter SET user_id = (SELECT max(id) FROM user)`
+
 // mayChange is the condition of every change of the user @id: the caller may make
 // the change when the statement runs, and its token or password still proves what it
 // proved when the request came in.

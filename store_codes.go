@@ -223,9 +223,6 @@ func (s *store) deleteInvitation(ctx context.Context, by caller, id, now int64) 
 	return err
 }
 
-// moveCounter records the id of the user that the statement before it has added.
-const moveCounter = `UPDATE counter SET user_id = (SELECT max(id) FROM user)`
-
 // admits is the condition that a usable code belongs to an invitation for a user with
 // the names @username and @email.
 const admits = `user_invitation.id = user_code.invitation_id AND user_invitation.expires_at > @now AND user_invitation.uses_left > 0

@@ -184,3 +184,26 @@ func HideInput(f *os.File) (restore func(), err error) {
 	}
 	return func() { stty("echo") }, stty("-echo")
 }
+
+// Wrap breaks paragraphs into indented lines of at most 79 columns.
+func Wrap(indent, text string) string {
+	const width = 79
+	var lines []string
+	for i, paragraph := range strings.Split(text, "\n\n") {
+		if i > 0 {
+			lines = append(lines, "")
+		}
+		line := indent
+		for _, word := range strings.Fields(paragraph) {
+			if line != indent && utf8.RuneCountInString(line+word) >= width {
+				lines, line = append(lines, line), indent
+			}
+			if line != indent {
+				line += " "
+			}
+			line += word
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
