@@ -58,6 +58,25 @@ type sentMail struct {
 
 var linkPattern = regexp.MustCompile(`https://id\.example\.com/[a-z]+#(u[a-z]_[A-Z2-7]{26})\n`)
 
+// readMail reads a message.
+func readMail(t testing.TB, r io.Reader) sentMail {
+	t.Helper()
+	m, err := netmail.ReadMessage(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := io.ReadAll(quotedprintable.NewReader(m.Body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(data), "\r\n", "\n")
+	sent := sentMail{header: m.Header, to: m.Header.Get("To"), subject: m.Header.Get("Subject"), text: text}
+	if link := linkPattern.FindStringSubmatch(text); link != nil {
+		sent.code = link[1]
+	}
+	return sent
+}
+
 // deliver sends what is due and returns the mails that were sent since the last call,
 // ordered by their recipients.
 func (p *postbox) deliver() (list []sentMail) {
@@ -77,20 +96,7 @@ func (p *postbox) deliver() (list []sentMail) {
 			p.t.Fatal(err)
 		}
 		defer f.Close()
-		m, err := netmail.ReadMessage(f)
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		data, err := io.ReadAll(quotedprintable.NewReader(m.Body))
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		text := strings.ReplaceAll(string(data), "\r\n", "\n")
-		sent := sentMail{header: m.Header, to: m.Header.Get("To"), subject: m.Header.Get("Subject"), text: text}
-		if link := linkPattern.FindStringSubmatch(text); link != nil {
-			sent.code = link[1]
-		}
-		list = append(list, sent)
+		list = append(list, readMail(p.t, f))
 	}
 	slices.SortFunc(list, func(a, b sentMail) int { return strings.Compare(a.to+a.subject, b.to+b.subject) })
 	return list
