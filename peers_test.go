@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -17,10 +18,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"userd/internal/mail/eximtest"
 )
 
 // peers says that the programs userd works with are installed, and to be tested with.
-var peers = flag.Bool("peers", false, "test with nginx, Caddy, Chromium, Flask, PyJWT and promtool of Debian, which must be installed, and with Traefik, Litestream and Pebble, which are built")
+var peers = flag.Bool("peers", false, "test with nginx, Caddy, Chromium, Flask, PyJWT, promtool and Exim of Debian, which must be installed, and with Traefik, Litestream and Pebble, which are built")
 
 // Each proxy runs with its configuration in docs/proxy.md.
 func TestReverseProxies(t *testing.T) {
@@ -278,4 +281,32 @@ func testForwardAuth(t *testing.T, u *process, url string) {
 		t.Errorf("after logout: %d", r.status)
 	}
 	wantClients(t, u, "GET /api/verify", stranger)
+}
+
+// Exim has a certificate that only SSL_CERT_FILE makes valid.
+func TestEximDeliversAResetLink(t *testing.T) {
+	if !*peers {
+		t.Skip("runs with -peers")
+	}
+	exim := eximtest.Start(t, "mailer@example.com", "p@ss/w%rd: 1")
+	u := startUserd(t, t.TempDir(), []string{
+		"APP_URL=https://id.example.com", "SSL_CERT_FILE=" + exim.CertFile, "MAIL_FROM=no-reply@example.com",
+		"MAIL_URL=smtp://mailer%40example.com:p%40ss%2Fw%25rd%3A%201@" + exim.StartTLSAddr,
+	})
+	u.must("", "POST", "/api/register", fmt.Sprintf(`{"username":"ann","email":"ann@example.org","password":%q}`, goodPassword)).want(t, 201, "")
+	u.forgot("ann@example.org")
+	if err := receive(t, "Exim delivers a mail", exim.Ended); err != nil {
+		t.Fatalf("%v: %s\n%s", err, exim.Log(), strings.Join(u.log(), "\n"))
+	}
+	files, err := exim.Mails()
+	if err != nil || len(files) != 1 {
+		t.Fatalf("the mailbox contains %q, %v: %s", files, err, exim.Log())
+	}
+	data, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := readMail(t, bytes.NewReader(data)).code
+	u.must("", "POST", "/api/password/reset", resetBody(code, "another long one")).want(t, 200, "")
+	u.login("ann", "another long one")
 }

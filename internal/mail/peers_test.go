@@ -8,23 +8,20 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"userd/internal/certs/certstest"
+	"userd/internal/mail/eximtest"
 )
 
 // peers says that the programs userd sends mail to are installed, and to be tested with.
@@ -178,116 +175,37 @@ func (p *peer) wantMessage(t *testing.T, m *Message, mechanism string) {
 	}
 }
 
-// An exim is Debian's mail server with testdata/exim.conf, in a directory of its own. As
-// with inetd, a process of its own serves each connection, delivers its messages and ends.
+// An exim is a mail server with the certificate that roots trusts.
 type exim struct {
-	dir                   string
-	startTLSAddr, tlsAddr string
-	roots                 *x509.CertPool
-	ended                 chan error // of each process
+	*eximtest.Server
+	roots *x509.CertPool
 }
 
 func startExim(t *testing.T) *exim {
 	t.Helper()
-	// The directories of T.TempDir are closed to Exim's user.
-	dir, err := os.MkdirTemp("", "exim")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	e := &exim{dir: dir, ended: make(chan error)}
-	certFile, keyFile, roots := peerCertificate(t, dir)
-	e.roots = roots
-	e.startTLSAddr = e.listen(t)
-	e.tlsAddr = e.listen(t, "-tls-on-connect")
-	account, err := user.Lookup("Debian-exim")
-	if err != nil {
-		t.Fatal(err)
-	}
-	uid, err := strconv.Atoi(account.Uid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, err := os.ReadFile("testdata/exim.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, tlsPort, _ := net.SplitHostPort(e.tlsAddr)
-	config = fmt.Appendf(nil, "DIR = %s\nTLS_PORT = %s\nUSER = %s\nPASS = %s\n%s", dir, tlsPort, testUser, testPass, config)
-	if err := errors.Join(os.Chown(dir, uid, -1), os.Chown(certFile, uid, -1), os.Chown(keyFile, uid, -1), os.WriteFile(e.config(), config, 0o644)); err != nil {
-		t.Fatal(err)
-	}
+	e := &exim{eximtest.Start(t, testUser, testPass), x509.NewCertPool()}
+	e.roots.AddCert(e.Certificate.Leaf)
 	return e
-}
-
-func (e *exim) config() string { return filepath.Join(e.dir, "exim.conf") }
-
-// listen returns an address whose connections Exim serves, with these arguments.
-func (e *exim) listen(t *testing.T, args ...string) (addr string) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var done sync.WaitGroup
-	done.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			err = e.serve(t.Context(), conn.(*net.TCPConn), args)
-			select {
-			case e.ended <- err:
-			case <-t.Context().Done():
-			}
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		done.Wait()
-	})
-	return l.Addr().String()
-}
-
-// serve returns when Exim has served the connection and delivered its messages.
-func (e *exim) serve(ctx context.Context, conn *net.TCPConn, args []string) error {
-	file, err := conn.File()
-	conn.Close()
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	cmd := exec.CommandContext(ctx, "/usr/sbin/exim4", append(args, "-C", e.config(), "-bs", "-odf")...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = file, file, os.Stderr
-	return cmd.Run()
 }
 
 // send sends a message, and returns when Exim has delivered it.
 func (e *exim) send(t *testing.T, scheme, userInfo string, m *Message) error {
 	t.Helper()
-	addr := e.startTLSAddr
+	addr := e.StartTLSAddr
 	if scheme == "smtps" {
-		addr = e.tlsAddr
+		addr = e.TLSAddr
 	}
 	err := newSMTP(t, scheme, userInfo, addr, e.roots).Send(t.Context(), m)
 	select {
-	case ended := <-e.ended:
+	case ended := <-e.Ended:
 		// The status is 1 if no message was accepted.
 		if ended != nil && !errors.As(ended, new(*exec.ExitError)) {
 			t.Error(ended)
 		}
 	case <-time.After(10 * time.Second):
-		t.Fatalf("%v, and Exim has not ended: %s", err, e.log())
+		t.Fatalf("%v, and Exim has not ended: %s", err, e.Log())
 	}
 	return err
-}
-
-// log returns what Exim has logged.
-func (e *exim) log() []byte {
-	log, _ := os.ReadFile(filepath.Join(e.dir, "mainlog"))
-	panics, _ := os.ReadFile(filepath.Join(e.dir, "paniclog"))
-	return append(log, panics...)
 }
 
 // eximReceived is the header that Exim adds to a message that it got with TLS and after
@@ -324,11 +242,11 @@ func TestEximDeliversMessages(t *testing.T) {
 		t.Run("a message with "+scheme, func(t *testing.T) {
 			m := peerMessage(t)
 			if err := e.send(t, scheme, testUserInfo, m); err != nil {
-				t.Fatalf("%v: %s", err, e.log())
+				t.Fatalf("%v: %s", err, e.Log())
 			}
-			files, err := filepath.Glob(filepath.Join(e.dir, "mail", "new", "*"))
+			files, err := e.Mails()
 			if err != nil || len(files) != 1 {
-				t.Fatalf("the mailbox contains %q, %v: %s", files, err, e.log())
+				t.Fatalf("the mailbox contains %q, %v: %s", files, err, e.Log())
 			}
 			defer os.Remove(files[0])
 			got, err := os.ReadFile(files[0])
@@ -343,7 +261,7 @@ func TestEximDeliversMessages(t *testing.T) {
 			if added, same := bytes.CutSuffix(got, want); !same || !eximReceived.Match(added) {
 				t.Errorf("the mailbox contains\n%s\nwant a Received header and\n%s", got, want)
 			}
-			if log := e.log(); !regexp.MustCompile(" <= no-reply@example.com .*" + login).Match(log) {
+			if log := e.Log(); !regexp.MustCompile(" <= no-reply@example.com .*" + login).Match(log) {
 				t.Errorf("the log has no message with %q: %s", login, log)
 			}
 		})
