@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"userd/internal/passhash"
 )
 
 // A mailServer accepts all mails, unless a test makes it fail, and keeps them.
@@ -324,7 +326,7 @@ func TestTerminatedWhileItSendsAMailItSendsItOnce(t *testing.T) {
 	}
 }
 
-// withUsers makes a database with users that have no password, in a new directory.
+// withUsers makes a database with users, in a new directory.
 func withUsers(t *testing.T, names ...string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -332,8 +334,15 @@ func withUsers(t *testing.T, names ...string) (dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	hash, err := passhash.New(cheap).Hash(t.Context(), "", goodPassword)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range names {
-		aUser(t, st, name, member)
+		u := user{username: name, email: name + "@example.com", role: member}
+		if err := st.addUser(t.Context(), console, &u, hash, time.Now().Unix()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := st.close(); err != nil {
 		t.Fatal(err)
