@@ -150,7 +150,6 @@ func BenchmarkServer(b *testing.B) {
 
 	b.Run("overload", func(b *testing.B) { benchOverload(b, path) })
 
-	self := &benchProcess{pid: os.Getpid()}
 	bare := startBenchProcess(b, []string{"-test.run=^TestFloorServer$"}, "USERD_BENCH_FLOOR=1")
 	userd := startBenchUserd(b, path)
 	userd.settle()
@@ -160,38 +159,49 @@ func BenchmarkServer(b *testing.B) {
 		benchLoad(b, users[i:i+1], &benchLogin, 1)
 	}
 	for _, op := range benchOps {
-		b.Run(op.name, func(b *testing.B) {
-			n := benchClients
-			if op.hashes {
-				// No more clients than concurrent hashes: none has to wait, so the server
-				// refuses none as busy if the machine pauses.
-				n = min(n, runtime.GOMAXPROCS(0))
-			}
-			clients := userd.clients(b, n) // new ones: the server closes idle connections
-			for i, c := range clients {
-				c.user, c.token, c.refresh = users[i].user, users[i].token, users[i].refresh
-			}
-			b.ResetTimer()
-			objects, bytes := userd.allocated(b)
-			cost := userd.costOf(b.N, func() { benchLoad(b, clients, &op, b.N) })
-			b.StopTimer()
-			objectsThen, bytesThen := userd.allocated(b)
-			b.ReportMetric((objectsThen-objects)/float64(b.N), "server-allocs/op")
-			b.ReportMetric((bytesThen-bytes)/float64(b.N), "server-B/op")
-			var floor float64
-			if op.hashes {
-				hashes := min(b.N, 64)
-				floor = self.costOf(hashes, func() { benchHash(hashes, func() *argon2.Memory { return nil }) })
-			} else {
-				requests, clients := min(100*b.N, 30_000), bare.clients(b, n)
-				floor = bare.costOf(requests, func() { benchLoad(b, clients, &benchBare, requests) })
-			}
-			if cost > 0 && floor > 0 { // more than a tick of the clock
-				b.ReportMetric(cost, "server-µs/op")
-				b.ReportMetric(floor, "floor-µs/op")
-				b.ReportMetric(cost/floor, "×floor")
-			}
-		})
+		b.Run(op.name, func(b *testing.B) { benchOperation(b, &op, userd, bare, users) })
+	}
+
+	mailing := startBenchUserd(b, path, "MAIL_URL=dir:"+b.TempDir(), "MAIL_LIMIT=100000")
+	b.Run("forgot", func(b *testing.B) {
+		benchOperation(b, &benchOp{"forgot", 202, false, func(*benchClient) string {
+			return fmt.Sprintf("POST /api/password/forgot\n"+`{"login":"user%d"}`, 1+mathrand.IntN(benchUsers))
+		}, nil}, mailing, bare, users)
+	})
+}
+
+// benchOperation measures an operation of clients that are these users, and its floor.
+func benchOperation(b *testing.B, op *benchOp, userd, bare *benchProcess, users []*benchClient) {
+	n := benchClients
+	if op.hashes {
+		// No more clients than concurrent hashes: none has to wait, so the server
+		// refuses none as busy if the machine pauses.
+		n = min(n, runtime.GOMAXPROCS(0))
+	}
+	clients := userd.clients(b, n) // new ones: the server closes idle connections
+	for i, c := range clients {
+		c.user, c.token, c.refresh = users[i].user, users[i].token, users[i].refresh
+	}
+	b.ResetTimer()
+	objects, bytes := userd.allocated(b)
+	cost := userd.costOf(b.N, func() { benchLoad(b, clients, op, b.N) })
+	b.StopTimer()
+	objectsThen, bytesThen := userd.allocated(b)
+	b.ReportMetric((objectsThen-objects)/float64(b.N), "server-allocs/op")
+	b.ReportMetric((bytesThen-bytes)/float64(b.N), "server-B/op")
+	var floor float64
+	if op.hashes {
+		hashes := min(b.N, 64)
+		self := &benchProcess{pid: os.Getpid()}
+		floor = self.costOf(hashes, func() { benchHash(hashes, func() *argon2.Memory { return nil }) })
+	} else {
+		requests, clients := min(100*b.N, 30_000), bare.clients(b, n)
+		floor = bare.costOf(requests, func() { benchLoad(b, clients, &benchBare, requests) })
+	}
+	if cost > 0 && floor > 0 { // more than a tick of the clock
+		b.ReportMetric(cost, "server-µs/op")
+		b.ReportMetric(floor, "floor-µs/op")
+		b.ReportMetric(cost/floor, "×floor")
 	}
 }
 
@@ -457,9 +467,9 @@ func (p *benchProcess) allocated(b *testing.B) (objects, bytes float64) {
 	return objects, bytes
 }
 
-func startBenchUserd(b *testing.B, path string) *benchProcess {
+func startBenchUserd(b *testing.B, path string, env ...string) *benchProcess {
 	b.Helper()
-	return startBenchProcess(b, nil, "USERD_TEST_RUN_MAIN=1", "DATABASE_URL="+path, "ADDR=127.0.0.1:0", "METRICS_ADDR=127.0.0.1:0", "LOG_FORMAT=json", "JWT_ACCESS_TOKEN_EXPIRES=24h", "RATE_LIMIT=off")
+	return startBenchProcess(b, nil, append(env, "USERD_TEST_RUN_MAIN=1", "DATABASE_URL="+path, "ADDR=127.0.0.1:0", "METRICS_ADDR=127.0.0.1:0", "LOG_FORMAT=json", "JWT_ACCESS_TOKEN_EXPIRES=24h", "RATE_LIMIT=off")...)
 }
 
 // startBenchProcess runs the test binary with no environment but env, and
