@@ -22,86 +22,171 @@ type mailLoad struct {
 
 // A mailedUser goes through one flow, as far as the kills let it.
 type mailedUser struct {
-	name     string
-	flow     *mailFlow
-	asked    bool // the first request was acknowledged
-	followed bool // the link was followed, with success
-	inDoubt  bool // the link was followed, and the answer is missing
+	name    string
+	flow    *mailFlow
+	done    int  // steps that were acknowledged
+	inDoubt bool // the next step was sent, and its answer is missing
 }
 
-// A mailFlow is a request that causes a mail, and one that uses its code.
+// A mailFlow is a request that causes a mail, and those that use the codes of its mails.
 type mailFlow struct {
 	prefix string // of the users' names
-	ask    func(p *process, name string) (reply, error)
-	asked  int // the status of success
-	follow func(p *process, name, code string) (reply, error)
-	landed func(p *process, name string) bool // reports whether a link was followed
+	steps  []mailStep
+}
+
+// A mailStep is a request of a user.
+type mailStep struct {
+	kind   codeKind // of the code that it uses; the first step of a flow uses none
+	to     string   // the part of the code's address after the name
+	do     func(p *process, name, code string) (reply, error)
+	landed func(p *process, name string) bool // reports whether the step has taken effect
+}
+
+// post returns a step's request.
+func post(path, body string) func(p *process, name, code string) (reply, error) {
+	return func(p *process, name, code string) (reply, error) {
+		return p.insist("POST", path, strings.NewReplacer("NAME", name, "CODE", code).Replace(body))
+	}
+}
+
+// insist sends a request until it gets another answer than that the server is busy.
+func (p *process) insist(method, path, body string) (reply, error) {
+	for {
+		if r, err := p.ask("", method, path, body); r.field("code") != "busy" {
+			return r, err
+		}
+	}
+}
+
+// me returns the user with this name and its access token.
+func me(p *process, name string) (r reply, token string) {
+	r, err := post("/api/login", `{"username":"NAME","password":"`+goodPassword+`"}`)(p, name, "")
+	if err != nil || r.status != 200 {
+		return reply{}, ""
+	}
+	token = r.field("access_token")
+	r, _ = p.ask(token, "GET", "/api/users/me", "")
+	return r, token
+}
+
+// has returns a function that reports whether a user has a field with a value, which begins
+// with the user's name, or with any value if it is empty.
+func has(field, value string) func(p *process, name string) bool {
+	return func(p *process, name string) bool {
+		r, _ := me(p, name)
+		return r.field(field) != "" && (value == "" || r.field(field) == name+value)
+	}
 }
 
 const mailedPassword = "another long one"
 
-func tryLogin(p *process, name, password string) bool {
-	return p.must("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q}`, name, password)).status == 200
-}
+var resetStep = mailStep{resetMailCode, "@example.com", post("/api/password/reset", resetBody("CODE", mailedPassword)),
+	func(p *process, name string) bool {
+		r, _ := post("/api/login", `{"username":"NAME","password":"`+mailedPassword+`"}`)(p, name, "")
+		return r.status == 200
+	}}
 
 var mailFlows = []*mailFlow{
-	{
-		prefix: "forgot",
-		ask: func(p *process, name string) (reply, error) {
-			return p.ask("", "POST", "/api/password/forgot", fmt.Sprintf(`{"login":%q}`, name))
-		},
-		asked: 202,
-		follow: func(p *process, _, code string) (reply, error) {
-			return p.ask("", "POST", "/api/password/reset", resetBody(code, mailedPassword))
-		},
-		landed: func(p *process, name string) bool { return tryLogin(p, name, mailedPassword) },
-	},
+	{"forgot", []mailStep{
+		{"", "", post("/api/password/forgot", `{"login":"NAME"}`), func(*process, string) bool { return false }},
+		resetStep,
+	}},
+	{"new", []mailStep{
+		{"", "", post("/api/register", registerBody("NAME", goodPassword)), has("username", "")},
+		{verifyCode, "@example.com", post("/api/email/verify", resetBody("CODE", goodPassword)), has("email_verified_at", "")},
+	}},
+	{"change", []mailStep{
+		{"", "", func(p *process, name, _ string) (reply, error) {
+			_, token := me(p, name)
+			return p.ask(token, "PUT", "/api/users/me", fmt.Sprintf(`{"email":"%s-new@example.com"}`, name))
+		}, has("pending_email", "-new@example.com")},
+		{changeCode, "-new@example.com", post("/api/email/change", `{"code":"CODE"}`), has("email", "-new@example.com")},
+		{undoCode, "@example.com", post("/api/email/undo", `{"code":"CODE"}`), has("email", "@example.com")},
+		resetStep,
+	}},
 }
 
-// run takes a user through its flow, until the process is killed. told gets the steps.
-func (u *mailedUser) run(l *mailLoad, p *process, told func(step string)) {
-	r, err := u.flow.ask(p, u.name)
-	if err != nil {
-		return
-	}
-	u.asked = true
-	if r.status != u.flow.asked {
-		l.t.Errorf("%s: the request was answered %d %s", u.name, r.status, r.body)
-	}
-	told("asked")
-	for len(l.links(u)) == 0 {
-		select {
-		case <-p.exited:
-			return
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-	told("mailed")
-	u.inDoubt = true
-	for {
-		r, err = u.flow.follow(p, u.name, l.links(u)[0])
-		if err != nil {
-			return
-		}
-		if r.field("code") != "busy" {
-			break
-		}
-	}
-	u.inDoubt, u.followed = false, r.status == 200
-	if r.status != 200 {
-		l.t.Errorf("%s: the link was answered %d %s", u.name, r.status, r.body)
-	}
-	told("followed")
-}
-
-// links returns the codes of the links that a user got.
-func (l *mailLoad) links(u *mailedUser) (codes []string) {
-	for _, mail := range l.mails.mailsTo(u.name + "@example.com") {
-		if mail.code != "" { // not a notice
+// codes returns the codes that a user got for a step.
+func (l *mailLoad) codes(u *mailedUser, step int) (codes []string) {
+	for _, mail := range l.mails.mailsTo(u.name + u.flow.steps[step].to) {
+		if isCode(mail.code, u.flow.steps[step].kind) {
 			codes = append(codes, mail.code)
 		}
 	}
 	return codes
+}
+
+// run takes a user through its flow, until the process is killed. told gets the steps.
+func (u *mailedUser) run(l *mailLoad, p *process, told func(step string) string) {
+	for step := range u.flow.steps {
+		code := ""
+		if step > 0 {
+			for len(l.codes(u, step)) == 0 {
+				select {
+				case <-p.exited:
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+			}
+			code = l.codes(u, step)[0]
+			told("mailed")
+		}
+		u.inDoubt = true
+		r, err := u.flow.steps[step].do(p, u.name, code)
+		if err != nil {
+			return
+		}
+		if u.inDoubt = false; r.status/100 != 2 {
+			select {
+			case <-p.exited: // before the step: it began with a login
+			default:
+				l.t.Errorf("%s, step %d: %d %s", u.name, step, r.status, r.body)
+			}
+			return
+		}
+		u.done++
+		if step == 0 {
+			told("asked")
+		} else {
+			told("followed")
+		}
+	}
+}
+
+// finish takes a user to the end of its flow. Each link must work once in all.
+func (u *mailedUser) finish(l *mailLoad, p *process) {
+	if u.inDoubt && u.flow.steps[u.done].landed(p, u.name) {
+		u.done++
+	}
+	if u.done == 0 {
+		return
+	}
+	for step := 1; step < len(u.flow.steps); step++ {
+		for start := time.Now(); len(l.codes(u, step)) == 0; time.Sleep(5 * time.Millisecond) {
+			if time.Since(start) > patience {
+				l.t.Errorf("%s got no mail for step %d, and the step before was acknowledged", u.name, step)
+				return
+			}
+		}
+		worked, want := 0, 1
+		if step < u.done {
+			want = 0
+		}
+		codes := l.codes(u, step)
+		for range 2 {
+			for _, code := range codes {
+				r, err := u.flow.steps[step].do(p, u.name, code)
+				if err == nil && r.status == 200 {
+					worked++
+				} else if err != nil || r.status != 400 {
+					l.t.Errorf("%s, step %d: %d %s, %v", u.name, step, r.status, r.body, err)
+				}
+			}
+		}
+		if worked != want {
+			l.t.Errorf("%s, step %d: the %d links worked %d times after the last start, want %d", u.name, step, len(codes), worked, want)
+		}
+	}
 }
 
 // killAt runs some users and kills the process after a delay from a step.
@@ -132,7 +217,7 @@ func (l *mailLoad) killAt(step string, delay time.Duration, users []*mailedUser)
 	told("start")
 	var all sync.WaitGroup
 	for _, u := range users {
-		all.Go(func() { u.run(l, p, func(s string) { told(s) }) })
+		all.Go(func() { u.run(l, p, told) })
 	}
 	all.Wait()
 	receive(l.t, "userd is killed", p.exited)
@@ -170,30 +255,11 @@ func (l *mailLoad) finish() {
 	retryMails(l.t, l.dir)
 	db := another(l.t, filepath.Join(l.dir, "app.db"))
 	await(l.t, "the outbox is empty", func() bool { return scan[int](l.t, db, `SELECT count(*) FROM user_mail WHERE state = 'queued'`) == 0 })
+	var all sync.WaitGroup
 	for _, u := range l.users {
-		codes := l.links(u)
-		if u.asked && len(codes) == 0 {
-			l.t.Errorf("%s got no mail, and its request was acknowledged", u.name)
-		}
-		before := 0
-		if u.followed || u.inDoubt && u.flow.landed(p, u.name) {
-			before = 1
-		}
-		after := 0
-		for range 2 {
-			for _, code := range codes {
-				r, err := u.flow.follow(p, u.name, code)
-				if err == nil && r.status == 200 {
-					after++
-				} else if err != nil || r.status != 400 {
-					l.t.Errorf("%s: the link was answered %d %s, %v", u.name, r.status, r.body, err)
-				}
-			}
-		}
-		if len(codes) > 0 && (before+after != 1 || !u.flow.landed(p, u.name)) {
-			l.t.Errorf("%s: of its %d links, %d worked before the last start and %d after it, want one in all", u.name, len(codes), before, after)
-		}
+		all.Go(func() { u.finish(l, p) })
 	}
+	all.Wait()
 	l.checkSent()
 	if status := p.end(syscall.SIGTERM); status != 0 {
 		l.t.Errorf("exit status %d, want 0:\n%s", status, strings.Join(p.log(), "\n"))
@@ -226,10 +292,14 @@ func TestKilledWhileUsersFollowMailsItLosesNoMailAndNoCodeWorksTwice(t *testing.
 		for i := range usersOfRound {
 			flow := mailFlows[(round+i)%len(mailFlows)]
 			u := &mailedUser{name: fmt.Sprintf("%s%d-%d", flow.prefix, round, i), flow: flow}
-			l.users, names = append(l.users, u), append(names, u.name)
+			l.users = append(l.users, u)
+			if flow.prefix != "new" {
+				names = append(names, u.name)
+			}
 		}
 	}
 	l.dir = withUsers(t, names...)
+	runSQL(t, another(t, filepath.Join(l.dir, "app.db")), `UPDATE user SET email_verified_at = 1 WHERE username LIKE 'change%'`)
 	for round, i := range plan {
 		if !*faults {
 			i = rand.IntN(2 * len(steps))

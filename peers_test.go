@@ -284,7 +284,7 @@ func testForwardAuth(t *testing.T, u *process, url string) {
 }
 
 // Exim has a certificate that only SSL_CERT_FILE makes valid.
-func TestEximDeliversAResetLink(t *testing.T) {
+func TestEximDeliversLinks(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
 	}
@@ -293,20 +293,27 @@ func TestEximDeliversAResetLink(t *testing.T) {
 		"APP_URL=https://id.example.com", "SSL_CERT_FILE=" + exim.CertFile, "MAIL_FROM=no-reply@example.com",
 		"MAIL_URL=smtp://mailer%40example.com:p%40ss%2Fw%25rd%3A%201@" + exim.StartTLSAddr,
 	})
+	follow := func(path, password string) {
+		t.Helper()
+		if err := receive(t, "Exim delivers a mail", exim.Ended); err != nil {
+			t.Fatalf("%v: %s\n%s", err, exim.Log(), strings.Join(u.log(), "\n"))
+		}
+		files, err := exim.Mails()
+		if err != nil || len(files) != 1 {
+			t.Fatalf("the mailbox contains %q, %v: %s", files, err, exim.Log())
+		}
+		data, err := os.ReadFile(files[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.must("", "POST", path, resetBody(readMail(t, bytes.NewReader(data)).code, password)).want(t, 200, "")
+		if err := os.Remove(files[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
 	u.must("", "POST", "/api/register", fmt.Sprintf(`{"username":"ann","email":"ann@example.org","password":%q}`, goodPassword)).want(t, 201, "")
+	follow("/api/email/verify", goodPassword)
 	u.forgot("ann@example.org")
-	if err := receive(t, "Exim delivers a mail", exim.Ended); err != nil {
-		t.Fatalf("%v: %s\n%s", err, exim.Log(), strings.Join(u.log(), "\n"))
-	}
-	files, err := exim.Mails()
-	if err != nil || len(files) != 1 {
-		t.Fatalf("the mailbox contains %q, %v: %s", files, err, exim.Log())
-	}
-	data, err := os.ReadFile(files[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	code := readMail(t, bytes.NewReader(data)).code
-	u.must("", "POST", "/api/password/reset", resetBody(code, "another long one")).want(t, 200, "")
+	follow("/api/password/reset", "another long one")
 	u.login("ann", "another long one")
 }
