@@ -190,7 +190,7 @@ func (u *mailedUser) finish(l *mailLoad, p *process) {
 }
 
 // killAt runs some users and kills the process after a delay from a step.
-func (l *mailLoad) killAt(step string, delay time.Duration, users []*mailedUser) {
+func (l *mailLoad) killAt(step string, delay time.Duration, users []*mailedUser, environ ...string) {
 	l.t.Helper()
 	var p *process
 	var once sync.Once
@@ -208,7 +208,7 @@ func (l *mailLoad) killAt(step string, delay time.Duration, users []*mailedUser)
 		return ""
 	}
 	l.mails.restart(told)
-	p = startUserd(l.t, l.dir, l.mails.environ())
+	p = startUserd(l.t, l.dir, append(l.mails.environ(), environ...))
 	close(started)
 	defer time.AfterFunc(patience, func() {
 		l.t.Errorf("waited in vain for the step %s", step)
@@ -311,7 +311,9 @@ func TestKilledWhileUsersFollowMailsItLosesNoMailAndNoCodeWorksTwice(t *testing.
 				delay *= 40
 			}
 		}
-		l.killAt(step, delay, l.users[round*usersOfRound:][:usersOfRound])
+		// With verified, a registration waits for its link, and without it, its user does.
+		registration := []string{"open", "verified"}[round%2]
+		l.killAt(step, delay, l.users[round*usersOfRound:][:usersOfRound], "REGISTRATION="+registration)
 		if t.Failed() {
 			t.Fatalf("round %d was killed %v after the step %s", round, delay, step)
 		}

@@ -17,44 +17,60 @@ import (
 // a difference of the program shows every time.
 var timing = flag.Bool("timing", false, "measure whether the time of an answer shows that a user exists; for minutes, on a machine without other work")
 
-// A probe is a request that must not show whether a user exists. The answers for both names
-// must be the same.
+// A probe is a request that must not show whether a user exists. Its answers must be the same.
 type probe struct {
 	environ []string
-	names   map[string]func(i int) string // by what is known of them
-	ask     func(p *process, name string) (reply, error)
+	names   map[string]string // patterns of what it asks for, by what is known of them; all have the same length
+	ask     func(p *process, token, name string) (reply, error)
+	status  int
 }
 
-func forgotProbe(p *process, name string) (reply, error) {
+func forgotProbe(p *process, _, name string) (reply, error) {
 	return p.ask("", "POST", "/api/password/forgot", fmt.Sprintf(`{"login":%q}`, name))
 }
 
-// probes are the requests about users that strangers can make, with the kinds of names, which
-// all have the same length.
 var probes = map[string]probe{
 	"forgot": {
-		names: map[string]func(i int) string{
-			"unknown":  func(i int) string { return fmt.Sprintf("nobody-%04d", i) },
-			"known":    func(i int) string { return fmt.Sprintf("member-%04d", i) },
-			"disabled": func(i int) string { return fmt.Sprintf("barred-%04d", i) },
-		},
-		ask: forgotProbe,
+		names:  map[string]string{"unknown": "nobody-%04d", "known": "member-%04d", "disabled": "barred-%04d"},
+		ask:    forgotProbe,
+		status: 202,
 	},
 	"forgot, by address": {
-		names: map[string]func(i int) string{
-			"unknown": func(i int) string { return fmt.Sprintf("nobody-%04d@example.com", i) },
-			"known":   func(i int) string { return fmt.Sprintf("member-%04d@example.com", i) },
+		names:  map[string]string{"unknown": "nobody-%04d@example.com", "known": "member-%04d@example.com"},
+		ask:    forgotProbe,
+		status: 202,
+	},
+	"register": {
+		environ: []string{"REGISTRATION=verified"},
+		names: map[string]string{
+			"unknown":         `"username":"nobody-%04d","email":"nobody-%04[1]d@example.com"`,
+			"a taken address": `"username":"nobody-%04d","email":"member-%04[1]d@example.com"`,
+			"a taken name":    `"username":"member-%04d","email":"nobody-%04[1]d@example.com"`,
 		},
-		ask: forgotProbe,
+		ask: func(p *process, _, name string) (reply, error) {
+			return p.ask("", "POST", "/api/register", fmt.Sprintf(`{%s,"password":%q}`, name, goodPassword))
+		},
+		status: 202,
+	},
+	"a verify link for another user": {
+		names: map[string]string{"unknown": "9%04d", "known": "1%04d"}, // ids
+		ask: func(p *process, token, name string) (reply, error) {
+			return p.ask(token, "POST", "/api/users/"+name+"/email/verify", "")
+		},
+		status: 403,
 	},
 }
 
-// start starts a userd with n users of each kind, and an outbox that works.
-func (c *probe) start(t *testing.T, n int) *process {
+// start starts a userd with n users of each kind, whose outbox works, and returns the token
+// of another user.
+func (c *probe) start(t *testing.T, n int) (p *process, token string) {
 	t.Helper()
-	dir := withUsers(t, append(numberedNames("member-", n), numberedNames("barred-", n)...)...)
-	runSQL(t, another(t, filepath.Join(dir, "app.db")), `UPDATE user SET disabled = 1 WHERE username LIKE 'barred-%'`)
-	return startUserd(t, dir, append(startMailServer(t).environ(), c.environ...))
+	dir := withUsers(t, append(append(numberedNames("barred-", n), numberedNames("member-", n)...), "caller")...)
+	runSQL(t, another(t, filepath.Join(dir, "app.db")),
+		`UPDATE user SET disabled = 1 WHERE username LIKE 'barred-%'`,
+		`UPDATE user SET id = 10000 + substr(username, 8) WHERE username LIKE 'member-%'`)
+	p = startUserd(t, dir, append(startMailServer(t).environ(), c.environ...))
+	return p, p.login("caller", goodPassword)
 }
 
 // sameAnswer returns what clients see of an answer except its date and its id.
@@ -70,16 +86,18 @@ func TestAnAnswerDoesNotShowWhoExists(t *testing.T) {
 	for name, c := range probes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := c.start(t, 1)
-			answers := make(map[string]string)
-			for kind, name := range c.names {
-				r, err := c.ask(p, name(0))
-				if err != nil {
-					t.Fatal(err)
+			p, token := c.start(t, 1)
+			answer := func(kind string) string {
+				r, err := c.ask(p, token, fmt.Sprintf(c.names[kind], 0))
+				if err != nil || r.status != c.status {
+					t.Errorf("the answer for %s is %d %s, %v, want %d", kind, r.status, r.body, err, c.status)
 				}
-				answers[kind] = sameAnswer(r)
-				if r.status != 202 || answers[kind] != cmp.Or(answers["unknown"], answers[kind]) {
-					t.Errorf("the answer for %s is %s, want that for an unknown one, %s", kind, answers[kind], answers["unknown"])
+				return sameAnswer(r)
+			}
+			want := answer("unknown")
+			for kind := range c.names {
+				if got := answer(kind); got != want {
+					t.Errorf("the answer for %s is %s, want that for an unknown one, %s", kind, got, want)
 				}
 			}
 		})
@@ -119,7 +137,7 @@ const samplesOfKind = 1000
 // requests come in a random order on one connection.
 func (c *probe) measure(t *testing.T, kind string) float64 {
 	t.Helper()
-	p := c.start(t, samplesOfKind)
+	p, token := c.start(t, samplesOfKind)
 	type sample struct {
 		of   bool // the kind
 		took time.Duration
@@ -130,10 +148,10 @@ func (c *probe) measure(t *testing.T, kind string) float64 {
 		if of {
 			name = c.names[kind]
 		}
-		login := name(n / 2)
+		name = fmt.Sprintf(name, n/2)
 		time.Sleep(time.Duration(rand.Int64N(int64(10 * time.Millisecond)))) // so that the outbox works meanwhile
 		start := time.Now()
-		if r, err := c.ask(p, login); err != nil || r.status != 202 {
+		if r, err := c.ask(p, token, name); err != nil || r.status != c.status {
 			t.Fatalf("%d %s, %v", r.status, r.body, err)
 		}
 		samples = append(samples, sample{of, time.Since(start)})
