@@ -78,6 +78,8 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 // inspectFile reports whether the file at a path is empty or does not exist. It
 // returns an error if the file cannot be a database.
 func inspectFile(path string) (empty bool, err error) {
+	// The log first: a process that is creating both writes the database before the log.
+	log, logErr := os.Stat(path + "-wal")
 	info, err := os.Stat(path)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if missing || err == nil && info.Size() == 0 {
@@ -89,7 +91,7 @@ func inspectFile(path string) (empty bool, err error) {
 		}
 		// SQLite deletes the log of a database that it creates. This one can hold the
 		// latest writes of a database that was moved or deleted.
-		if log, err := os.Stat(path + "-wal"); err == nil && log.Size() > 0 {
+		if logErr == nil && log.Size() > 0 {
 			return false, fmt.Errorf("the database %s does not exist or is empty, but %[1]s-wal has writes of one: bring the database back next to it, or move %[1]s-wal away", path)
 		}
 	}
