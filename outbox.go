@@ -249,15 +249,18 @@ func (o *outbox) sendDue(ctx, sending context.Context) {
 // try sends a mail once and records the outcome. It returns an error of the database.
 func (o *outbox) try(ctx context.Context, m *queuedMail) error {
 	now := o.wall()
-	// Each mail begins with two reads, so that a mail for a login that does not exist costs as
-	// much as one that is not sent for another reason.
 	f, budget, err := o.facts(ctx, m, mailRules[m.kind].budget)
 	rule, known := mailRules[m.kind] // facts may have changed the kind
 	switch {
 	case errors.Is(err, errStorage):
 		return err
-	case err != nil || !known || now.Unix() > m.createdAt+int64(rule.expiry/time.Second):
+	case !known || now.Unix() > m.createdAt+int64(rule.expiry/time.Second) || err != nil && m.kind != resetMail:
 		return o.drop(ctx, m, "abandoned")
+	case err != nil:
+		// takeMail refuses a mail without a user, after as much work as for one above a limit.
+		// Otherwise many requests for one login would show whether it exists, by how much the
+		// outbox slows down other requests.
+		m.userID, m.email = 0, ""
 	}
 	var code string
 	var hash []byte

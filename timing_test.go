@@ -167,3 +167,47 @@ func (c *probe) measure(t *testing.T, kind string) float64 {
 	}
 	return pairs / (samplesOfKind * samplesOfKind)
 }
+
+// Requests for one login in a row, of which the limits let one mail leave, must not keep the
+// outbox busy longer if the login exists: a client could measure that by other requests.
+func TestTheTimeOfTheOutboxDoesNotShowWhoExists(t *testing.T) {
+	if !*timing {
+		t.Skip("runs with -timing")
+	}
+	ratio := outboxRatio(t)
+	if ratio < 0.75 || ratio > 1.33 {
+		t.Logf("the ratio is %.2f; measuring again", ratio)
+		ratio = outboxRatio(t)
+	}
+	t.Logf("the ratio is %.2f", ratio)
+	if ratio < 0.75 || ratio > 1.33 {
+		t.Errorf("the work for a login that exists takes %.2f times as long as for one that does not, want 0.75 to 1.33", ratio)
+	}
+}
+
+// outboxRatio returns how long the outbox takes for requests for a login that exists, divided
+// by how long it takes for those for another login.
+func outboxRatio(t *testing.T) float64 {
+	t.Helper()
+	s := newService(t, withMail, unlimited, func(c *settings) { c.mailsPerHour = 100_000 })
+	p := s.postbox()
+	s.register("member")
+	s.forgot("member")
+	p.deliver()
+	took := make(map[string][]time.Duration)
+	for range 60 {
+		for _, login := range []string{"member", "nobody"} {
+			for range mailBatch {
+				s.forgot(login)
+			}
+			start := time.Now()
+			p.none(login)
+			took[login] = append(took[login], time.Since(start))
+		}
+	}
+	median := func(list []time.Duration) time.Duration {
+		slices.Sort(list)
+		return list[len(list)/2]
+	}
+	return float64(median(took["member"])) / float64(median(took["nobody"]))
+}
