@@ -18,7 +18,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -188,16 +187,18 @@ func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
 	if notice == nil {
 		return nil, nil
 	}
-	seen, err := s.store.loginAddresses(x.r.Context(), userID)
-	if err != nil || len(seen) == 0 || isKnown(seen, x.address) {
+	known, others, err := s.store.loginsFrom(x.r.Context(), userID, inNetworkOf(x.address))
+	if err != nil || known || !others {
 		return nil, err
 	}
 	return notice, nil
 }
 
-// isKnown reports whether an address is in the network of one of those that were seen.
-func isKnown(seen []string, address string) bool {
-	return slices.ContainsFunc(seen, func(a string) bool { return network(a) == network(address) })
+// inNetworkOf returns a function that reports whether another address is in the network of
+// this one.
+func inNetworkOf(address string) func(other string) bool {
+	from := network(address)
+	return func(other string) bool { return network(other) == from }
 }
 
 // run sends mails until ctx ends, and then waits for the running tries.
@@ -325,8 +326,8 @@ func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f fac
 	}
 	// A stranger must not be able to use up the mails of a user who asks from a network
 	// where it has logged in.
-	seen, err := o.store.loginAddresses(ctx, f.user.id)
-	if isKnown(seen, m.address) {
+	known, _, err := o.store.loginsFrom(ctx, f.user.id, inNetworkOf(m.address))
+	if known {
 		budget = noBudget
 	}
 	return f, budget, err

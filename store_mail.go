@@ -303,16 +303,18 @@ func (s *store) mailQueue() (n, oldest int64, err error) {
 	return n, oldest, err
 }
 
-// loginAddresses returns the addresses of the user's sessions and of its last logins, from
-// which a login or a request is no surprise.
-func (s *store) loginAddresses(ctx context.Context, userID int64) (list []string, err error) {
+// loginsFrom reports whether one of the user's sessions, or of its last logins, is from an
+// address that matches, and whether there are any. It reads the sessions first, which are fewer.
+func (s *store) loginsFrom(ctx context.Context, userID int64, matches func(address string) bool) (known, exist bool, err error) {
 	var address string
-	err = s.eachRow(ctx, `
-		SELECT address FROM session WHERE user_id = ?1
-		UNION
-		SELECT address FROM (SELECT address, type FROM event WHERE user_id = ?1 ORDER BY id DESC LIMIT 200) WHERE type = 'login'`,
-		[]any{&address}, func() { list = append(list, address) }, userID)
-	return list, err
+	see := func() { known, exist = known || matches(address), true }
+	err = s.eachRow(ctx, `SELECT address FROM session WHERE user_id = ?1`, []any{&address}, see, userID)
+	if err == nil && !known {
+		err = s.eachRow(ctx, `
+			SELECT address FROM (SELECT address, type FROM event WHERE user_id = ?1 ORDER BY id DESC LIMIT 200) WHERE type = 'login'`,
+			[]any{&address}, see, userID)
+	}
+	return known, exist, err
 }
 
 // addRegistrant stores a registration for life seconds, and queues the mail, which is to
