@@ -49,6 +49,9 @@ func New() string {
 	return string(append(key, sum[:]...))
 }
 
+// Begins reports whether s begins like a key. No JSON Web Token does.
+func Begins(s string) bool { return strings.HasPrefix(s, start) }
+
 // Valid reports whether s has the form of a key and the right checksum. It allocates at
 // most [Len] bytes, however long s is.
 func Valid(s string) bool {

@@ -106,6 +106,15 @@ func TestValidRefusesMistypedKeys(t *testing.T) {
 	}
 }
 
+func TestBegins(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]bool{New(): true, "ud_": true, "": false, "ud": false, "UD_": false, " ud_": false, "eyJhbGciOiJIUzI1NiJ9.e30.": false} {
+		if Begins(s) != want {
+			t.Errorf("Begins(%q) = %t", s, !want)
+		}
+	}
+}
+
 func TestValidAllocatesLittle(t *testing.T) {
 	for _, s := range []string{python, strings.Repeat("x", Len), strings.Repeat(python, 10_000)} {
 		if n := testing.AllocsPerRun(100, func() { Valid(s) }); n > 1 || len(s) > Len && n > 0 {
