@@ -12,11 +12,13 @@ import (
 	"fmt"
 	"hash"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"userd/internal/apikey"
 	"userd/internal/strictjson"
 )
 
@@ -310,13 +312,18 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 	return ring, nil
 }
 
-// A principal is the user of a request, proven by an access token of a session.
+// A principal is the user of a request, proven by an access token of a session or by an API
+// key.
 type principal struct {
 	user
 	session int64
 	token   tokenID
 	fresh   bool  // a login made the token, not a refresh
 	issued  int64 // when the token was made
+
+	key   int64 // the id of the API key; 0: an access token, and the rest is not set
+	scope keyScope
+	asked int64 // when the key was looked up
 }
 
 // An access says who may call a route. The zero access rejects every request.
@@ -329,20 +336,8 @@ const (
 	adminOnly
 	selfOrAdmin // the user that {id} names, and admins
 	byDirectory // the same, and all users unless DIRECTORY=self
+	resources   // API keys with verifyScope, and admins
 )
-
-// caller returns the principal of x as the caller of a write.
-func (x *exchange) caller() caller {
-	return caller{
-		kind:    sessionCaller,
-		user:    x.who.id,
-		session: x.who.session,
-		address: x.address,
-		token:   x.who.token,
-		renewed: x.renewed,
-		stamp:   x.stamp,
-	}
-}
 
 // admit returns nil if x may call a route with this access. Unless the access is anyone,
 // admit sets x.who and, if the path has an {id}, x.target: "me" is the principal's id.
@@ -368,30 +363,40 @@ func (s *server) admit(x *exchange, a access) error {
 	case a == signedIn,
 		a == adminOnly && x.who.role == admin,
 		a == selfOrAdmin && (x.target == x.who.id || x.who.role == admin),
-		a == byDirectory && (x.target == x.who.id || x.who.role == admin || s.directory != directorySelf):
+		a == byDirectory && (x.target == x.who.id || x.who.role == admin || s.directory != directorySelf),
+		a == resources && (x.who.scope == verifyScope || x.who.role == admin):
 		return nil
 	}
-	if a == adminOnly {
+	if a == adminOnly || a == resources {
 		return errForbidden.with("Only an admin may do this")
 	}
 	return errForbidden
 }
 
-// authenticate sets x.who from the request's token. It reads the rows of the user
+// authenticate sets x.who from the request's token or API key. It reads the rows of the user
 // and of the session each time: a logout, a deletion, and a change of role or
 // disabled take effect on the next request. It returns errNoToken, errBadToken,
-// errExpiredToken or an error of store.principal.
+// errExpiredToken, an error of store.principal or of authenticateKey, or errKeyScope.
 func (s *server) authenticate(x *exchange) error {
 	token, err := bearer(x)
 	if err != nil {
 		return err
+	}
+	if apikey.Begins(token) {
+		if err := s.authenticateKey(x, token); err != nil {
+			return err
+		}
+		if !slices.Contains(x.scopes, x.who.scope) { // here, because not only admit calls authenticate
+			return errKeyScope
+		}
+		return nil
 	}
 	now := s.wall().Unix()
 	c, err := s.keys.verify(token, now)
 	if err != nil {
 		return err
 	}
-	id := tokenID{c.id, generationOf(c.id)}
+	id := newTokenID(c.id)
 	u, lastUsedAt, err := s.store.principal(c.session, id, c.kid, now)
 	if err != nil {
 		return err
@@ -440,13 +445,18 @@ const (
 	endOtherSessions // any session except that of the request
 	makeLink         // that sets the password of a user
 	invite
+	makeKey
 
 	changeUser       = changeUsername | changeEmail | changePassword | changeRole | changeDisabled
 	noProof    proof = 0
 
 	// The acts for which the token with which the user changed the password is no longer
 	// proof, because a thief may hold it too. Their writes check this.
-	renewedOnly = changeEmail | changePassword | changeRole | createAdmin | makeLink | invite
+	renewedOnly = changeEmail | changePassword | changeRole | createAdmin | makeLink | invite | makeKey
+
+	// The acts that an API key with adminScope may do to members. The others make an admin, or
+	// take over an account.
+	keyActs = changeUsername | changeDisabled | deleteUser | endOtherSessions
 )
 
 // proofAge is how many seconds a login is proof, however long its token lives: a token
@@ -469,22 +479,11 @@ func (c *settings) newClaims(x *session, now time.Time, fresh bool) claims {
 	return claims{
 		fresh:      fresh,
 		issued:     now.Unix(),
-		id:         strconv.FormatInt(x.generation, 10) + "-" + rand.Text(), // see generationOf
+		id:         strconv.FormatInt(x.generation, 10) + "-" + rand.Text(), // see newTokenID
 		subject:    x.userID,
 		notBefore:  now.Unix(),
 		expires:    now.Add(c.accessTTL).Unix(),
 		session:    x.id,
 		tokenNames: c.tokenNames,
 	}
-}
-
-// generationOf returns the generation of a session with which a jti begins, or 0 if the
-// jti has none, as in the tokens of earlier builds.
-func generationOf(jti string) int64 {
-	text, _, _ := strings.Cut(jti, "-")
-	generation, err := parseID(text)
-	if err != nil {
-		return 0
-	}
-	return generation
 }

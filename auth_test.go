@@ -729,7 +729,7 @@ func TestAdmit(t *testing.T) {
 		{0, ann, "1", directoryFull, errForbidden, 1},
 		{0, root, "", directoryFull, errForbidden, 0},
 		{0, root, "3", directoryFull, errForbidden, 3},
-		{byDirectory + 1, root, "3", directoryFull, errForbidden, 3},
+		{resources + 1, root, "3", directoryFull, errForbidden, 3},
 		{anyone, stranger, "", directorySelf, nil, 0},
 		{signedIn, stranger, "", directoryFull, errNoToken, 0},
 		{signedIn, ann, "", directorySelf, nil, 0},
@@ -781,7 +781,7 @@ func TestAdmit(t *testing.T) {
 func TestEveryRouteSaysWhoMayCallIt(t *testing.T) {
 	t.Parallel()
 	for _, rt := range new(server).routes() {
-		if rt.access <= noAccess || rt.access > byDirectory {
+		if rt.access <= noAccess || rt.access > resources {
 			t.Errorf("%s: access %d", rt.pattern, rt.access)
 		}
 	}
@@ -1071,6 +1071,10 @@ func TestAccess(t *testing.T) {
 		"GET /api/users/{id}/sessions":          {401, 403, 200, 200},
 		"DELETE /api/users/{id}/sessions":       {401, 403, 204, 204},
 		"DELETE /api/users/{id}/sessions/{sid}": {401, 403, 404, 404},
+		"POST /api/introspect":                  {401, 403, 403, 415},
+		"GET /api/users/{id}/keys":              {401, 403, 200, 200},
+		"POST /api/users/{id}/keys":             {401, 403, 400, 400},
+		"DELETE /api/users/{id}/keys/{key}":     {401, 403, 404, 404},
 		"GET /api/events":                       {401, 403, 403, 200},
 		"GET /openapi.json":                     {200, 200, 200, 200},
 
@@ -1119,7 +1123,7 @@ func TestAccess(t *testing.T) {
 			if method == "GET" || method == "DELETE" {
 				body = ""
 			}
-			r := s.do(token, method, strings.NewReplacer("/api/users/{id}", path, "{sid}", "999999", "{invitation}", "999999").Replace(pattern), body)
+			r := s.do(token, method, strings.NewReplacer("/api/users/{id}", path, "{sid}", "999999", "{invitation}", "999999", "{key}", "999999").Replace(pattern), body)
 			if r.status != want[i] {
 				t.Errorf("%s by %s: got %d %s, want %d", rt.pattern, who, r.status, r.body, want[i])
 			}
@@ -1169,6 +1173,12 @@ var actCases = map[string][]actCase{
 	"DELETE /api/invitations/{invitation}":    {{}}, // like the revocation of a key, it can only help
 	"POST /api/users/{id}/approve":            {{}},
 	"POST /api/users/{id}/email/verify":       {{}}, // to the address that the user has
+	"POST /api/users/{id}/keys": {
+		{field: "name", value: `"job"`, own: true, other: true},
+		{field: "scope", value: `"write"`, own: true, other: true},
+		{field: "expires_in", value: `3600`, own: true, other: true},
+	},
+	"DELETE /api/users/{id}/keys/{key}": {{}}, // the emergency act
 	"POST /api/users/{id}/reset-link": {
 		{own: true, other: true},
 		{field: "expires_in", value: `60`, own: true, other: true},
@@ -1189,6 +1199,7 @@ var changeCases = []actCase{
 	{field: "email_verified_at", value: `7`},
 	{field: "pending", value: `7`},
 	{field: "pending_email", value: `7`},
+	{field: "service", value: `7`},
 	{field: "email_verified", value: `true`},
 }
 
@@ -1237,7 +1248,7 @@ func TestProofTable(t *testing.T) {
 	t.Parallel()
 	for _, rt := range new(server).routes() {
 		method, path, _ := strings.Cut(rt.pattern, " ")
-		if rt.access == anyone || method == "GET" {
+		if rt.access == anyone || rt.access == resources || method == "GET" {
 			if rt.proof != noProof {
 				t.Errorf("%s requires proof, but is not an act of a user", rt.pattern)
 			}
@@ -1306,6 +1317,9 @@ func testAct(t *testing.T, s *service, rt route, method, path string, act actCas
 	if rt.pattern == "POST /api/users" {
 		fields["username"], fields["email"], fields["password"] = quoted(fmt.Sprintf("made%d", s.acts)), quoted(fmt.Sprintf("made%d@example.com", s.acts)), quoted("another long one")
 	}
+	if rt.pattern == "POST /api/users/{id}/keys" {
+		fields["name"], fields["scope"], fields["expires_in"] = quoted("job"), quoted("read"), json.RawMessage("3600")
+	}
 	if act.field != "" {
 		value := strings.Replace(act.value, "new1", fmt.Sprintf("new%d", s.acts), 1)
 		if act.field == "role" && method != "POST" && who == "an admin of itself" {
@@ -1320,7 +1334,7 @@ func testAct(t *testing.T, s *service, rt route, method, path string, act actCas
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := s.do(token, method, strings.NewReplacer("{id}", strconv.FormatInt(ids[target], 10), "{sid}", last, "{invitation}", s.anInvitation()).Replace(path)+act.query, string(body))
+	r := s.do(token, method, strings.NewReplacer("{id}", strconv.FormatInt(ids[target], 10), "{sid}", last, "{invitation}", s.anInvitation(), "{key}", s.keyToRevoke(ids[target])).Replace(path)+act.query, string(body))
 	if bodies[rt.pattern] == nil { // it does not check the password
 		p.always = false
 	}

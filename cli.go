@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"flag"
@@ -16,6 +17,7 @@ import (
 	"userd/internal/passhash"
 	"userd/internal/safefile"
 	"userd/internal/terminal"
+	"userd/internal/validate"
 )
 
 // A command is one row of the command table.
@@ -229,4 +231,54 @@ func pathError(path string, err error) error {
 // openError names the setting in an error of openStore.
 func openError(path string, err error) error {
 	return fmt.Errorf("DATABASE_URL (-database) is %s: %w", path, err)
+}
+
+// readPassword reads a new password. On a terminal it asks for the password twice, and
+// returns an error if the two differ. Otherwise it reads the first line of standard input.
+func (c *cli) readPassword(ctx context.Context) (string, error) {
+	in := bufio.NewReaderSize(c.stdin, len(byteOrderMark)+validate.MaxPassword+len("\r\n")+1)
+	f, ok := c.stdin.(*os.File)
+	if !ok || !terminal.Is(f) {
+		return readPasswordLine(in)
+	}
+	visible := ""
+	if restore, err := terminal.HideInput(f); err != nil {
+		visible = " (it is visible)"
+	} else {
+		// ctx cannot end the reads below, so exit when it ends, but turn the echo on first.
+		stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
+		defer func() { stop(); restore() }()
+	}
+	ask := func(prompt string) (string, error) {
+		fmt.Fprint(c.stderr, prompt+visible+": ")
+		line, err := readPasswordLine(in)
+		if visible == "" {
+			fmt.Fprintln(c.stderr)
+		}
+		return line, err
+	}
+	password, err := ask("Password")
+	if err != nil {
+		return "", err
+	}
+	repeated, err := ask("The same password again")
+	if err == nil && repeated != password {
+		err = errors.New("the two passwords differ")
+	}
+	return password, err
+}
+
+// readPasswordLine returns a line without its end. It cuts a line that is longer than any
+// password.
+func readPasswordLine(in *bufio.Reader) (string, error) {
+	text, err := in.ReadSlice('\n')
+	if err != nil && err != io.EOF && err != bufio.ErrBufferFull {
+		return "", fmt.Errorf("reading the password from standard input: %w", err)
+	}
+	line := strings.TrimPrefix(string(text), byteOrderMark)
+	line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
+	if line == "" {
+		return "", errors.New("no password on standard input")
+	}
+	return line, nil
 }

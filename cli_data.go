@@ -410,7 +410,7 @@ func importedRows(in io.Reader) (*rows.Reader, error) {
 }
 
 // exportColumns are the columns of an export, in order.
-var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at", "email_verified_at", "pending"}
+var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at", "email_verified_at", "pending", "service"}
 
 // importColumns are the columns that an import knows.
 var importColumns = append([]string{"password"}, exportColumns...)

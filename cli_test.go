@@ -223,6 +223,7 @@ LAST LOGIN      -
 EMAIL VERIFIED  -
 PENDING EMAIL   -
 PENDING         false
+SERVICE         false
 $`)
 	for _, args := range []string{"user show ann", "user set ann -role member"} {
 		if out, _ := sh.run(0, "", strings.Fields(args)...); !ann.MatchString(out) {

@@ -45,15 +45,27 @@ func (c *cli) user(name string) (user, error) {
 
 func userAdd(f *flag.FlagSet) action {
 	makeAdmin := f.Bool("admin", false, "Make the user an admin, who may read, change and delete every user.")
+	service := f.Bool("service", false, "Add a service user, which has no EMAIL and no password, but API keys: see userd token add.")
 	return func(ctx context.Context, c *cli) error {
+		u := user{username: c.args[0], role: member, service: *service}
+		switch {
+		case *service && len(c.args) > 1:
+			return usagef("user add: a service user has no EMAIL; usage: userd user add -service NAME")
+		case !*service && len(c.args) == 1:
+			return usagef("user add: missing EMAIL; usage: userd user add [flags] NAME EMAIL")
+		case !*service:
+			u.email = c.args[1]
+		}
 		if _, err := inspectDatabase(ctx, c.database); err != nil { // before it asks for the password
 			return err
 		}
-		password, err := c.readPassword(ctx)
-		if err != nil {
-			return err
+		password := ""
+		if !*service {
+			var err error
+			if password, err = c.readPassword(ctx); err != nil {
+				return err
+			}
 		}
-		u := user{username: c.args[0], email: c.args[1], role: member}
 		if *makeAdmin {
 			u.role = admin
 		}
@@ -65,7 +77,11 @@ func userAdd(f *flag.FlagSet) action {
 			if err := c.addUser(ctx, console, &u, password); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(c.stdout, "added %s %s, id %d\n", u.role, u.username, u.id)
+			kind := string(u.role)
+			if u.service {
+				kind = "service user, " + kind
+			}
+			_, err := fmt.Fprintf(c.stdout, "added %s %s, id %d\n", kind, u.username, u.id)
 			return err
 		})
 	}
@@ -108,6 +124,7 @@ func (c *cli) writeUser(asJSON bool, u *user) error {
 	table.Row("EMAIL VERIFIED", when(u.emailVerifiedAt))
 	table.Row("PENDING EMAIL", cmp.Or(u.pendingEmail, "-"))
 	table.Row("PENDING", u.pending)
+	table.Row("SERVICE", u.service)
 	return table.Flush()
 }
 
@@ -171,6 +188,9 @@ func userPasswd(ctx context.Context, c *cli) error {
 	u, err := c.user(c.args[0])
 	if err != nil {
 		return err
+	}
+	if u.service {
+		return errServiceUser
 	}
 	password, err := c.readPassword(ctx)
 	if err != nil {
@@ -345,6 +365,9 @@ func exportCSV(out io.Writer) (write func(u *user, hash string), flush func() er
 	rows := csv.NewWriter(out)
 	rows.Write(exportColumns)
 	write = func(u *user, hash string) {
+		if u.service {
+			hash = ""
+		}
 		rows.Write([]string{
 			fmt.Sprint(u.id),
 			u.username,
@@ -357,6 +380,7 @@ func exportCSV(out io.Writer) (write func(u *user, hash string), flush func() er
 			exportTime(u.lastLoginAt),
 			exportTime(u.emailVerifiedAt),
 			fmt.Sprint(u.pending),
+			fmt.Sprint(u.service),
 		})
 	}
 	return write, func() error { rows.Flush(); return rows.Error() }
@@ -367,8 +391,11 @@ func exportNDJSON(out io.Writer) (write func(u *user, hash string), flush func()
 	write = func(u *user, hash string) {
 		u.pendingEmail = "" // no code of a copy could confirm it
 		line = appendUser(line[:0], u, viewAll)
-		line = append(line[:len(line)-1], `,"password_hash":`...)
-		line = append(appendString(line, hash), "}\n"...)
+		if !u.service {
+			line = append(line[:len(line)-1], `,"password_hash":`...)
+			line = append(appendString(line, hash), '}')
+		}
+		line = append(line, '\n')
 		out.Write(line)
 	}
 	return write, func() error { return nil }
@@ -382,14 +409,17 @@ func exportTime(unix int64) string {
 }
 
 // parseTime reads a time in a format of userd, Django or PostgreSQL, in UTC if it
-// names no zone; "" is 0.
-func parseTime(s string) (unix int64, ok bool) {
+// names no zone; "" is 0. why says what is wrong with the text, or is "".
+func parseTime(s string) (unix int64, why string) {
 	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05-07", "2006-01-02 15:04:05"} {
 		if t, err := time.Parse(layout, s); err == nil && t.Unix() > 0 {
-			return t.Unix(), true
+			return t.Unix(), ""
 		}
 	}
-	return 0, s == ""
+	if s == "" {
+		return 0, ""
+	}
+	return 0, "must be a time such as 2026-01-31T12:00:00Z"
 }
 
 func sessionList(f *flag.FlagSet) action {
@@ -437,54 +467,4 @@ func sessionEnd(ctx context.Context, c *cli) error {
 	}
 	_, err = fmt.Fprintf(c.stdout, "ended session %d of %s\n", sid, terminal.Printable(u.username))
 	return err
-}
-
-// readPassword reads a new password. On a terminal it asks for the password twice, and
-// returns an error if the two differ. Otherwise it reads the first line of standard input.
-func (c *cli) readPassword(ctx context.Context) (string, error) {
-	in := bufio.NewReaderSize(c.stdin, len(byteOrderMark)+validate.MaxPassword+len("\r\n")+1)
-	f, ok := c.stdin.(*os.File)
-	if !ok || !terminal.Is(f) {
-		return readPasswordLine(in)
-	}
-	visible := ""
-	if restore, err := terminal.HideInput(f); err != nil {
-		visible = " (it is visible)"
-	} else {
-		// ctx cannot end the reads below, so exit when it ends, but turn the echo on first.
-		stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
-		defer func() { stop(); restore() }()
-	}
-	ask := func(prompt string) (string, error) {
-		fmt.Fprint(c.stderr, prompt+visible+": ")
-		line, err := readPasswordLine(in)
-		if visible == "" {
-			fmt.Fprintln(c.stderr)
-		}
-		return line, err
-	}
-	password, err := ask("Password")
-	if err != nil {
-		return "", err
-	}
-	repeated, err := ask("The same password again")
-	if err == nil && repeated != password {
-		err = errors.New("the two passwords differ")
-	}
-	return password, err
-}
-
-// readPasswordLine returns a line without its end. It cuts a line that is longer than any
-// password.
-func readPasswordLine(in *bufio.Reader) (string, error) {
-	text, err := in.ReadSlice('\n')
-	if err != nil && err != io.EOF && err != bufio.ErrBufferFull {
-		return "", fmt.Errorf("reading the password from standard input: %w", err)
-	}
-	line := strings.TrimPrefix(string(text), byteOrderMark)
-	line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
-	if line == "" {
-		return "", errors.New("no password on standard input")
-	}
-	return line, nil
 }

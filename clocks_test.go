@@ -23,58 +23,57 @@ import (
 //   - stored: it writes a time into a row or a file name. Nothing compares it there.
 //   - a subtest of TestAStepOfTheWallClock, or another test, that shows it.
 var clockReaders = map[string]string{
-	"adopt.go copyBefore":                "stored",
-	"adopt.go upgradeTutorial":           "stored",
-	"auth.go keyring.verify":             "access tokens",
-	"auth.go server.authenticate":        "access tokens",
-	"backup.go restore":                  "stored",
-	"cli.go cli.newUserService":          "stored",
-	"cli_mail.go mailTest":               "stored",
-	"cli_mail.go mailRetry":              "the outbox",
-	"cli_data.go cli.printEvents":        "mono",
-	"cli_data.go eventsVerify":           "trimming",
-	"cli_data.go keyRotate":              "signing keys",
-	"cli_users.go sessionEnd":            "stored",
-	"cli_users.go sessionList":           "sessions",
-	"cli_users.go userDelete":            "stored",
-	"events.go eventWriter.write":        "mono",
-	"events.go feed.wait":                "mono",
-	"events.go server.streamEvents":      "mono",
-	"http.go server.ServeHTTP":           "mono",
-	"http.go server.logRequest":          "mono",
-	"import.go importer.tryInsert":       "stored",
-	"limits.go guess.finish":             "limits",
-	"limits.go server.allow":             "limits",
-	"limits.go server.allowLookup":       "limits",
-	"limits.go server.count":             "limits",
-	"limits.go server.newGuess":          "limits", // and sessions, for known networks
-	"limits.go server.noteLogin":         "limits",
-	"limits.go server.requireProof":      "TestProofTable",
-	"serve.go keepChain":                 "trimming", // and mono, for its interval
-	"serve.go monotonic":                 "mono",
-	"serve.go serve":                     "mono",
-	"serve.go serveStore":                "signing keys",
-	"sessions.go server.endSession":      "stored",
-	"sessions.go server.endSessions":     "stored",
-	"sessions.go server.listSessions":    "sessions",
-	"sessions.go server.logout":          "stored",
-	"sessions.go server.refresh":         "TestTheGraceIsForTheSameClient",
-	"sessions.go server.rekey":           "stored",
-	"sessions.go server.startSession":    "sessions",
-	"store.go watchFiles":                "mono",
-	"store_sessions.go store.keySecret":  "signing keys",
-	"store_sessions.go store.principal":  "sessions",
-	"store_sessions.go store.rotate":     "sessions",
-	"store_sessions.go store.rotateKey":  "signing keys",
-	"store_sessions.go store.sessionsOf": "sessions",
-	"store_sessions.go store.sweep":      "sessions",
-	"store_sessions.go store.touch":      "sessions",
-	"users.go server.deleteUser":         "stored",
-	"users.go server.streamUsers":        "mono",
-	"users.go userService.addUser":       "stored",
-	"users.go userService.changeUser":    "stored",
-	"write.go openWriter":                "mono",
-	"write.go writer.commit":             "mono",
+	"adopt.go copyBefore":                  "stored",
+	"adopt.go upgradeTutorial":             "stored",
+	"auth.go keyring.verify":               "access tokens",
+	"auth.go server.authenticate":          "access tokens",
+	"backup.go restore":                    "stored",
+	"cli.go cli.newUserService":            "stored",
+	"cli_mail.go mailTest":                 "stored",
+	"cli_mail.go mailRetry":                "the outbox",
+	"cli_data.go cli.printEvents":          "mono",
+	"cli_data.go eventsVerify":             "trimming",
+	"cli_users.go sessionEnd":              "stored",
+	"cli_users.go sessionList":             "sessions",
+	"cli_users.go userDelete":              "stored",
+	"events.go eventWriter.write":          "mono",
+	"events.go feed.wait":                  "mono",
+	"events.go server.streamEvents":        "mono",
+	"http.go server.ServeHTTP":             "mono",
+	"http.go server.logRequest":            "mono",
+	"import.go importer.tryInsert":         "stored",
+	"limits.go guess.finish":               "limits",
+	"limits.go server.allow":               "limits",
+	"limits.go server.allowLookup":         "limits",
+	"limits.go server.count":               "limits",
+	"limits.go server.newGuess":            "limits", // and sessions, for known networks
+	"limits.go server.noteLogin":           "limits",
+	"limits.go server.requireProof":        "TestProofTable",
+	"serve.go keepChain":                   "trimming", // and mono, for its interval
+	"serve.go monotonic":                   "mono",
+	"serve.go serve":                       "mono",
+	"serve.go serveStore":                  "signing keys",
+	"sessions.go server.endSession":        "stored",
+	"sessions.go server.endSessions":       "stored",
+	"sessions.go server.listSessions":      "sessions",
+	"sessions.go server.logout":            "stored",
+	"sessions.go server.refresh":           "TestTheGraceIsForTheSameClient",
+	"sessions.go server.rekey":             "stored",
+	"sessions.go server.startSession":      "sessions",
+	"store.go watchFiles":                  "mono",
+	"store_sessions.go store.keySecret":    "signing keys",
+	"store_sessions.go store.principal":    "sessions",
+	"store_sessions.go store.rotate":       "sessions",
+	"store_sessions.go store.rotateKey":    "signing keys",
+	"store_sessions.go store.sessionsOf":   "sessions",
+	"store_sessions.go store.sweep":        "sessions",
+	"store_sessions.go store.touch":        "sessions",
+	"users.go server.deleteUser":           "stored",
+	"users.go server.streamUsers":          "mono",
+	"registrations.go userService.addUser": "stored",
+	"users.go userService.changeUser":      "stored",
+	"write.go openWriter":                  "mono",
+	"write.go writer.commit":               "mono",
 
 	"codes.go server.forgotPassword":      "stored",
 	"outbox.go server.notice":             "stored",
@@ -124,6 +123,17 @@ var clockReaders = map[string]string{
 	"registrations.go server.verifyEmail":          "codes",
 	"store_emails.go store.emailCode":              "codes",
 	"store_mail.go endUndo":                        "stored",
+
+	"cli_data.go keyRotate":          "signing keys",
+	"cli_keys.go tokenRevoke":        "stored",
+	"keys.go server.authenticateKey": "API keys",
+	"keys.go server.introspect":      "API keys", // and access tokens
+	"keys.go server.revokeKey":       "stored",
+	"keys.go userService.addKey":     "API keys",
+	"store_keys.go store.addKey":     "API keys",
+	"store_keys.go store.sweepKeys":  "API keys",
+	"store_keys.go store.touchKey":   "API keys",
+	"store_keys.go store.userOfKey":  "API keys",
 }
 
 func TestEveryReaderOfAClockIsListed(t *testing.T) {
@@ -211,6 +221,27 @@ func TestAStepOfTheWallClock(t *testing.T) {
 					use().want(t, 200, "")
 				}
 			}
+		})
+		t.Run("API keys "+step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			id := s.addNamed("ann", member, false)
+			key, _ := s.keyOf(id, readScope, 7*day)
+			s.do(key, "GET", "/api/verify", "").want(t, 200, "")
+			before := s.wall()
+			s.clock.set(before.Add(step))
+			if err := s.store.sweepKeys(t.Context(), s.wall().Unix()); err != nil {
+				t.Fatal(err)
+			}
+			s.keyOf(id, readScope, time.Hour)
+			r := s.do(key, "GET", "/api/verify", "")
+			if step > 7*day {
+				r.want(t, 401, "expired_key")
+			} else {
+				r.want(t, 200, "")
+			}
+			s.clock.set(before)
+			s.do(key, "GET", "/api/verify", "").want(t, 200, "")
 		})
 		t.Run("signing keys "+step.String(), func(t *testing.T) {
 			t.Parallel()

@@ -1005,7 +1005,7 @@ func TestExportsHaveTheStateOfAnAddress(t *testing.T) {
 		if again != export {
 			t.Errorf("the export is\n%s\nafter an import it is\n%s", export, again)
 		}
-		if !strings.Contains(export, "2026-05-04T03:02:01Z,false\n") && !strings.Contains(export, `"email_verified_at":"2026-05-04T03:02:01Z","password_hash"`) {
+		if !strings.Contains(export, "2026-05-04T03:02:01Z,false,false\n") && !strings.Contains(export, `"email_verified_at":"2026-05-04T03:02:01Z","password_hash"`) {
 			t.Errorf("the export is\n%s", export)
 		}
 	}

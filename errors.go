@@ -60,6 +60,7 @@ var (
 	errResetFields     = &apiError{400, "missing_fields", "Code and password are required"}
 	errCodeFields      = &apiError{400, "missing_fields", "Code is required"}
 	errForgotFields    = &apiError{400, "missing_fields", "Login is required: a username or an e-mail address"}
+	errNoFormToken     = &apiError{400, "missing_fields", "Send token=TOKEN once, as a form"}
 	errInvalidCode     = &apiError{400, "invalid_code", "This link or code is invalid, has expired or was used; ask an admin for a new one"}
 
 	errCredentials   = &apiError{401, "invalid_credentials", "Invalid credentials"}
@@ -71,6 +72,7 @@ var (
 	errBadToken      = &apiError{401, "invalid_token", "The token is not valid"}
 	errNotFresh      = &apiError{401, "fresh_login_required", "Log in again, or send your current_password"}
 	errWrongPassword = &apiError{401, "wrong_password", "The current password is wrong"}
+	errExpiredKey    = &apiError{401, "expired_key", "The API key has expired: make a new one"}
 
 	errForbidden          = &apiError{403, "forbidden", "Only the user itself or an admin may do this"}
 	errNoUsername         = &apiError{403, "forbidden", "This user has no username; give it one first"}
@@ -78,15 +80,19 @@ var (
 	errPendingApproval    = &apiError{403, "pending_approval", "An admin must approve this user before it can log in"}
 	errRegistrationClosed = &apiError{403, "registration_closed", "Registration is closed: an admin adds users"}
 	errNotInvited         = &apiError{403, "invitation_required", "Only invited users can register: ask an admin for an invitation"}
+	errKeyScope           = &apiError{403, "insufficient_scope", "The scope of this API key does not permit this"}
 	errMailOff            = &apiError{403, "mail_off", "This service sends no mail: ask an admin for a link to set a new password"}
 
 	errNotFound           = &apiError{404, "not_found", "Path not found"}
 	errUserNotFound       = &apiError{404, "user_not_found", "User not found"}
 	errSessionNotFound    = &apiError{404, "session_not_found", "Session not found"}
 	errInvitationNotFound = &apiError{404, "invitation_not_found", "Invitation not found"}
+	errKeyNotFound        = &apiError{404, "key_not_found", "API key not found"}
 	errMethod             = &apiError{405, "method_not_allowed", "This path does not allow the method; see the Allow header"}
 	errLastAdmin          = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}
 	errAlreadyVerified    = &apiError{409, "already_verified", "The e-mail address is already verified"}
+	errKeyLimit           = &apiError{409, "too_many_keys", "A user has at most 50 valid API keys: revoke one first"}
+	errServiceUser        = &apiError{409, "service_user", "A service user has neither a password nor an address, only API keys"}
 	errNoAppURL           = &apiError{409, "no_app_url", "Links have no address yet: set APP_URL, the address that clients use, and restart the server"}
 	errNotSendable        = &apiError{409, "invitation_not_sendable", "This invitation has no e-mail address, or is used up"}
 	errReferenced         = &apiError{409, "user_referenced", "Another program's data in the database refers to this user"}

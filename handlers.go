@@ -64,58 +64,63 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *sl
 // A route is one row of the route table. A row that does not say who may call it
 // rejects every request.
 type route struct {
-	pattern string // method and path
-	access  access // who may call it
-	proof   proof  // the acts that require proof (see requireProof)
-	limit   limit  // counts the requests of a network; the handler calls count, after it has read the body
+	pattern string     // method and path
+	access  access     // who may call it
+	proof   proof      // the acts that require proof (see requireProof)
+	limit   limit      // counts the requests of a network; the handler calls count, after it has read the body
+	scopes  []keyScope // the scopes of the API keys that may call it; nil: none may
 	handle  func(*exchange) error
 }
 
 // routes is the route table: every path that the server answers.
 func (s *server) routes() []route {
 	return []route{
-		{"GET /healthz", anyone, noProof, noLimit, s.healthz},
-		{"GET /readyz", anyone, noProof, noLimit, s.readyz},
-		{"GET /metrics", adminOnly, noProof, noLimit, s.metrics}, // for anyone on METRICS_ADDR
-		{"GET /openapi.json", anyone, noProof, noLimit, s.openAPI},
+		{"GET /healthz", anyone, noProof, noLimit, nil, s.healthz},
+		{"GET /readyz", anyone, noProof, noLimit, nil, s.readyz},
+		{"GET /metrics", adminOnly, noProof, noLimit, adminKeys, s.metrics}, // for anyone on METRICS_ADDR
+		{"GET /openapi.json", anyone, noProof, noLimit, nil, s.openAPI},
 
-		{"GET /api/test", anyone, noProof, noLimit, s.test},
-		{"POST /api/register", anyone, noProof, registrations, s.register},
-		{"POST /api/login", anyone, noProof, noLimit, s.login}, // newGuess and passwords limit it
-		{"POST /api/refresh", anyone, noProof, refreshes, s.refresh},
-		{"POST /api/logout", signedIn, endOtherSessions, noLimit, s.logout},
-		{"GET /api/verify", signedIn, noProof, noLimit, s.verify},
+		{"GET /api/test", anyone, noProof, noLimit, nil, s.test},
+		{"POST /api/register", anyone, noProof, registrations, nil, s.register},
+		{"POST /api/login", anyone, noProof, noLimit, nil, s.login}, // newGuess and passwords limit it
+		{"POST /api/refresh", anyone, noProof, refreshes, nil, s.refresh},
+		{"POST /api/logout", signedIn, endOtherSessions, noLimit, nil, s.logout},
+		{"GET /api/verify", signedIn, noProof, noLimit, verifyKeys, s.verify},
+		{"POST /api/introspect", resources, noProof, noLimit, introspectKeys, s.introspect},
 
-		{"GET /api/users", signedIn, noProof, noLimit, s.listUsers},
-		{"POST /api/users", adminOnly, createAdmin, noLimit, s.createUser},
-		{"GET /api/users/{id}", byDirectory, noProof, noLimit, s.getUser},
-		{"PUT /api/users/{id}", selfOrAdmin, changeUser, changes, s.updateUser},
-		{"PATCH /api/users/{id}", selfOrAdmin, changeUser, changes, s.updateUser},
-		{"DELETE /api/users/{id}", selfOrAdmin, deleteUser, changes, s.deleteUser},
+		{"GET /api/users", signedIn, noProof, noLimit, readKeys, s.listUsers},
+		{"POST /api/users", adminOnly, createAdmin, noLimit, writeKeys, s.createUser},
+		{"GET /api/users/{id}", byDirectory, noProof, noLimit, readKeys, s.getUser},
+		{"PUT /api/users/{id}", selfOrAdmin, changeUser, changes, writeKeys, s.updateUser},
+		{"PATCH /api/users/{id}", selfOrAdmin, changeUser, changes, writeKeys, s.updateUser},
+		{"DELETE /api/users/{id}", selfOrAdmin, deleteUser, changes, adminKeys, s.deleteUser},
 
-		{"GET /api/users/{id}/sessions", selfOrAdmin, noProof, noLimit, s.listSessions},
-		{"DELETE /api/users/{id}/sessions", selfOrAdmin, endOtherSessions, noLimit, s.endSessions}, // ends the caller's session too, so each costs a login
-		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, changes, s.endSession},
-		{"GET /api/events", adminOnly, noProof, noLimit, s.listEvents},
+		{"GET /api/users/{id}/sessions", selfOrAdmin, noProof, noLimit, nil, s.listSessions},
+		{"DELETE /api/users/{id}/sessions", selfOrAdmin, endOtherSessions, noLimit, adminKeys, s.endSessions}, // ends the caller's session too, so each costs a login
+		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, changes, adminKeys, s.endSession},
+		{"GET /api/users/{id}/keys", selfOrAdmin, noProof, noLimit, readKeys, s.listKeys},
+		{"POST /api/users/{id}/keys", selfOrAdmin, makeKey, changes, nil, s.createKey},
+		{"DELETE /api/users/{id}/keys/{key}", selfOrAdmin, noProof, changes, nil, s.revokeKey},
+		{"GET /api/events", adminOnly, noProof, noLimit, adminKeys, s.listEvents},
 
-		{"POST /api/password/forgot", anyone, noProof, mails, s.forgotPassword},
-		{"POST /api/password/reset", anyone, noProof, codeTries, s.resetPassword},
-		{"POST /api/users/{id}/email/verify", selfOrAdmin, noProof, changes, s.sendVerification},
-		{"POST /api/email/verify", anyone, noProof, codeTries, s.verifyEmail}, // newGuess and passwords limit its passwords
-		{"POST /api/email/change", anyone, noProof, codeTries, s.confirmEmail},
-		{"POST /api/email/undo", anyone, noProof, codeTries, s.restoreEmail},
-		{"POST /api/users/{id}/reset-link", adminOnly, makeLink, noLimit, s.createResetLink},
-		{"POST /api/users/{id}/approve", adminOnly, noProof, noLimit, s.approveUser},
-		{"GET /api/invitations", adminOnly, noProof, noLimit, s.listInvitations},
-		{"POST /api/invitations", adminOnly, invite, noLimit, s.createInvitation},
-		{"DELETE /api/invitations/{invitation}", adminOnly, noProof, noLimit, s.deleteInvitation},
-		{"POST /api/invitations/{invitation}/send", adminOnly, invite, noLimit, s.sendInvitation},
+		{"POST /api/password/forgot", anyone, noProof, mails, nil, s.forgotPassword},
+		{"POST /api/password/reset", anyone, noProof, codeTries, nil, s.resetPassword},
+		{"POST /api/users/{id}/email/verify", selfOrAdmin, noProof, changes, nil, s.sendVerification},
+		{"POST /api/email/verify", anyone, noProof, codeTries, nil, s.verifyEmail}, // newGuess and passwords limit its passwords
+		{"POST /api/email/change", anyone, noProof, codeTries, nil, s.confirmEmail},
+		{"POST /api/email/undo", anyone, noProof, codeTries, nil, s.restoreEmail},
+		{"POST /api/users/{id}/reset-link", adminOnly, makeLink, noLimit, nil, s.createResetLink},
+		{"POST /api/users/{id}/approve", adminOnly, noProof, noLimit, writeKeys, s.approveUser},
+		{"GET /api/invitations", adminOnly, noProof, noLimit, readKeys, s.listInvitations},
+		{"POST /api/invitations", adminOnly, invite, noLimit, nil, s.createInvitation},
+		{"DELETE /api/invitations/{invitation}", adminOnly, noProof, noLimit, writeKeys, s.deleteInvitation},
+		{"POST /api/invitations/{invitation}/send", adminOnly, invite, noLimit, nil, s.sendInvitation},
 
-		{"GET /reset", anyone, noProof, noLimit, s.accountPage},
-		{"GET /invite", anyone, noProof, noLimit, s.accountPage},
-		{"GET /verify", anyone, noProof, noLimit, s.accountPage},
-		{"GET /change", anyone, noProof, noLimit, s.accountPage},
-		{"GET /undo", anyone, noProof, noLimit, s.accountPage},
+		{"GET /reset", anyone, noProof, noLimit, nil, s.accountPage},
+		{"GET /invite", anyone, noProof, noLimit, nil, s.accountPage},
+		{"GET /verify", anyone, noProof, noLimit, nil, s.accountPage},
+		{"GET /change", anyone, noProof, noLimit, nil, s.accountPage},
+		{"GET /undo", anyone, noProof, noLimit, nil, s.accountPage},
 	}
 }
 
@@ -125,7 +130,7 @@ func (s *server) handle(rt route) {
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
 		x := w.(*exchange)
 		x.r = r // with the path's values
-		x.routed, x.proof, x.limit, x.routeStats = true, rt.proof, rt.limit, stats
+		x.routed, x.proof, x.limit, x.scopes, x.routeStats = true, rt.proof, rt.limit, rt.scopes, stats
 		err := s.admit(x, rt.access)
 		if err == nil {
 			if err = rt.handle(x); err != nil {
@@ -221,17 +226,19 @@ type stats struct {
 	unrouted     *routeStats // the first of routes: requests that matched no row
 	limited      *prom.Counters
 	mails        *prom.Counters
+	badKeys      atomic.Uint64 // API keys that were not valid
 	graceAnswers atomic.Uint64 // to refresh tokens that were used twice
 	connections  atomic.Int64
 	damaged      atomic.Bool // the check of the database found damage
 
 	rowCount                *checkup.Checkup // sets these:
 	users, sessions, events atomic.Int64
+	apiKeys                 atomic.Int64
 }
 
 func newStats(st *store, mono func() time.Duration) *stats {
 	t := &stats{
-		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code"),
+		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code", "key"),
 		mails:   prom.NewCounters("outcome", "sent", "failed", "abandoned", "limited"),
 	}
 	t.unrouted = t.route("")
@@ -242,7 +249,12 @@ func newStats(st *store, mono func() time.Duration) *stats {
 		if err != nil {
 			return err
 		}
+		keys, err := st.countKeys(ctx)
+		if err != nil {
+			return err
+		}
 		events, err := st.lastEvent()
+		t.apiKeys.Store(keys)
 		t.users.Store(users)
 		t.sessions.Store(sessions)
 		t.events.Store(events)
@@ -297,6 +309,7 @@ func (s *server) requestFamilies(p *prom.Page) {
 	p.Gauge("userd_connections", "Open connections, idle ones too.", float64(s.stats.connections.Load()))
 	p.Counters("userd_limited_total", "Requests refused by a limit, which answers 429.", s.stats.limited)
 	p.Counter("userd_refresh_grace_total", "Refresh tokens that were used again within the grace, and got the same answer.", float64(s.stats.graceAnswers.Load()))
+	p.Counter("userd_bad_keys_total", "Requests with an API key that is mistyped, unknown, revoked or expired.", float64(s.stats.badKeys.Load()))
 	p.Counters("userd_mails_total", "Mails by outcome: sent, failed for good, abandoned because they had lost their purpose, or limited.", s.stats.mails)
 	hashes := s.hasher.Stats()
 	p.Gauge("userd_password_hashes_running", "Passwords that are being hashed.", float64(hashes.Running))
@@ -309,6 +322,7 @@ func (s *server) databaseFamilies(p *prom.Page) {
 	if s.stats.rowCount.Result() == nil { // otherwise the numbers are unknown
 		p.Gauge("userd_users", "Users, counted at most once a minute.", float64(s.stats.users.Load()))
 		p.Gauge("userd_sessions", "Sessions, counted at most once a minute.", float64(s.stats.sessions.Load()))
+		p.Gauge("userd_api_keys", "API keys, also those that expired at most 30 days ago, counted at most once a minute.", float64(s.stats.apiKeys.Load()))
 		p.Counter("userd_events_total", "Events that were ever recorded, looked up at most once a minute.", float64(s.stats.events.Load()))
 	}
 	if n, oldest, err := s.store.mailQueue(); err == nil {

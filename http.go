@@ -68,6 +68,8 @@ type exchange struct {
 	proof       proof         // the acts of the route that require proof
 	renewed     bool          // the caller's token is the proof for an act of renewedOnly
 	stamp       *int64        // auth_stamp when the caller's password proved its acts
+	guarded     bool          // an API key does an act that requires proof
+	scopes      []keyScope    // of the API keys that may use the route
 	limit       limit         // of the route
 	counted     bool          // the request counts toward the limit of the route
 	stats       *stats        // of the server
@@ -303,6 +305,10 @@ func (x *exchange) fail(err error) {
 	switch a.status {
 	case http.StatusUnauthorized:
 		header["Www-Authenticate"] = []string{challenge(err)}
+	case http.StatusForbidden:
+		if errors.Is(err, errKeyScope) {
+			header["Www-Authenticate"] = []string{`Bearer error="insufficient_scope"`} // RFC 6750 section 3.1
+		}
 	case http.StatusServiceUnavailable:
 		header["Retry-After"] = []string{"1"}
 	}
@@ -327,7 +333,7 @@ func (x *exchange) fail(err error) {
 
 // challenge returns the WWW-Authenticate header of a 401 (RFC 6750 section 3).
 func challenge(err error) string {
-	for _, bad := range []error{errBadToken, errExpiredToken, errSessionEnded, errReused} {
+	for _, bad := range []error{errBadToken, errExpiredToken, errExpiredKey, errSessionEnded, errReused} {
 		if errors.Is(err, bad) {
 			return `Bearer error="invalid_token"`
 		}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"flag"
 	"fmt"
@@ -132,18 +133,20 @@ func (r *importRow) set(fields map[string]string, policy validate.Policy) (probl
 		return false
 	}
 	seconds := func(name string) int64 {
-		n, ok := parseTime(fields[name])
-		if !ok {
-			wrong.add(name, "must be a time such as 2026-01-31T12:00:00Z")
-		}
+		n, why := parseTime(fields[name])
+		wrong.add(name, why)
 		return n
 	}
 	u := &r.user
 	u.username, u.email, u.role = validate.TrimName(fields["username"]), validate.TrimName(fields["email"]), role(cmp.Or(fields["role"], string(member)))
 	wrong.add("username", validate.Username(u.username))
-	wrong.add("email", validate.Email(u.email))
 	r.password, r.hash = fields["password"], fields["password_hash"]
 	switch {
+	case truth("service"):
+		if u.service = true; u.email+r.password+r.hash+fields["email_verified_at"] != "" {
+			wrong.add("service", "is true, so email, email_verified_at, password and password_hash must be empty")
+		}
+		u.email, r.hash = serviceEmail+rand.Text(), serviceHash
 	case r.password == "" && r.hash == "":
 		wrong.add("password", "and password_hash are both empty")
 	case r.password != "" && r.hash != "":
@@ -158,6 +161,9 @@ func (r *importRow) set(fields map[string]string, policy validate.Policy) (probl
 		if u.id, err = parseID(v); err != nil || u.id > maxID {
 			wrong.add("id", "must be an integer from 1 to 2^52-1")
 		}
+	}
+	if !u.service {
+		wrong.add("email", validate.Email(u.email))
 	}
 	wrong.add("role", checkRole(u.role))
 	if truth("is_superuser") {
@@ -195,9 +201,8 @@ func newImporter(ctx context.Context, c *cli) (*importer, error) {
 		PRAGMA cache_size = -400000; -- at most 400 MB, so that SQLite builds an index of a million rows in memory
 		PRAGMA wal_autocheckpoint = 0;
 		CREATE TEMP TABLE import AS
-			SELECT id, 0 AS place, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
-				email_verified_at, pending
-			FROM user WHERE false;
+			SELECT id, 0 AS place, username, email, password_hash, role, disabled,
+				created_at, updated_at, last_login_at, email_verified_at, pending, service FROM user WHERE false;
 		CREATE TEMP TABLE problem (row INTEGER NOT NULL PRIMARY KEY, text TEXT NOT NULL);
 		BEGIN`)
 	if err != nil {
@@ -279,17 +284,15 @@ func (m *importer) add(ctx context.Context, r importRow) error {
 	m.good++
 	m.progress.Show(m.good+m.bad, r.end)
 	insert, err := m.db.stmts.get(`
-		INSERT INTO import (rowid, id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
-			email_verified_at, pending)
-		VALUES (?1, nullif(?2, 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)`)
+		INSERT INTO import (rowid, id, username, email, password_hash, role, disabled,
+			created_at, updated_at, last_login_at, email_verified_at, pending, service) VALUES (?1, nullif(?2, 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)`)
 	if err != nil {
 		return err
 	}
 	u := &r.user
 	// The driver starts a goroutine for each statement whose context can be cancelled.
-	_, err = insert.ExecContext(context.WithoutCancel(ctx),
-		r.number, u.id, u.username, u.email, r.hash, u.role, u.disabled, u.createdAt, u.updatedAt, u.lastLoginAt,
-		u.emailVerifiedAt, u.pending)
+	_, err = insert.ExecContext(context.WithoutCancel(ctx), r.number, u.id, u.username, u.email, r.hash, u.role, u.disabled,
+		u.createdAt, u.updatedAt, u.lastLoginAt, u.emailVerifiedAt, u.pending, u.service)
 	return err
 }
 
@@ -300,11 +303,10 @@ func (m *importer) moveTo(ctx context.Context, to *importer) error {
 	var failed error
 	u := &r.user
 	err := sqlitefile.Scan(ctx, m.db.conn, `
-		SELECT rowid, coalesce(id, 0), username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
-			email_verified_at, pending
-		FROM import`,
-		[]any{&r.number, &u.id, &u.username, &u.email, &r.hash, &u.role, &u.disabled, &u.createdAt, &u.updatedAt, &u.lastLoginAt,
-			&u.emailVerifiedAt, &u.pending},
+		SELECT rowid, coalesce(id, 0), username, email, password_hash, role, disabled,
+			created_at, updated_at, last_login_at, email_verified_at, pending, service FROM import`,
+		[]any{&r.number, &u.id, &u.username, &u.email, &r.hash, &u.role, &u.disabled,
+			&u.createdAt, &u.updatedAt, &u.lastLoginAt, &u.emailVerifiedAt, &u.pending, &u.service},
 		func() { failed = cmp.Or(failed, to.add(ctx, r)) })
 	if err := cmp.Or(err, failed); err != nil {
 		return err
@@ -446,13 +448,12 @@ func (m *importer) conclude(outcome, leftOut string) error {
 // insertImport gives the rows without an id the next free ones.
 const insertImport = `
 	INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
-		email_verified_at, pending)
+		email_verified_at, pending, service)
 	SELECT
 		coalesce(id, place + max((SELECT user_id FROM counter), (SELECT coalesce(max(id), 0) FROM import))),
 		username, email, password_hash, role, disabled,
 		coalesce(nullif(created_at, 0), ?1), coalesce(nullif(updated_at, 0), ?1), last_login_at,
-		email_verified_at, pending
-	FROM import ORDER BY rowid;
+		email_verified_at, pending, service FROM import ORDER BY rowid;
 	UPDATE counter SET user_id = max(user_id, (SELECT coalesce(max(id), 0) FROM user));`
 
 // tryInsert moves the rows into the table user in one transaction. If a name or an

@@ -198,12 +198,12 @@ func checkBackup(ctx context.Context, path string) error {
 }
 
 // eachHash calls f with the id of each user, and whether the password hash is text of a
-// format that passhash knows. It reads the whole table.
+// format that passhash knows, or that of a service user. It reads the whole table.
 func eachHash(ctx context.Context, db *sql.DB, f func(id int64, known bool)) error {
 	var id int64
 	var hash string
 	return sqlitefile.Scan(ctx, db, `SELECT id, iif(typeof(password_hash) = 'text', password_hash, '') FROM user ORDER BY id`, []any{&id, &hash}, func() {
-		f(id, passhash.Known(hash))
+		f(id, passhash.Known(hash) || hash == serviceHash)
 	})
 }
 

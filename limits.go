@@ -53,6 +53,7 @@ const (
 	lookups   // of users, by logins from a network that has no failures left
 	codeTries // wrong codes of links
 	mails     // that strangers ask for
+	badKeys   // API keys that are not valid
 	changes   // by members, refused ones too: a refusal can show that a name exists; see userChanges
 	limitCount
 )
@@ -98,6 +99,8 @@ func allowances() [limitCount]throttle.Allowance {
 		lookups: {Name: "lookup", Burst: 20, Every: 6 * time.Second},
 		// A code has 130 bits, so this limit only shows and slows down a flood.
 		codeTries: {Name: "code", Burst: 1000, Every: time.Second},
+		// A key has 178 bits, so this limit only shows and slows down a flood.
+		badKeys: {Name: "key", Burst: 1000, Every: time.Second},
 		// More than the people behind one address forget in an hour.
 		mails: {Name: "mail", Burst: 20, Every: 3 * time.Minute},
 		// Each change adds an event of some 100 bytes for 400 days: a user can add 150 kB
@@ -390,6 +393,9 @@ func (g *guess) finish(correct bool) error {
 // write that follows checks that the proof is still valid (see mayChange). requireProof
 // returns errNotFresh, errWrongPassword, errUserNotFound or an error of matchesPassword.
 func (s *server) requireProof(x *exchange, acts proof, password *string) error {
+	if x.who.key != 0 {
+		return x.requireKey(acts&x.proof, password)
+	}
 	if password == nil {
 		acts &= x.proof
 		age := s.wall().Unix() - x.who.issued
@@ -409,6 +415,22 @@ func (s *server) requireProof(x *exchange, acts proof, password *string) error {
 	}
 	x.stamp = &c.stamp
 	return err
+}
+
+// requireKey is requireProof for an API key, which only does acts that require no proof or,
+// with adminScope, keyActs to members. The write that follows checks that the user is a
+// member. requireKey returns errKeyScope.
+func (x *exchange) requireKey(acts proof, password *string) error {
+	switch {
+	case password != nil:
+		return errKeyScope.with("An API key cannot use a password: leave out current_password")
+	case acts == noProof:
+		return nil
+	case acts&^keyActs != 0 || x.who.scope != adminScope || x.target == x.who.id:
+		return errKeyScope.with("An API key may not do this: it requires a login")
+	}
+	x.guarded = true
+	return nil
 }
 
 // A proofRequest is the body of an act that requires only proof.

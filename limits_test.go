@@ -613,15 +613,16 @@ func TestEachRouteCountsTowardItsLimit(t *testing.T) {
 			"/api/register": `{"username":"eve","email":"eve@example.com","password":"` + goodPassword + `"}`,
 			"/api/refresh":  `{"refresh_token":"` + refresh + `"}`,
 
-			"/api/password/reset": `{"code":"` + newCode(resetLinkCode) + `","password":"` + goodPassword + `"}`,
-			"/api/email/verify":   `{"code":"` + newCode(verifyCode) + `"}`,
-			"/api/email/change":   `{"code":"` + newCode(changeCode) + `"}`,
-			"/api/email/undo":     `{"code":"` + newCode(undoCode) + `"}`,
+			"/api/password/reset":  `{"code":"` + newCode(resetLinkCode) + `","password":"` + goodPassword + `"}`,
+			"/api/email/verify":    `{"code":"` + newCode(verifyCode) + `"}`,
+			"/api/email/change":    `{"code":"` + newCode(changeCode) + `"}`,
+			"/api/email/undo":      `{"code":"` + newCode(undoCode) + `"}`,
+			"/api/users/{id}/keys": `{"name":"job","scope":"read","expires_in":3600}`,
 		}[path]
 		if body == "" && method != "DELETE" {
 			body = `{}`
 		}
-		path = strings.NewReplacer("{id}", "me", "{sid}", "999").Replace(path)
+		path = strings.NewReplacer("{id}", "me", "{sid}", "999", "{key}", "999").Replace(path)
 		if rt.limit == mails { // see TestAForgottenPasswordHasLimits
 			continue
 		}

@@ -214,9 +214,10 @@ var commands = []command{
 		finishes the running requests, closes the database and exits. On SIGHUP it reads the
 		files TLS_CERT and TLS_KEY again. Without HTTPS, SIGHUP ends userd like SIGTERM.`,
 		noFlags(nil)},
-	{"user add", "NAME EMAIL", untouched, "add a user",
+	{"user add", "NAME [EMAIL]", untouched, "add a user",
 		`Adds a user and prints its id. The password is the first line of standard input; on
-		a terminal userd asks for it twice and does not show it.`,
+		a terminal userd asks for it twice and does not show it. A service user, for a program,
+		has no EMAIL and no password.`,
 		userAdd},
 	{"user list", "", opens, "list all users",
 		`Prints all users, ordered by id.`,
@@ -278,6 +279,12 @@ var commands = []command{
 		`Prints the invitations that have not expired, without their links.`, invitationList},
 	{"invitation delete", "ID", opens, "end an invitation",
 		`Deletes an invitation: no user can register with its links any more.`, noFlags(invitationDelete)},
+	{"token add", "USER NAME", opens, "make an API key",
+		`Makes an API key of a user and prints it, only now. NAME says what the key is for.`, tokenAdd},
+	{"token list", "USER", opens, "list a user's API keys",
+		`Prints the names of the keys and what they may do. Expired keys stay for 30 days.`, tokenList},
+	{"token revoke", "USER ID", opens, "revoke an API key",
+		`Deletes the API key with this id: its next request is refused.`, noFlags(tokenRevoke)},
 	{"mail test", "ADDRESS", untouched, "send a test message",
 		`Sends a message as MAIL_URL and MAIL_FROM say, which must be set as for the server, and
 		prints what went wrong. It does not use the database.`,

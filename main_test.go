@@ -438,14 +438,18 @@ func TestHelpForACommandIsAboutThisCommandOnly(t *testing.T) {
 	if text := help(t, "help", "events"); !strings.HasSuffix(text, "\n\nMore commands:\n  events verify [HEAD]         check that no event was changed or removed\n") {
 		t.Errorf("userd help events prints\n%s", text)
 	}
-	want := `Usage: userd user add [flags] NAME EMAIL
+	want := `Usage: userd user add [flags] NAME [EMAIL]
 
 Adds a user and prints its id. The password is the first line of standard
-input; on a terminal userd asks for it twice and does not show it.
+input; on a terminal userd asks for it twice and does not show it. A service
+user, for a program, has no EMAIL and no password.
 
 Flags:
   -admin
       Make the user an admin, who may read, change and delete every user.
+  -service
+      Add a service user, which has no EMAIL and no password, but API keys: see
+      userd token add.
   -database URL (DATABASE_URL)
       The database: sqlite:///relative.db, sqlite:////absolute.db or a path.
       The server, user add and user import create it if it does not exist.
@@ -544,10 +548,10 @@ func TestAWrongCommandIsRefusedInOneLine(t *testing.T) {
 		{"-version serve", "unknown flag -version: see userd help -all"},
 		{"-addr", "-addr requires a value"},
 		{"user add --database", "--database requires a value"},
-		{"user add", "user add: missing NAME; usage: userd user add [flags] NAME EMAIL"},
+		{"user add", "user add: missing NAME; usage: userd user add [flags] NAME [EMAIL]"},
 		{"user add ann", "user add: missing EMAIL; usage: userd user add [flags] NAME EMAIL"},
 		{"user passwd ann s3cret", "user passwd: too many arguments; usage: userd user passwd [flags] USER"},
-		{"user add ann ann@example.com more", `user add: too many arguments; usage: userd user add [flags] NAME EMAIL`},
+		{"user add ann ann@example.com more", `user add: too many arguments; usage: userd user add [flags] NAME [EMAIL]`},
 		{"user add ann ann@example.com -role admin", "user add: does not accept -role, a flag of userd user set; see userd help user add"},
 		{"user add ann ann@example.com -addr :82", "user add: does not accept -addr, a flag of userd, userd healthcheck; see userd help user add"},
 		{"user add ann ann@example.com -admin=maybe", `user add: invalid boolean value "maybe" for -admin`},

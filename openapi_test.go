@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path"
 	"reflect"
@@ -48,6 +49,7 @@ type operation struct {
 	name        string // like the pattern of a route
 	OperationID string
 	Access      string   `json:"x-access"`
+	KeyScopes   []string `json:"x-key-scopes"`
 	Security    []object // nil: the document's
 	Parameters  []value
 	RequestBody message
@@ -513,7 +515,7 @@ func TestDocumentFitsGenerators(t *testing.T) {
 
 func TestDocumentRoutesAndAccess(t *testing.T) {
 	t.Parallel()
-	words := map[access]string{anyone: "anyone", signedIn: "signed in", adminOnly: "admin", selfOrAdmin: "self or admin", byDirectory: "by directory"}
+	words := map[access]string{anyone: "anyone", signedIn: "signed in", adminOnly: "admin", selfOrAdmin: "self or admin", byDirectory: "by directory", resources: "resource server"}
 	d := readDocument(t)
 	if want := []object{{"accessToken": []any{}}}; !reflect.DeepEqual(d.Security, want) {
 		t.Errorf("the default security is %v, want %v", d.Security, want)
@@ -530,8 +532,19 @@ func TestDocumentRoutesAndAccess(t *testing.T) {
 		}
 		ids[op.OperationID] = true
 	}
+	scopes, keyScopes := make(map[string]string), make(map[string]string)
+	for _, op := range d.operations {
+		keyed := slices.ContainsFunc(op.Security, func(s object) bool { return s["apiKey"] != nil })
+		if scopes[op.name] = fmt.Sprint(op.KeyScopes); keyed != (op.KeyScopes != nil) {
+			t.Errorf("%s has the scopes %v, but its security is %v", op.name, op.KeyScopes, op.Security)
+		}
+	}
 	for _, rt := range new(server).routes() {
 		routes[rt.pattern] = words[rt.access]
+		keyScopes[rt.pattern] = fmt.Sprint(rt.scopes)
+	}
+	if !maps.Equal(scopes, keyScopes) {
+		t.Errorf("the document has the scopes %v\nthe routes have         %v", scopes, keyScopes)
 	}
 	if !maps.Equal(described, routes) {
 		t.Errorf("the document has %v\nthe routes are    %v", described, routes)
@@ -612,6 +625,7 @@ var bodies = map[string]any{
 	"POST /api/email/change":          codeRequest{},
 	"POST /api/email/undo":            codeRequest{},
 	"POST /api/invitations":           inviteRequest{},
+	"POST /api/users/{id}/keys":       keyRequest{},
 
 	"POST /api/invitations/{invitation}/send": proofRequest{},
 
@@ -633,6 +647,9 @@ func TestDocumentMembersOfBodies(t *testing.T) {
 	d := readDocument(t)
 	for _, op := range d.operations {
 		request, has := bodies[op.name]
+		if op.bodyType() == formType {
+			continue
+		}
 		if has != (op.RequestBody.Content != nil) {
 			t.Errorf("%s reads a body: %t; the document has one: %t", op.name, has, !has)
 		}
@@ -719,6 +736,33 @@ func (d *document) find(method, path string, headers []string) (*operation, map[
 	return op, parameters
 }
 
+const formType = "application/x-www-form-urlencoded"
+
+// bodyType returns the media type of the operation's body.
+func (op *operation) bodyType() string {
+	if _, ok := op.RequestBody.Content[formType]; ok {
+		return formType
+	}
+	return "application/json"
+}
+
+// bodyAsJSON returns a body in JSON, also if it is a form. It returns a form that has a fault
+// unchanged.
+func (op *operation) bodyAsJSON(body string) string {
+	form, err := url.ParseQuery(body)
+	if op.bodyType() != formType || body == "" || err != nil {
+		return body
+	}
+	members := make(map[string]any)
+	for name, values := range form {
+		if members[name] = any(values); len(values) == 1 {
+			members[name] = values[0]
+		}
+	}
+	text, _ := json.Marshal(members)
+	return string(text)
+}
+
 // checkRequest returns the faults of a request's parameters and body.
 func (d *document) checkRequest(op *operation, parameters map[string]string, body string) (faults []string) {
 	for name, text := range parameters {
@@ -729,7 +773,8 @@ func (d *document) checkRequest(op *operation, parameters map[string]string, bod
 			faults = append(faults, d.checkText(op.Parameters[i].Schema, text, name)...)
 		}
 	}
-	described, has := op.RequestBody.Content["application/json"]
+	described, has := op.RequestBody.Content[op.bodyType()]
+	body = op.bodyAsJSON(body)
 	var v any
 	switch err := json.Unmarshal([]byte(body), &v); {
 	case body == "" && op.RequestBody.Required:
@@ -760,7 +805,7 @@ func (w *witness) observeRequest(op *operation, parameters map[string]string, bo
 		w.doc.saw(at, op.name+" "+name)
 	}
 	if op.RequestBody.Content != nil {
-		w.observeBody(op.RequestBody, op.name, "application/json", "", body, at)
+		w.observeBody(op.RequestBody, op.name, op.bodyType(), "", op.bodyAsJSON(body), at)
 	}
 }
 
@@ -803,7 +848,7 @@ func (w *witness) observeBody(m message, key, kind, code, text, at string) {
 	key += " body " + kind
 	w.doc.saw(at+": "+text, key, key+" code "+code)
 	var body any = text
-	if strings.HasSuffix(kind, "json") {
+	if strings.HasSuffix(kind, "json") || kind == formType {
 		if err := json.Unmarshal([]byte(text), &body); err != nil {
 			w.t.Fatalf("%s: %v: %s", at, err, text)
 		}
@@ -826,13 +871,22 @@ func (w *witness) report(faults []string) {
 	}
 }
 
-// withoutTokens returns a body without its tokens and links, which are always new.
+// withoutTokens returns a body without its tokens, keys and links, which are always new.
 func withoutTokens(v any) any {
+	if list, ok := v.([]any); ok {
+		list = slices.Clone(list)
+		for i := range list {
+			list[i] = withoutTokens(list[i])
+		}
+		return list
+	}
 	if o, ok := v.(object); ok {
 		o = maps.Clone(o)
 		delete(o, "access_token")
 		delete(o, "refresh_token")
 		delete(o, "url")
+		delete(o, "key")
+		delete(o, "prefix")
 		if code, _ := o["code"].(string); strings.HasPrefix(code, "u") && strings.Index(code, "_") == 2 {
 			delete(o, "code")
 		}
@@ -945,6 +999,7 @@ func TestEveryRouteAnswersAsDocumented(t *testing.T) {
 			{"registration by invitation", refusesUninvited, func(c *settings) { c.registration = registrationInvite }},
 			{"mail", mailsLinks, withMail},
 			{"no APP_URL", refusesLinks, func(c *settings) { c.pages = pageURLs{} }},
+			{"API keys", usesKeys, asUsual},
 			{"proofs", refusesProofs, asUsual},
 			{"too many attempts", refusesMany, asUsual},
 			{"overload", refusesBusy, asUsual},
@@ -1070,12 +1125,15 @@ func (w *witness) followEvents(token string) {
 func (w *witness) paths(f func(rt route, method, path string)) {
 	for _, rt := range w.routes() {
 		method, path, _ := strings.Cut(rt.pattern, " ")
-		f(rt, method, strings.NewReplacer("{id}", "me", "{sid}", "999", "{invitation}", "999").Replace(path))
+		f(rt, method, strings.NewReplacer("{id}", "me", "{sid}", "999", "{invitation}", "999", "{key}", "999").Replace(path))
 	}
 }
 
 func refusesTokens(w *witness) {
 	w.register("ann")
+	expiredKey, _ := w.keyOf(1, readScope, time.Hour)
+	readKey, _ := w.keyOf(1, readScope, 0)
+	verifyKey, _ := w.keyOf(1, verifyScope, 0)
 	old, oldRefresh := w.pair("ann")
 	w.clock.add(720 * time.Hour)
 	ended, endedRefresh := w.pair("ann")
@@ -1091,6 +1149,14 @@ func refusesTokens(w *witness) {
 		w.do("x", method, path, "").want(w.t, 401, "invalid_token")
 		w.do(expired, method, path, "").want(w.t, 401, "expired_token")
 		w.do(over, method, path, "").want(w.t, 401, "session_ended")
+		if rt.access != anyone {
+			w.do(expiredKey, method, path, "").want(w.t, 401, "expired_key")
+		}
+		if rt.access != anyone && !slices.Contains(rt.scopes, readScope) {
+			w.do(readKey, method, path, "").want(w.t, 403, "insufficient_scope")
+		} else if rt.access != anyone && !slices.Contains(rt.scopes, verifyScope) {
+			w.do(verifyKey, method, path, "").want(w.t, 403, "insufficient_scope")
+		}
 	})
 	_, used := w.pair("ann")
 	w.do(used, "POST", "/api/refresh", "").want(w.t, 200, "")
@@ -1142,6 +1208,8 @@ func refusesBodies(w *witness) {
 			for _, body := range []string{`{"uses":0}`, `{"uses":101}`, `{"email":"x"}`, `{"username":"a b"}`, `{"expires_in":3599}`, `{"expires_in":2592001}`} {
 				w.do(root, method, path, body).want(w.t, 400, "invalid_fields")
 			}
+		case "POST /api/users/{id}/keys":
+			w.do(root, method, path, `{"name":"job","scope":"read","expires_in":1}`).want(w.t, 400, "invalid_fields")
 		case "POST /api/users/{id}/reset-link":
 			w.do(root, method, path, `{"expires_in":604801}`).want(w.t, 400, "invalid_fields")
 		case "POST /api/login":
@@ -1171,7 +1239,7 @@ func refusesOthers(w *witness) {
 	_, bob := w.member("bob")
 	_, root := w.admin("root")
 	w.paths(func(rt route, method, path string) {
-		if rt.access == selfOrAdmin || rt.access == adminOnly {
+		if rt.access == selfOrAdmin || rt.access == adminOnly || rt.access == resources {
 			w.do(bob, method, strings.Replace(path, "/api/users/me", other, 1), "").want(w.t, 403, "forbidden")
 		}
 		if !strings.Contains(rt.pattern, "{id}") {
@@ -1180,6 +1248,9 @@ func refusesOthers(w *witness) {
 		body := ""
 		if bodies[rt.pattern] != nil {
 			body = "{}"
+		}
+		if rt.pattern == "POST /api/users/{id}/keys" {
+			body = w.doc.example(w.t, rt.pattern, 0)
 		}
 		w.do(root, method, strings.Replace(path, "me", "x", 1), body).want(w.t, 404, "user_not_found")
 		w.do(root, method, strings.Replace(path, "me", "999", 1), body).want(w.t, 404, "")
@@ -1213,6 +1284,7 @@ func refusesProofs(w *witness) {
 		"root": {
 			{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one","role":"admin",`},
 			{"POST", "/api/users/1/reset-link"},
+			{"POST", "/api/users/1/keys", `"name":"job","scope":"read","expires_in":3600,`},
 			{"POST", "/api/invitations"},
 			{"POST", "/api/invitations/999/send"},
 		},
@@ -1235,6 +1307,7 @@ var proofs = [][3]string{
 	{"POST", "/api/logout"}, {"DELETE", "/api/users/me/sessions"}, {"DELETE", "/api/users/me/sessions/999"},
 	{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one",`},
 	{"POST", "/api/users/me/reset-link"}, {"POST", "/api/invitations"}, {"POST", "/api/invitations/999/send"},
+	{"POST", "/api/users/me/keys", `"name":"job","scope":"read","expires_in":3600,`},
 }
 
 func refusesMany(w *witness) {
@@ -1279,6 +1352,7 @@ func refusesBusy(w *witness) {
 	}
 	w.do("", "POST", "/api/refresh", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/logout", sized(smallBody+1)).want(w.t, 503, "busy")
+	w.do(root, "POST", "/api/introspect", sized(smallBody+1), "Content-Type: "+formType).want(w.t, 503, "busy")
 	w.do("", "POST", "/api/password/forgot", sized(smallBody+1)).want(w.t, 503, "busy")
 	for _, route := range []string{"verify", "change", "undo"} {
 		w.do("", "POST", "/api/email/"+route, sized(smallBody+1)).want(w.t, 503, "busy")
@@ -1318,6 +1392,70 @@ func refusesWithoutDatabase(w *witness) {
 		}
 		w.do(token, method, path, body).want(w.t, 503, "unavailable")
 	})
+}
+
+// usesKeys is the life of an API key.
+func usesKeys(w *witness) {
+	t, d := w.t, w.doc
+	path, _ := w.register("ann")
+	_, root := w.admin("root")
+	ann := w.login("ann")
+	key := w.do(ann, "POST", path+"/keys", d.example(t, "POST /api/users/{id}/keys", 0)).want(t, 201, "").field("key")
+	w.do(ann, "GET", path+"/keys", "").want(t, 200, "")
+	verifier, _ := w.keyOf(2, verifyScope, 0)
+	w.do(ann, "POST", path+"/keys", `{"name":"job","scope":"write","expires_in":3600,"current_password":"`+goodPassword+`"}`).want(t, 201, "")
+	w.do(ann, "GET", path+"/keys", "").want(t, 200, "")
+	w.do(key, "GET", "/api/verify", "").want(t, 200, "")
+	if err := w.store.write(t.Context(), statement{query: `UPDATE counter SET id = id`}); err != nil { // after the record of the use
+		t.Fatal(err)
+	}
+	w.do(ann, "GET", path+"/keys", "").want(t, 200, "")
+	w.do(root, "GET", "/api/users/2/keys", "").want(t, 200, "")
+
+	form := "Content-Type: " + formType
+	for _, token := range []string{ann, key, verifier} {
+		w.do(root, "POST", "/api/introspect", "token="+token, form).want(t, 200, "")
+	}
+	w.do(verifier, "POST", "/api/introspect", "token=ud_0123456789ABCDEFGHIJKLMNOPQRST2UDHS0", form).want(t, 200, "")
+	w.do(verifier, "POST", "/api/introspect", "token=x&token_type_hint=access_token", form).want(t, 200, "")
+	w.do(verifier, "POST", "/api/introspect", "token=%", form).want(t, 400, "malformed_body")
+	w.do(verifier, "POST", "/api/introspect", "token=", form).want(t, 400, "missing_fields")
+	w.do(verifier, "POST", "/api/introspect?token=x", "token=x", form).want(t, 400, "bad_parameter")
+	w.do(verifier, "POST", "/api/introspect", "{}").want(t, 415, "unsupported_media_type")
+	w.do(verifier, "POST", "/api/introspect", strings.Repeat("x", 64<<10+1), form).want(t, 413, "body_too_large")
+
+	for range maxUserKeys - 2 {
+		w.keyOf(1, readScope, time.Hour)
+	}
+	w.do(ann, "POST", path+"/keys", d.example(t, "POST /api/users/{id}/keys", 0)).want(t, 409, "too_many_keys")
+	w.limiter.allowances[changes].Burst = 0
+	w.do(ann, "POST", path+"/keys", d.example(t, "POST /api/users/{id}/keys", 0)).want(t, 429, "too_many_requests")
+	w.do(ann, "DELETE", path+"/keys/2", "").want(t, 429, "too_many_requests")
+	w.do(root, "DELETE", path+"/keys/1", "").want(t, 204, "")
+	w.do(root, "DELETE", path+"/keys/1", "").want(t, 404, "key_not_found")
+	w.do(root, "PATCH", path, `{"disabled":true}`).want(t, 200, "")
+	w.do(root, "POST", path+"/keys", d.example(t, "POST /api/users/{id}/keys", 0)).want(t, 403, "user_disabled")
+	if err := w.store.write(t.Context(), statement{query: `UPDATE user SET disabled = 0, pending = 1 WHERE id = 1`}); err != nil {
+		t.Fatal(err)
+	}
+	w.do(root, "POST", path+"/keys", d.example(t, "POST /api/users/{id}/keys", 0)).want(t, 403, "pending_approval")
+
+	bot := userPath(w.addNamed("bot", member, true))
+	w.do(root, "GET", bot, "").want(t, 200, "")
+	for _, method := range []string{"PUT", "PATCH"} {
+		w.do(root, method, bot, `{"disabled":false,"service":true}`).want(t, 200, "")
+		w.do(root, method, bot, `{"email":"bot@example.com"}`).want(t, 409, "service_user")
+	}
+	w.do(root, "POST", bot+"/reset-link", "").want(t, 409, "service_user")
+	w.mailOn = true
+	w.do(root, "POST", bot+"/email/verify", "").want(t, 409, "service_user")
+	adminKey, err := w.addKey(t.Context(), console, &apiKey{userID: 2, name: "ops", scope: adminScope}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.do(root, "GET", "/api/users/2/keys", "").want(t, 200, "")
+	w.do(adminKey, "DELETE", bot, "").want(t, 200, "")
+	w.do(root, "GET", "/api/events?type=key_created", "").want(t, 200, "")
 }
 
 // recovers is a user's way back by a link.

@@ -314,6 +314,9 @@ func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f fac
 	if err != nil {
 		return f, budget, err
 	}
+	if f.user.service { // it has no address
+		return f, budget, errMailEnded
+	}
 	f.username = f.user.username
 	if m.kind != resetMail {
 		return f, budget, o.checkPurpose(m, &f.user)

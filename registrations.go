@@ -154,6 +154,41 @@ func (s *server) mayRegister(u *user) error {
 	return wrong.err()
 }
 
+// checkNew trims and checks a new user and checks its password. A service user has neither an
+// address nor a password. It returns errRegisterFields or errInvalid.
+func (s *userService) checkNew(u *user, password string) error {
+	if u.service {
+		u.username = validate.TrimName(u.username)
+		return s.checkChange(&change{username: &u.username, role: &u.role}, u, nil)
+	}
+	u.username, u.email = validate.TrimName(u.username), validate.TrimName(u.email)
+	if u.username == "" || u.email == "" || password == "" {
+		return errRegisterFields
+	}
+	all := change{username: &u.username, email: &u.email, role: &u.role}
+	return s.checkChange(&all, u, &password)
+}
+
+// addUser adds a user that checkNew accepts, for a caller, and sets its id and times.
+// The statements in then belong to the same write.
+// It returns an error of checkNew, passhash.ErrBusy, or an error of store.addUser.
+func (s *userService) addUser(ctx context.Context, by caller, u *user, password string, then ...statement) error {
+	if err := s.checkNew(u, password); err != nil {
+		return err
+	}
+	if u.service {
+		return s.store.addUser(ctx, by, u, "", s.wall().Unix())
+	}
+	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
+		return err
+	}
+	hash, err := s.hasher.Hash(ctx, network(by.address), password)
+	if err != nil {
+		return err
+	}
+	return s.store.addUser(ctx, by, u, hash, s.wall().Unix(), then...)
+}
+
 // addInvited adds a user that checkNew has accepted, by the code of an invitation. It
 // returns errInvalid if the invitation is for another user, passhash.ErrBusy, or an error
 // of store.addInvited.

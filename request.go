@@ -26,16 +26,17 @@ const (
 	maxLargeBodies = 256
 )
 
-// body returns the request's body, of at most maxBody bytes. It returns
-// errMediaType if the request does not say that this is JSON, errTooLarge,
-// errMalformedBody, or errBusy if too many large bodies are being read.
-func (x *exchange) body() ([]byte, error) {
+// body returns the request's body, which must be JSON. See bodyOf.
+func (x *exchange) body() ([]byte, error) { return x.bodyOf("application/json") }
+
+// bodyOf returns the request's body, of at most maxBody bytes. It returns errMediaType if
+// the request does not say that this has the media type, errTooLarge, errMalformedBody, or
+// errBusy if too many large bodies are being read.
+func (x *exchange) bodyOf(required string) ([]byte, error) {
 	mediaType, params, err := mime.ParseMediaType(x.r.Header.Get("Content-Type"))
-	if err != nil || mediaType != "application/json" || x.r.Header.Get("Content-Encoding") != "" {
-		return nil, errMediaType
-	}
-	if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") {
-		return nil, errMediaType
+	charset, named := params["charset"]
+	if err != nil || mediaType != required || x.r.Header.Get("Content-Encoding") != "" || named && !strings.EqualFold(charset, "utf-8") {
+		return nil, errMediaType.with("Send Content-Type: %s", required)
 	}
 	if x.r.ContentLength > maxBody { // before a read, which would send 100 Continue
 		return nil, errTooLarge
@@ -289,4 +290,24 @@ func loggedPath(path string) string {
 		}
 	}
 	return shorten(strings.Join(segments, "/"))
+}
+
+// caller returns the principal of x as the caller of a write.
+func (x *exchange) caller() caller {
+	kind := sessionCaller
+	if x.who.key != 0 {
+		kind = keyCaller
+	}
+	return caller{
+		kind:    kind,
+		user:    x.who.id,
+		session: x.who.session,
+		key:     x.who.key,
+		address: x.address,
+		token:   x.who.token,
+		renewed: x.renewed,
+		stamp:   x.stamp,
+		asked:   x.who.asked,
+		guarded: x.guarded,
+	}
 }

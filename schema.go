@@ -27,6 +27,7 @@ var migrations = []string{
 	signerTable,
 	codeTables,
 	mailTables,
+	keyTables,
 }
 
 // The first migration in three parts. A tutorial database already has the first (adopt.go).
@@ -238,6 +239,25 @@ const mailTables = `
 	CREATE INDEX user_mail_owner ON user_mail (user_id);
 	CREATE INDEX user_mail_recipient ON user_mail (email COLLATE NOCASE, created_at) WHERE budget <> 0;
 	CREATE INDEX user_mail_closed ON user_mail (closed_at) WHERE state <> 'queued';`
+
+// keyTables is the tenth migration: service users, which have only API keys, and the API keys.
+const keyTables = `
+	ALTER TABLE user ADD COLUMN service INTEGER NOT NULL DEFAULT 0; -- 1: a service user, without a password and an address
+
+	CREATE TABLE user_key (
+		id           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+		user_id      INTEGER NOT NULL,
+		name         TEXT NOT NULL,
+		prefix       TEXT NOT NULL,        -- the first characters of the key, so that people recognize it
+		hash         BLOB NOT NULL UNIQUE, -- SHA-256 of the key
+		scope        TEXT NOT NULL,        -- verify, read, write or admin
+		created_at   INTEGER NOT NULL,
+		expires_at   INTEGER NOT NULL,     -- 0: never
+		last_used_at INTEGER NOT NULL DEFAULT 0,
+		last_address TEXT NOT NULL DEFAULT ''
+	);
+	CREATE INDEX user_key_owner ON user_key (user_id);
+	CREATE INDEX user_key_expiry ON user_key (expires_at) WHERE expires_at > 0;`
 
 // maxID is the highest id that an imported or adopted user may have. JavaScript rounds
 // integers from 2^53 on, and the ids of later users, which are higher, must stay below.

@@ -62,6 +62,17 @@ const (
 	consoleCaller  callerKind = "console"  // a command, which can open the database file
 	strangerCaller callerKind = "stranger" // a client without a token, which may only add a member
 	sessionCaller  callerKind = "session"  // a user with an access token
+	keyCaller      callerKind = "apiKey"   // a program with an API key of a user
+)
+
+// A keyScope says what an API key may do. A key never may do more than its user may do now.
+type keyScope string
+
+const (
+	verifyScope keyScope = "verify" // ask who is calling and what a token is worth
+	readScope   keyScope = "read"   // most reads
+	writeScope  keyScope = "write"  // what the user may do without proof
+	adminScope  keyScope = "admin"  // also read events and metrics, and acts on members that require proof
 )
 
 // A caller asks for a write. The write's own SQL checks the caller's rights when
@@ -71,11 +82,15 @@ type caller struct {
 	kind    callerKind
 	user    int64  // 0: none
 	session int64  // of the user; 0: none
+	key     int64  // of the user; 0: none
 	address string // only for the event
 
 	token   tokenID // the access token
 	renewed bool    // the act requires a token that was made after the last re-keying
 	stamp   *int64  // auth_stamp when the password was verified; nil: it was not
+
+	asked   int64 // when the key was looked up
+	guarded bool  // the act requires proof, in the place of which only a key with adminScope may do it
 }
 
 // A tokenID names an access token of a session.
@@ -93,6 +108,7 @@ func (c caller) with(values args) args {
 		{"caller", string(c.kind)}, {"session", c.session},
 		{"generation", c.token.generation}, {"jti", c.token.jti},
 		{"renewed", c.renewed}, {"stamp", c.stamp},
+		{"key", c.key}, {"asked", c.asked}, {"guarded", c.guarded},
 	})
 }
 
@@ -106,7 +122,76 @@ const mayChange = `(@caller = 'console' OR @caller = 'session' AND EXISTS (
 	SELECT 1 FROM session JOIN user AS asker ON asker.id = session.user_id
 	WHERE session.id = @session AND (session.rekeyed_at <= @generation OR session.kept_jti = @jti AND NOT @renewed)
 		AND @generation <= session.generation
-		AND (@stamp IS NULL OR asker.auth_stamp = @stamp) AND asker.disabled = 0 AND (asker.id = @id OR asker.role = 'admin')))`
+		AND (@stamp IS NULL OR asker.auth_stamp = @stamp) AND asker.disabled = 0 AND (asker.id = @id OR asker.role = 'admin'))
+	OR @caller = 'apiKey' AND ` + byKey + `)`
+
+// byKey is the part of mayChange for the API key @key. The key must be valid, and its user an
+// admin. If the act requires proof (@guarded), the scope must be admin. Only members can be
+// changed, and if @id is null, which means no user, only without proof.
+const byKey = `EXISTS (
+	SELECT 1 FROM user_key JOIN user AS asker ON asker.id = user_key.user_id
+	WHERE user_key.id = @key AND (user_key.expires_at = 0 OR user_key.expires_at > @asked)
+		AND (user_key.scope = 'admin' OR user_key.scope = 'write' AND NOT @guarded)
+		AND asker.disabled = 0 AND asker.pending = 0 AND asker.role = 'admin'
+		AND iif(@id IS NULL, NOT @guarded, EXISTS (SELECT 1 FROM user AS changed WHERE changed.id = @id AND changed.role = 'member')))`
+
+// authorizationError returns nil if mayChange holds, and otherwise why not:
+// errSessionEnded, errWrongPassword or errNotFresh if the password has changed since
+// the request came in, or errForbidden.
+func (s *store) authorizationError(by caller, id int64) error {
+	if by.kind == consoleCaller {
+		return nil
+	}
+	if by.kind == keyCaller {
+		return s.keyAuthorizationError(by, id)
+	}
+	if by.kind != sessionCaller {
+		return errForbidden
+	}
+	var asker int64
+	var kind string
+	var kept, changed bool
+	err := s.read(`SELECT user.id, user.role, session.rekeyed_at > ?2, coalesce(user.auth_stamp <> ?4, 0)
+		FROM session JOIN user ON user.id = session.user_id
+		WHERE session.id = ?1 AND (session.rekeyed_at <= ?2 OR session.kept_jti = ?3)
+			AND ?2 <= session.generation AND user.disabled = 0`,
+		errSessionEnded, []any{&asker, &kind, &kept, &changed}, by.session, by.token.generation, by.token.jti, by.stamp)
+	switch {
+	case err != nil:
+		return err
+	case changed:
+		return errWrongPassword
+	case kept && by.renewed:
+		return errNotFresh
+	case asker != id && role(kind) != admin:
+		return errForbidden
+	}
+	return nil
+}
+
+// keyAuthorizationError is authorizationError for an API key. It returns errBadToken if the
+// key was revoked or its user disabled, errExpiredKey, errKeyScope or errForbidden.
+func (s *store) keyAuthorizationError(by caller, id int64) error {
+	var kind, changed, scope string
+	var expires int64
+	err := s.read(`SELECT user.role, user_key.scope, user_key.expires_at, coalesce((SELECT role FROM user WHERE id = ?2), '')
+		FROM user_key JOIN user ON user.id = user_key.user_id
+		WHERE user_key.id = ?1 AND user.disabled = 0 AND user.pending = 0`,
+		errBadToken, []any{&kind, &scope, &expires, &changed}, by.key, id)
+	switch {
+	case err != nil:
+		return err
+	case expires != 0 && expires <= by.asked:
+		return errExpiredKey
+	case role(kind) != admin:
+		return errForbidden
+	case keyScope(scope) != adminScope && (by.guarded || keyScope(scope) != writeScope), by.guarded && id == 0:
+		return errKeyScope
+	case changed != "" && role(changed) != member:
+		return errKeyScope.with("An API key cannot change an admin")
+	}
+	return nil
+}
 
 // credentials are the stored values that a login checks.
 type credentials struct {

@@ -72,15 +72,19 @@ func (s *store) addResetLink(ctx context.Context, by caller, userID int64, hash 
 		statement{
 			query: insertCode + `
 				SELECT @hash, @kind, user.id, '', 0, @by, @now, @expires FROM user
-				WHERE user.id = @user AND user.disabled = 0 AND ` + mayChange,
+				WHERE user.id = @user AND user.disabled = 0 AND user.service = 0 AND ` + mayChange,
 			args:   values,
 			ifNone: errNotApplied,
 		},
 		statement{query: `DELETE FROM user_code WHERE user_id = @user AND kind = @kind AND hash <> @hash`, args: values},
 		event{at: now, kind: resetLinkCreated, userID: userID}.by(by))
 	if errors.Is(err, errNotApplied) {
-		_, missing := s.user(userID)
-		return cmp.Or[error](s.authorizationError(by, 0), missing, errUserDisabled)
+		u, missing := s.user(userID)
+		err = cmp.Or[error](s.authorizationError(by, 0), missing)
+		if err == nil && u.service {
+			err = errServiceUser
+		}
+		return cmp.Or[error](err, errUserDisabled)
 	}
 	return err
 }
@@ -91,7 +95,7 @@ const usable = `user_code.hash = @hash AND user_code.kind = @kind AND user_code.
 
 // resets is the condition that a reset code is for a user: a mailed one only as long as the
 // user has the address that it was mailed to.
-const resets = `user_code.user_id = user.id AND user.disabled = 0 AND (user_code.kind = 'ul' OR user_code.kind = 'ur' AND user_code.email = user.email)`
+const resets = `user_code.user_id = user.id AND user.disabled = 0 AND user.service = 0 AND (user_code.kind = 'ul' OR user_code.kind = 'ur' AND user_code.email = user.email)`
 
 // userOfCode returns the user whose password a reset code may set now, or
 // errInvalidCode.
@@ -103,7 +107,9 @@ func (s *store) userOfCode(kind codeKind, hash []byte, now int64) (u user, err e
 }
 
 // resetPassword sets a user's password by a reset code, which works only once. A mailed
-// code also verifies the user's address. It ends all of the user's sessions and codes. The
+// code also verifies the user's address. It ends all of the user's sessions and codes. If an
+// admin made the code, or if it is the first proof of the address, it also ends the user's API
+// keys: a stranger may have made them. The
 // statements in before belong to the same write, and run first. It returns errInvalidCode if
 // the code is not valid any more.
 func (s *store) resetPassword(ctx context.Context, userID int64, kind codeKind, hash []byte, newHash, address string, now int64, before ...statement) error {
@@ -116,7 +122,6 @@ func (s *store) resetPassword(ctx context.Context, userID int64, kind codeKind, 
 				UPDATE user SET
 					password_hash = @new_hash,
 					pending_email = '',
-					email_verified_at = iif(@kind = 'ur' AND email_verified_at = 0, @now, email_verified_at),
 					updated_at = @now,
 					version = version + 1,
 					auth_stamp = auth_stamp + 1
@@ -124,6 +129,11 @@ func (s *store) resetPassword(ctx context.Context, userID int64, kind codeKind, 
 			args:   values,
 			ifNone: errInvalidCode,
 		},
+		statement{
+			query: endKeys + ` AND (@kind = 'ul' OR EXISTS (SELECT 1 FROM user WHERE id = @id AND email_verified_at = 0))`,
+			args:  values,
+		},
+		statement{query: `UPDATE user SET email_verified_at = @now WHERE id = @id AND @kind = 'ur' AND email_verified_at = 0`, args: values},
 		statement{query: endCodes, args: values},
 		statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
 		event{at: now, kind: passwordReset, userID: userID, address: address}.statement())...)
@@ -430,7 +440,7 @@ func (s *store) dropPending(ctx context.Context, after, now int64) (next int64, 
 	return w.id, err
 }
 
-// deleteExpired deletes expired sessions, and what sweepCodes and dropPending delete, a few
+// deleteExpired deletes expired sessions, and what sweepCodes, sweepKeys and dropPending delete, a few
 // rows at a time, until ctx ends.
 func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
 	tick := time.NewTicker(5 * time.Second)
@@ -444,7 +454,7 @@ func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
 			var err, pendingErr error
 			session, err = st.sweep(ctx, session, now.Unix())
 			pending, pendingErr = st.dropPending(ctx, pending, now.Unix())
-			if err := errors.Join(err, pendingErr, st.sweepCodes(ctx, now.Unix())); err != nil && ctx.Err() == nil {
+			if err := errors.Join(err, pendingErr, st.sweepCodes(ctx, now.Unix()), st.sweepKeys(ctx, now.Unix())); err != nil && ctx.Err() == nil {
 				log.Warn("could not delete expired rows", "err", err)
 			}
 		}

@@ -36,12 +36,12 @@ func (c *emailCode) args(now int64) args {
 }
 
 // queueVerification queues a mail with a verify link, for a caller. It returns an error of
-// authorizationError, errUserNotFound, errUserDisabled or errAlreadyVerified.
+// authorizationError, errUserNotFound, errUserDisabled, errServiceUser or errAlreadyVerified.
 func (s *store) queueVerification(ctx context.Context, by caller, m *queuedMail) error {
 	err := s.write(ctx, statement{
 		query: intoMail + `
 			SELECT @kind, user.id, '', user.email, @subject, @detail, @address, @agent, @now, @now FROM user
-			WHERE user.id = @id AND user.email_verified_at = 0 AND user.disabled = 0 AND ` + mayChange,
+			WHERE user.id = @id AND user.email_verified_at = 0 AND user.disabled = 0 AND user.service = 0 AND ` + mayChange,
 		args:   by.with(append(m.args(), arg{"id", m.userID})),
 		ifNone: errNotApplied,
 	})
@@ -57,6 +57,8 @@ func (s *store) queueVerification(ctx context.Context, by caller, m *queuedMail)
 		return err
 	case u.disabled:
 		return errUserDisabled
+	case u.service:
+		return errServiceUser
 	}
 	return errAlreadyVerified
 }
@@ -143,7 +145,7 @@ func (s *store) confirmEmail(ctx context.Context, c *emailCode, undo *queuedMail
 }
 
 // restoreEmail restores the address of an undo code, which is then verified. It ends all of
-// the user's sessions, and all of its codes except the undo codes of earlier changes. It
+// the user's sessions and API keys, and all of its codes except the undo codes of earlier changes. It
 // queues the mail reset to the restored address. It returns errInvalidCode or errEmailTaken.
 func (s *store) restoreEmail(ctx context.Context, c *emailCode, reset *queuedMail, now int64) error {
 	values := c.args(now)
@@ -162,6 +164,7 @@ func (s *store) restoreEmail(ctx context.Context, c *emailCode, reset *queuedMai
 		},
 		{query: endCodes, args: values},
 		{query: `DELETE FROM session WHERE user_id = @id`, args: values},
+		{query: endKeys, args: values},
 		reset.statement(),
 		event{at: now, kind: emailRestored, userID: c.user.id, address: reset.address}.statement(),
 	}, endUndo(values)...)...)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"strings"
 )
 
 // An eventType is the kind of act that an event records.
@@ -35,6 +36,9 @@ const (
 	emailVerified     eventType = "email_verified"
 	emailChanged      eventType = "email_changed"
 	emailRestored     eventType = "email_restored"
+
+	keyCreated eventType = "key_created"
+	keyRevoked eventType = "key_revoked"
 )
 
 var eventTypes = []eventType{
@@ -42,6 +46,7 @@ var eventTypes = []eventType{
 	sessionEnded, sessionsEnded, tokenReused, keyRotated, eventsTrimmed,
 	passwordReset, resetLinkCreated, invitationCreated, invitationDeleted, invitationUsed, userApproved,
 	emailVerified, emailChanged, emailRestored,
+	keyCreated, keyRevoked,
 }
 
 // An event is one row of the table event; schema.go describes its columns. It holds
@@ -82,9 +87,13 @@ func (e *event) columns(more ...any) []any {
 	}, more...)
 }
 
-// by returns the statement that records the event as an act of the caller.
+// by returns the statement that records the event as an act of the caller. The changes end
+// with the caller's API key, if it has one.
 func (e event) by(who caller) statement {
 	e.actorID, e.address = who.user, who.address
+	if who.key != 0 {
+		e.changes = strings.TrimPrefix(fmt.Sprintf("%s,by_key=%d", e.changes, who.key), ",")
+	}
 	if e.sessionID == 0 {
 		e.sessionID = who.session
 	}
@@ -110,14 +119,15 @@ func (e event) ofNewUser() statement {
 	return record
 }
 
-// The queries of an event's statement. The last three use the id of the user, the
-// session or the invitation that the same write has just created.
+// The queries of an event's statement. The last four use the id of the user, the
+// session, the invitation or the API key that the same write has just created.
 const (
 	intoEvent                = `INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes) `
 	insertEvent              = intoEvent + `VALUES (@at, @type, @actor, @user, @session, @address, @changes)`
 	insertNewUserEvent       = intoEvent + `SELECT @at, @type, @actor, user_id, @session, @address, @changes FROM counter`
 	insertNewSessionEvent    = intoEvent + `SELECT @at, @type, @actor, @user, max(id), @address, @changes FROM session`
 	insertNewInvitationEvent = intoEvent + `SELECT @at, @type, @actor, @user, @session, @address, 'invitation=' || max(id) FROM user_invitation`
+	insertNewKeyEvent        = intoEvent + `SELECT @at, @type, @actor, @user, @session, @address, 'key=' || max(id) || ',' || @changes FROM user_key`
 )
 
 // An eventFilter narrows a list of events. The zero eventFilter matches every event.

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"strconv"
+	"strings"
 )
 
 // maxSessions bounds the sessions of a user. One more ends the oldest.
@@ -58,7 +60,7 @@ func (x *session) columns() []any {
 // startSession stores a new session of a user, sets x.id, and returns the key that
 // signs its access token. It ends the user's oldest sessions beyond maxSessions. If
 // newHash is not empty, it replaces the user's outdated hash of the same password. It
-// returns errCredentials if the user is disabled or pending, or if its auth_stamp differs from stamp,
+// returns errCredentials if the user is disabled, pending or a service user, or if its auth_stamp differs from stamp,
 // which the caller read before it checked the password. The statements in then belong to
 // the same write.
 func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string, then ...statement) (key keyRow, err error) {
@@ -75,7 +77,7 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 				UPDATE user SET
 					last_login_at = @now,
 					password_hash = coalesce(nullif(@new_hash, ''), password_hash)
-				WHERE id = @user AND auth_stamp = @stamp AND disabled = 0 AND pending = 0`,
+				WHERE id = @user AND auth_stamp = @stamp AND disabled = 0 AND pending = 0 AND service = 0`,
 			args:   values,
 			ifNone: errCredentials,
 		},
@@ -135,6 +137,17 @@ func (r *rekeying) statements() []statement {
 		},
 		r.key.selectNewest(),
 	}
+}
+
+// newTokenID returns the id of the token with a jti, which begins with the generation. The
+// jti of a token of an earlier build has none, so its generation is 0.
+func newTokenID(jti string) tokenID {
+	text, _, _ := strings.Cut(jti, "-")
+	generation, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || generation < 0 || strconv.FormatInt(generation, 10) != text {
+		generation = 0
+	}
+	return tokenID{jti, generation}
 }
 
 // principal returns the user of an access token's session and when the session was

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"strconv"
@@ -26,7 +27,15 @@ type user struct {
 	emailVerifiedAt int64  // 0: the address is not verified
 	pending         bool   // the user cannot log in until an admin approves it
 	pendingEmail    string // becomes email when the user confirms it; empty: none
+	service         bool   // the user has only API keys: no password, and email is empty
 }
+
+// The password hash of a service user, which matches no password, and the beginning of the
+// text that it has in the place of an address, which no address can be.
+const (
+	serviceHash  = "service"
+	serviceEmail = "service:"
+)
 
 // userValues and (*userRow).Scan list a user's columns in the same order.
 const userValues = `
@@ -34,7 +43,7 @@ const userValues = `
 		user.username,
 		iif(user.pending_email = '', user.email, user.email || ' ' || user.pending_email),
 		user.role,
-		(user.disabled <> 0) + 2 * (user.pending <> 0) + 4 * (user.pending_email <> ''),
+		(user.disabled <> 0) + 2 * (user.pending <> 0) + 4 * (user.pending_email <> '') + 8 * (user.service <> 0),
 		user.created_at,
 		user.updated_at,
 		user.last_login_at,
@@ -64,10 +73,13 @@ func (u userRow) Scan(row any) error {
 	u.email = a.text()
 	u.role = role(a.text())
 	flags := a.integer() // one element for all, because each costs a page about 2 % of its time
-	u.disabled, u.pending = flags&1 != 0, flags&2 != 0
+	u.disabled, u.pending, u.service = flags&1 != 0, flags&2 != 0, flags&8 != 0
 	u.pendingEmail = ""
 	if i := strings.LastIndexByte(u.email, ' '); flags&4 != 0 && i >= 0 {
 		u.email, u.pendingEmail = u.email[:i], u.email[i+1:]
+	}
+	if u.service {
+		u.email = "" // the column holds serviceEmail and random text
 	}
 	u.createdAt = a.integer()
 	u.updatedAt = a.integer()
@@ -154,7 +166,7 @@ func (s *store) userByExactLogin(login string) (u user, c credentials, err error
 	err = s.read(`
 		SELECT`+userColumns+`, user.password_hash, user.auth_stamp, 0 AS rank FROM user WHERE username = ?1 COLLATE NOCASE
 		UNION ALL
-		SELECT`+userColumns+`, user.password_hash, user.auth_stamp, 1 AS rank FROM user WHERE email = ?1 COLLATE NOCASE
+		SELECT`+userColumns+`, user.password_hash, user.auth_stamp, 1 AS rank FROM user WHERE email = ?1 COLLATE NOCASE AND service = 0
 		ORDER BY rank LIMIT 1`, errUserNotFound, u.columns(&c.hash, &c.stamp, &rank), login)
 	return u, c, err
 }
@@ -236,11 +248,12 @@ func (s *store) export(ctx context.Context, f func(u *user, hash string)) error 
 func (s *store) search(ctx context.Context, prefix string, byEmail bool, limit int, f func(*user)) error {
 	var u user
 	// Each string with the prefix sorts before the prefix followed by the last code point.
+	// The column service would not be in the index.
 	const byName = `SELECT id FROM user INDEXED BY user_username
 		WHERE username >= ?1 COLLATE NOCASE AND username < ?1 || char(0x10FFFF) COLLATE NOCASE
 		ORDER BY username COLLATE NOCASE LIMIT ?2`
 	const byAddress = `SELECT id FROM user INDEXED BY user_email
-		WHERE email >= ?1 COLLATE NOCASE AND email < ?1 || char(0x10FFFF) COLLATE NOCASE
+		WHERE email >= ?1 COLLATE NOCASE AND email < ?1 || char(0x10FFFF) COLLATE NOCASE AND email NOT GLOB 'service:*'
 		ORDER BY email COLLATE NOCASE LIMIT ?2`
 	query := `SELECT` + userColumns + ` FROM user WHERE id IN (SELECT id FROM (` + byName + `)`
 	if byEmail {
@@ -260,23 +273,28 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 	} else if u.pending {
 		created.changes = "pending=true"
 	}
+	email := u.email
+	if u.service {
+		created.changes = strings.TrimPrefix(created.changes+",service=true", ",")
+		email, hash = serviceEmail+rand.Text(), serviceHash
+	}
 	record := created.by(by)
 	record.query = insertNewUserEvent
 	err := s.write(ctx, append([]statement{
 		{
 			// The Flask app can still add users, and it does not move the counter.
 			query: `
-				INSERT INTO user (id, username, email, password_hash, role, disabled, pending, created_at, updated_at)
+				INSERT INTO user (id, username, email, password_hash, role, disabled, pending, service, created_at, updated_at)
 				SELECT
 					1 + max(user_id, (SELECT coalesce(max(id), 0) FROM user)),
-					@username, @email, @hash, @role, @disabled, @pending, @now, @now
+					@username, @email, @hash, @role, @disabled, @pending, @service, @now, @now
 				FROM counter
 				WHERE @caller = 'stranger' AND @role = 'member' OR ` + mayChange + `
 				RETURNING` + userColumns,
 			args: by.with(args{
 				{"id", nil}, // not a user, so mayChange only accepts admins
-				{"username", u.username}, {"email", u.email}, {"hash", hash},
-				{"role", u.role}, {"disabled", u.disabled}, {"pending", u.pending}, {"now", now},
+				{"username", u.username}, {"email", email}, {"hash", hash},
+				{"role", u.role}, {"disabled", u.disabled}, {"pending", u.pending}, {"service", u.service}, {"now", now},
 			}),
 			scan:   u.columns(),
 			ifNone: errNotApplied,
@@ -287,12 +305,13 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 	if errors.Is(err, errNotApplied) {
 		return cmp.Or[error](s.authorizationError(by, 0), errForbidden)
 	}
-	return s.takenError(err, u.username, u.email, 0)
+	return s.takenError(err, u.username, email, 0)
 }
 
-// otherAdmin is the condition that an active admin other than the current row exists.
+// otherAdmin is the condition that an active admin other than the current row exists, who
+// can log in.
 const otherAdmin = `EXISTS (
-	SELECT 1 FROM user AS other WHERE other.role = 'admin' AND other.disabled = 0 AND other.pending = 0 AND other.id <> user.id)`
+	SELECT 1 FROM user AS other WHERE other.role = 'admin' AND other.disabled = 0 AND other.pending = 0 AND other.service = 0 AND other.id <> user.id)`
 
 // A change holds new values for a user's columns. nil leaves a column unchanged.
 type change struct {
@@ -354,12 +373,16 @@ func (c *change) describe() (names, set string) {
 // and the reset codes that the user made for others: a thief may have made them.
 const endCodes = `DELETE FROM user_code WHERE user_id = @id AND kind <> 'uu' OR created_by = @id AND kind = 'ul'`
 
+// endKeys deletes the keys of the user @id.
+const endKeys = `DELETE FROM user_key WHERE user_id = @id`
+
 // endMade are the statements that delete the codes and the invitations that the user @id
-// made: they must not outlive its right to make them.
+// made, and its API keys with adminScope: they must not outlive its right to them.
 func endMade(values args) []statement {
 	return []statement{
 		{query: `DELETE FROM user_code WHERE created_by = @id`, args: values},
 		{query: `DELETE FROM user_invitation WHERE created_by = @id`, args: values},
+		{query: endKeys + ` AND scope = 'admin'`, args: values},
 	}
 }
 
@@ -381,9 +404,12 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	})
 	names, set := c.describe()
 	condition := ""
+	if c.hash != nil || c.email != nil || c.verified != nil || c.pendingEmail != nil {
+		condition = ` AND service = 0`
+	}
 	if c.role != nil || c.disabled != nil {
-		condition = `
-				AND (role <> 'admin' OR disabled <> 0
+		condition += `
+				AND (role <> 'admin' OR disabled <> 0 OR service <> 0
 					OR (coalesce(@role, role) = 'admin' AND coalesce(@disabled, disabled) = 0)
 					OR ` + otherAdmin + `)`
 	}
@@ -403,7 +429,9 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 		ifNone: errNotApplied,
 	})
 	if c.disabled != nil && *c.disabled {
-		statements = append(statements, statement{query: `DELETE FROM session WHERE user_id = @id`, args: values})
+		statements = append(statements,
+			statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
+			statement{query: endKeys, args: values})
 	} else if c.hash != nil {
 		statements = append(statements, statement{query: `DELETE FROM session WHERE user_id = @id AND id <> @session`, args: values})
 	}
@@ -437,12 +465,13 @@ func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int6
 				WHERE id = @id
 					AND (@version = 0 OR version = @version)
 					AND ` + mayChange + `
-					AND (role <> 'admin' OR disabled <> 0 OR ` + otherAdmin + `)`,
+					AND (role <> 'admin' OR disabled <> 0 OR service <> 0 OR ` + otherAdmin + `)`,
 			args:   values,
 			ifNone: errNotApplied,
 		},
 		{query: `DELETE FROM session WHERE user_id = @id`, args: values},
 		{query: `DELETE FROM user_code WHERE user_id = @id`, args: values},
+		{query: endKeys, args: values},
 		event{at: now, kind: userDeleted, userID: id}.by(by),
 	}, append(endMade(values), endMails(values)...)...)
 	err := s.write(ctx, statements...)
@@ -464,36 +493,8 @@ func (s *store) notAppliedError(by caller, id, version int64) error {
 		return err
 	case version != 0 && u.version != version:
 		return errVersion
+	case u.service:
+		return errServiceUser
 	}
 	return errLastAdmin
-}
-
-// authorizationError returns nil if mayChange holds, and otherwise why not:
-// errSessionEnded, errWrongPassword or errNotFresh if the password has changed since
-// the request came in, or errForbidden.
-func (s *store) authorizationError(by caller, id int64) error {
-	if by.kind == consoleCaller {
-		return nil
-	}
-	if by.kind != sessionCaller {
-		return errForbidden
-	}
-	var asker user
-	var kept, changed bool
-	err := s.read(`SELECT`+userColumns+`, session.rekeyed_at > ?2, coalesce(user.auth_stamp <> ?4, 0)
-		FROM session JOIN user ON user.id = session.user_id
-		WHERE session.id = ?1 AND (session.rekeyed_at <= ?2 OR session.kept_jti = ?3)
-			AND ?2 <= session.generation AND user.disabled = 0`,
-		errSessionEnded, asker.columns(&kept, &changed), by.session, by.token.generation, by.token.jti, by.stamp)
-	switch {
-	case err != nil:
-		return err
-	case changed:
-		return errWrongPassword
-	case kept && by.renewed:
-		return errNotFresh
-	case asker.id != id && asker.role != admin:
-		return errForbidden
-	}
-	return nil
 }

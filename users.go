@@ -23,34 +23,6 @@ type userService struct {
 	wall   func() time.Time // the wall clock, for what is stored or signed
 }
 
-// checkNew trims and checks a new user and checks its password. It returns
-// errRegisterFields or errInvalid.
-func (s *userService) checkNew(u *user, password string) error {
-	u.username, u.email = validate.TrimName(u.username), validate.TrimName(u.email)
-	if u.username == "" || u.email == "" || password == "" {
-		return errRegisterFields
-	}
-	all := change{username: &u.username, email: &u.email, role: &u.role}
-	return s.checkChange(&all, u, &password)
-}
-
-// addUser adds a user that checkNew accepts, for a caller, and sets its id and times.
-// The statements in then belong to the same write.
-// It returns an error of checkNew, passhash.ErrBusy, or an error of store.addUser.
-func (s *userService) addUser(ctx context.Context, by caller, u *user, password string, then ...statement) error {
-	if err := s.checkNew(u, password); err != nil {
-		return err
-	}
-	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
-		return err
-	}
-	hash, err := s.hasher.Hash(ctx, network(by.address), password)
-	if err != nil {
-		return err
-	}
-	return s.store.addUser(ctx, by, u, hash, s.wall().Unix(), then...)
-}
-
 // changeUser makes a change that checkChange accepted, and sets the password unless it
 // is nil, for a caller. It returns the changed user. If version is not 0, the user
 // must still have it. The statements in then belong to the same write. The error is
@@ -291,6 +263,7 @@ type updateRequest struct {
 	VerifiedAt  json.RawMessage `json:"email_verified_at"`
 	Pending     json.RawMessage `json:"pending"`
 	NextEmail   json.RawMessage `json:"pending_email"`
+	Service     json.RawMessage `json:"service"`
 }
 
 // updateUser changes the given fields of a user. A field with its current value is
@@ -378,8 +351,11 @@ func (s *server) changeOwnPassword(x *exchange, c change, password *string, vers
 }
 
 // checkChange returns errInvalid if a new value of u, or its new password unless that
-// is nil, is invalid.
+// is nil, is invalid. It returns errServiceUser for what a service user does not have.
 func (s *userService) checkChange(c *change, u *user, password *string) error {
+	if u.service && (password != nil || c.email != nil || c.verified != nil || c.pendingEmail != nil) {
+		return errServiceUser
+	}
 	wrong := make(fieldErrors)
 	username, email := u.username, u.email
 	if c.username != nil {
@@ -455,7 +431,7 @@ func appendUser(b []byte, u *user, v view) []byte {
 	b = strconv.AppendInt(b, u.id, 10)
 	b = append(b, `,"username":`...)
 	b = appendString(b, u.username)
-	if v >= viewEmail {
+	if v >= viewEmail && !u.service {
 		b = append(b, `,"email":`...)
 		b = appendString(b, u.email)
 	}
@@ -478,6 +454,9 @@ func appendUser(b []byte, u *user, v view) []byte {
 		}
 		if u.pending {
 			b = append(b, `,"pending":true`...)
+		}
+		if u.service {
+			b = append(b, `,"service":true`...)
 		}
 	}
 	return append(b, '}')

@@ -628,7 +628,7 @@ func TestAProofIsCheckedWhenTheWriteRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.do(token, "PUT", path, `{"password":"another long one"}`).want(t, 200, "")
-	asked := tokenID{c.id, generationOf(c.id)}
+	asked := newTokenID(c.id)
 	for _, test := range []struct {
 		claim string
 		by    caller

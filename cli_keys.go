@@ -1,0 +1,103 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"userd/internal/setting"
+	"userd/internal/terminal"
+)
+
+// tokenAdd makes an API key. It accepts scopes and lifetimes that HTTP refuses.
+func tokenAdd(f *flag.FlagSet) action {
+	k := apiKey{scope: readScope}
+	f.Func("scope", "What the key may do: `SCOPE`, one of verify, read, write, or, for an admin or a service user, admin. Default: read", func(v string) error {
+		return setting.Word(&k.scope, v, verifyScope, readScope, writeScope, adminScope)
+	})
+	life := keyLife.standard
+	f.Func("expires", "How long the key is valid: a `TIME` from 1h to 366d, such as 90d or 12h, or never. Default: 90d", func(v string) error {
+		if v == "never" {
+			life = 0
+			return nil
+		}
+		if days, ok := strings.CutSuffix(v, "d"); ok {
+			if n, err := strconv.Atoi(days); err == nil && n >= 0 && n <= 366 {
+				v = fmt.Sprint(24*n, "h")
+			}
+		}
+		if setting.TTL(&life, v, keyLife.shortest, keyLife.longest) != nil {
+			return errors.New("must be a number of days such as 90d, or of hours such as 12h, from 1h to 366d; or never")
+		}
+		return nil
+	})
+	return func(ctx context.Context, c *cli) error {
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		k.userID, k.name = u.id, c.args[1]
+		key, err := c.addKey(ctx, console, &k, life)
+		if errors.Is(err, errKeyScope) {
+			return fmt.Errorf("%s is a member: only an admin or a service user can have a key with the scope admin", terminal.Printable(u.username))
+		}
+		if err != nil {
+			return err
+		}
+		until := "valid until it is revoked"
+		if k.expiresAt != 0 {
+			until = "valid until " + when(k.expiresAt)
+		}
+		fmt.Fprintf(c.stderr, "key %d of %s, with the scope %s, %s; it is shown only now:\n", k.id, terminal.Printable(u.username), k.scope, until)
+		if k.scope == adminScope && u.role != admin {
+			fmt.Fprintf(c.stderr, "warning: %s is not an admin, so the key cannot do more than the key of a member: see userd help user set\n", terminal.Printable(u.username))
+		}
+		_, err = fmt.Fprintln(c.stdout, key)
+		return err
+	}
+}
+
+func tokenList(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	return func(ctx context.Context, c *cli) error {
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		out := bufio.NewWriter(c.stdout)
+		table := terminal.NewTable(out, "ID", "NAME", "PREFIX", "SCOPE", "CREATED", "EXPIRES", "LAST USED", "ADDRESS")
+		lines := json.NewEncoder(out)
+		err = c.store.keysOf(ctx, u.id, func(k *apiKey) {
+			if *asJSON {
+				lines.Encode(newKeyAnswer(k))
+				return
+			}
+			table.Row(k.id, k.name, k.prefix, k.scope, when(k.createdAt), when(k.expiresAt), when(k.lastUsedAt), k.lastAddress)
+		})
+		if !*asJSON {
+			err = errors.Join(err, table.Flush())
+		}
+		return errors.Join(err, out.Flush())
+	}
+}
+
+func tokenRevoke(ctx context.Context, c *cli) error {
+	u, err := c.user(c.args[0])
+	if err != nil {
+		return err
+	}
+	id, err := parseID(c.args[1])
+	if err != nil {
+		return usagef("token revoke: %q: the id of a key is a positive integer, as userd token list prints it", shorten(c.args[1]))
+	}
+	if err := c.store.revokeKey(ctx, console, u.id, id, c.wall().Unix()); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.stdout, "revoked key %d of %s\n", id, terminal.Printable(u.username))
+	return err
+}

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+)
+
+const (
+	// maxUserKeys is how many keys of a user can be valid at a time.
+	maxUserKeys = 50
+	// keepExpiredKeys is how long an expired key is kept, in seconds, so that its holder
+	// learns why it is refused. Of each user, the last maxUserKeys are kept.
+	keepExpiredKeys = 30 * 24 * 60 * 60
+	// touchKeyEvery is how often the use of a key is recorded, in seconds.
+	touchKeyEvery = 60 * 60
+)
+
+// An apiKey is one row of the table user_key, without the hash.
+type apiKey struct {
+	id          int64
+	userID      int64
+	name        string
+	prefix      string // the first characters of the key, for people
+	scope       keyScope
+	createdAt   int64
+	expiresAt   int64  // 0: never
+	lastUsedAt  int64  // 0: never
+	lastAddress string // of the client, at lastUsedAt
+}
+
+// keyColumns and (*apiKey).columns list the columns in the same order.
+const keyColumns = `
+	user_key.id,
+	user_key.user_id,
+	user_key.name,
+	user_key.prefix,
+	user_key.scope,
+	user_key.created_at,
+	user_key.expires_at,
+	user_key.last_used_at,
+	user_key.last_address`
+
+func (k *apiKey) columns() []any {
+	return []any{
+		&k.id,
+		&k.userID,
+		&k.name,
+		&k.prefix,
+		(*string)(&k.scope),
+		&k.createdAt,
+		&k.expiresAt,
+		&k.lastUsedAt,
+		&k.lastAddress,
+	}
+}
+
+// keyIsLive is the condition that a key has not expired at @now.
+const keyIsLive = `(user_key.expires_at = 0 OR user_key.expires_at > @now)`
+
+// addKey stores the hash of a key of a user for a caller, which must not be a key itself, and
+// sets k.id. The statements in then belong to the same write. It returns errKeyLimit if
+// maxUserKeys keys of the user are valid, errUserNotFound, errUserDisabled, errPendingApproval,
+// errKeyScope for adminScope unless the console makes the key for an admin or a service user,
+// or an error of authorizationError.
+func (s *store) addKey(ctx context.Context, by caller, k *apiKey, hash []byte, then ...statement) error {
+	values := by.with(args{
+		{"id", k.userID}, {"name", k.name}, {"prefix", k.prefix}, {"hash", hash}, {"scope", string(k.scope)},
+		{"now", k.createdAt}, {"expires", k.expiresAt}, {"most", maxUserKeys},
+	})
+	record := event{at: k.createdAt, kind: keyCreated, userID: k.userID, changes: "scope=" + string(k.scope)}.by(by)
+	record.query = insertNewKeyEvent
+	err := s.write(ctx, append([]statement{
+		{
+			query: `
+				INSERT INTO user_key (user_id, name, prefix, hash, scope, created_at, expires_at)
+				SELECT user.id, @name, @prefix, @hash, @scope, @now, @expires FROM user
+				WHERE user.id = @id AND user.disabled = 0 AND user.pending = 0
+					AND (@scope <> 'admin' AND @expires <> 0 OR @caller = 'console')
+					AND (@scope <> 'admin' OR user.role = 'admin' OR user.service = 1)
+					AND (SELECT count(*) FROM user_key WHERE user_key.user_id = @id AND ` + keyIsLive + `) < @most
+					AND @caller <> 'apiKey' AND ` + mayChange + `
+				RETURNING id`,
+			args:   values,
+			scan:   []any{&k.id},
+			ifNone: errNotApplied,
+		},
+		{
+			query: `
+				DELETE FROM user_key WHERE user_id = @id AND NOT ` + keyIsLive + ` AND id <= (
+					SELECT id FROM user_key WHERE user_id = @id AND NOT ` + keyIsLive + ` ORDER BY id DESC LIMIT 1 OFFSET @most)`,
+			args: values,
+		},
+		record,
+	}, then...)...)
+	if errors.Is(err, errNotApplied) {
+		return s.keyNotAddedError(by, k)
+	}
+	return err
+}
+
+// keyNotAddedError returns why addKey did not apply.
+func (s *store) keyNotAddedError(by caller, k *apiKey) error {
+	if err := s.authorizationError(by, k.userID); err != nil {
+		return err
+	}
+	u, err := s.user(k.userID)
+	switch {
+	case err != nil:
+		return err
+	case u.disabled:
+		return errUserDisabled
+	case u.pending:
+		return errPendingApproval
+	case by.kind == keyCaller, k.scope == adminScope && (by.kind != consoleCaller || u.role != admin && !u.service):
+		return errKeyScope
+	}
+	return errKeyLimit
+}
+
+// keysOf calls f for each key of a user, the oldest first. It reuses f's argument for the
+// next row.
+func (s *store) keysOf(ctx context.Context, userID int64, f func(*apiKey)) error {
+	var k apiKey
+	return s.eachRow(ctx, `SELECT`+keyColumns+` FROM user_key WHERE user_id = ? ORDER BY id`, k.columns(), func() { f(&k) }, userID)
+}
+
+// userOfKey returns the key with a hash and its user. It returns errBadToken if the key does
+// not exist or its user is disabled or pending, or errExpiredKey.
+func (s *store) userOfKey(hash []byte, now int64) (u user, k apiKey, err error) {
+	err = s.read(`SELECT`+userColumns+`, user_key.id, user_key.scope, user_key.created_at, user_key.expires_at, user_key.last_used_at
+		FROM user_key JOIN user ON user.id = user_key.user_id
+		WHERE user_key.hash = ?1 AND user.disabled = 0 AND user.pending = 0`,
+		errBadToken, u.columns(&k.id, (*string)(&k.scope), &k.createdAt, &k.expiresAt, &k.lastUsedAt), hash)
+	if err == nil && k.expiresAt != 0 && k.expiresAt <= now {
+		err = errExpiredKey
+	}
+	k.userID = u.id
+	return u, k, err
+}
+
+// touchKey records the use of a key by a client. It does not wait for the write.
+func (s *store) touchKey(id int64, address string, now int64) {
+	s.writeLater(statement{
+		query: `UPDATE user_key SET last_used_at = @now, last_address = @address WHERE id = @id AND last_used_at <= @now - @every`,
+		args:  args{{"id", id}, {"address", address}, {"now", now}, {"every", touchKeyEvery}},
+	})
+}
+
+// revokeKey deletes a key of a user for a caller, which must not be a key itself. It returns
+// errKeyNotFound if the user does not have this key, or an error of authorizationError.
+func (s *store) revokeKey(ctx context.Context, by caller, userID, id, now int64) error {
+	err := s.write(ctx,
+		statement{
+			query:  `DELETE FROM user_key WHERE user_id = @id AND id = @revoked AND @caller <> 'apiKey' AND ` + mayChange,
+			args:   by.with(args{{"id", userID}, {"revoked", id}}),
+			ifNone: errNotApplied,
+		},
+		event{at: now, kind: keyRevoked, userID: userID, changes: fmt.Sprintf("key=%d", id)}.by(by))
+	if errors.Is(err, errNotApplied) {
+		return cmp.Or[error](s.authorizationError(by, userID), errKeyNotFound)
+	}
+	return err
+}
+
+// countKeys returns the number of API keys, expired ones too.
+func (s *store) countKeys(ctx context.Context) (n int64, err error) {
+	err = s.onNewConnection(func(db *sql.DB) error {
+		return db.QueryRowContext(ctx, `SELECT count(*) FROM user_key`).Scan(&n)
+	})
+	return n, err
+}
+
+// sweepKeys deletes some of the keys that expired keepExpiredKeys ago: at most sweepSize.
+func (s *store) sweepKeys(ctx context.Context, now int64) error {
+	const old = `expires_at > 0 AND expires_at <= `
+	var found bool
+	err := s.read(`SELECT EXISTS (SELECT 1 FROM user_key WHERE `+old+`?)`, errStorage, []any{&found}, now-keepExpiredKeys)
+	if err != nil || !found {
+		return err
+	}
+	return s.write(ctx, statement{
+		query: `DELETE FROM user_key WHERE id IN (SELECT id FROM user_key WHERE ` + old + `@before LIMIT @most)`,
+		args:  args{{"before", now - keepExpiredKeys}, {"most", sweepSize}},
+	})
+}
