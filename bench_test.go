@@ -32,6 +32,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -299,6 +300,54 @@ func BenchmarkHandler(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkKey compares a read with an API key with a read with an access token, without HTTP,
+// in turns: the median of the ratios, and its confidence interval of 95 %.
+func BenchmarkKey(b *testing.B) {
+	st, err := openStore(context.Background(), benchDatabase(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer st.close()
+	now := time.Now()
+	login := session{userID: 1, createdAt: now.Unix(), expiresAt: now.Add(24 * time.Hour).Unix(), refreshHash: []byte("hash")}
+	if _, err := st.startSession(context.Background(), &login, 0, ""); err != nil {
+		b.Fatal(err)
+	}
+	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))
+	token := keys.configured[0].sign((&settings{accessTTL: 24 * time.Hour}).newClaims(&login, now, true))
+	s := newServer(settings{directory: directoryNames}, st, passhash.New(cheap), keys, slog.New(slog.DiscardHandler), time.Now, monotonic())
+	key, err := s.addKey(context.Background(), console, &apiKey{userID: 1, name: "job", scope: readScope}, time.Hour)
+	if err != nil {
+		b.Fatal(err)
+	}
+	took := func(token string) time.Duration {
+		r := httptest.NewRequest("GET", "/api/users/1", nil)
+		r.Header.Set("Authorization", "Bearer "+token)
+		w := &discardResponse{header: make(http.Header)}
+		start := time.Now()
+		for range 500 {
+			clear(w.header)
+			if s.ServeHTTP(w, r); w.status != 200 {
+				b.Fatalf("status %d", w.status)
+			}
+		}
+		return time.Since(start)
+	}
+	took(token)
+	took(key) // it records the use
+	var ratios []float64
+	for b.Loop() {
+		withToken := took(token)
+		ratios = append(ratios, float64(took(key))/float64(withToken))
+	}
+	slices.Sort(ratios)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(ratios[len(ratios)/2], "×token")
+	half := int(0.98 * math.Sqrt(float64(len(ratios))))
+	b.ReportMetric(ratios[max(len(ratios)/2-half, 0)], "×token-from")
+	b.ReportMetric(ratios[min(len(ratios)/2+half, len(ratios)-1)], "×token-to")
 }
 
 // BenchmarkObserve measures the cost of counting a request, on one core and on all cores in
