@@ -33,8 +33,13 @@ type claims struct {
 	expires   int64
 	session   int64
 	tokenNames
+	otp bool   // the claim amr names a second factor
 	kid string // of the key that signed it; not a claim
 }
+
+// amr is the claim of a token whose session has proven a second factor (RFC 8176). Other
+// tokens do not have the claim.
+const amr = `"amr":["pwd","otp"],`
 
 // tokenType is the claim "type" of an access token. It differs from that of other
 // kinds of token, which another service may sign with the same key.
@@ -85,8 +90,12 @@ func (k *signingKey) mac(input string) []byte {
 
 // sign returns a token with these claims.
 func (k *signingKey) sign(c claims) string {
+	members := c.members()
+	if c.otp {
+		members += amr
+	}
 	payload := fmt.Appendf(nil, `{"fresh":%t,"iat":%d,"jti":"%s","type":"%s","sub":"%d","nbf":%d,%s"exp":%d,"sid":"%d"}`,
-		c.fresh, c.issued, c.id, tokenType, c.subject, c.notBefore, c.members(), c.expires, c.session)
+		c.fresh, c.issued, c.id, tokenType, c.subject, c.notBefore, members, c.expires, c.session)
 	input := k.header + "." + base64.RawURLEncoding.EncodeToString(payload)
 	return input + "." + base64.RawURLEncoding.EncodeToString(k.mac(input))
 }
@@ -246,6 +255,9 @@ func parseClaims(data []byte) (c claims, err error) {
 		case "aud":
 			c.audience = audienceOf(value)
 			seen--
+		case "amr":
+			c.otp = slices.Contains(audienceOf(value), "otp")
+			seen--
 		default:
 			seen--
 		}
@@ -320,10 +332,13 @@ type principal struct {
 	token   tokenID
 	fresh   bool  // a login made the token, not a refresh
 	issued  int64 // when the token was made
+	factor  bool  // the user has a second factor, and proved it in this session
+	otp     bool  // the token says so: its login proved the factor
 
-	key   int64 // the id of the API key; 0: an access token, and the rest is not set
-	scope keyScope
-	asked int64 // when the key was looked up
+	key    int64 // the id of the API key; 0: an access token, and the rest is not set
+	scope  keyScope
+	asked  int64 // when the key was looked up
+	exempt bool  // the user has a second factor, which a key cannot prove, or is a service user
 }
 
 // An access says who may call a route. The zero access rejects every request.
@@ -337,11 +352,15 @@ const (
 	selfOrAdmin // the user that {id} names, and admins
 	byDirectory // the same, and all users unless DIRECTORY=self
 	resources   // API keys with verifyScope, and admins
+	selfOnly    // also a user without the second factor that REQUIRE_FACTOR requires
+	anySession  // like signedIn, and such a user
+	ownOrAdmin  // like selfOrAdmin, and such a user
 )
 
 // admit returns nil if x may call a route with this access. Unless the access is anyone,
 // admit sets x.who and, if the path has an {id}, x.target: "me" is the principal's id.
-// It returns an error of authenticate, errUserNotFound or errForbidden.
+// It returns an error of authenticate, errUserNotFound,
+// errFactorRequired or errForbidden.
 func (s *server) admit(x *exchange, a access) error {
 	if a == anyone {
 		return nil
@@ -359,16 +378,23 @@ func (s *server) admit(x *exchange, a access) error {
 			return errUserNotFound.with("User not found: an id is a positive integer, or me")
 		}
 	}
+	if a < selfOnly && !x.who.factor && !x.who.exempt && s.requireFactor.concerns(x.who.role == admin) {
+		return errFactorRequired
+	}
 	switch {
-	case a == signedIn,
+	case a == signedIn, a == anySession,
+		a == selfOnly && x.target == x.who.id,
 		a == adminOnly && x.who.role == admin,
-		a == selfOrAdmin && (x.target == x.who.id || x.who.role == admin),
+		(a == selfOrAdmin || a == ownOrAdmin) && (x.target == x.who.id || x.who.role == admin),
 		a == byDirectory && (x.target == x.who.id || x.who.role == admin || s.directory != directorySelf),
 		a == resources && (x.who.scope == verifyScope || x.who.role == admin):
 		return nil
 	}
 	if a == adminOnly || a == resources {
 		return errForbidden.with("Only an admin may do this")
+	}
+	if a == selfOnly {
+		return errForbidden.with("Only the user itself may do this")
 	}
 	return errForbidden
 }
@@ -378,7 +404,7 @@ func (s *server) admit(x *exchange, a access) error {
 // disabled take effect on the next request. It returns errNoToken, errBadToken,
 // errExpiredToken, an error of store.principal or of authenticateKey, or errKeyScope.
 func (s *server) authenticate(x *exchange) error {
-	token, err := bearer(x)
+	token, err := x.bearer()
 	if err != nil {
 		return err
 	}
@@ -397,7 +423,7 @@ func (s *server) authenticate(x *exchange) error {
 		return err
 	}
 	id := newTokenID(c.id)
-	u, lastUsedAt, err := s.store.principal(c.session, id, c.kid, now)
+	u, lastUsedAt, factor, err := s.store.principal(c.session, id, c.kid, now)
 	if err != nil {
 		return err
 	}
@@ -407,26 +433,9 @@ func (s *server) authenticate(x *exchange) error {
 	if lastUsedAt <= now-touchEvery {
 		s.store.touch(c.session, now)
 	}
-	x.who = principal{user: u, session: c.session, token: id, fresh: c.fresh, issued: c.issued}
+	x.who = principal{user: u, session: c.session, token: id, fresh: c.fresh, issued: c.issued, factor: factor, otp: c.otp}
 	x.logUser = u.id
 	return nil
-}
-
-// bearer returns the token of the request's Authorization header (RFC 6750
-// section 2.1), or errNoToken. For two headers it returns errBadToken. It ignores the
-// case of the scheme (RFC 9110 section 11.1).
-func bearer(x *exchange) (string, error) {
-	header := x.r.Header["Authorization"]
-	if len(header) > 1 {
-		return "", errBadToken
-	}
-	if len(header) == 1 {
-		scheme, token, _ := strings.Cut(header[0], " ")
-		if strings.EqualFold(scheme, "Bearer") {
-			return strings.TrimLeft(token, " "), nil
-		}
-	}
-	return "", errNoToken
 }
 
 // A proof is a set of acts with which a thief could take over an account or keep it. Each
@@ -446,13 +455,14 @@ const (
 	makeLink         // that sets the password of a user
 	invite
 	makeKey
+	changeFactor
 
 	changeUser       = changeUsername | changeEmail | changePassword | changeRole | changeDisabled
 	noProof    proof = 0
 
 	// The acts for which the token with which the user changed the password is no longer
 	// proof, because a thief may hold it too. Their writes check this.
-	renewedOnly = changeEmail | changePassword | changeRole | createAdmin | makeLink | invite | makeKey
+	renewedOnly = changeEmail | changePassword | changeRole | createAdmin | makeLink | invite | makeKey | changeFactor
 
 	// The acts that an API key with adminScope may do to members. The others make an admin, or
 	// take over an account.
@@ -485,5 +495,6 @@ func (c *settings) newClaims(x *session, now time.Time, fresh bool) claims {
 		expires:    now.Add(c.accessTTL).Unix(),
 		session:    x.id,
 		tokenNames: c.tokenNames,
+		otp:        x.factor,
 	}
 }

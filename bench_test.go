@@ -279,7 +279,7 @@ func BenchmarkHandler(b *testing.B) {
 	defer st.close()
 	now := time.Now()
 	login := session{userID: 1, createdAt: now.Unix(), expiresAt: now.Add(24 * time.Hour).Unix(), refreshHash: []byte("hash")}
-	if _, err := st.startSession(context.Background(), &login, 0, ""); err != nil {
+	if _, err := st.startSession(context.Background(), &login, 0, "", provenFactor{}); err != nil {
 		b.Fatal(err)
 	}
 	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))
@@ -312,7 +312,7 @@ func BenchmarkKey(b *testing.B) {
 	defer st.close()
 	now := time.Now()
 	login := session{userID: 1, createdAt: now.Unix(), expiresAt: now.Add(24 * time.Hour).Unix(), refreshHash: []byte("hash")}
-	if _, err := st.startSession(context.Background(), &login, 0, ""); err != nil {
+	if _, err := st.startSession(context.Background(), &login, 0, "", provenFactor{}); err != nil {
 		b.Fatal(err)
 	}
 	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))

@@ -67,8 +67,19 @@ func keyList(f *flag.FlagSet) action {
 func keyRotate(f *flag.FlagSet) action {
 	end := f.Bool("now", false, "Delete the earlier keys now: the access tokens that they signed are no longer valid. Use it if a key may have leaked.")
 	refresh := f.Bool("refresh", false, "Replace the key of refresh tokens instead: every session must log in again when its access token expires.")
+	data := f.Bool("data", false, "Instead encrypt the TOTP secrets in the database again, under DATA_KEY, or under the key in the database if it is not set.")
 	return func(ctx context.Context, c *cli) error {
 		now := c.wall().Unix()
+		if *data && (*refresh || *end) {
+			return usagef("key rotate: -data cannot be combined with -now or -refresh; run the command once with each")
+		}
+		if *data {
+			done, err := c.rotateDataKey(ctx)
+			if done != "" {
+				fmt.Fprintln(c.stdout, done)
+			}
+			return err
+		}
 		if *refresh && *end {
 			return usagef("key rotate: -now and -refresh replace different keys; run the command once with each")
 		}
@@ -375,14 +386,6 @@ func readyURL(c *config) (string, *http.Client) {
 	}
 }
 
-// when returns a time in Unix seconds for a table, or - for 0.
-func when(unix int64) string {
-	if unix == 0 {
-		return "-"
-	}
-	return utc(unix).Format(time.RFC3339)
-}
-
 // progress returns a progress of work on standard error, or nil if that is not a terminal.
 func (c *cli) progress(what string, total int64) *terminal.Progress {
 	if f, ok := c.stderr.(*os.File); ok && terminal.Is(f) {
@@ -410,7 +413,7 @@ func importedRows(in io.Reader) (*rows.Reader, error) {
 }
 
 // exportColumns are the columns of an export, in order.
-var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at", "email_verified_at", "pending", "service"}
+var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at", "email_verified_at", "pending", "service", "totp_secret"}
 
 // importColumns are the columns that an import knows.
 var importColumns = append([]string{"password"}, exportColumns...)
@@ -458,7 +461,7 @@ func importObject(object []byte) (fields map[string]string, problem string) {
 		}
 		var text string // stays empty for null
 		if json.Unmarshal(value, &text) != nil {
-			if slices.Contains([]string{"username", "email", "password", "password_hash", "role"}, name) {
+			if slices.Contains([]string{"username", "email", "password", "password_hash", "role", "totp_secret"}, name) {
 				return fmt.Errorf("%s must be a string", name)
 			}
 			text = string(value) // of an id, a time or a boolean
@@ -477,4 +480,11 @@ func importObject(object []byte) (fields map[string]string, problem string) {
 		return nil, unknown
 	}
 	return fields, ""
+}
+
+func exportTime(unix int64) string {
+	if unix == 0 {
+		return ""
+	}
+	return when(unix)
 }

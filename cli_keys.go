@@ -7,9 +7,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"os"
 	"strconv"
 	"strings"
 
+	"userd/internal/otp"
+	"userd/internal/qr"
 	"userd/internal/setting"
 	"userd/internal/terminal"
 )
@@ -99,5 +103,88 @@ func tokenRevoke(ctx context.Context, c *cli) error {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "revoked key %d of %s\n", id, terminal.Printable(u.username))
+	return err
+}
+
+func userTOTP(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	off := f.Bool("off", false, "Remove the second factor and the recovery codes.")
+	enrol := f.Bool("enrol", false, "Add a second factor, or replace it: print a QR code, read a code of the app from standard input, then print the recovery codes. All sessions of the user end.")
+	return func(ctx context.Context, c *cli) error {
+		if *off && *enrol {
+			return usagef("user totp: -off and -enrol are both given; give only one")
+		}
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		switch {
+		case *off:
+			if err := c.store.removeFactor(ctx, console, u.id, c.wall().Unix()); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.stdout, "removed the second factor of %s\n", terminal.Printable(u.username))
+			return err
+		case *enrol:
+			return c.enrol(ctx, &u)
+		}
+		state, err := c.factorState(u.id)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return json.NewEncoder(c.stdout).Encode(state)
+		}
+		since := int64(0)
+		if state.On {
+			since = state.Since.Unix()
+		}
+		table := terminal.NewTable(c.stdout, "TOTP", onOff(state.On))
+		table.Row("SINCE", when(since))
+		table.Row("RECOVERY CODES LEFT", state.RecoveryCodesLeft)
+		table.Row("LOCKED", state.Locked)
+		return table.Flush()
+	}
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
+
+// enrol adds a factor to a user. What a person needs goes to standard error, so that standard
+// output has only the recovery codes, one a line.
+func (c *cli) enrol(ctx context.Context, u *user) error {
+	if err := c.checkDataKeys(ctx); err != nil {
+		return err
+	}
+	secret, err := c.beginFactor(ctx, console, u.id)
+	if err != nil {
+		return err
+	}
+	uri := c.factorURI(u, secret)
+	if code, err := qr.Encode(uri); err == nil { // a long issuer may not fit
+		f, ok := c.stderr.(*os.File)
+		if err := code.Print(c.stderr, ok && terminal.Is(f)); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(c.stderr, "Scan the code with an authenticator app, or type this secret into it:\n%s\n%s\nThe code that the app shows now: ", otp.EncodeSecret(secret), uri)
+	line, err := bufio.NewReader(io.LimitReader(c.stdin, 256)).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return fmt.Errorf("reading the code from standard input: %w", err)
+	}
+	line = strings.TrimSpace(strings.TrimPrefix(line, byteOrderMark))
+	if line == "" {
+		return errors.New("no code on standard input; the second factor was not added")
+	}
+	codes, err := c.confirmFactor(ctx, console, u.id, line)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.stderr, "added the second factor of %s, and ended all sessions; each recovery code works once:\n", terminal.Printable(u.username))
+	_, err = fmt.Fprintln(c.stdout, strings.Join(codes, "\n"))
 	return err
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"userd/internal/otp"
 	"userd/internal/setting"
 	"userd/internal/terminal"
 	"userd/internal/validate"
@@ -352,19 +353,29 @@ func userExport(f *flag.FlagSet) action {
 		progress := c.progress("users written", users)
 		defer progress.End()
 		n := 0
-		err = c.store.export(ctx, func(u *user, hash string) {
+		var unreadable error
+		err = c.store.export(ctx, func(u *user, hash string, sealed []byte) {
 			n++
 			progress.Show(n, int64(n))
-			write(u, hash)
+			totp := ""
+			if len(sealed) > 0 {
+				secret, err := c.unseal(ctx, sealed, sealName(u.id))
+				if err != nil { // without its secret, the user would lose its second factor
+					unreadable = err
+					return
+				}
+				totp = otp.EncodeSecret(secret)
+			}
+			write(u, hash, totp)
 		})
-		return errors.Join(err, flush(), out.Flush())
+		return errors.Join(err, unreadable, flush(), out.Flush())
 	}
 }
 
-func exportCSV(out io.Writer) (write func(u *user, hash string), flush func() error) {
+func exportCSV(out io.Writer) (write func(u *user, hash, totp string), flush func() error) {
 	rows := csv.NewWriter(out)
 	rows.Write(exportColumns)
-	write = func(u *user, hash string) {
+	write = func(u *user, hash, totp string) {
 		if u.service {
 			hash = ""
 		}
@@ -381,31 +392,29 @@ func exportCSV(out io.Writer) (write func(u *user, hash string), flush func() er
 			exportTime(u.emailVerifiedAt),
 			fmt.Sprint(u.pending),
 			fmt.Sprint(u.service),
+			totp,
 		})
 	}
 	return write, func() error { rows.Flush(); return rows.Error() }
 }
 
-func exportNDJSON(out io.Writer) (write func(u *user, hash string), flush func() error) {
+func exportNDJSON(out io.Writer) (write func(u *user, hash, totp string), flush func() error) {
 	var line []byte
-	write = func(u *user, hash string) {
+	write = func(u *user, hash, totp string) {
 		u.pendingEmail = "" // no code of a copy could confirm it
 		line = appendUser(line[:0], u, viewAll)
 		if !u.service {
 			line = append(line[:len(line)-1], `,"password_hash":`...)
-			line = append(appendString(line, hash), '}')
+			line = appendString(line, hash)
+			if totp != "" {
+				line = appendString(append(line, `,"totp_secret":`...), totp)
+			}
+			line = append(line, '}')
 		}
 		line = append(line, '\n')
 		out.Write(line)
 	}
 	return write, func() error { return nil }
-}
-
-func exportTime(unix int64) string {
-	if unix == 0 {
-		return ""
-	}
-	return when(unix)
 }
 
 // parseTime reads a time in a format of userd, Django or PostgreSQL, in UTC if it

@@ -88,6 +88,7 @@ func (s *server) forgotPassword(x *exchange) error {
 type resetRequest struct {
 	Code     string `json:"code"`
 	Password string `json:"password"`
+	OTP      string `json:"otp"` // if the user has a second factor
 }
 
 // resetPassword sets the password of the user that a reset code belongs to, and ends all
@@ -117,6 +118,10 @@ func (s *server) resetPassword(x *exchange) error {
 	if err := s.checkChange(&change{}, &u, &in.Password); err != nil {
 		return err
 	}
+	factor, err := s.proveForReset(x, u.id, in.OTP)
+	if err != nil {
+		return err
+	}
 	if err := s.allow(x, passwords); err != nil {
 		return err
 	}
@@ -124,7 +129,7 @@ func (s *server) resetPassword(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if err := s.store.resetPassword(x.r.Context(), u.id, kind, code, hash, x.address, s.wall().Unix(), s.notice(x, changedMail, u.id, "the password")...); err != nil {
+	if err := s.store.resetPassword(x.r.Context(), u.id, kind, code, hash, factor, x.address, s.wall().Unix(), s.notice(x, changedMail, u.id, "the password")...); err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"Password changed"}`+"\n"))
@@ -141,6 +146,7 @@ func (s *server) countWrong(x *exchange, err error) error {
 
 type linkRequest struct {
 	CurrentPassword *string `json:"current_password"`
+	OTP             *string `json:"otp"`
 	ExpiresIn       *int64  `json:"expires_in"` // seconds
 }
 
@@ -166,7 +172,7 @@ func (s *server) createResetLink(x *exchange) error {
 	if err := wrong.err(); err != nil {
 		return err
 	}
-	if err := s.requireProof(x, makeLink, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, makeLink, in.CurrentPassword, in.OTP); err != nil {
 		return err
 	}
 	link, expires, err := s.makeResetLink(x.r.Context(), x.caller(), s.pages, x.target, life)

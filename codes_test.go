@@ -482,10 +482,10 @@ func TestACodeIsCheckedWhenTheWriteRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	late := s.wall().Add(24 * time.Hour).Unix()
-	if err := s.store.resetPassword(context.Background(), 1, resetLinkCode, code, "x", "", late); !errors.Is(err, errInvalidCode) {
+	if err := s.store.resetPassword(context.Background(), 1, resetLinkCode, code, "x", provenFactor{}, "", late); !errors.Is(err, errInvalidCode) {
 		t.Errorf("an expired code: %v", err)
 	}
-	if err := s.store.resetPassword(context.Background(), 2, resetLinkCode, code, "x", "", 1); !errors.Is(err, errInvalidCode) {
+	if err := s.store.resetPassword(context.Background(), 2, resetLinkCode, code, "x", provenFactor{}, "", 1); !errors.Is(err, errInvalidCode) {
 		t.Errorf("a code of another user: %v", err)
 	}
 	s.login("ann")
@@ -650,7 +650,7 @@ func TestKindsOfCodesAreNotInterchangeable(t *testing.T) {
 		t.Fatal(err)
 	}
 	runSQL(t, another(t, s.path), `UPDATE user_code SET user_id = 1 WHERE kind = 'ui'`, `UPDATE user_code SET invitation_id = 1 WHERE kind = 'ul'`)
-	if err := s.store.resetPassword(t.Context(), 1, resetLinkCode, hash, "x", "", s.wall().Unix()); !errors.Is(err, errInvalidCode) {
+	if err := s.store.resetPassword(t.Context(), 1, resetLinkCode, hash, "x", provenFactor{}, "", s.wall().Unix()); !errors.Is(err, errInvalidCode) {
 		t.Errorf("an invitation sets a password: %v", err)
 	}
 	s.join("bob", invited).want(t, 201, "")
@@ -847,7 +847,7 @@ func TestAPendingUserHasNoSession(t *testing.T) {
 	if err := st.addUser(t.Context(), caller{kind: strangerCaller}, &u, "hash", 1); err != nil {
 		t.Fatal(err)
 	}
-	_, err := st.startSession(t.Context(), &session{userID: u.id, createdAt: 1, expiresAt: 100}, 0, "")
+	_, err := st.startSession(t.Context(), &session{userID: u.id, createdAt: 1, expiresAt: 100}, 0, "", provenFactor{})
 	wantError(t, "a login", err, errCredentials)
 	_, err = st.approve(t.Context(), caller{kind: strangerCaller}, u.id, 1)
 	wantError(t, "an approval by a stranger", err, errForbidden)
@@ -1005,7 +1005,7 @@ func TestExportsHaveTheStateOfAnAddress(t *testing.T) {
 		if again != export {
 			t.Errorf("the export is\n%s\nafter an import it is\n%s", export, again)
 		}
-		if !strings.Contains(export, "2026-05-04T03:02:01Z,false,false\n") && !strings.Contains(export, `"email_verified_at":"2026-05-04T03:02:01Z","password_hash"`) {
+		if !strings.Contains(export, "2026-05-04T03:02:01Z,false,false,\n") && !strings.Contains(export, `"email_verified_at":"2026-05-04T03:02:01Z","password_hash"`) {
 			t.Errorf("the export is\n%s", export)
 		}
 	}

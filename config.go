@@ -16,6 +16,7 @@ import (
 	"golang.org/x/crypto/acme/autocert"
 
 	"userd/internal/mail"
+	"userd/internal/seal"
 	"userd/internal/setting"
 	"userd/internal/validate"
 )
@@ -36,8 +37,13 @@ type settings struct {
 	notices        switchSetting
 	mailsPerHour   int // mails that strangers can cause in an hour
 	passwords      validate.Policy
+	requireFactor  requireFactor
+	dataKeys       dataKeys
 	tokenNames
 }
+
+// dataKeys are the keys of the configuration that encrypt secrets in the database.
+type dataKeys struct{ current, previous []byte } // of seal.KeySize bytes; nil: not set
 
 // tokenNames are the names in access tokens, for other services that verify them.
 type tokenNames struct {
@@ -78,6 +84,20 @@ const (
 	registrationApproval registration = "approval" // anyone, but an admin must approve the user
 	registrationClosed   registration = "closed"   // only invited users, too; the error does not mention invitations
 )
+
+// requireFactor says which users must have a second factor.
+type requireFactor string
+
+const (
+	requireFactorOff    requireFactor = "off"
+	requireFactorAdmins requireFactor = "admins"
+	requireFactorAll    requireFactor = "all"
+)
+
+// concerns reports whether a user must have a second factor.
+func (r requireFactor) concerns(isAdmin bool) bool {
+	return r == requireFactorAll || r == requireFactorAdmins && isAdmin
+}
 
 // pageURLs are the pages that links open, with {code} in place of the code. If one is
 // empty, no such link can be made.
@@ -187,6 +207,11 @@ var options = []option{
 		return setting.Number(&c.passwords.Minimum, v, validate.MinPassword, validate.MaxMinPassword)
 	},
 		"The fewest characters of a new password, from 8 to 64. NIST SP 800-63B-4 requires 15 if the password is the only factor."},
+	{"REQUIRE_FACTOR", "require-factor", "off|admins|all", string(requireFactorOff),
+		func(c *config, v string) error {
+			return setting.Word(&c.requireFactor, v, requireFactorOff, requireFactorAdmins, requireFactorAll)
+		},
+		"Who must have a second factor: with off, no user; with admins, every admin; with all, every user. Without it, such a user can only add one."},
 	{"REGISTRATION", "registration", "MODE", string(registrationOpen),
 		func(c *config, v string) error {
 			return setting.Word(&c.registration, v, registrationOpen, registrationVerified, registrationInvite, registrationApproval, registrationClosed)
@@ -240,18 +265,28 @@ var options = []option{
 // see flags. The variable env_FILE can name a file that holds it instead.
 type secretSetting struct {
 	env  string
-	set  func(c *config, value []byte, from string) // from is the variable that was set
+	set  func(c *config, value []byte, from string) error // from is the variable that was set
 	help string
 }
 
 var secrets = []secretSetting{
-	{"JWT_SECRET_KEY", func(c *config, v []byte, from string) { c.secret, c.secretFrom = v, from },
+	{"JWT_SECRET_KEY", func(c *config, v []byte, from string) error { c.secret, c.secretFrom = v, from; return nil },
 		"The key that signs access tokens, at least 32 bytes. If it is not set, userd makes a random key at its first start and keeps it in the database."},
-	{"JWT_SECRET_KEY_PREVIOUS", func(c *config, v []byte, from string) { c.previousSecret, c.previousFrom = v, from },
+	{"JWT_SECRET_KEY_PREVIOUS", func(c *config, v []byte, from string) error { c.previousSecret, c.previousFrom = v, from; return nil },
 		"The key before this one, whose tokens are still valid."},
-	{"MAIL_URL", func(c *config, v []byte, _ string) { c.mailURL = string(v) },
+	{"DATA_KEY", func(c *config, v []byte, _ string) (err error) {
+		c.dataKeys.current, err = seal.ParseKey(string(v))
+		return err
+	},
+		"The key that encrypts the TOTP secrets in the database: the base64 of 32 random bytes. If it is not set, userd makes a random key and keeps it in the database."},
+	{"DATA_KEY_PREVIOUS", func(c *config, v []byte, _ string) (err error) {
+		c.dataKeys.previous, err = seal.ParseKey(string(v))
+		return err
+	},
+		"The key before DATA_KEY, until \"userd key rotate -data\" has encrypted the secrets again."},
+	{"MAIL_URL", func(c *config, v []byte, _ string) error { c.mailURL = string(v); return nil },
 		"How mails leave: smtps://USER:PASS@HOST:465, smtp://USER:PASS@HOST:587 (with STARTTLS), smtp+plain://localhost:25, https://HOST/PATH (a webhook), dir:PATH (files), or log: (the log, in development). If it is not set, userd sends no mail."},
-	{"MAIL_WEBHOOK_SECRET", func(c *config, v []byte, _ string) { c.webhookSecret = string(v) },
+	{"MAIL_WEBHOOK_SECRET", func(c *config, v []byte, _ string) error { c.webhookSecret = string(v); return nil },
 		"The secret that signs webhooks: whsec_ and the base64 of 24 to 64 random bytes."},
 }
 
@@ -398,7 +433,9 @@ func (c *config) readSecrets(getenv func(string) string) error {
 			return err
 		}
 		if from != "" {
-			secrets[i].set(c, value, from)
+			if err := secrets[i].set(c, value, from); err != nil {
+				return usagef("%s: %v", from, err)
+			}
 		}
 	}
 	if len(c.previousSecret) > 0 && len(c.secret) == 0 {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -29,15 +31,16 @@ func TestTheDefaultsAreTheTutorials(t *testing.T) {
 	}
 	want := config{
 		settings: settings{
-			accessTTL:    15 * time.Minute,
-			refreshTTL:   720 * time.Hour,
-			sessionLife:  4320 * time.Hour,
-			registration: registrationOpen,
-			directory:    directoryNames,
-			rateLimit:    switchOn,
-			notices:      switchOn,
-			mailsPerHour: 300,
-			passwords:    validate.Policy{Minimum: 8},
+			accessTTL:     15 * time.Minute,
+			refreshTTL:    720 * time.Hour,
+			sessionLife:   4320 * time.Hour,
+			registration:  registrationOpen,
+			directory:     directoryNames,
+			rateLimit:     switchOn,
+			notices:       switchOn,
+			mailsPerHour:  300,
+			passwords:     validate.Policy{Minimum: 8},
+			requireFactor: requireFactorOff,
 		},
 		database:      filepath.Join(dir, "app.db"),
 		addr:          "127.0.0.1:5000",
@@ -154,6 +157,7 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		{"MAIL_LIMIT", "0", "from 1 to 100000"},
 		{"MAIL_LIMIT", "100001", "from 1 to 100000"},
 		{"NOTICES", "yes", "on or off"},
+		{"REQUIRE_FACTOR", "yes", "off, admins or all"},
 		{"RESET_URL", "https://app.example.com/reset", "{code}"},
 		{"RESET_URL", "https://app.example.com/{code}/{code}", "once"},
 		{"RESET_URL", "http://app.example.com/{code}", "loopback"},
@@ -453,7 +457,12 @@ func TestEachSecretCanBeInAFile(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	// JWT_SECRET_KEY_PREVIOUS requires the other key.
-	value := func(env string) string { return env + " " + strings.Repeat("k", 32) }
+	value := func(env string) string {
+		if strings.HasPrefix(env, "DATA_KEY") {
+			return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte(env[len(env)-1:]), 32))
+		}
+		return env + " " + strings.Repeat("k", 32)
+	}
 	for _, x := range secrets {
 		file := filepath.Join(dir, x.env)
 		if err := os.WriteFile(file, []byte(byteOrderMark+value(x.env)+"\r\n"), 0o600); err != nil {
@@ -475,6 +484,9 @@ func TestEachSecretCanBeInAFile(t *testing.T) {
 		}
 		if string(got.secret) != string(want.secret) || string(got.previousSecret) != string(want.previousSecret) {
 			t.Errorf("%s_FILE gives the keys %q and %q", x.env, got.secret, got.previousSecret)
+		}
+		if !reflect.DeepEqual(got.dataKeys, want.dataKeys) {
+			t.Errorf("%s_FILE gives other data keys", x.env)
 		}
 		for _, environ := range [][]string{
 			{x.env + "_FILE=" + file, x.env + "=" + value(x.env)},

@@ -40,6 +40,15 @@ type detailedError struct {
 	*apiError
 	text   string
 	fields map[string]string // what is wrong with each field; may be nil
+
+	*factorChallenge // what a login must send next; may be nil
+}
+
+// A factorChallenge is how a client completes a login whose password was right.
+type factorChallenge struct {
+	MFAToken  string   `json:"mfa_token"`
+	ExpiresIn int64    `json:"expires_in"` // seconds
+	Methods   []string `json:"methods"`    // what otp may be: totp, recovery_code
 }
 
 func (e *detailedError) Error() string { return e.text }
@@ -63,6 +72,9 @@ var (
 	errNoFormToken     = &apiError{400, "missing_fields", "Send token=TOKEN once, as a form"}
 	errInvalidCode     = &apiError{400, "invalid_code", "This link or code is invalid, has expired or was used; ask an admin for a new one"}
 
+	errLoginFactorFields = &apiError{400, "missing_fields", "mfa_token and otp are required"}
+	errOTPFields         = &apiError{400, "missing_fields", "otp is required: a code of the authenticator app"}
+
 	errCredentials   = &apiError{401, "invalid_credentials", "Invalid credentials"}
 	errNoRefresh     = &apiError{401, "missing_token", "Send the refresh token, as refresh_token in the body or as Authorization: Bearer"}
 	errNoToken       = &apiError{401, "missing_token", "Log in, and send the access token as Authorization: Bearer"}
@@ -74,6 +86,12 @@ var (
 	errWrongPassword = &apiError{401, "wrong_password", "The current password is wrong"}
 	errExpiredKey    = &apiError{401, "expired_key", "The API key has expired: make a new one"}
 
+	errSecondFactor = &apiError{401, "second_factor_required", "Send otp too: a code of your authenticator app, or a recovery code"}
+	errWrongOTP     = &apiError{401, "wrong_otp", "This code is wrong"}
+	errOTPUsed      = &apiError{401, "otp_used", "This code, or a newer one, was already used: wait for the next one"}
+	errFactorLocked = &apiError{401, "recovery_code_required", "Too many wrong codes: only a recovery code is accepted until the next login"}
+	errMFAToken     = &apiError{401, "invalid_mfa_token", "The mfa_token is invalid or has expired: send the password again"}
+
 	errForbidden          = &apiError{403, "forbidden", "Only the user itself or an admin may do this"}
 	errNoUsername         = &apiError{403, "forbidden", "This user has no username; give it one first"}
 	errUserDisabled       = &apiError{403, "user_disabled", "This user is disabled"}
@@ -81,6 +99,8 @@ var (
 	errRegistrationClosed = &apiError{403, "registration_closed", "Registration is closed: an admin adds users"}
 	errNotInvited         = &apiError{403, "invitation_required", "Only invited users can register: ask an admin for an invitation"}
 	errKeyScope           = &apiError{403, "insufficient_scope", "The scope of this API key does not permit this"}
+	errFactorRequired     = &apiError{403, "factor_required", "This service requires a second factor: add one first"}
+	errUnverified         = &apiError{403, "email_not_verified", "Verify your e-mail address first"}
 	errMailOff            = &apiError{403, "mail_off", "This service sends no mail: ask an admin for a link to set a new password"}
 
 	errNotFound           = &apiError{404, "not_found", "Path not found"}
@@ -88,6 +108,8 @@ var (
 	errSessionNotFound    = &apiError{404, "session_not_found", "Session not found"}
 	errInvitationNotFound = &apiError{404, "invitation_not_found", "Invitation not found"}
 	errKeyNotFound        = &apiError{404, "key_not_found", "API key not found"}
+	errNoFactor           = &apiError{404, "factor_not_found", "This user has no second factor"}
+	errNoPendingFactor    = &apiError{404, "factor_not_pending", "No new factor waits for its first code, or 10 minutes have passed: begin again"}
 	errMethod             = &apiError{405, "method_not_allowed", "This path does not allow the method; see the Allow header"}
 	errLastAdmin          = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}
 	errAlreadyVerified    = &apiError{409, "already_verified", "The e-mail address is already verified"}
@@ -172,7 +194,7 @@ func (f fieldErrors) err() error {
 		text = append(text, name+" "+why)
 	}
 	slices.Sort(text)
-	return &detailedError{errInvalid, "Not valid: " + strings.Join(text, "; "), f}
+	return &detailedError{apiError: errInvalid, text: "Not valid: " + strings.Join(text, "; "), fields: f}
 }
 
 // shorten returns at most the first 64 bytes of a client's text, for an error.

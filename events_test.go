@@ -108,7 +108,7 @@ func TestEachActIsOneEvent(t *testing.T) {
 			a.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(t, 401, "")
 		}, ""},
 		{"a login that is too late", func(t *testing.T, a *actors) {
-			_, err := a.store.startSession(ctx, &session{userID: 2}, 7, "")
+			_, err := a.store.startSession(ctx, &session{userID: 2}, 7, "", provenFactor{})
 			wantError(t, "the write", err, errCredentials)
 		}, ""},
 		{"a change of a name", func(t *testing.T, a *actors) {
@@ -200,7 +200,7 @@ func aSessionWith(t *testing.T, st *store, userID int64) {
 	t.Helper()
 	c, err := st.credentials(userID)
 	if err == nil {
-		_, err = st.startSession(context.Background(), &session{userID: userID, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("hash")}, c.stamp, "")
+		_, err = st.startSession(context.Background(), &session{userID: userID, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("hash")}, c.stamp, "", provenFactor{})
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -40,7 +41,7 @@ type server struct {
 func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *slog.Logger, wall func() time.Time, mono func() time.Duration) *server {
 	s := &server{
 		settings:    c,
-		userService: userService{st, h, c.passwords, wall},
+		userService: userService{st, h, c.passwords, c.dataKeys, wall},
 		keys:        keys,
 		mailLimit:   newMailLimit(c.mailsPerHour),
 		feed:        newFeed(),
@@ -83,8 +84,9 @@ func (s *server) routes() []route {
 		{"GET /api/test", anyone, noProof, noLimit, nil, s.test},
 		{"POST /api/register", anyone, noProof, registrations, nil, s.register},
 		{"POST /api/login", anyone, noProof, noLimit, nil, s.login}, // newGuess and passwords limit it
+		{"POST /api/login/factor", anyone, noProof, codeTries, nil, s.loginFactor},
 		{"POST /api/refresh", anyone, noProof, refreshes, nil, s.refresh},
-		{"POST /api/logout", signedIn, endOtherSessions, noLimit, nil, s.logout},
+		{"POST /api/logout", anySession, endOtherSessions, noLimit, nil, s.logout},
 		{"GET /api/verify", signedIn, noProof, noLimit, verifyKeys, s.verify},
 		{"POST /api/introspect", resources, noProof, noLimit, introspectKeys, s.introspect},
 
@@ -98,6 +100,11 @@ func (s *server) routes() []route {
 		{"GET /api/users/{id}/sessions", selfOrAdmin, noProof, noLimit, nil, s.listSessions},
 		{"DELETE /api/users/{id}/sessions", selfOrAdmin, endOtherSessions, noLimit, adminKeys, s.endSessions}, // ends the caller's session too, so each costs a login
 		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, changes, adminKeys, s.endSession},
+		{"GET /api/users/{id}/totp", selfOnly, noProof, noLimit, nil, s.getTOTP},
+		{"POST /api/users/{id}/totp", selfOnly, changeFactor, changes, nil, s.addTOTP},
+		{"POST /api/users/{id}/totp/confirm", selfOnly, noProof, changes, nil, s.confirmTOTP},
+		{"DELETE /api/users/{id}/totp", selfOrAdmin, changeFactor, changes, nil, s.removeTOTP},
+		{"POST /api/users/{id}/recovery-codes", selfOnly, changeFactor, changes, nil, s.renewRecoveryCodes},
 		{"GET /api/users/{id}/keys", selfOrAdmin, noProof, noLimit, readKeys, s.listKeys},
 		{"POST /api/users/{id}/keys", selfOrAdmin, makeKey, changes, nil, s.createKey},
 		{"DELETE /api/users/{id}/keys/{key}", selfOrAdmin, noProof, changes, nil, s.revokeKey},
@@ -105,7 +112,7 @@ func (s *server) routes() []route {
 
 		{"POST /api/password/forgot", anyone, noProof, mails, nil, s.forgotPassword},
 		{"POST /api/password/reset", anyone, noProof, codeTries, nil, s.resetPassword},
-		{"POST /api/users/{id}/email/verify", selfOrAdmin, noProof, changes, nil, s.sendVerification},
+		{"POST /api/users/{id}/email/verify", ownOrAdmin, noProof, changes, nil, s.sendVerification},
 		{"POST /api/email/verify", anyone, noProof, codeTries, nil, s.verifyEmail}, // newGuess and passwords limit its passwords
 		{"POST /api/email/change", anyone, noProof, codeTries, nil, s.confirmEmail},
 		{"POST /api/email/undo", anyone, noProof, codeTries, nil, s.restoreEmail},
@@ -145,6 +152,39 @@ func (s *server) handle(rt route) {
 
 func (s *server) test(x *exchange) error {
 	return x.send(http.StatusOK, []byte(`{"message":"Welcome to the User Management Microservice!"}`+"\n"))
+}
+
+type verifyAnswer struct {
+	ID       int64  `json:"id"`
+	Username string `json:"username"`
+	Role     role   `json:"role"`
+}
+
+// verify tells a reverse proxy who is calling, so that the proxy can forward the
+// request to a service that cannot read tokens. The username is percent-encoded, because
+// an adopted one can have characters that a header cannot carry. For an adopted user with
+// an empty username verify returns errNoUsername: proxies drop an empty header, or keep
+// the one that a client sent. With ?factor=required it returns errFactorRequired unless the
+// session has proven a second factor.
+func (s *server) verify(x *exchange) error {
+	q, err := x.query("factor")
+	if err != nil {
+		return err
+	}
+	switch factor := q.Get("factor"); {
+	case q.Has("factor") && factor != "required":
+		return badParameter("factor", "can only be required")
+	case factor != "" && !x.who.factor:
+		return errFactorRequired
+	}
+	if x.who.username == "" {
+		return errNoUsername
+	}
+	header := x.Header()
+	header.Set("X-User-Id", strconv.FormatInt(x.who.id, 10))
+	header.Set("X-User-Name", url.PathEscape(x.who.username))
+	header.Set("X-User-Role", string(x.who.role))
+	return x.sendJSON(http.StatusOK, verifyAnswer{x.who.id, x.who.username, x.who.role})
 }
 
 // maxMonitors is the largest number of connections to METRICS_ADDR.
@@ -227,6 +267,7 @@ type stats struct {
 	limited      *prom.Counters
 	mails        *prom.Counters
 	badKeys      atomic.Uint64 // API keys that were not valid
+	wrongCodes   atomic.Uint64 // of second factors
 	graceAnswers atomic.Uint64 // to refresh tokens that were used twice
 	connections  atomic.Int64
 	damaged      atomic.Bool // the check of the database found damage
@@ -308,6 +349,7 @@ func (s *server) requestFamilies(p *prom.Page) {
 	}
 	p.Gauge("userd_connections", "Open connections, idle ones too.", float64(s.stats.connections.Load()))
 	p.Counters("userd_limited_total", "Requests refused by a limit, which answers 429.", s.stats.limited)
+	p.Counter("userd_second_factor_failures_total", "Wrong codes of second factors.", float64(s.stats.wrongCodes.Load()))
 	p.Counter("userd_refresh_grace_total", "Refresh tokens that were used again within the grace, and got the same answer.", float64(s.stats.graceAnswers.Load()))
 	p.Counter("userd_bad_keys_total", "Requests with an API key that is mistyped, unknown, revoked or expired.", float64(s.stats.badKeys.Load()))
 	p.Counters("userd_mails_total", "Mails by outcome: sent, failed for good, abandoned because they had lost their purpose, or limited.", s.stats.mails)

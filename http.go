@@ -282,6 +282,7 @@ type failure struct {
 	Error  string            `json:"error"`
 	Code   string            `json:"code"`
 	Fields map[string]string `json:"fields,omitempty"`
+	*factorChallenge
 
 	// Only if the client accepts RFC 9457. The type is the default, about:blank.
 	Title  string `json:"title,omitempty"`
@@ -298,7 +299,7 @@ func (x *exchange) fail(err error) {
 	a := answerFor(err)
 	body := failure{Error: a.text, Code: a.code}
 	if d, ok := errors.AsType[*detailedError](err); ok {
-		body.Error, body.Fields = d.text, d.fields
+		body.Error, body.Fields, body.factorChallenge = d.text, d.fields, d.factorChallenge
 	}
 	header := x.Header()
 	header["Content-Type"] = jsonType // the mux has set its own

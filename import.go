@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"flag"
 	"fmt"
@@ -12,14 +11,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 
-	"userd/internal/passhash"
 	"userd/internal/safefile"
 	"userd/internal/sqlitefile"
 	"userd/internal/terminal"
-	"userd/internal/validate"
 )
 
 // userImport adds the users of a file. It reads, checks and hashes everything
@@ -110,74 +106,6 @@ func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial boo
 	return insert(m)
 }
 
-// An importRow is one user of an import file, with the number and the end of its rows.Row.
-type importRow struct {
-	number   int
-	end      int64 // bytes
-	user     user
-	password string // to be hashed; empty if hash is given
-	hash     string
-}
-
-// set fills the row from its fields, by name, and returns its problem, or "".
-func (r *importRow) set(fields map[string]string, policy validate.Policy) (problem string) {
-	wrong := make(fieldErrors)
-	truth := func(name string) bool {
-		switch strings.ToLower(fields[name]) {
-		case "", "false", "f", "0":
-			return false
-		case "true", "t", "1":
-			return true
-		}
-		wrong.add(name, "must be true or false")
-		return false
-	}
-	seconds := func(name string) int64 {
-		n, why := parseTime(fields[name])
-		wrong.add(name, why)
-		return n
-	}
-	u := &r.user
-	u.username, u.email, u.role = validate.TrimName(fields["username"]), validate.TrimName(fields["email"]), role(cmp.Or(fields["role"], string(member)))
-	wrong.add("username", validate.Username(u.username))
-	r.password, r.hash = fields["password"], fields["password_hash"]
-	switch {
-	case truth("service"):
-		if u.service = true; u.email+r.password+r.hash+fields["email_verified_at"] != "" {
-			wrong.add("service", "is true, so email, email_verified_at, password and password_hash must be empty")
-		}
-		u.email, r.hash = serviceEmail+rand.Text(), serviceHash
-	case r.password == "" && r.hash == "":
-		wrong.add("password", "and password_hash are both empty")
-	case r.password != "" && r.hash != "":
-		wrong.add("password", "and password_hash are both given")
-	case r.password != "":
-		wrong.add("password", policy.Check(r.password, u.username, u.email))
-	case !passhash.Known(r.hash):
-		wrong.add("password_hash", "has an unknown format")
-	}
-	if v := fields["id"]; v != "" {
-		var err error
-		if u.id, err = parseID(v); err != nil || u.id > maxID {
-			wrong.add("id", "must be an integer from 1 to 2^52-1")
-		}
-	}
-	if !u.service {
-		wrong.add("email", validate.Email(u.email))
-	}
-	wrong.add("role", checkRole(u.role))
-	if truth("is_superuser") {
-		u.role = admin
-	}
-	u.disabled = truth("disabled") || fields["is_active"] != "" && !truth("is_active")
-	u.createdAt, u.updatedAt, u.lastLoginAt = seconds("created_at"), seconds("updated_at"), seconds("last_login_at")
-	u.emailVerifiedAt, u.pending = seconds("email_verified_at"), truth("pending")
-	if err := wrong.err(); err != nil {
-		return err.Error()
-	}
-	return ""
-}
-
 // An importer is one run of user import. It holds the good rows in a temporary
 // table, outside the database and its locks, until insert moves all of them.
 type importer struct {
@@ -186,6 +114,7 @@ type importer struct {
 	progress  *terminal.Progress
 	mu        sync.Mutex // held by add and report
 	good, bad int        // rows
+	factors   bool       // some rows have a TOTP secret
 }
 
 func newImporter(ctx context.Context, c *cli) (*importer, error) {
@@ -201,8 +130,9 @@ func newImporter(ctx context.Context, c *cli) (*importer, error) {
 		PRAGMA cache_size = -400000; -- at most 400 MB, so that SQLite builds an index of a million rows in memory
 		PRAGMA wal_autocheckpoint = 0;
 		CREATE TEMP TABLE import AS
-			SELECT id, 0 AS place, username, email, password_hash, role, disabled,
-				created_at, updated_at, last_login_at, email_verified_at, pending, service FROM user WHERE false;
+			SELECT id, 0 AS place, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
+				email_verified_at, pending, service, '' AS totp
+			FROM user WHERE false;
 		CREATE TEMP TABLE problem (row INTEGER NOT NULL PRIMARY KEY, text TEXT NOT NULL);
 		BEGIN`)
 	if err != nil {
@@ -282,17 +212,20 @@ func (m *importer) add(ctx context.Context, r importRow) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.good++
+	m.factors = m.factors || r.totp != ""
 	m.progress.Show(m.good+m.bad, r.end)
 	insert, err := m.db.stmts.get(`
-		INSERT INTO import (rowid, id, username, email, password_hash, role, disabled,
-			created_at, updated_at, last_login_at, email_verified_at, pending, service) VALUES (?1, nullif(?2, 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)`)
+		INSERT INTO import (rowid, id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
+			email_verified_at, pending, service, totp)
+		VALUES (?1, nullif(?2, 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)`)
 	if err != nil {
 		return err
 	}
 	u := &r.user
 	// The driver starts a goroutine for each statement whose context can be cancelled.
-	_, err = insert.ExecContext(context.WithoutCancel(ctx), r.number, u.id, u.username, u.email, r.hash, u.role, u.disabled,
-		u.createdAt, u.updatedAt, u.lastLoginAt, u.emailVerifiedAt, u.pending, u.service)
+	_, err = insert.ExecContext(context.WithoutCancel(ctx),
+		r.number, u.id, u.username, u.email, r.hash, u.role, u.disabled, u.createdAt, u.updatedAt, u.lastLoginAt,
+		u.emailVerifiedAt, u.pending, u.service, r.totp)
 	return err
 }
 
@@ -303,10 +236,11 @@ func (m *importer) moveTo(ctx context.Context, to *importer) error {
 	var failed error
 	u := &r.user
 	err := sqlitefile.Scan(ctx, m.db.conn, `
-		SELECT rowid, coalesce(id, 0), username, email, password_hash, role, disabled,
-			created_at, updated_at, last_login_at, email_verified_at, pending, service FROM import`,
-		[]any{&r.number, &u.id, &u.username, &u.email, &r.hash, &u.role, &u.disabled,
-			&u.createdAt, &u.updatedAt, &u.lastLoginAt, &u.emailVerifiedAt, &u.pending, &u.service},
+		SELECT rowid, coalesce(id, 0), username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
+			email_verified_at, pending, service, totp
+		FROM import`,
+		[]any{&r.number, &u.id, &u.username, &u.email, &r.hash, &u.role, &u.disabled, &u.createdAt, &u.updatedAt, &u.lastLoginAt,
+			&u.emailVerifiedAt, &u.pending, &u.service, &r.totp},
 		func() { failed = cmp.Or(failed, to.add(ctx, r)) })
 	if err := cmp.Or(err, failed); err != nil {
 		return err
@@ -348,19 +282,6 @@ func (m *importer) printProblems(ctx context.Context) error {
 	}
 	return m.exec(ctx, `DELETE FROM problem`)
 }
-
-// dropTaken removes the rows that conflict with an existing user, and stores their problems.
-const dropTaken = `
-	INSERT INTO problem (row, text)
-		SELECT row, text FROM (
-			SELECT rowid AS row, CASE
-				WHEN EXISTS (SELECT 1 FROM user WHERE user.username = import.username COLLATE NOCASE) THEN 'username already exists'
-				WHEN EXISTS (SELECT 1 FROM user WHERE user.email = import.email COLLATE NOCASE) THEN 'email already exists'
-				WHEN id <= (SELECT user_id FROM counter) THEN 'id was already given to a user'
-			END AS text
-			FROM import
-		) WHERE text IS NOT NULL;
-	DELETE FROM import WHERE rowid IN (SELECT row FROM problem)`
 
 // dropRepeated removes the rows that repeat a value of an earlier row, and stores their
 // problems. A removed row does not conflict with later rows, so dropRepeated inserts rows
@@ -445,20 +366,16 @@ func (m *importer) conclude(outcome, leftOut string) error {
 	return err
 }
 
-// insertImport gives the rows without an id the next free ones.
-const insertImport = `
-	INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
-		email_verified_at, pending, service)
-	SELECT
-		coalesce(id, place + max((SELECT user_id FROM counter), (SELECT coalesce(max(id), 0) FROM import))),
-		username, email, password_hash, role, disabled,
-		coalesce(nullif(created_at, 0), ?1), coalesce(nullif(updated_at, 0), ?1), last_login_at,
-		email_verified_at, pending, service FROM import ORDER BY rowid;
-	UPDATE counter SET user_id = max(user_id, (SELECT coalesce(max(id), 0) FROM user));`
-
 // tryInsert moves the rows into the table user in one transaction. If a name or an
 // id was taken since the check, it changes nothing.
 func (m *importer) tryInsert(ctx context.Context) error {
+	ring, err := m.ring(ctx)
+	if err == nil && m.factors {
+		err = m.checkDataKeys(ctx)
+	}
+	if err != nil {
+		return err
+	}
 	tx, err := m.db.conn.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -485,6 +402,9 @@ func (m *importer) tryInsert(ctx context.Context) error {
 	}
 	if err == nil {
 		_, err = tx.ExecContext(ctx, script, m.wall().Unix())
+	}
+	if err == nil && m.factors {
+		err = insertFactors(ctx, tx, ring, m.wall().Unix())
 	}
 	if err == nil && rows > 0 {
 		e := event{at: m.wall().Unix(), kind: usersImported, changes: fmt.Sprintf("users=%d,admins=%d", rows, admins)}.by(console)

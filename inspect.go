@@ -127,6 +127,12 @@ func readFirstPages(ctx context.Context, db *sql.DB, version int) error {
 	if version > 7 {
 		tables = append(tables, "user_code", "user_invitation", "page_url")
 	}
+	if version > 8 {
+		tables = append(tables, "user_registration", "user_mail")
+	}
+	if version > 9 {
+		tables = append(tables, "user_totp", "user_totp_pending", "user_recovery_code")
+	}
 	for _, table := range tables {
 		rows, err := db.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
 		if err == nil {

@@ -52,7 +52,7 @@ func (s *server) authenticateKey(x *exchange, key string) error {
 	if k.lastUsedAt <= now-touchKeyEvery {
 		s.store.touchKey(k.id, x.address, now)
 	}
-	x.who.user, x.who.key, x.who.scope, x.who.asked = u, k.id, k.scope, now
+	x.who.user, x.who.key, x.who.scope, x.who.asked, x.who.exempt = u, k.id, k.scope, now, k.exempt
 	x.logUser = u.id
 	return nil
 }
@@ -105,6 +105,7 @@ type keyRequest struct {
 	Scope           keyScope `json:"scope"`
 	ExpiresIn       *int64   `json:"expires_in"` // seconds
 	CurrentPassword *string  `json:"current_password"`
+	OTP             *string  `json:"otp"`
 }
 
 // A keyAnswer is an API key as clients and the command line see it.
@@ -154,7 +155,7 @@ func (s *server) createKey(x *exchange) error {
 	if err := s.count(x, x.who.id); err != nil {
 		return err
 	}
-	if err := s.requireProof(x, x.proof, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, x.proof, in.CurrentPassword, in.OTP); err != nil {
 		return err
 	}
 	key, err := s.addKey(x.r.Context(), x.caller(), &k, life, s.notice(x, changedMail, k.userID, "an API key was created")...)
@@ -242,7 +243,7 @@ func (s *server) inspectToken(token string, now int64) (found introspection, err
 	} else {
 		c, verifyErr := s.keys.verify(token, now)
 		if err = verifyErr; err == nil {
-			u, _, err = s.store.principal(c.session, newTokenID(c.id), c.kid, now)
+			u, _, _, err = s.store.principal(c.session, newTokenID(c.id), c.kid, now)
 		}
 		if err == nil && u.id != c.subject {
 			err = errBadToken

@@ -100,6 +100,7 @@ var scopeCases = []scopeCase{
 	{"POST /api/email/undo", "{}", "*", false, [5]int{400, 400, 400, 400, 400}},
 	{"POST /api/register", "{}", "*", false, [5]int{400, 400, 400, 400, 400}},
 	{"POST /api/login", "{}", "*", false, [5]int{400, 400, 400, 400, 400}},
+	{"POST /api/login/factor", "{}", "*", false, [5]int{400, 400, 400, 400, 400}},
 	{"POST /api/refresh", "", "*", false, [5]int{401, 401, 401, 401, 401}}, // a key is not a refresh token
 	{"POST /api/password/forgot", "{}", "*", false, [5]int{403, 403, 403, 403, 403}},
 	{"POST /api/password/reset", "{}", "*", false, [5]int{400, 400, 400, 400, 400}},
@@ -130,6 +131,11 @@ var scopeCases = []scopeCase{
 	{"GET /api/users/{id}/sessions", "", "", false, [5]int{}},
 	{"DELETE /api/users/{id}/sessions", "", "a", false, [5]int{403, 403, 403, 204, 403}},
 	{"DELETE /api/users/{id}/sessions/{sid}", "", "a", false, [5]int{403, 403, 403, 204, 403}},
+	{"GET /api/users/{id}/totp", "", "", false, [5]int{}},
+	{"POST /api/users/{id}/totp", "", "", false, [5]int{}},
+	{"POST /api/users/{id}/totp/confirm", `{"otp":"123456"}`, "", false, [5]int{}},
+	{"DELETE /api/users/{id}/totp", "", "", false, [5]int{}},
+	{"POST /api/users/{id}/recovery-codes", "", "", false, [5]int{}},
 	{"GET /api/users/{id}/keys", "", "rwa", false, [5]int{200, 403, 200, 200, 200}},
 	{"POST /api/users/{id}/keys", `{"name":"job","scope":"read","expires_in":3600}`, "", false, [5]int{}},
 	{"DELETE /api/users/{id}/keys/{key}", "", "", false, [5]int{}},
@@ -910,7 +916,7 @@ func TestAServiceUserOnlyHasKeys(t *testing.T) {
 		}
 	}
 	err := func() error {
-		_, err := s.store.startSession(t.Context(), &session{userID: id}, 0, "")
+		_, err := s.store.startSession(t.Context(), &session{userID: id}, 0, "", provenFactor{})
 		return err
 	}()
 	wantError(t, "startSession", err, errCredentials)
@@ -1018,4 +1024,22 @@ func TestServiceUsersAreExportedAndImported(t *testing.T) {
 	}
 	// Mails go to verified addresses.
 	sh.run(1, "username,email,email_verified_at,service\na,,2026-05-04T03:02:01Z,true\n", "user", "import", "-")
+}
+
+// REQUIRE_FACTOR closes a key as it closes a session: a user that must add a second factor can
+// do nothing with a key until then. A key of a user with a factor works, but proves no factor.
+func TestKeysAndARequiredFactor(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(c *settings) { c.requireFactor = requireFactorAll })
+	_, ann := s.member("ann")
+	key, _ := s.keyOf(1, readScope, time.Hour)
+	s.do(key, "GET", "/api/users/me", "").want(t, 403, "factor_required")
+	bot, _ := s.keyOf(s.addNamed("bot", member, true), readScope, time.Hour)
+	s.do(bot, "GET", "/api/users/me", "").want(t, 200, "")
+	s.enrol(ann)
+	s.do(key, "GET", "/api/users/me", "").want(t, 200, "")
+	s.do(key, "GET", "/api/verify", "").want(t, 200, "")
+	for _, token := range []string{key, bot} {
+		s.do(token, "GET", "/api/verify?factor=required", "").want(t, 403, "factor_required")
+	}
 }

@@ -387,36 +387,6 @@ func (g *guess) finish(correct bool) error {
 	return nil
 }
 
-// requireProof returns nil if the caller proves its identity: by the password or, if that
-// is nil, by a token that a login made at most proofAge seconds ago. It always checks a
-// password. Without one, it returns nil if the route requires no proof for these acts. The
-// write that follows checks that the proof is still valid (see mayChange). requireProof
-// returns errNotFresh, errWrongPassword, errUserNotFound or an error of matchesPassword.
-func (s *server) requireProof(x *exchange, acts proof, password *string) error {
-	if x.who.key != 0 {
-		return x.requireKey(acts&x.proof, password)
-	}
-	if password == nil {
-		acts &= x.proof
-		age := s.wall().Unix() - x.who.issued
-		x.renewed = acts&renewedOnly != 0
-		if acts == 0 || x.who.fresh && -clockLeeway <= age && age <= proofAge {
-			return nil
-		}
-		return errNotFresh
-	}
-	c, err := s.store.credentials(x.who.id)
-	if err != nil {
-		return err
-	}
-	ok, err := s.matchesPassword(x, x.who.id, c.hash, "", *password)
-	if err == nil && !ok {
-		err = errWrongPassword
-	}
-	x.stamp = &c.stamp
-	return err
-}
-
 // requireKey is requireProof for an API key, which only does acts that require no proof or,
 // with adminScope, keyActs to members. The write that follows checks that the user is a
 // member. requireKey returns errKeyScope.
@@ -433,44 +403,15 @@ func (x *exchange) requireKey(acts proof, password *string) error {
 	return nil
 }
 
-// A proofRequest is the body of an act that requires only proof.
-type proofRequest struct {
-	CurrentPassword *string `json:"current_password"`
-}
-
-// actsOf returns the acts of a change of a user, with a new password unless that
-// is nil.
-func actsOf(c *change, password *string) (acts proof) {
-	add := func(act proof, does bool) {
-		if does {
-			acts |= act
-		}
+// finishHalf ends a guess that was right, but proves only one of two factors. It returns
+// errLimited like finish, but resets no count: otherwise a client with the password could
+// guess codes without a delay.
+func (g *guess) finishHalf() error {
+	if g == nil {
+		return nil
 	}
-	add(changeUsername, c.username != nil)
-	add(changeEmail, c.email != nil || c.pendingEmail != nil && *c.pendingEmail != "")
-	add(changePassword, password != nil)
-	add(changeRole, c.role != nil)
-	add(changeDisabled, c.disabled != nil)
-	return acts
-}
-
-// matchesPassword reports whether a password is that of the user with this id and
-// hash. For an unknown name, id is 0 and hash is empty, and it takes as long. Each
-// verified password counts toward the limits. It returns errLimited, errStorage,
-// passhash.ErrBusy or the context's error.
-func (s *server) matchesPassword(x *exchange, id int64, hash, name, password string) (bool, error) {
-	g, err := s.newGuess(x, id, hash, name)
-	if err != nil {
-		return false, err
-	}
-	// After newGuess: a guess that newGuess refuses costs no hash, so it must not use up
-	// the passwords of its network.
-	if err := s.allow(x, passwords); err != nil {
-		return false, err
-	}
-	ok, err := s.hasher.Verify(x.r.Context(), network(x.address), hash, password)
-	if err != nil {
-		return false, err
-	}
-	return ok, g.finish(ok)
+	now := g.mono()
+	g.l.mu.Lock()
+	defer g.l.mu.Unlock()
+	return g.check(now)
 }

@@ -613,6 +613,9 @@ func TestEachRouteCountsTowardItsLimit(t *testing.T) {
 			"/api/register": `{"username":"eve","email":"eve@example.com","password":"` + goodPassword + `"}`,
 			"/api/refresh":  `{"refresh_token":"` + refresh + `"}`,
 
+			"/api/login/factor":            `{"mfa_token":"x","otp":"123456"}`,
+			"/api/users/{id}/totp/confirm": `{"otp":"123456"}`,
+
 			"/api/password/reset":  `{"code":"` + newCode(resetLinkCode) + `","password":"` + goodPassword + `"}`,
 			"/api/email/verify":    `{"code":"` + newCode(verifyCode) + `"}`,
 			"/api/email/change":    `{"code":"` + newCode(changeCode) + `"}`,

@@ -181,8 +181,8 @@ func manual() string {
 
 		The only setting that commands accept is -database, with four exceptions: events
 		verify also accepts -event-retention; user add, user passwd and user import also
-		accept -password-min-length and -issuer; mail test accepts only -mail-from;
-		healthcheck accepts only -addr, -https-domain and -tls-cert.
+		accept -password-min-length and -issuer; user totp also accepts -issuer; mail test
+		accepts only -mail-from; healthcheck accepts only -addr, -https-domain and -tls-cert.
 
 		USER is a username, an e-mail address, or an id written as id=7. A list is a table;
 		with -json it is one JSON object a line. In a table, - marks a time or an id that does
@@ -244,6 +244,11 @@ var commands = []command{
 		there. The link leads to the page that the server stored when it started: see APP_URL
 		and INVITE_URL.`,
 		userInvite},
+	{"user totp", "USER", opens, "show, add or remove a user's second factor",
+		`Prints whether the user has a second factor, since when, how many recovery codes are
+		left, and whether wrong codes have locked it, so that only a recovery code works.
+		-off helps a user who has lost the app and the recovery codes.`,
+		userTOTP},
 	{"user approve", "USER", opens, "let a waiting user log in",
 		`Approves a user that registered with REGISTRATION=approval, so that it can log in.
 		userd does not tell the user. To refuse a user, delete it.`,
@@ -259,15 +264,16 @@ var commands = []command{
 		Each user needs username, email, and either password, which is hashed, or
 		password_hash (argon2, bcrypt, scrypt, or PBKDF2 as Werkzeug and Django write it).
 		Optional are id, role, disabled, pending, created_at, updated_at, last_login_at and
-		email_verified_at. An id must be higher than every id that this database has given to
+		email_verified_at, and totp_secret, in base32, which gives the user a second factor
+		without recovery codes. An id must be higher than every id that this database has given to
 		a user.
 
 		Each bad row is reported on standard error with its number, in order; a CSV header is
 		row 1. If any row is bad, nothing is imported, unless -partial is given.`,
 		userImport},
 	{"user export", "", opens, "write all users, with their password hashes",
-		`Writes all users with their password hashes, as of one moment, in CSV. It refuses to
-		write to a terminal.`,
+		`Writes all users with their password hashes and TOTP secrets, as of one moment, in
+		CSV. It refuses to write to a terminal.`,
 		userExport},
 	{"session list", "USER", opens, "list a user's sessions",
 		`Prints the active sessions of a user.`,
@@ -303,7 +309,8 @@ var commands = []command{
 	{"key rotate", "", opens, "sign access tokens with a new key",
 		`Makes a new key, which signs access tokens from now on. The key before it verifies
 		tokens until the last one that it signed has expired, unless -now is given. If the
-		servers sign with JWT_SECRET_KEY, this command refuses.`,
+		servers sign with JWT_SECRET_KEY, this command refuses. With -data, it replaces no key:
+		it encrypts the TOTP secrets again under the DATA_KEY that is set now.`,
 		keyRotate},
 	{"events", "", opens, "list what has happened",
 		`Prints the events: who did what to which user, and from which address. A table shows

@@ -483,7 +483,7 @@ Commands:
 	}
 	text := help(t, "user")
 	wantWidth(t, text)
-	if strings.Count(text, "\n  user ") != 11 || strings.Contains(text, "session") {
+	if strings.Count(text, "\n  user ") != 12 || strings.Contains(text, "session") {
 		t.Errorf("userd user prints\n%s", text)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"userd/internal/otp"
 	"userd/internal/validate"
 )
 
@@ -515,7 +516,7 @@ func TestDocumentFitsGenerators(t *testing.T) {
 
 func TestDocumentRoutesAndAccess(t *testing.T) {
 	t.Parallel()
-	words := map[access]string{anyone: "anyone", signedIn: "signed in", adminOnly: "admin", selfOrAdmin: "self or admin", byDirectory: "by directory", resources: "resource server"}
+	words := map[access]string{anyone: "anyone", signedIn: "signed in", adminOnly: "admin", selfOrAdmin: "self or admin", byDirectory: "by directory", resources: "resource server", selfOnly: "self", anySession: "signed in", ownOrAdmin: "self or admin"}
 	d := readDocument(t)
 	if want := []object{{"accessToken": []any{}}}; !reflect.DeepEqual(d.Security, want) {
 		t.Errorf("the default security is %v, want %v", d.Security, want)
@@ -589,7 +590,7 @@ func TestDocumentErrors(t *testing.T) {
 	onPage := make(map[string]int)
 	for _, row := range regexp.MustCompile(`(?m)^\| ([45]\d\d) \|(.*)\|$`).FindAllStringSubmatch(string(page), -1) {
 		for _, code := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(row[2], -1) {
-			if code[1] != "current_password" { // a member of a body, not a code
+			if code[1] != "current_password" && code[1] != "otp" { // members of bodies, not codes
 				onPage[code[1]], _ = strconv.Atoi(row[1])
 			}
 		}
@@ -611,6 +612,7 @@ func TestDocumentEventTypes(t *testing.T) {
 var bodies = map[string]any{
 	"POST /api/register":     registerRequest{},
 	"POST /api/login":        loginRequest{},
+	"POST /api/login/factor": loginFactorRequest{},
 	"POST /api/refresh":      refreshRequest{},
 	"POST /api/logout":       proofRequest{},
 	"POST /api/users":        createRequest{},
@@ -628,6 +630,10 @@ var bodies = map[string]any{
 	"POST /api/users/{id}/keys":       keyRequest{},
 
 	"POST /api/invitations/{invitation}/send": proofRequest{},
+	"POST /api/users/{id}/totp":               proofRequest{},
+	"POST /api/users/{id}/totp/confirm":       confirmRequest{},
+	"DELETE /api/users/{id}/totp":             proofRequest{},
+	"POST /api/users/{id}/recovery-codes":     proofRequest{},
 
 	"DELETE /api/users/{id}/sessions":       proofRequest{},
 	"DELETE /api/users/{id}/sessions/{sid}": proofRequest{},
@@ -871,7 +877,8 @@ func (w *witness) report(faults []string) {
 	}
 }
 
-// withoutTokens returns a body without its tokens, keys and links, which are always new.
+// withoutTokens returns a body without its tokens, keys, links, secrets and one-time codes,
+// which are always new.
 func withoutTokens(v any) any {
 	if list, ok := v.([]any); ok {
 		list = slices.Clone(list)
@@ -887,6 +894,9 @@ func withoutTokens(v any) any {
 		delete(o, "url")
 		delete(o, "key")
 		delete(o, "prefix")
+		for _, name := range []string{"secret", "uri", "mfa_token", "otp", "recovery_codes"} {
+			delete(o, name)
+		}
 		if code, _ := o["code"].(string); strings.HasPrefix(code, "u") && strings.Index(code, "_") == 2 {
 			delete(o, "code")
 		}
@@ -1001,6 +1011,8 @@ func TestEveryRouteAnswersAsDocumented(t *testing.T) {
 			{"no APP_URL", refusesLinks, func(c *settings) { c.pages = pageURLs{} }},
 			{"API keys", usesKeys, asUsual},
 			{"proofs", refusesProofs, asUsual},
+			{"second factor", secondFactor, asUsual},
+			{"second factor of an address that is not verified", refusesUnverified, withMail},
 			{"too many attempts", refusesMany, asUsual},
 			{"overload", refusesBusy, asUsual},
 			{"failing database", refusesWithoutDatabase, asUsual},
@@ -1239,7 +1251,7 @@ func refusesOthers(w *witness) {
 	_, bob := w.member("bob")
 	_, root := w.admin("root")
 	w.paths(func(rt route, method, path string) {
-		if rt.access == selfOrAdmin || rt.access == adminOnly || rt.access == resources {
+		if rt.access == selfOrAdmin || rt.access == ownOrAdmin || rt.access == adminOnly || rt.access == resources {
 			w.do(bob, method, strings.Replace(path, "/api/users/me", other, 1), "").want(w.t, 403, "forbidden")
 		}
 		if !strings.Contains(rt.pattern, "{id}") {
@@ -1253,6 +1265,10 @@ func refusesOthers(w *witness) {
 			body = w.doc.example(w.t, rt.pattern, 0)
 		}
 		w.do(root, method, strings.Replace(path, "me", "x", 1), body).want(w.t, 404, "user_not_found")
+		if rt.access == selfOnly {
+			w.do(root, method, strings.Replace(path, "me", "999", 1), body).want(w.t, 403, "forbidden")
+			return
+		}
 		w.do(root, method, strings.Replace(path, "me", "999", 1), body).want(w.t, 404, "")
 	})
 	w.do(bob, "PUT", "/api/users/me", `{"role":"admin"}`).want(w.t, 403, "forbidden")
@@ -1280,6 +1296,7 @@ func refusesProofs(w *witness) {
 			{"POST", "/api/logout?all=true"},
 			{"DELETE", "/api/users/me/sessions"},
 			{"DELETE", "/api/users/me/sessions/999"},
+			{"POST", "/api/users/me/totp"}, {"DELETE", "/api/users/me/totp"}, {"POST", "/api/users/me/recovery-codes"},
 		},
 		"root": {
 			{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one","role":"admin",`},
@@ -1308,6 +1325,7 @@ var proofs = [][3]string{
 	{"POST", "/api/users", `"username":"eve","email":"eve@example.com","password":"another one",`},
 	{"POST", "/api/users/me/reset-link"}, {"POST", "/api/invitations"}, {"POST", "/api/invitations/999/send"},
 	{"POST", "/api/users/me/keys", `"name":"job","scope":"read","expires_in":3600,`},
+	{"POST", "/api/users/me/totp"}, {"DELETE", "/api/users/me/totp"}, {"POST", "/api/users/me/recovery-codes"},
 }
 
 func refusesMany(w *witness) {
@@ -1330,6 +1348,8 @@ func refusesMany(w *witness) {
 	for _, route := range []string{"verify", "change", "undo"} {
 		w.do("", "POST", "/api/email/"+route, "").want(w.t, 429, "too_many_requests")
 	}
+	w.do("", "POST", "/api/login/factor", "").want(w.t, 429, "too_many_requests")
+	w.do(root, "POST", "/api/users/me/totp/confirm", "").want(w.t, 429, "too_many_requests")
 	for _, p := range proofs {
 		w.do(root, p[0], p[1], "{"+p[2]+`"current_password":"wrong"}`).want(w.t, 429, "too_many_requests")
 	}
@@ -1387,7 +1407,7 @@ func refusesWithoutDatabase(w *witness) {
 			return
 		case "POST /api/refresh":
 			token = refresh
-		case "POST /api/login", "POST /api/register", "POST /api/password/reset", "POST /api/email/verify", "POST /api/email/change", "POST /api/email/undo":
+		case "POST /api/login", "POST /api/login/factor", "POST /api/register", "POST /api/password/reset", "POST /api/email/verify", "POST /api/email/change", "POST /api/email/undo":
 			body = w.doc.example(w.t, rt.pattern, 0)
 		}
 		w.do(token, method, path, body).want(w.t, 503, "unavailable")
@@ -1456,6 +1476,85 @@ func usesKeys(w *witness) {
 	w.do(root, "GET", "/api/users/2/keys", "").want(t, 200, "")
 	w.do(adminKey, "DELETE", bot, "").want(t, 200, "")
 	w.do(root, "GET", "/api/events?type=key_created", "").want(t, 200, "")
+}
+
+// secondFactor is a user's way to and with a second factor.
+func secondFactor(w *witness) {
+	t := w.t
+	const totp, codes = "/api/users/me/totp", "/api/users/me/recovery-codes"
+	path, ann := w.member("ann")
+	w.do(ann, "GET", totp, "").want(t, 200, "")
+	w.do(ann, "GET", "/api/verify?factor=required", "").want(t, 403, "factor_required")
+	w.do(ann, "GET", "/api/verify?factor=x", "").want(t, 400, "bad_parameter")
+	w.do(ann, "DELETE", totp, "").want(t, 404, "factor_not_found")
+	w.do(ann, "POST", codes, "").want(t, 404, "factor_not_found")
+	w.do(ann, "POST", totp+"/confirm", `{"otp":"123456"}`).want(t, 404, "factor_not_pending")
+	w.do(ann, "POST", totp+"/confirm", `{"otp":""}`).want(t, 400, "missing_fields")
+	w.do("", "POST", "/api/login/factor", `{"mfa_token":"","otp":""}`).want(t, 400, "missing_fields")
+	secret, err := otp.ParseSecret(w.do(ann, "POST", totp, "").want(t, 201, "").field("secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.do(ann, "POST", totp+"/confirm", fmt.Sprintf(`{"otp":%q}`, w.wrongCode(secret))).want(t, 401, "wrong_otp")
+	w.do(ann, "POST", totp+"/confirm", fmt.Sprintf(`{"otp":%q}`, w.code(secret))).want(t, 200, "")
+	w.do(ann, "GET", totp, "").want(t, 200, "")
+	w.do("", "POST", "/api/login/factor", w.doc.example(t, "POST /api/login/factor", 0)).want(t, 401, "invalid_mfa_token")
+
+	_, root := w.admin("root")
+	link := w.resetLink(root, path)
+	password := fmt.Sprintf(`"current_password":%q`, goodPassword)
+	mfa := w.loginWith("ann", "").field("mfa_token")
+	asks := [][3]string{
+		{"POST", "/api/login", fmt.Sprintf(`"username":"ann","password":%q`, goodPassword)},
+		{"POST", "/api/login/factor", fmt.Sprintf(`"mfa_token":%q`, mfa)},
+		{"POST", "/api/password/reset", fmt.Sprintf(`"code":%q,"password":"another long one"`, link)},
+		{"POST", totp, password}, {"DELETE", totp, password}, {"POST", codes, password},
+	}
+	for _, ask := range asks {
+		do := func(code string) reply { return w.do(ann, ask[0], ask[1], "{"+ask[2]+code+"}") }
+		if ask[1] != "/api/login/factor" {
+			do("").want(t, 401, "second_factor_required")
+		}
+		do(fmt.Sprintf(`,"otp":%q`, w.wrongCode(secret))).want(t, 401, "wrong_otp")
+		do(fmt.Sprintf(`,"otp":%q`, w.code(secret))).want(t, 401, "otp_used")
+		w.change(`UPDATE user_totp SET failures = 100`)
+		do(fmt.Sprintf(`,"otp":%q`, w.code(secret))).want(t, 401, "recovery_code_required")
+		w.change(`UPDATE user_totp SET failures = 0`)
+		w.limiter = newLimiter()
+	}
+	w.change(`DELETE FROM user_recovery_code`)
+	fresh := w.do("", "POST", "/api/login", fmt.Sprintf(`{"username":"ann","password":%q,"otp":%q}`, goodPassword, w.nextCode(secret))).want(t, 200, "").field("access_token")
+	mfa = w.loginWith("ann", "").field("mfa_token")
+	w.do("", "POST", "/api/login/factor", fmt.Sprintf(`{"mfa_token":%q,"otp":%q}`, mfa, w.nextCode(secret))).want(t, 200, "")
+	w.do(fresh, "POST", codes, "").want(t, 200, "")
+	w.do(fresh, "GET", "/api/verify?factor=required", "").want(t, 200, "")
+	mfa = w.loginWith("ann", "").field("mfa_token")
+	w.do("", "POST", "/api/login/factor", fmt.Sprintf(`{"mfa_token":%q,"otp":%q}`, mfa, w.nextCode(secret))).want(t, 200, "")
+	for _, ask := range asks[3:] {
+		w.do(fresh, ask[0], ask[1], fmt.Sprintf(`{%s,"otp":%q}`, password, w.nextCode(secret)))
+		if ask[0] == "DELETE" {
+			secret, _ = w.enrol(fresh)
+		}
+	}
+	for _, ask := range asks[3:] {
+		w.do(w.loginWith("ann", w.nextCode(secret)).field("access_token"), ask[0], ask[1], "{}")
+		if ask[0] == "DELETE" {
+			secret, _ = w.enrol(w.login("ann"))
+		}
+	}
+	fresh = w.loginWith("ann", w.nextCode(secret)).field("access_token")
+	w.do(fresh, "DELETE", totp, "").want(t, 204, "")
+	fresh = w.login("ann")
+	secret, _ = w.enrol(fresh)
+	mfa = w.loginWith("ann", "").field("mfa_token")
+	w.change(`UPDATE user SET disabled = 1 WHERE id = 1`)
+	w.do("", "POST", "/api/login/factor", fmt.Sprintf(`{"mfa_token":%q,"otp":%q}`, mfa, w.nextCode(secret))).want(t, 403, "user_disabled")
+}
+
+// refusesUnverified is the attempt to add a factor without a verified address.
+func refusesUnverified(w *witness) {
+	_, ann := w.member("ann")
+	w.do(ann, "POST", "/api/users/me/totp", "").want(w.t, 403, "email_not_verified")
 }
 
 // recovers is a user's way back by a link.

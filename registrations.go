@@ -101,7 +101,7 @@ func (s *server) completeRegistration(x *exchange, r *registrant, code []byte, p
 		return errCredentials.with("Send the password that you chose when you registered")
 	}
 	// The limits know registrations by negative ids, which no user has.
-	ok, err := s.matchesPassword(x, -r.id, r.hash, "", password)
+	ok, err := s.matchesPassword(x, -r.id, &credentials{hash: r.hash}, "", password)
 	switch {
 	case err != nil:
 		return err
@@ -273,6 +273,7 @@ type inviteRequest struct {
 	Uses            *int64  `json:"uses"`
 	ExpiresIn       *int64  `json:"expires_in"` // seconds
 	CurrentPassword *string `json:"current_password"`
+	OTP             *string `json:"otp"`
 }
 
 // createInvitation answers with a link with which new members can register. If the
@@ -297,7 +298,7 @@ func (s *server) createInvitation(x *exchange) error {
 	if err := checkInvitation(&v, why); err != nil {
 		return err
 	}
-	if err := s.requireProof(x, invite, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, invite, in.CurrentPassword, in.OTP); err != nil {
 		return err
 	}
 	var then []statement
@@ -379,7 +380,7 @@ func (s *server) sendInvitation(x *exchange) error {
 	if err != nil {
 		return errInvitationNotFound
 	}
-	if err := s.requireProof(x, invite, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, invite, in.CurrentPassword, in.OTP); err != nil {
 		return err
 	}
 	if !s.mailOn {
@@ -461,7 +462,7 @@ func (s *server) proveOwner(x *exchange, u *user, password string) (caller, erro
 	if err != nil {
 		return caller{}, err
 	}
-	ok, err := s.matchesPassword(x, u.id, c.hash, "", password)
+	ok, err := s.matchesPassword(x, u.id, &c, "", password)
 	if err == nil && !ok {
 		err = errCredentials
 	}

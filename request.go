@@ -311,3 +311,31 @@ func (x *exchange) caller() caller {
 		guarded: x.guarded,
 	}
 }
+
+// bearer returns the token of the request's Authorization header (RFC 6750
+// section 2.1), or errNoToken. For two headers it returns errBadToken. It ignores the
+// case of the scheme (RFC 9110 section 11.1).
+func (x *exchange) bearer() (string, error) {
+	header := x.r.Header["Authorization"]
+	if len(header) > 1 {
+		return "", errBadToken
+	}
+	if len(header) == 1 {
+		scheme, token, _ := strings.Cut(header[0], " ")
+		if strings.EqualFold(scheme, "Bearer") {
+			return strings.TrimLeft(token, " "), nil
+		}
+	}
+	return "", errNoToken
+}
+
+// newTokenID returns the id of the token with a jti, which begins with the generation. The
+// jti of a token of an earlier build has none, so its generation is 0.
+func newTokenID(jti string) tokenID {
+	text, _, _ := strings.Cut(jti, "-")
+	generation, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || generation < 0 || strconv.FormatInt(generation, 10) != text {
+		generation = 0
+	}
+	return tokenID{jti, generation}
+}

@@ -28,6 +28,7 @@ var migrations = []string{
 	codeTables,
 	mailTables,
 	keyTables,
+	factorTables,
 }
 
 // The first migration in three parts. A tutorial database already has the first (adopt.go).
@@ -258,6 +259,31 @@ const keyTables = `
 	);
 	CREATE INDEX user_key_owner ON user_key (user_id);
 	CREATE INDEX user_key_expiry ON user_key (expires_at) WHERE expires_at > 0;`
+
+// factorTables is the migration of the second factor. Each session of a user with a row in
+// user_totp has proven this factor: session.factor is 1.
+const factorTables = `
+	ALTER TABLE session ADD COLUMN factor INTEGER NOT NULL DEFAULT 0; -- 1: the user proved its second factor
+
+	CREATE TABLE user_totp (
+		user_id      INTEGER NOT NULL PRIMARY KEY,
+		secret       BLOB NOT NULL,    -- sealed
+		confirmed_at INTEGER NOT NULL,
+		last_step    INTEGER NOT NULL, -- of the last code that was accepted, in periods of 30 seconds since 1970
+		failures     INTEGER NOT NULL DEFAULT 0 -- wrong codes since then
+	);
+	-- The names of the keys that sealed the secrets.
+	CREATE INDEX user_totp_key ON user_totp (substr(secret, 1, 8));
+	CREATE TABLE user_totp_pending (
+		user_id    INTEGER NOT NULL PRIMARY KEY,
+		secret     BLOB NOT NULL, -- sealed
+		created_at INTEGER NOT NULL
+	);
+	CREATE TABLE user_recovery_code (
+		hash    BLOB NOT NULL PRIMARY KEY, -- SHA-256 of the code
+		user_id INTEGER NOT NULL
+	) WITHOUT ROWID;
+	CREATE INDEX user_recovery_code_owner ON user_recovery_code (user_id);`
 
 // maxID is the highest id that an imported or adopted user may have. JavaScript rounds
 // integers from 2^53 on, and the ids of later users, which are higher, must stay below.

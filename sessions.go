@@ -9,98 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
 )
-
-type loginRequest struct {
-	Username string `json:"username"`
-	Password string `json:"password"`
-}
-
-// login starts a session of the user whose name and password the body has.
-func (s *server) login(x *exchange) error {
-	in, err := decode[loginRequest](x.body())
-	if err != nil {
-		return err
-	}
-	if in.Username == "" || in.Password == "" {
-		return errLoginFields
-	}
-	p, err := s.prove(x, in.Username, in.Password)
-	if err != nil {
-		return err
-	}
-	return s.startSession(x, p)
-}
-
-// A provenUser is a user who has just proven its identity. Only prove returns one.
-type provenUser struct {
-	id       int64
-	stamp    int64  // auth_stamp when the proof began
-	newHash  string // of the same password, if the stored hash is outdated; otherwise empty
-	verified bool   // the address of the user is verified
-}
-
-// prove checks a login name and a password. It returns errCredentials, errLimited,
-// errStorage, passhash.ErrBusy or, only if the password is correct, errUserDisabled or
-// errPendingApproval. It takes as long for an unknown name as for a wrong password.
-func (s *server) prove(x *exchange, name, password string) (p provenUser, err error) {
-	if err := s.allowLookup(x, name); err != nil {
-		return p, err
-	}
-	u, c, err := s.store.userByLogin(name)
-	if err != nil && err != errUserNotFound {
-		return p, err
-	}
-	x.target, x.name = u.id, u.username // for the log, which does not get an unknown name: it can be a password
-	ok, err := s.matchesPassword(x, u.id, c.hash, name, password)
-	switch {
-	case err != nil:
-		return p, err
-	case !ok:
-		return p, errCredentials
-	case u.disabled:
-		return p, errUserDisabled
-	case u.pending:
-		return p, errPendingApproval
-	}
-	s.noteLogin(x, &u)
-	p = provenUser{id: u.id, stamp: c.stamp, verified: u.emailVerifiedAt != 0}
-	if s.hasher.Stale(c.hash) {
-		p.newHash, err = s.hasher.Hash(x.r.Context(), network(x.address), password)
-	}
-	return p, err
-}
-
-// startSession starts a session of a proven user and answers with its tokens. No other
-// function starts sessions. It returns errCredentials if the password of the user changed,
-// or the user was disabled, after the proof began.
-func (s *server) startSession(x *exchange, p provenUser) error {
-	now := s.wall()
-	var token refreshToken // the store sets the session's id
-	rand.Read(token.secret[:])
-	session := s.newSession(x, now, token)
-	session.userID = p.id
-	r, err := loadRefresher(x.r.Context(), s.store)
-	if err != nil {
-		return err
-	}
-	var notice []statement
-	if p.verified {
-		if notice, err = s.loginNotice(x, p.id); err != nil {
-			return err
-		}
-	}
-	key, err := s.store.startSession(x.r.Context(), &session, p.stamp, p.newHash, notice...)
-	if err != nil {
-		return err
-	}
-	x.logUser = p.id
-	return x.sendJSON(http.StatusOK, s.newTokens(r, &session, key, token, now, true))
-}
 
 // A refreshToken is SESSION.GENERATION.SECRET.TAG: the session's id, the number of
 // earlier tokens, 256 random bits, and a MAC of the three. Each use makes the next
@@ -201,7 +113,7 @@ func (s *server) refresh(x *exchange) error {
 	}
 	text := in.RefreshToken
 	if text == "" {
-		text, err = bearer(x)
+		text, err = x.bearer()
 		if err == errNoToken {
 			return errNoRefresh
 		}
@@ -291,6 +203,8 @@ type tokenAnswer struct {
 	TokenType    string `json:"token_type"`
 	ExpiresIn    int64  `json:"expires_in"` // seconds
 	RefreshToken string `json:"refresh_token"`
+
+	RecoveryCodesLeft *int64 `json:"recovery_codes_left,omitempty"` // if few are left
 }
 
 // newTokens returns the pair of tokens of a session with t as its live token. fresh means
@@ -340,7 +254,7 @@ func (s *server) logout(x *exchange) error {
 	if all != nil && *all {
 		acts = endOtherSessions
 	}
-	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, acts, in.CurrentPassword, in.OTP); err != nil {
 		return err
 	}
 	if acts == endOtherSessions {
@@ -352,28 +266,6 @@ func (s *server) logout(x *exchange) error {
 		return err
 	}
 	return x.sendNothing()
-}
-
-type verifyAnswer struct {
-	ID       int64  `json:"id"`
-	Username string `json:"username"`
-	Role     role   `json:"role"`
-}
-
-// verify tells a reverse proxy who is calling, so that the proxy can forward the
-// request to a service that cannot read tokens. The username is percent-encoded, because
-// an adopted one can have characters that a header cannot carry. For an adopted user with
-// an empty username verify returns errNoUsername: proxies drop an empty header, or keep
-// the one that a client sent.
-func (s *server) verify(x *exchange) error {
-	if x.who.username == "" {
-		return errNoUsername
-	}
-	header := x.Header()
-	header.Set("X-User-Id", strconv.FormatInt(x.who.id, 10))
-	header.Set("X-User-Name", url.PathEscape(x.who.username))
-	header.Set("X-User-Role", string(x.who.role))
-	return x.sendJSON(http.StatusOK, verifyAnswer{x.who.id, x.who.username, x.who.role})
 }
 
 // listSessions answers with a user's live sessions, the oldest first.
@@ -424,7 +316,7 @@ func (s *server) endSessions(x *exchange) error {
 	if _, err := s.targetUser(x); err != nil {
 		return err
 	}
-	if err := s.requireProof(x, endOtherSessions, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, endOtherSessions, in.CurrentPassword, in.OTP); err != nil {
 		return err
 	}
 	if err := s.store.endSessions(x.r.Context(), x.caller(), x.target, s.wall().Unix()); err != nil {
@@ -450,7 +342,7 @@ func (s *server) endSession(x *exchange) error {
 	if sid != x.who.session {
 		acts = endOtherSessions
 	}
-	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, acts, in.CurrentPassword, in.OTP); err != nil {
 		return err
 	}
 	if err := s.store.endSession(x.r.Context(), x.caller(), x.target, sid, s.wall().Unix()); err != nil {

@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"userd/internal/safefile"
@@ -97,6 +99,17 @@ type caller struct {
 type tokenID struct {
 	jti        string
 	generation int64 // of the refresh token that was live when it was made
+}
+
+// generationOf returns the generation of a session with which a jti begins, or 0 if the
+// jti has none, as in the tokens of earlier builds.
+func generationOf(jti string) int64 {
+	text, _, _ := strings.Cut(jti, "-")
+	generation, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || generation < 0 {
+		return 0
+	}
+	return generation
 }
 
 // console is the command line.
@@ -191,12 +204,6 @@ func (s *store) keyAuthorizationError(by caller, id int64) error {
 		return errKeyScope.with("An API key cannot change an admin")
 	}
 	return nil
-}
-
-// credentials are the stored values that a login checks.
-type credentials struct {
-	hash  string // of the password; empty: the user does not exist
-	stamp int64  // auth_stamp, which grows with each change of the password or of disabled
 }
 
 // A store is the database file and the statements of requests. A small pool of
@@ -304,12 +311,6 @@ func prepareFiles(path string) error {
 func (s *store) close() error {
 	s.stop()
 	return errors.Join(s.readers.Close(), s.writer.close())
-}
-
-// credentials returns the credentials of a user, or errUserNotFound.
-func (s *store) credentials(id int64) (c credentials, err error) {
-	err = s.read(`SELECT password_hash, auth_stamp FROM user WHERE id = ?`, errUserNotFound, []any{&c.hash, &c.stamp}, id)
-	return c, err
 }
 
 // probe checks that the database can be written and read. It returns errStorage,

@@ -109,14 +109,16 @@ func (s *store) userOfCode(kind codeKind, hash []byte, now int64) (u user, err e
 // resetPassword sets a user's password by a reset code, which works only once. A mailed
 // code also verifies the user's address. It ends all of the user's sessions and codes. If an
 // admin made the code, or if it is the first proof of the address, it also ends the user's API
-// keys: a stranger may have made them. The
-// statements in before belong to the same write, and run first. It returns errInvalidCode if
-// the code is not valid any more.
-func (s *store) resetPassword(ctx context.Context, userID int64, kind codeKind, hash []byte, newHash, address string, now int64, before ...statement) error {
+// keys: a stranger may have made them. The statements in before belong to the same write, and
+// run first. It uses up the code of p. It returns errOTPUsed if that was used before, and
+// errInvalidCode if the reset code is not valid any more, or if the user has a second factor
+// and p does not prove it.
+func (s *store) resetPassword(ctx context.Context, userID int64, kind codeKind, hash []byte, newHash string, p provenFactor, address string, now int64, before ...statement) error {
 	values := args{
+		{"factor", p.proven()},
 		{"id", userID}, {"hash", hash}, {"kind", string(kind)}, {"new_hash", newHash}, {"now", now},
 	}
-	return s.write(ctx, append(before,
+	return s.write(ctx, append(append(p.statements(userID, address, now), before...),
 		statement{
 			query: `
 				UPDATE user SET
@@ -125,7 +127,7 @@ func (s *store) resetPassword(ctx context.Context, userID int64, kind codeKind, 
 					updated_at = @now,
 					version = version + 1,
 					auth_stamp = auth_stamp + 1
-				WHERE id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + resets + `)`,
+				WHERE id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + resets + `) AND ` + hasFactor,
 			args:   values,
 			ifNone: errInvalidCode,
 		},

@@ -37,8 +37,13 @@ const (
 	emailChanged      eventType = "email_changed"
 	emailRestored     eventType = "email_restored"
 
-	keyCreated eventType = "key_created"
-	keyRevoked eventType = "key_revoked"
+	keyCreated       eventType = "key_created"
+	keyRevoked       eventType = "key_revoked"
+	factorAdded      eventType = "factor_added"
+	factorRemoved    eventType = "factor_removed"
+	factorLocked     eventType = "factor_locked"
+	codesRenewed     eventType = "recovery_codes_renewed"
+	recoveryCodeUsed eventType = "recovery_code_used"
 )
 
 var eventTypes = []eventType{
@@ -47,6 +52,7 @@ var eventTypes = []eventType{
 	passwordReset, resetLinkCreated, invitationCreated, invitationDeleted, invitationUsed, userApproved,
 	emailVerified, emailChanged, emailRestored,
 	keyCreated, keyRevoked,
+	factorAdded, factorRemoved, factorLocked, codesRenewed, recoveryCodeUsed,
 }
 
 // An event is one row of the table event; schema.go describes its columns. It holds

@@ -29,6 +29,7 @@ type apiKey struct {
 	expiresAt   int64  // 0: never
 	lastUsedAt  int64  // 0: never
 	lastAddress string // of the client, at lastUsedAt
+	exempt      bool   // from REQUIRE_FACTOR; only userOfKey sets it
 }
 
 // keyColumns and (*apiKey).columns list the columns in the same order.
@@ -130,10 +131,11 @@ func (s *store) keysOf(ctx context.Context, userID int64, f func(*apiKey)) error
 // userOfKey returns the key with a hash and its user. It returns errBadToken if the key does
 // not exist or its user is disabled or pending, or errExpiredKey.
 func (s *store) userOfKey(hash []byte, now int64) (u user, k apiKey, err error) {
-	err = s.read(`SELECT`+userColumns+`, user_key.id, user_key.scope, user_key.created_at, user_key.expires_at, user_key.last_used_at
+	err = s.read(`SELECT`+userColumns+`, user_key.id, user_key.scope, user_key.created_at, user_key.expires_at, user_key.last_used_at,
+			user.service <> 0 OR EXISTS (SELECT 1 FROM user_totp WHERE user_totp.user_id = user.id)
 		FROM user_key JOIN user ON user.id = user_key.user_id
 		WHERE user_key.hash = ?1 AND user.disabled = 0 AND user.pending = 0`,
-		errBadToken, u.columns(&k.id, (*string)(&k.scope), &k.createdAt, &k.expiresAt, &k.lastUsedAt), hash)
+		errBadToken, u.columns(&k.id, (*string)(&k.scope), &k.createdAt, &k.expiresAt, &k.lastUsedAt, &k.exempt), hash)
 	if err == nil && k.expiresAt != 0 && k.expiresAt <= now {
 		err = errExpiredKey
 	}

@@ -22,6 +22,7 @@ const (
 	approvalMail mailKind = "approval" // to an admin: users wait for approval
 	changedMail  mailKind = "changed"  // a notice; detail says what changed
 	loginMail    mailKind = "login"    // a notice of a login from a new network
+	factorMail   mailKind = "factor"   // a notice of a right password without the second factor
 )
 
 // restored is the detail of a resetMail to an address that an undo code has restored.
@@ -84,6 +85,7 @@ var mailRules = map[mailKind]mailRule{
 	approvalMail: {"", 0, 24 * time.Hour, noBudget, ""},
 	changedMail:  {"", 0, 24 * time.Hour, noBudget, ""},
 	loginMail:    {"", 0, 24 * time.Hour, noBudget, ""},
+	factorMail:   {"", 0, 24 * time.Hour, noBudget, ""},
 }
 
 // A queuedMail is one row of the table user_mail; schema.go describes its columns.

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"strconv"
-	"strings"
 )
 
 // maxSessions bounds the sessions of a user. One more ends the oldest.
@@ -25,6 +23,8 @@ type session struct {
 	refreshHash []byte
 	rotatedAt   int64
 	rekeyedAt   int64 // the first generation whose access tokens are valid; see addRekeying
+	factor      bool  // the user proved its second factor
+	codesLeft   int64 // the user's recovery codes; startSession sets it if factor; not in the table
 }
 
 // sessionColumns and (*session).columns list the columns in the same order.
@@ -39,7 +39,8 @@ const sessionColumns = `
 	session.generation,
 	session.refresh_hash,
 	session.rotated_at,
-	session.rekeyed_at`
+	session.rekeyed_at,
+	session.factor`
 
 func (x *session) columns() []any {
 	return []any{
@@ -54,37 +55,40 @@ func (x *session) columns() []any {
 		&x.refreshHash,
 		&x.rotatedAt,
 		&x.rekeyedAt,
+		&x.factor,
 	}
 }
 
 // startSession stores a new session of a user, sets x.id, and returns the key that
 // signs its access token. It ends the user's oldest sessions beyond maxSessions. If
-// newHash is not empty, it replaces the user's outdated hash of the same password. It
-// returns errCredentials if the user is disabled, pending or a service user, or if its auth_stamp differs from stamp,
-// which the caller read before it checked the password. The statements in then belong to
-// the same write.
-func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string, then ...statement) (key keyRow, err error) {
+// newHash is not empty, it replaces the user's outdated hash of the same password. It uses
+// up the code of p. It returns errOTPUsed if the code was used before, and errCredentials if
+// the user is disabled, pending or a service user, if its auth_stamp differs from stamp, which the caller
+// read before it checked the password, or if it has a second factor and p does not prove it.
+// The statements in then belong to the same write.
+func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string, p provenFactor, then ...statement) (key keyRow, err error) {
+	x.factor = p.proven()
 	values := args{
-		{"user", x.userID}, {"stamp", stamp}, {"new_hash", newHash}, {"most", maxSessions},
+		{"user", x.userID}, {"stamp", stamp}, {"new_hash", newHash}, {"most", maxSessions}, {"factor", x.factor},
 		{"now", x.createdAt}, {"expires", x.expiresAt}, {"lifetime", x.lifetime},
 		{"address", x.address}, {"agent", x.userAgent}, {"refresh", x.refreshHash},
 	}
 	record := event{at: x.createdAt, kind: loggedIn, actorID: x.userID, userID: x.userID, address: x.address}.statement()
 	record.query = insertNewSessionEvent
-	err = s.write(ctx, append([]statement{
+	statements := append(p.statements(x.userID, x.address, x.createdAt), []statement{
 		{
 			query: `
 				UPDATE user SET
 					last_login_at = @now,
 					password_hash = coalesce(nullif(@new_hash, ''), password_hash)
-				WHERE id = @user AND auth_stamp = @stamp AND disabled = 0 AND pending = 0 AND service = 0`,
+				WHERE id = @user AND auth_stamp = @stamp AND disabled = 0 AND pending = 0 AND service = 0 AND ` + hasFactor,
 			args:   values,
 			ifNone: errCredentials,
 		},
 		{
 			query: `
-				INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent, refresh_hash, rotated_at)
-				VALUES (@user, @now, @now, iif(@lifetime = 0, @expires, min(@expires, @now + @lifetime)), @address, @agent, @refresh, @now)
+				INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent, refresh_hash, rotated_at, factor)
+				VALUES (@user, @now, @now, iif(@lifetime = 0, @expires, min(@expires, @now + @lifetime)), @address, @agent, @refresh, @now, @factor)
 				RETURNING id`,
 			args: values,
 			scan: []any{&x.id},
@@ -97,7 +101,11 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 			args: values,
 		},
 		key.selectNewest(),
-	}, then...)...)
+	}...)
+	if x.factor {
+		statements = append(statements, statement{query: selectCodesLeft, args: values, scan: []any{&x.codesLeft}})
+	}
+	err = s.write(ctx, append(statements, then...)...)
 	return key, err
 }
 
@@ -109,8 +117,8 @@ type rekeying struct {
 	key     keyRow  // signs the new access token
 }
 
-// statements returns the statements of the rekeying. They set r.session.generation and
-// r.key.
+// statements returns the statements of the rekeying. They set r.key, and the generation and
+// the factor of r.session.
 func (r *rekeying) statements() []statement {
 	return []statement{
 		{
@@ -127,46 +135,35 @@ func (r *rekeying) statements() []statement {
 					rekeyed_at = generation + 1,
 					kept_jti = @kept
 				WHERE id = @id
-				RETURNING generation`,
+				RETURNING generation, factor`,
 			args: args{
 				{"id", r.session.id}, {"refresh", r.session.refreshHash}, {"kept", r.kept},
 				{"now", r.session.createdAt}, {"expires", r.session.expiresAt}, {"lifetime", r.session.lifetime},
 				{"address", r.session.address}, {"agent", r.session.userAgent},
 			},
-			scan: []any{&r.session.generation},
+			scan: []any{&r.session.generation, &r.session.factor},
 		},
 		r.key.selectNewest(),
 	}
 }
 
-// newTokenID returns the id of the token with a jti, which begins with the generation. The
-// jti of a token of an earlier build has none, so its generation is 0.
-func newTokenID(jti string) tokenID {
-	text, _, _ := strings.Cut(jti, "-")
-	generation, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || generation < 0 || strconv.FormatInt(generation, 10) != text {
-		generation = 0
-	}
-	return tokenID{jti, generation}
-}
-
-// principal returns the user of an access token's session and when the session was
-// last used. It returns errSessionEnded if the session has ended, was re-keyed without
+// principal returns the user of an access token's session, when the session was last used,
+// and whether the user proved its second factor in it. It returns errSessionEnded if the session has ended, was re-keyed without
 // keeping the token, or was restored from a backup older than the token, or if its user
 // is deleted or disabled. It returns errBadToken if kid names a key of the database
 // whose tokens are no longer valid. kid is empty for a key of the configuration.
-func (s *store) principal(sid int64, token tokenID, kid string, now int64) (u user, lastUsedAt int64, err error) {
-	var validKey int64
-	err = s.read(`SELECT json_array(`+userValues+`, session.last_used_at,
+func (s *store) principal(sid int64, token tokenID, kid string, now int64) (u user, lastUsedAt int64, factor bool, err error) {
+	var validKey, proven int64
+	err = s.read(`SELECT json_array(`+userValues+`, session.last_used_at, session.factor,
 			?3 = '' OR EXISTS (SELECT 1 FROM signing_key WHERE kid = ?3 AND `+keyIsValid+`)) AS v
 		FROM session JOIN user ON user.id = session.user_id
 		WHERE session.id = ?1 AND (session.rekeyed_at <= ?4 OR session.kept_jti = ?5) AND ?4 <= session.generation
 			AND session.expires_at > ?2 AND user.disabled = 0`,
-		errSessionEnded, []any{userRow{&u, []*int64{&lastUsedAt, &validKey}}}, sid, now, kid, token.generation, token.jti)
+		errSessionEnded, []any{userRow{&u, []*int64{&lastUsedAt, &proven, &validKey}}}, sid, now, kid, token.generation, token.jti)
 	if err == nil && validKey == 0 {
 		err = errBadToken
 	}
-	return u, lastUsedAt, err
+	return u, lastUsedAt, proven != 0, err
 }
 
 // touchEvery is after how many seconds touch records the use of a session again, so that
@@ -200,7 +197,7 @@ func (s *store) sessionsOf(ctx context.Context, userID, now int64, f func(*sessi
 const endOfSession = `iif(@lifetime = 0, @expires, min(@expires, created_at + @lifetime))`
 
 // rotate replaces the refresh token of a session by the one that x describes, sets
-// x.userID, and returns the key that signs the access token. It returns
+// x.userID and x.factor, and returns the key that signs the access token. It returns
 // errNotApplied if the session has ended or expired or has lived for x's lifetime,
 // if its user is disabled, or if the current token does not have the hash and the
 // generation before x's.
@@ -220,13 +217,13 @@ func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) 
 				WHERE id = @id AND generation = @generation - 1 AND refresh_hash = @old_hash
 					AND expires_at > @now AND ` + endOfSession + ` > @now
 					AND EXISTS (SELECT 1 FROM user WHERE user.id = session.user_id AND user.disabled = 0)
-				RETURNING user_id`,
+				RETURNING user_id, factor`,
 			args: args{
 				{"id", x.id}, {"generation", x.generation}, {"old_hash", hash}, {"new_hash", x.refreshHash},
 				{"now", now}, {"expires", x.expiresAt}, {"lifetime", x.lifetime},
 				{"address", x.address}, {"agent", x.userAgent},
 			},
-			scan:   []any{&x.userID},
+			scan:   []any{&x.userID, &x.factor},
 			ifNone: errNotApplied,
 		},
 		key.selectNewest())

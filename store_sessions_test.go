@@ -14,7 +14,7 @@ import (
 func aSession(t *testing.T, st *store, u user) caller {
 	t.Helper()
 	x := session{userID: u.id, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("hash")}
-	if _, err := st.startSession(context.Background(), &x, 0, ""); err != nil {
+	if _, err := st.startSession(context.Background(), &x, 0, "", provenFactor{}); err != nil {
 		t.Fatal(err)
 	}
 	return caller{kind: sessionCaller, session: x.id, user: u.id}
@@ -23,7 +23,7 @@ func aSession(t *testing.T, st *store, u user) caller {
 // hasSession reports whether the session is there and good.
 func hasSession(t *testing.T, st *store, sid caller) bool {
 	t.Helper()
-	_, _, err := st.principal(sid.session, sid.token, "", 0)
+	_, _, _, err := st.principal(sid.session, sid.token, "", 0)
 	if err != nil && err != errSessionEnded {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestAUserHasAtMostAHundredSessionsAndTheOldestEnds(t *testing.T) {
 	for range 50 {
 		wg.Go(func() {
 			x := session{userID: ann.id, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("hash")}
-			if _, err := st.startSession(context.Background(), &x, 0, ""); err != nil {
+			if _, err := st.startSession(context.Background(), &x, 0, "", provenFactor{}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -131,7 +131,7 @@ func TestASessionBeginsOnlyForTheUserWhosePasswordWasVerified(t *testing.T) {
 			}
 			before, _ := st.user(ann.id)
 			x := session{userID: ann.id, createdAt: 5, expiresAt: 9, address: "192.0.2.1", userAgent: "curl", refreshHash: []byte("hash")}
-			_, err := st.startSession(ctx, &x, 0, "new hash")
+			_, err := st.startSession(ctx, &x, 0, "new hash", provenFactor{})
 			wantError(t, "the session", err, c.want)
 			login, loginErr := st.credentials(ann.id)
 			sessions := scan[int](t, another(t, path), `SELECT count(*) FROM session`)
@@ -147,7 +147,7 @@ func TestASessionBeginsOnlyForTheUserWhosePasswordWasVerified(t *testing.T) {
 			if loginErr != nil || login.hash != "new hash" {
 				t.Errorf("the hash is %q, %v, want the new one", login.hash, loginErr)
 			}
-			u, _, err := st.principal(x.id, tokenID{}, "", 6)
+			u, _, _, err := st.principal(x.id, tokenID{}, "", 6)
 			if err != nil || u.id != ann.id || u.lastLoginAt != 5 {
 				t.Errorf("the session's user is %+v, %v", u, err)
 			}

@@ -280,7 +280,7 @@ func exercise(t *testing.T, st *store) {
 		func() error { _, err := st.credentials(ann.id); return err }(),
 		func() error { _, _, err := st.userByLogin("ann"); return err }(),
 		func() error {
-			_, _, err := st.principal(sid.session, tokenID{}, "kid", 0)
+			_, _, _, err := st.principal(sid.session, tokenID{}, "kid", 0)
 			return notNamed(err, errBadToken)
 		}(),
 		func() error { _, err := st.session(sid.session); return err }(),

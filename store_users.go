@@ -8,8 +8,6 @@ import (
 	"errors"
 	"strconv"
 	"strings"
-
-	"userd/internal/validate"
 )
 
 // A user is one row of the table user, without the credentials.
@@ -149,28 +147,6 @@ func (s *store) user(id int64) (u user, err error) {
 	return u, err
 }
 
-// userByLogin returns the user whose username or e-mail address is login, in any
-// case, and its credentials; or errUserNotFound. A username takes precedence,
-// because an adopted username can equal the address of another user.
-// Spaces around login do not matter, unless an adopted name has them.
-func (s *store) userByLogin(login string) (u user, c credentials, err error) {
-	u, c, err = s.userByExactLogin(login)
-	if trimmed := validate.TrimName(login); err == errUserNotFound && trimmed != login {
-		return s.userByExactLogin(trimmed)
-	}
-	return u, c, err
-}
-
-func (s *store) userByExactLogin(login string) (u user, c credentials, err error) {
-	var rank int
-	err = s.read(`
-		SELECT`+userColumns+`, user.password_hash, user.auth_stamp, 0 AS rank FROM user WHERE username = ?1 COLLATE NOCASE
-		UNION ALL
-		SELECT`+userColumns+`, user.password_hash, user.auth_stamp, 1 AS rank FROM user WHERE email = ?1 COLLATE NOCASE AND service = 0
-		ORDER BY rank LIMIT 1`, errUserNotFound, u.columns(&c.hash, &c.stamp, &rank), login)
-	return u, c, err
-}
-
 // checkFree returns errUsernameTaken or errEmailTaken if a user other than the id
 // except has the username or the address, in any case.
 func (s *store) checkFree(username, email string, except int64) error {
@@ -231,15 +207,6 @@ func (s *store) users(ctx context.Context, after int64, limit int, only filter, 
 		query = from + `pending = 1 AND ` + match
 	}
 	return s.eachRow(ctx, query, u.columns(), func() { f(&u) }, after, limit, only.role, only.disabled, only.pending)
-}
-
-// export calls f with each user and its password hash, in id order, as of one
-// moment.
-func (s *store) export(ctx context.Context, f func(u *user, hash string)) error {
-	var u user
-	var hash string
-	return s.eachRow(ctx, `SELECT`+userColumns+`, user.password_hash FROM user ORDER BY id`,
-		u.columns(&hash), func() { f(&u, hash) })
 }
 
 // search calls f for at most limit users whose username begins with prefix, in any
@@ -386,6 +353,15 @@ func endMade(values args) []statement {
 	}
 }
 
+// endFactor are the statements that delete the factor of the deleted user @id.
+func endFactor(values args) []statement {
+	return []statement{
+		{query: `DELETE FROM user_totp WHERE user_id = @id`, args: values},
+		{query: `DELETE FROM user_totp_pending WHERE user_id = @id`, args: values},
+		{query: `DELETE FROM user_recovery_code WHERE user_id = @id`, args: values},
+	}
+}
+
 // updateUser changes a user for a caller and returns the new user. Unless version
 // is 0, it must equal the user's version. A new password ends the user's sessions
 // except the caller's; disabling the user ends all of them; and both, or a new
@@ -473,7 +449,7 @@ func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int6
 		{query: `DELETE FROM user_code WHERE user_id = @id`, args: values},
 		{query: endKeys, args: values},
 		event{at: now, kind: userDeleted, userID: id}.by(by),
-	}, append(endMade(values), endMails(values)...)...)
+	}, append(append(endMade(values), endMails(values)...), endFactor(values)...)...)
 	err := s.write(ctx, statements...)
 	if errors.Is(err, errNotApplied) {
 		return s.notAppliedError(by, id, version)

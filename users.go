@@ -17,10 +17,11 @@ import (
 
 // A userService adds and changes users, for HTTP and for the command line.
 type userService struct {
-	store  *store
-	hasher *passhash.Hasher
-	policy validate.Policy
-	wall   func() time.Time // the wall clock, for what is stored or signed
+	store    *store
+	hasher   *passhash.Hasher
+	policy   validate.Policy
+	dataKeys dataKeys         // that encrypt the secrets of factors
+	wall     func() time.Time // the wall clock, for what is stored or signed
 }
 
 // changeUser makes a change that checkChange accepted, and sets the password unless it
@@ -45,6 +46,7 @@ type createRequest struct {
 	Role     *role  `json:"role"`
 
 	CurrentPassword *string `json:"current_password"` // of the admin
+	OTP             *string `json:"otp"`
 }
 
 func (s *server) createUser(x *exchange) error {
@@ -60,7 +62,7 @@ func (s *server) createUser(x *exchange) error {
 	if u.role == admin {
 		acts = createAdmin
 	}
-	if err := s.requireProof(x, acts, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, acts, in.CurrentPassword, in.OTP); err != nil {
 		return err
 	}
 	if err := s.addUser(x.r.Context(), x.caller(), &u, in.Password); err != nil {
@@ -254,6 +256,7 @@ type updateRequest struct {
 	Disabled        *bool   `json:"disabled"`
 	EmailVerified   *bool   `json:"email_verified"`
 	CurrentPassword *string `json:"current_password"`
+	OTP             *string `json:"otp"`
 
 	// Ignored, so that a client can send back the user that it read.
 	ID          json.RawMessage `json:"id"`
@@ -295,7 +298,7 @@ func (s *server) updateUser(x *exchange) error {
 	if err := s.checkChange(&c, u, in.Password); err != nil {
 		return err
 	}
-	if err := s.requireProof(x, actsOf(&c, in.Password), in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, actsOf(&c, in.Password), in.CurrentPassword, in.OTP); err != nil {
 		return err
 	}
 	then, err := s.prepareMails(x, &c, u, in.Password)
@@ -395,7 +398,7 @@ func (s *server) deleteUser(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if err := s.requireProof(x, deleteUser, in.CurrentPassword); err != nil {
+	if err := s.requireProof(x, deleteUser, in.CurrentPassword, in.OTP); err != nil {
 		return err
 	}
 	if err := s.store.deleteUser(x.r.Context(), x.caller(), u.id, version, s.wall().Unix()); err != nil {

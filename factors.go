@@ -1,0 +1,445 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"userd/internal/otp"
+	"userd/internal/seal"
+)
+
+const (
+	recoveryCodes = 10      // that a user gets
+	pendingFactor = 10 * 60 // seconds in which a new factor must be confirmed
+)
+
+// ring returns the keys that seal the secrets of factors: DATA_KEY or, without it, a key in
+// the database, which ring makes if necessary. The ring also opens what DATA_KEY_PREVIOUS
+// and the key in the database have sealed.
+func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
+	stored, err := s.store.dataKey()
+	if err == nil && stored == nil && s.dataKeys.current == nil {
+		fresh := make([]byte, seal.KeySize)
+		rand.Read(fresh)
+		stored, err = s.store.secret(ctx, dataSecret, fresh)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var keys [][]byte
+	for _, key := range [][]byte{s.dataKeys.current, stored, s.dataKeys.previous} {
+		if key != nil {
+			keys = append(keys, key)
+		}
+	}
+	return seal.NewRing(keys...)
+}
+
+// checkDataKeys returns an error if a key that is neither set nor in the database has sealed
+// the secrets of factors: their users could not log in.
+func (s *userService) checkDataKeys(ctx context.Context) error {
+	ring, err := s.ring(ctx)
+	if err != nil {
+		return err
+	}
+	unknown := 0
+	err = s.store.sealKeys(func(id []byte) {
+		if !ring.Has(id) {
+			unknown++
+		}
+	})
+	if err == nil && unknown > 0 {
+		err = errDataKey
+	}
+	return err
+}
+
+// reportDataKeys logs the error of checkDataKeys. A server without the key starts, because
+// all other users, and those with a recovery code, can log in.
+func (s *server) reportDataKeys(ctx context.Context) error {
+	err := s.checkDataKeys(ctx)
+	if errors.Is(err, errDataKey) {
+		s.log.Error("users with a second factor cannot log in", "err", err)
+		return nil
+	}
+	return err
+}
+
+var errDataKey = errors.New("DATA_KEY is not the key that encrypted the TOTP secrets in the database: set the right one, or set it as DATA_KEY_PREVIOUS; until then, these users can log in only with a recovery code")
+
+// unseal returns the secret of a user's factor. If it cannot be opened, the error wraps
+// errStorage: the client learns nothing, and the log and the command line show the reason.
+func (s *userService) unseal(ctx context.Context, sealed []byte, name string) ([]byte, error) {
+	ring, err := s.ring(ctx)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := ring.Open(sealed, name)
+	if errors.Is(err, seal.ErrUnknownKey) {
+		err = errDataKey
+	}
+	if err != nil {
+		return nil, &storageError{"decrypting a TOTP secret", err}
+	}
+	return secret, nil
+}
+
+// rotateDataKey encrypts the secrets of factors again, under the key that is set now. It
+// returns what it did. It returns an error if it could not decrypt some.
+func (s *userService) rotateDataKey(ctx context.Context) (done string, err error) {
+	ring, err := s.ring(ctx)
+	if err != nil {
+		return "", err
+	}
+	sealed, unreadable, err := s.store.reseal(ctx, ring, s.wall().Unix())
+	if err != nil {
+		return "", err
+	}
+	done = fmt.Sprintf("encrypted %s again, under the key in the database", plural(sealed, "TOTP secret"))
+	if s.dataKeys.current != nil {
+		done = fmt.Sprintf("encrypted %s again, under DATA_KEY", plural(sealed, "TOTP secret"))
+	}
+	if unreadable > 0 {
+		err = fmt.Errorf("could not decrypt %s: set the key that encrypted them as DATA_KEY_PREVIOUS, and run the command again", plural(unreadable, "TOTP secret"))
+	}
+	return done, err
+}
+
+// beginFactor stores the secret of a new factor, which the user must confirm, for a caller.
+// It returns the secret, or an error of store.addPendingFactor.
+func (s *userService) beginFactor(ctx context.Context, by caller, userID int64) (secret []byte, err error) {
+	ring, err := s.ring(ctx)
+	if err != nil {
+		return nil, err
+	}
+	secret = otp.NewSecret()
+	return secret, s.store.addPendingFactor(ctx, by, userID, ring.Seal(secret, pendingSealName(userID)), s.wall().Unix())
+}
+
+// confirmFactor makes the secret of beginFactor the factor of a user, if typed is its current
+// code, for a caller. It returns the new recovery codes. The code is then used: a login needs
+// the next one. It returns errNoPendingFactor, errWrongOTP or an error of store.addFactor.
+func (s *userService) confirmFactor(ctx context.Context, by caller, userID int64, typed string, before ...statement) (codes []string, err error) {
+	now := s.wall()
+	pending, began, err := s.store.pendingSecret(userID)
+	if age := now.Unix() - began; err == nil && (age < -clockLeeway || age > pendingFactor) {
+		err = errNoPendingFactor
+	}
+	if err != nil {
+		return nil, err
+	}
+	secret, err := s.unseal(ctx, pending, pendingSealName(userID))
+	if err != nil {
+		return nil, err
+	}
+	_, code := otp.Parse(typed)
+	step, ok, _ := otp.Match(secret, code, now, 0)
+	if !ok {
+		return nil, errWrongOTP
+	}
+	ring, err := s.ring(ctx)
+	if err != nil {
+		return nil, err
+	}
+	codes, hashes := newRecoveryCodes()
+	c := confirmation{userID, pending, ring.Seal(secret, sealName(userID)), step, hashes}
+	return codes, s.store.addFactor(ctx, by, &c, now.Unix(), before...)
+}
+
+// newRecoveryCodes returns new recovery codes and their hashes.
+func newRecoveryCodes() (codes []string, hashes [][]byte) {
+	codes = otp.NewRecoveryCodes(recoveryCodes)
+	for _, code := range codes {
+		hashes = append(hashes, otp.Hash(code))
+	}
+	return codes, hashes
+}
+
+// factorURI returns the address that authenticator apps read to add a factor.
+func (c *settings) factorURI(u *user, secret []byte) string {
+	return otp.URI(cmp.Or(c.issuer, "userd"), cmp.Or(u.username, u.email, strconv.FormatInt(u.id, 10)), secret)
+}
+
+// requireProof returns nil if the caller proves its identity: by the password or, if that
+// is nil, by a token that a login made at most proofAge seconds ago. It always checks a
+// password. Without one, it returns nil if the route requires no proof for these acts. If the
+// caller has a second factor, the token must be from a login with it, and code, a code of the
+// factor, must come with the password; the code is then used. The write that follows checks
+// that the proof is still valid (see mayChange). requireProof returns errNotFresh,
+// errWrongPassword, errSecondFactor, errUserNotFound or an error of matchesPassword or
+// checkCode.
+func (s *server) requireProof(x *exchange, acts proof, password, code *string) error {
+	acts &= x.proof
+	if x.who.key != 0 {
+		return x.requireKey(acts, password)
+	}
+	if password == nil {
+		age := s.wall().Unix() - x.who.issued
+		x.renewed = acts&renewedOnly != 0
+		if acts == 0 || x.who.fresh && (x.who.otp || !x.who.factor) && -clockLeeway <= age && age <= proofAge {
+			return nil
+		}
+		return errNotFresh
+	}
+	c, err := s.store.credentials(x.who.id)
+	if err != nil {
+		return err
+	}
+	ok, err := s.matchesPassword(x, x.who.id, &c, "", *password)
+	if err == nil && !ok {
+		err = errWrongPassword
+	}
+	x.stamp = &c.stamp
+	if err != nil || acts == 0 || !c.factor.exists() {
+		return err
+	}
+	if code == nil {
+		return errSecondFactor
+	}
+	p, err := s.checkCode(x, x.who.id, &c, *code)
+	if err != nil {
+		return err
+	}
+	return s.store.useFactor(x.r.Context(), x.who.id, p, x.address, s.wall().Unix())
+}
+
+// A proofRequest is the body of an act that requires only proof.
+type proofRequest struct {
+	CurrentPassword *string `json:"current_password"`
+	OTP             *string `json:"otp"`
+}
+
+// actsOf returns the acts of a change of a user, with a new password unless that
+// is nil.
+func actsOf(c *change, password *string) (acts proof) {
+	add := func(act proof, does bool) {
+		if does {
+			acts |= act
+		}
+	}
+	add(changeUsername, c.username != nil)
+	add(changeEmail, c.email != nil || c.pendingEmail != nil && *c.pendingEmail != "")
+	add(changePassword, password != nil)
+	add(changeRole, c.role != nil)
+	add(changeDisabled, c.disabled != nil)
+	return acts
+}
+
+// matchesPassword reports whether a password is that of the user with this id and these
+// credentials. For an unknown name, id is 0 and the hash is empty, and it takes as long. Each
+// verified password counts toward the limits. It returns errLimited, errStorage,
+// passhash.ErrBusy or the context's error.
+func (s *server) matchesPassword(x *exchange, id int64, c *credentials, name, password string) (bool, error) {
+	g, err := s.newGuess(x, id, c.hash, name)
+	if err != nil {
+		return false, err
+	}
+	// After newGuess: a guess that newGuess refuses costs no hash, so it must not use up
+	// the passwords of its network.
+	if err := s.allow(x, passwords); err != nil {
+		return false, err
+	}
+	ok, err := s.hasher.Verify(x.r.Context(), network(x.address), c.hash, password)
+	if err != nil {
+		return false, err
+	}
+	if ok && c.factor.exists() {
+		return ok, g.finishHalf()
+	}
+	return ok, g.finish(ok)
+}
+
+// checkCode checks a code that the user with this id typed, after its password or a code of
+// a link. A wrong code counts like a wrong password, and toward maxWrongCodes. checkCode uses
+// up nothing: the write that the code allows does. It returns errWrongOTP, errOTPUsed,
+// errFactorLocked, errLimited or errStorage.
+func (s *server) checkCode(x *exchange, id int64, c *credentials, typed string) (p provenFactor, err error) {
+	g, err := s.newGuess(x, id, c.hash, "")
+	if err != nil {
+		return p, err
+	}
+	kind, code := otp.Parse(typed)
+	var right, used bool
+	switch {
+	case kind == otp.Recovery:
+		p.recovery = otp.Hash(code)
+		right, err = s.store.hasRecoveryCode(id, p.recovery)
+	case c.factor.locked(): // without a comparison: the answer must not depend on the code
+		return p, errFactorLocked
+	default:
+		var secret []byte
+		if secret, err = s.unseal(x.r.Context(), []byte(c.factor.sealed), sealName(id)); err == nil {
+			p.step, right, used = otp.Match(secret, code, s.wall(), c.factor.lastStep)
+		}
+	}
+	switch {
+	case err != nil:
+		return p, err
+	case used: // not a guess: the user sent the code twice
+		return p, errOTPUsed
+	}
+	if err := g.finish(right); err != nil {
+		return p, err
+	}
+	if !right {
+		s.stats.wrongCodes.Add(1)
+		return p, cmp.Or[error](s.countWrongCode(x, id), errWrongOTP)
+	}
+	return p, nil
+}
+
+// countWrongCode counts a wrong code of a user, also if the client has gone: otherwise a
+// client could guess without limit. It tells the owner when the factor locks.
+func (s *server) countWrongCode(x *exchange, id int64) error {
+	ctx := context.WithoutCancel(x.r.Context())
+	failures, err := s.store.countWrongCode(ctx, id)
+	if err != nil || failures != maxWrongCodes {
+		return err
+	}
+	detail := fmt.Sprintf("it sent %d wrong codes in a row, so only a recovery code works until your next login", maxWrongCodes)
+	return s.store.recordLock(ctx, id, x.address, s.wall().Unix(), s.notice(x, factorMail, id, detail)...)
+}
+
+// proveForReset returns the code that proves the second factor of a user whose password a
+// link is about to set. It returns errSecondFactor without a code, or an error of checkCode.
+func (s *server) proveForReset(x *exchange, id int64, typed string) (p provenFactor, err error) {
+	c, err := s.store.credentials(id)
+	switch {
+	case errors.Is(err, errUserNotFound):
+		return p, errInvalidCode
+	case err != nil || !c.factor.exists():
+		return p, err
+	case typed == "":
+		return p, errSecondFactor
+	}
+	return s.checkCode(x, id, &c, typed)
+}
+
+type totpAnswer struct {
+	Secret string `json:"secret"`
+	URI    string `json:"uri"`
+}
+
+// addTOTP begins to add a second factor to the caller.
+func (s *server) addTOTP(x *exchange) error {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
+	if err := s.count(x, x.who.id); err != nil {
+		return err
+	}
+	if err := s.requireProof(x, changeFactor, in.CurrentPassword, in.OTP); err != nil {
+		return err
+	}
+	if s.mailOn && x.who.emailVerifiedAt == 0 {
+		return errUnverified
+	}
+	secret, err := s.beginFactor(x.r.Context(), x.caller(), x.target)
+	if err != nil {
+		return err
+	}
+	return x.sendJSON(http.StatusCreated, totpAnswer{otp.EncodeSecret(secret), s.factorURI(&x.who.user, secret)})
+}
+
+type confirmRequest struct {
+	OTP string `json:"otp"`
+}
+
+type codesAnswer struct {
+	RecoveryCodes []string `json:"recovery_codes"`
+}
+
+// confirmTOTP confirms the factor that addTOTP has begun to add.
+func (s *server) confirmTOTP(x *exchange) error {
+	in, err := decode[confirmRequest](x.body())
+	if err != nil {
+		return err
+	}
+	if in.OTP == "" {
+		return errOTPFields
+	}
+	if err := s.count(x, x.who.id); err != nil {
+		return err
+	}
+	codes, err := s.confirmFactor(x.r.Context(), x.caller(), x.target, in.OTP, s.notice(x, changedMail, x.target, "a second factor was added")...)
+	if err != nil {
+		return err
+	}
+	return x.sendJSON(http.StatusOK, codesAnswer{codes})
+}
+
+// removeTOTP removes the factor of a user.
+func (s *server) removeTOTP(x *exchange) error {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
+	if err := s.count(x, x.who.id); err != nil {
+		return err
+	}
+	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	if err := s.requireProof(x, changeFactor, in.CurrentPassword, in.OTP); err != nil {
+		return err
+	}
+	if err := s.store.removeFactor(x.r.Context(), x.caller(), x.target, s.wall().Unix(), s.notice(x, changedMail, x.target, "the second factor was removed")...); err != nil {
+		return err
+	}
+	return x.sendNothing()
+}
+
+// renewRecoveryCodes replaces the recovery codes of the caller.
+func (s *server) renewRecoveryCodes(x *exchange) error {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
+	if err := s.count(x, x.who.id); err != nil {
+		return err
+	}
+	if err := s.requireProof(x, changeFactor, in.CurrentPassword, in.OTP); err != nil {
+		return err
+	}
+	codes, hashes := newRecoveryCodes()
+	if err := s.store.renewCodes(x.r.Context(), x.caller(), x.target, hashes, s.wall().Unix(), s.notice(x, changedMail, x.target, "the recovery codes were replaced")...); err != nil {
+		return err
+	}
+	return x.sendJSON(http.StatusOK, codesAnswer{codes})
+}
+
+// A factorState is the second factor of a user as clients and the command line see it.
+type factorState struct {
+	On                bool       `json:"on"`
+	Since             *time.Time `json:"since"` // null: off
+	RecoveryCodesLeft int64      `json:"recovery_codes_left"`
+	Locked            bool       `json:"locked"` // only a recovery code works
+}
+
+// factorState returns the state of a user's factor, or errUserNotFound.
+func (s *userService) factorState(id int64) (state factorState, err error) {
+	c, err := s.store.credentials(id)
+	if err != nil || !c.factor.exists() {
+		return state, err
+	}
+	since := utc(c.factor.confirmedAt)
+	state = factorState{On: true, Since: &since, Locked: c.factor.locked()}
+	state.RecoveryCodesLeft, err = s.store.countRecoveryCodes(id)
+	return state, err
+}
+
+// getTOTP answers with the state of the caller's second factor.
+func (s *server) getTOTP(x *exchange) error {
+	state, err := s.factorState(x.target)
+	if err != nil {
+		return err
+	}
+	return x.sendJSON(http.StatusOK, state)
+}

@@ -1,0 +1,1154 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"userd/internal/otp"
+	"userd/internal/passhash"
+	"userd/internal/seal"
+)
+
+// code returns the code of a secret at the time of the service.
+func (s *service) code(secret []byte) string { return otp.Code(secret, otp.Step(s.wall())) }
+
+// nextCode lets 30 seconds pass and returns a code that has not been used.
+func (s *service) nextCode(secret []byte) string {
+	s.clock.add(30 * time.Second)
+	return s.code(secret)
+}
+
+// wrongCode returns a code that is wrong at any time near that of the service.
+func (s *service) wrongCode(secret []byte) string {
+	for n := range 100 {
+		code, right := fmt.Sprintf("%06d", n), false
+		for i := int64(-40); i < 40; i++ {
+			right = right || otp.Code(secret, otp.Step(s.wall())+i) == code
+		}
+		if !right {
+			return code
+		}
+	}
+	panic("unreachable")
+}
+
+// enrol adds a second factor to the user of a token, which must be proof.
+func (s *service) enrol(token string) (secret []byte, codes []string) {
+	s.t.Helper()
+	r := s.do(token, "POST", "/api/users/me/totp", "").want(s.t, 201, "")
+	secret, err := otp.ParseSecret(r.field("secret"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r = s.do(token, "POST", "/api/users/me/totp/confirm", fmt.Sprintf(`{"otp":%q}`, s.code(secret))).want(s.t, 200, "")
+	return secret, recoveryCodesOf(s.t, r)
+}
+
+func recoveryCodesOf(t testing.TB, r reply) []string {
+	t.Helper()
+	var answer codesAnswer
+	if err := json.Unmarshal([]byte(r.body), &answer); err != nil || len(answer.RecoveryCodes) != recoveryCodes {
+		t.Fatalf("%v: %s", err, r.body)
+	}
+	return answer.RecoveryCodes
+}
+
+// loginWith logs in with goodPassword and a code, or without one if it is empty.
+func (s *service) loginWith(name, code string) reply {
+	s.t.Helper()
+	return s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":%q,"password":%q,"otp":%q}`, name, goodPassword, code))
+}
+
+// factorWith completes a login with a token of its first step.
+func (s *service) factorWith(token, code string) reply {
+	s.t.Helper()
+	return s.do("", "POST", "/api/login/factor", fmt.Sprintf(`{"mfa_token":%q,"otp":%q}`, token, code))
+}
+
+// traces returns what a login leaves in the database of a service.
+func (s *service) traces() string {
+	s.t.Helper()
+	var sessions, events, last int64
+	if err := s.store.read(`SELECT (SELECT coalesce(sum(id), 0) FROM session), (SELECT count(*) FROM event), (SELECT sum(last_login_at) FROM user)`,
+		errStorage, []any{&sessions, &events, &last}); err != nil {
+		s.t.Fatal(err)
+	}
+	return fmt.Sprint(sessions, events, last)
+}
+
+func (s *service) failures(id int64) int64 {
+	s.t.Helper()
+	c, err := s.store.credentials(id)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c.factor.failures
+}
+
+// claimsOf returns the payload of an access token.
+func claimsOf(t testing.TB, token string) string {
+	t.Helper()
+	data, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestAddingASecondFactor(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, first := s.member("ann")
+	if r := s.do(first, "GET", path+"/totp", ""); r.body != `{"on":false,"since":null,"recovery_codes_left":0,"locked":false}`+"\n" {
+		t.Errorf("before: %s", r.body)
+	}
+	confirm := func(code string) reply {
+		return s.do(first, "POST", path+"/totp/confirm", fmt.Sprintf(`{"otp":%q}`, code))
+	}
+	confirm("123456").want(t, 404, "factor_not_pending")
+	confirm("").want(t, 400, "missing_fields")
+	s.do(first, "POST", path+"/recovery-codes", "").want(t, 404, "factor_not_found")
+	s.do(first, "DELETE", path+"/totp", "").want(t, 404, "factor_not_found")
+
+	begin := func() []byte {
+		t.Helper()
+		r := s.do(first, "POST", path+"/totp", "").want(t, 201, "")
+		secret, err := otp.ParseSecret(r.field("secret"))
+		if err != nil || len(secret) != 20 || r.field("uri") != otp.URI("userd", "ann", secret) {
+			t.Fatalf("%v: %s", err, r.body)
+		}
+		return secret
+	}
+	old := begin()
+	secret := begin() // replaces the first
+	confirm(s.code(old)).want(t, 401, "wrong_otp")
+	confirm(s.wrongCode(secret)).want(t, 401, "wrong_otp")
+	s.loginWith("ann", "").want(t, 200, "") // it is not confirmed
+	s.clock.add(10*time.Minute + time.Second)
+	confirm(s.code(secret)).want(t, 404, "factor_not_pending")
+	first = s.login("ann")
+	second := s.login("ann")
+	secret = begin()
+	err := s.store.addFactor(t.Context(), console, &confirmation{userID: 1, pending: []byte("another"), sealed: []byte("x")}, 1)
+	wantError(t, "a confirmation of a secret that was replaced meanwhile", err, errNoPendingFactor)
+	s.clock.add(10 * time.Minute)
+	before := s.traces()
+	codes := recoveryCodesOf(t, confirm(s.code(secret)).want(t, 200, ""))
+	confirm(s.code(secret)).want(t, 404, "factor_not_pending")
+	if s.traces() == before {
+		t.Error("no event, and no session ended")
+	}
+	s.do(second, "GET", path, "").want(t, 401, "session_ended")
+	r := s.do(first, "GET", path+"/totp", "").want(t, 200, "")
+	if want := fmt.Sprintf(`{"on":true,"since":%q,"recovery_codes_left":10,"locked":false}`+"\n", s.wall().Format(time.RFC3339)); r.body != want {
+		t.Errorf("after: %s, want %s", r.body, want)
+	}
+	s.loginWith("ann", s.code(secret)).want(t, 401, "otp_used") // the code that confirmed it counts
+	s.loginWith("ann", otp.Code(secret, otp.Step(s.wall())-1)).want(t, 401, "otp_used")
+	s.loginWith("ann", s.nextCode(secret)).want(t, 200, "")
+
+	// Nothing in the database is the secret or a code.
+	data := dumpFile(t, s)
+	for _, plain := range append([]string{string(secret), otp.EncodeSecret(secret)}, codes...) {
+		if strings.Contains(data, plain) || strings.Contains(data, strings.ReplaceAll(plain, "-", "")) {
+			t.Errorf("the database contains %q", plain)
+		}
+	}
+	for name, r := range map[string]reply{"the user": s.do(first, "GET", path, ""), "the session": s.do(first, "GET", path+"/sessions", "")} {
+		if strings.Contains(r.body, "totp") || strings.Contains(r.body, "secret") {
+			t.Errorf("%s shows %s", name, r.body)
+		}
+	}
+}
+
+// dumpFile returns the contents of the database file and its WAL.
+func dumpFile(t *testing.T, s *service) string {
+	t.Helper()
+	copied := filepath.Join(t.TempDir(), "copy.db")
+	sh := &shell{t, s.path}
+	sh.run(0, "", "backup", copied)
+	data, err := os.ReadFile(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestALoginWithASecondFactor(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited)
+	path, token := s.member("ann")
+	plain := claimsOf(t, token)
+	secret, codes := s.enrol(token)
+	s.clock.add(time.Minute)
+
+	before := s.traces()
+	r := s.loginWith("ann", "").want(t, 401, "second_factor_required")
+	if r.field("expires_in") != "300" || r.field("methods") != "[totp recovery_code]" || r.field("mfa_token") == "" || r.header.Get("WWW-Authenticate") != "Bearer" {
+		t.Errorf("the first step: %s, %v", r.body, r.header)
+	}
+	mfa := r.field("mfa_token")
+	s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":"ann","password":"wrong","otp":%q}`, s.code(secret))).want(t, 401, "invalid_credentials")
+	s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":"ann","password":"wrong","otp":%q}`, codes[0])).want(t, 401, "invalid_credentials")
+	s.loginWith("ann", s.wrongCode(secret)).want(t, 401, "wrong_otp")
+	s.factorWith(mfa, s.wrongCode(secret)).want(t, 401, "wrong_otp")
+	s.factorWith(mfa, "").want(t, 400, "missing_fields")
+	if got := s.traces(); got != before {
+		t.Errorf("a login that is not complete left %s, not %s", got, before)
+	}
+	// The wrong password used up neither code.
+	r = s.factorWith(mfa, s.code(secret)).want(t, 200, "")
+	if got := claimsOf(t, r.field("access_token")); !strings.Contains(got, `"amr":["pwd","otp"]`) {
+		t.Errorf("claims %s", got)
+	}
+	if strings.Contains(plain, "amr") {
+		t.Errorf("claims without a factor: %s", plain)
+	}
+	s.factorWith(mfa, s.code(secret)).want(t, 401, "otp_used")
+	s.loginWith("ann", s.code(secret)).want(t, 401, "otp_used")
+	refreshed := s.do("", "POST", "/api/refresh", fmt.Sprintf(`{"refresh_token":%q}`, r.field("refresh_token"))).want(t, 200, "")
+	if got := claimsOf(t, refreshed.field("access_token")); !strings.Contains(got, `"amr":["pwd","otp"]`) {
+		t.Errorf("claims after a refresh: %s", got)
+	}
+	s.do(refreshed.field("access_token"), "GET", "/api/verify?factor=required", "").want(t, 200, "")
+
+	// Recovery codes, also as a person types them.
+	for i, code := range codes {
+		if i == 1 {
+			code = strings.ToLower(strings.ReplaceAll(code, "-", " "))
+		}
+		r := s.loginWith("ann", code).want(t, 200, "")
+		left, want := r.field("recovery_codes_left"), ""
+		if n := recoveryCodes - 1 - i; n < 3 {
+			want = fmt.Sprint(n)
+		}
+		if left != want {
+			t.Errorf("after %d codes: %q are left, want %q", i+1, left, want)
+		}
+		s.loginWith("ann", code).want(t, 401, "wrong_otp")
+	}
+	if got := scanStore[int](t, s, `SELECT count(*) FROM event WHERE type = 'recovery_code_used'`); got != recoveryCodes {
+		t.Errorf("%d events", got)
+	}
+
+	// Another user's code, and a user without a factor.
+	bobPath, bob := s.member("bob")
+	_, bobs := s.enrol(bob)
+	s.loginWith("ann", bobs[0]).want(t, 401, "wrong_otp")
+	s.loginWith("bob", bobs[0]).want(t, 200, "")
+	_, carl := s.member("carl")
+	s.loginWith("carl", "123456").want(t, 200, "")
+	s.do(carl, "GET", "/api/verify?factor=required", "").want(t, 403, "factor_required")
+	s.do(carl, "GET", "/api/verify?factor=optional", "").want(t, 400, "bad_parameter")
+	for _, other := range []struct{ method, path string }{{"GET", "/totp"}, {"POST", "/totp"}, {"POST", "/totp/confirm"}, {"POST", "/recovery-codes"}, {"DELETE", "/totp"}} {
+		s.do(carl, other.method, path+other.path, "").want(t, 403, "forbidden")
+	}
+	_, root := s.admin("root")
+	s.do(root, "GET", path+"/totp", "").want(t, 403, "forbidden")
+	s.do(root, "POST", path+"/totp", "").want(t, 403, "forbidden")
+	s.do(root, "DELETE", path+"/totp", "").want(t, 204, "")
+	s.do(root, "DELETE", path+"/totp", "").want(t, 404, "factor_not_found")
+	s.loginWith("ann", "").want(t, 200, "")
+	s.do(root, "DELETE", bobPath, "").want(t, 200, "")
+	if n := scanStore[int](t, s, `SELECT (SELECT count(*) FROM user_totp) + (SELECT count(*) FROM user_recovery_code) + (SELECT count(*) FROM user_totp_pending)`); n != 0 {
+		t.Errorf("%d rows of deleted users and factors", n)
+	}
+}
+
+// The token of the first step proves only the password, to one route, for five minutes.
+func TestTheTokenOfTheFirstStep(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited)
+	path, token := s.member("ann")
+	secret, codes := s.enrol(token)
+	mfa := s.loginWith("ann", "").want(t, 401, "second_factor_required").field("mfa_token")
+	s.do(mfa, "GET", path, "").want(t, 401, "invalid_token")
+	s.do(mfa, "POST", "/api/refresh", "").want(t, 401, "invalid_token")
+	_, refresh := s.member("bob")
+	for _, bad := range []string{"x", ".", mfa + "x", mfa[:len(mfa)-1], "9" + mfa, token, refresh, strings.Replace(mfa, "1.", "2.", 1)} {
+		s.factorWith(bad, s.nextCode(secret)).want(t, 401, "invalid_mfa_token")
+	}
+	mfa = s.loginWith("ann", "").field("mfa_token")
+	s.clock.add(5*time.Minute + time.Second)
+	s.factorWith(mfa, s.code(secret)).want(t, 401, "invalid_mfa_token")
+	s.clock.add(-1 * time.Second)
+	s.factorWith(mfa, s.code(secret)).want(t, 200, "")
+	s.clock.set(s.wall().Add(-5*time.Minute - 61*time.Second))
+	s.factorWith(mfa, codes[1]).want(t, 401, "invalid_mfa_token")
+	s.clock.add(time.Second)
+	s.factorWith(mfa, codes[1]).want(t, 200, "")
+
+	sh := &shell{t, s.path}
+	mfa = s.loginWith("ann", "").field("mfa_token")
+	sh.run(0, goodPassword+"\n", "user", "passwd", "ann")
+	s.factorWith(mfa, codes[2]).want(t, 401, "invalid_mfa_token")
+	mfa = s.loginWith("ann", "").field("mfa_token")
+	sh.run(0, "", "user", "set", "-disabled", "true", "ann")
+	s.factorWith(mfa, codes[2]).want(t, 401, "invalid_mfa_token")
+	s.loginWith("ann", codes[2]).want(t, 403, "user_disabled")
+	sh.run(0, "", "user", "set", "-disabled", "false", "ann")
+	mfa = s.loginWith("ann", "").field("mfa_token")
+	sh.run(0, "", "user", "totp", "-off", "ann")
+	s.factorWith(mfa, codes[2]).want(t, 401, "invalid_mfa_token")
+	sh.run(0, "", "user", "delete", "ann")
+	s.factorWith(mfa, codes[2]).want(t, 401, "invalid_mfa_token")
+}
+
+// No route, refresh, reset, invitation or command gives a session or a token of a user with a
+// second factor to a client that does not prove it.
+func TestNoSessionWithoutTheSecondFactor(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited, withMail, func(c *settings) { c.accessTTL = 24 * time.Hour })
+	sh := &shell{t, s.path}
+	path, old := s.member("ann")
+	_, oldRefresh := s.pair("ann")
+	sh.run(0, "", "user", "list")
+	s.change(`UPDATE user SET email_verified_at = 1`)
+	_, root := s.admin("root")
+	secret, codes := s.enrol(old)
+	s.clock.add(time.Minute)
+	sessions := func() int { return scanStore[int](t, s, `SELECT count(*) FROM session WHERE user_id = 1`) }
+	before := sessions()
+	if before != 1 {
+		t.Fatalf("%d sessions after enrolment, want that of the request", before)
+	}
+
+	replies := map[string]reply{
+		"a login":                s.loginWith("ann", ""),
+		"a login by address":     s.loginWith("ann@example.com", ""),
+		"a login with a space":   s.loginWith("ann ", " "),
+		"a wrong code":           s.loginWith("ann", s.wrongCode(secret)),
+		"an old refresh token":   s.do(oldRefresh, "POST", "/api/refresh", ""),
+		"the token of a login":   s.factorWith(s.loginWith("ann", "").field("mfa_token"), "-"),
+		"the password as a code": s.loginWith("ann", goodPassword),
+		"a changed password":     s.do(s.login("root"), "PUT", path, `{"password":"another long one"}`),
+	}
+	s.do(root, "PUT", path, fmt.Sprintf(`{"password":%q}`, goodPassword)).want(t, 200, "")
+	p := s.postbox()
+	p.deliver()
+	s.do("", "POST", "/api/password/forgot", `{"login":"ann"}`).want(t, 202, "")
+	mailed := p.only("ann@example.com", "password").code
+	for name, code := range map[string]string{"a mailed code": mailed, "a link": s.resetLink(s.login("root"), path)} {
+		replies[name] = s.reset(code, "another long one")
+		replies[name].want(t, 401, "second_factor_required")
+		replies[name+" and a wrong code"] = s.do("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":"another long one","otp":%q}`, code, s.wrongCode(secret)))
+	}
+	invitation, _ := s.invitation(s.login("root"), "")
+	replies["an invitation"] = s.joinAs("ann", "ann@example.com", invitation)
+	sh.run(0, goodPassword+"\n", "user", "passwd", "ann")
+	sh.run(0, "", "user", "set", "-disabled", "true", "ann")
+	sh.run(0, "", "user", "set", "-disabled", "false", "ann")
+	sh.run(0, "", "user", "approve", "ann")
+	sh.run(0, "", "key", "rotate")
+	sh.run(0, "", "key", "rotate", "-data")
+	replies["a login after the commands"] = s.loginWith("ann", "")
+	for name, r := range replies {
+		if strings.Contains(r.body, `"access_token"`) || strings.Contains(r.body, `"refresh_token"`) {
+			t.Errorf("%s gives a token: %s", name, r.body)
+		}
+	}
+	if n := sessions(); n > before {
+		t.Errorf("%d sessions", n)
+	}
+	if n := scanStore[int](t, s, `SELECT count(*) FROM session JOIN user_totp USING (user_id) WHERE factor = 0`); n != 0 {
+		t.Errorf("%d sessions without the factor", n)
+	}
+	// The store itself refuses, too.
+	c, err := s.store.credentials(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := session{userID: 1, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("x")}
+	_, err = s.store.startSession(t.Context(), &x, c.stamp, "", provenFactor{})
+	wantError(t, "a session without a factor", err, errCredentials)
+	_, err = s.store.startSession(t.Context(), &x, c.stamp, "", provenFactor{recovery: []byte("x")})
+	wantError(t, "a session with a code that does not exist", err, errOTPUsed)
+	x.userID = 2
+	root2, err := s.store.credentials(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.store.startSession(t.Context(), &x, root2.stamp, "", provenFactor{recovery: otp.Hash(codes[0])})
+	wantError(t, "a session with another user's code", err, errOTPUsed)
+	s.loginWith("ann", codes[0]).want(t, 200, "")
+	s.loginWith("ann", s.nextCode(secret)).want(t, 200, "")
+}
+
+// change runs a statement on the database of a service.
+func (s *service) change(query string, values ...arg) {
+	s.t.Helper()
+	if err := s.store.write(s.t.Context(), statement{query: query, args: values}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// One code starts one session, however many clients send it to however many processes.
+func TestACodeStartsOneSession(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "app.db")
+	a, b := newServiceOn(t, path, unlimited), newServiceOn(t, path, unlimited)
+	b.clock = a.clock
+	b.server.wall, b.server.mono = a.clock.wall, a.clock.mono
+	_, token := a.member("ann")
+	secret, codes := a.enrol(token)
+	for name, code := range map[string]string{"TOTP": a.nextCode(secret), "recovery": codes[0]} {
+		mfa := a.loginWith("ann", "").field("mfa_token")
+		var group sync.WaitGroup
+		var mu sync.Mutex
+		counts := make(map[string]int)
+		for i := range 64 {
+			s := []*service{a, b}[i%2]
+			group.Go(func() {
+				var r reply
+				if i%4 < 2 {
+					r = s.factorWith(mfa, code)
+				} else {
+					r = s.loginWith("ann", code)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				counts[fmt.Sprint(r.status, r.field("code"))]++
+			})
+		}
+		group.Wait()
+		ok, used, wrong := counts["200"], counts["401otp_used"], counts["401wrong_otp"]
+		if ok != 1 || ok+used+wrong != 64 {
+			t.Errorf("%s: %v", name, counts)
+		}
+		if name == "TOTP" && wrong != 0 {
+			t.Errorf("a used code is called wrong: %v", counts)
+		}
+	}
+	if n := scanStore[int](t, a, `SELECT count(*) FROM event WHERE type = 'recovery_code_used'`); n != 1 {
+		t.Errorf("%d events of the recovery code", n)
+	}
+	// The write itself refuses what was compared before another client used the code.
+	c, err := a.store.credentials(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []provenFactor{{step: c.factor.lastStep}, {step: c.factor.lastStep - 1}, {recovery: otp.Hash(codes[0])}} {
+		x := session{userID: 1, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("x")}
+		_, err = b.store.startSession(t.Context(), &x, c.stamp, "", p)
+		wantError(t, "a used code in a login", err, errOTPUsed)
+		wantError(t, "a used code in a proof", b.store.useFactor(t.Context(), 1, p, "", 1), errOTPUsed)
+	}
+}
+
+// A login that checked the password before the user added a factor fails, and concurrent
+// confirmations add one factor.
+func TestEnrolmentAndLoginsConcurrently(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited)
+	_, token := s.member("ann")
+	for range 5 {
+		r := s.do(token, "POST", "/api/users/me/totp", "").want(t, 201, "")
+		secret, _ := otp.ParseSecret(r.field("secret"))
+		body := fmt.Sprintf(`{"otp":%q}`, s.code(secret))
+		var group sync.WaitGroup
+		confirmed := make(chan reply, 16)
+		for range cap(confirmed) {
+			group.Go(func() { s.loginWith("ann", "") })
+			group.Go(func() { confirmed <- s.do(token, "POST", "/api/users/me/totp/confirm", body) })
+		}
+		group.Wait()
+		n := 0
+		for range cap(confirmed) {
+			if r := <-confirmed; r.status == 200 {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d confirmations", n)
+		}
+		if n := scanStore[int](t, s, `SELECT count(*) FROM session WHERE factor = 0`); n != 0 {
+			t.Errorf("%d sessions without the factor", n)
+		}
+		if n := scanStore[int](t, s, `SELECT count(*) FROM user_recovery_code`); n != recoveryCodes {
+			t.Errorf("%d recovery codes", n)
+		}
+		token = s.loginWith("ann", s.nextCode(secret)).want(t, 200, "").field("access_token")
+		s.do(token, "DELETE", "/api/users/me/totp", "").want(t, 204, "")
+	}
+	// The same, step by step.
+	c, err := s.store.credentials(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.enrol(token)
+	x := session{userID: 1, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("x")}
+	_, err = s.store.startSession(t.Context(), &x, c.stamp, "", provenFactor{})
+	wantError(t, "a login that began before", err, errCredentials)
+}
+
+// A client with the password that sends 10,000 codes succeeds no more often than one that
+// sends 100: from then on, not even the right code is accepted.
+func TestAFactorLocksAfterWrongCodes(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited, withMail)
+	_, token := s.member("ann")
+	s.change(`UPDATE user SET email_verified_at = 1`)
+	secret, codes := s.enrol(token)
+	s.clock.add(time.Minute)
+	p := s.postbox()
+	p.deliver()
+	mfa := s.loginWith("ann", "").field("mfa_token")
+	wrong := s.wrongCode(secret)
+	for i := range 10_000 {
+		code, want := wrong, "wrong_otp"
+		if i >= maxWrongCodes {
+			code, want = s.code(secret), "recovery_code_required"
+		}
+		s.factorWith(mfa, code).want(t, 401, want)
+	}
+	if n := s.failures(1); n != maxWrongCodes {
+		t.Errorf("%d failures", n)
+	}
+	for range 2 {
+		s.factorWith(mfa, strings.Repeat("A", 24)).want(t, 401, "wrong_otp") // a recovery code is still compared
+	}
+	if m := p.only("ann@example.com", "Your password was used"); !strings.Contains(m.text, "100 wrong codes") {
+		t.Errorf("the mail says %s", m.text)
+	}
+	if n := scanStore[int](t, s, `SELECT count(*) FROM event WHERE type = 'factor_locked'`); n != 1 {
+		t.Errorf("%d events", n)
+	}
+	r := s.loginWith("ann", "").want(t, 401, "second_factor_required")
+	if r.field("methods") != "[recovery_code]" {
+		t.Errorf("methods %s", r.field("methods"))
+	}
+	if out, _ := (&shell{t, s.path}).run(0, "", "user", "totp", "ann"); !regexp.MustCompile(`LOCKED +true`).MatchString(out) {
+		t.Errorf("user totp prints %s", out)
+	}
+	s.loginWith("ann", codes[0]).want(t, 200, "")
+	if n := s.failures(1); n != 0 {
+		t.Errorf("%d failures after a login", n)
+	}
+	s.loginWith("ann", wrong).want(t, 401, "wrong_otp")
+	s.loginWith("ann", s.code(secret)).want(t, 200, "")
+	if n := s.failures(1); n != 0 {
+		t.Errorf("%d failures after a login with a code", n)
+	}
+	// The write that starts the session checks the count again: a guess that was compared
+	// while others were counted does not succeed after them.
+	s.change(`UPDATE user_totp SET failures = 100`)
+	c, err := s.store.credentials(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := session{userID: 1, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("x")}
+	_, err = s.store.startSession(t.Context(), &x, c.stamp, "", provenFactor{step: 1 << 40})
+	wantError(t, "a right code after 100 wrong ones", err, errOTPUsed)
+}
+
+// Wrong codes count like wrong passwords, and the right password between them resets nothing.
+func TestWrongCodesCountLikeWrongPasswords(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, token := s.member("ann")
+	secret, codes := s.enrol(token)
+	mfa := ""
+	for i := range freeFailures {
+		if i%2 == 0 {
+			s.loginWith("ann", s.wrongCode(secret)).want(t, 401, "wrong_otp")
+			continue
+		}
+		mfa = s.loginWith("ann", "").want(t, 401, "second_factor_required").field("mfa_token")
+		s.factorWith(mfa, s.wrongCode(secret)).want(t, 401, "wrong_otp")
+	}
+	s.loginWith("ann", codes[0]).want(t, 429, "too_many_requests")
+	s.loginWith("ann", "").want(t, 429, "too_many_requests")
+	s.factorWith(mfa, codes[0]).want(t, 429, "too_many_requests")
+	s.clock.add(firstDelay)
+	s.loginWith("ann", codes[0]).want(t, 200, "")
+	s.loginWith("ann", s.wrongCode(secret)).want(t, 401, "wrong_otp") // the login reset the count
+	if s.stats.wrongCodes.Load() != freeFailures+1 {
+		t.Errorf("the metric is %d", s.stats.wrongCodes.Load())
+	}
+
+	// A client that does not wait for the answer is counted.
+	s.loginWith("ann", s.nextCode(secret)).want(t, 200, "")
+	mfa = s.loginWith("ann", "").field("mfa_token")
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	r := httptest.NewRequestWithContext(gone, "POST", "/api/login/factor", strings.NewReader(fmt.Sprintf(`{"mfa_token":%q,"otp":%q}`, mfa, s.wrongCode(secret))))
+	r.Header.Set("Content-Type", "application/json")
+	s.ServeHTTP(httptest.NewRecorder(), r)
+	if n := s.failures(1); n != 1 {
+		t.Errorf("%d failures after a client that has gone", n)
+	}
+}
+
+// The login of a user with a factor does not make the network known, or reset delays, before
+// both factors are proven.
+func TestHalfALoginMakesNoNetworkKnown(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, token := s.member("ann")
+	secret, _ := s.enrol(token)
+	s.limiter = newLimiter()
+	s.server.limiter = s.limiter
+	s.loginWith("ann", "").want(t, 401, "second_factor_required")
+	known := func() bool {
+		l := s.limiter
+		return l.known.Has(l.seed.Key("1", network("127.0.0.1")), s.mono()) || l.knownNames.Has(l.nameKey("ann", network("127.0.0.1")), s.mono())
+	}
+	if known() {
+		t.Error("the first step makes the network known")
+	}
+	s.loginWith("ann", s.nextCode(secret)).want(t, 200, "")
+	if !known() {
+		t.Error("the login does not make the network known")
+	}
+}
+
+// A user with a factor proves an act by a login with it, or by the password and a code.
+func TestProofWithASecondFactor(t *testing.T) {
+	t.Parallel()
+	for _, rt := range new(server).routes() {
+		if rt.proof == noProof {
+			continue
+		}
+		t.Run(rt.pattern, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, unlimited, withMail, func(c *settings) { c.accessTTL = 24 * time.Hour })
+			_, before := s.admin("root")
+			s.change(`UPDATE user SET email_verified_at = 1`)
+			secret, codes := s.enrol(before)
+			s.register("bob")
+			method, path, _ := strings.Cut(rt.pattern, " ")
+			fields := ""
+			switch rt.pattern {
+			case "POST /api/users":
+				fields = `"username":"eve","email":"eve@example.com","password":"another long one","role":"admin",`
+			case "PUT /api/users/{id}", "PATCH /api/users/{id}":
+				fields = `"username":"robert",`
+			case "POST /api/users/{id}/keys":
+				fields = `"name":"job","scope":"read","expires_in":3600,`
+			case "POST /api/logout":
+				path += "?all=true"
+			}
+			id := "2"
+			if rt.access == selfOnly || strings.HasSuffix(path, "/totp") {
+				id = "me"
+			}
+			path = strings.NewReplacer("{id}", id, "{sid}", "999", "{invitation}", s.anInvitation()).Replace(path)
+			ask := func(token, proof string) reply {
+				return s.do(token, method, path, strings.TrimSuffix("{"+fields+proof, ",")+"}")
+			}
+			password := fmt.Sprintf(`"current_password":%q`, goodPassword)
+			with := func(code string) string { return password + fmt.Sprintf(`,"otp":%q`, code) }
+
+			ask(before, "").want(t, 401, "fresh_login_required") // a login without the factor
+			login := s.loginWith("root", codes[0]).want(t, 200, "")
+			stale := s.do("", "POST", "/api/refresh", fmt.Sprintf(`{"refresh_token":%q}`, login.field("refresh_token"))).want(t, 200, "").field("access_token")
+			ask(stale, "").want(t, 401, "fresh_login_required")
+			ask(stale, fmt.Sprintf(`"otp":%q`, codes[1])).want(t, 401, "fresh_login_required")
+			ask(stale, password).want(t, 401, "second_factor_required")
+			ask(stale, with(s.wrongCode(secret))).want(t, 401, "wrong_otp")
+			ask(stale, with(s.code(secret))).want(t, 401, "otp_used")
+			ask(stale, fmt.Sprintf(`"current_password":"wrong","otp":%q`, codes[1])).want(t, 401, "wrong_password")
+			old := s.loginWith("root", codes[2]).want(t, 200, "").field("access_token")
+			s.clock.add(15*time.Minute + time.Second)
+			ask(old, "").want(t, 401, "fresh_login_required")
+			if r := ask(stale, with(codes[1])); r.status >= 300 && r.status != 404 {
+				t.Errorf("with a recovery code: %d %s", r.status, r.body)
+			}
+			if has, err := s.store.hasRecoveryCode(1, otp.Hash(codes[1])); err != nil || has {
+				t.Errorf("the proof did not use up its code: %v", err)
+			}
+		})
+	}
+	t.Run("a code proves once", func(t *testing.T) {
+		s := newService(t, unlimited)
+		_, token := s.member("ann")
+		secret, _ := s.enrol(token)
+		code := s.nextCode(secret)
+		rename := func(name, code string) reply {
+			return s.do(token, "PUT", "/api/users/me", fmt.Sprintf(`{"username":%q,"current_password":%q,"otp":%q}`, name, goodPassword, code))
+		}
+		rename("anna", code).want(t, 200, "")
+		rename("anne", code).want(t, 401, "otp_used")
+		s.loginWith("anna", code).want(t, 401, "otp_used")
+		fresh := s.loginWith("anna", s.nextCode(secret)).want(t, 200, "").field("access_token")
+		codes := recoveryCodesOf(t, s.do(fresh, "POST", "/api/users/me/recovery-codes", "").want(t, 200, ""))
+		s.loginWith("anna", codes[9]).want(t, 200, "")
+		s.do(fresh, "DELETE", "/api/users/me/totp", "").want(t, 204, "")
+		s.do(fresh, "PUT", "/api/users/me", `{"username":"ann"}`).want(t, 200, "")
+		s.do(fresh, "GET", "/api/verify?factor=required", "").want(t, 403, "factor_required")
+	})
+	t.Run("a new password keeps the factor of the session", func(t *testing.T) {
+		s := newService(t, unlimited)
+		_, token := s.member("ann")
+		secret, _ := s.enrol(token)
+		fresh := s.loginWith("ann", s.nextCode(secret)).want(t, 200, "").field("access_token")
+		r := s.do(fresh, "PUT", "/api/users/me", `{"password":"another long one"}`).want(t, 200, "")
+		if got := claimsOf(t, r.field("access_token")); !strings.Contains(got, `"amr":["pwd","otp"]`) {
+			t.Errorf("claims %s", got)
+		}
+	})
+}
+
+// A link sets the password of a user with a factor only together with a code, which is used.
+func TestAResetKeepsTheSecondFactor(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited)
+	path, token := s.member("ann")
+	_, root := s.admin("root")
+	secret, codes := s.enrol(token)
+	reset := func(link, code string) reply {
+		return s.do("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":"another long one","otp":%q}`, link, code))
+	}
+	link := s.resetLink(root, path)
+	reset(link, "").want(t, 401, "second_factor_required")
+	reset(link, s.wrongCode(secret)).want(t, 401, "wrong_otp")
+	reset(link, s.code(secret)).want(t, 401, "otp_used")
+	if n := s.failures(1); n != 1 {
+		t.Errorf("%d failures", n)
+	}
+	code := s.nextCode(secret)
+	reset(link, code).want(t, 200, "")
+	if s.loginWith("ann", code).field("code") != "invalid_credentials" {
+		t.Error("the old password still works")
+	}
+	login := func(code string) reply {
+		return s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":"ann","password":"another long one","otp":%q}`, code))
+	}
+	login("").want(t, 401, "second_factor_required")
+	login(code).want(t, 401, "otp_used")
+	login(codes[0]).want(t, 200, "")
+	link = s.resetLink(root, path)
+	reset(link, codes[1]).want(t, 200, "")
+	login(codes[1]).want(t, 401, "wrong_otp")
+	// The store itself refuses, too.
+	hash, err := hashCode(resetLinkCode, s.resetLink(root, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.store.resetPassword(t.Context(), 1, resetLinkCode, hash, "x", provenFactor{}, "", s.wall().Unix())
+	wantError(t, "a reset without the factor", err, errInvalidCode)
+}
+
+// A change of the address and its undoing, with the reset that follows, keep the factor.
+func TestMailsKeepTheSecondFactor(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited, withMail)
+	p := s.postbox()
+	path, token := s.verified(p, "ann")
+	secret, codes := s.enrol(token)
+	p.deliver()
+	fresh := s.loginWith("ann", s.nextCode(secret)).want(t, 200, "").field("access_token")
+	s.sendCode("", "change", s.setEmail(p, fresh, path, "ann@example.org")).want(t, 200, "")
+	s.loginWith("ann@example.org", "").want(t, 401, "second_factor_required")
+	var undo string
+	for _, m := range p.deliver() {
+		if m.to == "ann@example.com" && m.code != "" {
+			undo = m.code
+		}
+	}
+	s.sendCode("", "undo", undo).want(t, 200, "")
+	s.loginWith("ann@example.com", "").want(t, 401, "second_factor_required")
+	for _, m := range p.deliver() {
+		if strings.HasPrefix(m.code, string(resetMailCode)) {
+			s.reset(m.code, "another long one").want(t, 401, "second_factor_required")
+			s.do("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":"another long one","otp":%q}`, m.code, codes[0])).want(t, 200, "")
+		}
+	}
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"another long one"}`).want(t, 401, "second_factor_required")
+}
+
+func TestRequiredFactor(t *testing.T) {
+	t.Parallel()
+	for _, required := range []requireFactor{requireFactorOff, requireFactorAdmins, requireFactorAll} {
+		t.Run(string(required), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, unlimited, func(c *settings) { c.requireFactor = required })
+			s.register("ann")
+			s.admin("root")
+			for name, refused := range map[string]bool{"ann": required == requireFactorAll, "root": required != requireFactorOff} {
+				token := s.login(name)
+				for _, rt := range s.routes() {
+					if rt.access == anyone || rt.pattern == "POST /api/logout" {
+						continue
+					}
+					method, path, _ := strings.Cut(rt.pattern, " ")
+					if strings.HasPrefix(method, "DELETE") && !refused || strings.HasSuffix(path, "/confirm") {
+						continue
+					}
+					r := s.do(token, method, strings.NewReplacer("{id}", "me", "{sid}", "999", "{invitation}", "999").Replace(path), "")
+					if opens := rt.access == selfOnly || rt.access == ownOrAdmin; refused && (r.field("code") == "factor_required") == opens || !refused && r.field("code") == "factor_required" {
+						t.Errorf("%s by %s: %d %s", rt.pattern, name, r.status, r.body)
+					}
+				}
+				secret, _ := s.enrol(token)
+				s.do(token, "GET", "/api/users/me", "").want(t, 200, "")
+				fresh := s.loginWith(name, s.nextCode(secret)).want(t, 200, "").field("access_token")
+				s.do(fresh, "DELETE", "/api/users/me/totp", "").want(t, 204, "")
+				r := s.do(fresh, "GET", "/api/users/me", "")
+				if (r.field("code") == "factor_required") != refused {
+					t.Errorf("after the removal, by %s: %d %s", name, r.status, r.body)
+				}
+				s.do(s.login(name), "POST", "/api/logout", "").want(t, 204, "")
+			}
+		})
+	}
+}
+
+// With mail, an address that is not verified is not enough to add a factor: its owner may be
+// another person.
+func TestAFactorRequiresAVerifiedAddressIfThereIsMail(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail)
+	_, token := s.member("ann")
+	s.do(token, "POST", "/api/users/me/totp", "").want(t, 403, "email_not_verified")
+	s.change(`UPDATE user SET email_verified_at = 1`)
+	p := s.postbox()
+	s.enrol(token)
+	if m := p.only("ann@example.com", "has changed"); !strings.Contains(m.text, "a second factor was added") {
+		t.Errorf("the notice says %s", m.text)
+	}
+}
+
+// The owner learns that a client in a network that it never used has its password, unless
+// that client then completes the login.
+func TestTheOwnerLearnsOfARightPassword(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited, withMail, proxied)
+	_, token := s.member("ann")
+	s.change(`UPDATE user SET email_verified_at = 1`)
+	secret, codes := s.enrol(token)
+	p := s.postbox()
+	p.deliver()
+	from := func(address, code string) reply {
+		return s.do("", "POST", "/api/login", fmt.Sprintf(`{"username":"ann","password":%q,"otp":%q}`, goodPassword, code), "X-Forwarded-For: "+address)
+	}
+	later := func() { s.clock.add((mfaLife + clockLeeway) * time.Second) }
+	from("127.0.0.1", "").want(t, 401, "second_factor_required")
+	later()
+	p.none("a known network")
+	from("192.0.2.1", "").want(t, 401, "second_factor_required")
+	p.none("the login may still be completed")
+	from("192.0.2.1", codes[0]).want(t, 200, "")
+	if m := p.deliver(); len(m) != 1 || !strings.Contains(m[0].subject, "New login") {
+		t.Errorf("after the login: %+v", m)
+	}
+	later()
+	p.none("a login that was completed")
+	from("198.51.100.1", s.wrongCode(secret)).want(t, 401, "wrong_otp")
+	from("198.51.100.1", "").want(t, 401, "second_factor_required")
+	later()
+	if m := p.only("ann@example.com", "Your password was used"); !strings.Contains(m.text, "it sent a wrong code") || !strings.Contains(m.text, "198.51.100.0/24") {
+		t.Errorf("the mail says %s", m.text)
+	}
+	from("198.51.100.1", "")
+	later()
+	p.none("the same client")
+	for i := range 10 {
+		from(fmt.Sprintf("203.0.%d.1", i), "")
+	}
+	later()
+	if n := len(p.deliver()); n != 4 {
+		t.Errorf("%d mails to one owner in a day, want 5 with the first", n+1)
+	}
+	s.server.notices = switchOff
+	s.clock.add(24 * time.Hour)
+	from("203.0.113.1", "")
+	later()
+	p.none("without notices")
+	s.server.notices, s.server.mailOn = switchOn, false
+	from("203.0.114.1", "")
+	later()
+	p.none("without mail")
+}
+
+// A login in two steps replaces an outdated hash, as one in one step does.
+func TestALoginInTwoStepsUpgradesTheHash(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, token := s.member("ann")
+	secret, _ := s.enrol(token)
+	old, err := passhash.New(passhash.Cost{Memory: 16, Passes: 1, Threads: 1}).Hash(t.Context(), "", goodPassword)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.change(`UPDATE user SET password_hash = @hash`, arg{"hash", old})
+	mfa := s.loginWith("ann", "").want(t, 401, "second_factor_required").field("mfa_token")
+	c, err := s.store.credentials(1)
+	if err != nil || s.hasher.Stale(c.hash) {
+		t.Errorf("the hash is %s, %v", c.hash, err)
+	}
+	s.factorWith(mfa, s.nextCode(secret)).want(t, 200, "")
+}
+
+// A code works at most once, also if the clock is set. If it is set back, only recovery codes
+// work until it has passed the time of the last code.
+func TestStepsOfTheClockAndCodes(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	for _, step := range []time.Duration{-31 * day, -4 * time.Hour, -5 * time.Second, 5 * time.Second, 4 * time.Hour, 31 * day} {
+		t.Run(step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, unlimited)
+			_, token := s.member("ann")
+			secret, codes := s.enrol(token)
+			code := s.nextCode(secret)
+			s.loginWith("ann", code).want(t, 200, "")
+			s.clock.set(s.wall().Add(step))
+			if r := s.loginWith("ann", code); r.status == 200 {
+				t.Error("the code works twice")
+			}
+			s.clock.add(30 * time.Second)
+			next := s.nextCode(secret)
+			if step <= -time.Minute {
+				s.loginWith("ann", next).want(t, 401, "otp_used")
+				s.loginWith("ann", codes[0]).want(t, 200, "")
+				s.clock.set(s.wall().Add(-step))
+				next = s.nextCode(secret)
+			}
+			s.loginWith("ann", next).want(t, 200, "")
+		})
+	}
+}
+
+// keyed gives a service a DATA_KEY and its predecessor.
+func keyed(current, previous []byte) func(*settings) {
+	return func(c *settings) { c.dataKeys = dataKeys{current, previous} }
+}
+
+func TestDataKeys(t *testing.T) {
+	t.Parallel()
+	first, second := bytes.Repeat([]byte{1}, seal.KeySize), bytes.Repeat([]byte{2}, seal.KeySize)
+	path := filepath.Join(t.TempDir(), "app.db")
+	s := newServiceOn(t, path, unlimited, keyed(first, nil))
+	_, token := s.member("ann")
+	secret, codes := s.enrol(token)
+	_, bob := s.member("bob")
+	bobSecret, _ := s.enrol(bob)
+	if key, err := s.store.dataKey(); err != nil || key != nil {
+		t.Errorf("with DATA_KEY, the database has a key: %x, %v", key, err)
+	}
+	on := func(options ...func(*settings)) *service {
+		other := newServiceOn(t, path, append(options, unlimited)...)
+		other.clock = s.clock
+		other.server.wall = s.clock.wall
+		return other
+	}
+	// Without the key, a login fails, and nothing counts as a wrong code.
+	for name, other := range map[string]*service{"another key": on(keyed(second, nil)), "no key": on()} {
+		book := other.keepLog()
+		other.loginWith("ann", s.nextCode(secret)).want(t, 503, "unavailable")
+		if !strings.Contains(book.String(), "DATA_KEY is not the key") {
+			t.Errorf("%s: the log says %s", name, book.String())
+		}
+		wantError(t, name, other.checkDataKeys(t.Context()), errDataKey)
+		wantError(t, name, other.reportDataKeys(t.Context()), nil)
+		if !strings.Contains(book.String(), "users with a second factor cannot log in") {
+			t.Errorf("%s: the log says %s", name, book.String())
+		}
+	}
+	other := on()
+	other.loginWith("ann", codes[0]).want(t, 200, "") // the recovery codes are hashes
+	if n := s.failures(1); n != 0 {
+		t.Errorf("%d failures", n)
+	}
+	wantError(t, "the right key", s.checkDataKeys(t.Context()), nil)
+
+	run := func(status int, previous []byte, args ...string) string {
+		t.Helper()
+		env := map[string]string{"DATABASE_URL": path, "DATA_KEY": base64.StdEncoding.EncodeToString(second)}
+		if previous != nil {
+			env["DATA_KEY_PREVIOUS"] = base64.StdEncoding.EncodeToString(previous)
+		}
+		var out, errOut bytes.Buffer
+		err := run(t.Context(), args, func(name string) string { return env[name] }, strings.NewReader(""), &out, &errOut)
+		if got := exitStatus(err); err != nil && got != status || err == nil && status != 0 {
+			t.Fatalf("userd %v: %v, %s", args, err, errOut.String())
+		}
+		return out.String() + fmt.Sprint(err)
+	}
+	if out := run(1, nil, "key", "rotate", "-data"); !strings.Contains(out, "could not decrypt 2 TOTP secrets") {
+		t.Errorf("key rotate -data without the old key: %s", out)
+	}
+	if out := run(0, first, "key", "rotate", "-data"); !strings.Contains(out, "encrypted 2 TOTP secrets again, under DATA_KEY") {
+		t.Errorf("key rotate -data: %s", out)
+	}
+	if out := run(0, first, "key", "rotate", "-data"); !strings.Contains(out, "encrypted 0 TOTP secrets") {
+		t.Errorf("key rotate -data again: %s", out)
+	}
+	renewed := on(keyed(second, nil))
+	wantError(t, "the new key", renewed.checkDataKeys(t.Context()), nil)
+	renewed.loginWith("ann", s.nextCode(secret)).want(t, 200, "")
+	wantError(t, "the old key", s.checkDataKeys(t.Context()), errDataKey)
+
+	// A sealed secret is bound to its user.
+	renewed.keepLog()
+	s.change(`UPDATE user_totp SET secret = (SELECT secret FROM user_totp WHERE user_id = 1) WHERE user_id = 2`)
+	renewed.loginWith("bob", s.nextCode(secret)).want(t, 503, "unavailable")
+	renewed.loginWith("bob", s.code(bobSecret)).want(t, 503, "unavailable")
+}
+
+func TestABadDataKeyIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"DATA_KEY", "DATA_KEY_PREVIOUS"} {
+		for _, bad := range []string{"s3cret", base64.StdEncoding.EncodeToString(make([]byte, 31)), strings.Repeat("k", 64)} {
+			_, err := configured(nil, getenvOf([]string{name + "=" + bad}))
+			if err == nil || exitStatus(err) != 2 || !strings.HasPrefix(err.Error(), name+": must be the base64 of 32 bytes") || strings.Contains(err.Error(), bad) {
+				t.Errorf("%s=%s: %v", name, bad, err)
+			}
+		}
+	}
+}
+
+func TestTheCommandForSecondFactors(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited)
+	s.clock.t = time.Now() // the command line has no other clock
+	_, token := s.member("ann")
+	sh := &shell{t, s.path}
+	if out, _ := sh.run(0, "", "user", "totp", "ann"); !regexp.MustCompile(`(?s)TOTP +off\nSINCE +-\nRECOVERY CODES LEFT +0\nLOCKED +false`).MatchString(out) {
+		t.Errorf("user totp prints %s", out)
+	}
+	sh.run(1, "", "user", "totp", "-off", "ann")
+	sh.run(2, "", "user", "totp", "-off", "-enrol", "ann")
+	if _, stderr := sh.run(1, "\n", "user", "totp", "-enrol", "ann"); !strings.Contains(stderr, "no code on standard input") {
+		t.Errorf("without a code: %s", stderr)
+	}
+	sh.run(1, "000000\n", "user", "totp", "-enrol", "ann")
+
+	// The code depends on what the command prints.
+	codes, err := enrolByCommand(t, s.path, &dialog{ready: make(chan struct{})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.do(token, "GET", "/api/users/me", "").want(t, 401, "session_ended")
+	s.loginWith("ann", "").want(t, 401, "second_factor_required")
+	s.loginWith("ann", codes[0]).want(t, 200, "")
+	stdout, _ := sh.run(0, "", "user", "totp", "-json", "ann")
+	var state factorState
+	if err := json.Unmarshal([]byte(stdout), &state); err != nil || !state.On || state.RecoveryCodesLeft != recoveryCodes-1 {
+		t.Errorf("user totp -json prints %s", stdout)
+	}
+	if out, _ := sh.run(0, "", "user", "totp", "-off", "ann"); out != "removed the second factor of ann\n" {
+		t.Errorf("user totp -off prints %s", out)
+	}
+	s.loginWith("ann", "").want(t, 200, "")
+}
+
+// A dialog answers the secret that a command prints with its code.
+type dialog struct {
+	mu       sync.Mutex
+	text     string
+	answer   string
+	answered bool
+	ready    chan struct{}
+}
+
+func (d *dialog) Write(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.text += string(p)
+	if m := regexp.MustCompile(`\n([A-Z2-7]{32})\n`).FindStringSubmatch(d.text); m != nil && !d.answered {
+		d.answered = true
+		secret, err := otp.ParseSecret(m[1])
+		if err != nil {
+			return 0, err
+		}
+		d.answer = otp.Code(secret, otp.Step(time.Now())) + "\n"
+		close(d.ready)
+	}
+	return len(p), nil
+}
+
+func (d *dialog) Read(p []byte) (int, error) {
+	<-d.ready
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := copy(p, d.answer)
+	d.answer = d.answer[n:]
+	return n, nil
+}
+
+func enrolByCommand(t *testing.T, database string, d *dialog) (codes []string, err error) {
+	t.Helper()
+	var out bytes.Buffer
+	env := func(name string) string { return map[string]string{"DATABASE_URL": database}[name] }
+	err = run(t.Context(), []string{"user", "totp", "-enrol", "-issuer", "Example", "ann"}, env, d, &out, d)
+	if !strings.Contains(d.text, "otpauth://totp/Example:ann?secret=") || !strings.Contains(d.text, "█") {
+		t.Errorf("the command prints %s", d.text)
+	}
+	codes = strings.Fields(out.String())
+	if len(codes) != recoveryCodes {
+		t.Errorf("the command prints the codes %q", out.String())
+	}
+	return codes, err
+}
+
+func TestImportAndExportOfSecondFactors(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited)
+	_, token := s.member("ann")
+	s.register("bob")
+	secret, _ := s.enrol(token)
+	from := &shell{t, s.path}
+	for _, format := range [][]string{nil, {"-ndjson"}} {
+		out, _ := from.run(0, "", append([]string{"user", "export"}, format...)...)
+		if strings.Count(out, otp.EncodeSecret(secret)) != 1 {
+			t.Errorf("the export has no secret: %s", out)
+		}
+		to := newService(t, unlimited)
+		to.clock.t = s.wall()
+		(&shell{t, to.path}).run(0, out, "user", "import", "-")
+		to.loginWith("bob", "").want(t, 200, "")
+		to.loginWith("ann", "").want(t, 401, "second_factor_required")
+		to.loginWith("ann", s.code(secret)).want(t, 200, "")
+		if again, _ := (&shell{t, to.path}).run(0, "", append([]string{"user", "export"}, format...)...); strings.Count(again, otp.EncodeSecret(secret)) != 1 {
+			t.Errorf("the second export is %s", again)
+		}
+	}
+	// Also into a database that does not exist, and with free ids.
+	sh := &shell{t, filepath.Join(t.TempDir(), "new.db")}
+	row := "username,email,password,totp_secret\ncarl,carl@example.com,correct horse battery,"
+	if _, stderr := sh.run(1, row+"SHORT\n", "user", "import", "-"); !strings.Contains(stderr, "totp_secret must be") || strings.Contains(stderr, "SHORT") {
+		t.Errorf("a bad secret: %s", stderr)
+	}
+	sh.run(0, row+strings.ToLower(otp.EncodeSecret(secret))+"\n", "user", "import", "-")
+	new := newServiceOn(t, sh.database, unlimited)
+	new.loginWith("carl", "").want(t, 401, "second_factor_required")
+	new.loginWith("carl", new.code(secret)).want(t, 200, "")
+
+	// An import under a key that is not that of the database fails.
+	env := func(name string) string {
+		return map[string]string{"DATABASE_URL": sh.database, "DATA_KEY": base64.StdEncoding.EncodeToString(make([]byte, 32))}[name]
+	}
+	new.change(`UPDATE user_totp SET secret = x'00112233445566778899'`)
+	err := run(t.Context(), []string{"user", "import", "-"}, env, strings.NewReader(strings.ReplaceAll(row, "carl", "dora")+otp.EncodeSecret(secret)+"\n"), new, new)
+	if !errors.Is(err, errDataKey) && (err == nil || !strings.Contains(err.Error(), "DATA_KEY")) {
+		t.Errorf("an import under another key: %v", err)
+	}
+	if _, stderr := sh.run(1, "", "user", "export"); !strings.Contains(stderr, "DATA_KEY") {
+		t.Errorf("an export without the key: %s", stderr)
+	}
+}
+
+// Write lets a test discard what a command prints.
+func (s *service) Write(p []byte) (int, error) { return len(p), nil }
+
+func TestMethodsOfAFactor(t *testing.T) {
+	t.Parallel()
+	if got := methodsOf(&factor{failures: maxWrongCodes - 1}); !slices.Equal(got, []string{"totp", "recovery_code"}) {
+		t.Errorf("methods %v", got)
+	}
+}
