@@ -60,7 +60,7 @@ var (
 	errResetFields     = &apiError{400, "missing_fields", "Code and password are required"}
 	errCodeFields      = &apiError{400, "missing_fields", "Code is required"}
 	errForgotFields    = &apiError{400, "missing_fields", "Login is required: a username or an e-mail address"}
-	errInvalidCode     = &apiError{400, "invalid_code", "This link or code is invalid, has expired or was used; ask an admin for a new one"}
+	errInvalidCode     = &apiError{400, "invalid_code", "This link or code is invalid, has expired or was used; ask for a new one"}
 
 	errCredentials   = &apiError{401, "invalid_credentials", "Invalid credentials"}
 	errNoRefresh     = &apiError{401, "missing_token", "Send the refresh token, as refresh_token in the body or as Authorization: Bearer"}
@@ -87,7 +87,7 @@ var (
 	errMethod             = &apiError{405, "method_not_allowed", "This path does not allow the method; see the Allow header"}
 	errLastAdmin          = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}
 	errAlreadyVerified    = &apiError{409, "already_verified", "The e-mail address is already verified"}
-	errNoAppURL           = &apiError{409, "no_app_url", "Links have no address yet: set APP_URL, the address that clients use, and restart the server"}
+	errNoAppURL           = &apiError{409, "no_app_url", "Links have no address yet: start the server once; outside development, set APP_URL to the address that clients use first"}
 	errNotSendable        = &apiError{409, "invitation_not_sendable", "This invitation has no e-mail address, or is used up"}
 	errReferenced         = &apiError{409, "user_referenced", "Another program's data in the database refers to this user"}
 	errVersion            = &apiError{412, "version_mismatch", "The user has changed since it was read"}
