@@ -25,11 +25,14 @@ type Webhook struct {
 	timeout time.Duration
 }
 
+// ErrWebhookSecret is the error of Parse for a webhook without a valid secret.
+var ErrWebhookSecret = errors.New("the secret of a webhook must be whsec_ and the base64 of 24 to 64 random bytes")
+
 func parseWebhook(u *url.URL, secret string) (Transport, error) {
 	encoded, ok := strings.CutPrefix(secret, "whsec_")
 	key, err := base64.StdEncoding.DecodeString(encoded)
 	if !ok || err != nil || len(key) < 24 || len(key) > 64 || strings.ContainsAny(encoded, "\r\n") {
-		return nil, errors.New("a webhook requires a secret: whsec_ and the base64 of 24 to 64 random bytes")
+		return nil, ErrWebhookSecret
 	}
 	plain := u.Scheme == "http"
 	if plain && !isLoopback(u.Hostname()) {
