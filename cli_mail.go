@@ -49,7 +49,7 @@ func mailList(f *flag.FlagSet) action {
 				next = 0
 			}
 			if !*asJSON {
-				table.Row(m.id, m.kind, m.userID, m.email, when(m.createdAt), m.state, m.tries, when(next), m.lastError)
+				table.Row(m.id, m.kind, idOrDash(m.userID), m.email, when(m.createdAt), m.state, m.tries, when(next), m.lastError)
 				return
 			}
 			lines.Encode(struct {

@@ -92,7 +92,9 @@ func readMailTexts(dir string) (map[mailKind]*mail.Template, error) {
 // mailTransport returns the transport of MAIL_URL, and the sender of mails. The transport
 // log: writes to w. It returns a usageError that names the setting.
 func (c *config) mailTransport(w io.Writer) (t mail.Transport, from mail.Sender, err error) {
-	if t, err = mail.Parse(c.mailURL, mail.Options{Log: w, WebhookSecret: c.webhookSecret}); err != nil {
+	if t, err = mail.Parse(c.mailURL, mail.Options{Log: w, WebhookSecret: c.webhookSecret}); errors.Is(err, mail.ErrWebhookSecret) {
+		return nil, from, usagef("MAIL_WEBHOOK_SECRET: %v", err)
+	} else if err != nil {
 		return nil, from, usagef("MAIL_URL: %v", err)
 	}
 	if from = c.sender; from != (mail.Sender{}) {
@@ -110,7 +112,7 @@ func (c *config) mailTransport(w io.Writer) (t mail.Transport, from mail.Sender,
 func newOutbox(c *config, development bool, w io.Writer) (o *outbox, err error) {
 	switch {
 	case c.mailURL == "" && c.registration == registrationVerified:
-		return nil, usagef("REGISTRATION=verified mails links, and MAIL_URL is not set; set it")
+		return nil, usagef("REGISTRATION=verified requires MAIL_URL, because it mails links; set MAIL_URL and MAIL_FROM")
 	case c.mailURL == "":
 		return nil, nil
 	case c.mailURL == "log:" && !development:
@@ -459,8 +461,9 @@ var (
 	systems  = [][2]string{{"Windows", "Windows"}, {"Android", "Android"}, {"iPhone", "iOS"}, {"iPad", "iOS"}, {"Mac OS X", "macOS"}, {"CrOS", "ChromeOS"}, {"Linux", "Linux"}}
 )
 
-// browserName returns a name such as "Firefox on Linux" for a User-Agent. It repeats
-// nothing of it: a stranger chooses that text, and the mail goes to another person.
+// browserName returns a name such as "Firefox on Linux", "curl" or "an unknown program" for
+// a User-Agent. It repeats nothing of it: a stranger chooses that text, and the mail goes to
+// another person.
 func browserName(agent string) string {
 	find := func(names [][2]string) string {
 		for _, name := range names {
@@ -468,7 +471,11 @@ func browserName(agent string) string {
 				return name[1]
 			}
 		}
-		return "unknown"
+		return ""
 	}
-	return find(browsers) + " on " + find(systems)
+	name, system := cmp.Or(find(browsers), "an unknown program"), find(systems)
+	if system == "" {
+		return name
+	}
+	return name + " on " + system
 }

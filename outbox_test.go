@@ -268,6 +268,20 @@ func TestALinkIgnoresTheHostOfTheRequest(t *testing.T) {
 	}
 }
 
+func TestAMailNamesTheBrowserOfARequest(t *testing.T) {
+	t.Parallel()
+	for agent, want := range map[string]string{
+		"Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0": "Firefox on Linux",
+		"curl/8.5.0":            "curl",
+		"Something/1 (Windows)": "an unknown program on Windows",
+		"":                      "an unknown program",
+	} {
+		if got := browserName(agent); got != want {
+			t.Errorf("%q is %q, want %q", agent, got, want)
+		}
+	}
+}
+
 // The address of the reset is the one that the link was mailed to (Mattermost, CVE-2016-11074).
 func TestAMailedLinkIsOnlyForItsAddress(t *testing.T) {
 	t.Parallel()
@@ -789,7 +803,7 @@ func TestMailSettingsThatDoNotFitAreRefused(t *testing.T) {
 		"log: on a server":             {[]string{"APP_URL=https://id.example.com", "MAIL_URL=log:"}, "only for development"},
 		"SMTP without a sender":        {[]string{"MAIL_URL=smtp://mail.example.com"}, "MAIL_FROM"},
 		"a password without TLS":       {[]string{"MAIL_URL=smtp+plain://ann:s3cret@localhost", "MAIL_FROM=a@example.com"}, "without TLS"},
-		"a webhook without a secret":   {[]string{"MAIL_URL=https://hooks.example.com"}, "whsec_"},
+		"a webhook without a secret":   {[]string{"MAIL_URL=https://hooks.example.com"}, "MAIL_WEBHOOK_SECRET: the secret of a webhook must be whsec_"},
 		"links that no mail carries":   {[]string{"REGISTRATION=verified"}, "MAIL_URL"},
 		"an unknown placeholder":       {[]string{"MAIL_URL=log:", "MAIL_TEMPLATES=" + templates(t, "reset.txt", "Subject: Hi\n\n{lnk}\n")}, "reset.txt: unknown placeholder {lnk}"},
 		"a text without the link":      {[]string{"MAIL_URL=log:", "MAIL_TEMPLATES=" + templates(t, "reset.txt", "Subject: Hi\n\nHello\n")}, "reset.txt: the text must contain {link}"},
