@@ -61,9 +61,22 @@ var mailTexts embed.FS
 var placeholders = []string{"username", "service", "link", "expires", "email", "changed", "network", "browser", "time"}
 
 // readMailTexts returns the text of each kind of mail: the file KIND.txt of dir if it
-// exists, and otherwise the built-in one. An empty dir has no files. An error names the file.
+// exists, and otherwise the built-in one. An empty dir has no files. It refuses a text of
+// an unknown kind, whose name is probably mistyped. An error names the file.
 func readMailTexts(dir string) (map[mailKind]*mail.Template, error) {
 	texts := make(map[mailKind]*mail.Template)
+	if dir != "" {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, setting.FileError(err)
+		}
+		for _, e := range entries {
+			kind, isText := strings.CutSuffix(e.Name(), ".txt")
+			if _, known := mailRules[mailKind(kind)]; isText && !known {
+				return nil, fmt.Errorf("%.80q is not the text of a kind of mail; rename or remove it", e.Name())
+			}
+		}
+	}
 	for kind, rule := range mailRules {
 		file := string(kind) + ".txt"
 		contents, err := mailTexts.ReadFile("assets/mail/" + file)

@@ -807,6 +807,7 @@ func TestMailSettingsThatDoNotFitAreRefused(t *testing.T) {
 		"links that no mail carries":   {[]string{"REGISTRATION=verified"}, "MAIL_URL"},
 		"an unknown placeholder":       {[]string{"MAIL_URL=log:", "MAIL_TEMPLATES=" + templates(t, "reset.txt", "Subject: Hi\n\n{lnk}\n")}, "reset.txt: unknown placeholder {lnk}"},
 		"a text without the link":      {[]string{"MAIL_URL=log:", "MAIL_TEMPLATES=" + templates(t, "reset.txt", "Subject: Hi\n\nHello\n")}, "reset.txt: the text must contain {link}"},
+		"a text of an unknown kind":    {[]string{"MAIL_URL=log:", "MAIL_TEMPLATES=" + templates(t, "rest.txt", "Subject: Hi\n\n{link}\n")}, `MAIL_TEMPLATES: "rest.txt" is not the text of a kind of mail`},
 		"a text that cannot be parsed": {[]string{"MAIL_URL=log:", "MAIL_TEMPLATES=" + templates(t, "changed.txt", "Hello\n")}, "changed.txt: must begin"},
 	} {
 		t.Run(name, func(t *testing.T) {
