@@ -87,7 +87,7 @@ var (
 	errMethod             = &apiError{405, "method_not_allowed", "This path does not allow the method; see the Allow header"}
 	errLastAdmin          = &apiError{409, "last_admin", "The last active admin cannot be deleted, demoted or disabled"}
 	errAlreadyVerified    = &apiError{409, "already_verified", "The e-mail address is already verified"}
-	errNoAppURL           = &apiError{409, "no_app_url", "Links have no address yet: start the server once; outside development, set APP_URL to the address that clients use first"}
+	errNoAppURL           = &apiError{409, "no_app_url", "Links have no address yet: start the server once, outside development with APP_URL, the address that clients use"}
 	errNotSendable        = &apiError{409, "invitation_not_sendable", "This invitation has no e-mail address, or is used up"}
 	errReferenced         = &apiError{409, "user_referenced", "Another program's data in the database refers to this user"}
 	errVersion            = &apiError{412, "version_mismatch", "The user has changed since it was read"}
