@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"math"
 	mrand "math/rand/v2"
-	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -424,7 +423,7 @@ func (o *outbox) message(m *queuedMail, f *facts, code string, now time.Time) *m
 	values := map[string]string{
 		"username": f.username, "service": o.service, "link": link, "email": m.email, "changed": m.detail,
 		"expires": readableTime(f.expires), "time": readableTime(m.createdAt),
-		"network": readableNetwork(m.address), "browser": browserName(m.userAgent),
+		"network": cmp.Or(network(m.address), "unknown"), "browser": browserName(m.userAgent),
 	}
 	if m.kind == undoMail {
 		values["email"] = m.detail
@@ -456,15 +455,6 @@ func (o *outbox) message(m *queuedMail, f *facts, code string, now time.Time) *m
 // readableTime returns a time in UTC, for a text.
 func readableTime(unix int64) string {
 	return time.Unix(unix, 0).UTC().Format("2 January 2006, 15:04 UTC")
-}
-
-// readableNetwork returns the network of a client, which names it well enough for its
-// user, and the word for the command line unchanged.
-func readableNetwork(address string) string {
-	if _, err := netip.ParseAddr(address); err != nil {
-		return cmp.Or(address, "unknown")
-	}
-	return network(address)
 }
 
 // The names of programs and systems in a User-Agent, in the order in which they are

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+
 	"userd/internal/mail"
 )
 
