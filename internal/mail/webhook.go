@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -68,6 +69,8 @@ func (w *Webhook) Send(ctx context.Context, m *Message) error {
 		return invalid(errors.New("no date"))
 	case len(m.Event) > maxBody:
 		return invalid(fmt.Errorf("the event is longer than %d bytes", maxBody))
+	case !json.Valid(m.Event):
+		return invalid(errors.New("the event is not valid JSON"))
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
