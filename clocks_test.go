@@ -103,7 +103,6 @@ var clockReaders = map[string]string{
 	"store_codes.go store.invitationOfCode":       "codes",
 	"store_codes.go store.invitations":            "codes",
 	"store_codes.go store.sweepCodes":             "codes",
-	"store_codes.go store.userOfCode":             "codes",
 
 	"cli_users.go invitationDelete":                "stored",
 	"cli_users.go invitationList":                  "codes",
@@ -122,7 +121,6 @@ var clockReaders = map[string]string{
 	"codes.go server.restoreEmail":                 "codes",
 	"codes.go server.sendVerification":             "stored",
 	"registrations.go server.verifyEmail":          "codes",
-	"store_emails.go store.emailCode":              "codes",
 	"store_mail.go endUndo":                        "stored",
 }
 

@@ -279,6 +279,15 @@ func (s *store) read(query string, ifNone error, dest []any, args ...any) error 
 	return nil
 }
 
+// readNamed is read for a query with named parameters.
+func (s *store) readNamed(query string, ifNone error, dest []any, values args) error {
+	query, list, err := values.positional(query)
+	if err != nil {
+		return &storageError{"reading", err}
+	}
+	return s.read(query, ifNone, dest, list...)
+}
+
 // eachRow calls f after scanning each row of a query into dest.
 func (s *store) eachRow(ctx context.Context, query string, dest []any, f func(), args ...any) error {
 	stmt, err := s.reads.get(query)

@@ -86,8 +86,13 @@ func (s *store) addResetLink(ctx context.Context, by caller, userID int64, hash 
 }
 
 // usable is the condition that a code of the kind @kind with the hash @hash is valid at
-// @now. A write that has it must also delete the code or count its use.
+// @now. A write with this condition must also delete the code or count its use.
 const usable = `user_code.hash = @hash AND user_code.kind = @kind AND user_code.expires_at > @now`
+
+// codeArgs returns the arguments of usable.
+func codeArgs(kind codeKind, hash []byte, now int64) args {
+	return args{{"kind", string(kind)}, {"hash", hash}, {"now", now}}
+}
 
 // resets is the condition that a reset code is for a user: a mailed one only as long as the
 // user has the address that it was mailed to.
@@ -96,9 +101,8 @@ const resets = `user_code.user_id = user.id AND user.disabled = 0 AND (user_code
 // userOfCode returns the user whose password a reset code may set now, or
 // errInvalidCode.
 func (s *store) userOfCode(kind codeKind, hash []byte, now int64) (u user, err error) {
-	err = s.read(`SELECT`+userColumns+` FROM user_code JOIN user ON user.id = user_code.user_id
-		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND `+resets,
-		errInvalidCode, u.columns(), hash, string(kind), now)
+	err = s.readNamed(`SELECT`+userColumns+` FROM user_code JOIN user ON user.id = user_code.user_id
+		WHERE `+usable+` AND `+resets, errInvalidCode, u.columns(), codeArgs(kind, hash, now))
 	return u, err
 }
 
@@ -231,9 +235,9 @@ const admits = `user_invitation.id = user_code.invitation_id AND user_invitation
 // invitationOfCode returns the invitation of a code that is valid now, or
 // errInvalidCode.
 func (s *store) invitationOfCode(hash []byte, now int64) (v invitation, err error) {
-	err = s.read(`SELECT`+invitationColumns+` FROM user_code JOIN user_invitation ON user_invitation.id = user_code.invitation_id
-		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND user_invitation.expires_at > ?3 AND user_invitation.uses_left > 0`,
-		errInvalidCode, v.columns(), hash, string(inviteCode), now)
+	err = s.readNamed(`SELECT`+invitationColumns+` FROM user_code JOIN user_invitation ON user_invitation.id = user_code.invitation_id
+		WHERE `+usable+` AND user_invitation.expires_at > @now AND user_invitation.uses_left > 0`,
+		errInvalidCode, v.columns(), codeArgs(inviteCode, hash, now))
 	return v, err
 }
 
@@ -292,10 +296,10 @@ func (r *registrant) columns() []any { return []any{&r.id, &r.username, &r.email
 
 // registrantOfCode returns the registrant of a code that is valid now, or errInvalidCode.
 func (s *store) registrantOfCode(hash []byte, now int64) (r registrant, err error) {
-	err = s.read(`SELECT`+registrantColumns+`
+	err = s.readNamed(`SELECT`+registrantColumns+`
 		FROM user_code JOIN user_registration ON user_registration.id = user_code.registration_id
-		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND user_registration.expires_at > ?3`,
-		errInvalidCode, r.columns(), hash, string(verifyCode), now)
+		WHERE `+usable+` AND user_registration.expires_at > @now`,
+		errInvalidCode, r.columns(), codeArgs(verifyCode, hash, now))
 	return r, err
 }
 

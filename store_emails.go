@@ -23,10 +23,10 @@ type emailCode struct {
 // emailCode returns the code of a kind that has a hash, or errInvalidCode.
 func (s *store) emailCode(kind codeKind, hash []byte, now int64) (c emailCode, err error) {
 	c.kind, c.hash = kind, hash
-	err = s.read(`SELECT`+userColumns+`, iif(user_code.kind = 'uu', user_code.old_email, user_code.email), user_code.mail_id
+	err = s.readNamed(`SELECT`+userColumns+`, iif(user_code.kind = 'uu', user_code.old_email, user_code.email), user_code.mail_id
 		FROM user_code JOIN user ON user.id = user_code.user_id
-		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND `+concerns,
-		errInvalidCode, c.user.columns(&c.email, &c.mailID), hash, string(kind), now)
+		WHERE `+usable+` AND `+concerns,
+		errInvalidCode, c.user.columns(&c.email, &c.mailID), codeArgs(kind, hash, now))
 	return c, err
 }
 

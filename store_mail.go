@@ -183,10 +183,13 @@ const mailDue = `user_mail.state = 'queued' AND (user_mail.next_try_at <= @now O
 
 // dueMails calls f for at most limit mails that can be tried now, the longest due first.
 func (s *store) dueMails(ctx context.Context, limit, now int64, f func(*queuedMail)) error {
+	query, list, err := args{{"now", now}, {"most", limit}}.positional(`
+		SELECT` + mailColumns + ` FROM user_mail WHERE ` + mailDue + ` ORDER BY next_try_at LIMIT @most`)
+	if err != nil {
+		return &storageError{"reading", err}
+	}
 	var m queuedMail
-	return s.eachRow(ctx, `SELECT`+mailColumns+` FROM user_mail
-		WHERE state = 'queued' AND (next_try_at <= ?2 OR next_try_at > ?2 + 7200) ORDER BY next_try_at LIMIT ?1`,
-		m.columns(), func() { f(&m) }, limit, now)
+	return s.eachRow(ctx, query, m.columns(), func() { f(&m) }, list...)
 }
 
 var (
