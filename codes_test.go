@@ -536,7 +536,7 @@ func (s *service) joinAs(name, email, code string) reply {
 // Closed registration does not shut out the invited, and nothing else opens it.
 func TestAnInvitationAdmitsInEveryMode(t *testing.T) {
 	t.Parallel()
-	for mode, code := range map[registration]string{registrationOpen: "", registrationInvite: "invitation_required", registrationClosed: "registration_closed"} {
+	for mode, code := range map[registrationMode]string{registrationOpen: "", registrationInvite: "invitation_required", registrationClosed: "registration_closed"} {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			s := newService(t, func(c *settings) { c.registration = mode })
@@ -933,7 +933,7 @@ func TestTheCommandLineApproves(t *testing.T) {
 // EMAIL_DOMAINS narrows open registration and that with approval, never an invitation.
 func TestOnlySomeDomainsRegister(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []registration{registrationOpen, registrationApproval} {
+	for _, mode := range []registrationMode{registrationOpen, registrationApproval} {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			s := newService(t, func(c *settings) { c.registration, c.emailDomains = mode, []string{"example.com", ".example.org"} })

@@ -25,7 +25,7 @@ type settings struct {
 	accessTTL      time.Duration
 	refreshTTL     time.Duration
 	sessionLife    time.Duration // 0: no limit
-	registration   registration
+	registration   registrationMode
 	emailDomains   []string // that may register without an invitation; nil: any
 	pages          pageURLs
 	directory      directory
@@ -68,15 +68,15 @@ func (n *tokenNames) accept(token *tokenNames) bool {
 	return (n.issuer == "" || n.issuer == token.issuer) && (len(n.accepted) == 0 || slices.ContainsFunc(token.audience, accepted))
 }
 
-// registration says who can add users.
-type registration string
+// A registrationMode says who can register.
+type registrationMode string
 
 const (
-	registrationOpen     registration = "open"     // anyone
-	registrationVerified registration = "verified" // anyone, by a mailed link
-	registrationInvite   registration = "invite"   // only invited users
-	registrationApproval registration = "approval" // anyone, but an admin must approve the user
-	registrationClosed   registration = "closed"   // only invited users, too; the error does not mention invitations
+	registrationOpen     registrationMode = "open"     // anyone
+	registrationVerified registrationMode = "verified" // anyone, by a mailed link
+	registrationInvite   registrationMode = "invite"   // only invited users
+	registrationApproval registrationMode = "approval" // anyone, but an admin must approve the user
+	registrationClosed   registrationMode = "closed"   // only invited users, too; the error does not mention invitations
 )
 
 // pageURLs are the pages that links open, with {code} in place of the code. If one is

@@ -163,7 +163,7 @@ func TestWhichNewUsersGetAVerifyMail(t *testing.T) {
 	with := func(code string) string { return body[:len(body)-1] + `,"invitation":"` + code + `"}` }
 	for _, row := range []struct {
 		claim        string
-		registration registration
+		registration registrationMode
 		add          func(s *service) reply
 		mail         string
 	}{

@@ -1463,7 +1463,7 @@ func verifies(w *witness) {
 	confirm(w, codes[0], password).want(t, 400, "invalid_code")
 	confirm(w, codes[1], password).want(t, 400, "username_taken")
 	confirm(w, codes[1], password+`,"username":"a b"`).want(t, 400, "invalid_fields")
-	for mode, code := range map[registration]string{registrationClosed: "registration_closed", registrationInvite: "invitation_required"} {
+	for mode, code := range map[registrationMode]string{registrationClosed: "registration_closed", registrationInvite: "invitation_required"} {
 		later := newServiceOn(t, w.path, func(c *settings) { c.registration = mode })
 		confirm(&witness{later, w.doc, w.accept}, codes[1], password).want(t, 403, code)
 	}

@@ -351,7 +351,7 @@ func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f fac
 // mail one that tells the user so. It decides this when the mail leaves, not when the client
 // registers: otherwise the answer or its time could show it.
 func (o *outbox) registerFacts(m *queuedMail) (f facts, err error) {
-	r, err := o.store.registrant(m.subjectID)
+	r, err := o.store.registration(m.subjectID)
 	if err != nil {
 		return f, err
 	}

@@ -51,7 +51,7 @@ func (s *server) register(x *exchange) error {
 		return err
 	}
 	if code == nil && s.registration == registrationVerified {
-		return s.holdRegistration(x, &u, in.Password)
+		return s.startRegistration(x, &u, in.Password)
 	}
 	then := s.askForApproval(&u)
 	if s.mailOn && (code != nil || s.mayMail(x)) {
@@ -73,17 +73,17 @@ func (s *server) register(x *exchange) error {
 // registrationLife is how long a registration waits for its confirmation, in seconds.
 const registrationLife = 24 * 60 * 60
 
-// holdRegistration stores a registration that checkNew has accepted, and queues a mail with a
+// startRegistration stores a registration that checkNew has accepted, and queues a mail with a
 // link that completes it. It looks for no other user: the answer and its time are the same
 // whether the names are free or not. Only the owner of the address learns that, from the mail.
-func (s *server) holdRegistration(x *exchange, u *user, password string) error {
+func (s *server) startRegistration(x *exchange, u *user, password string) error {
 	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), password)
 	if err != nil {
 		return err
 	}
 	if s.mayMail(x) {
 		m := queuedMail{kind: registerMail, email: u.email}
-		if err := s.store.addRegistrant(x.r.Context(), u.username, hash, m.from(x, s.wall().Unix()), registrationLife); err != nil {
+		if err := s.store.addRegistration(x.r.Context(), u.username, hash, m.from(x, s.wall().Unix()), registrationLife); err != nil {
 			return err
 		}
 	}
@@ -95,7 +95,7 @@ func (s *server) holdRegistration(x *exchange, u *user, password string) error {
 // requires the password. If the username is taken meanwhile, the code stays valid, and username
 // can be another one. It returns errCredentials, an error of matchesPassword or mayRegister, or
 // one of store.addRegistered.
-func (s *server) completeRegistration(x *exchange, r *registrant, code []byte, password string, username *string) error {
+func (s *server) completeRegistration(x *exchange, r *registration, code []byte, password string, username *string) error {
 	x.counted = true
 	if password == "" {
 		return errCredentials.with("Send the password that you chose when you registered")
@@ -385,7 +385,7 @@ func (s *server) verifyEmail(x *exchange) error {
 		return err
 	}
 	if code, err := hashCode(verifyCode, in.Code); err == nil {
-		r, err := s.store.registrantOfCode(code, s.wall().Unix())
+		r, err := s.store.registrationOfCode(code, s.wall().Unix())
 		if err == nil {
 			return s.completeRegistration(x, &r, code, in.Password, in.Username)
 		}

@@ -348,12 +348,12 @@ func TestARegistrationIsCheckedWhenTheWriteRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := s.store.registrantOfCode(hash, s.wall().Unix())
+	r, err := s.store.registrationOfCode(hash, s.wall().Unix())
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := s.wall().Unix()
-	add := func(r *registrant, hash []byte, now int64) error {
+	add := func(r *registration, hash []byte, now int64) error {
 		return s.store.addRegistered(t.Context(), &user{username: "ann"}, r, hash, "", now)
 	}
 	s.apply("bob")
@@ -361,13 +361,13 @@ func TestARegistrationIsCheckedWhenTheWriteRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused := func(claim string, r *registrant, hash []byte, now int64) {
+	refused := func(claim string, r *registration, hash []byte, now int64) {
 		t.Helper()
 		wantError(t, claim, add(r, hash, now), errInvalidCode)
 	}
 	change := func(query string) { t.Helper(); runSQL(t, another(t, s.path), query) }
 	refused("an expired code", &r, hash, now+registrationLife)
-	refused("another registration", &registrant{id: r.id + 1}, hash, now)
+	refused("another registration", &registration{id: r.id + 1}, hash, now)
 	refused("no code", &r, []byte("x"), now)
 	refused("the code of another registration", &r, other, now)
 	change(`UPDATE user_registration SET expires_at = 1`)
@@ -377,16 +377,16 @@ func TestARegistrationIsCheckedWhenTheWriteRuns(t *testing.T) {
 	refused("an expired code of a registration", &r, hash, now)
 	change(`UPDATE user_code SET expires_at = 1 << 40, kind = 'ui'`)
 	refused("a code of another kind", &r, hash, now)
-	if _, err := s.store.registrantOfCode(hash, now); !errors.Is(err, errInvalidCode) {
+	if _, err := s.store.registrationOfCode(hash, now); !errors.Is(err, errInvalidCode) {
 		t.Errorf("a code of another kind names a registration: %v", err)
 	}
 	change(`UPDATE user_code SET expires_at = 1, kind = 'uv'`)
-	if _, err := s.store.registrantOfCode(hash, now); !errors.Is(err, errInvalidCode) {
+	if _, err := s.store.registrationOfCode(hash, now); !errors.Is(err, errInvalidCode) {
 		t.Errorf("an expired code names a registration: %v", err)
 	}
 	change(`UPDATE user_code SET expires_at = 1 << 40`)
 	change(`UPDATE user_registration SET expires_at = 1`)
-	if _, err := s.store.registrantOfCode(hash, now); !errors.Is(err, errInvalidCode) {
+	if _, err := s.store.registrationOfCode(hash, now); !errors.Is(err, errInvalidCode) {
 		t.Errorf("a code names an expired registration: %v", err)
 	}
 	change(`UPDATE user_registration SET expires_at = 1 << 40`)

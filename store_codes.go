@@ -276,38 +276,39 @@ func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byt
 	return s.takenError(err, u.username, u.email, 0)
 }
 
-// A registrant is a row of the table user_registration: a person that has registered, and
-// whose address is not confirmed yet.
-type registrant struct {
+// A registration is one row of the table user_registration. It becomes a user when its
+// address is confirmed.
+type registration struct {
 	id       int64
 	username string
 	email    string
 	hash     string // of the password
 }
 
-// registrantColumns and (*registrant).columns list the columns in the same order.
-const registrantColumns = `
+// registrationColumns and (*registration).columns list the columns in the same order.
+const registrationColumns = `
 	user_registration.id,
 	user_registration.username,
 	user_registration.email,
 	user_registration.password_hash`
 
-func (r *registrant) columns() []any { return []any{&r.id, &r.username, &r.email, &r.hash} }
+func (r *registration) columns() []any { return []any{&r.id, &r.username, &r.email, &r.hash} }
 
-// registrantOfCode returns the registrant of a code that is valid now, or errInvalidCode.
-func (s *store) registrantOfCode(hash []byte, now int64) (r registrant, err error) {
-	err = s.readNamed(`SELECT`+registrantColumns+`
+// registrationOfCode returns the registration of a code that is valid now, or errInvalidCode.
+func (s *store) registrationOfCode(hash []byte, now int64) (r registration, err error) {
+	err = s.readNamed(`SELECT`+registrationColumns+`
 		FROM user_code JOIN user_registration ON user_registration.id = user_code.registration_id
 		WHERE `+usable+` AND user_registration.expires_at > @now`,
 		errInvalidCode, r.columns(), codeArgs(verifyCode, hash, now))
 	return r, err
 }
 
-// addRegistered adds the user of a registration that has a code of it, with u's username,
-// which may be another one, ends the registration, and sets u's id, times and version. The
-// address is verified. The statements in then belong to the same write. It returns
-// errInvalidCode if the code is not valid any more, errUsernameTaken or errEmailTaken.
-func (s *store) addRegistered(ctx context.Context, u *user, r *registrant, code []byte, address string, now int64, then ...statement) error {
+// addRegistered makes a user of a registration, by a code of the registration. The user has
+// u's username, which may differ from that of the registration, and its address is verified.
+// addRegistered ends the registration, and sets u's id, times and version. The statements in
+// then belong to the same write. It returns errInvalidCode if the code is not valid any more,
+// errUsernameTaken or errEmailTaken.
+func (s *store) addRegistered(ctx context.Context, u *user, r *registration, code []byte, address string, now int64, then ...statement) error {
 	created := event{at: now, kind: userCreated, address: address}
 	if u.pending {
 		created.changes = "pending=true"

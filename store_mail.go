@@ -320,9 +320,9 @@ func (s *store) loginsFrom(ctx context.Context, userID int64, matches func(addre
 	return known, exist, err
 }
 
-// addRegistrant stores a registration for life seconds, and queues the mail, which is to
-// its address. It reserves neither the username nor the address.
-func (s *store) addRegistrant(ctx context.Context, username, hash string, m *queuedMail, life int64) error {
+// addRegistration stores a registration that is valid for life seconds, and queues m, a mail
+// to its address. It reserves neither the username nor the address.
+func (s *store) addRegistration(ctx context.Context, username, hash string, m *queuedMail, life int64) error {
 	return s.write(ctx,
 		statement{
 			query: `
@@ -337,9 +337,9 @@ func (s *store) addRegistrant(ctx context.Context, username, hash string, m *que
 		})
 }
 
-// registrant returns the registrant with this id, or errMailEnded.
-func (s *store) registrant(id int64) (r registrant, err error) {
-	err = s.read(`SELECT`+registrantColumns+` FROM user_registration WHERE id = ?`, errMailEnded, r.columns(), id)
+// registration returns the registration with this id, or errMailEnded.
+func (s *store) registration(id int64) (r registration, err error) {
+	err = s.read(`SELECT`+registrationColumns+` FROM user_registration WHERE id = ?`, errMailEnded, r.columns(), id)
 	return r, err
 }
 
