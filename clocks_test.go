@@ -86,7 +86,7 @@ var clockReaders = map[string]string{
 	"outbox.go outbox.finish":             "the outbox",
 	"outbox.go outbox.run":                "mono",
 	"outbox.go outbox.sendDue":            "the outbox",
-	"outbox.go outbox.try":                "the outbox",
+	"outbox.go outbox.sendOnce":           "the outbox",
 	"store_mail.go store.takeMail":        "the outbox",
 
 	"cli_users.go userApprove":                    "stored",

@@ -79,7 +79,7 @@ func (s *server) forgotPassword(x *exchange) error {
 	x.counted = true
 	if s.mayMail(x) {
 		m := queuedMail{kind: resetMail, login: in.Login}
-		if err := s.store.write(x.r.Context(), m.from(x, s.wall().Unix()).statement()); err != nil {
+		if err := s.store.write(x.r.Context(), m.causedBy(x, s.wall().Unix()).statement()); err != nil {
 			return err
 		}
 	}
@@ -222,7 +222,7 @@ func (s *server) prepareMails(x *exchange, c *change, u *user, password *string)
 		return nil, err
 	}
 	m := queuedMail{kind: changeMail, userID: u.id, email: *c.pendingEmail}
-	return m.from(x, s.wall().Unix()).toPending(), nil
+	return m.causedBy(x, s.wall().Unix()).toPending(), nil
 }
 
 type codeRequest struct {
@@ -259,7 +259,7 @@ func (s *server) sendVerification(x *exchange) error {
 		return errMailOff.with("This service sends no mail: an admin can mark an address as verified")
 	}
 	m := queuedMail{kind: verifyMail, userID: x.target}
-	if err := s.store.queueVerification(x.r.Context(), x.caller(), m.from(x, s.wall().Unix())); err != nil {
+	if err := s.store.queueVerification(x.r.Context(), x.caller(), m.causedBy(x, s.wall().Unix())); err != nil {
 		return err
 	}
 	return x.send(http.StatusAccepted, []byte(`{"message":"A message is on its way"}`+"\n"))
@@ -278,7 +278,7 @@ func (s *server) confirmEmail(x *exchange) error {
 	}
 	now := s.wall().Unix()
 	undo := queuedMail{kind: undoMail, userID: c.user.id, detail: c.email}
-	u, err := s.store.confirmEmail(x.r.Context(), &c, undo.from(x, now), now)
+	u, err := s.store.confirmEmail(x.r.Context(), &c, undo.causedBy(x, now), now)
 	if err != nil {
 		return err
 	}
@@ -298,7 +298,7 @@ func (s *server) restoreEmail(x *exchange) error {
 	}
 	now := s.wall().Unix()
 	reset := queuedMail{kind: resetMail, userID: c.user.id, email: c.email, detail: restored}
-	if err := s.store.restoreEmail(x.r.Context(), &c, reset.from(x, now), now); err != nil {
+	if err := s.store.restoreEmail(x.r.Context(), &c, reset.causedBy(x, now), now); err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"Address restored"}`+"\n"))

@@ -312,7 +312,7 @@ func (s *server) requestFamilies(p *prom.Page) {
 	p.Gauge("userd_connections", "Open connections, idle ones too.", float64(s.stats.connections.Load()))
 	p.Counters("userd_limited_total", "Requests refused by a limit, which answers 429.", s.stats.limited)
 	p.Counter("userd_refresh_grace_total", "Refresh tokens that were used again within the grace, and got the same answer.", float64(s.stats.graceAnswers.Load()))
-	p.Counters("userd_mails_total", "Mails by outcome: sent, failed for good, abandoned because they had lost their purpose, or limited.", s.stats.mails)
+	p.Counters("userd_mails_total", "Mails by outcome: sent, failed for good, abandoned because they were not needed any more, or limited.", s.stats.mails)
 	hashes := s.hasher.Stats()
 	p.Gauge("userd_password_hashes_running", "Passwords that are being hashed.", float64(hashes.Running))
 	p.Gauge("userd_password_hashes_waiting", "Passwords that wait to be hashed.", float64(hashes.Waiting))

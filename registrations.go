@@ -56,7 +56,7 @@ func (s *server) register(x *exchange) error {
 	then := s.askForApproval(&u)
 	if s.mailOn && (code != nil || s.mayMail(x)) {
 		m := queuedMail{kind: verifyMail}
-		then = append(then, m.from(x, s.wall().Unix()).toNewUser())
+		then = append(then, m.causedBy(x, s.wall().Unix()).toNewUser())
 	}
 	if code != nil {
 		err = s.addInvited(x.r.Context(), x.address, code, &v, &u, in.Password, then...)
@@ -83,7 +83,7 @@ func (s *server) startRegistration(x *exchange, u *user, password string) error 
 	}
 	if s.mayMail(x) {
 		m := queuedMail{kind: registerMail, email: u.email}
-		if err := s.store.addRegistration(x.r.Context(), u.username, hash, m.from(x, s.wall().Unix()), registrationLife); err != nil {
+		if err := s.store.addRegistration(x.r.Context(), u.username, hash, m.causedBy(x, s.wall().Unix()), registrationLife); err != nil {
 			return err
 		}
 	}
@@ -268,7 +268,7 @@ func (s *server) createInvitation(x *exchange) error {
 	var then []statement
 	if v.email != "" && s.mailOn {
 		m := queuedMail{kind: inviteMail, email: v.email}
-		then = append(then, m.from(x, s.wall().Unix()).ofNewInvitation())
+		then = append(then, m.causedBy(x, s.wall().Unix()).ofNewInvitation())
 	}
 	link, err := s.makeInvitation(x.r.Context(), x.caller(), s.pages, &v, life, then...)
 	if err != nil {
@@ -351,7 +351,7 @@ func (s *server) sendInvitation(x *exchange) error {
 		return errMailOff.with("This service sends no mail: send a link of the invitation yourself")
 	}
 	m := queuedMail{kind: inviteMail, subjectID: id}
-	if err := s.store.sendInvitation(x.r.Context(), x.caller(), m.from(x, s.wall().Unix())); err != nil {
+	if err := s.store.sendInvitation(x.r.Context(), x.caller(), m.causedBy(x, s.wall().Unix())); err != nil {
 		return err
 	}
 	return x.send(http.StatusAccepted, []byte(`{"message":"The invitation is on its way"}`+"\n"))

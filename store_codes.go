@@ -340,7 +340,7 @@ func (s *store) addRegistered(ctx context.Context, u *user, r *registration, cod
 	return s.takenError(err, u.username, r.email, 0)
 }
 
-// endRegistration are the statements that delete the registration @subject and its codes.
+// endRegistration returns the statements that delete the registration @subject and its codes.
 func endRegistration(values args) []statement {
 	return []statement{
 		{query: `DELETE FROM user_code WHERE registration_id = @subject AND registration_id <> 0`, args: values},
