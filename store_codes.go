@@ -40,8 +40,8 @@ func newCode(kind codeKind) string { return string(kind) + "_" + rand.Text() }
 var codeLength = len(newCode(resetLinkCode))
 
 // hashCode returns the SHA-256 of a code: the database stores only this. A fast hash is
-// enough for 130 random bits. It returns errInvalidCode for a text that newCode cannot
-// have made, before anything is looked up. Spaces around the code do not matter.
+// enough for 130 random bits. hashCode ignores spaces around the code. It returns
+// errInvalidCode for a text that newCode cannot have made, so that userd does not look it up.
 func hashCode(kind codeKind, text string) ([]byte, error) {
 	text = strings.TrimSpace(text)
 	random := strings.TrimPrefix(text, string(kind)+"_")
@@ -227,7 +227,7 @@ func (s *store) deleteInvitation(ctx context.Context, by caller, id, now int64) 
 	return err
 }
 
-// admits is the condition that a usable code belongs to an invitation for a user with
+// admits is the condition that a code belongs to a valid invitation for a user with
 // the names @username and @email.
 const admits = `user_invitation.id = user_code.invitation_id AND user_invitation.expires_at > @now AND user_invitation.uses_left > 0
 	AND user_invitation.email COLLATE NOCASE IN ('', @email) AND user_invitation.username COLLATE NOCASE IN ('', @username)`
@@ -375,11 +375,11 @@ func (s *store) approve(ctx context.Context, by caller, id, now int64) (u user, 
 // pendingDays is how many days a user waits for approval before it is deleted.
 const pendingDays = 30
 
-// mailDays is how many days the outbox keeps a mail after it was sent or dropped.
+// mailDays is how many days the outbox keeps a mail after it was sent, failed or was dropped.
 const mailDays = 7
 
-// sweepCodes deletes some of the codes, invitations and registrations that have expired, and
-// of the mails that closed mailDays ago: at most sweepSize of each.
+// sweepCodes deletes codes, invitations and registrations that have expired, and mails that
+// were closed mailDays ago or earlier: at most sweepSize of each.
 func (s *store) sweepCodes(ctx context.Context, now int64) error {
 	var expired, closed bool
 	values := args{{"now", now}, {"closed", now - mailDays*24*60*60}, {"most", sweepSize}}
@@ -407,9 +407,9 @@ func (s *store) sweepCodes(ctx context.Context, now int64) error {
 	return err
 }
 
-// dropPending reads sweepSize users after an id that wait for approval, and deletes those
-// that have waited for pendingDays. It returns the id to continue after, which is 0 after
-// the last user.
+// dropPending reads at most sweepSize users that wait for approval and have ids above after.
+// It deletes those that have waited for pendingDays. It returns the id to continue after, or 0
+// after the last user.
 func (s *store) dropPending(ctx context.Context, after, now int64) (next int64, err error) {
 	type waiter struct{ id, version, createdAt int64 }
 	var w waiter
@@ -435,8 +435,7 @@ func (s *store) dropPending(ctx context.Context, after, now int64) (next int64, 
 	return w.id, err
 }
 
-// deleteExpired deletes expired sessions, and what sweepCodes and dropPending delete, a few
-// rows at a time, until ctx ends.
+// deleteExpired runs sweep, sweepCodes and dropPending every 5 seconds until ctx ends.
 func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
@@ -456,7 +455,8 @@ func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
 	}
 }
 
-// recordPages stores the pages for which commands make links, when a server starts.
+// recordPages stores the pages that the links of commands open. A server calls it when it
+// starts.
 func (s *store) recordPages(ctx context.Context, p pageURLs) error {
 	if last, err := s.pages(); err != nil || last == (pageURLs{reset: p.reset, invite: p.invite}) {
 		return err
@@ -469,8 +469,8 @@ func (s *store) recordPages(ctx context.Context, p pageURLs) error {
 	})
 }
 
-// pages returns the pages that the last server that started has stored. They are empty if
-// it has none, or if no server has started.
+// pages returns the pages that the last server stored when it started. A page is empty if
+// the server had no URL for it, or if no server has started.
 func (s *store) pages() (p pageURLs, err error) {
 	err = s.read(`
 		SELECT
