@@ -34,7 +34,7 @@ type settings struct {
 	rateLimit      switchSetting // off: for load tests
 	mailOn         bool          // links and notices are mailed
 	notices        switchSetting
-	mailsPerHour   int // mails that strangers can cause in an hour
+	mailsPerHour   int // see mailLimit
 	passwords      validate.Policy
 	tokenNames
 }
@@ -210,12 +210,12 @@ var options = []option{
 	},
 		"The sender of mails, such as no-reply@example.com or Example <no-reply@example.com>. SMTP requires it."},
 	{"MAIL_TEMPLATES", "mail-templates", "DIR", "", func(c *config, v string) error { return setting.Dir(&c.mailTemplates, v) },
-		"A directory with texts that replace the built-in ones, each with the same name; see docs/mail.md."},
+		"A directory with texts that replace the built-in ones: DIR/KIND.txt for each kind of mail, such as reset.txt; see docs/mail.md."},
 	{"MAIL_LIMIT", "mail-limit", "N", "300", func(c *config, v string) error { return setting.Number(&c.mailsPerHour, v, 1, 100_000) },
-		"How many mails an hour strangers can cause, such as links for forgotten passwords. Other mails do not count."},
+		"How many mails strangers can cause in a row, and then in each hour, such as links for forgotten passwords. Other mails do not count."},
 	{"NOTICES", "notices", "on|off", string(switchOn),
 		func(c *config, v string) error { return setting.Word(&c.notices, v, switchOn, switchOff) },
-		"Whether userd mails a user, if its address is verified, that its password or address changed, or that it logged in from a new network."},
+		"Whether userd mails users with a verified address about a new password or address, and about logins from new networks."},
 	{"DIRECTORY", "directory", "full|names|self", string(directoryNames),
 		func(c *config, v string) error {
 			return setting.Word(&c.directory, v, directoryFull, directoryNames, directorySelf)

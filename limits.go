@@ -52,7 +52,7 @@ const (
 	malformed // requests that failed before they counted toward another limit
 	lookups   // of users, by logins from a network that has no failures left
 	codeTries // wrong codes of links
-	mails     // that strangers ask for
+	mails     // mails that strangers ask for
 	changes   // by members, refused ones too: a refusal can show that a name exists; see userChanges
 	limitCount
 )
@@ -98,7 +98,7 @@ func allowances() [limitCount]throttle.Allowance {
 		lookups: {Name: "lookup", Burst: 20, Every: 6 * time.Second},
 		// A code has 130 bits, so this limit only shows and slows down a flood.
 		codeTries: {Name: "code", Burst: 1000, Every: time.Second},
-		// More than the people behind one address forget in an hour.
+		// More than the people in one network forget in an hour.
 		mails: {Name: "mail", Burst: 20, Every: 3 * time.Minute},
 		// Each change adds an event of some 100 bytes for 400 days: a user can add 150 kB
 		// a day, and a network 9 MB.
@@ -202,7 +202,8 @@ func (s *server) allow(x *exchange, limit limit) error {
 	return l.take(limit, now, keys...)
 }
 
-// A mailLimit bounds the mails that all strangers together can cause.
+// A mailLimit bounds the mails that all strangers together can cause: perHour in a row,
+// then perHour an hour.
 type mailLimit struct {
 	mu  sync.Mutex
 	all throttle.Allowance
@@ -212,9 +213,9 @@ func newMailLimit(perHour int) *mailLimit {
 	return &mailLimit{all: throttle.Allowance{Name: "mail", Burst: perHour, Every: time.Hour / time.Duration(max(perHour, 1))}}
 }
 
-// mayMail counts a mail that a stranger asks for, and reports whether to queue it. The answer
-// to the stranger must not depend on it. RATE_LIMIT=off does not lift the limit of all
-// strangers: the owner's mail server has limits too.
+// mayMail counts a mail that a stranger asks for, and reports whether to queue the mail. The
+// answer to the stranger must not depend on the result. RATE_LIMIT=off does not lift the
+// mailLimit, because the operator's mail server has limits too.
 func (s *server) mayMail(x *exchange) bool {
 	err := s.allow(x, mails)
 	if err == nil {
