@@ -420,7 +420,7 @@ func TestThePagesInABrowser(t *testing.T) {
 
 			link = b.mailedLink(p, old, undoCode)
 			b.follow(link)
-			if text := b.text(); !strings.Contains(text, "All sessions of the account end") || !strings.Contains(text, "a mail with a link to set a new password") {
+			if text := b.text(); !strings.Contains(text, "This logs out all devices") || !strings.Contains(text, "an e-mail with a link to set a new password") {
 				t.Errorf("the page says %s", text)
 			}
 			row.confirm()
@@ -440,7 +440,7 @@ func TestThePagesInABrowser(t *testing.T) {
 	b.within(t, "an address without a code", func(t *testing.T) {
 		for _, link := range []string{"/reset", "/verify#", "/change#x", "/undo#uu", "/invite#xx_"} {
 			b.open(p.url + link)
-			b.wantMessage("lacks its code")
+			b.wantMessage("not complete")
 			b.wantClean(p.url + link)
 		}
 	})
