@@ -238,7 +238,7 @@ func TestResetLinksAreOnlyForAdminsWithProof(t *testing.T) {
 		}
 		s.do(root, "POST", path+"/reset-link", body).want(t, status, code)
 	}
-	// The token that changed a password is no proof any more: a thief may hold it too.
+	// The token that changed a password is not proof any more, because a thief may have it too.
 	s.do(root, "PUT", rootPath, `{"password":"another long one"}`).want(t, 200, "")
 	s.do(root, "POST", path+"/reset-link", "").want(t, 401, "fresh_login_required")
 }
@@ -263,7 +263,7 @@ func TestAResetLinkIsNotMadeByWhoHasLostTheRight(t *testing.T) {
 	wantError(t, "a member for itself", link(asAnn, ann.id), errForbidden)
 	wantError(t, "a stranger", link(caller{kind: strangerCaller}, ann.id), errForbidden)
 	wantError(t, "nothing", link(caller{}, ann.id), errForbidden)
-	wantError(t, "for nobody", link(asRoot, 99), errUserNotFound)
+	wantError(t, "for a user that does not exist", link(asRoot, 99), errUserNotFound)
 	if _, err := st.updateUser(t.Context(), console, root.id, change{role: new(member)}, 0, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -981,7 +981,7 @@ func TestAnAdminSaysThatAnAddressIsVerified(t *testing.T) {
 	etag := s.do(root, "GET", path, "").header.Get("ETag")
 	s.do(root, "PUT", path, `{"email_verified":true}`).want(t, 200, "")
 	if got := s.do(root, "GET", path, ""); got.field("email_verified_at") != at || got.header.Get("ETag") != etag {
-		t.Errorf("what is verified was verified again: %s", got.body)
+		t.Errorf("a verified address was verified again: %s", got.body)
 	}
 	changes := fmt.Sprint(s.do(root, "GET", "/api/events?type=user_changed", "").list(t, "changes"))
 	if !strings.HasPrefix(changes, "[[email_verified=true] [username] [email] [email email_verified=true]") {

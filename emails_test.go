@@ -332,7 +332,7 @@ func TestAnAddressThatIsNotVerifiedGetsNoNotice(t *testing.T) {
 func TestWhoMustConfirmANewAddress(t *testing.T) {
 	t.Parallel()
 	only := func(c *settings) { c.emailDomains = []string{"example.com"} }
-	t.Run("an admin changes its own and others at once", func(t *testing.T) {
+	t.Run("an admin changes its own and others immediately", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail, only)
 		p := s.postbox()
@@ -351,7 +351,7 @@ func TestWhoMustConfirmANewAddress(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a member without mail changes it at once", func(t *testing.T) {
+	t.Run("a member without mail changes it immediately", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, only)
 		path, ann := s.member("ann")

@@ -122,7 +122,7 @@ func TestARegistrationAnswersTheSameForFreeAndTakenNames(t *testing.T) {
 }
 
 // An error about the body itself reveals nothing about other users.
-func TestARegistrationThatIsNotValidIsRefusedAtOnce(t *testing.T) {
+func TestARegistrationThatIsNotValidIsRefusedImmediately(t *testing.T) {
 	t.Parallel()
 	s := newService(t, verified, func(c *settings) { c.emailDomains = []string{"example.com"} })
 	for body, code := range map[string]string{
