@@ -279,9 +279,9 @@ func (o *outbox) sendOnce(ctx context.Context, m *queuedMail) error {
 	case !known || now.Unix() > m.createdAt+int64(rule.expiry/time.Second) || err != nil && m.kind != resetMail:
 		return o.drop(ctx, m, "abandoned")
 	case err != nil:
-		// takeMail refuses a mail without a user, after as much work as for one above a limit.
-		// Otherwise many requests for one login would show whether it exists, by how much the
-		// outbox slows down other requests.
+		// takeMail refuses a mail without a user, after as much work as for a mail above a
+		// limit. Otherwise a client could request many mails for one login, and the time of
+		// other requests meanwhile would show whether the login exists.
 		m.userID, m.email = 0, ""
 	}
 	var code string
