@@ -127,7 +127,7 @@ func TestAResetLinkThatIsNotValidAnyMore(t *testing.T) {
 			s.reset(code, newPassword).want(t, 400, "invalid_code")
 		})
 	}
-	t.Run("but a second before it expires it is valid", func(t *testing.T) {
+	t.Run("it is valid a second before it expires", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t)
 		path, _ := s.register("ann")
@@ -136,7 +136,7 @@ func TestAResetLinkThatIsNotValidAnyMore(t *testing.T) {
 		s.clock.add(24*time.Hour - time.Second)
 		s.reset(code, newPassword).want(t, 200, "")
 	})
-	t.Run("and other changes leave it valid", func(t *testing.T) {
+	t.Run("other changes leave it valid", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t)
 		path, _ := s.register("ann")
@@ -428,7 +428,7 @@ func TestTheCommandLineMakesTheLinksOfTheServer(t *testing.T) {
 			p.login("ann", newPassword)
 		})
 	}
-	t.Run("and it refuses a lifetime that is too long", func(t *testing.T) {
+	t.Run("it refuses a lifetime that is too long", func(t *testing.T) {
 		userdHere(t, "", nil, "user", "reset-link", "-ttl", "169h", "ann").wantFailure(t, 2, "-ttl", "from 1s to 168h")
 	})
 }

@@ -79,13 +79,13 @@ const (
 	registrationClosed   registrationMode = "closed"   // only invited users, too; the error does not mention invitations
 )
 
-// pageURLs are the pages that links open, with {code} in place of the code. If one is
-// empty, no such link can be made.
+// pageURLs are the pages that links open, with {code} in place of the code. If a page is
+// empty, userd makes no links to it.
 type pageURLs struct{ reset, invite, verify, change, undo string }
 
 // setPages sets each page without a setting of its own to the built-in page below APP_URL.
-// If APP_URL is not set, it uses url, the server's address, but only in development:
-// otherwise clients may not reach this address.
+// If APP_URL is not set, setPages uses url, the server's address, but only in development: on
+// other servers, clients may be unable to reach this address.
 func (c *config) setPages(development bool, url string) {
 	base := c.appURL
 	if base == "" && development {

@@ -360,7 +360,7 @@ func TestWhoMustConfirmANewAddress(t *testing.T) {
 			t.Errorf("got %s, and queued %q", r.body, s.queued(t))
 		}
 	})
-	t.Run("a member only among the domains", func(t *testing.T) {
+	t.Run("a new address must be at one of the domains", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail, only)
 		p := s.postbox()
@@ -373,7 +373,7 @@ func TestWhoMustConfirmANewAddress(t *testing.T) {
 		p.none("a refused change")
 		s.setEmail(p, ann, path, "next@example.com")
 	})
-	t.Run("with proof", func(t *testing.T) {
+	t.Run("a change requires proof", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail)
 		p := s.postbox()
@@ -384,7 +384,7 @@ func TestWhoMustConfirmANewAddress(t *testing.T) {
 		s.setEmail(p, ann, path, "next@example.net")
 		s.do(stale, "PUT", path, `{"email":"ann@example.com"}`).want(t, 200, "") // to cancel it requires none
 	})
-	t.Run("and a taken address is refused", func(t *testing.T) {
+	t.Run("a taken address is refused", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail)
 		p := s.postbox()
@@ -464,7 +464,7 @@ func TestAChangeThatCannotBeConfirmedAnyMore(t *testing.T) {
 			}
 		})
 	}
-	t.Run("but other changes leave it valid", func(t *testing.T) {
+	t.Run("other changes leave it valid", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail)
 		p := s.postbox()
@@ -608,7 +608,7 @@ func TestAnUndoEndsThoseOfLaterChanges(t *testing.T) {
 			s.sendCode("", "undo", second).want(t, 400, "invalid_code")
 		})
 	}
-	t.Run("but not those of earlier ones", func(t *testing.T) {
+	t.Run("undo links of earlier changes stay", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail)
 		p := s.postbox()

@@ -354,7 +354,7 @@ func (c *change) describe() (names, set string) {
 // and the reset codes that the user made for others: a thief may have made them.
 const endCodes = `DELETE FROM user_code WHERE user_id = @id AND kind <> 'uu' OR created_by = @id AND kind = 'ul'`
 
-// endMade are the statements that delete the codes and the invitations that the user @id
+// endMade returns the statements that delete the codes and the invitations that the user @id
 // made: they must not outlive its right to make them.
 func endMade(values args) []statement {
 	return []statement{

@@ -11,8 +11,8 @@
 //	log:                        readable text, to a writer
 //	dir:PATH                    one .eml file per message
 //
-// USER:PASS is the login, if the server requires one; for https, it is that of HTTP Basic.
-// It is never sent without TLS, whose certificate must be valid for HOST.
+// USER:PASS is the login, if the server requires one; for https, the login of HTTP Basic. The
+// package never sends it without TLS. The certificate of the server must be valid for HOST.
 //
 // A [Message] has one recipient and a text. A webhook receives its Event instead, and
 // sends what it wants. A [Template] makes the text.
