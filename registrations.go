@@ -202,8 +202,8 @@ func checkInvitation(v *invitation, whyLife string) error {
 }
 
 // boundTo returns the name that an invitation is for, or "" if name is nil. It returns
-// errInvalid for an empty name, because the invitation would then admit anyone: the variable of
-// a script may not be set.
+// errInvalid for an empty name, because the invitation would then admit anyone: a script
+// could have forgotten to set a variable.
 func boundTo(field string, name *string) (string, error) {
 	if name == nil {
 		return "", nil
