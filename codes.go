@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
@@ -284,8 +285,9 @@ func (s *server) confirmEmail(x *exchange) error {
 	return x.send(http.StatusOK, append(appendUser(nil, &u, viewEmail), '\n')) // the holder of the code may not be the user
 }
 
-// restoreEmail undoes a change of the address of the user of a code, and mails a reset link
-// to the restored address: the person who changed it may know the password.
+// restoreEmail undoes a change of the address of the user of a code, gives the user a password
+// that nobody knows, and mails a reset link to the restored address: the person who changed it
+// may know the password, and would change the address again before the user opens the link.
 func (s *server) restoreEmail(x *exchange) error {
 	in, err := decode[codeRequest](x.body())
 	if err != nil {
@@ -295,9 +297,17 @@ func (s *server) restoreEmail(x *exchange) error {
 	if err != nil {
 		return err
 	}
+	if err := s.allow(x, passwords); err != nil {
+		return err
+	}
+	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), rand.Text())
+	if err != nil {
+		return err
+	}
 	now := s.wall().Unix()
 	reset := queuedMail{kind: resetMail, userID: c.user.id, email: c.email, detail: restored}
-	if err := s.store.restoreEmail(x.r.Context(), &c, reset.from(x, now), now); err != nil {
+	notice := s.notice(x, changedMail, c.user.id, "the e-mail address and the password")
+	if err := s.store.restoreEmail(x.r.Context(), &c, hash, reset.from(x, now), now, notice...); err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"Address restored"}`+"\n"))

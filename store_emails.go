@@ -142,18 +142,21 @@ func (s *store) confirmEmail(ctx context.Context, c *emailCode, undo *queuedMail
 	return u, s.takenError(err, c.user.username, c.email, c.user.id)
 }
 
-// restoreEmail restores the address of an undo code, which is then verified. It ends all of
-// the user's sessions, and all of its codes except the undo codes of earlier changes. It
-// queues the mail reset to the restored address. It returns errInvalidCode or errEmailTaken.
-func (s *store) restoreEmail(ctx context.Context, c *emailCode, reset *queuedMail, now int64) error {
-	values := c.args(now)
-	err := s.write(ctx, append([]statement{
+// restoreEmail restores the address of an undo code, which is then verified, and replaces the
+// password. It ends all of the user's sessions, and all of its codes except the undo codes of
+// earlier changes. It queues the mail reset to the restored address. The statements in before
+// belong to the same write, and run first. It returns errInvalidCode or errEmailTaken.
+func (s *store) restoreEmail(ctx context.Context, c *emailCode, newHash string, reset *queuedMail, now int64, before ...statement) error {
+	values := append(c.args(now), arg{"new_hash", newHash})
+	statements := append(before, []statement{
 		{
 			query: `
 				UPDATE user SET
 					email = (SELECT old_email FROM user_code WHERE hash = @hash),
 					pending_email = '',
 					email_verified_at = @now,
+					password_hash = @new_hash,
+					auth_stamp = auth_stamp + 1,
 					updated_at = @now,
 					version = version + 1
 				WHERE user.id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + concerns + `)`,
@@ -164,6 +167,7 @@ func (s *store) restoreEmail(ctx context.Context, c *emailCode, reset *queuedMai
 		{query: `DELETE FROM session WHERE user_id = @id`, args: values},
 		reset.statement(),
 		event{at: now, kind: emailRestored, userID: c.user.id, address: reset.address}.statement(),
-	}, endUndo(values)...)...)
+	}...)
+	err := s.write(ctx, append(statements, endUndo(values)...)...)
 	return s.takenError(err, c.user.username, c.email, c.user.id)
 }
