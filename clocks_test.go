@@ -78,6 +78,7 @@ var clockReaders = map[string]string{
 
 	"codes.go server.forgotPassword":      "stored",
 	"outbox.go server.notice":             "stored",
+	"limits.go server.countMail":          "limits",
 	"limits.go server.mayMail":            "limits",
 	"handlers.go server.databaseFamilies": "stored", // the age of a mail, for a metric
 	"outbox.go outbox.attach":             "stored",

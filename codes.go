@@ -197,8 +197,8 @@ func (s *server) changeOf(x *exchange, in *updateRequest, u *user) change {
 
 // prepareMails adds the notice of a change to it. The change gives a user a new password unless
 // that is nil. prepareMails returns the statements that mail a link to an address that the user
-// must confirm. It returns errInvalid if this address is not at one of EMAIL_DOMAINS, and
-// errUsernameTaken or errEmailTaken if the new names are taken now.
+// must confirm. It returns errInvalid if this address is not at one of EMAIL_DOMAINS,
+// errUsernameTaken or errEmailTaken if the new names are taken now, or errLimited.
 func (s *server) prepareMails(x *exchange, c *change, u *user, password *string) ([]statement, error) {
 	var changed []string
 	if c.email != nil {
@@ -219,6 +219,9 @@ func (s *server) prepareMails(x *exchange, c *change, u *user, password *string)
 		return nil, err
 	}
 	if err := s.store.checkFree(*cmp.Or(c.username, &u.username), *c.pendingEmail, u.id); err != nil {
+		return nil, err
+	}
+	if err := s.countMail(x); err != nil {
 		return nil, err
 	}
 	m := queuedMail{kind: changeMail, userID: u.id, email: *c.pendingEmail}
@@ -257,6 +260,9 @@ func (s *server) sendVerification(x *exchange) error {
 	}
 	if !s.mailOn {
 		return errMailOff.with("This service sends no mail: an admin can mark an address as verified")
+	}
+	if err := s.countMail(x); err != nil {
+		return err
 	}
 	m := queuedMail{kind: verifyMail, userID: x.target}
 	if err := s.store.queueVerification(x.r.Context(), x.caller(), m.from(x, s.wall().Unix())); err != nil {

@@ -675,6 +675,48 @@ func TestTheResetMailOfAnUndoIsNotLimited(t *testing.T) {
 	p.undone("ann@example.com", "thief@example.net")
 }
 
+// Where anyone can register, the member is a stranger, and each address another person's.
+func TestTheMailsThatMembersAskForAreLimited(t *testing.T) {
+	t.Parallel()
+	toOthers := func(s *service, path, token string, i int, from string) reply {
+		body := fmt.Sprintf(`{"email":"person-%d@example.net"}`, i)
+		return s.do(token, "PUT", path, body, "X-Forwarded-For: "+from)
+	}
+	again := func(s *service, token, from string) reply {
+		return s.do(token, "POST", "/api/users/me/email/verify", "", "X-Forwarded-For: "+from)
+	}
+	t.Run("of a network", func(t *testing.T) {
+		t.Parallel()
+		s := newService(t, withMail, proxied)
+		path, ann := s.member("ann")
+		for i := range 20 {
+			toOthers(s, path, ann, i, homeNet).want(t, 200, "")
+		}
+		toOthers(s, path, ann, 20, homeNet).wantWait(t, 180)
+		again(s, ann, homeNet).wantWait(t, 180)
+		if r := s.do(ann, "GET", path, ""); r.field("pending_email") != "person-19@example.net" {
+			t.Errorf("a refused change was made: %s", r.body)
+		}
+		toOthers(s, path, ann, 20, otherNet).want(t, 200, "")
+		_, root := s.admin("root")
+		s.do(root, "POST", path+"/email/verify", "", "X-Forwarded-For: "+homeNet).want(t, 202, "")
+	})
+	t.Run("of all members, which strangers do not use up", func(t *testing.T) {
+		t.Parallel()
+		s := newService(t, withMail, proxied, func(c *settings) { c.mailsPerHour = 3 })
+		path, ann := s.member("ann")
+		for range 5 {
+			s.forgot("ann")
+		}
+		toOthers(s, path, ann, 1, homeNet).want(t, 200, "")
+		toOthers(s, path, ann, 2, otherNet).want(t, 200, "")
+		again(s, ann, "192.0.2.1").want(t, 202, "")
+		again(s, ann, "198.51.100.1").wantWait(t, 1200)
+		s.clock.add(20 * time.Minute)
+		again(s, s.login("ann"), "198.51.100.1").want(t, 202, "")
+	})
+}
+
 func TestNoticesOfChanges(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {

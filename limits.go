@@ -202,7 +202,7 @@ func (s *server) allow(x *exchange, limit limit) error {
 	return l.take(limit, now, keys...)
 }
 
-// A mailLimit bounds the mails that all strangers together can cause.
+// A mailLimit bounds the mails that all strangers together can cause, or all members.
 type mailLimit struct {
 	mu  sync.Mutex
 	all throttle.Allowance
@@ -218,17 +218,36 @@ func newMailLimit(perHour int) *mailLimit {
 func (s *server) mayMail(x *exchange) bool {
 	err := s.allow(x, mails)
 	if err == nil {
-		s.mailLimit.mu.Lock()
-		defer s.mailLimit.mu.Unlock()
-		now := s.mono()
-		if err = s.mailLimit.all.Check(0, now); err == nil {
-			s.mailLimit.all.Take(0, now)
-		}
+		err = s.mailLimit.take(s.mono())
 	}
 	if err != nil {
 		s.stats.mails.Add("limited")
 	}
 	return err == nil
+}
+
+// countMail counts a mail that a member asks for, or returns errLimited: its address can be
+// that of any person, and where anyone can register, any stranger can be a member. Strangers
+// cannot use up the mails of members in all.
+func (s *server) countMail(x *exchange) error {
+	if x.who.role == admin {
+		return nil
+	}
+	if err := s.allow(x, mails); err != nil {
+		return err
+	}
+	return s.memberMails.take(s.mono())
+}
+
+// take counts a mail at now, or returns errLimited.
+func (m *mailLimit) take(now time.Duration) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	err := m.all.Check(0, now)
+	if err == nil {
+		m.all.Take(0, now)
+	}
+	return limited(err)
 }
 
 // take counts one request toward a limit, or returns errLimited. The caller holds
