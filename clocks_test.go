@@ -213,6 +213,21 @@ func TestAStepOfTheWallClock(t *testing.T) {
 				}
 			}
 		})
+		t.Run("the limits of recipients "+step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, withMail)
+			p := s.postbox()
+			s.added("ann")
+			s.forgot("ann")
+			p.only("ann@example.com", "password")
+			s.clock.set(s.wall().Add(step))
+			s.forgot("ann")
+			if step.Abs() < time.Minute {
+				p.none("the second in a minute")
+			} else {
+				p.only("ann@example.com", "password")
+			}
+		})
 		t.Run("signing keys "+step.String(), func(t *testing.T) {
 			t.Parallel()
 			s := newService(t)

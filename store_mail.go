@@ -231,7 +231,7 @@ func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash
 						AND count(*) < 10
 					FROM user_mail AS other
 					WHERE other.email = @email COLLATE NOCASE AND other.budget <> 0 AND other.budget = @budget
-						AND other.created_at > @now - 86400 AND other.id <> @mail))`,
+						AND other.created_at > @now - 86400 AND other.created_at <= @now + 60 AND other.id <> @mail))`,
 			args:   values,
 			ifNone: errMailLimited,
 		},
