@@ -340,10 +340,13 @@ func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f fac
 		return f, noBudget, nil // a thief must not have used it up
 	}
 	// A stranger must not be able to use up the mails of a user who asks from a network
-	// where it has logged in.
+	// where it has logged in. But a stranger can register with the address of another person.
 	known, _, err := o.store.loginsFrom(ctx, f.user.id, inNetworkOf(m.address))
 	if known {
-		budget = noBudget
+		budget = claimBudget
+		if f.user.emailVerifiedAt != 0 {
+			budget = noBudget
+		}
 	}
 	return f, budget, err
 }

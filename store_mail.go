@@ -38,6 +38,7 @@ const (
 	registerBudget
 	verifyBudget
 	changeBudget
+	claimBudget // reset links that a user asks for itself, if its address is only a claim
 )
 
 // A mailRule describes the mails of one kind.
