@@ -46,7 +46,7 @@ var clockReaders = map[string]string{
 	"limits.go guess.finish":             "limits",
 	"limits.go server.allow":             "limits",
 	"limits.go server.allowLookup":       "limits",
-	"limits.go server.count":             "limits",
+	"limits.go server.allowOwner":        "limits",
 	"limits.go server.newGuess":          "limits", // and sessions, for known networks
 	"limits.go server.noteLogin":         "limits",
 	"limits.go server.requireProof":      "TestProofTable",

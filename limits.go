@@ -168,16 +168,23 @@ func (s *server) count(x *exchange, owner int64) error {
 	if l == nil || x.limit == changes && x.who.role == admin {
 		return nil
 	}
-	if own != noLimit {
-		now, key := s.mono(), l.seed.Key(strconv.FormatInt(owner, 10))
-		l.mu.Lock()
-		err := l.take(own, now, key)
-		l.mu.Unlock()
-		if err != nil {
-			return err
-		}
+	if err := s.allowOwner(own, owner); err != nil {
+		return err
 	}
 	return s.allow(x, x.limit)
+}
+
+// allowOwner counts a request of a user, a session or a registration toward a limit, or returns
+// errLimited.
+func (s *server) allowOwner(limit limit, owner int64) error {
+	l := s.limiter
+	if l == nil || limit == noLimit {
+		return nil
+	}
+	now, key := s.mono(), l.seed.Key(strconv.FormatInt(owner, 10))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.take(limit, now, key)
 }
 
 // countMalformed counts a request of a limited route that failed before its handler
