@@ -642,19 +642,42 @@ func TestAnUndoEndsThoseOfLaterChanges(t *testing.T) {
 	})
 }
 
+// A thief can register another user with the address that its owner must get back.
 func TestAnUndoOfAnAddressThatIsTaken(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
 	path, ann, undo := s.moved(p, "ann", "next@example.net")
+	s.clock.add(time.Minute)
 	s.do("", "POST", "/api/register", `{"username":"bob","email":"ANN@example.com","password":"`+goodPassword+`"}`).want(t, 201, "")
+	claim := p.only("ANN@example.com", "Confirm").code
+	_, root := s.admin("root")
+	verify := func(verified bool) {
+		s.do(root, "PUT", "/api/users/2", fmt.Sprintf(`{"email_verified":%t}`, verified)).want(t, 200, "")
+	}
+	verify(true)
 	s.sendCode("", "undo", undo).want(t, 400, "email_taken")
 	if r := s.do(ann, "GET", path, "").want(t, 200, ""); r.field("email") != "next@example.net" {
 		t.Errorf("got %s", r.body)
 	}
 	p.none("a refused undo")
-	s.do(s.login("bob"), "DELETE", "/api/users/me", "").want(t, 200, "")
+
+	verify(false)
 	s.sendCode("", "undo", undo).want(t, 200, "")
+	p.undone("ann@example.com", "next@example.net")
+	bob := s.login("bob")
+	if r := s.do(bob, "GET", "/api/users/2", ""); !strings.HasPrefix(r.field("email"), "user-2-") || r.field("email_verified_at") != "" {
+		t.Errorf("got %s", r.body)
+	}
+	s.sendCode(bob, "verify", claim).want(t, 400, "invalid_code")
+	if got := s.eventsOf(t, "/2"); got != "user_created user_changed user_changed user_changed login" {
+		t.Errorf("the events are %s", got)
+	}
+	for _, r := range s.do(root, "GET", "/api/users", "").want(t, 200, "").list(t, "email") {
+		if r == "" {
+			t.Error("a user has no address")
+		}
+	}
 }
 
 // A thief must not be able to use up the mails to the address, so that its owner gets none.

@@ -142,13 +142,40 @@ func (s *store) confirmEmail(ctx context.Context, c *emailCode, undo *queuedMail
 	return u, s.takenError(err, c.user.username, c.email, c.user.id)
 }
 
+// claimed is the condition that a user other than @id has the address that the undo code with
+// the hash @hash restores, and never proved it.
+const claimed = `user.email = (SELECT old_email FROM user_code WHERE ` + usable + `) COLLATE NOCASE
+	AND user.id <> @id AND user.email_verified_at = 0`
+
+// endClaim are the statements that take the address that an undo code restores from a user
+// that only claims it. Otherwise a thief could keep an address, by registering another user
+// with the one that its owner must get back. The user gets an address that is nobody's.
+func endClaim(c *emailCode, now int64, client string) []statement {
+	record := event{at: now, kind: userChanged, address: client, changes: "email"}.statement()
+	values := append(c.args(now), record.args...)
+	return []statement{
+		{query: intoEvent + `SELECT @at, @type, 0, user.id, 0, @address, @changes FROM user WHERE ` + claimed, args: values},
+		{
+			query: `
+				UPDATE user SET
+					email = 'user-' || id || '-' || lower(hex(randomblob(8))) || '@invalid',
+					pending_email = '',
+					updated_at = @now,
+					version = version + 1
+				WHERE ` + claimed,
+			args: values,
+		},
+	}
+}
+
 // restoreEmail restores the address of an undo code, which is then verified, and replaces the
 // password. It ends all of the user's sessions, and all of its codes except the undo codes of
 // earlier changes. It queues the mail reset to the restored address. The statements in before
-// belong to the same write, and run first. It returns errInvalidCode or errEmailTaken.
+// belong to the same write, and run first. It returns errInvalidCode, or errEmailTaken if
+// another user has proved that the address is its own.
 func (s *store) restoreEmail(ctx context.Context, c *emailCode, newHash string, reset *queuedMail, now int64, before ...statement) error {
 	values := append(c.args(now), arg{"new_hash", newHash})
-	statements := append(before, []statement{
+	statements := append(append(before, endClaim(c, now, reset.address)...), []statement{
 		{
 			query: `
 				UPDATE user SET
