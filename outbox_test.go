@@ -791,6 +791,20 @@ func TestALoginFromANewNetworkIsNoticed(t *testing.T) {
 	p.none("with NOTICES=off")
 }
 
+// A thief can add events of the user, and end all of its sessions.
+func TestManyEventsDoNotHideTheLoginsBeforeThem(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail, proxied, unlimited)
+	p := s.postbox()
+	path, ann := s.verified(p, "ann")
+	for i := range 200 {
+		s.do(ann, "PUT", path, fmt.Sprintf(`{"username":"ann%d"}`, i)).want(t, 200, "")
+	}
+	s.do(ann, "POST", "/api/logout", "").want(t, 204, "")
+	s.tryLogin(otherNet, "ann199", goodPassword).want(t, 200, "")
+	p.only("ann@example.com", "New login")
+}
+
 func TestAFirstLoginIsNotNoticed(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
