@@ -1189,7 +1189,7 @@ var changeCases = []actCase{
 	{field: "email_verified_at", value: `7`},
 	{field: "pending", value: `7`},
 	{field: "pending_email", value: `7`},
-	{field: "email_verified", value: `true`},
+	{field: "email_verified", value: `true`, own: true, other: true},
 }
 
 // A prover is a state of the caller's proof.

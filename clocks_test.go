@@ -46,7 +46,7 @@ var clockReaders = map[string]string{
 	"limits.go guess.finish":             "limits",
 	"limits.go server.allow":             "limits",
 	"limits.go server.allowLookup":       "limits",
-	"limits.go server.count":             "limits",
+	"limits.go server.allowOwner":        "limits",
 	"limits.go server.newGuess":          "limits", // and sessions, for known networks
 	"limits.go server.noteLogin":         "limits",
 	"limits.go server.requireProof":      "TestProofTable",
@@ -78,6 +78,7 @@ var clockReaders = map[string]string{
 
 	"codes.go server.forgotPassword":      "stored",
 	"outbox.go server.notice":             "stored",
+	"limits.go server.countMail":          "limits",
 	"limits.go server.mayMail":            "limits",
 	"handlers.go server.databaseFamilies": "stored", // the age of a mail, for a metric
 	"outbox.go outbox.attach":             "stored",
@@ -208,6 +209,21 @@ func TestAStepOfTheWallClock(t *testing.T) {
 				} else {
 					use().want(t, 200, "")
 				}
+			}
+		})
+		t.Run("the limits of recipients "+step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, withMail)
+			p := s.postbox()
+			s.added("ann")
+			s.forgot("ann")
+			p.only("ann@example.com", "password")
+			s.clock.set(s.wall().Add(step))
+			s.forgot("ann")
+			if step.Abs() < time.Minute {
+				p.none("the second in a minute")
+			} else {
+				p.only("ann@example.com", "password")
 			}
 		})
 		t.Run("signing keys "+step.String(), func(t *testing.T) {

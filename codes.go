@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
@@ -200,7 +201,7 @@ func (s *server) changeOf(x *exchange, in *updateRequest, u *user) change {
 // prepareMails adds a notice to the change of a user, which also sets the password unless that
 // is nil. It returns the statements that mail a link to the pending address, or nil if the
 // change has none. It returns errInvalid if this address is not at one of EMAIL_DOMAINS, and
-// errUsernameTaken or errEmailTaken if another user has a name of the change.
+// errUsernameTaken or errEmailTaken if another user has a name of the change, or errLimited.
 func (s *server) prepareMails(x *exchange, c *change, u *user, password *string) ([]statement, error) {
 	var changed []string
 	if c.email != nil {
@@ -221,6 +222,9 @@ func (s *server) prepareMails(x *exchange, c *change, u *user, password *string)
 		return nil, err
 	}
 	if err := s.store.checkFree(*cmp.Or(c.username, &u.username), *c.pendingEmail, u.id); err != nil {
+		return nil, err
+	}
+	if err := s.countMail(x); err != nil {
 		return nil, err
 	}
 	m := queuedMail{kind: changeMail, userID: u.id, email: *c.pendingEmail}
@@ -260,6 +264,9 @@ func (s *server) sendVerification(x *exchange) error {
 	if !s.mailOn {
 		return errMailOff.with("This service sends no mail: an admin can mark an address as verified")
 	}
+	if err := s.countMail(x); err != nil {
+		return err
+	}
 	m := queuedMail{kind: verifyMail, userID: x.target}
 	if err := s.store.queueVerification(x.r.Context(), x.caller(), m.causedBy(x, s.wall().Unix())); err != nil {
 		return err
@@ -287,8 +294,10 @@ func (s *server) confirmEmail(x *exchange) error {
 	return x.send(http.StatusOK, append(appendUser(nil, &u, viewEmail), '\n')) // the holder of the code may not be the user
 }
 
-// restoreEmail undoes a change of the address of a user. It queues a mail with a reset link to
-// the restored address: the person who changed the address may know the password.
+// restoreEmail undoes a change of the address of a user. It gives the user a random password,
+// and queues a mail with a reset link to the restored address: the person who changed the
+// address may know the password, and would change the address again before the user opens the
+// link.
 func (s *server) restoreEmail(x *exchange) error {
 	in, err := decode[codeRequest](x.body())
 	if err != nil {
@@ -298,9 +307,17 @@ func (s *server) restoreEmail(x *exchange) error {
 	if err != nil {
 		return err
 	}
+	if err := s.allow(x, passwords); err != nil {
+		return err
+	}
+	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), rand.Text())
+	if err != nil {
+		return err
+	}
 	now := s.wall().Unix()
 	reset := queuedMail{kind: resetMail, userID: c.user.id, email: c.email, detail: restored}
-	if err := s.store.restoreEmail(x.r.Context(), &c, reset.causedBy(x, now), now); err != nil {
+	notice := s.notice(x, changedMail, c.user.id, "the e-mail address and the password")
+	if err := s.store.restoreEmail(x.r.Context(), &c, hash, reset.causedBy(x, now), now, notice...); err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"Address restored"}`+"\n"))

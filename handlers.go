@@ -28,8 +28,9 @@ type server struct {
 	settings
 	userService
 	keys        *keyring
-	limiter     *limiter // nil: RATE_LIMIT=off
-	mailLimit   *mailLimit
+	limiter     *limiter   // nil: RATE_LIMIT=off
+	mailLimit   *mailLimit // of strangers
+	memberMails *mailLimit
 	feed        *feed
 	log         *slog.Logger
 	mono        func() time.Duration // the monotonic clock, for limits and intervals: the time since some start
@@ -46,6 +47,7 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *sl
 		userService: userService{st, h, c.passwords, wall},
 		keys:        keys,
 		mailLimit:   newMailLimit(c.mailsPerHour),
+		memberMails: newMailLimit(c.mailsPerHour),
 		feed:        newFeed(),
 		log:         log,
 		mono:        mono,
@@ -246,7 +248,7 @@ type stats struct {
 
 func newStats(st *store, mono func() time.Duration) *stats {
 	t := &stats{
-		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code"),
+		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code", "mail"),
 		mails:   prom.NewCounters("outcome", "sent", "failed", "abandoned", "limited"),
 	}
 	t.unrouted = t.route("")

@@ -168,16 +168,23 @@ func (s *server) count(x *exchange, owner int64) error {
 	if l == nil || x.limit == changes && x.who.role == admin {
 		return nil
 	}
-	if own != noLimit {
-		now, key := s.mono(), l.seed.Key(strconv.FormatInt(owner, 10))
-		l.mu.Lock()
-		err := l.take(own, now, key)
-		l.mu.Unlock()
-		if err != nil {
-			return err
-		}
+	if err := s.allowOwner(own, owner); err != nil {
+		return err
 	}
 	return s.allow(x, x.limit)
+}
+
+// allowOwner counts a request of a user, a session or a registration toward a limit, or returns
+// errLimited.
+func (s *server) allowOwner(limit limit, owner int64) error {
+	l := s.limiter
+	if l == nil || limit == noLimit {
+		return nil
+	}
+	now, key := s.mono(), l.seed.Key(strconv.FormatInt(owner, 10))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.take(limit, now, key)
 }
 
 // countMalformed counts a request of a limited route that failed before its handler
@@ -202,8 +209,8 @@ func (s *server) allow(x *exchange, limit limit) error {
 	return l.take(limit, now, keys...)
 }
 
-// A mailLimit bounds the mails that all strangers together can cause: perHour in a row,
-// then perHour an hour.
+// A mailLimit bounds the mails that all strangers together can cause, or all members:
+// perHour in a row, then perHour an hour.
 type mailLimit struct {
 	mu  sync.Mutex
 	all throttle.Allowance
@@ -219,17 +226,36 @@ func newMailLimit(perHour int) *mailLimit {
 func (s *server) mayMail(x *exchange) bool {
 	err := s.allow(x, mails)
 	if err == nil {
-		s.mailLimit.mu.Lock()
-		defer s.mailLimit.mu.Unlock()
-		now := s.mono()
-		if err = s.mailLimit.all.Check(0, now); err == nil {
-			s.mailLimit.all.Take(0, now)
-		}
+		err = s.mailLimit.take(s.mono())
 	}
 	if err != nil {
 		s.stats.mails.Add("limited")
 	}
 	return err == nil
+}
+
+// countMail counts a mail that a member asks for, or returns errLimited: its address can be
+// that of any person, and where anyone can register, any stranger can be a member. Strangers
+// cannot use up the mails of members in all.
+func (s *server) countMail(x *exchange) error {
+	if x.who.role == admin {
+		return nil
+	}
+	if err := s.allow(x, mails); err != nil {
+		return err
+	}
+	return s.memberMails.take(s.mono())
+}
+
+// take counts a mail at now, or returns errLimited.
+func (m *mailLimit) take(now time.Duration) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	err := m.all.Check(0, now)
+	if err == nil {
+		m.all.Take(0, now)
+	}
+	return limited(err)
 }
 
 // take counts one request toward a limit, or returns errLimited. The caller holds
@@ -426,7 +452,7 @@ func actsOf(c *change, password *string) (acts proof) {
 		}
 	}
 	add(changeUsername, c.username != nil)
-	add(changeEmail, c.email != nil || c.pendingEmail != nil && *c.pendingEmail != "")
+	add(changeEmail, c.email != nil || c.verified != nil || c.pendingEmail != nil && *c.pendingEmail != "")
 	add(changePassword, password != nil)
 	add(changeRole, c.role != nil)
 	add(changeDisabled, c.disabled != nil)

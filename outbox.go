@@ -346,10 +346,14 @@ func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f fac
 		return f, noBudget, nil // otherwise a thief could have used up the budget
 	}
 	// A request from a network where the user has logged in does not count: otherwise a
-	// stranger could use up the mails of the user.
+	// stranger could use up the mails of the user. But a stranger can register with the address
+	// of another person.
 	known, _, err := o.store.loginsFrom(ctx, f.user.id, inNetworkOf(m.address))
 	if known {
-		budget = noBudget
+		budget = claimBudget
+		if f.user.emailVerifiedAt != 0 {
+			budget = noBudget
+		}
 	}
 	return f, budget, err
 }

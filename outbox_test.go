@@ -390,8 +390,9 @@ func TestAForgottenPasswordHasLimits(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail, proxied)
 		p := s.postbox()
-		s.added("ann")
+		s.verified(p, "ann")
 		s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+		p.only("ann@example.com", "login")
 		stranger(s, "198.51.100.1", "ann")
 		p.only("ann@example.com", "password")
 		stranger(s, "203.0.113.1", "ann")
@@ -401,12 +402,35 @@ func TestAForgottenPasswordHasLimits(t *testing.T) {
 	})
 }
 
+// A stranger who registers with the address of another person is at home in its own network.
+func TestAnAddressThatIsOnlyAClaimIsLimited(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail, proxied)
+	p := s.postbox()
+	s.register("mallory")
+	p.only("mallory@example.com", "Confirm")
+	password, sent := goodPassword, 0
+	for i := range 30 {
+		from := fmt.Sprintf("192.0.%d.1", i)
+		token := s.tryLogin(from, "mallory", password).want(t, 200, "").field("access_token")
+		s.do("", "POST", "/api/password/forgot", `{"login":"mallory"}`, "X-Forwarded-For: "+from).want(t, 202, "")
+		sent += len(p.deliver())
+		password = fmt.Sprint("the long password ", i) // which ends the live links
+		s.do(token, "PUT", "/api/users/me", fmt.Sprintf(`{"password":%q}`, password), "X-Forwarded-For: "+from).want(t, 200, "")
+		s.clock.add(10 * time.Minute)
+	}
+	if sent != 10 { // in five hours
+		t.Errorf("sent %d mails, want 10", sent)
+	}
+	s.forgot("mallory")
+	p.only("mallory@example.com", "password") // others have a limit of their own
+}
+
 func TestThreeLiveLinksAreEnough(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
-	s.added("ann")
-	s.login("ann") // so the network is known, and the limits of the address do not apply
+	s.verified(p, "ann") // in a network that is known then, so the limits of the address do not apply
 	var codes []string
 	for range 3 {
 		s.forgot("ann")
@@ -426,8 +450,7 @@ func TestEachOfThreeLiveLinksWorks(t *testing.T) {
 	for chosen := range 3 {
 		s := newService(t, withMail)
 		p := s.postbox()
-		s.added("ann")
-		s.login("ann")
+		s.verified(p, "ann")
 		var codes []string
 		for range 3 {
 			s.forgot("ann")
@@ -767,6 +790,20 @@ func TestALoginFromANewNetworkIsNoticed(t *testing.T) {
 	s.notices = switchOff
 	s.tryLogin("203.0.115.1", "ann", goodPassword).want(t, 200, "")
 	p.none("with NOTICES=off")
+}
+
+// A thief can add events of the user, and end all of its sessions.
+func TestManyEventsDoNotHideTheLoginsBeforeThem(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail, proxied, unlimited)
+	p := s.postbox()
+	path, ann := s.verified(p, "ann")
+	for i := range 200 {
+		s.do(ann, "PUT", path, fmt.Sprintf(`{"username":"ann%d"}`, i)).want(t, 200, "")
+	}
+	s.do(ann, "POST", "/api/logout", "").want(t, 204, "")
+	s.tryLogin(otherNet, "ann199", goodPassword).want(t, 200, "")
+	p.only("ann@example.com", "New login")
 }
 
 func TestAFirstLoginIsNotNoticed(t *testing.T) {

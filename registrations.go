@@ -110,6 +110,10 @@ func (s *server) completeRegistration(x *exchange, r *registration, code []byte,
 	case !ok:
 		return errCredentials
 	}
+	// Like a change of a user: a refusal shows that a name exists, and the code stays valid.
+	if err := s.allowOwner(userChanges, -r.id); err != nil {
+		return err
+	}
 	u := user{username: r.username, email: r.email, role: member}
 	if username != nil {
 		u.username = validate.TrimName(*username)

@@ -291,6 +291,23 @@ func TestTheCodeOfARegistrationIsAcceptedNowhereElse(t *testing.T) {
 }
 
 // Two servers on one file, and 64 clients: one code makes one user.
+// The code stays valid if a name is taken, so it could be used to ask which names exist.
+func TestTheNamesThatARegistrationAsksForAreLimited(t *testing.T) {
+	t.Parallel()
+	s := newService(t, verified)
+	p := s.postbox()
+	s.added("ann")
+	s.apply("bob")
+	code := p.only("bob@example.com", "").code
+	for range 60 {
+		s.confirm(code, `,"username":"ann"`).want(t, 400, "username_taken")
+	}
+	s.confirm(code, `,"username":"ann"`).wantWait(t, 60)
+	s.confirm(code, "").wantWait(t, 60)
+	s.clock.add(time.Minute)
+	s.confirm(code, "").want(t, 200, "")
+}
+
 func TestACodeMakesOneUser(t *testing.T) {
 	t.Parallel()
 	first := newService(t, verified, unlimited)

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"strings"
 )
 
 // concerns is the condition that a code is for an address of a user: a verify code for its
@@ -143,18 +145,48 @@ func (s *store) confirmEmail(ctx context.Context, c *emailCode, undo *queuedMail
 	return u, s.takenError(err, c.user.username, c.email, c.user.id)
 }
 
-// restoreEmail restores the address that an undo code is for, which is then verified. It ends
-// all sessions of the user, and all of its codes except the undo codes of earlier changes. It
-// queues the mail reset to the restored address. It returns errInvalidCode or errEmailTaken.
-func (s *store) restoreEmail(ctx context.Context, c *emailCode, reset *queuedMail, now int64) error {
-	values := c.args(now)
-	err := s.write(ctx, append([]statement{
+// claimed is the condition that a user other than @id has the address that the undo code with
+// the hash @hash restores, and never proved it.
+const claimed = `user.email = (SELECT old_email FROM user_code WHERE ` + usable + `) COLLATE NOCASE
+	AND user.id <> @id AND user.email_verified_at = 0`
+
+// endClaim are the statements that take the address that an undo code restores from a user
+// that only claims it, and give that user an address to which no mail can go. Otherwise a thief
+// could keep an address from its owner by registering another user with it.
+func endClaim(c *emailCode, now int64, client string) []statement {
+	record := event{at: now, kind: userChanged, address: client, changes: "email"}.statement()
+	values := append(append(c.args(now), record.args...), arg{"random", strings.ToLower(rand.Text())})
+	return []statement{
+		{query: intoEvent + `SELECT @at, @type, 0, user.id, 0, @address, @changes FROM user WHERE ` + claimed, args: values},
+		{
+			query: `
+				UPDATE user SET
+					email = 'user-' || id || '-' || @random || '@invalid',
+					pending_email = '',
+					updated_at = @now,
+					version = version + 1
+				WHERE ` + claimed,
+			args: values,
+		},
+	}
+}
+
+// restoreEmail restores the address of an undo code, which is then verified, and replaces the
+// password. It ends all of the user's sessions, and all of its codes except the undo codes of
+// earlier changes. It queues the mail reset to the restored address. The statements in before
+// belong to the same write, and run first. It returns errInvalidCode, or errEmailTaken if
+// another user has verified the address.
+func (s *store) restoreEmail(ctx context.Context, c *emailCode, newHash string, reset *queuedMail, now int64, before ...statement) error {
+	values := append(c.args(now), arg{"new_hash", newHash})
+	statements := append(append(before, endClaim(c, now, reset.address)...), []statement{
 		{
 			query: `
 				UPDATE user SET
 					email = (SELECT old_email FROM user_code WHERE hash = @hash),
 					pending_email = '',
 					email_verified_at = @now,
+					password_hash = @new_hash,
+					auth_stamp = auth_stamp + 1,
 					updated_at = @now,
 					version = version + 1
 				WHERE user.id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + concerns + `)`,
@@ -165,6 +197,7 @@ func (s *store) restoreEmail(ctx context.Context, c *emailCode, reset *queuedMai
 		{query: `DELETE FROM session WHERE user_id = @id`, args: values},
 		reset.statement(),
 		event{at: now, kind: emailRestored, userID: c.user.id, address: reset.address}.statement(),
-	}, endUndo(values)...)...)
+	}...)
+	err := s.write(ctx, append(statements, endUndo(values)...)...)
 	return s.takenError(err, c.user.username, c.email, c.user.id)
 }

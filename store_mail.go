@@ -38,6 +38,7 @@ const (
 	registerBudget        // also takenMail, which takes the place of a registerMail
 	verifyBudget
 	changeBudget
+	claimBudget // reset links that a user asks for itself, if its address is only a claim
 )
 
 // A mailRule describes the mails of one kind.
@@ -237,7 +238,7 @@ func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash
 						AND count(*) < 10
 					FROM user_mail AS other
 					WHERE other.email = @email COLLATE NOCASE AND other.budget <> 0 AND other.budget = @budget
-						AND other.created_at > @now - 86400 AND other.id <> @mail))`,
+						AND other.created_at > @now - 86400 AND other.created_at <= @now + 60 AND other.id <> @mail))`,
 			args:   values,
 			ifNone: errMailLimited,
 		},
@@ -314,14 +315,20 @@ func (s *store) mailQueue() (n, oldest int64, err error) {
 // loginsFrom reports whether a session of a user, or a login among its last 200 events, is from
 // an address that matches (known), and whether the user has any session or login (exist). It
 // reads the sessions first, because they are fewer.
+// A user with 200 events has logged in, even if none of these is a login.
 func (s *store) loginsFrom(ctx context.Context, userID int64, matches func(address string) bool) (known, exist bool, err error) {
 	var address string
 	see := func() { known, exist = known || matches(address), true }
 	err = s.eachRow(ctx, `SELECT address FROM session WHERE user_id = ?1`, []any{&address}, see, userID)
 	if err == nil && !known {
-		err = s.eachRow(ctx, `
-			SELECT address FROM (SELECT address, type FROM event WHERE user_id = ?1 ORDER BY id DESC LIMIT 200) WHERE type = 'login'`,
-			[]any{&address}, see, userID)
+		n, login := 0, false
+		err = s.eachRow(ctx, `SELECT address, type = 'login' FROM event WHERE user_id = ?1 ORDER BY id DESC LIMIT 200`,
+			[]any{&address, &login}, func() {
+				if n++; login {
+					see()
+				}
+			}, userID)
+		exist = exist || n == 200
 	}
 	return known, exist, err
 }
