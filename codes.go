@@ -210,7 +210,11 @@ func (s *server) prepareMails(x *exchange, c *change, u *user, password *string)
 	if password != nil {
 		changed = append(changed, "the password")
 	}
-	if notice := s.notice(x, changedMail, u.id, strings.Join(changed, " and ")); notice != nil && changed != nil {
+	detail := strings.Join(changed, " and ")
+	if u.id != x.who.id {
+		detail += ", by an admin"
+	}
+	if notice := s.notice(x, changedMail, u.id, detail); notice != nil && changed != nil {
 		c.notice = &notice[0]
 	}
 	if c.pendingEmail == nil || *c.pendingEmail == "" {

@@ -366,7 +366,7 @@ func TestWhoMustConfirmANewAddress(t *testing.T) {
 				t.Errorf("got %s", r.body)
 			}
 			m := p.only(row.old, "has changed")
-			if m.code != "" || !strings.Contains(m.text, "the e-mail address.") {
+			if m.code != "" || !strings.Contains(m.text, "the e-mail address") {
 				t.Errorf("the notice has the code %q:\n%s", m.code, m.text)
 			}
 		}
@@ -748,9 +748,9 @@ func TestNoticesOfChanges(t *testing.T) {
 		notice          string
 	}{
 		{"the user changes its password", "ann", `{"password":"` + newPassword + `"}`, 200, "the password."},
-		{"an admin changes it", "root", `{"password":"` + newPassword + `"}`, 200, "the password."},
-		{"an admin changes it and the address", "root", `{"password":"` + newPassword + `","email":"next@example.net"}`, 200, "the e-mail address and the password."},
-		{"an admin changes the address and verifies it", "root", `{"email":"next@example.net","email_verified":true}`, 200, "the e-mail address."},
+		{"an admin changes it", "root", `{"password":"` + newPassword + `"}`, 200, "the password, by an admin."},
+		{"an admin changes it and the address", "root", `{"password":"` + newPassword + `","email":"next@example.net"}`, 200, "the e-mail address and the password, by an admin."},
+		{"an admin changes the address and verifies it", "root", `{"email":"next@example.net","email_verified":true}`, 200, "the e-mail address, by an admin."},
 		{"another field changes", "root", `{"username":"annette","role":"admin"}`, 200, ""},
 		{"a change is refused", "root", `{"password":"` + newPassword + `","email":"root@example.com"}`, 400, ""},
 	} {
