@@ -392,7 +392,7 @@ func TestADatabaseThatCannotBeAdoptedIsRefused(t *testing.T) {
 		{"a trigger on the table user", []string{`CREATE TRIGGER promote AFTER INSERT ON user BEGIN SELECT 1; END`}, `trigger "promote" on table "user"`},
 		{"a view of the table user", []string{`CREATE VIEW hashes AS SELECT password_hash FROM user`}, `view "hashes"`},
 		{"no table user", []string{`DROP TABLE user`}, "another program"},
-		{"a version of somebody's own", []string{`PRAGMA user_version = 1`}, "another program"},
+		{"a version of another program", []string{`PRAGMA user_version = 1`}, "another program"},
 	} {
 		t.Run(test.claim, func(t *testing.T) {
 			path := flaskDatabase(t, test.sql...)

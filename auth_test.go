@@ -180,7 +180,7 @@ func forgeries(k *signingKey, c claims, now int64) []forgery {
 		{name: "another typ", token: inHeader(`"JWT"`, `"at+jwt"`)},
 		{name: "header members in another order", token: withHeader(`{"typ":"JWT",` + strings.Replace(header[1:], `,"typ":"JWT"`, "", 1))},
 		{name: "a space in the header", token: inHeader(":", ": ")},
-		{name: "a header that is no JSON", token: withHeader("HS256")},
+		{name: "a header that is not JSON", token: withHeader("HS256")},
 		{name: "a header that is not encoded", token: signInput(k, header+"."+encode64(payload))},
 
 		{name: "trailing bits in the header", token: signInput(k, spelledOtherwise(k.header)+"."+encode64(payload))},
@@ -206,7 +206,7 @@ func forgeries(k *signingKey, c claims, now int64) []forgery {
 		{name: "a payload that is an array", token: withPayload("[" + payload + "]")},
 		{name: "a payload that is a string", token: withPayload(strconv.Quote(payload))},
 		{name: "a payload that is null", token: withPayload("null")},
-		{name: "a payload that is no JSON", token: withPayload("claims")},
+		{name: "a payload that is not JSON", token: withPayload("claims")},
 		{name: "no claims", token: withPayload("{}")},
 		{name: "data after the payload", token: withPayload(payload + "1")},
 		{name: "a second payload", token: withPayload(payload + payload)},
@@ -856,7 +856,7 @@ func TestKeys(t *testing.T) {
 			t.Error("they share a key")
 		}
 	})
-	t.Run("processes that start at once agree on one key", func(t *testing.T) {
+	t.Run("processes that start at the same moment agree on one key", func(t *testing.T) {
 		_, path := open(t)
 		var group sync.WaitGroup
 		for range 4 {
@@ -1220,7 +1220,7 @@ var changeCases = []actCase{
 	{field: "pending", value: `7`},
 	{field: "pending_email", value: `7`},
 	{field: "service", value: `7`},
-	{field: "email_verified", value: `true`},
+	{field: "email_verified", value: `true`, own: true, other: true},
 }
 
 // A prover is a state of the caller's proof.

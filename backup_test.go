@@ -525,7 +525,7 @@ func TestARestoreTakesCopiesOfAnyMaking(t *testing.T) {
 		claim string
 		make  func(t *testing.T, path string)
 	}{
-		{"a file that was copied when nobody had it open", func(t *testing.T, path string) { copyFile(t, makeStore(t, "ann"), path) }},
+		{"a file that was copied while no process had it open", func(t *testing.T, path string) { copyFile(t, makeStore(t, "ann"), path) }},
 		{"a file and its log, as a snapshot of the disk has them", func(t *testing.T, path string) {
 			live := filepath.Join(t.TempDir(), "app.db")
 			aUser(t, openTestStore(t, live), "ann", member)
@@ -581,7 +581,7 @@ func TestARestoreThatIsRefusedLeavesEverythingAsItWas(t *testing.T) {
 		{"a newer userd's", ours, newer, "newer userd"},
 		{"Flask's", ours, flaskDatabase(t), "userd adopt -database"},
 		{"another program's", ours, makeDatabase(t, `CREATE TABLE song (title)`), "another program's"},
-		{"one with a journal beside it", ours, unfinished, "unfinished"},
+		{"one with a journal next to it", ours, unfinished, "unfinished"},
 		{"one with a trigger", ours, hooked, `trigger "promote" on table "session"`},
 		{"the database itself", ours, ours, "the database itself"},
 		{"over another program's", makeDatabase(t, `CREATE TABLE song (title)`), good, "another program's"},
@@ -707,7 +707,7 @@ func TestARestoreIsRefusedWhileAServerRuns(t *testing.T) {
 		for _, offset := range []int64{0, 100} {
 			dir := filepath.Dir(makeStore(t, "bob")) // whose first page is not in the log
 			p := startUserd(t, dir, nil)
-			damage(t, filepath.Join(dir, "app.db"), offset, []byte("these are somebody's notes, and no database"))
+			damage(t, filepath.Join(dir, "app.db"), offset, []byte("these are notes, not a database"))
 			refused(t, dir)
 			p.end(syscall.SIGKILL)
 		}
@@ -922,7 +922,7 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 		spoil func(t *testing.T, path string)
 		says  []string
 	}{
-		{"a session of nobody", sql(`INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (9, 1, 1, 1, '', '')`),
+		{"a session of a user that does not exist", sql(`INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (9, 1, 1, 1, '', '')`),
 			[]string{"session 1 belongs to user 9, which does not exist"}},
 		{"an unknown role", sql(`UPDATE user SET role = 'king' || char(27) WHERE id = 1`), []string{`user 1 has the unknown role 'king?'`}},
 		{"an unknown value of disabled", sql(`UPDATE user SET disabled = 2 WHERE id = 1`), []string{"user 1 has 2 instead of 0 or 1 in disabled"}},

@@ -271,11 +271,12 @@ func TestThePagesInABrowser(t *testing.T) {
 	dir := t.TempDir()
 	environ := []string{"DATABASE_URL=" + filepath.Join(dir, "app.db"), "MAIL_URL=log:", "REGISTRATION=verified", "RATE_LIMIT=off"}
 	const markup = "<img src=x onerror=document.title=1>"
-	for _, name := range []string{"ann", "carl", "dora", "markup"} {
+	for _, name := range []string{"ann", "carl", "dora", "markup", "pat"} {
 		userdHere(t, goodPassword, environ, "user", "add", name, name+"@example.com")
 	}
 	userdHere(t, goodPassword, environ, "user", "add", "-admin", "root", "root@example.com")
 	runSQL(t, another(t, filepath.Join(dir, "app.db")), `UPDATE user SET username = '`+markup+`' WHERE username = 'markup'`)
+	runSQL(t, another(t, filepath.Join(dir, "app.db")), `UPDATE user SET pending = 1 WHERE username = 'pat'`)
 	p := startUserd(t, dir, environ)
 	root := p.login("root", goodPassword)
 	resetLink := func() string {
@@ -371,6 +372,13 @@ func TestThePagesInABrowser(t *testing.T) {
 			t.Error("the username became markup")
 		}
 	})
+	b.within(t, "an address is verified of a user that waits for approval", func(t *testing.T) {
+		p.must(root, "POST", "/api/users/5/email/verify", "").want(t, 202, "")
+		b.follow(b.mailedLink(p, "pat@example.com", verifyCode))
+		b.write("password", goodPassword)
+		b.click("send")
+		b.wantDone("The address pat@example.com is confirmed. You can log in after an admin has approved")
+	})
 	b.within(t, "a registration is completed by keyboard, with another username", func(t *testing.T) {
 		p.must("", "POST", "/api/register", registerBody("dan", goodPassword)).want(t, 202, "")
 		link := b.mailedLink(p, "dan@example.com", verifyCode)
@@ -412,7 +420,7 @@ func TestThePagesInABrowser(t *testing.T) {
 
 			link = b.mailedLink(p, old, undoCode)
 			b.follow(link)
-			if text := b.text(); !strings.Contains(text, "All sessions of the account end") || !strings.Contains(text, "a mail with a link to set a new password") {
+			if text := b.text(); !strings.Contains(text, "This logs out all devices") || !strings.Contains(text, "an e-mail with a link to set a new password") {
 				t.Errorf("the page says %s", text)
 			}
 			row.confirm()
@@ -432,7 +440,7 @@ func TestThePagesInABrowser(t *testing.T) {
 	b.within(t, "an address without a code", func(t *testing.T) {
 		for _, link := range []string{"/reset", "/verify#", "/change#x", "/undo#uu", "/invite#xx_"} {
 			b.open(p.url + link)
-			b.wantMessage("lacks its code")
+			b.wantMessage("not complete")
 			b.wantClean(p.url + link)
 		}
 	})

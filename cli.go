@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -326,7 +327,7 @@ func mailList(f *flag.FlagSet) action {
 				next = 0
 			}
 			if !*asJSON {
-				table.Row(m.id, m.kind, m.userID, m.email, when(m.createdAt), m.state, m.tries, when(next), m.lastError)
+				table.Row(m.id, m.kind, idOrDash(m.userID), m.email, when(m.createdAt), m.state, m.tries, when(next), m.lastError)
 				return
 			}
 			lines.Encode(struct {
@@ -371,4 +372,11 @@ func when(unix int64) string {
 		return "-"
 	}
 	return utc(unix).Format(time.RFC3339)
+}
+
+func idOrDash(id int64) string {
+	if id == 0 {
+		return "-"
+	}
+	return strconv.FormatInt(id, 10)
 }

@@ -19,7 +19,6 @@ import (
 	neturl "net/url"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -205,13 +204,6 @@ func (c *cli) idAndName(id int64, names map[int64]string) string {
 		names[id] = text
 	}
 	return text
-}
-
-func idOrDash(id int64) string {
-	if id == 0 {
-		return "-"
-	}
-	return strconv.FormatInt(id, 10)
 }
 
 // eventsVerify recomputes the chain of events and prints its head. It returns an error if

@@ -20,7 +20,7 @@ func TestMailCommands(t *testing.T) {
 	sh := &shell{t, s.path}
 	table, _ := sh.run(0, "", "mail", "list")
 	if lines := strings.Split(strings.TrimSpace(table), "\n"); len(lines) != 3 || !strings.HasPrefix(lines[0], "ID") ||
-		!strings.Contains(lines[1], "ann@example.com") || !strings.Contains(lines[1], "failed") || !strings.Contains(lines[2], "queued") {
+		!strings.Contains(lines[1], "ann@example.com") || !strings.Contains(lines[1], "failed") || !strings.Contains(lines[2], "queued") || strings.Fields(lines[2])[2] != "-" {
 		t.Errorf("mail list printed\n%s", table)
 	}
 	if strings.Contains(table, "nobody@") || strings.Contains(table, "ur_") {

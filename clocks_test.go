@@ -46,7 +46,6 @@ var clockReaders = map[string]string{
 	"limits.go guess.finish":               "limits",
 	"limits.go server.allow":               "limits",
 	"limits.go server.allowLookup":         "limits",
-	"limits.go server.count":               "limits",
 	"limits.go server.newGuess":            "limits", // and sessions, for known networks
 	"limits.go server.noteLogin":           "limits",
 	"serve.go keepChain":                   "trimming", // and mono, for its interval
@@ -59,7 +58,7 @@ var clockReaders = map[string]string{
 	"sessions.go server.logout":            "stored",
 	"sessions.go server.refresh":           "TestTheGraceIsForTheSameClient",
 	"sessions.go server.rekey":             "stored",
-	"store.go watchFiles":                  "mono",
+	"serve.go watchFiles":                "mono",
 	"store_sessions.go store.keySecret":    "signing keys",
 	"store_sessions.go store.principal":    "sessions",
 	"store_sessions.go store.rotate":       "sessions",
@@ -89,9 +88,11 @@ var clockReaders = map[string]string{
 	"login.go server.warnOwner":            "stored",
 	"store_factors.go endWarning":          "the outbox",
 	"store_factors.go queuedMail.warn":     "the outbox",
+	"limits.go server.allowOwner":          "limits",
 
 	"codes.go server.forgotPassword":      "stored",
 	"outbox.go server.notice":             "stored",
+	"limits.go server.countMail":          "limits",
 	"limits.go server.mayMail":            "limits",
 	"handlers.go server.databaseFamilies": "stored", // the age of a mail, for a metric
 	"outbox.go outbox.attach":             "stored",
@@ -100,7 +101,7 @@ var clockReaders = map[string]string{
 	"outbox.go outbox.finish":             "the outbox",
 	"outbox.go outbox.run":                "mono",
 	"outbox.go outbox.sendDue":            "the outbox",
-	"outbox.go outbox.try":                "the outbox",
+	"outbox.go outbox.sendOnce":           "the outbox",
 	"store_mail.go store.takeMail":        "the outbox",
 
 	"cli_users.go userApprove":                    "stored",
@@ -117,17 +118,16 @@ var clockReaders = map[string]string{
 	"store_codes.go store.invitationOfCode":       "codes",
 	"store_codes.go store.invitations":            "codes",
 	"store_codes.go store.sweepCodes":             "codes",
-	"store_codes.go store.userOfCode":             "codes",
 
 	"cli_users.go invitationDelete":                "stored",
 	"cli_users.go invitationList":                  "codes",
 	"registrations.go server.askForApproval":       "stored",
 	"registrations.go server.completeRegistration": "codes",
 	"registrations.go server.createInvitation":     "stored",
-	"registrations.go server.holdRegistration":     "stored",
+	"registrations.go server.startRegistration":    "stored",
 	"registrations.go server.sendInvitation":       "codes",
 	"store_codes.go store.addRegistered":           "codes",
-	"store_codes.go store.registrantOfCode":        "codes",
+	"store_codes.go store.registrationOfCode":      "codes",
 	"store_mail.go approvalMails":                  "TestAdminsAreMailedAtMostHourly",
 	"store_mail.go store.sendInvitation":           "codes",
 	"codes.go server.confirmEmail":                 "codes",
@@ -136,7 +136,6 @@ var clockReaders = map[string]string{
 	"codes.go server.restoreEmail":                 "codes",
 	"codes.go server.sendVerification":             "stored",
 	"registrations.go server.verifyEmail":          "codes",
-	"store_emails.go store.emailCode":              "codes",
 	"store_mail.go endUndo":                        "stored",
 
 	"cli_keys.go tokenRevoke":        "stored",
@@ -256,6 +255,21 @@ func TestAStepOfTheWallClock(t *testing.T) {
 			}
 			s.clock.set(before)
 			s.do(key, "GET", "/api/verify", "").want(t, 200, "")
+		})
+		t.Run("the limits of recipients "+step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, withMail)
+			p := s.postbox()
+			s.added("ann")
+			s.forgot("ann")
+			p.only("ann@example.com", "password")
+			s.clock.set(s.wall().Add(step))
+			s.forgot("ann")
+			if step.Abs() < time.Minute {
+				p.none("the second in a minute")
+			} else {
+				p.only("ann@example.com", "password")
+			}
 		})
 		t.Run("signing keys "+step.String(), func(t *testing.T) {
 			t.Parallel()

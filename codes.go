@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
@@ -12,12 +13,14 @@ import (
 	"strings"
 	"sync"
 	"time"
+
 	"userd/internal/setting"
 )
 
-// linkTo returns a new link to a page, which contains {code}, and the hash of the link's
-// code. The host comes from the configuration, never from a request: otherwise a client
-// could direct a link to its own host. It returns errNoAppURL if page is empty.
+// linkTo returns a link with a new code of a kind, and the hash of the code. page is the URL of
+// the link with {code} in place of the code. It comes from the configuration, never from a
+// request: otherwise a client could direct a link to its own host. linkTo returns errNoAppURL
+// if page is empty.
 func linkTo(page string, kind codeKind) (link string, hash []byte, err error) {
 	if page == "" {
 		return "", nil, errNoAppURL
@@ -27,9 +30,9 @@ func linkTo(page string, kind codeKind) (link string, hash []byte, err error) {
 	return strings.Replace(page, "{code}", code, 1), hash, err
 }
 
-// makeResetLink stores a reset code that is valid for life, for a caller. It returns the
-// link, with which the user can set a new password once, and when it expires, in Unix
-// seconds. It returns errNoAppURL or an error of store.addResetLink.
+// makeResetLink makes a link with which a user can set a new password once, for a caller. The
+// link is valid for life. makeResetLink returns it, and when it expires, in Unix seconds. It
+// returns errNoAppURL or an error of store.addResetLink.
 func (s *userService) makeResetLink(ctx context.Context, by caller, pages pageURLs, userID int64, life time.Duration) (link string, expires int64, err error) {
 	link, hash, err := linkTo(pages.reset, resetLinkCode)
 	if err != nil {
@@ -40,9 +43,8 @@ func (s *userService) makeResetLink(ctx context.Context, by caller, pages pageUR
 	return link, expires, s.store.addResetLink(ctx, by, userID, hash, now.Unix(), expires)
 }
 
-// lifetimeOf returns the lifetime for the seconds that a client asks for, or the standard
-// one if it asks for none. why says what is wrong with the seconds; it is empty if they
-// are valid.
+// lifetimeOf returns the lifetime that a client asks for, or the standard one if seconds is
+// nil. why says what is wrong with the seconds; it is empty if they are valid.
 func lifetimeOf(seconds *int64, l lifetime) (life time.Duration, why string) {
 	if seconds == nil {
 		return l.standard, ""
@@ -61,8 +63,8 @@ type forgotRequest struct {
 // maxLogin is the longest login, in bytes, for which a mail can be requested.
 const maxLogin = 512
 
-// forgotPassword queues a mail with a reset link for a login that a client typed. Only the
-// outbox looks the user up, so the answer and its time do not show whether it exists.
+// forgotPassword queues a mail with a reset link for a login, a username or an address. Only
+// the outbox looks up the user, so the answer and its time do not show whether the user exists.
 func (s *server) forgotPassword(x *exchange) error {
 	in, err := decode[forgotRequest](x.body())
 	switch {
@@ -78,7 +80,7 @@ func (s *server) forgotPassword(x *exchange) error {
 	x.counted = true
 	if s.mayMail(x) {
 		m := queuedMail{kind: resetMail, login: in.Login}
-		if err := s.store.write(x.r.Context(), m.from(x, s.wall().Unix()).statement()); err != nil {
+		if err := s.store.write(x.r.Context(), m.causedBy(x, s.wall().Unix()).statement()); err != nil {
 			return err
 		}
 	}
@@ -113,7 +115,7 @@ func (s *server) resetPassword(x *exchange) error {
 	if err != nil {
 		return s.countWrong(x, err)
 	}
-	x.counted = true // only wrong codes count, so these use up nothing that honest clients share
+	x.counted = true // only wrong codes count toward codeTries
 	x.target = u.id  // for the log
 	if err := s.checkChange(&change{}, &u, &in.Password); err != nil {
 		return err
@@ -135,7 +137,8 @@ func (s *server) resetPassword(x *exchange) error {
 	return x.send(http.StatusOK, []byte(`{"message":"Password changed"}`+"\n"))
 }
 
-// countWrong counts a code that was refused with err. It returns errLimited, or err.
+// countWrong counts a wrong code toward codeTries: err is errInvalidCode. It returns errLimited
+// if the network has no tries left, otherwise err.
 func (s *server) countWrong(x *exchange, err error) error {
 	if !errors.Is(err, errInvalidCode) {
 		return err
@@ -182,8 +185,9 @@ func (s *server) createResetLink(x *exchange) error {
 	return x.sendJSON(http.StatusCreated, linkAnswer{URL: link, ExpiresAt: utc(expires)})
 }
 
-// changeOf returns what a body changes of a user. If mail is on, a member that sets another
-// address must confirm it; the current address cancels that.
+// changeOf returns the change of a user that a body asks for. If mail is on, a new address of a
+// member is the pending address until the member confirms it. The current address cancels a
+// pending one.
 func (s *server) changeOf(x *exchange, in *updateRequest, u *user) change {
 	c := change{
 		username: newName(in.Username, u.username),
@@ -200,10 +204,10 @@ func (s *server) changeOf(x *exchange, in *updateRequest, u *user) change {
 	return c
 }
 
-// prepareMails adds the notice of a change to it. The change gives a user a new password unless
-// that is nil. prepareMails returns the statements that mail a link to an address that the user
-// must confirm. It returns errInvalid if this address is not at one of EMAIL_DOMAINS, and
-// errUsernameTaken or errEmailTaken if the new names are taken now.
+// prepareMails adds a notice to the change of a user, which also sets the password unless that
+// is nil. It returns the statements that mail a link to the pending address, or nil if the
+// change has none. It returns errInvalid if this address is not at one of EMAIL_DOMAINS, and
+// errUsernameTaken or errEmailTaken if another user has a name of the change, or errLimited.
 func (s *server) prepareMails(x *exchange, c *change, u *user, password *string) ([]statement, error) {
 	var changed []string
 	if c.email != nil {
@@ -212,7 +216,11 @@ func (s *server) prepareMails(x *exchange, c *change, u *user, password *string)
 	if password != nil {
 		changed = append(changed, "the password")
 	}
-	if notice := s.notice(x, changedMail, u.id, strings.Join(changed, " and ")); notice != nil && changed != nil {
+	detail := strings.Join(changed, " and ")
+	if u.id != x.who.id {
+		detail += ", by an admin"
+	}
+	if notice := s.notice(x, changedMail, u.id, detail); notice != nil && changed != nil {
 		c.notice = &notice[0]
 	}
 	if c.pendingEmail == nil || *c.pendingEmail == "" {
@@ -226,16 +234,19 @@ func (s *server) prepareMails(x *exchange, c *change, u *user, password *string)
 	if err := s.store.checkFree(*cmp.Or(c.username, &u.username), *c.pendingEmail, u.id); err != nil {
 		return nil, err
 	}
+	if err := s.countMail(x); err != nil {
+		return nil, err
+	}
 	m := queuedMail{kind: changeMail, userID: u.id, email: *c.pendingEmail}
-	return m.from(x, s.wall().Unix()).toPending(), nil
+	return m.causedBy(x, s.wall().Unix()).toPending(), nil
 }
 
 type codeRequest struct {
 	Code string `json:"code"`
 }
 
-// emailCode returns the code of a kind that a client sent, if it is valid. It counts a wrong
-// one. It returns errCodeFields, errInvalidCode or errLimited.
+// emailCode returns the code of a kind that a client sent. It counts a wrong code. It returns
+// errCodeFields, errInvalidCode or errLimited.
 func (s *server) emailCode(x *exchange, kind codeKind, text string) (c emailCode, err error) {
 	if text == "" {
 		return c, errCodeFields
@@ -247,12 +258,12 @@ func (s *server) emailCode(x *exchange, kind codeKind, text string) (c emailCode
 	if c, err = s.store.emailCode(kind, hash, s.wall().Unix()); err != nil {
 		return c, s.countWrong(x, err)
 	}
-	x.counted = true // only wrong codes count, so these use up nothing that honest clients share
+	x.counted = true // only wrong codes count toward codeTries
 	x.target = c.user.id
 	return c, nil
 }
 
-// sendVerification mails a verify link to the user of the path.
+// sendVerification queues a mail with a verify link to the user of the path.
 func (s *server) sendVerification(x *exchange) error {
 	if err := s.count(x, x.who.id); err != nil {
 		return err
@@ -263,15 +274,18 @@ func (s *server) sendVerification(x *exchange) error {
 	if !s.mailOn {
 		return errMailOff.with("This service sends no mail: an admin can mark an address as verified")
 	}
+	if err := s.countMail(x); err != nil {
+		return err
+	}
 	m := queuedMail{kind: verifyMail, userID: x.target}
-	if err := s.store.queueVerification(x.r.Context(), x.caller(), m.from(x, s.wall().Unix())); err != nil {
+	if err := s.store.queueVerification(x.r.Context(), x.caller(), m.causedBy(x, s.wall().Unix())); err != nil {
 		return err
 	}
 	return x.send(http.StatusAccepted, []byte(`{"message":"A message is on its way"}`+"\n"))
 }
 
-// confirmEmail changes the address of the user of a code to the one that it set. The old
-// address gets a mail that can undo the change.
+// confirmEmail makes the pending address of a user its address. It queues a mail with a link
+// that undoes the change, to the old address.
 func (s *server) confirmEmail(x *exchange) error {
 	in, err := decode[codeRequest](x.body())
 	if err != nil {
@@ -283,15 +297,17 @@ func (s *server) confirmEmail(x *exchange) error {
 	}
 	now := s.wall().Unix()
 	undo := queuedMail{kind: undoMail, userID: c.user.id, detail: c.email}
-	u, err := s.store.confirmEmail(x.r.Context(), &c, undo.from(x, now), now)
+	u, err := s.store.confirmEmail(x.r.Context(), &c, undo.causedBy(x, now), now)
 	if err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, append(appendUser(nil, &u, viewEmail), '\n')) // the holder of the code may not be the user
 }
 
-// restoreEmail undoes a change of the address of the user of a code, and mails a reset link
-// to the restored address: the person who changed it may know the password.
+// restoreEmail undoes a change of the address of a user. It gives the user a random password,
+// and queues a mail with a reset link to the restored address: the person who changed the
+// address may know the password, and would change the address again before the user opens the
+// link.
 func (s *server) restoreEmail(x *exchange) error {
 	in, err := decode[codeRequest](x.body())
 	if err != nil {
@@ -301,9 +317,17 @@ func (s *server) restoreEmail(x *exchange) error {
 	if err != nil {
 		return err
 	}
+	if err := s.allow(x, passwords); err != nil {
+		return err
+	}
+	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), rand.Text())
+	if err != nil {
+		return err
+	}
 	now := s.wall().Unix()
 	reset := queuedMail{kind: resetMail, userID: c.user.id, email: c.email, detail: restored}
-	if err := s.store.restoreEmail(x.r.Context(), &c, reset.from(x, now), now); err != nil {
+	notice := s.notice(x, changedMail, c.user.id, "the e-mail address and the password")
+	if err := s.store.restoreEmail(x.r.Context(), &c, hash, reset.causedBy(x, now), now, notice...); err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"Address restored"}`+"\n"))
@@ -325,9 +349,9 @@ var pagePolicy = sync.OnceValue(func() string {
 		"; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 })
 
-// accountPage answers with the page that all links open; the kind of their code decides what
-// it does. The code is in the fragment of its URL, which browsers do not send: no log has it,
-// and a program that follows links uses nothing up.
+// accountPage answers with the page that all links open. The kind of the code decides what the
+// page does. The code is in the fragment of the URL, which browsers do not send. So no log
+// contains the code, and a program that follows links does not use it up.
 func (s *server) accountPage(x *exchange) error {
 	header := x.Header()
 	header["Content-Type"] = []string{"text/html; charset=utf-8"}

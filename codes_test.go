@@ -127,7 +127,7 @@ func TestAResetLinkThatIsNotValidAnyMore(t *testing.T) {
 			s.reset(code, newPassword).want(t, 400, "invalid_code")
 		})
 	}
-	t.Run("but a second before it expires it is valid", func(t *testing.T) {
+	t.Run("it is valid a second before it expires", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t)
 		path, _ := s.register("ann")
@@ -136,7 +136,7 @@ func TestAResetLinkThatIsNotValidAnyMore(t *testing.T) {
 		s.clock.add(24*time.Hour - time.Second)
 		s.reset(code, newPassword).want(t, 200, "")
 	})
-	t.Run("and other changes leave it valid", func(t *testing.T) {
+	t.Run("other changes leave it valid", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t)
 		path, _ := s.register("ann")
@@ -238,7 +238,7 @@ func TestResetLinksAreOnlyForAdminsWithProof(t *testing.T) {
 		}
 		s.do(root, "POST", path+"/reset-link", body).want(t, status, code)
 	}
-	// The token that changed a password is no proof any more: a thief may hold it too.
+	// The token that changed a password is not proof any more, because a thief may have it too.
 	s.do(root, "PUT", rootPath, `{"password":"another long one"}`).want(t, 200, "")
 	s.do(root, "POST", path+"/reset-link", "").want(t, 401, "fresh_login_required")
 }
@@ -263,7 +263,7 @@ func TestAResetLinkIsNotMadeByWhoHasLostTheRight(t *testing.T) {
 	wantError(t, "a member for itself", link(asAnn, ann.id), errForbidden)
 	wantError(t, "a stranger", link(caller{kind: strangerCaller}, ann.id), errForbidden)
 	wantError(t, "nothing", link(caller{}, ann.id), errForbidden)
-	wantError(t, "for nobody", link(asRoot, 99), errUserNotFound)
+	wantError(t, "for a user that does not exist", link(asRoot, 99), errUserNotFound)
 	if _, err := st.updateUser(t.Context(), console, root.id, change{role: new(member)}, 0, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -428,7 +428,7 @@ func TestTheCommandLineMakesTheLinksOfTheServer(t *testing.T) {
 			p.login("ann", newPassword)
 		})
 	}
-	t.Run("and it refuses a lifetime that is too long", func(t *testing.T) {
+	t.Run("it refuses a lifetime that is too long", func(t *testing.T) {
 		userdHere(t, "", nil, "user", "reset-link", "-ttl", "169h", "ann").wantFailure(t, 2, "-ttl", "from 1s to 168h")
 	})
 }
@@ -536,7 +536,7 @@ func (s *service) joinAs(name, email, code string) reply {
 // Closed registration does not shut out the invited, and nothing else opens it.
 func TestAnInvitationAdmitsInEveryMode(t *testing.T) {
 	t.Parallel()
-	for mode, code := range map[registration]string{registrationOpen: "", registrationInvite: "invitation_required", registrationClosed: "registration_closed"} {
+	for mode, code := range map[registrationMode]string{registrationOpen: "", registrationInvite: "invitation_required", registrationClosed: "registration_closed"} {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			s := newService(t, func(c *settings) { c.registration = mode })
@@ -933,7 +933,7 @@ func TestTheCommandLineApproves(t *testing.T) {
 // EMAIL_DOMAINS narrows open registration and that with approval, never an invitation.
 func TestOnlySomeDomainsRegister(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []registration{registrationOpen, registrationApproval} {
+	for _, mode := range []registrationMode{registrationOpen, registrationApproval} {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			s := newService(t, func(c *settings) { c.registration, c.emailDomains = mode, []string{"example.com", ".example.org"} })
@@ -981,7 +981,7 @@ func TestAnAdminSaysThatAnAddressIsVerified(t *testing.T) {
 	etag := s.do(root, "GET", path, "").header.Get("ETag")
 	s.do(root, "PUT", path, `{"email_verified":true}`).want(t, 200, "")
 	if got := s.do(root, "GET", path, ""); got.field("email_verified_at") != at || got.header.Get("ETag") != etag {
-		t.Errorf("what is verified was verified again: %s", got.body)
+		t.Errorf("a verified address was verified again: %s", got.body)
 	}
 	changes := fmt.Sprint(s.do(root, "GET", "/api/events?type=user_changed", "").list(t, "changes"))
 	if !strings.HasPrefix(changes, "[[email_verified=true] [username] [email] [email email_verified=true]") {

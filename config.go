@@ -26,7 +26,7 @@ type settings struct {
 	accessTTL      time.Duration
 	refreshTTL     time.Duration
 	sessionLife    time.Duration // 0: no limit
-	registration   registration
+	registration   registrationMode
 	emailDomains   []string // that may register without an invitation; nil: any
 	pages          pageURLs
 	directory      directory
@@ -35,7 +35,7 @@ type settings struct {
 	rateLimit      switchSetting // off: for load tests
 	mailOn         bool          // links and notices are mailed
 	notices        switchSetting
-	mailsPerHour   int // mails that strangers can cause in an hour
+	mailsPerHour   int // see mailLimit
 	passwords      validate.Policy
 	requireFactor  requireFactor
 	dataKeys       dataKeys
@@ -74,15 +74,15 @@ func (n *tokenNames) accept(token *tokenNames) bool {
 	return (n.issuer == "" || n.issuer == token.issuer) && (len(n.accepted) == 0 || slices.ContainsFunc(token.audience, accepted))
 }
 
-// registration says who can add users.
-type registration string
+// A registrationMode says who can register.
+type registrationMode string
 
 const (
-	registrationOpen     registration = "open"     // anyone
-	registrationVerified registration = "verified" // anyone, by a mailed link
-	registrationInvite   registration = "invite"   // only invited users
-	registrationApproval registration = "approval" // anyone, but an admin must approve the user
-	registrationClosed   registration = "closed"   // only invited users, too; the error does not mention invitations
+	registrationOpen     registrationMode = "open"     // anyone
+	registrationVerified registrationMode = "verified" // anyone, by a mailed link
+	registrationInvite   registrationMode = "invite"   // only invited users
+	registrationApproval registrationMode = "approval" // anyone, but an admin must approve the user
+	registrationClosed   registrationMode = "closed"   // only invited users, too; the error does not mention invitations
 )
 
 // requireFactor says which users must have a second factor.
@@ -99,13 +99,13 @@ func (r requireFactor) concerns(isAdmin bool) bool {
 	return r == requireFactorAll || r == requireFactorAdmins && isAdmin
 }
 
-// pageURLs are the pages that links open, with {code} in place of the code. If one is
-// empty, no such link can be made.
+// pageURLs are the pages that links open, with {code} in place of the code. If a page is
+// empty, userd makes no links to it.
 type pageURLs struct{ reset, invite, verify, change, undo string }
 
 // setPages sets each page without a setting of its own to the built-in page below APP_URL.
-// If APP_URL is not set, it uses url, the server's address, but only in development:
-// otherwise clients may not reach this address.
+// If APP_URL is not set, setPages uses url, the server's address, but only in development: on
+// other servers, clients may be unable to reach this address.
 func (c *config) setPages(development bool, url string) {
 	base := c.appURL
 	if base == "" && development {
@@ -220,7 +220,7 @@ var options = []option{
 	{"EMAIL_DOMAINS", "email-domains", "NAME,...", "", func(c *config, v string) error { return setting.EmailDomains(&c.emailDomains, v) },
 		"The only domains whose e-mail addresses can register without an invitation, such as example.com. A domain with a dot before it, such as .example.com, means all domains below it, but not itself."},
 	{"APP_URL", "app-url", "URL", "", func(c *config, v string) error { return setting.PublicURL(&c.appURL, v) },
-		"The address of userd that clients use, such as https://id.example.com, for the links that admins make. In development, the default is the address to listen on. Otherwise no link can be made without it."},
+		"The address of userd that clients use, such as https://id.example.com, for the links that admins make or userd mails. In development, the default is the address to listen on. Otherwise no link can be made without it."},
 	{"RESET_URL", "reset-url", "URL", "", func(c *config, v string) error { return setting.PageURL(&c.pages.reset, v) },
 		"The page of an application that sets a new password, with {code} in place of the code: https://app.example.com/reset#{code}. The default is the built-in page below APP_URL."},
 	{"INVITE_URL", "invite-url", "URL", "", func(c *config, v string) error { return setting.PageURL(&c.pages.invite, v) },
@@ -235,12 +235,12 @@ var options = []option{
 	},
 		"The sender of mails, such as no-reply@example.com or Example <no-reply@example.com>. SMTP requires it."},
 	{"MAIL_TEMPLATES", "mail-templates", "DIR", "", func(c *config, v string) error { return setting.Dir(&c.mailTemplates, v) },
-		"A directory with texts that replace the built-in ones, each with the same name; see docs/recovery.md."},
+		"A directory with texts that replace the built-in ones: DIR/KIND.txt for each kind of mail, such as reset.txt; see docs/mail.md."},
 	{"MAIL_LIMIT", "mail-limit", "N", "300", func(c *config, v string) error { return setting.Number(&c.mailsPerHour, v, 1, 100_000) },
-		"How many mails an hour strangers can cause, such as links for forgotten passwords. Other mails do not count."},
+		"How many mails strangers can cause in a row, and then in each hour, such as links for forgotten passwords. Other mails do not count."},
 	{"NOTICES", "notices", "on|off", string(switchOn),
 		func(c *config, v string) error { return setting.Word(&c.notices, v, switchOn, switchOff) },
-		"Whether userd mails a user, if its address is verified, that its password or address changed, or that it logged in from a new network."},
+		"Whether userd mails users with a verified address about a new password or address, and about logins from new networks."},
 	{"DIRECTORY", "directory", "full|names|self", string(directoryNames),
 		func(c *config, v string) error {
 			return setting.Word(&c.directory, v, directoryFull, directoryNames, directorySelf)

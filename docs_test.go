@@ -118,3 +118,28 @@ func TestTheTableOfContentsIsComplete(t *testing.T) {
 		}
 	}
 }
+
+func TestTheDocumentationListsEachCommandAndRoute(t *testing.T) {
+	t.Parallel()
+	texts := documentation(t)
+	for _, cmd := range commands {
+		if !regexp.MustCompile(`(?m)^    userd `+cmd.words+`\b`).MatchString(texts["docs/cli.md"]) && cmd.words != "" {
+			t.Errorf("docs/cli.md does not list userd %s", cmd.words)
+		}
+	}
+	var table []string
+	for line := range strings.Lines(texts["docs/api.md"]) {
+		if cells := strings.Split(line, " | "); strings.HasPrefix(line, "| `") {
+			table = append(table, cells[0])
+		}
+	}
+	for _, rt := range new(server).routes() {
+		method, path, _ := strings.Cut(rt.pattern, " ")
+		listed := func(cell string) bool {
+			return strings.Contains(cell, method) && regexp.MustCompile(` `+regexp.QuoteMeta(path)+"[ `]").MatchString(cell+" ")
+		}
+		if !slices.ContainsFunc(table, listed) {
+			t.Errorf("docs/api.md does not list %s", rt.pattern)
+		}
+	}
+}

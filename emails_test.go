@@ -47,6 +47,26 @@ func (s *service) moved(p *postbox, name, email string) (path, token, undo strin
 	return path, token, p.only(name+"@example.com", "has changed").code
 }
 
+// undone returns the reset code of an undo that restored the address to, and fails the test
+// unless the address from, which it replaced, got a notice and nothing else.
+func (p *postbox) undone(to, from string) (code string) {
+	p.t.Helper()
+	for _, m := range p.deliver() {
+		switch {
+		case m.to == to && m.code != "" && code == "":
+			code = m.code
+		case m.to == from && strings.Contains(m.text, "the e-mail address and the password.") && m.code == "":
+			from = ""
+		default:
+			p.t.Errorf("sent a mail to %s about %q", m.to, m.subject)
+		}
+	}
+	if code == "" || from != "" {
+		p.t.Fatal("the reset link or the notice is missing")
+	}
+	return code
+}
+
 // eventsOf returns the types of a user's events, the oldest first.
 func (s *service) eventsOf(t *testing.T, path string) string {
 	t.Helper()
@@ -163,7 +183,7 @@ func TestWhichNewUsersGetAVerifyMail(t *testing.T) {
 	with := func(code string) string { return body[:len(body)-1] + `,"invitation":"` + code + `"}` }
 	for _, row := range []struct {
 		claim        string
-		registration registration
+		registration registrationMode
 		add          func(s *service) reply
 		mail         string
 	}{
@@ -332,7 +352,7 @@ func TestAnAddressThatIsNotVerifiedGetsNoNotice(t *testing.T) {
 func TestWhoMustConfirmANewAddress(t *testing.T) {
 	t.Parallel()
 	only := func(c *settings) { c.emailDomains = []string{"example.com"} }
-	t.Run("an admin changes its own and others at once", func(t *testing.T) {
+	t.Run("an admin changes its own and others immediately", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail, only)
 		p := s.postbox()
@@ -346,12 +366,12 @@ func TestWhoMustConfirmANewAddress(t *testing.T) {
 				t.Errorf("got %s", r.body)
 			}
 			m := p.only(row.old, "has changed")
-			if m.code != "" || !strings.Contains(m.text, "the e-mail address.") {
+			if m.code != "" || !strings.Contains(m.text, "the e-mail address") {
 				t.Errorf("the notice has the code %q:\n%s", m.code, m.text)
 			}
 		}
 	})
-	t.Run("a member without mail changes it at once", func(t *testing.T) {
+	t.Run("a member without mail changes it immediately", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, only)
 		path, ann := s.member("ann")
@@ -360,7 +380,7 @@ func TestWhoMustConfirmANewAddress(t *testing.T) {
 			t.Errorf("got %s, and queued %q", r.body, s.queued(t))
 		}
 	})
-	t.Run("a member only among the domains", func(t *testing.T) {
+	t.Run("a new address must be at one of the domains", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail, only)
 		p := s.postbox()
@@ -373,7 +393,7 @@ func TestWhoMustConfirmANewAddress(t *testing.T) {
 		p.none("a refused change")
 		s.setEmail(p, ann, path, "next@example.com")
 	})
-	t.Run("with proof", func(t *testing.T) {
+	t.Run("a change requires proof", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail)
 		p := s.postbox()
@@ -384,7 +404,7 @@ func TestWhoMustConfirmANewAddress(t *testing.T) {
 		s.setEmail(p, ann, path, "next@example.net")
 		s.do(stale, "PUT", path, `{"email":"ann@example.com"}`).want(t, 200, "") // to cancel it requires none
 	})
-	t.Run("and a taken address is refused", func(t *testing.T) {
+	t.Run("a taken address is refused", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail)
 		p := s.postbox()
@@ -464,7 +484,7 @@ func TestAChangeThatCannotBeConfirmedAnyMore(t *testing.T) {
 			}
 		})
 	}
-	t.Run("but other changes leave it valid", func(t *testing.T) {
+	t.Run("other changes leave it valid", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail)
 		p := s.postbox()
@@ -526,8 +546,9 @@ func TestAnUndoRestoresTheAddress(t *testing.T) {
 	if r.field("email") != "ann@example.com" || r.field("email_verified_at") != "2026-05-04T03:12:01Z" || r.field("pending_email") != "" {
 		t.Errorf("got %s", r.body)
 	}
-	m := p.only("ann@example.com", "Set a new password")
-	s.reset(m.code, newPassword).want(t, 200, "")
+	// Otherwise the thief would log in and change the address again, before ann opens the mail.
+	s.tryLogin("", "ann", "the thief's password").want(t, 401, "invalid_credentials")
+	s.reset(p.undone("ann@example.com", "thief@example.net"), newPassword).want(t, 200, "")
 	p.only("ann@example.com", "has changed")
 	s.tryLogin("", "ann", newPassword).want(t, 200, "")
 	if got := s.eventsOf(t, path); !strings.Contains(got, " email_restored password_reset") {
@@ -604,36 +625,59 @@ func TestAnUndoEndsThoseOfLaterChanges(t *testing.T) {
 				second = p.only("second@example.net", "has changed").code
 			}
 			s.sendCode("", "undo", first).want(t, 200, "")
-			p.only("ann@example.com", "Set a new password") // and no undo link to the thief
+			p.undone("ann@example.com", "third@example.net") // and no undo link to the thief
 			s.sendCode("", "undo", second).want(t, 400, "invalid_code")
 		})
 	}
-	t.Run("but not those of earlier ones", func(t *testing.T) {
+	t.Run("undo links of earlier changes stay", func(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail)
 		p := s.postbox()
 		path, ann, first := s.moved(p, "ann", "second@example.net")
 		s.sendCode("", "change", s.setEmail(p, ann, path, "third@example.net")).want(t, 200, "")
 		s.sendCode("", "undo", p.only("second@example.net", "has changed").code).want(t, 200, "")
-		p.only("second@example.net", "Set a new password")
+		p.undone("second@example.net", "third@example.net")
 		s.sendCode("", "undo", first).want(t, 200, "")
-		p.only("ann@example.com", "Set a new password")
+		p.undone("ann@example.com", "second@example.net")
 	})
 }
 
+// A thief can register another user with the address that its owner must get back.
 func TestAnUndoOfAnAddressThatIsTaken(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
 	path, ann, undo := s.moved(p, "ann", "next@example.net")
+	s.clock.add(time.Minute)
 	s.do("", "POST", "/api/register", `{"username":"bob","email":"ANN@example.com","password":"`+goodPassword+`"}`).want(t, 201, "")
+	claim := p.only("ANN@example.com", "Confirm").code
+	_, root := s.admin("root")
+	verify := func(verified bool) {
+		s.do(root, "PUT", "/api/users/2", fmt.Sprintf(`{"email_verified":%t}`, verified)).want(t, 200, "")
+	}
+	verify(true)
 	s.sendCode("", "undo", undo).want(t, 400, "email_taken")
 	if r := s.do(ann, "GET", path, "").want(t, 200, ""); r.field("email") != "next@example.net" {
 		t.Errorf("got %s", r.body)
 	}
 	p.none("a refused undo")
-	s.do(s.login("bob"), "DELETE", "/api/users/me", "").want(t, 200, "")
+
+	verify(false)
 	s.sendCode("", "undo", undo).want(t, 200, "")
+	p.undone("ann@example.com", "next@example.net")
+	bob := s.login("bob")
+	if r := s.do(bob, "GET", "/api/users/2", ""); !strings.HasPrefix(r.field("email"), "user-2-") || r.field("email_verified_at") != "" {
+		t.Errorf("got %s", r.body)
+	}
+	s.sendCode(bob, "verify", claim).want(t, 400, "invalid_code")
+	if got := s.eventsOf(t, "/2"); got != "user_created user_changed user_changed user_changed login" {
+		t.Errorf("the events are %s", got)
+	}
+	for _, r := range s.do(root, "GET", "/api/users", "").want(t, 200, "").list(t, "email") {
+		if r == "" {
+			t.Error("a user has no address")
+		}
+	}
 }
 
 // A thief must not be able to use up the mails to the address, so that its owner gets none.
@@ -651,7 +695,49 @@ func TestTheResetMailOfAnUndoIsNotLimited(t *testing.T) {
 	s.sendCode("", "change", s.setEmail(p, thief, path, "thief@example.net")).want(t, 200, "")
 	undo := p.only("ann@example.com", "has changed").code
 	s.do("", "POST", "/api/email/undo", `{"code":"`+undo+`"}`, from).want(t, 200, "")
-	p.only("ann@example.com", "Set a new password")
+	p.undone("ann@example.com", "thief@example.net")
+}
+
+// Where anyone can register, the member is a stranger, and each address another person's.
+func TestTheMailsThatMembersAskForAreLimited(t *testing.T) {
+	t.Parallel()
+	toOthers := func(s *service, path, token string, i int, from string) reply {
+		body := fmt.Sprintf(`{"email":"person-%d@example.net"}`, i)
+		return s.do(token, "PUT", path, body, "X-Forwarded-For: "+from)
+	}
+	again := func(s *service, token, from string) reply {
+		return s.do(token, "POST", "/api/users/me/email/verify", "", "X-Forwarded-For: "+from)
+	}
+	t.Run("of a network", func(t *testing.T) {
+		t.Parallel()
+		s := newService(t, withMail, proxied)
+		path, ann := s.member("ann")
+		for i := range 20 {
+			toOthers(s, path, ann, i, homeNet).want(t, 200, "")
+		}
+		toOthers(s, path, ann, 20, homeNet).wantWait(t, 180)
+		again(s, ann, homeNet).wantWait(t, 180)
+		if r := s.do(ann, "GET", path, ""); r.field("pending_email") != "person-19@example.net" {
+			t.Errorf("a refused change was made: %s", r.body)
+		}
+		toOthers(s, path, ann, 20, otherNet).want(t, 200, "")
+		_, root := s.admin("root")
+		s.do(root, "POST", path+"/email/verify", "", "X-Forwarded-For: "+homeNet).want(t, 202, "")
+	})
+	t.Run("of all members, which strangers do not use up", func(t *testing.T) {
+		t.Parallel()
+		s := newService(t, withMail, proxied, func(c *settings) { c.mailsPerHour = 3 })
+		path, ann := s.member("ann")
+		for range 5 {
+			s.forgot("ann")
+		}
+		toOthers(s, path, ann, 1, homeNet).want(t, 200, "")
+		toOthers(s, path, ann, 2, otherNet).want(t, 200, "")
+		again(s, ann, "192.0.2.1").want(t, 202, "")
+		again(s, ann, "198.51.100.1").wantWait(t, 1200)
+		s.clock.add(20 * time.Minute)
+		again(s, s.login("ann"), "198.51.100.1").want(t, 202, "")
+	})
 }
 
 func TestNoticesOfChanges(t *testing.T) {
@@ -662,9 +748,9 @@ func TestNoticesOfChanges(t *testing.T) {
 		notice          string
 	}{
 		{"the user changes its password", "ann", `{"password":"` + newPassword + `"}`, 200, "the password."},
-		{"an admin changes it", "root", `{"password":"` + newPassword + `"}`, 200, "the password."},
-		{"an admin changes it and the address", "root", `{"password":"` + newPassword + `","email":"next@example.net"}`, 200, "the e-mail address and the password."},
-		{"an admin changes the address and verifies it", "root", `{"email":"next@example.net","email_verified":true}`, 200, "the e-mail address."},
+		{"an admin changes it", "root", `{"password":"` + newPassword + `"}`, 200, "the password, by an admin."},
+		{"an admin changes it and the address", "root", `{"password":"` + newPassword + `","email":"next@example.net"}`, 200, "the e-mail address and the password, by an admin."},
+		{"an admin changes the address and verifies it", "root", `{"email":"next@example.net","email_verified":true}`, 200, "the e-mail address, by an admin."},
 		{"another field changes", "root", `{"username":"annette","role":"admin"}`, 200, ""},
 		{"a change is refused", "root", `{"password":"` + newPassword + `","email":"root@example.com"}`, 400, ""},
 	} {
@@ -770,7 +856,7 @@ func TestOneCodeHasOneUse(t *testing.T) {
 			if n := scanStore[int](t, s, `SELECT count(*) FROM event WHERE type IN ('email_verified', 'email_changed', 'email_restored')`); route == "verify" && n != 1 || route == "change" && n != 2 || route == "undo" && n != 3 {
 				t.Errorf("%d events", n)
 			}
-			want := map[string]string{"verify": "", "change": " undo", "undo": " reset"}[route]
+			want := map[string]string{"verify": "", "change": " undo", "undo": " changed reset"}[route]
 			if got := s.queued(t)[before:]; got != want {
 				t.Errorf("queued %q, want %q", got, want)
 			}

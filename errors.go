@@ -70,7 +70,7 @@ var (
 	errCodeFields      = &apiError{400, "missing_fields", "Code is required"}
 	errForgotFields    = &apiError{400, "missing_fields", "Login is required: a username or an e-mail address"}
 	errNoFormToken     = &apiError{400, "missing_fields", "Send token=TOKEN once, as a form"}
-	errInvalidCode     = &apiError{400, "invalid_code", "This link or code is invalid, has expired or was used; ask an admin for a new one"}
+	errInvalidCode     = &apiError{400, "invalid_code", "This link or code is invalid, has expired or was used; ask for a new one"}
 
 	errLoginFactorFields = &apiError{400, "missing_fields", "mfa_token and otp are required"}
 	errOTPFields         = &apiError{400, "missing_fields", "otp is required: a code of the authenticator app"}
@@ -115,7 +115,7 @@ var (
 	errAlreadyVerified    = &apiError{409, "already_verified", "The e-mail address is already verified"}
 	errKeyLimit           = &apiError{409, "too_many_keys", "A user has at most 50 valid API keys: revoke one first"}
 	errServiceUser        = &apiError{409, "service_user", "A service user has neither a password nor an address, only API keys"}
-	errNoAppURL           = &apiError{409, "no_app_url", "Links have no address yet: set APP_URL, the address that clients use, and restart the server"}
+	errNoAppURL           = &apiError{409, "no_app_url", "Links have no address yet: start the server once, outside development with APP_URL, the address that clients use"}
 	errNotSendable        = &apiError{409, "invitation_not_sendable", "This invitation has no e-mail address, or is used up"}
 	errReferenced         = &apiError{409, "user_referenced", "Another program's data in the database refers to this user"}
 	errVersion            = &apiError{412, "version_mismatch", "The user has changed since it was read"}

@@ -122,7 +122,7 @@ func TestEachActIsOneEvent(t *testing.T) {
 			_, err := a.store.updateUser(ctx, console, 2, change{hash: &hash}, 0, 9)
 			wantError(t, "the write", err, nil)
 		}, `user_changed actor=0 user=2 session=0 "console" "password"`},
-		{"a change to what is so already", func(t *testing.T, a *actors) {
+		{"a change to the current value", func(t *testing.T, a *actors) {
 			a.do(a.ann, "PUT", "/api/users/me", `{"username":"ann"}`).want(t, 200, "")
 		}, ""},
 		{"a change that is refused", func(t *testing.T, a *actors) {

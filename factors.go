@@ -224,7 +224,7 @@ func actsOf(c *change, password *string) (acts proof) {
 		}
 	}
 	add(changeUsername, c.username != nil)
-	add(changeEmail, c.email != nil || c.pendingEmail != nil && *c.pendingEmail != "")
+	add(changeEmail, c.email != nil || c.verified != nil || c.pendingEmail != nil && *c.pendingEmail != "")
 	add(changePassword, password != nil)
 	add(changeRole, c.role != nil)
 	add(changeDisabled, c.disabled != nil)

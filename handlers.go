@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	_ "embed"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -26,8 +29,9 @@ type server struct {
 	settings
 	userService
 	keys        *keyring
-	limiter     *limiter // nil: RATE_LIMIT=off
-	mailLimit   *mailLimit
+	limiter     *limiter   // nil: RATE_LIMIT=off
+	mailLimit   *mailLimit // of strangers
+	memberMails *mailLimit
 	feed        *feed
 	log         *slog.Logger
 	mono        func() time.Duration // the monotonic clock, for limits and intervals: the time since some start
@@ -44,6 +48,7 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *sl
 		userService: userService{st, h, c.passwords, c.dataKeys, wall},
 		keys:        keys,
 		mailLimit:   newMailLimit(c.mailsPerHour),
+		memberMails: newMailLimit(c.mailsPerHour),
 		feed:        newFeed(),
 		log:         log,
 		mono:        mono,
@@ -251,13 +256,25 @@ func (s *server) readyz(x *exchange) error {
 	return x.send(http.StatusOK, statusOK)
 }
 
-// openAPI is the OpenAPI document of the routes. People write it: a test could not
-// check the code against a document that was generated from the code.
-//
-//go:embed assets/openapi.json
-var openAPI []byte
+// openAPI returns the OpenAPI document of the routes, assets/openapi.json. People write it: a
+// test could not check the code against a document that was generated from the code. The
+// binary has it compressed, which is an eighth of its size; a test compares the two files.
+var openAPI = sync.OnceValue(func() []byte {
+	unzipped, err := gzip.NewReader(bytes.NewReader(openAPIGzip))
+	if err != nil {
+		panic(err)
+	}
+	text, err := io.ReadAll(unzipped)
+	if err != nil {
+		panic(err)
+	}
+	return text
+})
 
-func (s *server) openAPI(x *exchange) error { return x.send(http.StatusOK, openAPI) }
+//go:embed assets/openapi.json.gz
+var openAPIGzip []byte
+
+func (s *server) openAPI(x *exchange) error { return x.send(http.StatusOK, openAPI()) }
 
 // stats are the counters of a server. Its store and its hasher have their own.
 type stats struct {
@@ -279,7 +296,7 @@ type stats struct {
 
 func newStats(st *store, mono func() time.Duration) *stats {
 	t := &stats{
-		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code", "key"),
+		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code", "key", "mail"),
 		mails:   prom.NewCounters("outcome", "sent", "failed", "abandoned", "limited"),
 	}
 	t.unrouted = t.route("")
@@ -352,7 +369,7 @@ func (s *server) requestFamilies(p *prom.Page) {
 	p.Counter("userd_second_factor_failures_total", "Wrong codes of second factors.", float64(s.stats.wrongCodes.Load()))
 	p.Counter("userd_refresh_grace_total", "Refresh tokens that were used again within the grace, and got the same answer.", float64(s.stats.graceAnswers.Load()))
 	p.Counter("userd_bad_keys_total", "Requests with an API key that is mistyped, unknown, revoked or expired.", float64(s.stats.badKeys.Load()))
-	p.Counters("userd_mails_total", "Mails by outcome: sent, failed for good, abandoned because they had lost their purpose, or limited.", s.stats.mails)
+	p.Counters("userd_mails_total", "Mails by outcome: sent, failed for good, abandoned because they were not needed any more, or limited.", s.stats.mails)
 	hashes := s.hasher.Stats()
 	p.Gauge("userd_password_hashes_running", "Passwords that are being hashed.", float64(hashes.Running))
 	p.Gauge("userd_password_hashes_waiting", "Passwords that wait to be hashed.", float64(hashes.Waiting))

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
 	"userd/internal/checkup"
 
 	"modernc.org/sqlite"

@@ -244,8 +244,8 @@ func (s *service) ask(r *http.Request) reply {
 	return reply{resp.StatusCode, resp.Header, string(data)}
 }
 
-// want fails the test unless the reply has the status and, where it is not
-// empty, the code.
+// want fails the test unless the reply has the status and, if code is not empty, the
+// code.
 func (r reply) want(t testing.TB, status int, code string) reply {
 	t.Helper()
 	if r.status != status || code != "" && r.field("code") != code {

@@ -237,8 +237,8 @@ func (x *exchange) write(p []byte) (int, error) {
 	return n, err
 }
 
-// setLength sets the Content-Length of an answer that is written at once. For HTTP/1,
-// net/http does it.
+// setLength sets the Content-Length of an answer whose body is one write of n bytes. For
+// HTTP/1, net/http does it.
 func (x *exchange) setLength(n int) {
 	if x.r.ProtoMajor == 2 {
 		x.Header()["Content-Length"] = []string{strconv.Itoa(n)}

@@ -439,8 +439,8 @@ func TestFailureWhenTheClientHasGone(t *testing.T) {
 		logged int // records of level error
 	}{
 		{"a panic is logged", func(*exchange) error { panic("oh no") }, 1},
-		{"work given up for it is no error", func(x *exchange) error { return fmt.Errorf("waiting: %w", x.r.Context().Err()) }, 0},
-		{"a read given up for it is no error", func(x *exchange) error { return fmt.Errorf("%w: %w", errStorage, x.r.Context().Err()) }, 0},
+		{"work given up for it is not an error", func(x *exchange) error { return fmt.Errorf("waiting: %w", x.r.Context().Err()) }, 0},
+		{"a read given up for it is not an error", func(x *exchange) error { return fmt.Errorf("%w: %w", errStorage, x.r.Context().Err()) }, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := newService(t)
@@ -633,7 +633,7 @@ func TestTheLogNamesUserAndTarget(t *testing.T) {
 			}
 		})
 	}
-	t.Run("too much at once is a warning", func(t *testing.T) {
+	t.Run("too many concurrent hashes are a warning", func(t *testing.T) {
 		defer s.occupyHasher()()
 		defer s.crowdHasher("127.0.0.0/24")()
 		s.do("", "POST", "/api/login", sized(60)).want(t, 503, "busy")
@@ -836,7 +836,7 @@ func TestNoInputBreaksALineOfTheLog(t *testing.T) {
 			}
 			s.do("", "GET", "/api/%0d%0aforged?forged=%0a", "", "X-Forwarded-For: forged").want(t, 404, "")
 			lines := strings.Split(strings.TrimSuffix(book.String(), "\n"), "\n")
-			if len(lines) != 2 { // what is no HTTP at all leaves no line of a request
+			if len(lines) != 2 { // text that is not HTTP leaves no line of a request
 				t.Errorf("%d lines:\n%s", len(lines), book)
 			}
 			for _, line := range lines {

@@ -46,7 +46,7 @@ func TestImport(t *testing.T) {
 		status int
 		out    string   // on standard output
 		rows   []string // told on standard error, by their beginnings
-		users  string   // afterwards, beside root
+		users  string   // afterwards, except root
 	}{
 		{"CSV with passwords and hashes", "", "username,email,password,password_hash,role\n" +
 			"ann,ann@example.com,correct horse battery,,admin\nbob,bob@example.com,," + someHash + ",\n",
@@ -104,7 +104,7 @@ func TestImport(t *testing.T) {
 		{"an unknown member", "", `{"username":"ann","email":"a@example.com","password":"correct horse battery","shoe":44}` + "\n",
 			1, "", []string{`row 1: unknown member "shoe"`}, ""},
 		{"a member twice", "", `{"username":"ann","username":"bob"}` + "\n", 1, "", []string{`row 1: the member "username" appears twice`}, ""},
-		{"a line that is no JSON", "", "{\n", 1, "", []string{"row 1: the text is not valid JSON"}, ""},
+		{"a line that is not JSON", "", "{\n", 1, "", []string{"row 1: the text is not valid JSON"}, ""},
 		{"an empty file", "", "", 1, "", nil, ""},
 		{"a spreadsheet's CSV", "", "\ufeffusername,email,password_hash\r\nann,a@example.com," + someHash + "\r\n",
 			0, "imported 1 user\n", nil, "ann:member"},

@@ -119,7 +119,7 @@ var scopeCases = []scopeCase{
 	{"PATCH /api/users/{id}", `{"username":"NEW"}`, "wa", true, [5]int{403, 403, 403, 200, 403}},
 	{"PUT /api/users/{id}", `{"username":"NEW"}`, "wa", true, [5]int{403, 403, 403, 200, 403}},
 	{"PATCH /api/users/{id}", `{"disabled":true}`, "wa", true, [5]int{403, 403, 403, 200, 403}},
-	{"PATCH /api/users/{id}", `{"email_verified":true}`, "wa", false, [5]int{403, 403, 403, 200, 403}},
+	{"PATCH /api/users/{id}", `{"email_verified":true}`, "wa", false, [5]int{403, 403, 403, 403, 403}},
 	{"PATCH /api/users/{id}", `{"email":"NEW@example.com"}`, "wa", false, [5]int{403, 403, 403, 403, 403}},
 	{"PATCH /api/users/{id}", `{"password":"another long one"}`, "wa", false, [5]int{403, 403, 403, 403, 403}},
 	{"PATCH /api/users/{id}", `{"role":"OTHER"}`, "wa", false, [5]int{403, 403, 403, 403, 403}},

@@ -52,7 +52,7 @@ const (
 	malformed // requests that failed before they counted toward another limit
 	lookups   // of users, by logins from a network that has no failures left
 	codeTries // wrong codes of links
-	mails     // that strangers ask for
+	mails     // mails that strangers ask for
 	badKeys   // API keys that are not valid
 	changes   // by members, refused ones too: a refusal can show that a name exists; see userChanges
 	limitCount
@@ -101,7 +101,7 @@ func allowances() [limitCount]throttle.Allowance {
 		codeTries: {Name: "code", Burst: 1000, Every: time.Second},
 		// A key has 178 bits, so this limit only shows and slows down a flood.
 		badKeys: {Name: "key", Burst: 1000, Every: time.Second},
-		// More than the people behind one address forget in an hour.
+		// More than the people in one network forget in an hour.
 		mails: {Name: "mail", Burst: 20, Every: 3 * time.Minute},
 		// Each change adds an event of some 100 bytes for 400 days: a user can add 150 kB
 		// a day, and a network 9 MB.
@@ -171,16 +171,23 @@ func (s *server) count(x *exchange, owner int64) error {
 	if l == nil || x.limit == changes && x.who.role == admin {
 		return nil
 	}
-	if own != noLimit {
-		now, key := s.mono(), l.seed.Key(strconv.FormatInt(owner, 10))
-		l.mu.Lock()
-		err := l.take(own, now, key)
-		l.mu.Unlock()
-		if err != nil {
-			return err
-		}
+	if err := s.allowOwner(own, owner); err != nil {
+		return err
 	}
 	return s.allow(x, x.limit)
+}
+
+// allowOwner counts a request of a user, a session or a registration toward a limit, or returns
+// errLimited.
+func (s *server) allowOwner(limit limit, owner int64) error {
+	l := s.limiter
+	if l == nil || limit == noLimit {
+		return nil
+	}
+	now, key := s.mono(), l.seed.Key(strconv.FormatInt(owner, 10))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.take(limit, now, key)
 }
 
 // countMalformed counts a request of a limited route that failed before its handler
@@ -205,7 +212,8 @@ func (s *server) allow(x *exchange, limit limit) error {
 	return l.take(limit, now, keys...)
 }
 
-// A mailLimit bounds the mails that all strangers together can cause.
+// A mailLimit bounds the mails that all strangers together can cause, or all members:
+// perHour in a row, then perHour an hour.
 type mailLimit struct {
 	mu  sync.Mutex
 	all throttle.Allowance
@@ -215,23 +223,42 @@ func newMailLimit(perHour int) *mailLimit {
 	return &mailLimit{all: throttle.Allowance{Name: "mail", Burst: perHour, Every: time.Hour / time.Duration(max(perHour, 1))}}
 }
 
-// mayMail counts a mail that a stranger asks for, and reports whether to queue it. The answer
-// to the stranger must not depend on it. RATE_LIMIT=off does not lift the limit of all
-// strangers: the owner's mail server has limits too.
+// mayMail counts a mail that a stranger asks for, and reports whether to queue the mail. The
+// answer to the stranger must not depend on the result. RATE_LIMIT=off does not lift the
+// mailLimit, because the operator's mail server has limits too.
 func (s *server) mayMail(x *exchange) bool {
 	err := s.allow(x, mails)
 	if err == nil {
-		s.mailLimit.mu.Lock()
-		defer s.mailLimit.mu.Unlock()
-		now := s.mono()
-		if err = s.mailLimit.all.Check(0, now); err == nil {
-			s.mailLimit.all.Take(0, now)
-		}
+		err = s.mailLimit.take(s.mono())
 	}
 	if err != nil {
 		s.stats.mails.Add("limited")
 	}
 	return err == nil
+}
+
+// countMail counts a mail that a member asks for, or returns errLimited: its address can be
+// that of any person, and where anyone can register, any stranger can be a member. Strangers
+// cannot use up the mails of members in all.
+func (s *server) countMail(x *exchange) error {
+	if x.who.role == admin {
+		return nil
+	}
+	if err := s.allow(x, mails); err != nil {
+		return err
+	}
+	return s.memberMails.take(s.mono())
+}
+
+// take counts a mail at now, or returns errLimited.
+func (m *mailLimit) take(now time.Duration) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	err := m.all.Check(0, now)
+	if err == nil {
+		m.all.Take(0, now)
+	}
+	return limited(err)
 }
 
 // take counts one request toward a limit, or returns errLimited. The caller holds

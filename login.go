@@ -205,7 +205,7 @@ func (s *server) warnOwner(x *exchange, p *provenUser, detail string) error {
 		return err
 	}
 	m := queuedMail{kind: factorMail, userID: p.id, detail: detail}
-	return s.store.write(x.r.Context(), m.from(x, s.wall().Unix()).warn(mfaLife+clockLeeway))
+	return s.store.write(x.r.Context(), m.causedBy(x, s.wall().Unix()).warn(mfaLife+clockLeeway))
 }
 
 // mfaLife is how many seconds the token of the first step of a login is valid.

@@ -238,7 +238,7 @@ func TestAFailingMailServerDelaysOnlyMails(t *testing.T) {
 			p := startUserd(t, dir, m.environ())
 			p.forgot("ann")
 			if reply == nil {
-				p.awaitLog("could not send a mail")
+				p.awaitLog("could not send a mail, and will try again")
 			} else {
 				await(t, "a try", func() bool { return m.tried() > 0 })
 			}

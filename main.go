@@ -292,16 +292,16 @@ var commands = []command{
 	{"token revoke", "USER ID", opens, "revoke an API key",
 		`Deletes the API key with this id: its next request is refused.`, noFlags(tokenRevoke)},
 	{"mail test", "ADDRESS", untouched, "send a test message",
-		`Sends a message as MAIL_URL and MAIL_FROM say, which must be set as for the server, and
-		prints what went wrong. It does not use the database.`,
+		`Sends a message with MAIL_URL and MAIL_FROM, which must have the values of the server,
+		and prints what went wrong. It does not use the database.`,
 		noFlags(mailTest)},
 	{"mail list", "", opens, "list the outbox",
 		`Prints the outbox: the mails that wait, and those that were sent, failed or dropped
-		in the last seven days. It shows no codes, because the database has none.`,
+		in the last seven days. It shows no codes, because the database does not store them.`,
 		mailList},
 	{"mail retry", "[ID]", opens, "try a mail again now",
-		`Makes the mail with this id, or every mail that waits or has failed, due now. The
-		server sends it.`,
+		`Tells the server to send the mail with this id now or, without an id, every mail that
+		waits or has failed.`,
 		noFlags(mailRetry)},
 	{"key list", "", opens, "list the keys that sign access tokens",
 		`Prints the keys in the database, without their secrets.`,

@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"math"
 	mrand "math/rand/v2"
-	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -28,8 +27,8 @@ import (
 	"userd/internal/setting"
 )
 
-// An outbox sends the mails that requests and commands have queued in the database. No
-// request waits for it. Several processes can share one database.
+// An outbox sends the mails that requests have queued in the database. No request waits for
+// it. The outboxes of several processes can share one database.
 type outbox struct {
 	store     *store
 	transport mail.Transport
@@ -37,11 +36,11 @@ type outbox struct {
 	texts     map[mailKind]*mail.Template
 	pages     pageURLs
 	service   string // the name of the service in the texts: the host of its pages
-	name      string // random; no two databases have the same
+	name      string // random; part of the IDs of mails, so that no two databases use the same ID
 	wall      func() time.Time
 	log       *slog.Logger
 	outcomes  *prom.Counters
-	failing   atomic.Bool // the last try failed
+	failing   atomic.Bool // a try failed since the last mail that was sent
 }
 
 const (
@@ -57,13 +56,27 @@ const (
 //go:embed assets/mail
 var mailTexts embed.FS
 
-// placeholders are those of the texts. {link} is required if the kind has a code.
+// placeholders are the names that a text can contain in braces. A kind with a code requires
+// {link}.
 var placeholders = []string{"username", "service", "link", "expires", "email", "changed", "network", "browser", "time"}
 
-// readMailTexts returns the text of each kind of mail: the file KIND.txt of dir if it
-// exists, and otherwise the built-in one. An empty dir has no files. An error names the file.
+// readMailTexts returns the text of each kind of mail: the file KIND.txt in dir if it
+// exists, otherwise the built-in text. If dir is empty, all texts are built-in. It refuses a
+// file of an unknown kind, because its name is probably mistyped. An error names the file.
 func readMailTexts(dir string) (map[mailKind]*mail.Template, error) {
 	texts := make(map[mailKind]*mail.Template)
+	if dir != "" {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, setting.FileError(err)
+		}
+		for _, e := range entries {
+			kind, isText := strings.CutSuffix(e.Name(), ".txt")
+			if _, known := mailRules[mailKind(kind)]; isText && !known {
+				return nil, fmt.Errorf("%.80q is not the text of a kind of mail; rename or remove it", e.Name())
+			}
+		}
+	}
 	for kind, rule := range mailRules {
 		file := string(kind) + ".txt"
 		contents, err := mailTexts.ReadFile("assets/mail/" + file)
@@ -89,10 +102,12 @@ func readMailTexts(dir string) (map[mailKind]*mail.Template, error) {
 	return texts, nil
 }
 
-// mailTransport returns the transport of MAIL_URL, and the sender of mails. The transport
-// log: writes to w. It returns a usageError that names the setting.
+// mailTransport returns the transport of MAIL_URL and the sender of mails. The transport of
+// log: writes to w. mailTransport returns a usageError that names the setting.
 func (c *config) mailTransport(w io.Writer) (t mail.Transport, from mail.Sender, err error) {
-	if t, err = mail.Parse(c.mailURL, mail.Options{Log: w, WebhookSecret: c.webhookSecret}); err != nil {
+	if t, err = mail.Parse(c.mailURL, mail.Options{Log: w, WebhookSecret: c.webhookSecret}); errors.Is(err, mail.ErrWebhookSecret) {
+		return nil, from, usagef("MAIL_WEBHOOK_SECRET: %v", err)
+	} else if err != nil {
 		return nil, from, usagef("MAIL_URL: %v", err)
 	}
 	if from = c.sender; from != (mail.Sender{}) {
@@ -105,12 +120,13 @@ func (c *config) mailTransport(w io.Writer) (t mail.Transport, from mail.Sender,
 	return t, from, err
 }
 
-// newOutbox returns the outbox of a configuration, or nil if it has none, and turns mail
-// on. The transport log: writes to w. It returns a usageError that names the setting.
+// newOutbox returns the outbox of a configuration and sets c.mailOn, or returns nil if
+// MAIL_URL is not set. The transport of log: writes to w. newOutbox returns a usageError that
+// names the setting.
 func newOutbox(c *config, development bool, w io.Writer) (o *outbox, err error) {
 	switch {
 	case c.mailURL == "" && c.registration == registrationVerified:
-		return nil, usagef("REGISTRATION=verified mails links, and MAIL_URL is not set; set it")
+		return nil, usagef("REGISTRATION=verified requires MAIL_URL, because it mails links; set MAIL_URL and MAIL_FROM")
 	case c.mailURL == "":
 		return nil, nil
 	case c.mailURL == "log:" && !development:
@@ -133,8 +149,8 @@ func newOutbox(c *config, development bool, w io.Writer) (o *outbox, err error) 
 	return o, nil
 }
 
-// attach connects the outbox to the database and the counters of a server. It does nothing
-// if mail is off, and neither does run.
+// attach connects the outbox to the database and the counters of a server. If mail is off,
+// the outbox is nil, and attach and run do nothing.
 func (o *outbox) attach(ctx context.Context, s *server) error {
 	if o == nil {
 		return nil
@@ -142,13 +158,16 @@ func (o *outbox) attach(ctx context.Context, s *server) error {
 	fresh := make([]byte, 8)
 	rand.Read(fresh)
 	name, err := s.store.secret(ctx, "outbox", fresh)
+	if err != nil {
+		return err
+	}
 	o.store, o.name, o.wall, o.log, o.outcomes = s.store, hex.EncodeToString(name), s.wall, s.log, s.stats.mails
 	o.log.Info("sending mail", "transport", o.transport.String())
-	return err
+	return nil
 }
 
-// pageOf returns the page of the links of a kind of code.
-func (p *pageURLs) pageOf(kind codeKind) string {
+// forCode returns the page that a link with a code of this kind opens, or "".
+func (p *pageURLs) forCode(kind codeKind) string {
 	switch kind {
 	case resetMailCode, resetLinkCode:
 		return p.reset
@@ -164,24 +183,25 @@ func (p *pageURLs) pageOf(kind codeKind) string {
 	return ""
 }
 
-// from sets the client that causes a mail, and when, and returns the mail.
-func (m queuedMail) from(x *exchange, now int64) *queuedMail {
+// causedBy returns the mail with the client of a request, which causes it, and with its time
+// in Unix seconds.
+func (m queuedMail) causedBy(x *exchange, now int64) *queuedMail {
 	m.address, m.userAgent, m.createdAt = x.address, userAgent(x.r), now
 	return &m
 }
 
-// notice returns the statement of a notice to a user, before the statements of the act
-// that it is about, or nil if notices are off.
+// notice returns the statement that queues a notice to a user about an act, or nil if notices
+// are off. The statement must run before the statements of the act.
 func (s *server) notice(x *exchange, kind mailKind, userID int64, detail string) []statement {
 	if !s.mailOn || s.notices == switchOff {
 		return nil
 	}
 	m := queuedMail{kind: kind, userID: userID, detail: detail}
-	return []statement{m.from(x, s.wall().Unix()).toVerified()}
+	return []statement{m.causedBy(x, s.wall().Unix()).toVerified()}
 }
 
-// loginNotice returns the notice of a login from a network in which the user has not
-// logged in before, or nil. The first login is not new.
+// loginNotice returns the notice of a login from a network from which the user has not
+// logged in before, otherwise nil. The first login of a user causes no notice.
 func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
 	notice := s.notice(x, loginMail, userID, "")
 	if notice == nil {
@@ -222,8 +242,8 @@ func (o *outbox) run(ctx context.Context) {
 	}
 }
 
-// sendDue tries the mails that are due, and begins none after ctx has ended. The context
-// of the tries is sending.
+// sendDue sends the mails that are due. After ctx has ended, it begins no other mail; those
+// that it has begun continue until sending ends.
 func (o *outbox) sendDue(ctx, sending context.Context) {
 	var due []queuedMail
 	err := o.store.dueMails(ctx, mailBatch, o.wall().Unix(), func(m *queuedMail) { due = append(due, *m) })
@@ -236,7 +256,7 @@ func (o *outbox) sendDue(ctx, sending context.Context) {
 		}
 		group.Go(func() {
 			defer func() { <-slots }()
-			if err := o.try(sending, &due[i]); err != nil && sending.Err() == nil {
+			if err := o.sendOnce(sending, &due[i]); err != nil && sending.Err() == nil {
 				o.log.Warn("could not process a mail", "mail", due[i].id, "err", err)
 			}
 		})
@@ -247,20 +267,21 @@ func (o *outbox) sendDue(ctx, sending context.Context) {
 	}
 }
 
-// try sends a mail once and records the outcome. It returns an error of the database.
-func (o *outbox) try(ctx context.Context, m *queuedMail) error {
+// sendOnce tries to send a mail, and records the outcome. It returns only errors of the
+// database.
+func (o *outbox) sendOnce(ctx context.Context, m *queuedMail) error {
 	now := o.wall()
 	f, budget, err := o.facts(ctx, m, mailRules[m.kind].budget)
-	rule, known := mailRules[m.kind] // facts may have changed the kind
+	rule, known := mailRules[m.kind] // facts may have changed m.kind
 	switch {
 	case errors.Is(err, errStorage):
 		return err
 	case !known || now.Unix() > m.createdAt+int64(rule.expiry/time.Second) || err != nil && m.kind != resetMail:
 		return o.drop(ctx, m, "abandoned")
 	case err != nil:
-		// takeMail refuses a mail without a user, after as much work as for one above a limit.
-		// Otherwise many requests for one login would show whether it exists, by how much the
-		// outbox slows down other requests.
+		// takeMail refuses a mail without a user, after as much work as for a mail above a
+		// limit. Otherwise a client could request many mails for one login, and the time of
+		// other requests meanwhile would show whether the login exists.
 		m.userID, m.email = 0, ""
 	}
 	var code string
@@ -286,15 +307,15 @@ func (o *outbox) try(ctx context.Context, m *queuedMail) error {
 	return o.finish(ctx, m, o.transport.Send(ctx, o.message(m, &f, code, now)))
 }
 
-// facts are what the text of a mail needs to know.
+// facts are the values that the text of a mail needs, besides those of the mail itself.
 type facts struct {
-	user     user // its id is 0 for mails to people who are not users yet
-	username string
-	expires  int64
+	user     user   // the recipient; id is 0 if the recipient is not a user yet
+	username string // of the recipient; empty: not known
+	expires  int64  // of the code, in Unix seconds
 }
 
-// facts sets the recipient of a mail, and returns what its text needs, and the budget
-// that it counts toward. It returns errMailEnded if the mail has lost its purpose.
+// facts sets the recipient of a mail, and returns the facts of the mail and the budget that
+// it counts toward. It returns errMailEnded if the mail is not needed any more, or errStorage.
 func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f facts, _ budget, err error) {
 	switch {
 	case m.kind == registerMail:
@@ -325,22 +346,27 @@ func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f fac
 		return f, budget, errMailEnded
 	}
 	if m.detail == restored {
-		return f, noBudget, nil // a thief must not have used it up
+		return f, noBudget, nil // otherwise a thief could have used up the budget
 	}
-	// A stranger must not be able to use up the mails of a user who asks from a network
-	// where it has logged in.
+	// A request from a network where the user has logged in does not count: otherwise a
+	// stranger could use up the mails of the user. But a stranger can register with the address
+	// of another person.
 	known, _, err := o.store.loginsFrom(ctx, f.user.id, inNetworkOf(m.address))
 	if known {
-		budget = noBudget
+		budget = claimBudget
+		if f.user.emailVerifiedAt != 0 {
+			budget = noBudget
+		}
 	}
 	return f, budget, err
 }
 
-// registerFacts is facts for a registration. If a user already has its address, it makes the
-// mail one that tells the user so. It decides this when the mail leaves, not when the client
-// registers: otherwise the answer or its time could show it.
+// registerFacts returns the facts of the mail of a registration. If a user already has the
+// address, registerFacts turns the mail into a takenMail to this user. The outbox decides
+// this, not the request: otherwise the answer or its time could show that the user exists.
+// registerFacts returns errMailEnded or errStorage.
 func (o *outbox) registerFacts(m *queuedMail) (f facts, err error) {
-	r, err := o.store.registrant(m.subjectID)
+	r, err := o.store.registration(m.subjectID)
 	if err != nil {
 		return f, err
 	}
@@ -353,23 +379,23 @@ func (o *outbox) registerFacts(m *queuedMail) (f facts, err error) {
 	return f, cmp.Or(err, o.checkPurpose(m, &f.user))
 }
 
-// checkPurpose returns errMailEnded if a mail to a user is no longer for it, or errStorage.
+// checkPurpose returns errMailEnded if a user does not need a mail any more, or errStorage.
 func (o *outbox) checkPurpose(m *queuedMail, u *user) (err error) {
-	good := true
+	needed := true
 	switch m.kind {
 	case takenMail:
-		good = !u.disabled && u.email == m.email
+		needed = !u.disabled && u.email == m.email
 	case approvalMail:
-		good, err = o.store.waitsForApproval()
-		good = good && u.role == admin && !u.disabled && u.emailVerifiedAt != 0 && u.email == m.email
+		needed, err = o.store.waitsForApproval()
+		needed = needed && u.role == admin && !u.disabled && u.emailVerifiedAt != 0 && u.email == m.email
 	}
-	if err == nil && !good {
+	if err == nil && !needed {
 		err = errMailEnded
 	}
 	return err
 }
 
-// drop closes a mail that is not sent.
+// drop closes a mail without sending it, and counts the outcome: abandoned or limited.
 func (o *outbox) drop(ctx context.Context, m *queuedMail, outcome string) error {
 	o.outcomes.Add(outcome)
 	return o.store.closeMail(ctx, m, "dropped", "", o.wall().Unix())
@@ -384,12 +410,12 @@ func (o *outbox) finish(ctx context.Context, m *queuedMail, err error) error {
 	case err == nil:
 		o.outcomes.Add("sent")
 		if o.failing.Swap(false) {
-			o.log.Info("mails leave again")
+			o.log.Info("sending mail again")
 		}
 		return o.store.closeMail(ctx, m, "sent", "", now.Unix())
 	case failure != nil && failure.Permanent:
 		o.outcomes.Add("failed")
-		o.log.Warn("a mail failed and is not tried again", "mail", m.id, "kind", string(m.kind), "err", err)
+		o.log.Warn("could not send a mail, and will not try again", "mail", m.id, "kind", string(m.kind), "err", err)
 		return o.store.closeMail(ctx, m, "failed", err.Error(), now.Unix())
 	}
 	delay := mail.RetryDelay(int(min(m.tries, math.MaxInt32)), mrand.Float64())
@@ -397,22 +423,22 @@ func (o *outbox) finish(ctx context.Context, m *queuedMail, err error) error {
 		delay = max(delay, failure.RetryAfter)
 	}
 	if !o.failing.Swap(true) {
-		o.log.Warn("could not send a mail", "mail", m.id, "kind", string(m.kind), "err", err)
+		o.log.Warn("could not send a mail, and will try again", "mail", m.id, "kind", string(m.kind), "err", err)
 	}
 	return o.store.delayMail(ctx, m, err.Error(), now.Add(delay).Unix())
 }
 
-// message returns the message of a try of a mail, whose link contains the code unless that
-// is empty.
+// message returns the message of one try of a mail, with a link that contains the code. If
+// the code is empty, the message has no link.
 func (o *outbox) message(m *queuedMail, f *facts, code string, now time.Time) *mail.Message {
 	link := ""
 	if code != "" {
-		link = strings.Replace(o.pages.pageOf(mailRules[m.kind].code), "{code}", code, 1)
+		link = strings.Replace(o.pages.forCode(mailRules[m.kind].code), "{code}", code, 1)
 	}
 	values := map[string]string{
 		"username": f.username, "service": o.service, "link": link, "email": m.email, "changed": m.detail,
 		"expires": readableTime(f.expires), "time": readableTime(m.createdAt),
-		"network": readableNetwork(m.address), "browser": browserName(m.userAgent),
+		"network": cmp.Or(network(m.address), "unknown"), "browser": browserName(m.userAgent),
 	}
 	if m.kind == undoMail {
 		values["email"] = m.detail
@@ -430,10 +456,7 @@ func (o *outbox) message(m *queuedMail, f *facts, code string, now time.Time) *m
 	if m.detail != "" {
 		event["detail"] = m.detail
 	}
-	data, err := json.Marshal(event)
-	if err != nil { // a bug; the transport refuses the message
-		data = nil
-	}
+	data, _ := json.Marshal(event) // nil after an error, which is a bug; a webhook refuses that
 	return &mail.Message{
 		ID:   fmt.Sprintf("%d.%d.%s@%s", m.id, m.tries, o.name, o.from.Domain()),
 		Date: now, From: o.from, To: m.email, Subject: subject, Text: text,
@@ -446,15 +469,6 @@ func readableTime(unix int64) string {
 	return time.Unix(unix, 0).UTC().Format("2 January 2006, 15:04 UTC")
 }
 
-// readableNetwork returns the network of a client, which names it well enough for its
-// user, and the word for the command line unchanged.
-func readableNetwork(address string) string {
-	if _, err := netip.ParseAddr(address); err != nil {
-		return cmp.Or(address, "unknown")
-	}
-	return network(address)
-}
-
 // The names of programs and systems in a User-Agent, in the order in which they are
 // looked for: most browsers name several.
 var (
@@ -462,8 +476,9 @@ var (
 	systems  = [][2]string{{"Windows", "Windows"}, {"Android", "Android"}, {"iPhone", "iOS"}, {"iPad", "iOS"}, {"Mac OS X", "macOS"}, {"CrOS", "ChromeOS"}, {"Linux", "Linux"}}
 )
 
-// browserName returns a name such as "Firefox on Linux" for a User-Agent. It repeats
-// nothing of it: a stranger chooses that text, and the mail goes to another person.
+// browserName returns a name such as "Firefox on Linux", "curl" or "an unknown program" for
+// a User-Agent. It repeats nothing of it: a stranger chooses that text, and the mail goes to
+// another person.
 func browserName(agent string) string {
 	find := func(names [][2]string) string {
 		for _, name := range names {
@@ -471,7 +486,11 @@ func browserName(agent string) string {
 				return name[1]
 			}
 		}
-		return "unknown"
+		return ""
 	}
-	return find(browsers) + " on " + find(systems)
+	name, system := cmp.Or(find(browsers), "an unknown program"), find(systems)
+	if system == "" {
+		return name
+	}
+	return name + " on " + system
 }

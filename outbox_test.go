@@ -19,6 +19,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+
 	"userd/internal/mail"
 )
 
@@ -268,6 +269,20 @@ func TestALinkIgnoresTheHostOfTheRequest(t *testing.T) {
 	}
 }
 
+func TestAMailNamesTheBrowserOfARequest(t *testing.T) {
+	t.Parallel()
+	for agent, want := range map[string]string{
+		"Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0": "Firefox on Linux",
+		"curl/8.5.0":            "curl",
+		"Something/1 (Windows)": "an unknown program on Windows",
+		"":                      "an unknown program",
+	} {
+		if got := browserName(agent); got != want {
+			t.Errorf("%q is %q, want %q", agent, got, want)
+		}
+	}
+}
+
 // The address of the reset is the one that the link was mailed to (Mattermost, CVE-2016-11074).
 func TestAMailedLinkIsOnlyForItsAddress(t *testing.T) {
 	t.Parallel()
@@ -375,8 +390,9 @@ func TestAForgottenPasswordHasLimits(t *testing.T) {
 		t.Parallel()
 		s := newService(t, withMail, proxied)
 		p := s.postbox()
-		s.added("ann")
+		s.verified(p, "ann")
 		s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+		p.only("ann@example.com", "login")
 		stranger(s, "198.51.100.1", "ann")
 		p.only("ann@example.com", "password")
 		stranger(s, "203.0.113.1", "ann")
@@ -386,12 +402,35 @@ func TestAForgottenPasswordHasLimits(t *testing.T) {
 	})
 }
 
+// A stranger who registers with the address of another person is at home in its own network.
+func TestAnAddressThatIsOnlyAClaimIsLimited(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail, proxied)
+	p := s.postbox()
+	s.register("mallory")
+	p.only("mallory@example.com", "Confirm")
+	password, sent := goodPassword, 0
+	for i := range 30 {
+		from := fmt.Sprintf("192.0.%d.1", i)
+		token := s.tryLogin(from, "mallory", password).want(t, 200, "").field("access_token")
+		s.do("", "POST", "/api/password/forgot", `{"login":"mallory"}`, "X-Forwarded-For: "+from).want(t, 202, "")
+		sent += len(p.deliver())
+		password = fmt.Sprint("the long password ", i) // which ends the live links
+		s.do(token, "PUT", "/api/users/me", fmt.Sprintf(`{"password":%q}`, password), "X-Forwarded-For: "+from).want(t, 200, "")
+		s.clock.add(10 * time.Minute)
+	}
+	if sent != 10 { // in five hours
+		t.Errorf("sent %d mails, want 10", sent)
+	}
+	s.forgot("mallory")
+	p.only("mallory@example.com", "password") // others have a limit of their own
+}
+
 func TestThreeLiveLinksAreEnough(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	p := s.postbox()
-	s.added("ann")
-	s.login("ann") // so the network is known, and the limits of the address do not apply
+	s.verified(p, "ann") // in a network that is known then, so the limits of the address do not apply
 	var codes []string
 	for range 3 {
 		s.forgot("ann")
@@ -411,8 +450,7 @@ func TestEachOfThreeLiveLinksWorks(t *testing.T) {
 	for chosen := range 3 {
 		s := newService(t, withMail)
 		p := s.postbox()
-		s.added("ann")
-		s.login("ann")
+		s.verified(p, "ann")
 		var codes []string
 		for range 3 {
 			s.forgot("ann")
@@ -754,6 +792,20 @@ func TestALoginFromANewNetworkIsNoticed(t *testing.T) {
 	p.none("with NOTICES=off")
 }
 
+// A thief can add events of the user, and end all of its sessions.
+func TestManyEventsDoNotHideTheLoginsBeforeThem(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail, proxied, unlimited)
+	p := s.postbox()
+	path, ann := s.verified(p, "ann")
+	for i := range 200 {
+		s.do(ann, "PUT", path, fmt.Sprintf(`{"username":"ann%d"}`, i)).want(t, 200, "")
+	}
+	s.do(ann, "POST", "/api/logout", "").want(t, 204, "")
+	s.tryLogin(otherNet, "ann199", goodPassword).want(t, 200, "")
+	p.only("ann@example.com", "New login")
+}
+
 func TestAFirstLoginIsNotNoticed(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
@@ -789,10 +841,11 @@ func TestMailSettingsThatDoNotFitAreRefused(t *testing.T) {
 		"log: on a server":             {[]string{"APP_URL=https://id.example.com", "MAIL_URL=log:"}, "only for development"},
 		"SMTP without a sender":        {[]string{"MAIL_URL=smtp://mail.example.com"}, "MAIL_FROM"},
 		"a password without TLS":       {[]string{"MAIL_URL=smtp+plain://ann:s3cret@localhost", "MAIL_FROM=a@example.com"}, "without TLS"},
-		"a webhook without a secret":   {[]string{"MAIL_URL=https://hooks.example.com"}, "whsec_"},
+		"a webhook without a secret":   {[]string{"MAIL_URL=https://hooks.example.com"}, "MAIL_WEBHOOK_SECRET: the secret of a webhook must be whsec_"},
 		"links that no mail carries":   {[]string{"REGISTRATION=verified"}, "MAIL_URL"},
 		"an unknown placeholder":       {[]string{"MAIL_URL=log:", "MAIL_TEMPLATES=" + templates(t, "reset.txt", "Subject: Hi\n\n{lnk}\n")}, "reset.txt: unknown placeholder {lnk}"},
 		"a text without the link":      {[]string{"MAIL_URL=log:", "MAIL_TEMPLATES=" + templates(t, "reset.txt", "Subject: Hi\n\nHello\n")}, "reset.txt: the text must contain {link}"},
+		"a text of an unknown kind":    {[]string{"MAIL_URL=log:", "MAIL_TEMPLATES=" + templates(t, "rest.txt", "Subject: Hi\n\n{link}\n")}, `MAIL_TEMPLATES: "rest.txt" is not the text of a kind of mail`},
 		"a text that cannot be parsed": {[]string{"MAIL_URL=log:", "MAIL_TEMPLATES=" + templates(t, "changed.txt", "Hello\n")}, "changed.txt: must begin"},
 	} {
 		t.Run(name, func(t *testing.T) {

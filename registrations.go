@@ -17,12 +17,12 @@ type registerRequest struct {
 	Username   string `json:"username"`
 	Email      string `json:"email"`
 	Password   string `json:"password"`
-	Invitation string `json:"invitation"` // a code
+	Invitation string `json:"invitation"` // the code of an invitation; empty: none
 }
 
-// register adds a member or, with an invitation, a user with the role of the invitation.
-// Without an invitation, REGISTRATION and EMAIL_DOMAINS decide whether a user can register,
-// and with REGISTRATION=verified, register adds no user yet.
+// register adds a user: with an invitation, a user with the role of the invitation, otherwise a
+// member. Without an invitation, REGISTRATION and EMAIL_DOMAINS decide who can register. With
+// REGISTRATION=verified, register stores a registration instead of a user.
 func (s *server) register(x *exchange) error {
 	in, err := decode[registerRequest](x.body())
 	if err != nil {
@@ -51,12 +51,12 @@ func (s *server) register(x *exchange) error {
 		return err
 	}
 	if code == nil && s.registration == registrationVerified {
-		return s.holdRegistration(x, &u, in.Password)
+		return s.startRegistration(x, &u, in.Password)
 	}
 	then := s.askForApproval(&u)
 	if s.mailOn && (code != nil || s.mayMail(x)) {
 		m := queuedMail{kind: verifyMail}
-		then = append(then, m.from(x, s.wall().Unix()).toNewUser())
+		then = append(then, m.causedBy(x, s.wall().Unix()).toNewUser())
 	}
 	if code != nil {
 		err = s.addInvited(x.r.Context(), x.address, code, &v, &u, in.Password, then...)
@@ -70,43 +70,49 @@ func (s *server) register(x *exchange) error {
 	return x.send(http.StatusCreated, append(appendUser(nil, &u, viewEmail), '\n'))
 }
 
-// registrationLife is how long a registration waits for its confirmation, in seconds.
+// registrationLife is how long a registration can be confirmed, in seconds.
 const registrationLife = 24 * 60 * 60
 
-// holdRegistration stores a registration that checkNew has accepted, and queues a mail with a
-// link that completes it. It looks for no other user: the answer and its time are the same
-// whether the names are free or not. Only the owner of the address learns that, from the mail.
-func (s *server) holdRegistration(x *exchange, u *user, password string) error {
+// startRegistration stores a registration that checkNew has accepted, and queues a mail with a
+// link that completes it. It does not look up other users, so the answer and its time are the
+// same whether the names are taken or not. Only the owner of the address learns this, from the
+// mail.
+func (s *server) startRegistration(x *exchange, u *user, password string) error {
 	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), password)
 	if err != nil {
 		return err
 	}
 	if s.mayMail(x) {
 		m := queuedMail{kind: registerMail, email: u.email}
-		if err := s.store.addRegistrant(x.r.Context(), u.username, hash, m.from(x, s.wall().Unix()), registrationLife); err != nil {
+		if err := s.store.addRegistration(x.r.Context(), u.username, hash, m.causedBy(x, s.wall().Unix()), registrationLife); err != nil {
 			return err
 		}
 	}
 	return x.send(http.StatusAccepted, []byte(`{"message":"To complete the registration, open the link in the message that is on its way"}`+"\n"))
 }
 
-// completeRegistration adds the user of a registration, and answers with it. The code is not
-// enough: another person may have registered with the address of the code's holder. So it also
-// requires the password. If the username is taken meanwhile, the code stays valid, and username
-// can be another one. It returns errCredentials, an error of matchesPassword or mayRegister, or
-// one of store.addRegistered.
-func (s *server) completeRegistration(x *exchange, r *registrant, code []byte, password string, username *string) error {
+// completeRegistration adds the user of a registration, and answers with the user. It requires
+// the code and the password, because another person may have registered with the address of
+// the code's holder. If another user has taken the username meanwhile, the code stays valid, and
+// the client can send another username; nil keeps that of the registration.
+// completeRegistration returns errCredentials, an error of matchesPassword or mayRegister, or
+// an error of store.addRegistered.
+func (s *server) completeRegistration(x *exchange, r *registration, code []byte, password string, username *string) error {
 	x.counted = true
 	if password == "" {
 		return errCredentials.with("Send the password that you chose when you registered")
 	}
-	// The limits know registrations by negative ids, which no user has.
+	// The limits count a registration under its negative id, because users have positive ids.
 	ok, err := s.matchesPassword(x, -r.id, &credentials{hash: r.hash}, "", password)
 	switch {
 	case err != nil:
 		return err
 	case !ok:
 		return errCredentials
+	}
+	// Like a change of a user: a refusal shows that a name exists, and the code stays valid.
+	if err := s.allowOwner(userChanges, -r.id); err != nil {
+		return err
 	}
 	u := user{username: r.username, email: r.email, role: member}
 	if username != nil {
@@ -125,8 +131,8 @@ func (s *server) completeRegistration(x *exchange, r *registrant, code []byte, p
 	return x.sendUser(http.StatusOK, &u, viewAll)
 }
 
-// askForApproval returns the statement that queues mails to the admins who can approve a
-// user, after the statement that adds it, or nil if the user does not wait for approval.
+// askForApproval returns the statement that queues mails to the admins, who can approve the
+// user, or nil if the user does not wait for approval or mail is off.
 func (s *server) askForApproval(u *user) []statement {
 	if !s.mailOn || !u.pending {
 		return nil
@@ -134,9 +140,9 @@ func (s *server) askForApproval(u *user) []statement {
 	return []statement{approvalMails(s.wall().Unix())}
 }
 
-// mayRegister returns nil if a user may register without an invitation, and makes it
-// pending if an admin must approve it. It returns errRegistrationClosed, errNotInvited,
-// or errInvalid for an address of a domain that is not among EMAIL_DOMAINS.
+// mayRegister returns nil if a user may register without an invitation. It sets u.pending if
+// an admin must approve the user. It returns errRegistrationClosed, errNotInvited, or
+// errInvalid for an address that is not at one of EMAIL_DOMAINS.
 func (s *server) mayRegister(u *user) error {
 	switch s.registration {
 	case registrationOpen, registrationVerified:
@@ -189,9 +195,10 @@ func (s *userService) addUser(ctx context.Context, by caller, u *user, password 
 	return s.store.addUser(ctx, by, u, hash, s.wall().Unix(), then...)
 }
 
-// addInvited adds a user that checkNew has accepted, by the code of an invitation. It
-// returns errInvalid if the invitation is for another user, passhash.ErrBusy, or an error
-// of store.addInvited.
+// addInvited adds a user that checkNew has accepted, by the code of an invitation. The
+// statements in then belong to the same write. It returns errInvalid if the invitation is for
+// another user, errUsernameTaken, errEmailTaken, passhash.ErrBusy, or an error of
+// store.addInvited.
 func (s *userService) addInvited(ctx context.Context, address string, code []byte, v *invitation, u *user, password string, then ...statement) error {
 	wrong := make(fieldErrors)
 	if v.username != "" && !strings.EqualFold(v.username, u.username) {
@@ -213,8 +220,8 @@ func (s *userService) addInvited(ctx context.Context, address string, code []byt
 	return s.store.addInvited(ctx, u, hash, code, v, address, s.wall().Unix(), then...)
 }
 
-// checkInvitation returns errInvalid if an invitation is not valid, or if whyLife, what is
-// wrong with its lifetime, is not empty.
+// checkInvitation returns errInvalid if an invitation is not valid. whyLife says what is wrong
+// with its lifetime; it is empty if the lifetime is valid.
 func checkInvitation(v *invitation, whyLife string) error {
 	wrong := make(fieldErrors)
 	wrong.add("expires_in", whyLife)
@@ -233,9 +240,9 @@ func checkInvitation(v *invitation, whyLife string) error {
 	return wrong.err()
 }
 
-// boundTo returns the name that an invitation is bound to, or "" if it names none. It
-// returns errInvalid for an empty name, which would admit anyone: a script's variable may
-// not be set.
+// boundTo returns the name that an invitation is for, or "" if name is nil. It returns
+// errInvalid for an empty name, because the invitation would then admit anyone: a script
+// could have forgotten to set a variable.
 func boundTo(field string, name *string) (string, error) {
 	if name == nil {
 		return "", nil
@@ -252,8 +259,7 @@ const maxUses = 100
 
 // makeInvitation stores an invitation that is valid for life, for a caller, sets its id
 // and times, and returns its link. The statements in then belong to the same write. It returns
-// errNoAppURL, errUsernameTaken or errEmailTaken if a user already has the name, or an error
-// of store.addInvitation.
+// errNoAppURL, errUsernameTaken, errEmailTaken or an error of store.addInvitation.
 func (s *userService) makeInvitation(ctx context.Context, by caller, pages pageURLs, v *invitation, life time.Duration, then ...statement) (link string, err error) {
 	link, hash, err := linkTo(pages.invite, inviteCode)
 	if err == nil {
@@ -304,7 +310,7 @@ func (s *server) createInvitation(x *exchange) error {
 	var then []statement
 	if v.email != "" && s.mailOn {
 		m := queuedMail{kind: inviteMail, email: v.email}
-		then = append(then, m.from(x, s.wall().Unix()).ofNewInvitation())
+		then = append(then, m.causedBy(x, s.wall().Unix()).ofNewInvitation())
 	}
 	link, err := s.makeInvitation(x.r.Context(), x.caller(), s.pages, &v, life, then...)
 	if err != nil {
@@ -329,7 +335,7 @@ func newInvitationAnswer(v *invitation) invitationAnswer {
 	return invitationAnswer{v.id, v.email, v.username, v.role, v.usesLeft, v.createdBy, utc(v.createdAt), utc(v.expiresAt)}
 }
 
-// invitationPage is the number of invitations of a page without a limit.
+// invitationPage is the largest number of invitations in an answer if the client sets no limit.
 const invitationPage = 100
 
 // listInvitations answers with a page of the invitations that have not expired.
@@ -369,7 +375,7 @@ func (s *server) deleteInvitation(x *exchange) error {
 	return x.sendNothing()
 }
 
-// sendInvitation queues a mail with a new link of the invitation of the path, to its address.
+// sendInvitation queues a mail with a new link to the address of the invitation of the path.
 // The earlier links stay valid.
 func (s *server) sendInvitation(x *exchange) error {
 	in, err := decode[proofRequest](x.optionalBody())
@@ -387,7 +393,7 @@ func (s *server) sendInvitation(x *exchange) error {
 		return errMailOff.with("This service sends no mail: send a link of the invitation yourself")
 	}
 	m := queuedMail{kind: inviteMail, subjectID: id}
-	if err := s.store.sendInvitation(x.r.Context(), x.caller(), m.from(x, s.wall().Unix())); err != nil {
+	if err := s.store.sendInvitation(x.r.Context(), x.caller(), m.causedBy(x, s.wall().Unix())); err != nil {
 		return err
 	}
 	return x.send(http.StatusAccepted, []byte(`{"message":"The invitation is on its way"}`+"\n"))
@@ -405,23 +411,22 @@ func (s *server) approveUser(x *exchange) error {
 
 type verifyEmailRequest struct {
 	Code     string `json:"code"`
-	Password string `json:"password"` // of the user, if the request has no token of it
+	Password string `json:"password"` // of the user or the registration; empty: the request has a token of the user
 
-	Username *string `json:"username"` // of the user of a registration, in place of that of the registration
+	Username *string `json:"username"` // for a registration: replaces its username
 }
 
 // verifyEmail verifies the address of the user of a code, or completes the registration of
-// the code. The code only proves that its
-// holder reads the mails to this address. Another person may have registered with the
-// address, and the holder must not verify that user for it. So the caller must also be the
-// user.
+// a code. The code only proves that its holder reads the mails to the address. Another person
+// may have registered with this address, and the holder must not verify the user of that
+// person. So the client must also prove that it is the user (see proveOwner).
 func (s *server) verifyEmail(x *exchange) error {
 	in, err := decode[verifyEmailRequest](x.body())
 	if err != nil {
 		return err
 	}
 	if code, err := hashCode(verifyCode, in.Code); err == nil {
-		r, err := s.store.registrantOfCode(code, s.wall().Unix())
+		r, err := s.store.registrationOfCode(code, s.wall().Unix())
 		if err == nil {
 			return s.completeRegistration(x, &r, code, in.Password, in.Username)
 		}
@@ -429,7 +434,7 @@ func (s *server) verifyEmail(x *exchange) error {
 			return err
 		}
 	}
-	c, err := s.emailCode(x, verifyCode, in.Code) // only of users: a registration has user_id 0
+	c, err := s.emailCode(x, verifyCode, in.Code) // finds no code of a registration, whose user_id is 0
 	if err != nil {
 		return err
 	}
@@ -444,10 +449,9 @@ func (s *server) verifyEmail(x *exchange) error {
 	return x.sendUser(http.StatusOK, &u, viewAll)
 }
 
-// proveOwner returns the caller of a write if the request is from a user: it has a password
-// of the user, which counts like one of a login, or the token of a session of the user. It
-// returns errNoToken, another error of authenticate, errCredentials or an error of
-// matchesPassword.
+// proveOwner returns the caller of a write if the request is from the user u: it has the
+// password of u, which counts like that of a login, or an access token of u. proveOwner
+// returns errCredentials, or an error of authenticate or matchesPassword.
 func (s *server) proveOwner(x *exchange, u *user, password string) (caller, error) {
 	if password == "" {
 		err := s.authenticate(x)

@@ -122,7 +122,7 @@ func TestARegistrationAnswersTheSameForFreeAndTakenNames(t *testing.T) {
 }
 
 // An error about the body itself reveals nothing about other users.
-func TestARegistrationThatIsNotValidIsRefusedAtOnce(t *testing.T) {
+func TestARegistrationThatIsNotValidIsRefusedImmediately(t *testing.T) {
 	t.Parallel()
 	s := newService(t, verified, func(c *settings) { c.emailDomains = []string{"example.com"} })
 	for body, code := range map[string]string{
@@ -291,6 +291,23 @@ func TestTheCodeOfARegistrationIsAcceptedNowhereElse(t *testing.T) {
 }
 
 // Two servers on one file, and 64 clients: one code makes one user.
+// The code stays valid if a name is taken, so it could be used to ask which names exist.
+func TestTheNamesThatARegistrationAsksForAreLimited(t *testing.T) {
+	t.Parallel()
+	s := newService(t, verified)
+	p := s.postbox()
+	s.added("ann")
+	s.apply("bob")
+	code := p.only("bob@example.com", "").code
+	for range 60 {
+		s.confirm(code, `,"username":"ann"`).want(t, 400, "username_taken")
+	}
+	s.confirm(code, `,"username":"ann"`).wantWait(t, 60)
+	s.confirm(code, "").wantWait(t, 60)
+	s.clock.add(time.Minute)
+	s.confirm(code, "").want(t, 200, "")
+}
+
 func TestACodeMakesOneUser(t *testing.T) {
 	t.Parallel()
 	first := newService(t, verified, unlimited)
@@ -348,12 +365,12 @@ func TestARegistrationIsCheckedWhenTheWriteRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := s.store.registrantOfCode(hash, s.wall().Unix())
+	r, err := s.store.registrationOfCode(hash, s.wall().Unix())
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := s.wall().Unix()
-	add := func(r *registrant, hash []byte, now int64) error {
+	add := func(r *registration, hash []byte, now int64) error {
 		return s.store.addRegistered(t.Context(), &user{username: "ann"}, r, hash, "", now)
 	}
 	s.apply("bob")
@@ -361,13 +378,13 @@ func TestARegistrationIsCheckedWhenTheWriteRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused := func(claim string, r *registrant, hash []byte, now int64) {
+	refused := func(claim string, r *registration, hash []byte, now int64) {
 		t.Helper()
 		wantError(t, claim, add(r, hash, now), errInvalidCode)
 	}
 	change := func(query string) { t.Helper(); runSQL(t, another(t, s.path), query) }
 	refused("an expired code", &r, hash, now+registrationLife)
-	refused("another registration", &registrant{id: r.id + 1}, hash, now)
+	refused("another registration", &registration{id: r.id + 1}, hash, now)
 	refused("no code", &r, []byte("x"), now)
 	refused("the code of another registration", &r, other, now)
 	change(`UPDATE user_registration SET expires_at = 1`)
@@ -377,16 +394,16 @@ func TestARegistrationIsCheckedWhenTheWriteRuns(t *testing.T) {
 	refused("an expired code of a registration", &r, hash, now)
 	change(`UPDATE user_code SET expires_at = 1 << 40, kind = 'ui'`)
 	refused("a code of another kind", &r, hash, now)
-	if _, err := s.store.registrantOfCode(hash, now); !errors.Is(err, errInvalidCode) {
+	if _, err := s.store.registrationOfCode(hash, now); !errors.Is(err, errInvalidCode) {
 		t.Errorf("a code of another kind names a registration: %v", err)
 	}
 	change(`UPDATE user_code SET expires_at = 1, kind = 'uv'`)
-	if _, err := s.store.registrantOfCode(hash, now); !errors.Is(err, errInvalidCode) {
+	if _, err := s.store.registrationOfCode(hash, now); !errors.Is(err, errInvalidCode) {
 		t.Errorf("an expired code names a registration: %v", err)
 	}
 	change(`UPDATE user_code SET expires_at = 1 << 40`)
 	change(`UPDATE user_registration SET expires_at = 1`)
-	if _, err := s.store.registrantOfCode(hash, now); !errors.Is(err, errInvalidCode) {
+	if _, err := s.store.registrationOfCode(hash, now); !errors.Is(err, errInvalidCode) {
 		t.Errorf("a code names an expired registration: %v", err)
 	}
 	change(`UPDATE user_registration SET expires_at = 1 << 40`)

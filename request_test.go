@@ -265,7 +265,7 @@ func TestBodySize(t *testing.T) {
 			s.post("/api/login", row.body, "Content-Type: application/json").want(t, row.status, row.code)
 		})
 	}
-	t.Run("few large ones at once", func(t *testing.T) {
+	t.Run("few large ones at the same time", func(t *testing.T) {
 		if len(s.largeBodies) != 0 {
 			t.Fatalf("%d places were not given back", len(s.largeBodies))
 		}
@@ -315,7 +315,7 @@ func TestOnlyAGoodBodyIsInvited(t *testing.T) {
 		{"a login in chunks", []string{"POST /api/login HTTP/1.1", expect, isJSON, "Transfer-Encoding: chunked"}, 100},
 		{"a login of a byte more", []string{"POST /api/login HTTP/1.1", expect, isJSON, "Content-Length: 65537"}, 413},
 		{"a login of a terabyte", []string{"POST /api/login HTTP/1.1", expect, isJSON, "Content-Length: 1099511627776"}, 413},
-		{"a login that is no JSON", []string{"POST /api/login HTTP/1.1", expect, "Content-Length: 40"}, 415},
+		{"a login that is not JSON", []string{"POST /api/login HTTP/1.1", expect, "Content-Length: 40"}, 415},
 		{"no path", []string{"POST /api/nothing HTTP/1.1", expect, isJSON, "Content-Length: 40"}, 404},
 		{"no method", []string{"PUT /api/login HTTP/1.1", expect, isJSON, "Content-Length: 40"}, 405},
 		{"a new user without a token", []string{"POST /api/users HTTP/1.1", expect, isJSON, "Content-Length: 40"}, 401},

@@ -91,7 +91,7 @@ const (
 		token_ttl  INTEGER NOT NULL DEFAULT 0
 	);
 
-	-- Keys for other purposes, which never leave this file.
+	-- Random values for other purposes. Only that of the outbox leaves this file: it is in the IDs of mails.
 	CREATE TABLE secret (
 		name  TEXT NOT NULL PRIMARY KEY,
 		value BLOB NOT NULL
@@ -195,10 +195,10 @@ const codeTables = `
 		url  TEXT NOT NULL -- with {code} in the place of the code
 	) WITHOUT ROWID;`
 
-// mailTables is the ninth migration: new addresses that wait for their confirmation,
-// registrations that wait for the same, and the outbox. A try of a mail makes its own code, so
-// that no table holds one: mail_id says for which mail. An undo code has the new address in
-// email and the one that it restores in old_email.
+// mailTables is the ninth migration: pending addresses and registrations, which wait for their
+// confirmation, and the outbox. Each try of a mail makes a new code, so no table contains a
+// code. mail_id of user_code is the mail that contained it. For an undo code, email is the new
+// address, and old_email is the address that the code restores.
 const mailTables = `
 	ALTER TABLE user ADD COLUMN pending_email TEXT NOT NULL DEFAULT ''; -- the next address; empty: none
 
@@ -207,7 +207,7 @@ const mailTables = `
 	ALTER TABLE user_code ADD COLUMN mail_id         INTEGER NOT NULL DEFAULT 0; -- 0: not mailed
 	CREATE INDEX user_code_registration ON user_code (registration_id) WHERE registration_id <> 0;
 
-	-- With REGISTRATION=verified, a registration reserves neither its username nor its address.
+	-- The registrations of REGISTRATION=verified. A registration reserves neither its username nor its address.
 	CREATE TABLE user_registration (
 		id            INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
 		username      TEXT NOT NULL,

@@ -455,3 +455,21 @@ func (c *config) logger(w io.Writer) *slog.Logger {
 	}
 	return slog.New(logging.NewHandler(slog.NewJSONHandler(w, opts)))
 }
+
+// watchFiles checks the files of the database every second until ctx ends or a file is
+// lost. A restart would begin with an empty database, so the server does not end itself.
+func watchFiles(ctx context.Context, st *store, log *slog.Logger) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := st.checkFiles(); err != nil {
+				log.Error("refusing writes: put the lost file of the database back, then restart userd", "err", err)
+				return
+			}
+		}
+	}
+}

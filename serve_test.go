@@ -480,7 +480,7 @@ func TestAnHTTP2ConnectionIsBounded(t *testing.T) {
 		settings[binary.BigEndian.Uint16(payload)] = binary.BigEndian.Uint32(payload[2:])
 	}
 	for id, most := range map[uint16]uint32{
-		3: 8,        // streams at once
+		3: 8,        // concurrent streams
 		4: maxBody,  // bytes not yet read, of a stream
 		5: 16 << 10, // bytes of a frame
 		6: 16 << 10, // bytes of a header

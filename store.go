@@ -7,13 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"userd/internal/safefile"
 	"userd/internal/sqlitefile"
@@ -365,6 +363,15 @@ func (s *store) read(query string, ifNone error, dest []any, args ...any) error 
 	return nil
 }
 
+// readNamed is read for a query with named parameters.
+func (s *store) readNamed(query string, ifNone error, dest []any, values args) error {
+	query, list, err := values.positional(query)
+	if err != nil {
+		return &storageError{"reading", err}
+	}
+	return s.read(query, ifNone, dest, list...)
+}
+
 // eachRow calls f after scanning each row of a query into dest.
 func (s *store) eachRow(ctx context.Context, query string, dest []any, f func(), args ...any) error {
 	stmt, err := s.reads.get(query)
@@ -427,24 +434,6 @@ func (s *store) checkIntegrity(ctx context.Context) (findings []string, err erro
 		return err
 	})
 	return findings, err
-}
-
-// watchFiles checks the files of the database every second until ctx ends or a file is
-// lost. A restart would begin with an empty database, so the server does not end itself.
-func watchFiles(ctx context.Context, st *store, log *slog.Logger) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if err := st.checkFiles(); err != nil {
-				log.Error("refusing writes: put the lost file of the database back, then restart userd", "err", err)
-				return
-			}
-		}
-	}
 }
 
 // A databaseCopy is a checked copy of a database that has only a temporary name.

@@ -40,8 +40,8 @@ func newCode(kind codeKind) string { return string(kind) + "_" + rand.Text() }
 var codeLength = len(newCode(resetLinkCode))
 
 // hashCode returns the SHA-256 of a code: the database stores only this. A fast hash is
-// enough for 130 random bits. It returns errInvalidCode for a text that newCode cannot
-// have made, before anything is looked up. Spaces around the code do not matter.
+// enough for 130 random bits. hashCode ignores spaces around the code. It returns
+// errInvalidCode for a text that newCode cannot have made, so that userd does not look it up.
 func hashCode(kind codeKind, text string) ([]byte, error) {
 	text = strings.TrimSpace(text)
 	random := strings.TrimPrefix(text, string(kind)+"_")
@@ -90,8 +90,13 @@ func (s *store) addResetLink(ctx context.Context, by caller, userID int64, hash 
 }
 
 // usable is the condition that a code of the kind @kind with the hash @hash is valid at
-// @now. A write that has it must also delete the code or count its use.
+// @now. A write with this condition must also delete the code or count its use.
 const usable = `user_code.hash = @hash AND user_code.kind = @kind AND user_code.expires_at > @now`
+
+// codeArgs returns the arguments of usable.
+func codeArgs(kind codeKind, hash []byte, now int64) args {
+	return args{{"kind", string(kind)}, {"hash", hash}, {"now", now}}
+}
 
 // resets is the condition that a reset code is for a user: a mailed one only as long as the
 // user has the address that it was mailed to.
@@ -100,9 +105,8 @@ const resets = `user_code.user_id = user.id AND user.disabled = 0 AND user.servi
 // userOfCode returns the user whose password a reset code may set now, or
 // errInvalidCode.
 func (s *store) userOfCode(kind codeKind, hash []byte, now int64) (u user, err error) {
-	err = s.read(`SELECT`+userColumns+` FROM user_code JOIN user ON user.id = user_code.user_id
-		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND `+resets,
-		errInvalidCode, u.columns(), hash, string(kind), now)
+	err = s.readNamed(`SELECT`+userColumns+` FROM user_code JOIN user ON user.id = user_code.user_id
+		WHERE `+usable+` AND `+resets, errInvalidCode, u.columns(), codeArgs(kind, hash, now))
 	return u, err
 }
 
@@ -235,7 +239,7 @@ func (s *store) deleteInvitation(ctx context.Context, by caller, id, now int64) 
 	return err
 }
 
-// admits is the condition that a usable code belongs to an invitation for a user with
+// admits is the condition that a code belongs to a valid invitation for a user with
 // the names @username and @email.
 const admits = `user_invitation.id = user_code.invitation_id AND user_invitation.expires_at > @now AND user_invitation.uses_left > 0
 	AND user_invitation.email COLLATE NOCASE IN ('', @email) AND user_invitation.username COLLATE NOCASE IN ('', @username)`
@@ -243,9 +247,9 @@ const admits = `user_invitation.id = user_code.invitation_id AND user_invitation
 // invitationOfCode returns the invitation of a code that is valid now, or
 // errInvalidCode.
 func (s *store) invitationOfCode(hash []byte, now int64) (v invitation, err error) {
-	err = s.read(`SELECT`+invitationColumns+` FROM user_code JOIN user_invitation ON user_invitation.id = user_code.invitation_id
-		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND user_invitation.expires_at > ?3 AND user_invitation.uses_left > 0`,
-		errInvalidCode, v.columns(), hash, string(inviteCode), now)
+	err = s.readNamed(`SELECT`+invitationColumns+` FROM user_code JOIN user_invitation ON user_invitation.id = user_code.invitation_id
+		WHERE `+usable+` AND user_invitation.expires_at > @now AND user_invitation.uses_left > 0`,
+		errInvalidCode, v.columns(), codeArgs(inviteCode, hash, now))
 	return v, err
 }
 
@@ -284,38 +288,39 @@ func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byt
 	return s.takenError(err, u.username, u.email, 0)
 }
 
-// A registrant is a row of the table user_registration: a person that has registered, and
-// whose address is not confirmed yet.
-type registrant struct {
+// A registration is one row of the table user_registration. It becomes a user when its
+// address is confirmed.
+type registration struct {
 	id       int64
 	username string
 	email    string
 	hash     string // of the password
 }
 
-// registrantColumns and (*registrant).columns list the columns in the same order.
-const registrantColumns = `
+// registrationColumns and (*registration).columns list the columns in the same order.
+const registrationColumns = `
 	user_registration.id,
 	user_registration.username,
 	user_registration.email,
 	user_registration.password_hash`
 
-func (r *registrant) columns() []any { return []any{&r.id, &r.username, &r.email, &r.hash} }
+func (r *registration) columns() []any { return []any{&r.id, &r.username, &r.email, &r.hash} }
 
-// registrantOfCode returns the registrant of a code that is valid now, or errInvalidCode.
-func (s *store) registrantOfCode(hash []byte, now int64) (r registrant, err error) {
-	err = s.read(`SELECT`+registrantColumns+`
+// registrationOfCode returns the registration of a code that is valid now, or errInvalidCode.
+func (s *store) registrationOfCode(hash []byte, now int64) (r registration, err error) {
+	err = s.readNamed(`SELECT`+registrationColumns+`
 		FROM user_code JOIN user_registration ON user_registration.id = user_code.registration_id
-		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND user_registration.expires_at > ?3`,
-		errInvalidCode, r.columns(), hash, string(verifyCode), now)
+		WHERE `+usable+` AND user_registration.expires_at > @now`,
+		errInvalidCode, r.columns(), codeArgs(verifyCode, hash, now))
 	return r, err
 }
 
-// addRegistered adds the user of a registration that has a code of it, with u's username,
-// which may be another one, ends the registration, and sets u's id, times and version. The
-// address is verified. The statements in then belong to the same write. It returns
-// errInvalidCode if the code is not valid any more, errUsernameTaken or errEmailTaken.
-func (s *store) addRegistered(ctx context.Context, u *user, r *registrant, code []byte, address string, now int64, then ...statement) error {
+// addRegistered makes a user of a registration, by a code of the registration. The user has
+// u's username, which may differ from that of the registration, and its address is verified.
+// addRegistered ends the registration, and sets u's id, times and version. The statements in
+// then belong to the same write. It returns errInvalidCode if the code is not valid any more,
+// errUsernameTaken or errEmailTaken.
+func (s *store) addRegistered(ctx context.Context, u *user, r *registration, code []byte, address string, now int64, then ...statement) error {
 	created := event{at: now, kind: userCreated, address: address}
 	if u.pending {
 		created.changes = "pending=true"
@@ -347,7 +352,7 @@ func (s *store) addRegistered(ctx context.Context, u *user, r *registrant, code 
 	return s.takenError(err, u.username, r.email, 0)
 }
 
-// endRegistration are the statements that delete the registration @subject and its codes.
+// endRegistration returns the statements that delete the registration @subject and its codes.
 func endRegistration(values args) []statement {
 	return []statement{
 		{query: `DELETE FROM user_code WHERE registration_id = @subject AND registration_id <> 0`, args: values},
@@ -382,11 +387,11 @@ func (s *store) approve(ctx context.Context, by caller, id, now int64) (u user, 
 // pendingDays is how many days a user waits for approval before it is deleted.
 const pendingDays = 30
 
-// mailDays is how many days the outbox keeps a mail after it was sent or dropped.
+// mailDays is how many days the outbox keeps a mail after it was sent, failed or was dropped.
 const mailDays = 7
 
-// sweepCodes deletes some of the codes, invitations and registrations that have expired, and
-// of the mails that closed mailDays ago: at most sweepSize of each.
+// sweepCodes deletes codes, invitations and registrations that have expired, and mails that
+// were closed mailDays ago or earlier: at most sweepSize of each.
 func (s *store) sweepCodes(ctx context.Context, now int64) error {
 	var expired, closed bool
 	values := args{{"now", now}, {"closed", now - mailDays*24*60*60}, {"most", sweepSize}}
@@ -414,9 +419,9 @@ func (s *store) sweepCodes(ctx context.Context, now int64) error {
 	return err
 }
 
-// dropPending reads sweepSize users after an id that wait for approval, and deletes those
-// that have waited for pendingDays. It returns the id to continue after, which is 0 after
-// the last user.
+// dropPending reads at most sweepSize users that wait for approval and have ids above after.
+// It deletes those that have waited for pendingDays. It returns the id to continue after, or 0
+// after the last user.
 func (s *store) dropPending(ctx context.Context, after, now int64) (next int64, err error) {
 	type waiter struct{ id, version, createdAt int64 }
 	var w waiter
@@ -442,8 +447,7 @@ func (s *store) dropPending(ctx context.Context, after, now int64) (next int64, 
 	return w.id, err
 }
 
-// deleteExpired deletes expired sessions, and what sweepCodes, sweepKeys and dropPending delete, a few
-// rows at a time, until ctx ends.
+// deleteExpired runs sweep, sweepCodes, sweepKeys and dropPending every 5 seconds until ctx ends.
 func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
@@ -463,7 +467,8 @@ func deleteExpired(ctx context.Context, st *store, log *slog.Logger) {
 	}
 }
 
-// recordPages stores the pages for which commands make links, when a server starts.
+// recordPages stores the pages that the links of commands open. A server calls it when it
+// starts.
 func (s *store) recordPages(ctx context.Context, p pageURLs) error {
 	if last, err := s.pages(); err != nil || last == (pageURLs{reset: p.reset, invite: p.invite}) {
 		return err
@@ -476,8 +481,8 @@ func (s *store) recordPages(ctx context.Context, p pageURLs) error {
 	})
 }
 
-// pages returns the pages that the last server that started has stored. They are empty if
-// it has none, or if no server has started.
+// pages returns the pages that the last server stored when it started. A page is empty if
+// the server had no URL for it, or if no server has started.
 func (s *store) pages() (p pageURLs, err error) {
 	err = s.read(`
 		SELECT

@@ -2,16 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"strings"
 )
 
-// concerns is the condition that a code is for an address of a user.
+// concerns is the condition that a code is for an address of a user: a verify code for its
+// address, a change code for its pending address, an undo code for an earlier address.
 const concerns = `user_code.user_id = user.id AND user.disabled = 0 AND (
 	user_code.kind = 'uv' AND user_code.email = user.email
 	OR user_code.kind = 'uc' AND user_code.email = user.pending_email
 	OR user_code.kind = 'uu')`
 
-// An emailCode is a live code that is for an address of a user.
+// An emailCode is a valid code for an address of a user.
 type emailCode struct {
 	kind   codeKind
 	hash   []byte
@@ -20,17 +23,17 @@ type emailCode struct {
 	mailID int64  // of the mail that had the code
 }
 
-// emailCode returns the code of a kind that has a hash, or errInvalidCode.
+// emailCode returns the code of this kind with this hash, or errInvalidCode.
 func (s *store) emailCode(kind codeKind, hash []byte, now int64) (c emailCode, err error) {
 	c.kind, c.hash = kind, hash
-	err = s.read(`SELECT`+userColumns+`, iif(user_code.kind = 'uu', user_code.old_email, user_code.email), user_code.mail_id
+	err = s.readNamed(`SELECT`+userColumns+`, iif(user_code.kind = 'uu', user_code.old_email, user_code.email), user_code.mail_id
 		FROM user_code JOIN user ON user.id = user_code.user_id
-		WHERE user_code.hash = ?1 AND user_code.kind = ?2 AND user_code.expires_at > ?3 AND `+concerns,
-		errInvalidCode, c.user.columns(&c.email, &c.mailID), hash, string(kind), now)
+		WHERE `+usable+` AND `+concerns,
+		errInvalidCode, c.user.columns(&c.email, &c.mailID), codeArgs(kind, hash, now))
 	return c, err
 }
 
-// args returns the arguments of a write that uses the code at now.
+// args returns the arguments of a write that uses the code at now, in Unix seconds.
 func (c *emailCode) args(now int64) args {
 	return args{{"id", c.user.id}, {"hash", c.hash}, {"kind", string(c.kind)}, {"undone", c.mailID}, {"now", now}}
 }
@@ -63,8 +66,8 @@ func (s *store) queueVerification(ctx context.Context, by caller, m *queuedMail)
 	return errAlreadyVerified
 }
 
-// toNewUser returns the statement that queues the mail to the user that the same write has
-// just created, unless its address is verified.
+// toNewUser returns the statement that queues the mail to the user that an earlier statement of
+// the same write has added, unless the address of the user is verified.
 func (m *queuedMail) toNewUser() statement {
 	return statement{
 		query: intoMail + `
@@ -75,8 +78,8 @@ func (m *queuedMail) toNewUser() statement {
 	}
 }
 
-// toPending returns the statements that queue the mail to the address that its user must
-// confirm, and end the codes of earlier mails: one of them could be for the same address.
+// toPending returns the statements that queue the mail to the pending address of its user, and
+// end the codes of earlier mails: one of these could be for the same address.
 func (m *queuedMail) toPending() []statement {
 	return []statement{
 		{query: `DELETE FROM user_code WHERE user_id = @user AND kind = 'uc'`, args: m.args()},
@@ -85,9 +88,9 @@ func (m *queuedMail) toPending() []statement {
 }
 
 // verifyEmail verifies the address of the user of a code, for a caller: a session of the
-// user, or a stranger that has proven its password. It ends the user's other verify codes,
-// and returns the user. It returns errInvalidCode, or an error of authorizationError if the
-// caller is a session.
+// user, or a stranger that has sent the password of the user. It ends all verify codes of the
+// user, and returns the user. It returns errInvalidCode, or an error of authorizationError if
+// the caller is a session.
 func (s *store) verifyEmail(ctx context.Context, by caller, c *emailCode, now int64) (u user, err error) {
 	values := by.with(c.args(now))
 	err = s.write(ctx,
@@ -118,9 +121,9 @@ func (s *store) verifyEmail(ctx context.Context, by caller, c *emailCode, now in
 	return u, err
 }
 
-// confirmEmail makes the address that a code confirms the address of its user, and returns
-// the user. It queues the mail undo to the old address if that is verified, and ends the
-// codes that endCodes ends. It returns errInvalidCode or errEmailTaken.
+// confirmEmail makes the pending address of the user of a code its address, which is then
+// verified, and returns the user. It queues the mail undo to the old address if that was
+// verified, and ends the codes that endCodes ends. It returns errInvalidCode or errEmailTaken.
 func (s *store) confirmEmail(ctx context.Context, c *emailCode, undo *queuedMail, now int64) (u user, err error) {
 	values := c.args(now)
 	err = s.write(ctx,
@@ -144,18 +147,48 @@ func (s *store) confirmEmail(ctx context.Context, c *emailCode, undo *queuedMail
 	return u, s.takenError(err, c.user.username, c.email, c.user.id)
 }
 
-// restoreEmail restores the address of an undo code, which is then verified. It ends all of
-// the user's sessions and API keys, and all of its codes except the undo codes of earlier changes. It
-// queues the mail reset to the restored address. It returns errInvalidCode or errEmailTaken.
-func (s *store) restoreEmail(ctx context.Context, c *emailCode, reset *queuedMail, now int64) error {
-	values := c.args(now)
-	err := s.write(ctx, append([]statement{
+// claimed is the condition that a user other than @id has the address that the undo code with
+// the hash @hash restores, and never proved it.
+const claimed = `user.email = (SELECT old_email FROM user_code WHERE ` + usable + `) COLLATE NOCASE
+	AND user.id <> @id AND user.email_verified_at = 0`
+
+// endClaim are the statements that take the address that an undo code restores from a user
+// that only claims it, and give that user an address to which no mail can go. Otherwise a thief
+// could keep an address from its owner by registering another user with it.
+func endClaim(c *emailCode, now int64, client string) []statement {
+	record := event{at: now, kind: userChanged, address: client, changes: "email"}.statement()
+	values := append(append(c.args(now), record.args...), arg{"random", strings.ToLower(rand.Text())})
+	return []statement{
+		{query: intoEvent + `SELECT @at, @type, 0, user.id, 0, @address, @changes FROM user WHERE ` + claimed, args: values},
+		{
+			query: `
+				UPDATE user SET
+					email = 'user-' || id || '-' || @random || '@invalid',
+					pending_email = '',
+					updated_at = @now,
+					version = version + 1
+				WHERE ` + claimed,
+			args: values,
+		},
+	}
+}
+
+// restoreEmail restores the address of an undo code, which is then verified, and replaces the
+// password. It ends all of the user's sessions and API keys, and all of its codes except the undo codes of
+// earlier changes. It queues the mail reset to the restored address. The statements in before
+// belong to the same write, and run first. It returns errInvalidCode, or errEmailTaken if
+// another user has verified the address.
+func (s *store) restoreEmail(ctx context.Context, c *emailCode, newHash string, reset *queuedMail, now int64, before ...statement) error {
+	values := append(c.args(now), arg{"new_hash", newHash})
+	statements := append(append(before, endClaim(c, now, reset.address)...), []statement{
 		{
 			query: `
 				UPDATE user SET
 					email = (SELECT old_email FROM user_code WHERE hash = @hash),
 					pending_email = '',
 					email_verified_at = @now,
+					password_hash = @new_hash,
+					auth_stamp = auth_stamp + 1,
 					updated_at = @now,
 					version = version + 1
 				WHERE user.id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + concerns + `)`,
@@ -167,6 +200,7 @@ func (s *store) restoreEmail(ctx context.Context, c *emailCode, reset *queuedMai
 		{query: endKeys, args: values},
 		reset.statement(),
 		event{at: now, kind: emailRestored, userID: c.user.id, address: reset.address}.statement(),
-	}, endUndo(values)...)...)
+	}...)
+	err := s.write(ctx, append(statements, endUndo(values)...)...)
 	return s.takenError(err, c.user.username, c.email, c.user.id)
 }

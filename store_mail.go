@@ -12,13 +12,13 @@ import (
 type mailKind string
 
 const (
-	resetMail    mailKind = "reset"    // a link that sets a new password; its request typed a login, or detail is restored
+	resetMail    mailKind = "reset"    // a link that sets a new password; login is what a client typed, or detail is restored
 	verifyMail   mailKind = "verify"   // a link that verifies the address of a user
 	registerMail mailKind = "register" // a link that completes a registration
 	takenMail    mailKind = "taken"    // a user already has the address of a registration
 	inviteMail   mailKind = "invite"   // a link of an invitation
 	changeMail   mailKind = "change"   // a link that confirms a new address
-	undoMail     mailKind = "undo"     // a link that restores the old address; detail is the new one
+	undoMail     mailKind = "undo"     // a link that restores the old address; detail is the new address
 	approvalMail mailKind = "approval" // to an admin: users wait for approval
 	changedMail  mailKind = "changed"  // a notice; detail says what changed
 	loginMail    mailKind = "login"    // a notice of a login from a new network
@@ -28,27 +28,28 @@ const (
 // restored is the detail of a resetMail to an address that an undo code has restored.
 const restored = "restored"
 
-// A budget is a limit of mails to one recipient: 1 a minute, 5 an hour and 10 a day.
-// Mails with other budgets use up nothing of it, so that a stranger cannot block them: a
-// registration with the address of another person, for example, the person's reset links.
+// A budget limits the mails to one address: 1 a minute, 5 an hour and 10 a day. Each budget
+// counts separately. Otherwise a stranger could, for example, register with the address of
+// another person to block the reset links of that person.
 type budget int
 
 const (
 	noBudget       budget = iota
-	strangerBudget        // what a stranger asks for
-	registerBudget
+	strangerBudget        // reset links that a stranger asks for
+	registerBudget        // also takenMail, which takes the place of a registerMail
 	verifyBudget
 	changeBudget
+	claimBudget // reset links that a user asks for itself, if its address is only a claim
 )
 
 // A mailRule describes the mails of one kind.
 type mailRule struct {
-	code   codeKind      // of its link; empty: it has none
-	life   time.Duration // of the code
-	expiry time.Duration // after which the mail is not sent any more
+	code   codeKind      // of its link; empty: it has no link
+	life   time.Duration // of the code; the codes of invitations and registrations expire with these
+	expiry time.Duration // after createdAt; the mail is then not sent any more
 	budget budget
 
-	// insert is the rest of intoMailCode: it inserts nothing if the mail has lost its purpose.
+	// insert is the rest of intoMailCode. It inserts nothing if the mail is not needed any more.
 	insert string
 }
 
@@ -147,7 +148,7 @@ func (m *queuedMail) columns() []any {
 
 const intoMail = `INSERT INTO user_mail (kind, user_id, login, email, subject_id, detail, address, user_agent, created_at, next_try_at) `
 
-// args returns the arguments of a statement that queues the mail.
+// args returns the arguments of the statements that queue the mail.
 func (m *queuedMail) args() args {
 	return args{
 		{"kind", string(m.kind)}, {"user", m.userID}, {"login", m.login}, {"email", m.email}, {"subject", m.subjectID},
@@ -155,8 +156,8 @@ func (m *queuedMail) args() args {
 	}
 }
 
-// statement returns the statement that queues the mail, for the write of the act that
-// causes it.
+// statement returns the statement that queues the mail as it is. It belongs to the write of the
+// act that causes the mail.
 func (m *queuedMail) statement() statement {
 	return statement{
 		query: intoMail + `VALUES (@kind, @user, @login, @email, @subject, @detail, @address, @agent, @now, @now)`,
@@ -164,8 +165,9 @@ func (m *queuedMail) statement() statement {
 	}
 }
 
-// toVerified returns the statement that queues the mail to the address that the user has
-// before the statements that follow, if that is verified.
+// toVerified returns the statement that queues the mail to the current address of the user, if
+// the address is verified and the user is not disabled. The statement must run before those
+// that change the address.
 func (m *queuedMail) toVerified() statement {
 	return statement{
 		query: intoMail + `
@@ -175,34 +177,39 @@ func (m *queuedMail) toVerified() statement {
 	}
 }
 
-// mailLease is how long one process may take for a try of a mail, in seconds. If it has
-// not recorded the outcome by then, the next process tries again.
+// mailLease is how long a try of a mail can take, in seconds. If the process has not recorded
+// the outcome by then, another try begins.
 const mailLease = 120
 
-// mailDue is the condition that a mail can be tried at @now. No mail waits longer than
-// two hours for its next try, so one that seems to was queued before the clock was set back.
+// mailDue is the condition that a mail can be tried at @now. No mail waits longer than two
+// hours for its next try. If a mail seems to, the clock was set back.
 const mailDue = `user_mail.state = 'queued' AND (user_mail.next_try_at <= @now OR user_mail.next_try_at > @now + 7200)`
 
-// dueMails calls f for at most limit mails that can be tried now, the longest due first.
+// dueMails calls f for at most limit mails that can be tried now, the longest due first. It
+// reuses f's argument for the next row.
 func (s *store) dueMails(ctx context.Context, limit, now int64, f func(*queuedMail)) error {
+	query, list, err := args{{"now", now}, {"most", limit}}.positional(`
+		SELECT` + mailColumns + ` FROM user_mail WHERE ` + mailDue + ` ORDER BY next_try_at LIMIT @most`)
+	if err != nil {
+		return &storageError{"reading", err}
+	}
 	var m queuedMail
-	return s.eachRow(ctx, `SELECT`+mailColumns+` FROM user_mail
-		WHERE state = 'queued' AND (next_try_at <= ?2 OR next_try_at > ?2 + 7200) ORDER BY next_try_at LIMIT ?1`,
-		m.columns(), func() { f(&m) }, limit, now)
+	return s.eachRow(ctx, query, m.columns(), func() { f(&m) }, list...)
 }
 
 var (
 	errMailTaken   = errors.New("another process sends this mail")
-	errMailEnded   = errors.New("the mail has lost its purpose")
+	errMailEnded   = errors.New("the mail is not needed any more")
 	errMailLimited = errors.New("the recipient got too many mails")
 
 	errMailNotFound = errors.New("no mail with this id is queued or has failed")
 )
 
-// takeMail begins a try of a mail whose recipient is known, and counts it toward a budget
-// of the recipient. No other process tries it during mailLease. The same write stores the
-// hash of the try's code, if its kind has one. takeMail returns when that code expires, or
-// errMailTaken, errMailEnded or errMailLimited.
+// takeMail begins a try of a mail whose recipient is known, and counts the mail toward a
+// budget of the recipient. No other process tries the mail during mailLease. If the kind of
+// the mail has a code, the same write stores the hash of the code of this try. takeMail
+// returns when this code expires, in Unix seconds. It returns errMailTaken, errMailEnded or
+// errMailLimited.
 func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash []byte, now int64) (expires int64, err error) {
 	rule := mailRules[m.kind]
 	expires = now + int64(rule.life/time.Second)
@@ -233,7 +240,7 @@ func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash
 						AND count(*) < 10
 					FROM user_mail AS other
 					WHERE other.email = @email COLLATE NOCASE AND other.budget <> 0 AND other.budget = @budget
-						AND other.created_at > @now - 86400 AND other.id <> @mail))`,
+						AND other.created_at > @now - 86400 AND other.created_at <= @now + 60 AND other.id <> @mail))`,
 			args:   values,
 			ifNone: errMailLimited,
 		},
@@ -250,8 +257,8 @@ func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash
 	return expires, s.write(ctx, statements...)
 }
 
-// closeMail records the outcome of the last try of a mail, which is not tried again:
-// sent, failed or dropped. It changes nothing if another process has tried since.
+// closeMail records that a mail was sent, failed or dropped: state. The outbox does not try it
+// again. closeMail changes nothing if another process has begun a try since.
 func (s *store) closeMail(ctx context.Context, m *queuedMail, state, lastError string, now int64) error {
 	return s.write(ctx, statement{
 		query: `
@@ -261,8 +268,8 @@ func (s *store) closeMail(ctx context.Context, m *queuedMail, state, lastError s
 	})
 }
 
-// delayMail records that the last try of a mail failed, and when the next one is due. It
-// changes nothing if another process has tried since.
+// delayMail records that a try of a mail failed, and when the next one is due, in Unix
+// seconds. It changes nothing if another process has begun a try since.
 func (s *store) delayMail(ctx context.Context, m *queuedMail, lastError string, next int64) error {
 	return s.write(ctx, statement{
 		query: `
@@ -279,8 +286,9 @@ func (s *store) mails(ctx context.Context, f func(*queuedMail)) error {
 	return s.eachRow(ctx, `SELECT`+mailColumns+` FROM user_mail ORDER BY id`, m.columns(), func() { f(&m) })
 }
 
-// retryMail makes a mail that is queued or failed due now, or all such mails if id is 0,
-// and returns how many. It returns errMailNotFound if there is no such mail with this id.
+// retryMail makes the mail with this id due now, or every mail if id is 0, and returns the
+// number of mails. It only changes mails that are queued or have failed. It returns
+// errMailNotFound if it changes no mail and id is not 0.
 func (s *store) retryMail(ctx context.Context, id, now int64) (n int64, err error) {
 	var ifNone error
 	if id != 0 {
@@ -299,29 +307,37 @@ func (s *store) retryMail(ctx context.Context, id, now int64) (n int64, err erro
 	return n, err
 }
 
-// mailQueue returns how many mails are queued, and when the oldest was, or 0.
+// mailQueue returns the number of queued mails, and when the oldest of them was queued, in
+// Unix seconds, or 0.
 func (s *store) mailQueue() (n, oldest int64, err error) {
 	err = s.read(`SELECT count(*), coalesce(min(created_at), 0) FROM user_mail WHERE state = 'queued'`, errStorage, []any{&n, &oldest})
 	return n, oldest, err
 }
 
-// loginsFrom reports whether one of the user's sessions, or of its last logins, is from an
-// address that matches, and whether there are any. It reads the sessions first, which are fewer.
+// loginsFrom reports whether a session of a user, or a login among its last 200 events, is from
+// an address that matches (known), and whether the user has any session or login (exist). It
+// reads the sessions first, because they are fewer.
+// A user with 200 events has logged in, even if none of these is a login.
 func (s *store) loginsFrom(ctx context.Context, userID int64, matches func(address string) bool) (known, exist bool, err error) {
 	var address string
 	see := func() { known, exist = known || matches(address), true }
 	err = s.eachRow(ctx, `SELECT address FROM session WHERE user_id = ?1`, []any{&address}, see, userID)
 	if err == nil && !known {
-		err = s.eachRow(ctx, `
-			SELECT address FROM (SELECT address, type FROM event WHERE user_id = ?1 ORDER BY id DESC LIMIT 200) WHERE type = 'login'`,
-			[]any{&address}, see, userID)
+		n, login := 0, false
+		err = s.eachRow(ctx, `SELECT address, type = 'login' FROM event WHERE user_id = ?1 ORDER BY id DESC LIMIT 200`,
+			[]any{&address, &login}, func() {
+				if n++; login {
+					see()
+				}
+			}, userID)
+		exist = exist || n == 200
 	}
 	return known, exist, err
 }
 
-// addRegistrant stores a registration for life seconds, and queues the mail, which is to
-// its address. It reserves neither the username nor the address.
-func (s *store) addRegistrant(ctx context.Context, username, hash string, m *queuedMail, life int64) error {
+// addRegistration stores a registration that is valid for life seconds, and queues m, a mail
+// to its address. It reserves neither the username nor the address.
+func (s *store) addRegistration(ctx context.Context, username, hash string, m *queuedMail, life int64) error {
 	return s.write(ctx,
 		statement{
 			query: `
@@ -336,14 +352,14 @@ func (s *store) addRegistrant(ctx context.Context, username, hash string, m *que
 		})
 }
 
-// registrant returns the registrant with this id, or errMailEnded.
-func (s *store) registrant(id int64) (r registrant, err error) {
-	err = s.read(`SELECT`+registrantColumns+` FROM user_registration WHERE id = ?`, errMailEnded, r.columns(), id)
+// registration returns the registration with this id, or errMailEnded.
+func (s *store) registration(id int64) (r registration, err error) {
+	err = s.read(`SELECT`+registrationColumns+` FROM user_registration WHERE id = ?`, errMailEnded, r.columns(), id)
 	return r, err
 }
 
-// ofNewInvitation returns the statement that queues the mail for the invitation that the
-// statements before it have added.
+// ofNewInvitation returns the statement that queues the mail of the invitation that earlier
+// statements of the same write have added.
 func (m *queuedMail) ofNewInvitation() statement {
 	return statement{
 		query: intoMail + `
@@ -372,9 +388,9 @@ func (s *store) sendInvitation(ctx context.Context, by caller, m *queuedMail) er
 	return err
 }
 
-// approvalMails returns the statement that queues a mail to each admin with a verified
-// address, to at most 50, that tells it of users that wait for approval. It leaves out those
-// for whom one is queued. A mail is sent at least an hour after the one before.
+// approvalMails returns the statement that queues an approvalMail to the admins whose address
+// is verified, at most 50. It skips admins for whom such a mail is queued. An admin gets the
+// next mail an hour after the last one, or later.
 func approvalMails(now int64) statement {
 	return statement{
 		query: intoMail + `
@@ -394,15 +410,15 @@ func (s *store) waitsForApproval() (waits bool, err error) {
 	return waits, err
 }
 
-// userByEmail returns the user that has an address, in any case, or errUserNotFound.
+// userByEmail returns the user that has an address, or errUserNotFound. It ignores case.
 func (s *store) userByEmail(email string) (u user, err error) {
 	err = s.read(`SELECT`+userColumns+` FROM user WHERE email = ? COLLATE NOCASE`, errUserNotFound, u.columns(), email)
 	return u, err
 }
 
-// endUndo are the statements that end the undo codes of the user @id from the mail @undone
-// on, also those of mails that were not sent yet. A thief who changed the address twice has
-// an undo code too: the code for the second change must not survive the undoing of the first.
+// endUndo returns the statements that end the undo codes of the user @id, from that of the
+// mail @undone on, and drop the later undo mails that were not sent. A thief who changes the
+// address twice gets an undo code too: it must not outlive the undo of the first change.
 func endUndo(values args) []statement {
 	return []statement{
 		{query: `DELETE FROM user_code WHERE user_id = @id AND kind = 'uu' AND mail_id >= @undone`, args: values},
@@ -415,9 +431,9 @@ func endUndo(values args) []statement {
 	}
 }
 
-// endMails are the statements that delete the mails of the user @id. Those that count toward
-// a limit of their recipient stay as long as others, but are not connected with the user any
-// more: otherwise a client could add and delete users to send a stranger any number of mails.
+// endMails returns the statements that delete the mails of the user @id. Mails that count
+// toward a budget stay, without the user and its network. Otherwise a client could add and
+// delete users to send any number of mails to a stranger.
 func endMails(values args) []statement {
 	return []statement{
 		{query: `DELETE FROM user_mail WHERE user_id = @id AND budget = 0`, args: values},

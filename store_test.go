@@ -590,7 +590,7 @@ func copyFile(t *testing.T, from, to string) {
 	}
 }
 
-// notNamed returns err, but nil where it is the sentinel: the statement has run.
+// notNamed returns nil if err is the sentinel, because the statement has then run, otherwise err.
 func notNamed(err, sentinel error) error {
 	if errors.Is(err, sentinel) {
 		return nil

@@ -343,7 +343,7 @@ const endCodes = `DELETE FROM user_code WHERE user_id = @id AND kind <> 'uu' OR 
 // endKeys deletes the keys of the user @id.
 const endKeys = `DELETE FROM user_key WHERE user_id = @id`
 
-// endMade are the statements that delete the codes and the invitations that the user @id
+// endMade returns the statements that delete the codes and the invitations that the user @id
 // made, and its API keys with adminScope: they must not outlive its right to them.
 func endMade(values args) []statement {
 	return []statement{

@@ -30,8 +30,7 @@ type statement struct {
 func (st statement) exec(ctx context.Context, db interface {
 	ExecContext(context.Context, string, ...any) (sql.Result, error)
 }) error {
-	query, names := numbered(st.query)
-	list, err := st.args.list(names)
+	query, list, err := st.args.positional(st.query)
 	if err == nil {
 		_, err = db.ExecContext(ctx, query, list...)
 	}
@@ -57,6 +56,13 @@ func (a args) list(names []string) ([]any, error) {
 		list[i] = a[j].value
 	}
 	return list, nil
+}
+
+// positional returns a query with numbered parameters, and their values in that order.
+func (a args) positional(query string) (string, []any, error) {
+	query, names := numbered(query)
+	list, err := a.list(names)
+	return query, list, err
 }
 
 // textOrParameter matches a string literal of a query, or a named parameter.

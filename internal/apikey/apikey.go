@@ -8,8 +8,8 @@
 // refuses a mistyped key without a look-up in its database. GitHub's tokens have the
 // same structure: https://github.blog/engineering/behind-githubs-new-authentication-token-formats/
 //
-// The checksum is no secret: anyone can compute it. A key is valid only if its hash is
-// stored.
+// The checksum is not a secret: anyone can compute it. A service must only accept a key
+// whose hash it has stored.
 package apikey
 
 import (

@@ -1,4 +1,4 @@
-// Package logging keeps a program running whose log is not read.
+// Package logging keeps a program running even if the reader of its log hangs.
 package logging
 
 import (

@@ -11,8 +11,8 @@
 //	log:                        readable text, to a writer
 //	dir:PATH                    one .eml file per message
 //
-// USER:PASS is the login, if the server requires one; for https, it is that of HTTP Basic.
-// It is never sent without TLS, whose certificate must be valid for HOST.
+// USER:PASS is the login, if the server requires one; for https, the login of HTTP Basic. The
+// package never sends it without TLS. The certificate of the server must be valid for HOST.
 //
 // A [Message] has one recipient and a text. A webhook receives its Event instead, and
 // sends what it wants. A [Template] makes the text.
@@ -73,7 +73,7 @@ func Parse(rawURL string, o Options) (Transport, error) {
 	// The error of url.Parse can contain the password.
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Hostname() == "" || u.Fragment != "" {
-		return nil, errors.New("not a valid URL; in USER:PASS, write each special character as % and two hexadecimal digits")
+		return nil, errors.New("not a valid URL such as smtp://USER:PASS@mail.example.com:587; in USER and PASS, write each special character as % and two hexadecimal digits")
 	}
 	if port := u.Port(); port != "" {
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
@@ -110,12 +110,17 @@ func (e *DeliveryError) Unwrap() error { return e.cause }
 // failed returns the error of an attempt that failed during a step, such as RCPT.
 func failed(ctx context.Context, step string, err error) *DeliveryError {
 	e := &DeliveryError{cause: ctx.Err()}
-	if e.cause != nil { // err is then a consequence
+	switch {
+	case errors.Is(e.cause, context.DeadlineExceeded):
+		err = errNoAnswer
+	case e.cause != nil: // err is then a consequence
 		err = e.cause
 	}
 	e.text = step + ": " + describe(err)
 	return e
 }
+
+var errNoAnswer = errors.New("no answer in time; check the host and the port")
 
 // invalid returns the error of a message that cannot be sent.
 func invalid(err error) *DeliveryError {

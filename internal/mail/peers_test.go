@@ -111,7 +111,7 @@ func TestAiosmtpdReceivesMessages(t *testing.T) {
 				}
 				p.wantMessage(t, m, mechanism)
 
-				checkError(t, newSMTP(t, scheme, wrongUserInfo, p.addr, roots).Send(t.Context(), m), false, "AUTH: 535 5.7.8")
+				checkError(t, newSMTP(t, scheme, wrongUserInfo, p.addr, roots).Send(t.Context(), m), false, "AUTH: 535 5.7.8 wrong user or password")
 				checkError(t, newSMTP(t, scheme, "", p.addr, roots).Send(t.Context(), m), false, "MAIL: 530 5.7.0 Authentication required")
 				step := map[string]string{"smtp": "STARTTLS", "smtps": "greeting"}[scheme]
 				checkError(t, newSMTP(t, scheme, testUserInfo, p.addr, x509.NewCertPool()).Send(t.Context(), m), false,
@@ -227,8 +227,8 @@ func TestEximDeliversMessages(t *testing.T) {
 		{"an unknown domain", "smtps", testUserInfo, func(m *Message) { m.To = "ann@other.example" }, true, "RCPT: 550 Unrouteable address"},
 		{"a busy recipient", "smtp", testUserInfo, func(m *Message) { m.To = "busy@example.org" }, false, "RCPT: 451 Temporary local problem - please try later"},
 		{"a message refused", "smtps", testUserInfo, func(m *Message) { m.Subject = "spam" }, true, "DATA: 550"},
-		{"a wrong password with PLAIN", "smtp", wrongUserInfo, func(*Message) {}, false, "AUTH: 535"},
-		{"a wrong password with LOGIN", "smtps", wrongUserInfo, func(*Message) {}, false, "AUTH: 535"},
+		{"a wrong password with PLAIN", "smtp", wrongUserInfo, func(*Message) {}, false, "AUTH: 535 wrong user or password"},
+		{"a wrong password with LOGIN", "smtps", wrongUserInfo, func(*Message) {}, false, "AUTH: 535 wrong user or password"},
 		{"a missing login", "smtps", "", func(*Message) {}, false, "MAIL: 530 5.7.0 Authentication required"},
 		{"no TLS", "smtp+plain", "", func(*Message) {}, false, "MAIL: 530 5.7.0 Authentication required"},
 	} {

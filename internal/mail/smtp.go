@@ -193,6 +193,9 @@ func (s *SMTP) failed(ctx context.Context, step string, err error) error {
 	text := reply.Msg
 	if step == "AUTH" || step == "DATA" {
 		text = enhanced.FindString(text)
+		if reply.Code == 535 {
+			text += " wrong user or password"
+		}
 	} else if s.pass != "" {
 		text = strings.ReplaceAll(text, s.pass, "…")
 	}

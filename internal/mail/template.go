@@ -12,7 +12,8 @@ import (
 // A Template is a subject and a text with placeholders such as {link}.
 type Template struct{ subject, text string }
 
-// placeholder finds what begins like one, also if it does not end like one.
+// placeholder matches a placeholder even if its closing brace is missing, which
+// ParseTemplate reports.
 var placeholder = regexp.MustCompile(`\{[^{}\s]*\}?`)
 
 // ParseTemplate parses the contents of a file: a line with "Subject: " and the subject, an
@@ -46,7 +47,7 @@ func ParseTemplate(file, contents string, known []string, required ...string) (*
 
 // Render replaces each placeholder by its value. A control character in a value, such as
 // a line break, becomes a space: a value cannot add lines. A placeholder in a value
-// is not replaced. One without a value stays as it is.
+// is not replaced. A placeholder without a value stays unchanged.
 func (t *Template) Render(values map[string]string) (subject, text string) {
 	var pairs []string
 	for name, value := range values {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -25,11 +26,14 @@ type Webhook struct {
 	timeout time.Duration
 }
 
+// ErrWebhookSecret is the error of Parse for a webhook without a valid secret.
+var ErrWebhookSecret = errors.New("the secret of a webhook must be whsec_ and the base64 of 24 to 64 random bytes")
+
 func parseWebhook(u *url.URL, secret string) (Transport, error) {
 	encoded, ok := strings.CutPrefix(secret, "whsec_")
 	key, err := base64.StdEncoding.DecodeString(encoded)
 	if !ok || err != nil || len(key) < 24 || len(key) > 64 || strings.ContainsAny(encoded, "\r\n") {
-		return nil, errors.New("a webhook requires a secret: whsec_ and the base64 of 24 to 64 random bytes")
+		return nil, ErrWebhookSecret
 	}
 	plain := u.Scheme == "http"
 	if plain && !isLoopback(u.Hostname()) {
@@ -65,6 +69,8 @@ func (w *Webhook) Send(ctx context.Context, m *Message) error {
 		return invalid(errors.New("no date"))
 	case len(m.Event) > maxBody:
 		return invalid(fmt.Errorf("the event is longer than %d bytes", maxBody))
+	case !json.Valid(m.Event):
+		return invalid(errors.New("the event is not valid JSON"))
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()

@@ -34,7 +34,7 @@ type Format struct {
 // A Row is one row of a file. An empty row has neither fields nor a problem.
 type Row struct {
 	Number  int   // of the line in NDJSON, the element in a JSON array, or the record in CSV, whose header is 1
-	End     int64 // how many bytes of the file have been parsed, for a progress
+	End     int64 // how many bytes of the file have been parsed, to show the progress
 	Fields  map[string]string
 	Problem string // a predicate of a sentence about the row
 }

@@ -103,7 +103,7 @@ func items(v string) (list []string) {
 	return list
 }
 
-// File accepts the name of a readable file, or nothing.
+// File accepts the name of a readable file, or an empty value.
 func File(to *string, v string) (err error) {
 	if v == "" {
 		return nil
@@ -115,7 +115,7 @@ func File(to *string, v string) (err error) {
 	return err
 }
 
-// Dir accepts the name of a readable directory, or nothing.
+// Dir accepts the name of a readable directory, or an empty value.
 func Dir(to *string, v string) (err error) {
 	if v == "" {
 		return nil
@@ -130,7 +130,7 @@ func Dir(to *string, v string) (err error) {
 // TenYears is the longest duration that a setting can have.
 const TenYears = 10 * 365 * 24 * time.Hour
 
-// TTL sets a Go duration or, as in Flask-JWT-Extended, a number of seconds: at
+// TTL accepts a Go duration or, as in Flask-JWT-Extended, a number of seconds: at
 // least shortest, and at most longest.
 func TTL(ttl *time.Duration, v string, shortest, longest time.Duration) error {
 	d, err := time.ParseDuration(v)
@@ -192,7 +192,7 @@ func OrList[T ~string](words []T) (list string) {
 const MaxNames = 200
 
 // Name accepts a name that JSON can hold without escapes (StringOrURI of RFC 7519
-// section 2, in ASCII), or nothing.
+// section 2, in ASCII), or an empty value.
 func Name(to *string, v string) error {
 	if len(v) > MaxNames || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
 		return fmt.Errorf("must have at most %d bytes of ASCII, without spaces, quotes and backslashes", MaxNames)

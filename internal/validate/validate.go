@@ -1,9 +1,9 @@
 // Package validate checks what users choose for themselves: usernames, e-mail addresses and
 // passwords.
 //
-// The functions return what is wrong as a predicate, such as "must be valid UTF-8", or "". It
-// repeats nothing of the text. Rules for new names and passwords do not apply to existing ones:
-// a login only compares them.
+// The functions return what is wrong with a text as a predicate, such as "must be valid UTF-8",
+// or "". The predicate repeats nothing of the text. The rules apply only to new names and
+// passwords: a login compares existing ones without checking them.
 package validate
 
 import (
