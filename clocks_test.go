@@ -58,7 +58,7 @@ var clockReaders = map[string]string{
 	"sessions.go server.logout":            "stored",
 	"sessions.go server.refresh":           "TestTheGraceIsForTheSameClient",
 	"sessions.go server.rekey":             "stored",
-	"serve.go watchFiles":                "mono",
+	"serve.go watchFiles":                  "mono",
 	"store_sessions.go store.keySecret":    "signing keys",
 	"store_sessions.go store.principal":    "sessions",
 	"store_sessions.go store.rotate":       "sessions",
