@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"userd/internal/otp"
 )
 
 // A browser is a headless Chromium, driven by WebDriver (https://www.w3.org/TR/webdriver2/).
@@ -353,6 +354,30 @@ func TestThePagesInABrowser(t *testing.T) {
 		b.wantClean(link)
 		p.login("beth", goodPassword)
 	})
+	b.within(t, "a reset of a user with a second factor", func(t *testing.T) {
+		token := p.login("bob", goodPassword)
+		secret, err := otp.ParseSecret(p.must(token, "POST", "/api/users/me/totp", "").want(t, 201, "").field("secret"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		code := func(offset int64) string { return otp.Code(secret, otp.Step(time.Now())+offset) }
+		p.must(token, "POST", "/api/users/me/totp/confirm", fmt.Sprintf(`{"otp":%q}`, code(-1))).want(t, 200, "")
+		p.must("", "POST", "/api/password/forgot", `{"login":"bob"}`).want(t, 202, "")
+		link := b.mailedLink(p, "bob@example.com", resetMailCode)
+		b.follow(link)
+		b.write("password", "a brand new password")
+		b.click("send")
+		b.wantMessage("Your account has a second factor.")
+		b.wantFocus("otp")
+		b.write("otp", "no code")
+		b.click("send")
+		b.wantMessage("This code is wrong")
+		b.wantFocus("otp")
+		b.write("otp", code(0))
+		b.click("send")
+		b.wantDone("Your password has changed")
+		b.wantClean(link)
+	})
 	b.within(t, "an address is verified by mouse", func(t *testing.T) {
 		p.must(p.login(markup, goodPassword), "POST", "/api/users/me/email/verify", "").want(t, 202, "")
 		link := b.mailedLink(p, "markup@example.com", verifyCode)
@@ -420,7 +445,7 @@ func TestThePagesInABrowser(t *testing.T) {
 
 			link = b.mailedLink(p, old, undoCode)
 			b.follow(link)
-			if text := b.text(); !strings.Contains(text, "This logs out all devices") || !strings.Contains(text, "an e-mail with a link to set a new password") {
+			if text := b.text(); !strings.Contains(text, "This logs out all devices") || !strings.Contains(text, "an e-mail with a link to set a new one") {
 				t.Errorf("the page says %s", text)
 			}
 			row.confirm()
