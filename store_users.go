@@ -344,12 +344,13 @@ const endCodes = `DELETE FROM user_code WHERE user_id = @id AND kind <> 'uu' OR 
 const endKeys = `DELETE FROM user_key WHERE user_id = @id`
 
 // endMade are the statements that delete the codes and the invitations that the user @id
-// made, and its API keys with adminScope: they must not outlive its right to them.
+// made and, unless it is an admin now, its API keys with adminScope: they must not outlive
+// its right to them.
 func endMade(values args) []statement {
 	return []statement{
 		{query: `DELETE FROM user_code WHERE created_by = @id`, args: values},
 		{query: `DELETE FROM user_invitation WHERE created_by = @id`, args: values},
-		{query: endKeys + ` AND scope = 'admin'`, args: values},
+		{query: endKeys + ` AND scope = 'admin' AND NOT EXISTS (SELECT 1 FROM user WHERE id = @id AND role = 'admin')`, args: values},
 	}
 }
 
