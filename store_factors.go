@@ -177,20 +177,21 @@ const selectCodesLeft = `SELECT count(*) FROM user_recovery_code WHERE user_id =
 
 // addPendingFactor stores the sealed secret of a factor that a user has begun to add, for a
 // caller. It replaces one that was not confirmed; a confirmed factor stays. It returns an
-// error of authorizationError, or errUserNotFound.
+// error of authorizationError, errUserNotFound or errServiceUser.
 func (s *store) addPendingFactor(ctx context.Context, by caller, userID int64, sealed []byte, now int64) error {
 	err := s.write(ctx, statement{
 		query: `
 			INSERT INTO user_totp_pending (user_id, secret, created_at)
-			SELECT id, @secret, @now FROM user WHERE id = @id AND ` + mayChange + `
+			SELECT id, @secret, @now FROM user WHERE id = @id AND service = 0 AND ` + mayChange + `
 			ON CONFLICT (user_id) DO UPDATE SET secret = excluded.secret, created_at = excluded.created_at`,
 		args:   by.with(args{{"id", userID}, {"secret", sealed}, {"now", now}}),
 		ifNone: errNotApplied,
 	})
-	if errors.Is(err, errNotApplied) {
-		return cmp.Or[error](s.authorizationError(by, userID), errUserNotFound)
+	if !errors.Is(err, errNotApplied) {
+		return err
 	}
-	return err
+	_, missing := s.user(userID)
+	return cmp.Or[error](s.authorizationError(by, userID), missing, errServiceUser)
 }
 
 // pendingSecret returns the sealed secret of a factor that a user has begun to add, and when
