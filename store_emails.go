@@ -163,6 +163,7 @@ func (s *store) restoreEmail(ctx context.Context, c *emailCode, reset *queuedMai
 			ifNone: errInvalidCode,
 		},
 		{query: endCodes, args: values},
+		{query: endPendingFactor, args: values},
 		{query: `DELETE FROM session WHERE user_id = @id`, args: values},
 		{query: endKeys, args: values},
 		reset.statement(),

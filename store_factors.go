@@ -285,7 +285,7 @@ func (s *store) removeFactor(ctx context.Context, by caller, userID, now int64, 
 	values := by.with(args{{"id", userID}})
 	statements := append([]statement{
 		{query: `DELETE FROM user_totp WHERE user_id = @id AND ` + mayChange, args: values, ifNone: errNotApplied},
-		{query: `DELETE FROM user_totp_pending WHERE user_id = @id`, args: values},
+		{query: endPendingFactor, args: values},
 		{query: `UPDATE session SET factor = 0 WHERE user_id = @id`, args: values},
 	}, replaceCodes(values, nil)...)
 	statements = append(statements, before...)
