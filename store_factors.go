@@ -402,10 +402,17 @@ func (s *store) reseal(ctx context.Context, ring *seal.Ring, now int64) (sealed,
 // insertFactors adds the second factors of the rows of the temporary table import, whose
 // users the same transaction has added.
 func insertFactors(ctx context.Context, tx *sql.Tx, ring *seal.Ring, now int64) error {
+	// The lock of the database is held, so the rows must not cost more than SQLite's work: a
+	// statement that is prepared once, and a context for which the driver starts no goroutine.
+	insert, err := tx.PrepareContext(ctx, `INSERT INTO user_totp (user_id, secret, confirmed_at, last_step) VALUES (?, ?, ?, 0)`)
+	if err != nil {
+		return err
+	}
+	defer insert.Close()
 	secrets := make(map[int64]string) // by user
 	var id int64
 	var text string
-	err := sqlitefile.Scan(ctx, tx, `
+	err = sqlitefile.Scan(ctx, tx, `
 		SELECT user.id, import.totp FROM import JOIN user ON user.username = import.username COLLATE NOCASE
 		WHERE import.totp <> ''`,
 		[]any{&id, &text}, func() { secrets[id] = text })
@@ -415,8 +422,7 @@ func insertFactors(ctx context.Context, tx *sql.Tx, ring *seal.Ring, now int64) 
 			secret, err = otp.ParseSecret(text)
 		}
 		if err == nil {
-			_, err = tx.ExecContext(ctx, `INSERT INTO user_totp (user_id, secret, confirmed_at, last_step) VALUES (?, ?, ?, 0)`,
-				id, ring.Seal(secret, sealName(id)), now)
+			_, err = insert.Exec(id, ring.Seal(secret, sealName(id)), now)
 		}
 	}
 	return err
