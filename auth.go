@@ -359,8 +359,7 @@ const (
 
 // admit returns nil if x may call a route with this access. Unless the access is anyone,
 // admit sets x.who and, if the path has an {id}, x.target: "me" is the principal's id.
-// It returns an error of authenticate, errUserNotFound,
-// errFactorRequired or errForbidden.
+// It returns an error of authenticate, errUserNotFound, errFactorRequired or errForbidden.
 func (s *server) admit(x *exchange, a access) error {
 	if a == anyone {
 		return nil
@@ -378,7 +377,8 @@ func (s *server) admit(x *exchange, a access) error {
 			return errUserNotFound.with("User not found: an id is a positive integer, or me")
 		}
 	}
-	if a < selfOnly && !x.who.factor && !x.who.exempt && s.requireFactor.concerns(x.who.role == admin) {
+	if (a < selfOnly || a == ownOrAdmin && x.target != x.who.id) &&
+		!x.who.factor && !x.who.exempt && s.requireFactor.concerns(x.who.role == admin) {
 		return errFactorRequired
 	}
 	switch {

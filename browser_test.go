@@ -486,7 +486,33 @@ func TestThePagesInABrowser(t *testing.T) {
 			}
 		}
 	})
+	b.within(t, "a reset of a user with a second factor", b.testSecondFactor)
 	b.within(t, "a server that refuses", b.testRefusals)
+}
+
+func (b *browser) testSecondFactor(t *testing.T) {
+	s := newService(t)
+	path, token := s.member("ann")
+	otherPath, _ := s.register("bob")
+	secret, _ := s.enrol(token)
+	_, root := s.admin("root")
+	b.follow(s.url + "/reset#" + s.resetLink(root, path))
+	b.write("password", newPassword)
+	b.click("send")
+	b.wantMessage("Enter a code too")
+	b.wantFocus("otp")
+	b.write("otp", s.wrongCode(secret))
+	b.click("send")
+	b.wantMessage("This code is wrong")
+	b.wantFocus("otp")
+	b.write("otp", s.nextCode(secret))
+	b.click("send")
+	b.wantDone("Your password has changed")
+
+	b.open(s.url + "/reset#" + s.resetLink(root, otherPath)) // in the same tab
+	if got := b.eval(`document.getElementById("otp").parentElement.hidden`); got != "true" {
+		t.Error("a user without a factor is asked for a code")
+	}
 }
 
 // testRefusals is what the page says if the server refuses for now, or does not answer.

@@ -199,7 +199,7 @@ func (s *server) requireProof(x *exchange, acts proof, password, code *string) e
 	if err != nil || acts == 0 || !c.factor.exists() {
 		return err
 	}
-	if code == nil {
+	if code == nil || *code == "" {
 		return errSecondFactor
 	}
 	p, err := s.checkCode(x, x.who.id, &c, *code)

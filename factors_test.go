@@ -1152,3 +1152,51 @@ func TestMethodsOfAFactor(t *testing.T) {
 		t.Errorf("methods %v", got)
 	}
 }
+
+// Who begins to add a factor knows its secret. A new password ends that: otherwise a thief
+// could confirm its own factor with the token with which the owner changed the password.
+func TestANewPasswordEndsAFactorThatIsNotConfirmed(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, token := s.member("ann")
+	secret, err := otp.ParseSecret(s.do(token, "POST", "/api/users/me/totp", "").want(t, 201, "").field("secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := s.do(token, "PATCH", "/api/users/me", fmt.Sprintf(`{"password":"another good password","current_password":%q}`, goodPassword)).want(t, 200, "")
+	for _, token := range []string{token, r.field("access_token")} {
+		s.do(token, "POST", "/api/users/me/totp/confirm", fmt.Sprintf(`{"otp":%q}`, s.code(secret))).want(t, 404, "factor_not_pending")
+	}
+}
+
+// Until an admin has added the factor that it must have, it may only ask for a link for its
+// own address.
+func TestAnAdminWithoutARequiredFactorCausesNoMailToOthers(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail, func(c *settings) { c.requireFactor = requireFactorAdmins })
+	path, _ := s.register("ann")
+	_, root := s.admin("root")
+	s.do(root, "POST", path+"/email/verify", "").want(t, 403, "factor_required")
+	s.do(root, "POST", "/api/users/me/email/verify", "").want(t, 202, "")
+}
+
+func TestAServiceUserHasNoSecondFactor(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	id := s.addNamed("bot", member, true)
+	_, err := s.beginFactor(t.Context(), console, id)
+	wantError(t, "a factor of a service user", err, errServiceUser)
+}
+
+// Forms send an empty field, which is no guess.
+func TestAnEmptyCodeIsNoWrongCode(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, token := s.member("ann")
+	s.enrol(token)
+	body := fmt.Sprintf(`{"current_password":%q,"otp":""}`, goodPassword)
+	s.do(token, "DELETE", path, body).want(t, 401, "second_factor_required")
+	if n := s.failures(1); n != 0 {
+		t.Errorf("%d failures", n)
+	}
+}

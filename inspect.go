@@ -114,26 +114,7 @@ func inspectFile(path string) (empty bool, err error) {
 // readFirstPages reads the first page of each table of a schema version, to find
 // gross damage before any request is served.
 func readFirstPages(ctx context.Context, db *sql.DB, version int) error {
-	tables := []string{"user", "counter", "session", "signing_key", "secret"}
-	if version > 1 {
-		tables = append(tables, "event")
-	}
-	if version > 3 {
-		tables = append(tables, "event_link")
-	}
-	if version > 6 {
-		tables = append(tables, "signer")
-	}
-	if version > 7 {
-		tables = append(tables, "user_code", "user_invitation", "page_url")
-	}
-	if version > 8 {
-		tables = append(tables, "user_registration", "user_mail")
-	}
-	if version > 9 {
-		tables = append(tables, "user_totp", "user_totp_pending", "user_recovery_code")
-	}
-	for _, table := range tables {
+	for _, table := range tablesOf(migrations[:version]) {
 		rows, err := db.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
 		if err == nil {
 			for rows.Next() {

@@ -236,14 +236,16 @@ func (s *server) introspect(x *exchange) error {
 // inspectToken returns what a token is worth at now. Its error is errStorage.
 func (s *server) inspectToken(token string, now int64) (found introspection, err error) {
 	var u user
+	var proven bool
 	if apikey.Begins(token) {
 		var k apiKey
 		u, k, err = s.lookUpKey(token, now)
+		proven = k.exempt
 		found = introspection{Scope: k.scope, Expires: k.expiresAt, Issued: k.createdAt}
 	} else {
 		c, verifyErr := s.keys.verify(token, now)
 		if err = verifyErr; err == nil {
-			u, _, _, err = s.store.principal(c.session, newTokenID(c.id), c.kid, now)
+			u, _, proven, err = s.store.principal(c.session, newTokenID(c.id), c.kid, now)
 		}
 		if err == nil && u.id != c.subject {
 			err = errBadToken
@@ -253,7 +255,7 @@ func (s *server) inspectToken(token string, now int64) (found introspection, err
 	if errors.Is(err, errStorage) {
 		return introspection{}, err
 	}
-	if err != nil {
+	if err != nil || !proven && s.requireFactor.concerns(u.role == admin) { // admit refuses it too
 		return introspection{}, nil
 	}
 	found.Active, found.TokenType = true, "Bearer"

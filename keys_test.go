@@ -1043,3 +1043,42 @@ func TestKeysAndARequiredFactor(t *testing.T) {
 		s.do(token, "GET", "/api/verify?factor=required", "").want(t, 403, "factor_required")
 	}
 }
+
+// A service must not accept what userd itself refuses, so an introspection says so.
+func TestIntrospectionAndARequiredFactor(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(c *settings) { c.requireFactor = requireFactorAll })
+	_, ann := s.member("ann")
+	bot, _ := s.keyOf(s.addNamed("bot", member, true), verifyScope, 0)
+	key, _ := s.keyOf(1, readScope, time.Hour)
+	active := func(want string) {
+		t.Helper()
+		for _, token := range []string{ann, key} {
+			if r := s.introspectWith(bot, "token="+token); r.field("active") != want {
+				t.Errorf("%.3s…: %s, want active %s", token, r.body, want)
+			}
+		}
+	}
+	active("false")
+	if r := s.introspectWith(bot, "token="+bot); r.field("active") != "true" {
+		t.Errorf("the key of a service user: %s", r.body)
+	}
+	s.enrol(ann)
+	active("true")
+}
+
+func TestAPromotionKeepsKeys(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, root := s.admin("root")
+	bot := s.addNamed("bot", member, true)
+	key, err := s.addKey(t.Context(), console, &apiKey{userID: bot, name: "job", scope: adminScope}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.do(key, "GET", "/api/events", "").want(t, 403, "forbidden")
+	s.do(root, "PATCH", userPath(bot), `{"role":"admin"}`).want(t, 200, "")
+	s.do(key, "GET", "/api/events", "").want(t, 200, "")
+	s.do(root, "PATCH", userPath(bot), `{"role":"member"}`).want(t, 200, "")
+	s.do(key, "GET", "/api/events", "").want(t, 401, "invalid_token")
+}

@@ -265,8 +265,8 @@ var commands = []command{
 		password_hash (argon2, bcrypt, scrypt, or PBKDF2 as Werkzeug and Django write it).
 		Optional are id, role, disabled, pending, created_at, updated_at, last_login_at and
 		email_verified_at, and totp_secret, in base32, which gives the user a second factor
-		without recovery codes. An id must be higher than every id that this database has given to
-		a user.
+		without recovery codes. A user with service=true has no email, password and totp_secret.
+		An id must be higher than every id that this database has given to a user.
 
 		Each bad row is reported on standard error with its number, in order; a CSV header is
 		row 1. If any row is bad, nothing is imported, unless -partial is given.`,

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"userd/internal/sqlitefile"
@@ -291,8 +292,21 @@ const maxID = 1<<52 - 1
 
 var (
 	createTable = regexp.MustCompile(`CREATE TABLE (\w+)`)
+	dropTable   = regexp.MustCompile(`DROP TABLE (\w+)`)
 	createAny   = regexp.MustCompile(`CREATE (?:TABLE|INDEX|UNIQUE INDEX) (\w+)`)
 )
+
+// tablesOf returns the tables that migrations make and do not drop, in their order.
+func tablesOf(migrations []string) (tables []string) {
+	script := strings.Join(migrations, "")
+	dropped := dropTable.FindAllString(script, -1)
+	for _, match := range createTable.FindAllStringSubmatch(script, -1) {
+		if !slices.Contains(dropped, "DROP TABLE "+match[1]) {
+			tables = append(tables, match[1])
+		}
+	}
+	return tables
+}
 
 // findHooks returns the triggers and views whose SQL mentions a table of userd. A
 // trigger of another table counts too, because a deletion can cascade to that table.

@@ -246,3 +246,23 @@ func TestADatabaseWithATriggerIsNotUsed(t *testing.T) {
 		s.login("ann")
 	})
 }
+
+// An upgrade that is interrupted stops after any of its transactions.
+func TestAnInterruptedUpgradeContinues(t *testing.T) {
+	t.Parallel()
+	for version := 1; version <= len(migrations); version++ {
+		path := emptyFile(t)
+		w, err := openWriter(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(migrate(t.Context(), w.conn, migrations[:version]), w.close()); err != nil {
+			t.Fatal(err)
+		}
+		if kind, err := inspect(t.Context(), path); err != nil || kind != kindUserd {
+			t.Errorf("after migration %d: %v, %v", version, kind, err)
+			continue
+		}
+		aUser(t, openTestStore(t, path), "ann", member)
+	}
+}

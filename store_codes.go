@@ -141,6 +141,7 @@ func (s *store) resetPassword(ctx context.Context, userID int64, kind codeKind, 
 		},
 		statement{query: `UPDATE user SET email_verified_at = @now WHERE id = @id AND @kind = 'ur' AND email_verified_at = 0`, args: values},
 		statement{query: endCodes, args: values},
+		statement{query: endPendingFactor, args: values},
 		statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
 		event{at: now, kind: passwordReset, userID: userID, address: address}.statement())...)
 }

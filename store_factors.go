@@ -177,20 +177,21 @@ const selectCodesLeft = `SELECT count(*) FROM user_recovery_code WHERE user_id =
 
 // addPendingFactor stores the sealed secret of a factor that a user has begun to add, for a
 // caller. It replaces one that was not confirmed; a confirmed factor stays. It returns an
-// error of authorizationError, or errUserNotFound.
+// error of authorizationError, errUserNotFound or errServiceUser.
 func (s *store) addPendingFactor(ctx context.Context, by caller, userID int64, sealed []byte, now int64) error {
 	err := s.write(ctx, statement{
 		query: `
 			INSERT INTO user_totp_pending (user_id, secret, created_at)
-			SELECT id, @secret, @now FROM user WHERE id = @id AND ` + mayChange + `
+			SELECT id, @secret, @now FROM user WHERE id = @id AND service = 0 AND ` + mayChange + `
 			ON CONFLICT (user_id) DO UPDATE SET secret = excluded.secret, created_at = excluded.created_at`,
 		args:   by.with(args{{"id", userID}, {"secret", sealed}, {"now", now}}),
 		ifNone: errNotApplied,
 	})
-	if errors.Is(err, errNotApplied) {
-		return cmp.Or[error](s.authorizationError(by, userID), errUserNotFound)
+	if !errors.Is(err, errNotApplied) {
+		return err
 	}
-	return err
+	_, missing := s.user(userID)
+	return cmp.Or[error](s.authorizationError(by, userID), missing, errServiceUser)
 }
 
 // pendingSecret returns the sealed secret of a factor that a user has begun to add, and when
@@ -284,7 +285,7 @@ func (s *store) removeFactor(ctx context.Context, by caller, userID, now int64, 
 	values := by.with(args{{"id", userID}})
 	statements := append([]statement{
 		{query: `DELETE FROM user_totp WHERE user_id = @id AND ` + mayChange, args: values, ifNone: errNotApplied},
-		{query: `DELETE FROM user_totp_pending WHERE user_id = @id`, args: values},
+		{query: endPendingFactor, args: values},
 		{query: `UPDATE session SET factor = 0 WHERE user_id = @id`, args: values},
 	}, replaceCodes(values, nil)...)
 	statements = append(statements, before...)
@@ -401,10 +402,17 @@ func (s *store) reseal(ctx context.Context, ring *seal.Ring, now int64) (sealed,
 // insertFactors adds the second factors of the rows of the temporary table import, whose
 // users the same transaction has added.
 func insertFactors(ctx context.Context, tx *sql.Tx, ring *seal.Ring, now int64) error {
+	// The lock of the database is held, so the rows must not cost more than SQLite's work: a
+	// statement that is prepared once, and a context for which the driver starts no goroutine.
+	insert, err := tx.PrepareContext(ctx, `INSERT INTO user_totp (user_id, secret, confirmed_at, last_step) VALUES (?, ?, ?, 0)`)
+	if err != nil {
+		return err
+	}
+	defer insert.Close()
 	secrets := make(map[int64]string) // by user
 	var id int64
 	var text string
-	err := sqlitefile.Scan(ctx, tx, `
+	err = sqlitefile.Scan(ctx, tx, `
 		SELECT user.id, import.totp FROM import JOIN user ON user.username = import.username COLLATE NOCASE
 		WHERE import.totp <> ''`,
 		[]any{&id, &text}, func() { secrets[id] = text })
@@ -414,8 +422,7 @@ func insertFactors(ctx context.Context, tx *sql.Tx, ring *seal.Ring, now int64) 
 			secret, err = otp.ParseSecret(text)
 		}
 		if err == nil {
-			_, err = tx.ExecContext(ctx, `INSERT INTO user_totp (user_id, secret, confirmed_at, last_step) VALUES (?, ?, ?, 0)`,
-				id, ring.Seal(secret, sealName(id)), now)
+			_, err = insert.Exec(id, ring.Seal(secret, sealName(id)), now)
 		}
 	}
 	return err

@@ -343,13 +343,17 @@ const endCodes = `DELETE FROM user_code WHERE user_id = @id AND kind <> 'uu' OR 
 // endKeys deletes the keys of the user @id.
 const endKeys = `DELETE FROM user_key WHERE user_id = @id`
 
+// endPendingFactor deletes the factor that the user @id has begun to add.
+const endPendingFactor = `DELETE FROM user_totp_pending WHERE user_id = @id`
+
 // endMade returns the statements that delete the codes and the invitations that the user @id
-// made, and its API keys with adminScope: they must not outlive its right to them.
+// made and, unless it is an admin now, its API keys with adminScope: they must not outlive
+// its right to them.
 func endMade(values args) []statement {
 	return []statement{
 		{query: `DELETE FROM user_code WHERE created_by = @id`, args: values},
 		{query: `DELETE FROM user_invitation WHERE created_by = @id`, args: values},
-		{query: endKeys + ` AND scope = 'admin'`, args: values},
+		{query: endKeys + ` AND scope = 'admin' AND NOT EXISTS (SELECT 1 FROM user WHERE id = @id AND role = 'admin')`, args: values},
 	}
 }
 
@@ -357,7 +361,7 @@ func endMade(values args) []statement {
 func endFactor(values args) []statement {
 	return []statement{
 		{query: `DELETE FROM user_totp WHERE user_id = @id`, args: values},
-		{query: `DELETE FROM user_totp_pending WHERE user_id = @id`, args: values},
+		{query: endPendingFactor, args: values},
 		{query: `DELETE FROM user_recovery_code WHERE user_id = @id`, args: values},
 	}
 }
@@ -410,6 +414,9 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 			statement{query: endKeys, args: values})
 	} else if c.hash != nil {
 		statements = append(statements, statement{query: `DELETE FROM session WHERE user_id = @id AND id <> @session`, args: values})
+	}
+	if c.hash != nil || c.disabled != nil { // a thief may have begun to add its own factor
+		statements = append(statements, statement{query: endPendingFactor, args: values})
 	}
 	if c.hash != nil || c.email != nil || c.disabled != nil {
 		statements = append(statements, statement{query: endCodes, args: values})
