@@ -11,8 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"userd/internal/safefile"
@@ -99,17 +97,6 @@ type caller struct {
 type tokenID struct {
 	jti        string
 	generation int64 // of the refresh token that was live when it was made
-}
-
-// generationOf returns the generation of a session with which a jti begins, or 0 if the
-// jti has none, as in the tokens of earlier builds.
-func generationOf(jti string) int64 {
-	text, _, _ := strings.Cut(jti, "-")
-	generation, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || generation < 0 {
-		return 0
-	}
-	return generation
 }
 
 // console is the command line.
