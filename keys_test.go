@@ -948,7 +948,7 @@ func TestTokenCommands(t *testing.T) {
 	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
 	sh.run(0, goodPassword, "user", "add", "-admin", "root", "root@example.com")
 	sh.run(0, goodPassword, "user", "add", "ann", "ann@example.com")
-	if out, _ := sh.run(0, "", "user", "add", "-service", "bot"); out != "added service user, member bot, id 3\n" {
+	if out, _ := sh.run(0, "", "user", "add", "-service", "bot"); out != "added member bot, a service user, id 3\n" {
 		t.Errorf("user add -service: %s", out)
 	}
 	sh.run(2, "", "user", "add", "-service", "bot2", "bot2@example.com")
@@ -958,13 +958,16 @@ func TestTokenCommands(t *testing.T) {
 	sh.run(1, goodPassword, "user", "passwd", "bot")
 	sh.run(1, "", "user", "set", "bot", "-email", "bot@example.com")
 	sh.run(1, "", "user", "reset-link", "bot")
+	if _, text := sh.run(1, "000000\n", "user", "totp", "-enrol", "bot"); !strings.Contains(text, "A service user has neither") {
+		t.Errorf("user totp -enrol: %s", text)
+	}
 
 	out, text := sh.run(0, "", "token", "add", "ann", "backup job")
 	if !apikey.Valid(strings.TrimSuffix(out, "\n")) || !strings.Contains(text, "key 1 of ann, with the scope read, valid until 20") {
 		t.Errorf("token add: %s%s", out, text)
 	}
 	sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "never", "root", "ops")
-	if _, text := sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "366d", "bot", "x"); !strings.Contains(text, "warning: bot is not an admin") {
+	if _, text := sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "366d", "bot", "x"); !strings.Contains(text, "warning: bot is a member") {
 		t.Errorf("token add -scope admin: %s", text)
 	}
 	if _, text := sh.run(1, "", "token", "add", "-scope", "admin", "ann", "x"); !strings.Contains(text, "ann is a member: only an admin or a service user") {
