@@ -41,8 +41,8 @@ func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
 	return seal.NewRing(keys...)
 }
 
-// checkDataKeys returns an error if a key that is neither set nor in the database has sealed
-// the secrets of factors: their users could not log in.
+// checkDataKeys returns errDataKey if a key that is neither set nor in the database has sealed
+// the secret of a factor: its user can log in only with a recovery code.
 func (s *userService) checkDataKeys(ctx context.Context) error {
 	ring, err := s.ring(ctx)
 	if err != nil {
@@ -60,18 +60,19 @@ func (s *userService) checkDataKeys(ctx context.Context) error {
 	return err
 }
 
-// reportDataKeys logs the error of checkDataKeys. A server without the key starts, because
-// all other users, and those with a recovery code, can log in.
+// reportDataKeys logs errDataKey and returns any other error of checkDataKeys. A server
+// without the key starts, because users without a factor, and those with a recovery code, can
+// log in.
 func (s *server) reportDataKeys(ctx context.Context) error {
 	err := s.checkDataKeys(ctx)
 	if errors.Is(err, errDataKey) {
-		s.log.Error("users with a second factor cannot log in", "err", err)
+		s.log.Error("users with a second factor need a recovery code", "err", err)
 		return nil
 	}
 	return err
 }
 
-var errDataKey = errors.New("DATA_KEY is not the key that encrypted the TOTP secrets in the database: set the right one, or set it as DATA_KEY_PREVIOUS; until then, these users can log in only with a recovery code")
+var errDataKey = errors.New("another key encrypted TOTP secrets in the database: set that key as DATA_KEY, or as DATA_KEY_PREVIOUS if DATA_KEY has changed")
 
 // unseal returns the secret of a user's factor. If it cannot be opened, the error wraps
 // errStorage: the client learns nothing, and the log and the command line show the reason.

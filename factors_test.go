@@ -950,12 +950,12 @@ func TestDataKeys(t *testing.T) {
 	for name, other := range map[string]*service{"another key": on(keyed(second, nil)), "no key": on()} {
 		book := other.keepLog()
 		other.loginWith("ann", s.nextCode(secret)).want(t, 503, "unavailable")
-		if !strings.Contains(book.String(), "DATA_KEY is not the key") {
+		if !strings.Contains(book.String(), "another key encrypted TOTP secrets") {
 			t.Errorf("%s: the log says %s", name, book.String())
 		}
 		wantError(t, name, other.checkDataKeys(t.Context()), errDataKey)
 		wantError(t, name, other.reportDataKeys(t.Context()), nil)
-		if !strings.Contains(book.String(), "users with a second factor cannot log in") {
+		if !strings.Contains(book.String(), "users with a second factor need a recovery code") {
 			t.Errorf("%s: the log says %s", name, book.String())
 		}
 	}
@@ -1026,7 +1026,9 @@ func TestTheCommandForSecondFactors(t *testing.T) {
 	if _, stderr := sh.run(1, "\n", "user", "totp", "-enrol", "ann"); !strings.Contains(stderr, "no code on standard input") {
 		t.Errorf("without a code: %s", stderr)
 	}
-	sh.run(1, "000000\n", "user", "totp", "-enrol", "ann")
+	if _, stderr := sh.run(1, "000000\n", "user", "totp", "-enrol", "ann"); !strings.Contains(stderr, "the code is wrong, so the second factor was not added") {
+		t.Errorf("with a wrong code: %s", stderr)
+	}
 
 	// The code depends on what the command prints.
 	codes, err := enrolByCommand(t, s.path, &dialog{ready: make(chan struct{})})
