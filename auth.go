@@ -335,13 +335,14 @@ type principal struct {
 	factor  bool  // the user has a second factor, and proved it in this session
 	otp     bool  // the token says so: its login proved the factor
 
-	key    int64 // the id of the API key; 0: an access token, and the rest is not set
-	scope  keyScope
-	asked  int64 // when the key was looked up
-	exempt bool  // the user has a second factor, which a key cannot prove, or is a service user
+	key          int64 // the id of the API key; 0: an access token, and the fields below are not set
+	scope        keyScope
+	keyReadAt    int64 // when the row of the key was read, in Unix seconds
+	factorExempt bool  // from REQUIRE_FACTOR: the user has a second factor or is a service user
 }
 
-// An access says who may call a route. The zero access rejects every request.
+// An access says who may call a route. The zero access rejects every request. From selfOnly on, it
+// also admits a user without the second factor that REQUIRE_FACTOR requires.
 type access int
 
 const (
@@ -349,18 +350,17 @@ const (
 	anyone
 	signedIn
 	adminOnly
-	selfOrAdmin // the user that {id} names, and admins
-	byDirectory // the same, and all users unless DIRECTORY=self
-	resources   // API keys with verifyScope, and admins
-	selfOnly    // also a user without the second factor that REQUIRE_FACTOR requires
-	anySession  // like signedIn, and such a user
-	ownOrAdmin  // like selfOrAdmin, and such a user
+	selfOrAdmin    // the user that {id} names, and admins
+	byDirectory    // the same, and all users unless DIRECTORY=self
+	resourceServer // API keys with verifyScope, and admins
+	selfOnly       // the user that {id} names
+	anySession     // like signedIn
+	ownOrAdmin     // like selfOrAdmin
 )
 
 // admit returns nil if x may call a route with this access. Unless the access is anyone,
 // admit sets x.who and, if the path has an {id}, x.target: "me" is the principal's id.
-// It returns an error of authenticate, errUserNotFound,
-// errFactorRequired or errForbidden.
+// It returns an error of authenticate, errUserNotFound, errFactorRequired or errForbidden.
 func (s *server) admit(x *exchange, a access) error {
 	if a == anyone {
 		return nil
@@ -378,7 +378,7 @@ func (s *server) admit(x *exchange, a access) error {
 			return errUserNotFound.with("User not found: an id is a positive integer, or me")
 		}
 	}
-	if a < selfOnly && !x.who.factor && !x.who.exempt && s.requireFactor.concerns(x.who.role == admin) {
+	if a < selfOnly && !x.who.factor && !x.who.factorExempt && s.requireFactor.concerns(x.who.role == admin) {
 		return errFactorRequired
 	}
 	switch {
@@ -387,10 +387,10 @@ func (s *server) admit(x *exchange, a access) error {
 		a == adminOnly && x.who.role == admin,
 		(a == selfOrAdmin || a == ownOrAdmin) && (x.target == x.who.id || x.who.role == admin),
 		a == byDirectory && (x.target == x.who.id || x.who.role == admin || s.directory != directorySelf),
-		a == resources && (x.who.scope == verifyScope || x.who.role == admin):
+		a == resourceServer && (x.who.scope == verifyScope || x.who.role == admin):
 		return nil
 	}
-	if a == adminOnly || a == resources {
+	if a == adminOnly || a == resourceServer {
 		return errForbidden.with("Only an admin may do this")
 	}
 	if a == selfOnly {
@@ -464,8 +464,8 @@ const (
 	// proof, because a thief may hold it too. Their writes check this.
 	renewedOnly = changeEmail | changePassword | changeRole | createAdmin | makeLink | invite | makeKey | changeFactor
 
-	// The acts that an API key with adminScope may do to members. The others make an admin, or
-	// take over an account.
+	// The acts that an API key with adminScope may do to members. The other acts could make an
+	// admin or take over an account.
 	keyActs = changeUsername | changeDisabled | deleteUser | endOtherSessions
 )
 

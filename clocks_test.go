@@ -82,7 +82,7 @@ var clockReaders = map[string]string{
 	"factors.go userService.beginFactor":   "stored",
 	"factors.go userService.confirmFactor": "TestAddingASecondFactor",
 	"factors.go userService.rotateDataKey": "stored",
-	"limits.go guess.finishHalf":           "limits",
+	"limits.go guess.finishFirstFactor":    "limits",
 	"login.go server.newMFAToken":          "stored",
 	"login.go server.parseMFAToken":        "TestTheTokenOfTheFirstStep",
 	"login.go server.startSession":         "sessions",

@@ -243,10 +243,10 @@ func testScope(t *testing.T, s *service, c scopeCase, i int, scope keyScope, ask
 func TestAWriteChecksTheKey(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		change  string // of the key @key, its user @asker, or the user @other
-		scope   keyScope
-		guarded bool
-		want    error
+		change        string // of the key @key, its user @asker, or the user @other
+		scope         keyScope
+		requiresProof bool
+		want          error
 	}{
 		{"", adminScope, true, nil},
 		{"", adminScope, false, nil},
@@ -268,13 +268,13 @@ func TestAWriteChecksTheKey(t *testing.T) {
 		{"UPDATE user SET role = 'admin' WHERE id = @other", writeScope, false, errKeyScope},
 		{"DELETE FROM user WHERE id = @other", adminScope, true, errUserNotFound},
 	} {
-		t.Run(fmt.Sprintf("%s %s guarded=%t", c.change, c.scope, c.guarded), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s %s requiresProof=%t", c.change, c.scope, c.requiresProof), func(t *testing.T) {
 			t.Parallel()
 			s := newService(t)
 			s.addNamed("keeper", admin, false)
 			asker, other := s.addNamed("asker", admin, false), s.addNamed("other", member, false)
 			_, id := s.keyOf(asker, c.scope, time.Hour)
-			by := caller{kind: keyCaller, user: asker, key: id, asked: s.clock.wall().Unix(), guarded: c.guarded}
+			by := caller{kind: keyCaller, user: asker, key: id, keyReadAt: s.clock.wall().Unix(), requiresProof: c.requiresProof}
 			if c.change != "" {
 				if err := s.store.write(t.Context(), statement{query: c.change, args: args{{"key", id}, {"asker", asker}, {"other", other}}}); err != nil {
 					t.Fatal(err)
@@ -295,7 +295,7 @@ func TestAWriteChecksTheKey(t *testing.T) {
 	s := newService(t)
 	asker := s.addNamed("asker", admin, false)
 	_, id := s.keyOf(asker, adminScope, time.Hour)
-	by := caller{kind: keyCaller, user: asker, key: id, guarded: true}
+	by := caller{kind: keyCaller, user: asker, key: id, requiresProof: true}
 	wantError(t, "an act that is not about a user", s.store.addInvitation(t.Context(), by, &invitation{role: member, usesLeft: 1}, []byte("x")), errKeyScope)
 }
 
