@@ -111,9 +111,8 @@ func inspectFile(path string) (empty bool, err error) {
 	return false, nil
 }
 
-// readFirstPages reads the first page of each table of a schema version, to find
-// gross damage before any request is served.
-func readFirstPages(ctx context.Context, db *sql.DB, version int) error {
+// tablesOf returns the tables of a schema version.
+func tablesOf(version int) []string {
 	tables := []string{"user", "counter", "session", "signing_key", "secret"}
 	if version > 1 {
 		tables = append(tables, "event")
@@ -131,9 +130,18 @@ func readFirstPages(ctx context.Context, db *sql.DB, version int) error {
 		tables = append(tables, "user_registration", "user_mail")
 	}
 	if version > 9 {
+		tables = append(tables, "user_key")
+	}
+	if version > 10 {
 		tables = append(tables, "user_totp", "user_totp_pending", "user_recovery_code")
 	}
-	for _, table := range tables {
+	return tables
+}
+
+// readFirstPages reads the first page of each table of a schema version, to find
+// gross damage before any request is served.
+func readFirstPages(ctx context.Context, db *sql.DB, version int) error {
+	for _, table := range tablesOf(version) {
 		rows, err := db.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
 		if err == nil {
 			for rows.Next() {
