@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"userd/internal/otp"
 )
 
 // A browser is a headless Chromium, driven by WebDriver (https://www.w3.org/TR/webdriver2/).
@@ -275,6 +277,8 @@ func TestThePagesInABrowser(t *testing.T) {
 		userdHere(t, goodPassword, environ, "user", "add", name, name+"@example.com")
 	}
 	userdHere(t, goodPassword, environ, "user", "add", "-admin", "root", "root@example.com")
+	const secret = "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP" // of eve's authenticator app
+	userdHere(t, "username,email,password,totp_secret\neve,eve@example.com,"+goodPassword+","+secret+"\n", environ, "user", "import", "-")
 	runSQL(t, another(t, filepath.Join(dir, "app.db")), `UPDATE user SET username = '`+markup+`' WHERE username = 'markup'`)
 	p := startUserd(t, dir, environ)
 	root := p.login("root", goodPassword)
@@ -323,6 +327,29 @@ func TestThePagesInABrowser(t *testing.T) {
 		b.wantDone("Your password has changed")
 		b.wantClean(link)
 		p.login("ann", "staple and paper clip")
+	})
+	b.within(t, "a reset of a user with a second factor by keyboard", func(t *testing.T) {
+		p.must("", "POST", "/api/password/forgot", `{"login":"eve"}`).want(t, 202, "")
+		link := b.mailedLink(p, "eve@example.com", resetMailCode)
+		b.follow(link)
+		if text := b.text(); strings.Contains(text, "authenticator") {
+			t.Errorf("the page says %s", text)
+		}
+		b.press("staple and paper clip" + enterKey)
+		b.wantMessage("Enter a code of your authenticator app, or a recovery code.")
+		b.wantFocus("otp")
+		b.press("00000" + enterKey)
+		b.wantMessage("This code is wrong")
+		b.wantFocus("otp")
+		key, err := otp.ParseSecret(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.write("otp", otp.Code(key, otp.Step(time.Now())))
+		b.press(enterKey)
+		b.wantDone("Your password has changed")
+		b.wantClean(link)
+		p.must("", "POST", "/api/login", `{"username":"eve","password":"staple and paper clip"}`).want(t, 401, "second_factor_required")
 	})
 	b.within(t, "an invitation by mouse", func(t *testing.T) {
 		link := invite()
