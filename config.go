@@ -240,7 +240,7 @@ var options = []option{
 		"How many mails an hour strangers can cause, such as links for forgotten passwords. Other mails do not count."},
 	{"NOTICES", "notices", "on|off", string(switchOn),
 		func(c *config, v string) error { return setting.Word(&c.notices, v, switchOn, switchOff) },
-		"Whether userd mails a user, if its address is verified, that its password or address changed, or that it logged in from a new network."},
+		"Whether userd mails a user, if its address is verified, that its account changed, or that its password was used in a new network."},
 	{"DIRECTORY", "directory", "full|names|self", string(directoryNames),
 		func(c *config, v string) error {
 			return setting.Word(&c.directory, v, directoryFull, directoryNames, directorySelf)

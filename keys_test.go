@@ -823,7 +823,7 @@ func (w lockedWriter) Write(p []byte) (int, error) {
 	return w.to.Write(p)
 }
 
-// introspectWith asks what a token is worth.
+// introspectWith introspects a token.
 func (s *service) introspectWith(token, form string) reply {
 	return s.do(token, "POST", "/api/introspect", form, "Content-Type: application/x-www-form-urlencoded")
 }
