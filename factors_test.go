@@ -269,7 +269,7 @@ func TestALoginWithASecondFactor(t *testing.T) {
 }
 
 // The token of the first step proves only the password, to one route, for five minutes.
-func TestTheTokenOfTheFirstStep(t *testing.T) {
+func TestAnMFATokenOnlyCompletesALogin(t *testing.T) {
 	t.Parallel()
 	s := newService(t, unlimited)
 	path, token := s.member("ann")
@@ -594,7 +594,7 @@ func TestWrongCodesCountLikeWrongPasswords(t *testing.T) {
 
 // The login of a user with a factor does not make the network known, or reset delays, before
 // both factors are proven.
-func TestHalfALoginMakesNoNetworkKnown(t *testing.T) {
+func TestAPasswordWithoutItsCodeMakesNoNetworkKnown(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	_, token := s.member("ann")
@@ -770,7 +770,7 @@ func TestMailsKeepTheSecondFactor(t *testing.T) {
 	s.do("", "POST", "/api/login", `{"username":"ann","password":"another long one"}`).want(t, 401, "second_factor_required")
 }
 
-func TestRequiredFactor(t *testing.T) {
+func TestASessionWithoutARequiredFactorOnlyAddsOne(t *testing.T) {
 	t.Parallel()
 	for _, required := range []requireFactor{requireFactorOff, requireFactorAdmins, requireFactorAll} {
 		t.Run(string(required), func(t *testing.T) {
@@ -895,7 +895,7 @@ func TestALoginInTwoStepsUpgradesTheHash(t *testing.T) {
 
 // A code works at most once, also if the clock is set. If it is set back, only recovery codes
 // work until it has passed the time of the last code.
-func TestStepsOfTheClockAndCodes(t *testing.T) {
+func TestACodeWorksOnceIfTheClockIsSetBack(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour
 	for _, step := range []time.Duration{-31 * day, -4 * time.Hour, -5 * time.Second, 5 * time.Second, 4 * time.Hour, 31 * day} {
@@ -928,7 +928,7 @@ func keyed(current, previous []byte) func(*settings) {
 	return func(c *settings) { c.dataKeys = dataKeys{current, previous} }
 }
 
-func TestDataKeys(t *testing.T) {
+func TestSecretsRequireTheKeyThatEncryptedThem(t *testing.T) {
 	t.Parallel()
 	first, second := bytes.Repeat([]byte{1}, seal.KeySize), bytes.Repeat([]byte{2}, seal.KeySize)
 	path := filepath.Join(t.TempDir(), "app.db")
@@ -1012,7 +1012,7 @@ func TestABadDataKeyIsRefused(t *testing.T) {
 	}
 }
 
-func TestTheCommandForSecondFactors(t *testing.T) {
+func TestUserTOTPCommand(t *testing.T) {
 	t.Parallel()
 	s := newService(t, unlimited)
 	s.clock.t = time.Now() // the command line has no other clock

@@ -339,7 +339,7 @@ func TestScannersFindKeysInText(t *testing.T) {
 	}
 }
 
-func TestWhatAKeyRequires(t *testing.T) {
+func TestMakingAKeyRequiresProofAndValidFields(t *testing.T) {
 	t.Parallel()
 	s := newService(t, unlimited)
 	path, ann := s.member("ann")
