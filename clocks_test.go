@@ -74,7 +74,7 @@ var clockReaders = map[string]string{
 	"write.go openWriter":                  "mono",
 	"write.go writer.commit":               "mono",
 	"cli_keys.go userTOTP":                 "stored",
-	"factors.go server.checkCode":          "TestACodeWorksOnceIfTheClockIsSetBack",
+	"factors.go server.checkCode":          "TestACodeWorksOnceIfTheClockIsSet",
 	"factors.go server.countWrongCode":     "stored",
 	"factors.go server.removeTOTP":         "stored",
 	"factors.go server.renewRecoveryCodes": "stored",

@@ -893,9 +893,9 @@ func TestALoginInTwoStepsUpgradesTheHash(t *testing.T) {
 	s.factorWith(mfa, s.nextCode(secret)).want(t, 200, "")
 }
 
-// A code works at most once, also if the clock is set. If it is set back, only recovery codes
+// A code works at most once, even if the clock is set. If it is set back, only recovery codes
 // work until it has passed the time of the last code.
-func TestACodeWorksOnceIfTheClockIsSetBack(t *testing.T) {
+func TestACodeWorksOnceIfTheClockIsSet(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour
 	for _, step := range []time.Duration{-31 * day, -4 * time.Hour, -5 * time.Second, 5 * time.Second, 4 * time.Hour, 31 * day} {
