@@ -335,13 +335,14 @@ type principal struct {
 	factor  bool  // the user has a second factor, and proved it in this session
 	otp     bool  // the token says so: its login proved the factor
 
-	key    int64 // the id of the API key; 0: an access token, and the rest is not set
-	scope  keyScope
-	asked  int64 // when the key was looked up
-	exempt bool  // the user has a second factor, which a key cannot prove, or is a service user
+	key          int64 // the id of the API key; 0: an access token, and the fields below are not set
+	scope        keyScope
+	keyReadAt    int64 // when the row of the key was read, in Unix seconds
+	factorExempt bool  // from REQUIRE_FACTOR: the user has a second factor or is a service user
 }
 
-// An access says who may call a route. The zero access rejects every request.
+// An access says who may call a route. The zero access rejects every request. From selfOnly on, it
+// also admits a user without the second factor that REQUIRE_FACTOR requires.
 type access int
 
 const (
@@ -349,12 +350,12 @@ const (
 	anyone
 	signedIn
 	adminOnly
-	selfOrAdmin // the user that {id} names, and admins
-	byDirectory // the same, and all users unless DIRECTORY=self
-	resources   // API keys with verifyScope, and admins
-	selfOnly    // also a user without the second factor that REQUIRE_FACTOR requires
-	anySession  // like signedIn, and such a user
-	ownOrAdmin  // like selfOrAdmin, and such a user
+	selfOrAdmin    // the user that {id} names, and admins
+	byDirectory    // the same, and all users unless DIRECTORY=self
+	resourceServer // API keys with verifyScope, and admins
+	selfOnly       // the user that {id} names
+	anySession     // like signedIn
+	ownOrAdmin     // like selfOrAdmin
 )
 
 // admit returns nil if x may call a route with this access. Unless the access is anyone,
@@ -378,7 +379,7 @@ func (s *server) admit(x *exchange, a access) error {
 		}
 	}
 	if (a < selfOnly || a == ownOrAdmin && x.target != x.who.id) &&
-		!x.who.factor && !x.who.exempt && s.requireFactor.concerns(x.who.role == admin) {
+		!x.who.factor && !x.who.factorExempt && s.requireFactor.concerns(x.who.role == admin) {
 		return errFactorRequired
 	}
 	switch {
@@ -387,10 +388,10 @@ func (s *server) admit(x *exchange, a access) error {
 		a == adminOnly && x.who.role == admin,
 		(a == selfOrAdmin || a == ownOrAdmin) && (x.target == x.who.id || x.who.role == admin),
 		a == byDirectory && (x.target == x.who.id || x.who.role == admin || s.directory != directorySelf),
-		a == resources && (x.who.scope == verifyScope || x.who.role == admin):
+		a == resourceServer && (x.who.scope == verifyScope || x.who.role == admin):
 		return nil
 	}
-	if a == adminOnly || a == resources {
+	if a == adminOnly || a == resourceServer {
 		return errForbidden.with("Only an admin may do this")
 	}
 	if a == selfOnly {
@@ -464,8 +465,8 @@ const (
 	// proof, because a thief may hold it too. Their writes check this.
 	renewedOnly = changeEmail | changePassword | changeRole | createAdmin | makeLink | invite | makeKey | changeFactor
 
-	// The acts that an API key with adminScope may do to members. The others make an admin, or
-	// take over an account.
+	// The acts that an API key with adminScope may do to members. The other acts could make an
+	// admin or take over an account.
 	keyActs = changeUsername | changeDisabled | deleteUser | endOtherSessions
 )
 

@@ -1268,7 +1268,7 @@ func TestProofTable(t *testing.T) {
 	t.Parallel()
 	for _, rt := range new(server).routes() {
 		method, path, _ := strings.Cut(rt.pattern, " ")
-		if rt.access == anyone || rt.access == resources || method == "GET" || strings.HasSuffix(path, "/totp/confirm") { // the code of the new factor is its proof
+		if rt.access == anyone || rt.access == resourceServer || method == "GET" || strings.HasSuffix(path, "/totp/confirm") { // the code of the new factor is its proof
 			if rt.proof != noProof {
 				t.Errorf("%s requires proof, but is not an act of a user", rt.pattern)
 			}

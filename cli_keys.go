@@ -18,14 +18,15 @@ import (
 	"userd/internal/terminal"
 )
 
-// tokenAdd makes an API key. It accepts scopes and lifetimes that HTTP refuses.
+// tokenAdd makes an API key. It also accepts the scope admin and a key that never expires,
+// which HTTP refuses.
 func tokenAdd(f *flag.FlagSet) action {
 	k := apiKey{scope: readScope}
-	f.Func("scope", "What the key may do: `SCOPE`, one of verify, read, write, or, for an admin or a service user, admin. Default: read", func(v string) error {
+	f.Func("scope", "What the key may do: `SCOPE` is verify, read, write or, only for an admin or a service user, admin. Default: read", func(v string) error {
 		return setting.Word(&k.scope, v, verifyScope, readScope, writeScope, adminScope)
 	})
 	life := keyLife.standard
-	f.Func("expires", "How long the key is valid: a `TIME` from 1h to 366d, such as 90d or 12h, or never. Default: 90d", func(v string) error {
+	f.Func("expires", "How long the key is valid: `TIME` is from 1h to 366d, such as 90d or 12h. With never, the key does not expire. Default: 90d", func(v string) error {
 		if v == "never" {
 			life = 0
 			return nil
@@ -36,7 +37,7 @@ func tokenAdd(f *flag.FlagSet) action {
 			}
 		}
 		if setting.TTL(&life, v, keyLife.shortest, keyLife.longest) != nil {
-			return errors.New("must be a number of days such as 90d, or of hours such as 12h, from 1h to 366d; or never")
+			return errors.New("must be from 1h to 366d, such as 90d or 12h, or never")
 		}
 		return nil
 	})
@@ -57,9 +58,9 @@ func tokenAdd(f *flag.FlagSet) action {
 		if k.expiresAt != 0 {
 			until = "valid until " + when(k.expiresAt)
 		}
-		fmt.Fprintf(c.stderr, "key %d of %s, with the scope %s, %s; it is shown only now:\n", k.id, terminal.Printable(u.username), k.scope, until)
+		fmt.Fprintf(c.stderr, "key %d of %s, with the scope %s, %s; userd does not show it again:\n", k.id, terminal.Printable(u.username), k.scope, until)
 		if k.scope == adminScope && u.role != admin {
-			fmt.Fprintf(c.stderr, "warning: %s is not an admin, so the key cannot do more than the key of a member: see userd help user set\n", terminal.Printable(u.username))
+			fmt.Fprintf(c.stderr, "warning: %s is a member, so the key has only the rights of a member. A change of the role ends the key: make the user an admin first, then add a key\n", terminal.Printable(u.username))
 		}
 		_, err = fmt.Fprintln(c.stdout, key)
 		return err
@@ -112,7 +113,7 @@ func userTOTP(f *flag.FlagSet) action {
 	enrol := f.Bool("enrol", false, "Add a second factor, or replace it: print a QR code, read a code of the app from standard input, then print the recovery codes. All sessions of the user end.")
 	return func(ctx context.Context, c *cli) error {
 		if *off && *enrol {
-			return usagef("user totp: -off and -enrol are both given; give only one")
+			return usagef("user totp: -off and -enrol cannot be combined")
 		}
 		u, err := c.user(c.args[0])
 		if err != nil {
@@ -154,9 +155,12 @@ func onOff(on bool) string {
 	return "off"
 }
 
-// enrol adds a factor to a user. What a person needs goes to standard error, so that standard
-// output has only the recovery codes, one a line.
+// enrol adds a factor to a user. It prints the QR code and the prompt to standard error, and
+// only the recovery codes to standard output, one a line.
 func (c *cli) enrol(ctx context.Context, u *user) error {
+	if u.service {
+		return errServiceUser
+	}
 	if err := c.checkDataKeys(ctx); err != nil {
 		return err
 	}
@@ -181,10 +185,13 @@ func (c *cli) enrol(ctx context.Context, u *user) error {
 		return errors.New("no code on standard input; the second factor was not added")
 	}
 	codes, err := c.confirmFactor(ctx, console, u.id, line)
+	if errors.Is(err, errWrongOTP) {
+		return errors.New("the code is wrong, so the second factor was not added: check the clocks of the app and of this machine, and run the command again")
+	}
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.stderr, "added the second factor of %s, and ended all sessions; each recovery code works once:\n", terminal.Printable(u.username))
+	fmt.Fprintf(c.stderr, "added the second factor of %s, and ended its sessions; each of these recovery codes works once:\n", terminal.Printable(u.username))
 	_, err = fmt.Fprintln(c.stdout, strings.Join(codes, "\n"))
 	return err
 }

@@ -46,7 +46,7 @@ func (c *cli) user(name string) (user, error) {
 
 func userAdd(f *flag.FlagSet) action {
 	makeAdmin := f.Bool("admin", false, "Make the user an admin, who may read, change and delete every user.")
-	service := f.Bool("service", false, "Add a service user, which has no EMAIL and no password, but API keys: see userd token add.")
+	service := f.Bool("service", false, "Add a service user, which has no EMAIL and no password, only API keys: see userd token add.")
 	return func(ctx context.Context, c *cli) error {
 		u := user{username: c.args[0], role: member, service: *service}
 		switch {
@@ -78,11 +78,11 @@ func userAdd(f *flag.FlagSet) action {
 			if err := c.addUser(ctx, console, &u, password); err != nil {
 				return err
 			}
-			kind := string(u.role)
+			kind := ""
 			if u.service {
-				kind = "service user, " + kind
+				kind = ", a service user"
 			}
-			_, err := fmt.Fprintf(c.stdout, "added %s %s, id %d\n", kind, u.username, u.id)
+			_, err := fmt.Fprintf(c.stdout, "added %s %s%s, id %d\n", u.role, u.username, kind, u.id)
 			return err
 		})
 	}

@@ -240,7 +240,7 @@ var options = []option{
 		"How many mails strangers can cause in a row, and then in each hour, such as links for forgotten passwords. Other mails do not count."},
 	{"NOTICES", "notices", "on|off", string(switchOn),
 		func(c *config, v string) error { return setting.Word(&c.notices, v, switchOn, switchOff) },
-		"Whether userd mails users with a verified address about a new password or address, and about logins from new networks."},
+		"Whether userd mails users with a verified address that their account changed, or that their password was used in a new network."},
 	{"DIRECTORY", "directory", "full|names|self", string(directoryNames),
 		func(c *config, v string) error {
 			return setting.Word(&c.directory, v, directoryFull, directoryNames, directorySelf)

@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	recoveryCodes = 10      // that a user gets
-	pendingFactor = 10 * 60 // seconds in which a new factor must be confirmed
+	recoveryCodes = 10      // the number of recovery codes that a user gets
+	confirmWithin = 10 * 60 // seconds after which a new factor can no longer be confirmed
 )
 
 // ring returns the keys that seal the secrets of factors: DATA_KEY or, without it, a key in
@@ -41,8 +41,8 @@ func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
 	return seal.NewRing(keys...)
 }
 
-// checkDataKeys returns an error if a key that is neither set nor in the database has sealed
-// the secrets of factors: their users could not log in.
+// checkDataKeys returns errDataKey if a key that is neither set nor in the database has sealed
+// the secret of a factor: its user can log in only with a recovery code.
 func (s *userService) checkDataKeys(ctx context.Context) error {
 	ring, err := s.ring(ctx)
 	if err != nil {
@@ -60,18 +60,19 @@ func (s *userService) checkDataKeys(ctx context.Context) error {
 	return err
 }
 
-// reportDataKeys logs the error of checkDataKeys. A server without the key starts, because
-// all other users, and those with a recovery code, can log in.
+// reportDataKeys logs errDataKey and returns any other error of checkDataKeys. A server
+// without the key starts, because users without a factor, and those with a recovery code, can
+// log in.
 func (s *server) reportDataKeys(ctx context.Context) error {
 	err := s.checkDataKeys(ctx)
 	if errors.Is(err, errDataKey) {
-		s.log.Error("users with a second factor cannot log in", "err", err)
+		s.log.Error("users with a second factor need a recovery code", "err", err)
 		return nil
 	}
 	return err
 }
 
-var errDataKey = errors.New("DATA_KEY is not the key that encrypted the TOTP secrets in the database: set the right one, or set it as DATA_KEY_PREVIOUS; until then, these users can log in only with a recovery code")
+var errDataKey = errors.New("another key encrypted TOTP secrets in the database: set that key as DATA_KEY, or as DATA_KEY_PREVIOUS if DATA_KEY has changed")
 
 // unseal returns the secret of a user's factor. If it cannot be opened, the error wraps
 // errStorage: the client learns nothing, and the log and the command line show the reason.
@@ -90,8 +91,9 @@ func (s *userService) unseal(ctx context.Context, sealed []byte, name string) ([
 	return secret, nil
 }
 
-// rotateDataKey encrypts the secrets of factors again, under the key that is set now. It
-// returns what it did. It returns an error if it could not decrypt some.
+// rotateDataKey encrypts the secrets of factors again, under the key that is set now. done says
+// what it did, for a person; it is not empty if some secrets could not be decrypted, which is
+// the error.
 func (s *userService) rotateDataKey(ctx context.Context) (done string, err error) {
 	ring, err := s.ring(ctx)
 	if err != nil {
@@ -111,8 +113,8 @@ func (s *userService) rotateDataKey(ctx context.Context) (done string, err error
 	return done, err
 }
 
-// beginFactor stores the secret of a new factor, which the user must confirm, for a caller.
-// It returns the secret, or an error of store.addPendingFactor.
+// beginFactor makes the secret of a new factor for a caller, stores it, and returns it. The
+// factor is valid after confirmFactor. beginFactor returns an error of store.addPendingFactor.
 func (s *userService) beginFactor(ctx context.Context, by caller, userID int64) (secret []byte, err error) {
 	ring, err := s.ring(ctx)
 	if err != nil {
@@ -122,13 +124,14 @@ func (s *userService) beginFactor(ctx context.Context, by caller, userID int64) 
 	return secret, s.store.addPendingFactor(ctx, by, userID, ring.Seal(secret, pendingSealName(userID)), s.wall().Unix())
 }
 
-// confirmFactor makes the secret of beginFactor the factor of a user, if typed is its current
-// code, for a caller. It returns the new recovery codes. The code is then used: a login needs
-// the next one. It returns errNoPendingFactor, errWrongOTP or an error of store.addFactor.
+// confirmFactor makes the secret of beginFactor the factor of a user, for a caller, if typed is
+// a code of this secret that is valid now. It returns the new recovery codes. A login then needs
+// a later code, because a code works only once. The statements in before belong to the same
+// write. It returns errNoPendingFactor, errWrongOTP, errStorage or an error of store.addFactor.
 func (s *userService) confirmFactor(ctx context.Context, by caller, userID int64, typed string, before ...statement) (codes []string, err error) {
 	now := s.wall()
 	pending, began, err := s.store.pendingSecret(userID)
-	if age := now.Unix() - began; err == nil && (age < -clockLeeway || age > pendingFactor) {
+	if age := now.Unix() - began; err == nil && (age < -clockLeeway || age > confirmWithin) {
 		err = errNoPendingFactor
 	}
 	if err != nil {
@@ -169,11 +172,11 @@ func (c *settings) factorURI(u *user, secret []byte) string {
 // requireProof returns nil if the caller proves its identity: by the password or, if that
 // is nil, by a token that a login made at most proofAge seconds ago. It always checks a
 // password. Without one, it returns nil if the route requires no proof for these acts. If the
-// caller has a second factor, the token must be from a login with it, and code, a code of the
-// factor, must come with the password; the code is then used. The write that follows checks
-// that the proof is still valid (see mayChange). requireProof returns errNotFresh,
-// errWrongPassword, errSecondFactor, errUserNotFound or an error of matchesPassword or
-// checkCode.
+// caller has a second factor, a token is proof only if its login proved the factor, and a
+// password only together with code, a code of the factor, which requireProof uses up. The write
+// that follows checks that the proof is still valid (see mayChange). For an API key, requireProof
+// is requireKey. It returns errNotFresh, errWrongPassword, errSecondFactor, errOTPUsed,
+// errUserNotFound, or an error of matchesPassword, checkCode or requireKey.
 func (s *server) requireProof(x *exchange, acts proof, password, code *string) error {
 	acts &= x.proof
 	if x.who.key != 0 {
@@ -209,7 +212,23 @@ func (s *server) requireProof(x *exchange, acts proof, password, code *string) e
 	return s.store.useFactor(x.r.Context(), x.who.id, p, x.address, s.wall().Unix())
 }
 
-// A proofRequest is the body of an act that requires only proof.
+// requireKey is requireProof for an API key. A key may do acts that require no proof and, with
+// adminScope, keyActs to members. The write that follows checks that the changed user is a
+// member. requireKey returns errKeyScope.
+func (x *exchange) requireKey(acts proof, password *string) error {
+	switch {
+	case password != nil:
+		return errKeyScope.with("An API key cannot use a password: leave out current_password")
+	case acts == noProof:
+		return nil
+	case acts&^keyActs != 0 || x.who.scope != adminScope || x.target == x.who.id:
+		return errKeyScope.with("An API key may not do this: it requires a login")
+	}
+	x.requiresProof = true
+	return nil
+}
+
+// A proofRequest is the body of a request that has no members but a proof.
 type proofRequest struct {
 	CurrentPassword *string `json:"current_password"`
 	OTP             *string `json:"otp"`
@@ -250,15 +269,16 @@ func (s *server) matchesPassword(x *exchange, id int64, c *credentials, name, pa
 		return false, err
 	}
 	if ok && c.factor.exists() {
-		return ok, g.finishHalf()
+		return ok, g.finishFirstFactor()
 	}
 	return ok, g.finish(ok)
 }
 
-// checkCode checks a code that the user with this id typed, after its password or a code of
-// a link. A wrong code counts like a wrong password, and toward maxWrongCodes. checkCode uses
-// up nothing: the write that the code allows does. It returns errWrongOTP, errOTPUsed,
-// errFactorLocked, errLimited or errStorage.
+// checkCode checks a code of the second factor of the user with these credentials. The client
+// must have proven the password before, or sent the code of a reset link. A wrong code, or a
+// recovery code that was used before, counts like a wrong password, and toward maxWrongCodes. The
+// code stays valid until the write that it allows, which runs p.statements. checkCode returns
+// errWrongOTP, errOTPUsed, errFactorLocked, errLimited or errStorage.
 func (s *server) checkCode(x *exchange, id int64, c *credentials, typed string) (p provenFactor, err error) {
 	g, err := s.newGuess(x, id, c.hash, "")
 	if err != nil {
@@ -294,8 +314,9 @@ func (s *server) checkCode(x *exchange, id int64, c *credentials, typed string) 
 	return p, nil
 }
 
-// countWrongCode counts a wrong code of a user, also if the client has gone: otherwise a
-// client could guess without limit. It tells the owner when the factor locks.
+// countWrongCode counts a wrong code of a user, even if the client has closed the connection:
+// otherwise it could guess without a limit. When the factor locks, countWrongCode records an
+// event and queues a notice to the user.
 func (s *server) countWrongCode(x *exchange, id int64) error {
 	ctx := context.WithoutCancel(x.r.Context())
 	failures, err := s.store.countWrongCode(ctx, id)
@@ -306,8 +327,9 @@ func (s *server) countWrongCode(x *exchange, id int64) error {
 	return s.store.recordLock(ctx, id, x.address, s.wall().Unix(), s.notice(x, factorMail, id, detail)...)
 }
 
-// proveForReset returns the code that proves the second factor of a user whose password a
-// link is about to set. It returns errSecondFactor without a code, or an error of checkCode.
+// proveForReset checks the code of the second factor of a user whose password a link is about
+// to set. It returns the zero provenFactor if the user has no second factor, errSecondFactor if
+// typed is empty, errInvalidCode if the user does not exist, or an error of checkCode.
 func (s *server) proveForReset(x *exchange, id int64, typed string) (p provenFactor, err error) {
 	c, err := s.store.credentials(id)
 	switch {
@@ -326,7 +348,7 @@ type totpAnswer struct {
 	URI    string `json:"uri"`
 }
 
-// addTOTP begins to add a second factor to the caller.
+// addTOTP makes the secret of a new factor of the caller. The factor is valid after confirmTOTP.
 func (s *server) addTOTP(x *exchange) error {
 	in, err := decode[proofRequest](x.optionalBody())
 	if err != nil {
@@ -356,7 +378,7 @@ type codesAnswer struct {
 	RecoveryCodes []string `json:"recovery_codes"`
 }
 
-// confirmTOTP confirms the factor that addTOTP has begun to add.
+// confirmTOTP makes the secret of addTOTP the factor of the caller, and answers with recovery codes.
 func (s *server) confirmTOTP(x *exchange) error {
 	in, err := decode[confirmRequest](x.body())
 	if err != nil {
@@ -415,7 +437,7 @@ func (s *server) renewRecoveryCodes(x *exchange) error {
 	return x.sendJSON(http.StatusOK, codesAnswer{codes})
 }
 
-// A factorState is the second factor of a user as clients and the command line see it.
+// A factorState is the second factor of a user as the API and the command line show it.
 type factorState struct {
 	On                bool       `json:"on"`
 	Since             *time.Time `json:"since"` // null: off

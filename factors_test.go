@@ -269,7 +269,7 @@ func TestALoginWithASecondFactor(t *testing.T) {
 }
 
 // The token of the first step proves only the password, to one route, for five minutes.
-func TestTheTokenOfTheFirstStep(t *testing.T) {
+func TestAnMFATokenOnlyCompletesALogin(t *testing.T) {
 	t.Parallel()
 	s := newService(t, unlimited)
 	path, token := s.member("ann")
@@ -594,7 +594,7 @@ func TestWrongCodesCountLikeWrongPasswords(t *testing.T) {
 
 // The login of a user with a factor does not make the network known, or reset delays, before
 // both factors are proven.
-func TestHalfALoginMakesNoNetworkKnown(t *testing.T) {
+func TestAPasswordWithoutItsCodeMakesNoNetworkKnown(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	_, token := s.member("ann")
@@ -770,7 +770,7 @@ func TestMailsKeepTheSecondFactor(t *testing.T) {
 	s.do("", "POST", "/api/login", `{"username":"ann","password":"another long one"}`).want(t, 401, "second_factor_required")
 }
 
-func TestRequiredFactor(t *testing.T) {
+func TestASessionWithoutARequiredFactorOnlyAddsOne(t *testing.T) {
 	t.Parallel()
 	for _, required := range []requireFactor{requireFactorOff, requireFactorAdmins, requireFactorAll} {
 		t.Run(string(required), func(t *testing.T) {
@@ -893,9 +893,9 @@ func TestALoginInTwoStepsUpgradesTheHash(t *testing.T) {
 	s.factorWith(mfa, s.nextCode(secret)).want(t, 200, "")
 }
 
-// A code works at most once, also if the clock is set. If it is set back, only recovery codes
+// A code works at most once, even if the clock is set. If it is set back, only recovery codes
 // work until it has passed the time of the last code.
-func TestStepsOfTheClockAndCodes(t *testing.T) {
+func TestACodeWorksOnceIfTheClockIsSet(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour
 	for _, step := range []time.Duration{-31 * day, -4 * time.Hour, -5 * time.Second, 5 * time.Second, 4 * time.Hour, 31 * day} {
@@ -928,7 +928,7 @@ func keyed(current, previous []byte) func(*settings) {
 	return func(c *settings) { c.dataKeys = dataKeys{current, previous} }
 }
 
-func TestDataKeys(t *testing.T) {
+func TestSecretsRequireTheKeyThatEncryptedThem(t *testing.T) {
 	t.Parallel()
 	first, second := bytes.Repeat([]byte{1}, seal.KeySize), bytes.Repeat([]byte{2}, seal.KeySize)
 	path := filepath.Join(t.TempDir(), "app.db")
@@ -950,12 +950,12 @@ func TestDataKeys(t *testing.T) {
 	for name, other := range map[string]*service{"another key": on(keyed(second, nil)), "no key": on()} {
 		book := other.keepLog()
 		other.loginWith("ann", s.nextCode(secret)).want(t, 503, "unavailable")
-		if !strings.Contains(book.String(), "DATA_KEY is not the key") {
+		if !strings.Contains(book.String(), "another key encrypted TOTP secrets") {
 			t.Errorf("%s: the log says %s", name, book.String())
 		}
 		wantError(t, name, other.checkDataKeys(t.Context()), errDataKey)
 		wantError(t, name, other.reportDataKeys(t.Context()), nil)
-		if !strings.Contains(book.String(), "users with a second factor cannot log in") {
+		if !strings.Contains(book.String(), "users with a second factor need a recovery code") {
 			t.Errorf("%s: the log says %s", name, book.String())
 		}
 	}
@@ -1012,7 +1012,7 @@ func TestABadDataKeyIsRefused(t *testing.T) {
 	}
 }
 
-func TestTheCommandForSecondFactors(t *testing.T) {
+func TestUserTOTPCommand(t *testing.T) {
 	t.Parallel()
 	s := newService(t, unlimited)
 	s.clock.t = time.Now() // the command line has no other clock
@@ -1026,7 +1026,9 @@ func TestTheCommandForSecondFactors(t *testing.T) {
 	if _, stderr := sh.run(1, "\n", "user", "totp", "-enrol", "ann"); !strings.Contains(stderr, "no code on standard input") {
 		t.Errorf("without a code: %s", stderr)
 	}
-	sh.run(1, "000000\n", "user", "totp", "-enrol", "ann")
+	if _, stderr := sh.run(1, "000000\n", "user", "totp", "-enrol", "ann"); !strings.Contains(stderr, "the code is wrong, so the second factor was not added") {
+		t.Errorf("with a wrong code: %s", stderr)
+	}
 
 	// The code depends on what the command prints.
 	codes, err := enrolByCommand(t, s.path, &dialog{ready: make(chan struct{})})
@@ -1199,4 +1201,20 @@ func TestAnEmptyCodeIsNoWrongCode(t *testing.T) {
 	if n := s.failures(1); n != 0 {
 		t.Errorf("%d failures", n)
 	}
+}
+
+// A thief may hold another access token of the session that confirms a factor.
+func TestConfirmingAFactorEndsTheOtherTokensOfItsSession(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("ann")
+	login := s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).want(t, 200, "")
+	first := login.field("access_token")
+	next := s.do("", "POST", "/api/refresh", `{"refresh_token":"`+login.field("refresh_token")+`"}`).want(t, 200, "")
+	s.do(next.field("access_token"), "GET", "/api/users/me", "").want(t, 200, "")
+	s.enrol(first)
+	s.do(first, "GET", "/api/verify?factor=required", "").want(t, 200, "")
+	s.do(next.field("access_token"), "GET", "/api/users/me", "").want(t, 401, "session_ended")
+	later := s.do("", "POST", "/api/refresh", `{"refresh_token":"`+next.field("refresh_token")+`"}`).want(t, 200, "")
+	s.do(later.field("access_token"), "GET", "/api/verify?factor=required", "").want(t, 200, "")
 }

@@ -93,7 +93,7 @@ func (s *server) routes() []route {
 		{"POST /api/refresh", anyone, noProof, refreshes, nil, s.refresh},
 		{"POST /api/logout", anySession, endOtherSessions, noLimit, nil, s.logout},
 		{"GET /api/verify", signedIn, noProof, noLimit, verifyKeys, s.verify},
-		{"POST /api/introspect", resources, noProof, noLimit, introspectKeys, s.introspect},
+		{"POST /api/introspect", resourceServer, noProof, noLimit, introspectKeys, s.introspect},
 
 		{"GET /api/users", signedIn, noProof, noLimit, readKeys, s.listUsers},
 		{"POST /api/users", adminOnly, createAdmin, noLimit, writeKeys, s.createUser},

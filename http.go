@@ -64,19 +64,19 @@ type exchange struct {
 	logUser int64  // the user that sent the request; 0: unknown
 	name    string // the username of a login; logged only if it fails
 
-	routed      bool          // the mux found a route
-	proof       proof         // the acts of the route that require proof
-	renewed     bool          // the caller's token is the proof for an act of renewedOnly
-	stamp       *int64        // auth_stamp when the caller's password proved its acts
-	guarded     bool          // an API key does an act that requires proof
-	scopes      []keyScope    // of the API keys that may use the route
-	limit       limit         // of the route
-	counted     bool          // the request counts toward the limit of the route
-	stats       *stats        // of the server
-	routeStats  *routeStats   // of the route; until the mux finds one, of requests without a route
-	largeBodies chan struct{} // of the server
-	status      int           // of the answer; 0: not yet sent
-	err         error         // why the request failed; nil: it did not fail
+	routed        bool          // the mux found a route
+	proof         proof         // the acts of the route that require proof
+	renewed       bool          // the caller's token is the proof for an act of renewedOnly
+	stamp         *int64        // auth_stamp when the caller's password proved its acts
+	requiresProof bool          // an API key does an act that requires proof
+	scopes        []keyScope    // of the API keys that may use the route
+	limit         limit         // of the route
+	counted       bool          // the request counts toward the limit of the route
+	stats         *stats        // of the server
+	routeStats    *routeStats   // of the route; until the mux finds one, of requests without a route
+	largeBodies   chan struct{} // of the server
+	status        int           // of the answer; 0: not yet sent
+	err           error         // why the request failed; nil: it did not fail
 }
 
 // A limit names an allowance of a limiter. limits.go lists them.

@@ -4,12 +4,13 @@ import (
 	"cmp"
 	"crypto/rand"
 	"strings"
+
 	"userd/internal/otp"
 	"userd/internal/passhash"
 	"userd/internal/validate"
 )
 
-// An importRow is one user of an import file, with the number and the end of its rows.Row.
+// An importRow is one user of an import file. number and end are those of its rows.Row.
 type importRow struct {
 	number   int
 	end      int64 // bytes
@@ -70,8 +71,8 @@ func (r *importRow) set(fields map[string]string, policy validate.Policy) (probl
 	return ""
 }
 
-// setPassword sets the password or its hash, or makes the row one of a service user, which has
-// neither.
+// setPassword sets the password or its hash. For a service user, which has neither, it sets the
+// values that the columns of such a user hold.
 func (r *importRow) setPassword(fields map[string]string, policy validate.Policy, wrong fieldErrors) {
 	u := &r.user
 	r.password, r.hash = fields["password"], fields["password_hash"]

@@ -152,6 +152,21 @@ func TestInspectRefusesForeignFilesAndChangesNone(t *testing.T) {
 }
 
 // A killed server leaves its last writes in the WAL.
+func TestInspectKnowsTheTablesOfEachSchema(t *testing.T) {
+	t.Parallel()
+	for version := 1; version <= len(migrations); version++ {
+		queries := append(slices.Clone(migrations[:version]), fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = %d`, applicationID, version))
+		path := makeDatabase(t, queries...)
+		if kind, err := inspect(t.Context(), path); err != nil || kind != kindUserd {
+			t.Errorf("schema %d: %v, %v", version, kind, err)
+		}
+		tables := strings.Split(scan[string](t, another(t, path), `SELECT group_concat(name) FROM (SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%' ORDER BY name)`), ",")
+		if got := slices.Sorted(slices.Values(tablesOf(migrations[:version]))); !slices.Equal(got, tables) {
+			t.Errorf("schema %d has the tables %q, and tablesOf returns %q", version, tables, got)
+		}
+	}
+}
+
 func TestInspectReadsTheWALOfAKilledServer(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "app.db")

@@ -16,25 +16,26 @@ import (
 	"userd/internal/validate"
 )
 
-// The scopes that open a route. A route without any is closed to all API keys.
+// The sets of scopes in the route table. An API key opens a route only if the route's set has
+// the scope of the key; a route without a set accepts no API key.
 var (
 	verifyKeys     = []keyScope{verifyScope, readScope, writeScope, adminScope}
-	introspectKeys = []keyScope{verifyScope, writeScope, adminScope} // access says which users
+	introspectKeys = []keyScope{verifyScope, writeScope, adminScope} // those other than verifyScope only of admins: see resourceServer
 	readKeys       = []keyScope{readScope, writeScope, adminScope}
 	writeKeys      = []keyScope{writeScope, adminScope}
 	adminKeys      = []keyScope{adminScope}
 )
 
-// keyLife bounds how long an API key is valid.
+// keyLife bounds how long an API key is valid. Only the command line makes keys that never expire.
 var keyLife = lifetime{90 * 24 * time.Hour, time.Hour, 366 * 24 * time.Hour}
 
 // maxKeyName is the longest name of an API key, in bytes.
 const maxKeyName = 80
 
 // authenticateKey sets x.who from an API key. It reads the rows of the key and of its user
-// each time. It returns errBadToken, errExpiredKey or errStorage, or errLimited if the network
-// has sent too many keys that are not valid. A key cannot be guessed, so these count toward no
-// limit that others need.
+// for each request. It returns errBadToken, errExpiredKey, errStorage, or errLimited if the
+// network has sent too many keys that are not valid. Such keys count only toward the limit
+// badKeys: a key cannot be guessed, so they must not use up the limits of logins.
 func (s *server) authenticateKey(x *exchange, key string) error {
 	now := s.wall().Unix()
 	u, k, err := s.lookUpKey(key, now)
@@ -52,14 +53,13 @@ func (s *server) authenticateKey(x *exchange, key string) error {
 	if k.lastUsedAt <= now-touchKeyEvery {
 		s.store.touchKey(k.id, x.address, now)
 	}
-	x.who.user, x.who.key, x.who.scope, x.who.asked, x.who.exempt = u, k.id, k.scope, now, k.exempt
+	x.who.user, x.who.key, x.who.scope, x.who.keyReadAt, x.who.factorExempt = u, k.id, k.scope, now, k.factorExempt
 	x.logUser = u.id
 	return nil
 }
 
-// lookUpKey returns the user of an API key and the key. It returns errBadToken, for a text
-// that apikey.New cannot have made before it looks anything up, or an error of
-// store.userOfKey.
+// lookUpKey returns the user of an API key and the key's row. It returns errBadToken, or
+// another error of store.userOfKey. A text with a wrong form or checksum costs no look-up.
 func (s *server) lookUpKey(key string, now int64) (u user, k apiKey, err error) {
 	if !apikey.Valid(key) {
 		return u, k, errBadToken
@@ -67,10 +67,10 @@ func (s *server) lookUpKey(key string, now int64) (u user, k apiKey, err error) 
 	return s.store.userOfKey(apikey.Hash(key), now)
 }
 
-// addKey makes a key with the owner, name and scope of k, which is valid for life, or without
-// end if life is 0, for a caller. It sets the other fields of k, and returns the key. The
-// statements in then belong to the same write. It returns errInvalid or an error of
-// store.addKey.
+// addKey makes an API key for a caller, and returns it. The caller of addKey sets the owner,
+// the name and the scope of k; addKey sets the rest. The key expires after life, or never if
+// life is 0. The statements in then belong to the same write. addKey returns errInvalid or an
+// error of store.addKey.
 func (s *userService) addKey(ctx context.Context, by caller, k *apiKey, life time.Duration, then ...statement) (key string, err error) {
 	wrong := make(fieldErrors)
 	k.name = validate.TrimName(k.name)
@@ -108,7 +108,7 @@ type keyRequest struct {
 	OTP             *string  `json:"otp"`
 }
 
-// A keyAnswer is an API key as clients and the command line see it.
+// A keyAnswer is an API key as the API and the command line show it.
 type keyAnswer struct {
 	ID          int64      `json:"id"`
 	Name        string     `json:"name"`
@@ -131,7 +131,7 @@ func newKeyAnswer(k *apiKey) keyAnswer {
 	return keyAnswer{k.id, k.name, k.prefix, k.scope, utc(k.createdAt), orNull(k.expiresAt), orNull(k.lastUsedAt), k.lastAddress, ""}
 }
 
-// createKey answers with a new API key of the user of the path. Only this answer shows it.
+// createKey makes an API key of the user in the path. Only its answer shows the key.
 func (s *server) createKey(x *exchange) error {
 	in, err := decode[keyRequest](x.body())
 	if err != nil {
@@ -167,8 +167,8 @@ func (s *server) createKey(x *exchange) error {
 	return x.sendJSON(http.StatusCreated, answer)
 }
 
-// listKeys answers with the API keys of a user, the oldest first. Expired ones remain for
-// keepExpiredKeys.
+// listKeys answers with the API keys of a user, the oldest first. It includes keys that expired
+// less than keepExpiredKeys ago.
 func (s *server) listKeys(x *exchange) error {
 	if _, err := s.store.user(x.target); err != nil {
 		return err
@@ -180,8 +180,8 @@ func (s *server) listKeys(x *exchange) error {
 	return x.sendJSON(http.StatusOK, list)
 }
 
-// revokeKey deletes an API key of a user. It requires no proof, because it must be
-// fast when a key has leaked.
+// revokeKey deletes an API key of a user. It requires no proof: an owner whose key has leaked
+// must be able to revoke it immediately.
 func (s *server) revokeKey(x *exchange) error {
 	id, err := parseID(x.r.PathValue("key"))
 	if err != nil {
@@ -196,7 +196,7 @@ func (s *server) revokeKey(x *exchange) error {
 	return x.sendNothing()
 }
 
-// An introspection says what a token is worth (RFC 7662 section 2.2).
+// An introspection is the state of a token (RFC 7662 section 2.2).
 type introspection struct {
 	Active    bool     `json:"active"` // if false, the other members are absent
 	Subject   string   `json:"sub,omitempty"`
@@ -209,8 +209,9 @@ type introspection struct {
 	TokenType string   `json:"token_type,omitempty"`
 }
 
-// introspect tells another service what an access token or an API key is worth now (RFC
-// 7662). A refresh token is not active: a service must not accept one for an access token.
+// introspect tells another service whether an access token or an API key is valid now, and
+// whose it is (RFC 7662). It reports a refresh token as not active: a service must not accept
+// one as an access token.
 func (s *server) introspect(x *exchange) error {
 	if _, err := x.query(); err != nil { // a URL is logged, so it must not contain the token
 		return err
@@ -233,14 +234,15 @@ func (s *server) introspect(x *exchange) error {
 	return x.sendJSON(http.StatusOK, found)
 }
 
-// inspectToken returns what a token is worth at now. Its error is errStorage.
+// inspectToken returns the state of a token at now, in Unix seconds. A token that is not valid
+// is not an error: its introspection is not active. The only error is errStorage.
 func (s *server) inspectToken(token string, now int64) (found introspection, err error) {
 	var u user
 	var proven bool
 	if apikey.Begins(token) {
 		var k apiKey
 		u, k, err = s.lookUpKey(token, now)
-		proven = k.exempt
+		proven = k.factorExempt
 		found = introspection{Scope: k.scope, Expires: k.expiresAt, Issued: k.createdAt}
 	} else {
 		c, verifyErr := s.keys.verify(token, now)

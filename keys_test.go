@@ -243,10 +243,10 @@ func testScope(t *testing.T, s *service, c scopeCase, i int, scope keyScope, ask
 func TestAWriteChecksTheKey(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		change  string // of the key @key, its user @asker, or the user @other
-		scope   keyScope
-		guarded bool
-		want    error
+		change        string // of the key @key, its user @asker, or the user @other
+		scope         keyScope
+		requiresProof bool
+		want          error
 	}{
 		{"", adminScope, true, nil},
 		{"", adminScope, false, nil},
@@ -268,13 +268,13 @@ func TestAWriteChecksTheKey(t *testing.T) {
 		{"UPDATE user SET role = 'admin' WHERE id = @other", writeScope, false, errKeyScope},
 		{"DELETE FROM user WHERE id = @other", adminScope, true, errUserNotFound},
 	} {
-		t.Run(fmt.Sprintf("%s %s guarded=%t", c.change, c.scope, c.guarded), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s %s requiresProof=%t", c.change, c.scope, c.requiresProof), func(t *testing.T) {
 			t.Parallel()
 			s := newService(t)
 			s.addNamed("keeper", admin, false)
 			asker, other := s.addNamed("asker", admin, false), s.addNamed("other", member, false)
 			_, id := s.keyOf(asker, c.scope, time.Hour)
-			by := caller{kind: keyCaller, user: asker, key: id, asked: s.clock.wall().Unix(), guarded: c.guarded}
+			by := caller{kind: keyCaller, user: asker, key: id, keyReadAt: s.clock.wall().Unix(), requiresProof: c.requiresProof}
 			if c.change != "" {
 				if err := s.store.write(t.Context(), statement{query: c.change, args: args{{"key", id}, {"asker", asker}, {"other", other}}}); err != nil {
 					t.Fatal(err)
@@ -295,7 +295,7 @@ func TestAWriteChecksTheKey(t *testing.T) {
 	s := newService(t)
 	asker := s.addNamed("asker", admin, false)
 	_, id := s.keyOf(asker, adminScope, time.Hour)
-	by := caller{kind: keyCaller, user: asker, key: id, guarded: true}
+	by := caller{kind: keyCaller, user: asker, key: id, requiresProof: true}
 	wantError(t, "an act that is not about a user", s.store.addInvitation(t.Context(), by, &invitation{role: member, usesLeft: 1}, []byte("x")), errKeyScope)
 }
 
@@ -339,7 +339,7 @@ func TestScannersFindKeysInText(t *testing.T) {
 	}
 }
 
-func TestWhatAKeyRequires(t *testing.T) {
+func TestMakingAKeyRequiresProofAndValidFields(t *testing.T) {
 	t.Parallel()
 	s := newService(t, unlimited)
 	path, ann := s.member("ann")
@@ -823,7 +823,7 @@ func (w lockedWriter) Write(p []byte) (int, error) {
 	return w.to.Write(p)
 }
 
-// introspectWith asks what a token is worth.
+// introspectWith introspects a token.
 func (s *service) introspectWith(token, form string) reply {
 	return s.do(token, "POST", "/api/introspect", form, "Content-Type: application/x-www-form-urlencoded")
 }
@@ -948,7 +948,7 @@ func TestTokenCommands(t *testing.T) {
 	sh := &shell{t, filepath.Join(t.TempDir(), "app.db")}
 	sh.run(0, goodPassword, "user", "add", "-admin", "root", "root@example.com")
 	sh.run(0, goodPassword, "user", "add", "ann", "ann@example.com")
-	if out, _ := sh.run(0, "", "user", "add", "-service", "bot"); out != "added service user, member bot, id 3\n" {
+	if out, _ := sh.run(0, "", "user", "add", "-service", "bot"); out != "added member bot, a service user, id 3\n" {
 		t.Errorf("user add -service: %s", out)
 	}
 	sh.run(2, "", "user", "add", "-service", "bot2", "bot2@example.com")
@@ -958,13 +958,16 @@ func TestTokenCommands(t *testing.T) {
 	sh.run(1, goodPassword, "user", "passwd", "bot")
 	sh.run(1, "", "user", "set", "bot", "-email", "bot@example.com")
 	sh.run(1, "", "user", "reset-link", "bot")
+	if _, text := sh.run(1, "000000\n", "user", "totp", "-enrol", "bot"); !strings.Contains(text, "A service user has neither") {
+		t.Errorf("user totp -enrol: %s", text)
+	}
 
 	out, text := sh.run(0, "", "token", "add", "ann", "backup job")
 	if !apikey.Valid(strings.TrimSuffix(out, "\n")) || !strings.Contains(text, "key 1 of ann, with the scope read, valid until 20") {
 		t.Errorf("token add: %s%s", out, text)
 	}
 	sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "never", "root", "ops")
-	if _, text := sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "366d", "bot", "x"); !strings.Contains(text, "warning: bot is not an admin") {
+	if _, text := sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "366d", "bot", "x"); !strings.Contains(text, "warning: bot is a member") {
 		t.Errorf("token add -scope admin: %s", text)
 	}
 	if _, text := sh.run(1, "", "token", "add", "-scope", "admin", "ann", "x"); !strings.Contains(text, "ann is a member: only an admin or a service user") {

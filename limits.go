@@ -414,26 +414,10 @@ func (g *guess) finish(correct bool) error {
 	return nil
 }
 
-// requireKey is requireProof for an API key, which only does acts that require no proof or,
-// with adminScope, keyActs to members. The write that follows checks that the user is a
-// member. requireKey returns errKeyScope.
-func (x *exchange) requireKey(acts proof, password *string) error {
-	switch {
-	case password != nil:
-		return errKeyScope.with("An API key cannot use a password: leave out current_password")
-	case acts == noProof:
-		return nil
-	case acts&^keyActs != 0 || x.who.scope != adminScope || x.target == x.who.id:
-		return errKeyScope.with("An API key may not do this: it requires a login")
-	}
-	x.guarded = true
-	return nil
-}
-
-// finishHalf ends a guess that was right, but proves only one of two factors. It returns
+// finishFirstFactor is finish for a correct password of a user with a second factor. It returns
 // errLimited like finish, but resets no count: otherwise a client with the password could
 // guess codes without a delay.
-func (g *guess) finishHalf() error {
+func (g *guess) finishFirstFactor() error {
 	if g == nil {
 		return nil
 	}

@@ -16,7 +16,7 @@ import (
 type loginRequest struct {
 	Username string `json:"username"`
 	Password string `json:"password"`
-	OTP      string `json:"otp"` // if the user has a second factor
+	OTP      string `json:"otp"` // a code of the second factor; empty: none
 }
 
 // login starts a session of the user whose name and password the body has.
@@ -43,7 +43,7 @@ type loginFactorRequest struct {
 	OTP      string `json:"otp"`
 }
 
-// loginFactor completes a login whose first step has proven the password.
+// loginFactor completes a login: the mfa_token proves the password, and otp the second factor.
 func (s *server) loginFactor(x *exchange) error {
 	in, err := decode[loginFactorRequest](x.body())
 	if err != nil {
@@ -70,16 +70,16 @@ func (s *server) loginFactor(x *exchange) error {
 	return s.startSession(x, p)
 }
 
-// A provenUser is a user who has just proven its password. Only prove and proveAgain return
-// one. If the user has a second factor, only proveFactor makes it complete.
+// A provenUser is a user who has proven its password. Only prove and proveAgain return one.
+// Before startSession, proveFactor must check the second factor.
 type provenUser struct {
 	user
-	credentials              // as they were when the proof began
+	credentials              // as they were when the password was checked
 	newHash     string       // of the same password, if the stored hash is outdated; otherwise empty
 	code        provenFactor // of the second factor; zero: the user has none, or has not proven it
 }
 
-// allowed returns p, or errUserDisabled or errPendingApproval.
+// allowed returns p if the user may log in, and otherwise errUserDisabled or errPendingApproval.
 func (p provenUser) allowed() (provenUser, error) {
 	switch {
 	case p.disabled:
@@ -157,9 +157,9 @@ func (s *server) startSession(x *exchange, p provenUser) error {
 // are left.
 const fewCodes = 3
 
-// proveFactor sets p.factor if the user of p has a second factor and typed is a code of it.
-// Without a code, or with an empty one, it returns errSecondFactor with a token for
-// loginFactor. It also returns the errors of checkCode.
+// proveFactor sets p.code if the user of p has a second factor and typed is a code of it. If
+// typed is empty, it returns errSecondFactor with a token for loginFactor. It also returns the
+// errors of checkCode, and errStorage. For a user without a factor, it does nothing.
 func (s *server) proveFactor(x *exchange, p *provenUser, typed string) (err error) {
 	if !p.factor.exists() {
 		return nil
@@ -185,7 +185,7 @@ func (s *server) proveFactor(x *exchange, p *provenUser, typed string) (err erro
 	return err
 }
 
-// methodsOf returns what the member otp of a login may be.
+// methodsOf returns the kinds of code that the factor accepts now.
 func methodsOf(f *factor) []string {
 	if f.locked() {
 		return []string{"recovery_code"}
@@ -193,9 +193,10 @@ func methodsOf(f *factor) []string {
 	return []string{"totp", "recovery_code"}
 }
 
-// warnOwner queues a mail that a client has the password of a user but not the factor, if
-// the user has not logged in from the client's network before. The mail leaves only after
-// the login could have been completed, which drops it.
+// warnOwner queues a mail to the user of p: a client has its password, but has not proven its
+// second factor. It queues none if the user has logged in from the client's network before. The
+// mail leaves when the mfa_token has expired; a login from the same address before that drops
+// the mail.
 func (s *server) warnOwner(x *exchange, p *provenUser, detail string) error {
 	if !s.mailOn || s.notices == switchOff || p.emailVerifiedAt == 0 {
 		return nil
@@ -211,7 +212,7 @@ func (s *server) warnOwner(x *exchange, p *provenUser, detail string) error {
 // mfaLife is how many seconds the token of the first step of a login is valid.
 const mfaLife = 300
 
-// tagMFA appends to a text its MAC under a key that is for nothing else.
+// tagMFA returns a text followed by its MAC. The key of the MAC has no other use.
 func (s *server) tagMFA(ctx context.Context, text string) (string, error) {
 	fresh := make([]byte, sha256.Size)
 	rand.Read(fresh)
@@ -224,8 +225,8 @@ func (s *server) tagMFA(ctx context.Context, text string) (string, error) {
 	return text + "." + base64.RawURLEncoding.EncodeToString(h.Sum(nil)), nil
 }
 
-// newMFAToken returns a token that says that the user has proven its password. It is no
-// proof of anything else, and ends with a change of the password or of a factor.
+// newMFAToken returns a token that proves only that the user has sent its password. The token
+// is valid for mfaLife, and until the password or a factor of the user changes.
 func (s *server) newMFAToken(ctx context.Context, id, stamp int64) (string, error) {
 	return s.tagMFA(ctx, fmt.Sprintf("%d.%d.%d", id, stamp, s.wall().Unix()))
 }

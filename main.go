@@ -179,7 +179,7 @@ func manual() string {
 		server sees their changes immediately. If root runs them and the directory of the
 		database belongs to another user, they run as that user.
 
-		The only setting that commands accept is -database, with four exceptions: events
+		The only setting that commands accept is -database, with five exceptions: events
 		verify also accepts -event-retention; user add, user passwd and user import also
 		accept -password-min-length and -issuer; user totp also accepts -issuer; mail test
 		accepts only -mail-from; healthcheck accepts only -addr, -https-domain and -tls-cert.
@@ -247,7 +247,7 @@ var commands = []command{
 	{"user totp", "USER", opens, "show, add or remove a user's second factor",
 		`Prints whether the user has a second factor, since when, how many recovery codes are
 		left, and whether wrong codes have locked it, so that only a recovery code works.
-		-off helps a user who has lost the app and the recovery codes.`,
+		-off is for a user who has lost the app and the recovery codes.`,
 		userTOTP},
 	{"user approve", "USER", opens, "let a waiting user log in",
 		`Approves a user that registered with REGISTRATION=approval, so that it can log in.
@@ -263,15 +263,16 @@ var commands = []command{
 
 		Each user needs username, email, and either password, which is hashed, or
 		password_hash (argon2, bcrypt, scrypt, or PBKDF2 as Werkzeug and Django write it).
-		Optional are id, role, disabled, pending, created_at, updated_at, last_login_at and
-		email_verified_at, and totp_secret, in base32, which gives the user a second factor
-		without recovery codes. A user with service=true has no email, password and totp_secret.
-		An id must be higher than every id that this database has given to a user.
+		Optional are id, role, disabled, pending, created_at, updated_at, last_login_at,
+		email_verified_at, service and totp_secret. An id must be higher than every id that
+		this database has given to a user. A totp_secret, in base32, gives the user a second
+		factor without recovery codes. If service is true, only username is needed, and email,
+		email_verified_at, the password, its hash and totp_secret must be empty.
 
 		Each bad row is reported on standard error with its number, in order; a CSV header is
 		row 1. If any row is bad, nothing is imported, unless -partial is given.`,
 		userImport},
-	{"user export", "", opens, "write all users, with their password hashes",
+	{"user export", "", opens, "write all users, with their secrets",
 		`Writes all users with their password hashes and TOTP secrets, as of one moment, in
 		CSV. It refuses to write to a terminal.`,
 		userExport},
@@ -286,9 +287,10 @@ var commands = []command{
 	{"invitation delete", "ID", opens, "end an invitation",
 		`Deletes an invitation: no user can register with its links any more.`, noFlags(invitationDelete)},
 	{"token add", "USER NAME", opens, "make an API key",
-		`Makes an API key of a user and prints it, only now. NAME says what the key is for.`, tokenAdd},
+		`Makes an API key of a user and prints it. userd does not show it again. NAME says what
+		the key is for.`, tokenAdd},
 	{"token list", "USER", opens, "list a user's API keys",
-		`Prints the names of the keys and what they may do. Expired keys stay for 30 days.`, tokenList},
+		`Prints the API keys of a user without the keys themselves. Expired keys stay for 30 days.`, tokenList},
 	{"token revoke", "USER ID", opens, "revoke an API key",
 		`Deletes the API key with this id: its next request is refused.`, noFlags(tokenRevoke)},
 	{"mail test", "ADDRESS", untouched, "send a test message",

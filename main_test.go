@@ -448,8 +448,8 @@ Flags:
   -admin
       Make the user an admin, who may read, change and delete every user.
   -service
-      Add a service user, which has no EMAIL and no password, but API keys: see
-      userd token add.
+      Add a service user, which has no EMAIL and no password, only API keys:
+      see userd token add.
   -database URL (DATABASE_URL)
       The database: sqlite:///relative.db, sqlite:////absolute.db or a path.
       The server, user add and user import create it if it does not exist.

@@ -528,7 +528,7 @@ func TestDocumentFitsGenerators(t *testing.T) {
 
 func TestDocumentRoutesAndAccess(t *testing.T) {
 	t.Parallel()
-	words := map[access]string{anyone: "anyone", signedIn: "signed in", adminOnly: "admin", selfOrAdmin: "self or admin", byDirectory: "by directory", resources: "resource server", selfOnly: "self", anySession: "signed in", ownOrAdmin: "self or admin"}
+	words := map[access]string{anyone: "anyone", signedIn: "signed in", adminOnly: "admin", selfOrAdmin: "self or admin", byDirectory: "by directory", resourceServer: "resource server", selfOnly: "self", anySession: "signed in", ownOrAdmin: "self or admin"}
 	d := readDocument(t)
 	if want := []object{{"accessToken": []any{}}}; !reflect.DeepEqual(d.Security, want) {
 		t.Errorf("the default security is %v, want %v", d.Security, want)
@@ -1263,7 +1263,7 @@ func refusesOthers(w *witness) {
 	_, bob := w.member("bob")
 	_, root := w.admin("root")
 	w.paths(func(rt route, method, path string) {
-		if rt.access == selfOrAdmin || rt.access == ownOrAdmin || rt.access == adminOnly || rt.access == resources {
+		if rt.access == selfOrAdmin || rt.access == ownOrAdmin || rt.access == adminOnly || rt.access == resourceServer {
 			w.do(bob, method, strings.Replace(path, "/api/users/me", other, 1), "").want(w.t, 403, "forbidden")
 		}
 		if !strings.Contains(rt.pattern, "{id}") {

@@ -299,16 +299,16 @@ func (x *exchange) caller() caller {
 		kind = keyCaller
 	}
 	return caller{
-		kind:    kind,
-		user:    x.who.id,
-		session: x.who.session,
-		key:     x.who.key,
-		address: x.address,
-		token:   x.who.token,
-		renewed: x.renewed,
-		stamp:   x.stamp,
-		asked:   x.who.asked,
-		guarded: x.guarded,
+		kind:          kind,
+		user:          x.who.id,
+		session:       x.who.session,
+		key:           x.who.key,
+		address:       x.address,
+		token:         x.who.token,
+		renewed:       x.renewed,
+		stamp:         x.stamp,
+		keyReadAt:     x.who.keyReadAt,
+		requiresProof: x.requiresProof,
 	}
 }
 

@@ -242,9 +242,9 @@ const mailTables = `
 	CREATE INDEX user_mail_recipient ON user_mail (email COLLATE NOCASE, created_at) WHERE budget <> 0;
 	CREATE INDEX user_mail_closed ON user_mail (closed_at) WHERE state <> 'queued';`
 
-// keyTables is the tenth migration: service users, which have only API keys, and the API keys.
+// keyTables is the tenth migration: API keys, and service users, which have only API keys.
 const keyTables = `
-	ALTER TABLE user ADD COLUMN service INTEGER NOT NULL DEFAULT 0; -- 1: a service user, without a password and an address
+	ALTER TABLE user ADD COLUMN service INTEGER NOT NULL DEFAULT 0; -- 1: a service user, which has no password and no address
 
 	CREATE TABLE user_key (
 		id           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -261,8 +261,8 @@ const keyTables = `
 	CREATE INDEX user_key_owner ON user_key (user_id);
 	CREATE INDEX user_key_expiry ON user_key (expires_at) WHERE expires_at > 0;`
 
-// factorTables is the migration of the second factor. Each session of a user with a row in
-// user_totp has proven this factor: session.factor is 1.
+// factorTables is the eleventh migration: second factors. Every session of a user with a row in
+// user_totp has session.factor = 1, because adding a factor ends the others.
 const factorTables = `
 	ALTER TABLE session ADD COLUMN factor INTEGER NOT NULL DEFAULT 0; -- 1: the user proved its second factor
 
@@ -273,7 +273,7 @@ const factorTables = `
 		last_step    INTEGER NOT NULL, -- of the last code that was accepted, in periods of 30 seconds since 1970
 		failures     INTEGER NOT NULL DEFAULT 0 -- wrong codes since then
 	);
-	-- The names of the keys that sealed the secrets.
+	-- The names of the keys that sealed the secrets: see sealKeys.
 	CREATE INDEX user_totp_key ON user_totp (substr(secret, 1, 8));
 	CREATE TABLE user_totp_pending (
 		user_id    INTEGER NOT NULL PRIMARY KEY,

@@ -63,14 +63,14 @@ const (
 	keyCaller      callerKind = "apiKey"   // a program with an API key of a user
 )
 
-// A keyScope says what an API key may do. A key never may do more than its user may do now.
+// A keyScope says what an API key may do. A key may never do more than its user may do now.
 type keyScope string
 
 const (
-	verifyScope keyScope = "verify" // ask who is calling and what a token is worth
+	verifyScope keyScope = "verify" // ask who is calling, and introspect tokens
 	readScope   keyScope = "read"   // most reads
 	writeScope  keyScope = "write"  // what the user may do without proof
-	adminScope  keyScope = "admin"  // also read events and metrics, and acts on members that require proof
+	adminScope  keyScope = "admin"  // also events, metrics, and keyActs to members
 )
 
 // A caller asks for a write. The write's own SQL checks the caller's rights when
@@ -87,8 +87,8 @@ type caller struct {
 	renewed bool    // the act requires a token that was made after the last re-keying
 	stamp   *int64  // auth_stamp when the password was verified; nil: it was not
 
-	asked   int64 // when the key was looked up
-	guarded bool  // the act requires proof, in the place of which only a key with adminScope may do it
+	keyReadAt     int64 // when the row of the key was read, in Unix seconds
+	requiresProof bool  // the key does an act that requires proof, so it needs adminScope
 }
 
 // A tokenID names an access token of a session.
@@ -106,7 +106,7 @@ func (c caller) with(values args) args {
 		{"caller", string(c.kind)}, {"session", c.session},
 		{"generation", c.token.generation}, {"jti", c.token.jti},
 		{"renewed", c.renewed}, {"stamp", c.stamp},
-		{"key", c.key}, {"asked", c.asked}, {"guarded", c.guarded},
+		{"key", c.key}, {"key_read_at", c.keyReadAt}, {"requires_proof", c.requiresProof},
 	})
 }
 
@@ -124,14 +124,14 @@ const mayChange = `(@caller = 'console' OR @caller = 'session' AND EXISTS (
 	OR @caller = 'apiKey' AND ` + byKey + `)`
 
 // byKey is the part of mayChange for the API key @key. The key must be valid, and its user an
-// admin. If the act requires proof (@guarded), the scope must be admin. Only members can be
+// admin. If the act requires proof (@requires_proof), the scope must be admin. Only members can be
 // changed, and if @id is null, which means no user, only without proof.
 const byKey = `EXISTS (
 	SELECT 1 FROM user_key JOIN user AS asker ON asker.id = user_key.user_id
-	WHERE user_key.id = @key AND (user_key.expires_at = 0 OR user_key.expires_at > @asked)
-		AND (user_key.scope = 'admin' OR user_key.scope = 'write' AND NOT @guarded)
+	WHERE user_key.id = @key AND (user_key.expires_at = 0 OR user_key.expires_at > @key_read_at)
+		AND (user_key.scope = 'admin' OR user_key.scope = 'write' AND NOT @requires_proof)
 		AND asker.disabled = 0 AND asker.pending = 0 AND asker.role = 'admin'
-		AND iif(@id IS NULL, NOT @guarded, EXISTS (SELECT 1 FROM user AS changed WHERE changed.id = @id AND changed.role = 'member')))`
+		AND iif(@id IS NULL, NOT @requires_proof, EXISTS (SELECT 1 FROM user AS changed WHERE changed.id = @id AND changed.role = 'member')))`
 
 // authorizationError returns nil if mayChange holds, and otherwise why not:
 // errSessionEnded, errWrongPassword or errNotFresh if the password has changed since
@@ -179,11 +179,11 @@ func (s *store) keyAuthorizationError(by caller, id int64) error {
 	switch {
 	case err != nil:
 		return err
-	case expires != 0 && expires <= by.asked:
+	case expires != 0 && expires <= by.keyReadAt:
 		return errExpiredKey
 	case role(kind) != admin:
 		return errForbidden
-	case keyScope(scope) != adminScope && (by.guarded || keyScope(scope) != writeScope), by.guarded && id == 0:
+	case keyScope(scope) != adminScope && (by.requiresProof || keyScope(scope) != writeScope), by.requiresProof && id == 0:
 		return errKeyScope
 	case changed != "" && role(changed) != member:
 		return errKeyScope.with("An API key cannot change an admin")

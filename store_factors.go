@@ -116,10 +116,10 @@ type provenFactor struct {
 // proven reports whether there is a code.
 func (p *provenFactor) proven() bool { return p.step != 0 || p.recovery != nil }
 
-// statements returns the statements that use the code up, for the start of the write that
-// the code allows. They return errOTPUsed if the code was used meanwhile. A TOTP code of a
-// step is used if a code of this step or of a later one was: so a code works once, also if
-// processes check it concurrently.
+// statements returns the statements that use up the code. They must run first in the write that
+// the code allows, which returns errOTPUsed if the code was used meanwhile. A TOTP code counts as
+// used if a code of the same step or of a later one was used: so a code works once, even if
+// several processes check it concurrently.
 func (p *provenFactor) statements(userID int64, address string, now int64) []statement {
 	values := args{{"user", userID}, {"step", p.step}, {"recovery", p.recovery}, {"most", maxWrongCodes}}
 	switch {
@@ -141,17 +141,19 @@ func (p *provenFactor) statements(userID int64, address string, now int64) []sta
 	return nil
 }
 
-// hasFactor is the condition that a user has a second factor if @factor is 1, and has none
-// if it is 0. Each write that a user proves its identity for repeats it.
+// hasFactor is the condition that the user has a second factor if @factor is 1, and none if it
+// is 0. It is part of each write that starts a session or sets a password by a link: the user may
+// have added a factor after the check.
 const hasFactor = `@factor = EXISTS (SELECT 1 FROM user_totp WHERE user_totp.user_id = user.id)`
 
-// useFactor uses up the code of a proof that is not a login, such as that of a deletion.
+// useFactor uses up a code that proves an act other than a login, such as a deletion. It returns
+// errOTPUsed if the code was used meanwhile.
 func (s *store) useFactor(ctx context.Context, userID int64, p provenFactor, address string, now int64) error {
 	return s.write(ctx, p.statements(userID, address, now)...)
 }
 
 // countWrongCode counts a wrong code of a user's factor and returns the number of wrong
-// codes in a row, or 0 if the user has no such factor any more.
+// codes in a row, or 0 if the user no longer has a factor.
 func (s *store) countWrongCode(ctx context.Context, userID int64) (failures int64, err error) {
 	err = s.write(ctx, statement{
 		query: `UPDATE user_totp SET failures = failures + 1 WHERE user_id = @user RETURNING failures`,
@@ -175,9 +177,9 @@ func (s *store) countRecoveryCodes(userID int64) (n int64, err error) {
 
 const selectCodesLeft = `SELECT count(*) FROM user_recovery_code WHERE user_id = @user`
 
-// addPendingFactor stores the sealed secret of a factor that a user has begun to add, for a
-// caller. It replaces one that was not confirmed; a confirmed factor stays. It returns an
-// error of authorizationError, errUserNotFound or errServiceUser.
+// addPendingFactor stores the sealed secret of a new factor of a user, for a caller. It replaces
+// an earlier secret that was not confirmed; a confirmed factor stays valid. It returns
+// errUserNotFound, errServiceUser or an error of authorizationError.
 func (s *store) addPendingFactor(ctx context.Context, by caller, userID int64, sealed []byte, now int64) error {
 	err := s.write(ctx, statement{
 		query: `
@@ -194,14 +196,14 @@ func (s *store) addPendingFactor(ctx context.Context, by caller, userID int64, s
 	return cmp.Or[error](s.authorizationError(by, userID), missing, errServiceUser)
 }
 
-// pendingSecret returns the sealed secret of a factor that a user has begun to add, and when
-// it began, or errNoPendingFactor.
+// pendingSecret returns the secret that addPendingFactor has stored, and when, in Unix seconds; or
+// errNoPendingFactor.
 func (s *store) pendingSecret(userID int64) (sealed []byte, createdAt int64, err error) {
 	err = s.read(`SELECT secret, created_at FROM user_totp_pending WHERE user_id = ?`, errNoPendingFactor, []any{&sealed, &createdAt}, userID)
 	return sealed, createdAt, err
 }
 
-// A confirmation makes a pending factor the factor of its user.
+// A confirmation holds the values with which addFactor confirms a pending factor.
 type confirmation struct {
 	userID  int64
 	pending []byte   // the sealed secret in user_totp_pending
@@ -212,7 +214,7 @@ type confirmation struct {
 
 // addFactor confirms a pending factor for a caller. It replaces the user's earlier factor
 // and recovery codes and ends the user's sessions except the caller's, which has now proven
-// the factor. The statements in before belong to the same write. It returns errNoPendingFactor
+// the factor, and of whose access tokens only the caller's stays valid. The statements in before belong to the same write. It returns errNoPendingFactor
 // if another request confirmed or replaced the pending factor, or an error of
 // authorizationError.
 func (s *store) addFactor(ctx context.Context, by caller, c *confirmation, now int64, before ...statement) error {
@@ -236,7 +238,8 @@ func (s *store) addFactor(ctx context.Context, by caller, c *confirmation, now i
 			args: values,
 		},
 		{query: `DELETE FROM session WHERE user_id = @id AND id <> @session`, args: values},
-		{query: `UPDATE session SET factor = 1 WHERE user_id = @id`, args: values},
+		// Other access tokens of the session may belong to a thief, and did not prove the factor.
+		{query: `UPDATE session SET factor = 1, rekeyed_at = generation + 1, kept_jti = @jti WHERE user_id = @id`, args: values},
 	}
 	statements = append(statements, replaceCodes(values, c.codes)...)
 	statements = append(statements, before...)
@@ -248,8 +251,8 @@ func (s *store) addFactor(ctx context.Context, by caller, c *confirmation, now i
 	return err
 }
 
-// replaceCodes returns the statements that replace the recovery codes of the user @id.
-// Logins and proofs that began before fail.
+// replaceCodes returns the statements that replace the recovery codes of the user @id. They
+// change auth_stamp, so logins and proofs that began earlier fail.
 func replaceCodes(values args, hashes [][]byte) []statement {
 	statements := []statement{
 		{query: `UPDATE user SET auth_stamp = auth_stamp + 1 WHERE id = @id`, args: values},
@@ -264,8 +267,8 @@ func replaceCodes(values args, hashes [][]byte) []statement {
 	return statements
 }
 
-// renewCodes replaces the recovery codes of a user, who must have a factor, for a caller. It
-// returns errNoFactor or an error of authorizationError.
+// renewCodes replaces the recovery codes of a user for a caller. The statements in before belong
+// to the same write. It returns errNoFactor or an error of authorizationError.
 func (s *store) renewCodes(ctx context.Context, by caller, userID int64, hashes [][]byte, now int64, before ...statement) error {
 	values := by.with(args{{"id", userID}})
 	statements := append([]statement{{
@@ -280,7 +283,8 @@ func (s *store) renewCodes(ctx context.Context, by caller, userID int64, hashes 
 
 // removeFactor removes the factor of a user, its recovery codes, and a factor that is not
 // confirmed, for a caller. The user's sessions go on, but no longer count as proven by the
-// factor. It returns errNoFactor or an error of authorizationError.
+// factor. The statements in before belong to the same write. It returns errNoFactor or an error of
+// authorizationError.
 func (s *store) removeFactor(ctx context.Context, by caller, userID, now int64, before ...statement) error {
 	values := by.with(args{{"id", userID}})
 	statements := append([]statement{
@@ -293,7 +297,8 @@ func (s *store) removeFactor(ctx context.Context, by caller, userID, now int64, 
 	return s.orNoFactor(s.write(ctx, statements...), by, userID)
 }
 
-// orNoFactor replaces errNotApplied by its reason.
+// orNoFactor returns err or, if that is errNotApplied, the reason: errNoFactor or an error of
+// authorizationError.
 func (s *store) orNoFactor(err error, by caller, userID int64) error {
 	if !errors.Is(err, errNotApplied) {
 		return err
@@ -301,7 +306,8 @@ func (s *store) orNoFactor(err error, by caller, userID int64) error {
 	return cmp.Or[error](s.authorizationError(by, userID), errNoFactor)
 }
 
-// recordLock records that the factor of a user now accepts only a recovery code.
+// recordLock records that the factor of a user now accepts only a recovery code. The statements
+// in notice belong to the same write.
 func (s *store) recordLock(ctx context.Context, userID int64, address string, now int64, notice ...statement) error {
 	return s.write(ctx, append(notice, event{at: now, kind: factorLocked, userID: userID, address: address}.statement())...)
 }
@@ -320,8 +326,8 @@ func (m *queuedMail) warn(delay int64) statement {
 	}
 }
 
-// endWarning returns the statement that drops the notice of warn, if it is not due yet:
-// the user itself has now logged in from this address.
+// endWarning returns the statement that drops a notice of warn that is not due yet, because the
+// user itself has now logged in from this address.
 func endWarning(userID int64, address string, now int64) statement {
 	return statement{
 		query: `
@@ -334,7 +340,7 @@ func endWarning(userID int64, address string, now int64) statement {
 // dataSecret is the name of the key in the table secret that seals without DATA_KEY.
 const dataSecret = "data"
 
-// dataKey returns the key of the table secret, or nil if the database has none.
+// dataKey returns the key that seals without DATA_KEY, or nil if the database has none.
 func (s *store) dataKey() (key []byte, err error) {
 	err = s.read(`SELECT value FROM secret WHERE name = ?`, nil, []any{&key}, dataSecret)
 	return key, err
@@ -357,9 +363,9 @@ func (s *store) sealKeys(f func(id []byte)) error {
 // resealBatch is how many secrets one write of reseal replaces.
 const resealBatch = 500
 
-// reseal seals each secret again that the ring's current key has not sealed. It skips those
-// that the ring cannot open, and returns the numbers of both. Factors that are not confirmed
-// are dropped: their users begin again.
+// reseal seals each secret again that the ring's current key has not sealed. It returns how many
+// it sealed, and how many it skipped because the ring cannot open them. It deletes factors that
+// are not confirmed: their users must begin again.
 func (s *store) reseal(ctx context.Context, ring *seal.Ring, now int64) (sealed, unreadable int, err error) {
 	for after := int64(0); ; {
 		var id int64

@@ -9,27 +9,28 @@ import (
 )
 
 const (
-	// maxUserKeys is how many keys of a user can be valid at a time.
+	// maxUserKeys is the largest number of valid keys of a user.
 	maxUserKeys = 50
-	// keepExpiredKeys is how long an expired key is kept, in seconds, so that its holder
-	// learns why it is refused. Of each user, the last maxUserKeys are kept.
+	// keepExpiredKeys is how long the row of an expired key stays, in seconds: its holder
+	// gets errExpiredKey, which says why, instead of errBadToken. At most the newest
+	// maxUserKeys expired keys of a user stay.
 	keepExpiredKeys = 30 * 24 * 60 * 60
-	// touchKeyEvery is how often the use of a key is recorded, in seconds.
+	// touchKeyEvery is how often a use of a key is recorded at most, in seconds.
 	touchKeyEvery = 60 * 60
 )
 
 // An apiKey is one row of the table user_key, without the hash.
 type apiKey struct {
-	id          int64
-	userID      int64
-	name        string
-	prefix      string // the first characters of the key, for people
-	scope       keyScope
-	createdAt   int64
-	expiresAt   int64  // 0: never
-	lastUsedAt  int64  // 0: never
-	lastAddress string // of the client, at lastUsedAt
-	exempt      bool   // from REQUIRE_FACTOR; only userOfKey sets it
+	id           int64
+	userID       int64
+	name         string
+	prefix       string // the first characters of the key, for people
+	scope        keyScope
+	createdAt    int64
+	expiresAt    int64  // 0: never
+	lastUsedAt   int64  // 0: never
+	lastAddress  string // of the client, at lastUsedAt
+	factorExempt bool   // from REQUIRE_FACTOR: the user has a second factor or is a service user; only userOfKey sets it
 }
 
 // keyColumns and (*apiKey).columns list the columns in the same order.
@@ -61,11 +62,12 @@ func (k *apiKey) columns() []any {
 // keyIsLive is the condition that a key has not expired at @now.
 const keyIsLive = `(user_key.expires_at = 0 OR user_key.expires_at > @now)`
 
-// addKey stores the hash of a key of a user for a caller, which must not be a key itself, and
-// sets k.id. The statements in then belong to the same write. It returns errKeyLimit if
-// maxUserKeys keys of the user are valid, errUserNotFound, errUserDisabled, errPendingApproval,
-// errKeyScope for adminScope unless the console makes the key for an admin or a service user,
-// or an error of authorizationError.
+// addKey stores the hash of an API key for a caller, and sets k.id. The statements in then
+// belong to the same write. Only the console makes a key that never expires, or one with
+// adminScope, and the latter only for an admin or a service user. addKey returns errKeyScope for
+// another key with adminScope or if the caller is a key, errKeyLimit if maxUserKeys keys of the
+// user are valid, errUserNotFound, errUserDisabled, errPendingApproval, or an error of
+// authorizationError.
 func (s *store) addKey(ctx context.Context, by caller, k *apiKey, hash []byte, then ...statement) error {
 	values := by.with(args{
 		{"id", k.userID}, {"name", k.name}, {"prefix", k.prefix}, {"hash", hash}, {"scope", string(k.scope)},
@@ -121,21 +123,22 @@ func (s *store) keyNotAddedError(by caller, k *apiKey) error {
 	return errKeyLimit
 }
 
-// keysOf calls f for each key of a user, the oldest first. It reuses f's argument for the
-// next row.
+// keysOf calls f for each key of a user, the oldest first. f must not keep its argument, which
+// the next row overwrites.
 func (s *store) keysOf(ctx context.Context, userID int64, f func(*apiKey)) error {
 	var k apiKey
 	return s.eachRow(ctx, `SELECT`+keyColumns+` FROM user_key WHERE user_id = ? ORDER BY id`, k.columns(), func() { f(&k) }, userID)
 }
 
-// userOfKey returns the key with a hash and its user. It returns errBadToken if the key does
-// not exist or its user is disabled or pending, or errExpiredKey.
+// userOfKey returns the user of the key with this hash, and the key without its name, prefix
+// and last address. It returns errBadToken if the key does not exist or its user is disabled or
+// pending, errExpiredKey, or errStorage.
 func (s *store) userOfKey(hash []byte, now int64) (u user, k apiKey, err error) {
 	err = s.read(`SELECT`+userColumns+`, user_key.id, user_key.scope, user_key.created_at, user_key.expires_at, user_key.last_used_at,
 			user.service <> 0 OR EXISTS (SELECT 1 FROM user_totp WHERE user_totp.user_id = user.id)
 		FROM user_key JOIN user ON user.id = user_key.user_id
 		WHERE user_key.hash = ?1 AND user.disabled = 0 AND user.pending = 0`,
-		errBadToken, u.columns(&k.id, (*string)(&k.scope), &k.createdAt, &k.expiresAt, &k.lastUsedAt, &k.exempt), hash)
+		errBadToken, u.columns(&k.id, (*string)(&k.scope), &k.createdAt, &k.expiresAt, &k.lastUsedAt, &k.factorExempt), hash)
 	if err == nil && k.expiresAt != 0 && k.expiresAt <= now {
 		err = errExpiredKey
 	}
@@ -143,7 +146,8 @@ func (s *store) userOfKey(hash []byte, now int64) (u user, k apiKey, err error) 
 	return u, k, err
 }
 
-// touchKey records the use of a key by a client. It does not wait for the write.
+// touchKey records that a client with this address has used a key. It does not wait for the
+// write.
 func (s *store) touchKey(id int64, address string, now int64) {
 	s.writeLater(statement{
 		query: `UPDATE user_key SET last_used_at = @now, last_address = @address WHERE id = @id AND last_used_at <= @now - @every`,
@@ -151,7 +155,7 @@ func (s *store) touchKey(id int64, address string, now int64) {
 	})
 }
 
-// revokeKey deletes a key of a user for a caller, which must not be a key itself. It returns
+// revokeKey deletes a key of a user for a caller, unless the caller is a key. It returns
 // errKeyNotFound if the user does not have this key, or an error of authorizationError.
 func (s *store) revokeKey(ctx context.Context, by caller, userID, id, now int64) error {
 	err := s.write(ctx,
@@ -175,7 +179,7 @@ func (s *store) countKeys(ctx context.Context) (n int64, err error) {
 	return n, err
 }
 
-// sweepKeys deletes some of the keys that expired keepExpiredKeys ago: at most sweepSize.
+// sweepKeys deletes at most sweepSize of the keys that expired keepExpiredKeys ago or earlier.
 func (s *store) sweepKeys(ctx context.Context, now int64) error {
 	const old = `expires_at > 0 AND expires_at <= `
 	var found bool

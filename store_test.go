@@ -307,7 +307,7 @@ func exercise(t *testing.T, st *store) {
 			if _, _, err := st.userOfKey([]byte("hash"), 1); err != nil {
 				return err
 			}
-			if err := st.authorizationError(caller{kind: keyCaller, key: k.id, guarded: true}, ann.id); err != nil {
+			if err := st.authorizationError(caller{kind: keyCaller, key: k.id, requiresProof: true}, ann.id); err != nil {
 				return err
 			}
 			if err := st.keysOf(ctx, root.id, func(*apiKey) {}); err != nil {

@@ -20,5 +20,5 @@ func Example() {
 	fmt.Println(err)
 	// Output:
 	// secret <nil>
-	// this sealed text was changed, or belongs elsewhere
+	// this sealed text was changed, or has another name
 }

@@ -1,8 +1,8 @@
 // Package seal encrypts small secrets for a database, with AES-256-GCM.
 //
-// A sealed text names its key, so that a program can read texts under several keys, and
-// can tell that it lacks a key. It is bound to a name, such as a user and a column: in
-// another place it cannot be opened. [Ring.Seal] makes a random nonce of 96 bits for each
+// A sealed text begins with the name of its key, so that a program can open texts of several
+// keys, and can report that it lacks a key. A text is also bound to a name, such as a user and a
+// column: under another name it cannot be opened. [Ring.Seal] makes a random nonce of 96 bits for each
 // text, so one key must not seal more than 2^32 texts (NIST SP 800-38D section 8.3).
 package seal
 
@@ -26,9 +26,9 @@ const (
 
 var (
 	// ErrUnknownKey is the error of [Ring.Open] for a text that another key has sealed.
-	ErrUnknownKey = errors.New("another key has sealed this text")
+	ErrUnknownKey = errors.New("another key sealed this text")
 	// ErrDamaged is the error of [Ring.Open] for a text that was changed or has another name.
-	ErrDamaged = errors.New("this sealed text was changed, or belongs elsewhere")
+	ErrDamaged = errors.New("this sealed text was changed, or has another name")
 )
 
 // ParseKey decodes a key from base64, with or without padding, in the usual alphabet or in
@@ -50,7 +50,8 @@ type ringKey struct {
 	aead cipher.AEAD
 }
 
-// NewRing returns a ring of keys of [KeySize] bytes. Without a key it opens and seals nothing.
+// NewRing returns a ring of these keys. It returns an error if the length of a key is not
+// [KeySize]. A ring without keys opens nothing.
 func NewRing(keys ...[]byte) (*Ring, error) {
 	r := new(Ring)
 	for _, key := range keys {
@@ -93,8 +94,8 @@ func (r *Ring) Current(sealed []byte) bool {
 	return len(r.keys) > 0 && bytes.HasPrefix(sealed, r.keys[0].id)
 }
 
-// Seal returns the sealed form of a text, which only opens under the same name. It panics
-// if the ring has no key.
+// Seal returns the sealed form of a text, which [Ring.Open] opens only under the same name. Seal
+// panics if the ring has no key.
 func (r *Ring) Seal(text []byte, name string) []byte {
 	k := &r.keys[0]
 	return k.aead.Seal(bytes.Clone(k.id), nil, text, []byte(name))
