@@ -420,7 +420,7 @@ func TestThePagesInABrowser(t *testing.T) {
 
 			link = b.mailedLink(p, old, undoCode)
 			b.follow(link)
-			if text := b.text(); !strings.Contains(text, "This logs out all devices") || !strings.Contains(text, "an e-mail with a link to set a new password") {
+			if text := b.text(); !strings.Contains(text, "This logs out all devices") || !strings.Contains(text, "an e-mail with a link to set a new one") {
 				t.Errorf("the page says %s", text)
 			}
 			row.confirm()
