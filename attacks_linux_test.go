@@ -164,11 +164,11 @@ func TestABackupLeavesNothingNextToAFileOfAThirdUser(t *testing.T) {
 
 func TestSignalsReachACommandOfAnotherUser(t *testing.T) {
 	t.Parallel()
-	signals := map[syscall.Signal]bool{syscall.SIGTERM: true} // whether the command ends by itself
-	if !signal.Ignored(syscall.SIGHUP) {                      // by nohup
-		signals[syscall.SIGHUP] = false
-	}
-	for sent, ends := range signals {
+	// Otherwise userd would ignore SIGHUP if nohup started the tests.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	for sent, ends := range map[syscall.Signal]bool{syscall.SIGTERM: true, syscall.SIGHUP: false} { // whether the command ends by itself
 		dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), nobody, 0o700)
 		path := filepath.Join(dir, "app.db")
 		copyFile(t, makeStore(t, "ann"), path)
