@@ -17,9 +17,9 @@ import (
 	"userd/internal/sqlitefile"
 )
 
-// nobody is the id of the user nobody. It owns the directories in which root works, and
-// attacks them.
-const nobody = 65534
+// unprivileged is the id of a user without rights, which owns the directories in which root
+// works, and attacks them.
+const unprivileged = 65534
 
 // ownDir makes a directory of a user, or of the user of this test if that is not root.
 func ownDir(t *testing.T, path string, uid int, mode os.FileMode) string {
@@ -73,13 +73,13 @@ func TestRootRunsACommandAsTheOwnerOfTheDirectory(t *testing.T) {
 	t.Parallel()
 	owner, mode, private := os.Getuid(), os.FileMode(0o755), os.FileMode(0o644)
 	if owner == 0 {
-		owner = nobody
+		owner = unprivileged
 		if mayReadAll(t) {
 			mode, private = 0o700, 0o600
 		}
 	}
 	top := ownDir(t, filepath.Join(reachableDir(t), "top"), 0, mode) // as /var/lib/private is
-	database := filepath.Join(ownDir(t, filepath.Join(top, "owner"), nobody, 0o700), "app.db")
+	database := filepath.Join(ownDir(t, filepath.Join(top, "owner"), unprivileged, 0o700), "app.db")
 	own, third := ownDir(t, filepath.Join(top, "own"), 0, 0o755), ownDir(t, filepath.Join(top, "third"), 65533, 0o700)
 	ofRoot := ownDir(t, filepath.Join(top, "tmp"), 0, 0o700)
 	users := filepath.Join(own, "users.csv")
@@ -116,7 +116,7 @@ func TestRootRunsACommandAsTheOwnerOfTheDirectory(t *testing.T) {
 	do(0, "nothing found; 2 users", "check")
 	do(1, "does not exist", "user", "show", "carl")
 	if os.Getuid() == 0 {
-		do(1, fmt.Sprintf("this command ran as user %d, the owner of the directory of %s", nobody, database), "user", "show", "carl")
+		do(1, fmt.Sprintf("this command ran as user %d, the owner of the directory of %s", unprivileged, database), "user", "show", "carl")
 	}
 	for dir, want := range map[string]int{filepath.Dir(database): owner, own: os.Getuid(), third: os.Getuid()} {
 		entries, err := os.ReadDir(dir)
@@ -145,7 +145,7 @@ func TestRootRunsACommandAsTheOwnerOfTheDirectory(t *testing.T) {
 // A -wal of the owner of the directory would keep the server from starting.
 func TestABackupLeavesNothingNextToAFileOfAThirdUser(t *testing.T) {
 	t.Parallel()
-	dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), nobody, 0o755)
+	dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), unprivileged, 0o755)
 	path := filepath.Join(dir, "app.db")
 	copyFile(t, makeStore(t, "ann"), path)
 	status := 0
@@ -164,12 +164,12 @@ func TestABackupLeavesNothingNextToAFileOfAThirdUser(t *testing.T) {
 
 func TestSignalsReachACommandOfAnotherUser(t *testing.T) {
 	t.Parallel()
-	signals := map[syscall.Signal]bool{syscall.SIGTERM: true} // whether the command ends by itself
-	if !signal.Ignored(syscall.SIGHUP) {                      // by nohup
-		signals[syscall.SIGHUP] = false
-	}
-	for sent, ends := range signals {
-		dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), nobody, 0o700)
+	// Otherwise userd would ignore SIGHUP if nohup started the tests.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	for sent, ends := range map[syscall.Signal]bool{syscall.SIGTERM: true, syscall.SIGHUP: false} { // whether the command ends by itself
+		dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), unprivileged, 0o700)
 		path := filepath.Join(dir, "app.db")
 		copyFile(t, makeStore(t, "ann"), path)
 		if err := os.Chown(path, ownerAt(t, dir), -1); err != nil {
@@ -203,7 +203,7 @@ func TestSignalsReachACommandOfAnotherUser(t *testing.T) {
 
 func TestACommandOfAnotherUserEndsQuietlyWithItsReader(t *testing.T) {
 	t.Parallel()
-	dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), nobody, 0o700)
+	dir := ownDir(t, filepath.Join(reachableDir(t), "dir"), unprivileged, 0o700)
 	path := filepath.Join(dir, "app.db")
 	copyFile(t, makeStore(t, "ann"), path)
 	if err := os.Chown(path, ownerAt(t, dir), -1); err != nil {
@@ -242,7 +242,7 @@ func (a *attacker) attack(t *testing.T, play func(a *attacker, n int)) (end func
 		defer close(ended)
 		if os.Getuid() == 0 {
 			runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-			for _, call := range [][4]uintptr{{syscall.SYS_SETGROUPS}, {syscall.SYS_SETRESGID, nobody, nobody, nobody}, {syscall.SYS_SETRESUID, nobody, nobody, nobody}} {
+			for _, call := range [][4]uintptr{{syscall.SYS_SETGROUPS}, {syscall.SYS_SETRESGID, unprivileged, unprivileged, unprivileged}, {syscall.SYS_SETRESUID, unprivileged, unprivileged, unprivileged}} {
 				if _, _, errno := syscall.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
 					t.Error(errno)
 					return
@@ -442,11 +442,11 @@ func TestAttacksOnADirectoryMakeRootWriteNowhereElse(t *testing.T) {
 		}
 		own, victim := ownDir(t, place("own"), 0, 0o755), ownDir(t, place("victim"), 0, 0o755)
 		if round/len(tricks)%2 == 0 {
-			ownDir(t, place("parent"), nobody, 0o755)
+			ownDir(t, place("parent"), unprivileged, 0o755)
 		} else {
 			ownDir(t, place("parent"), 0, 0o777|os.ModeSticky) // so only what is in it is hers
 		}
-		ownDir(t, place("hers/"), nobody, 0o755)
+		ownDir(t, place("hers/"), unprivileged, 0o755)
 		ownDir(t, place("sticky"), 0, 0o777|os.ModeSticky)
 		copyFile(t, bob, place("own/bob.db"))
 		copyFile(t, ann, place("victim/app.db"))

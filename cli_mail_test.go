@@ -33,9 +33,7 @@ func TestMailCommands(t *testing.T) {
 		t.Errorf("mail retry printed %q", text)
 	}
 	s.clock.add(time.Minute) // the command has another clock
-	if n := w.send(200, nil); n != 1 {
-		t.Errorf("%d tries after mail retry, want 1", n)
-	}
+	w.wantTries(1, 200, nil, "after mail retry")
 	if _, text := sh.run(1, "", "mail", "retry", "1"); !strings.Contains(text, "no mail with this id") {
 		t.Errorf("mail retry of a sent mail says %q", text)
 	}

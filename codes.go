@@ -216,12 +216,14 @@ func (s *server) prepareMails(x *exchange, c *change, u *user, password *string)
 	if password != nil {
 		changed = append(changed, "the password")
 	}
-	detail := strings.Join(changed, " and ")
-	if u.id != x.who.id {
-		detail += ", by an admin"
-	}
-	if notice := s.notice(x, changedMail, u.id, detail); notice != nil && changed != nil {
-		c.notice = &notice[0]
+	if changed != nil {
+		detail := strings.Join(changed, " and ")
+		if u.id != x.who.id {
+			detail += ", by an admin"
+		}
+		if notice := s.notice(x, changedMail, u.id, detail); notice != nil {
+			c.notice = &notice[0]
+		}
 	}
 	if c.pendingEmail == nil || *c.pendingEmail == "" {
 		return nil, nil

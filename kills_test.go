@@ -228,6 +228,8 @@ func (l *mailLoad) killAt(step string, delay time.Duration, users []*mailedUser,
 // checkSent fails the test if a mail arrived again after its sending was recorded.
 func (l *mailLoad) checkSent() {
 	l.t.Helper()
+	db := another(l.t, filepath.Join(l.dir, "app.db"))
+	recorded := scan[string](l.t, db, `SELECT coalesce(group_concat(id, ' '), '') FROM user_mail WHERE state = 'sent'`) // first: more can arrive
 	arrived := make(map[string]int)
 	for _, mail := range l.mails.mailsTo("") {
 		id, _, _ := strings.Cut(strings.TrimPrefix(mail.header.Get("Message-Id"), "<"), ".")
@@ -238,8 +240,7 @@ func (l *mailLoad) checkSent() {
 			l.t.Errorf("mail %s arrived %d times, and %d times when its sending was recorded", id, arrived[id], n)
 		}
 	}
-	db := another(l.t, filepath.Join(l.dir, "app.db"))
-	for id := range strings.FieldsSeq(scan[string](l.t, db, `SELECT coalesce(group_concat(id, ' '), '') FROM user_mail WHERE state = 'sent'`)) {
+	for id := range strings.FieldsSeq(recorded) {
 		if arrived[id] == 0 {
 			l.t.Errorf("mail %s was recorded as sent, and did not arrive", id)
 		}

@@ -30,6 +30,8 @@ type mailServer struct {
 	reply    func(step string) string
 	mails    [][]byte
 	sessions sync.WaitGroup
+
+	accepting sync.WaitGroup
 }
 
 func startMailServer(t *testing.T) *mailServer {
@@ -46,14 +48,16 @@ func startMailServer(t *testing.T) *mailServer {
 // can be nil.
 func (m *mailServer) start(reply func(step string) string) {
 	m.t.Helper()
-	l, err := net.Listen("tcp", m.addr)
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	var l net.Listener
+	await(m.t, "the port of the mail server is free", func() (ok bool) { // another test may have it for a while
+		var err error
+		l, err = net.Listen("tcp", m.addr)
+		return err == nil
+	})
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.addr, m.listener, m.reply, m.tries = l.Addr().String(), l, reply, 0
-	m.sessions.Go(func() {
+	m.accepting.Go(func() {
 		for {
 			conn, err := l.Accept()
 			if err != nil {
@@ -62,13 +66,14 @@ func (m *mailServer) start(reply func(step string) string) {
 			m.mu.Lock()
 			m.conns[conn] = true
 			m.tries++
-			m.mu.Unlock()
+			reply := m.reply
 			m.sessions.Go(func() {
 				m.serve(conn, reply)
 				m.mu.Lock()
 				delete(m.conns, conn)
 				m.mu.Unlock()
 			})
+			m.mu.Unlock()
 		}
 	})
 }
@@ -76,19 +81,34 @@ func (m *mailServer) start(reply func(step string) string) {
 // stop ends the server and its sessions.
 func (m *mailServer) stop() {
 	m.mu.Lock()
-	m.listener.Close()
+	if m.listener != nil {
+		m.listener.Close()
+		m.listener = nil
+	}
+	m.mu.Unlock()
+	m.accepting.Wait()
+	m.endSessions(nil)
+}
+
+// restart starts the server if it was stopped. Otherwise it ends all sessions, and answers
+// the next ones with reply: it keeps the port, which another test could get meanwhile.
+func (m *mailServer) restart(reply func(step string) string) {
+	m.t.Helper()
+	if m.listener == nil {
+		m.start(reply)
+		return
+	}
+	m.endSessions(reply)
+}
+
+func (m *mailServer) endSessions(reply func(step string) string) {
+	m.mu.Lock()
+	m.reply, m.tries = reply, 0
 	for conn := range m.conns {
 		conn.Close()
 	}
 	m.mu.Unlock()
 	m.sessions.Wait()
-}
-
-// restart is stop and start.
-func (m *mailServer) restart(reply func(step string) string) {
-	m.t.Helper()
-	m.stop()
-	m.start(reply)
 }
 
 // failsAt returns a reply to one step, for start.

@@ -283,7 +283,7 @@ var commands = []command{
 		`Ends the session with the id SESSION or, without it, all sessions of the user.`,
 		noFlags(sessionEnd)},
 	{"invitation list", "", opens, "list the invitations",
-		`Prints the invitations that have not expired, without their links.`, invitationList},
+		`Prints the valid invitations, without their links.`, invitationList},
 	{"invitation delete", "ID", opens, "end an invitation",
 		`Deletes an invitation: no user can register with its links any more.`, noFlags(invitationDelete)},
 	{"token add", "USER NAME", opens, "make an API key",

@@ -140,7 +140,7 @@ func (p *process) awaitLog(msg string) map[string]any {
 		case <-p.exited:
 			p.t.Fatalf("userd has exited and never logged %q:\n%s", msg, strings.Join(p.log(), "\n"))
 		case <-timeout:
-			p.t.Fatalf("userd has not logged %q:\n%s", msg, strings.Join(p.log(), "\n"))
+			p.t.Fatalf("userd did not log %q:\n%s", msg, strings.Join(p.log(), "\n"))
 		}
 	}
 }

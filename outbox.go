@@ -200,8 +200,8 @@ func (s *server) notice(x *exchange, kind mailKind, userID int64, detail string)
 	return []statement{m.causedBy(x, s.wall().Unix()).toVerified()}
 }
 
-// loginNotice returns the notice of a login from a network from which the user has not
-// logged in before, otherwise nil. The first login of a user causes no notice.
+// loginNotice returns the notice of a login from a network that is new for the user,
+// otherwise nil. The first login of a user causes no notice.
 func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
 	notice := s.notice(x, loginMail, userID, "")
 	if notice == nil {

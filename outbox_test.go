@@ -510,6 +510,14 @@ func (w *webhook) send(status int, header http.Header) int {
 	return len(w.events) - before
 }
 
+// wantTries sends what is due and fails the test unless the receiver was called so often.
+func (w *webhook) wantTries(want, status int, header http.Header, when string) {
+	w.t.Helper()
+	if n := w.send(status, header); n != want {
+		w.t.Fatalf("%d tries %s, want %d", n, when, want)
+	}
+}
+
 func TestAMailIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
@@ -527,13 +535,9 @@ func TestAMailIsTriedAgain(t *testing.T) {
 		}
 		s.clock.add(delay * 42 / 100)
 	}
-	if n := w.send(200, nil); n != 1 {
-		t.Fatalf("%d tries at the end, want 1", n)
-	}
+	w.wantTries(1, 200, nil, "at the end")
 	s.clock.add(24 * time.Hour)
-	if n := w.send(200, nil); n != 0 {
-		t.Errorf("the mail was sent again")
-	}
+	w.wantTries(0, 200, nil, "after it was sent")
 	s.wantMailRows("reset sent 8")
 	seen := make(map[any]bool)
 	for i, event := range w.events {
@@ -572,13 +576,9 @@ func TestTheReceiverDecidesHowLongToWait(t *testing.T) {
 	s.forgot("ann")
 	w.send(503, http.Header{"Retry-After": {"600"}})
 	s.clock.add(599 * time.Second)
-	if n := w.send(200, nil); n != 0 {
-		t.Errorf("%d tries before Retry-After", n)
-	}
+	w.wantTries(0, 200, nil, "before Retry-After")
 	s.clock.add(time.Second)
-	if n := w.send(200, nil); n != 1 {
-		t.Errorf("%d tries after Retry-After, want 1", n)
-	}
+	w.wantTries(1, 200, nil, "after Retry-After")
 }
 
 func TestAPermanentFailureIsNotTriedAgain(t *testing.T) {
@@ -590,16 +590,12 @@ func TestAPermanentFailureIsNotTriedAgain(t *testing.T) {
 	s.forgot("ann")
 	w.send(410, nil)
 	s.clock.add(2 * time.Hour)
-	if n := w.send(200, nil); n != 0 {
-		t.Errorf("%d tries after a permanent failure", n)
-	}
+	w.wantTries(0, 200, nil, "after a permanent failure")
 	s.wantMailRows("reset failed 1")
 	if n, err := s.store.retryMail(t.Context(), 0, s.wall().Unix()); n != 1 || err != nil {
 		t.Fatalf("made %d mails due, %v, want 1", n, err)
 	}
-	if n := w.send(200, nil); n != 1 {
-		t.Errorf("%d tries after mail retry, want 1", n)
-	}
+	w.wantTries(1, 200, nil, "after mail retry")
 	s.wantMailRows("reset sent 2")
 	if _, err := s.store.retryMail(t.Context(), 1, s.wall().Unix()); !errors.Is(err, errMailNotFound) {
 		t.Errorf("a sent mail can be tried again: %v", err)

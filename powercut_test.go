@@ -203,7 +203,7 @@ func diskAt(calls []*diskCall, cut int) (d *disk, answered map[string]bool) {
 			d.names[c.file].pending = append(d.names[c.file].pending, c)
 		case "sync":
 			if c.end >= cut {
-				continue // it has not come back
+				continue // it is still down
 			}
 			if c.file == "" {
 				clear(d.past)

@@ -338,7 +338,7 @@ func newInvitationAnswer(v *invitation) invitationAnswer {
 // invitationPage is the largest number of invitations in an answer if the client sets no limit.
 const invitationPage = 100
 
-// listInvitations answers with a page of the invitations that have not expired.
+// listInvitations answers with a page of the invitations that are still valid.
 func (s *server) listInvitations(x *exchange) error {
 	q, err := x.query("limit", "after")
 	if err != nil {

@@ -439,7 +439,7 @@ func TestRegistrationsExpire(t *testing.T) {
 	s.wantRows(t, 0)
 }
 
-// The outbox keeps what it has sent for a week, and what it has not sent until it ends.
+// The outbox keeps a sent mail for a week, and an unsent one until it ends.
 func TestClosedMailsAreDeletedAfterAWeek(t *testing.T) {
 	t.Parallel()
 	s := newService(t, verified)

@@ -340,7 +340,7 @@ func refuseHooks(ctx context.Context, db sqlitefile.Querier) error {
 	return err
 }
 
-// migrate runs the scripts that the database has not seen.
+// migrate runs the scripts that the database still lacks.
 func migrate(ctx context.Context, conn *sql.Conn, scripts []string) error {
 	for done := false; !done; {
 		var err error

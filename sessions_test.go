@@ -262,7 +262,7 @@ func TestRefreshForgeries(t *testing.T) {
 	s.do(live, "POST", "/api/refresh", "").want(t, 200, "")
 }
 
-// userd refuses a token of a generation that the database has not issued, as after the
+// userd refuses a token of a generation that the database never issued, as after the
 // restore of an older copy. The token ends no session.
 func TestRefreshFromTheFuture(t *testing.T) {
 	t.Parallel()

@@ -299,7 +299,7 @@ func (s *store) close() error {
 }
 
 // probe checks that the database can be written and read. It returns errStorage,
-// or the context's error if the write has not begun in time. Its commit is synced
+// or the context's error if the write does not begin in time. Its commit is synced
 // but changes no value. SQLite would skip an update that leaves the row as it is,
 // so this one sets the row's id. The write comes first: it invalidates the
 // readers' caches, so that the read goes to the disk too.

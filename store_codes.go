@@ -213,7 +213,7 @@ func (s *store) addInvitation(ctx context.Context, by caller, v *invitation, has
 	return err
 }
 
-// invitations calls f for at most limit invitations that have not expired, with ids above
+// invitations calls f for at most limit invitations that are still valid, with ids above
 // after, in id order. It reuses f's argument for the next row.
 func (s *store) invitations(ctx context.Context, after, limit, now int64, f func(*invitation)) error {
 	var v invitation

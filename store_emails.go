@@ -152,7 +152,7 @@ func (s *store) confirmEmail(ctx context.Context, c *emailCode, undo *queuedMail
 const claimed = `user.email = (SELECT old_email FROM user_code WHERE ` + usable + `) COLLATE NOCASE
 	AND user.id <> @id AND user.email_verified_at = 0`
 
-// endClaim are the statements that take the address that an undo code restores from a user
+// endClaim returns the statements that take the address that an undo code restores from a user
 // that only claims it, and give that user an address to which no mail can go. Otherwise a thief
 // could keep an address from its owner by registering another user with it.
 func endClaim(c *emailCode, now int64, client string) []statement {

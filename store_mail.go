@@ -177,8 +177,8 @@ func (m *queuedMail) toVerified() statement {
 	}
 }
 
-// mailLease is how long a try of a mail can take, in seconds. If the process has not recorded
-// the outcome by then, another try begins.
+// mailLease is how long a try of a mail can take, in seconds. If its outcome is
+// not recorded by then, another try begins.
 const mailLease = 120
 
 // mailDue is the condition that a mail can be tried at @now. No mail waits longer than two
@@ -316,8 +316,7 @@ func (s *store) mailQueue() (n, oldest int64, err error) {
 
 // loginsFrom reports whether a session of a user, or a login among its last 200 events, is from
 // an address that matches (known), and whether the user has any session or login (exist). It
-// reads the sessions first, because they are fewer.
-// A user with 200 events has logged in, even if none of these is a login.
+// reads the sessions first, because they are fewer. A user with 200 events has logged in, even if none of these is a login.
 func (s *store) loginsFrom(ctx context.Context, userID int64, matches func(address string) bool) (known, exist bool, err error) {
 	var address string
 	see := func() { known, exist = known || matches(address), true }

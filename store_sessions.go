@@ -184,7 +184,7 @@ func (s *store) session(sid int64) (x session, err error) {
 	return x, err
 }
 
-// sessionsOf calls f for each session of a user that has not expired, the oldest
+// sessionsOf calls f for each session of a user that is still valid, the oldest
 // first.
 func (s *store) sessionsOf(ctx context.Context, userID, now int64, f func(*session)) error {
 	var x session

@@ -369,8 +369,8 @@ func endFactor(values args) []statement {
 // updateUser changes a user for a caller and returns the new user. Unless version
 // is 0, it must equal the user's version. A new password ends the user's sessions
 // except the caller's; disabling the user ends all of them; and both, or a new
-// address, end the user's codes, the reset links that it made, and a change of address that it
-// has not confirmed. A new role, and disabling the user, also end the invitations that it made. If
+// address, end the user's codes, the reset links that it made, and an unconfirmed change of
+// its address. A new role, and disabling the user, also end the invitations that it made. If
 // another user sets the address or disables the user, earlier changes of the address cannot be
 // undone any more. A new address is not verified unless c says so.
 // The statements in then belong to the same write.

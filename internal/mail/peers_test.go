@@ -203,7 +203,7 @@ func (e *exim) send(t *testing.T, scheme, userInfo string, m *Message) error {
 			t.Error(ended)
 		}
 	case <-time.After(10 * time.Second):
-		t.Fatalf("%v, and Exim has not ended: %s", err, e.Log())
+		t.Fatalf("%v, and Exim still runs: %s", err, e.Log())
 	}
 	return err
 }

@@ -397,7 +397,7 @@ func TestSMTPRequiresAValidCertificate(t *testing.T) {
 	}{
 		{"of a known issuer", unknown, x509.NewCertPool(), "x509: certificate signed by unknown authority"},
 		{"for the host", other, otherRoots, "x509: certificate is valid for other.example, not localhost"},
-		{"that has not expired", expired, expiredRoots, "x509: certificate has expired or is not yet valid"},
+		{"that is still valid", expired, expiredRoots, "x509: certificate has expired or is not yet valid"},
 		{"and TLS 1.2", old, oldRoots, "protocol version not supported"},
 	} {
 		for scheme, step := range map[string]string{"smtp": "STARTTLS", "smtps": "greeting"} {

@@ -188,7 +188,7 @@ type Conn struct {
 	writing atomic.Int64 // when the current write began, by l.now; 0 if there is none
 
 	mu       sync.Mutex
-	requests int   // that began and have not ended
+	requests int   // that began and go on
 	running  int   // those of them that do not wait for the client
 	since    int64 // when the last request stopped running, by l.now
 

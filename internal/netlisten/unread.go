@@ -93,8 +93,8 @@ func (c *Conn) dropAnswer(n int) {
 	}
 }
 
-// holdRequests counts the bytes of requests that the kernel has received and the
-// server has not read: a client can send faster than the server reads.
+// holdRequests counts the bytes of requests that the kernel has received, and that
+// the server still has to read: a client can send faster than the server reads.
 func (c *Conn) holdRequests() {
 	c.l.unread.mu.Lock()
 	defer c.l.unread.mu.Unlock()
@@ -198,8 +198,8 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Close closes the connection and makes room for another one. If the client has not
-// received everything, the connection counts until it has: the kernel would keep
+// Close closes the connection and makes room for another one. While bytes
+// are on their way to the client, the connection counts: the kernel would keep
 // the bytes of a closed connection for minutes, and nothing would limit them. A second
 // Close does nothing and returns net.ErrClosed.
 func (c *Conn) Close() error {
@@ -234,7 +234,7 @@ func (c *Conn) linger(n int64) {
 	c.discard()
 }
 
-// discard closes c without what the client has not received, and makes room for
+// discard closes c, drops the bytes on their way to the client, and makes room for
 // another connection.
 func (c *Conn) discard() error {
 	err := c.reset()
@@ -245,8 +245,8 @@ func (c *Conn) discard() error {
 	return err
 }
 
-// reset closes the connection below c. The kernel discards what the client has not
-// received.
+// reset closes the connection below c. The kernel discards the bytes on their way
+// to the client.
 func (c *Conn) reset() error {
 	if n, ok := kernelBytes(c.Conn); ok && n > 0 {
 		c.Conn.(*net.TCPConn).SetLinger(0)
@@ -261,7 +261,7 @@ func (c *Conn) forget() {
 	c.l.mu.Unlock()
 	select {
 	case c.l.freed <- struct{}{}:
-	default: // Accept has not seen the last one yet
+	default: // Accept did not see the last one yet
 	}
 }
 

@@ -157,7 +157,7 @@ func TestClosedConnectionsMakeRoomForUnreadAnswers(t *testing.T) {
 	}
 }
 
-// The kernel keeps what a closed connection has not sent, unless it is reset.
+// The kernel keeps the unsent bytes of a closed connection, unless it is reset.
 func TestAConnectionWithAFailedWriteIsReset(t *testing.T) {
 	t.Parallel()
 	l := listenTCP(t, 8)

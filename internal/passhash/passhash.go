@@ -187,7 +187,7 @@ func (h *Hasher) collect(hashed int64) {
 
 // Stats describe the work of a Hasher.
 type Stats struct {
-	Running int   // turns that have not ended
+	Running int   // turns that go on
 	Waiting int   // calls that wait for a turn
 	Hashed  int64 // passwords hashed by Hash and Verify since New
 	Refused int64 // calls of Hash and Verify that returned ErrBusy since New

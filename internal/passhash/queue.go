@@ -26,7 +26,7 @@ type queue struct {
 	cores int
 
 	mu       sync.Mutex
-	running  int       // turns that have not ended
+	running  int       // turns that go on
 	waiting  int       // waiters of all networks
 	networks []network // each has a waiter; the first gets the next turn
 }
