@@ -59,7 +59,8 @@ type cli struct {
 // A helpRequest is an error that a command or parse returns. run then prints the help.
 type helpRequest struct {
 	topic []string // the words of a command or group, and what follows them
-	all   bool
+	all   bool     // the whole manual
+	env   bool     // an example of an environment file
 }
 
 func (h *helpRequest) Error() string { return "help was requested" }

@@ -18,6 +18,7 @@ import (
 	"userd/internal/mail"
 	"userd/internal/seal"
 	"userd/internal/setting"
+	"userd/internal/terminal"
 	"userd/internal/validate"
 )
 
@@ -291,10 +292,38 @@ var secrets = []secretSetting{
 }
 
 // variables are the other settings that only the environment can hold.
-var variables = []struct{ env, help string }{
-	{"HOST, PORT", "The host of ADDR, an IP address or localhost, and its port, if ADDR is not set. The default of HOST is 127.0.0.1, that of PORT is 5000, or 443 with HTTPS_DOMAIN. Platforms set PORT, and the image sets HOST=0.0.0.0."},
-	{"LISTEN_PID, LISTEN_FDS", "A socket from systemd, which userd uses instead of ADDR."},
-	{"NOTIFY_SOCKET", "The socket on which userd tells systemd when it is ready and when it stops."},
+var variables = []struct {
+	env      string
+	standard string // the default; empty: systemd sets the variable
+	help     string
+}{
+	{"HOST", "127.0.0.1", "The host of ADDR if ADDR is not set: an IP address or localhost. The image sets HOST=0.0.0.0."},
+	{"PORT", "5000", "The port of ADDR if ADDR is not set. Platforms set it. With HTTPS_DOMAIN the default is 443."},
+	{"LISTEN_PID, LISTEN_FDS", "", "A socket from systemd, which userd uses instead of ADDR."},
+	{"NOTIFY_SOCKET", "", "The socket on which userd tells systemd when it is ready and when it stops."},
+}
+
+// environmentExample returns an environment file with every setting, commented out, with its
+// default. No value has a character that systemd, Docker or sh interprets.
+func environmentExample() string {
+	text := terminal.Wrap("# ", `Settings of userd, one NAME=value a line, for systemd (EnvironmentFile=), Docker
+		(--env-file) or sh (set -a; . FILE). Each # directly before a name disables a
+		setting, which is printed with its default: remove the # and change the value.`)
+	add := func(help string, lines ...string) {
+		text += "\n" + terminal.Wrap("# ", help) + "#" + strings.Join(lines, "\n#") + "\n"
+	}
+	for _, o := range options {
+		add(o.help, o.env+"="+o.standard)
+	}
+	for _, v := range variables {
+		if v.standard != "" {
+			add(v.help, v.env+"="+v.standard)
+		}
+	}
+	for _, x := range secrets {
+		add(x.help+" "+x.env+"_FILE names a file that holds it instead.", x.env+"=", x.env+"_FILE=")
+	}
+	return text
 }
 
 // load sets the settings whose flags the command accepts, in a zero config. A flag's

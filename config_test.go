@@ -5,9 +5,11 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -450,6 +452,86 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 				t.Errorf("it warned: %t:\n%s", warned, got.stderr)
 			}
 		})
+	}
+}
+
+// exampleSettings returns the lines of the example of an environment file that set something
+// after their # is removed, by name.
+func exampleSettings(t *testing.T) (text string, lines map[string]string) {
+	t.Helper()
+	text, lines = help(t, "help", "-env"), make(map[string]string)
+	for _, m := range regexp.MustCompile(`(?m)^#(([A-Z_]+)=.*)$`).FindAllStringSubmatch(text, -1) {
+		lines[m[2]] = m[1]
+	}
+	return text, lines
+}
+
+func TestTheExampleOfAnEnvironmentFileHasTheDefaults(t *testing.T) {
+	t.Parallel()
+	text, lines := exampleSettings(t)
+	if line := regexp.MustCompile(`(?m)^[^#\n].*`).FindString(text); line != "" {
+		t.Errorf("a line is not disabled: %s", line)
+	}
+	for _, line := range lines {
+		// systemd, Docker and sh read only such lines alike.
+		if !regexp.MustCompile(`^[A-Z_]+=[a-z0-9:/.-]*$`).MatchString(line) {
+			t.Errorf("%s: the value requires quotes", line)
+		}
+	}
+	want, err := configured(nil, getenvOf(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, without := range []string{"", "ADDR"} { // without ADDR, HOST and PORT make the address
+		delete(lines, without)
+		got, err := configured(nil, getenvOf(slices.Collect(maps.Values(lines))))
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("with all lines but %q: %+v, %v\nwant %+v", without, got, err, want)
+		}
+	}
+}
+
+func TestAShellReadsTheExampleOfAnEnvironmentFile(t *testing.T) {
+	t.Parallel()
+	text, lines := exampleSettings(t)
+	for name, c := range map[string]struct {
+		text string
+		want int
+	}{
+		"as it is":           {text, 0},
+		"with all its lines": {regexp.MustCompile(`(?m)^#([A-Z_]+=)`).ReplaceAllString(text, "$1"), len(lines)},
+	} {
+		file := filepath.Join(t.TempDir(), "userd.env")
+		writeFile(t, file, []byte(c.text))
+		cmd := exec.Command("sh", "-eac", `. "$0"; env`, file)
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+		out, err := cmd.CombinedOutput()
+		set := 0
+		for line := range strings.Lines(string(out)) {
+			line = strings.TrimSpace(line)
+			if name, _, _ := strings.Cut(line, "="); lines[name] == line {
+				set++
+			}
+		}
+		if err != nil || set != c.want {
+			t.Errorf("%s: sh reads %d settings, want %d: %v, %s", name, set, c.want, err, out)
+		}
+	}
+}
+
+// docs/configuration.md lists the same variables as the example.
+func TestTheDocumentationListsEachSetting(t *testing.T) {
+	t.Parallel()
+	_, lines := exampleSettings(t)
+	var listed []string
+	for _, row := range regexp.MustCompile(`(?m)^\| (`+"`"+`[A-Z].*?) \|`).FindAllStringSubmatch(documentation(t)["docs/configuration.md"], -1) {
+		for _, name := range regexp.MustCompile(`[A-Z_]+`).FindAllString(row[1], -1) {
+			listed = append(listed, name)
+		}
+	}
+	slices.Sort(listed)
+	if want := slices.Sorted(maps.Keys(lines)); !slices.Equal(listed, want) {
+		t.Errorf("the page lists %v\nthe example has %v", listed, want)
 	}
 }
 

@@ -84,6 +84,8 @@ func printHelp(w io.Writer, help *helpRequest) error {
 	text := ""
 	if cmd, _, err := findCommand(help.topic); help.all {
 		text = manual()
+	} else if help.env {
+		text = environmentExample()
 	} else if len(help.topic) == 0 {
 		text = summary()
 	} else if err == nil {
@@ -112,6 +114,7 @@ address, or an id written as id=7. -json prints one JSON object a line.
 More help:
   userd help COMMAND  explain a command, as "userd help user add"
   userd help -all     print the whole manual: all commands and all settings
+  userd help -env     print an example of an environment file, with all settings
 `
 }
 
@@ -163,11 +166,14 @@ func (cmd *command) flagHelp(indent string) string {
 
 // entry returns the help of a setting, with its default.
 func (o *option) entry() string {
-	text := o.help
-	if o.standard != "" {
-		text += " Default: " + o.standard
+	return fmt.Sprintf("  -%s %s (%s)\n", o.flag, o.value, o.env) + terminal.Wrap("      ", withDefault(o.help, o.standard))
+}
+
+func withDefault(help, standard string) string {
+	if standard == "" {
+		return help
 	}
-	return fmt.Sprintf("  -%s %s (%s)\n", o.flag, o.value, o.env) + terminal.Wrap("      ", text)
+	return help + " Default: " + standard
 }
 
 // manual returns the help of all commands and settings.
@@ -202,7 +208,7 @@ func manual() string {
 		text += "  " + x.env + ", " + x.env + "_FILE\n" + terminal.Wrap("      ", x.help+" "+x.env+"_FILE names a file that holds it instead.")
 	}
 	for _, v := range variables {
-		text += "  " + v.env + "\n" + terminal.Wrap("      ", v.help)
+		text += "  " + v.env + "\n" + terminal.Wrap("      ", withDefault(v.help, v.standard))
 	}
 	return text
 }
@@ -358,7 +364,8 @@ var commands = []command{
 
 func helpCommand(f *flag.FlagSet) action {
 	all := f.Bool("all", false, "Print the whole manual: all commands and all settings.")
-	return func(_ context.Context, c *cli) error { return &helpRequest{c.args, *all} }
+	env := f.Bool("env", false, "Print an example of an environment file, with all settings and their defaults.")
+	return func(_ context.Context, c *cli) error { return &helpRequest{c.args, *all, *env} }
 }
 
 func printVersion(_ context.Context, c *cli) error {

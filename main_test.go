@@ -391,7 +391,7 @@ func TestTheManualNamesEverything(t *testing.T) {
 		}
 	}
 	for _, v := range variables {
-		if !strings.Contains(words, v.env+" "+v.help) {
+		if !strings.Contains(words, v.env+" "+withDefault(v.help, v.standard)) {
 			t.Errorf("it does not explain %s", v.env)
 		}
 	}
