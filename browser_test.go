@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +24,8 @@ type browser struct {
 	t       *testing.T
 	session string          // the URL of the WebDriver session
 	mailed  map[string]bool // the links that mailedLink has returned
+	origins []string        // the pages may ask these only
+	axe     string          // the source of axe-core, or "" before its first use
 }
 
 func startBrowser(t *testing.T) *browser {
@@ -55,8 +59,11 @@ func startBrowser(t *testing.T) *browser {
 		SessionID string `json:"sessionId"`
 	}
 	b.call("POST", "", object{"capabilities": object{"alwaysMatch": object{
-		"goog:chromeOptions": object{"args": []string{"--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--user-data-dir=" + t.TempDir()}},
-		"goog:loggingPrefs":  object{"browser": "ALL"},
+		"goog:chromeOptions": object{"args": []string{
+			"--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--user-data-dir=" + t.TempDir(),
+			"--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", // ask no server of Google's
+		}},
+		"goog:loggingPrefs": object{"browser": "ALL", "performance": "ALL"},
 	}}}, &made)
 	b.session += "/" + made.SessionID
 	return b
@@ -64,6 +71,14 @@ func startBrowser(t *testing.T) *browser {
 
 // call sends a command of WebDriver. Its result goes to result, unless that is nil.
 func (b *browser) call(method, path string, parameters, result any) {
+	b.t.Helper()
+	if err := b.try(method, path, parameters, result); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// try is call, but returns the error of a command that fails.
+func (b *browser) try(method, path string, parameters, result any) error {
 	b.t.Helper()
 	var body []byte
 	if parameters != nil {
@@ -80,26 +95,39 @@ func (b *browser) call(method, path string, parameters, result any) {
 	defer resp.Body.Close()
 	var answer struct{ Value json.RawMessage }
 	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil || resp.StatusCode != 200 {
-		b.t.Fatalf("%s %s: %d, %v: %s", method, path, resp.StatusCode, err, answer.Value)
+		return fmt.Errorf("%s %s: %d, %v: %s", method, path, resp.StatusCode, err, answer.Value)
 	}
 	if result == nil {
-		return
+		return nil
 	}
 	if err := json.Unmarshal(answer.Value, result); err != nil {
-		b.t.Fatalf("%s %s: %v: %s", method, path, err, answer.Value)
+		return fmt.Errorf("%s %s: %v: %s", method, path, err, answer.Value)
 	}
+	return nil
 }
 
-func (b *browser) open(url string) {
+// open loads a page. From then on, pages may ask its server too.
+func (b *browser) open(page string) {
 	b.t.Helper()
+	at, err := url.Parse(page)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.origins = append(b.origins, at.Scheme+"://"+at.Host)
 	b.call("POST", "/url", object{"url": "about:blank"}, nil) // another fragment would not load the page again
-	b.call("POST", "/url", object{"url": url}, nil)
+	b.call("POST", "/url", object{"url": page}, nil)
 }
 
 // devtools sends a command of the DevTools protocol.
 func (b *browser) devtools(command string, parameters object, result any) {
 	b.t.Helper()
 	b.call("POST", "/goog/cdp/execute", object{"cmd": command, "params": parameters}, result)
+}
+
+// tryDevtools is devtools, but returns the error of a command that fails.
+func (b *browser) tryDevtools(command string, parameters object, result any) error {
+	b.t.Helper()
+	return b.try("POST", "/goog/cdp/execute", object{"cmd": command, "params": parameters}, result)
 }
 
 // eval returns the value of an expression in the page, as text.
@@ -198,8 +226,7 @@ func (b *browser) follow(link string) {
 }
 
 // wantClean fails the test if the address or the history has the code of a link that was
-// opened, if the page has asked another server, if the console has an error that the page
-// does not explain, or if the page is too wide.
+// opened, if the page is too wide, or for what wantNoFaults finds.
 func (b *browser) wantClean(link string) {
 	b.t.Helper()
 	page, code, _ := strings.Cut(link, "#")
@@ -215,18 +242,49 @@ func (b *browser) wantClean(link string) {
 			b.t.Errorf("the history has %s", e.URL)
 		}
 	}
-	if got := b.eval(`performance.getEntries().map(e => e.name).filter(n => n.startsWith("http") && !n.startsWith(location.origin + "/")).join(" ")`); got != "" {
-		b.t.Errorf("it asked %s", got)
+	b.wantNoFaults()
+	b.wantNoScrolling()
+}
+
+// wantNoScrolling fails the test if the page is wider than the window.
+func (b *browser) wantNoScrolling() {
+	b.t.Helper()
+	if got := b.eval(`document.documentElement.scrollWidth <= document.documentElement.clientWidth`); got != "true" {
+		b.t.Error("the page is wider than the window")
 	}
+}
+
+// wantNoFaults fails the test if, since it was last called, a page has written to the
+// console, which includes violations of the content security policy, or has asked a server
+// that b.origins does not name. Chromium writes a line for each request that fails, which
+// can be as intended.
+func (b *browser) wantNoFaults() {
+	b.t.Helper()
 	var entries []struct{ Level, Message string }
 	b.call("POST", "/se/log", object{"type": "browser"}, &entries)
 	for _, e := range entries {
-		if !strings.Contains(e.Message, "the server responded with a status of ") { // Chromium logs each failed request
+		if !strings.Contains(e.Message, "the server responded with a status of ") && !strings.Contains(e.Message, "net::ERR_CONNECTION_REFUSED") {
 			b.t.Errorf("the console says %+v", e)
 		}
 	}
-	if got := b.eval(`document.documentElement.scrollWidth <= document.documentElement.clientWidth`); got != "true" {
-		b.t.Error("the page is wider than the window")
+	b.call("POST", "/se/log", object{"type": "performance"}, &entries)
+	for _, e := range entries {
+		var sent struct {
+			Message struct {
+				Method string
+				Params struct{ Request struct{ URL string } }
+			}
+		}
+		if err := json.Unmarshal([]byte(e.Message), &sent); err != nil {
+			b.t.Fatal(err)
+		}
+		asked, err := url.Parse(sent.Message.Params.Request.URL)
+		if sent.Message.Method != "Network.requestWillBeSent" || err == nil && slices.Contains([]string{"about", "data", "chrome"}, asked.Scheme) {
+			continue // chrome: the first page of the browser
+		}
+		if err != nil || !slices.Contains(b.origins, asked.Scheme+"://"+asked.Host) {
+			b.t.Errorf("the page asked %s; it may ask %s only", asked, b.origins)
+		}
 	}
 }
 
@@ -468,6 +526,13 @@ func TestThePagesInABrowser(t *testing.T) {
 			b.open(p.url + link)
 			b.wantMessage("not complete")
 			b.wantClean(p.url + link)
+		}
+	})
+	b.within(t, "axe finds no violation", func(t *testing.T) {
+		for _, link := range []string{resetLink(), p.url + "/invite#ui_A", p.url + "/verify#uv_A", p.url + "/change#uc_A", p.url + "/undo#uu_A", p.url + "/reset"} {
+			b.open(link)
+			b.wantAccessible()
+			b.wantNoFaults()
 		}
 	})
 	b.within(t, "without style and without JavaScript", func(t *testing.T) {
