@@ -148,13 +148,6 @@ func userTOTP(f *flag.FlagSet) action {
 	}
 }
 
-func onOff(on bool) string {
-	if on {
-		return "on"
-	}
-	return "off"
-}
-
 // enrol adds a factor to a user. It prints the QR code and the prompt to standard error, and
 // only the recovery codes to standard output, one a line.
 func (c *cli) enrol(ctx context.Context, u *user) error {

@@ -40,7 +40,16 @@ type settings struct {
 	passwords      validate.Policy
 	requireFactor  requireFactor
 	dataKeys       dataKeys
+	console        consoleSettings
 	tokenNames
+}
+
+// consoleSettings concern the console and its cookie.
+type consoleSettings struct {
+	on         bool
+	secure     bool   // browsers send the cookie only over HTTPS
+	origin     string // of APP_URL; empty: it is not set
+	firstAdmin string // the command line that makes the first admin
 }
 
 // dataKeys are the keys of the configuration that encrypt secrets in the database.
@@ -143,8 +152,9 @@ type config struct {
 	settings
 	database       string // an absolute path
 	addr           string
-	appURL         string   // without a slash at its end; empty: not set
-	domains        []string // of HTTPS_DOMAIN, in lower case
+	consoleSwitch  switchSetting // empty: on in development only
+	appURL         string        // without a slash at its end; empty: not set
+	domains        []string      // of HTTPS_DOMAIN, in lower case
 	acmeDirectory  string
 	tlsCert        string        // a file; set if and only if tlsKey is
 	tlsKey         string        // a file
@@ -222,6 +232,9 @@ var options = []option{
 		"The only domains whose e-mail addresses can register without an invitation, such as example.com. A domain with a dot before it, such as .example.com, means all domains below it, but not itself."},
 	{"APP_URL", "app-url", "URL", "", func(c *config, v string) error { return setting.PublicURL(&c.appURL, v) },
 		"The address of userd that clients use, such as https://id.example.com, for the links that admins make or userd mails. In development, the default is the address to listen on. Otherwise no link can be made without it."},
+	{"CONSOLE", "console", "on|off", "",
+		func(c *config, v string) error { return setting.Word(&c.consoleSwitch, v, "", switchOn, switchOff) },
+		"Whether userd serves the console, a page for admins and users, at /console. Default: on in development, otherwise off. It needs HTTPS and APP_URL, or a loopback address."},
 	{"RESET_URL", "reset-url", "URL", "", func(c *config, v string) error { return setting.PageURL(&c.pages.reset, v) },
 		"The page of an application that sets a new password, with {code} in place of the code: https://app.example.com/reset#{code}. The default is the built-in page below APP_URL."},
 	{"INVITE_URL", "invite-url", "URL", "", func(c *config, v string) error { return setting.PageURL(&c.pages.invite, v) },

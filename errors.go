@@ -92,6 +92,7 @@ var (
 	errFactorLocked = &apiError{401, "recovery_code_required", "Too many wrong codes: only a recovery code is accepted until the next login"}
 	errMFAToken     = &apiError{401, "invalid_mfa_token", "The mfa_token is invalid or has expired: send the password again"}
 
+	errCrossOrigin        = &apiError{403, "cross_origin", "Only a page of this server may use the cookie"}
 	errForbidden          = &apiError{403, "forbidden", "Only the user itself or an admin may do this"}
 	errNoUsername         = &apiError{403, "forbidden", "This user has no username; give it one first"}
 	errUserDisabled       = &apiError{403, "user_disabled", "This user is disabled"}

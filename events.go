@@ -65,7 +65,7 @@ func (s *server) listEvents(x *exchange) error {
 			return badParameter("type", err.Error())
 		}
 	}
-	if accepts(x.r, "text/event-stream") {
+	if accepts(x.r, "Accept", "text/event-stream") {
 		if q.Has("limit") {
 			return badParameter("limit", "is not allowed with a stream")
 		}

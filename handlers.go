@@ -40,6 +40,8 @@ type server struct {
 	health      *health
 	largeBodies chan struct{} // holds one token for each body over smallBody that is being read
 	lists       chan struct{} // holds one token for each part of a full list that is being read
+	crossOrigin *http.CrossOriginProtection
+	webPages    webPages
 }
 
 func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *slog.Logger, wall func() time.Time, mono func() time.Duration) *server {
@@ -57,7 +59,9 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *sl
 		health:      &health{database: checkup.New(time.Second, 2*time.Second, mono, st.probe)},
 		largeBodies: make(chan struct{}, maxLargeBodies),
 		lists:       make(chan struct{}, readerCount/2),
+		crossOrigin: newCrossOrigin(&c.console),
 	}
+	s.webPages = s.newWebPages()
 	if c.rateLimit == switchOn {
 		s.limiter = newLimiter()
 	}
@@ -84,6 +88,8 @@ func (s *server) routes() []route {
 		{"GET /healthz", anyone, noProof, noLimit, nil, s.healthz},
 		{"GET /readyz", anyone, noProof, noLimit, nil, s.readyz},
 		{"GET /metrics", adminOnly, noProof, noLimit, adminKeys, s.metrics}, // for anyone on METRICS_ADDR
+		{"GET /{$}", anyone, noProof, noLimit, nil, s.root},
+		{"GET /console", anyone, noProof, noLimit, nil, s.sendConsole},
 		{"GET /openapi.json", anyone, noProof, noLimit, nil, s.openAPI},
 
 		{"GET /api/test", anyone, noProof, noLimit, nil, s.test},

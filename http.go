@@ -69,6 +69,7 @@ type exchange struct {
 	renewed       bool          // the caller's token is the proof for an act of renewedOnly
 	stamp         *int64        // auth_stamp when the caller's password proved its acts
 	requiresProof bool          // an API key does an act that requires proof
+	cookie        bool          // the refresh token is in the cookie, not in the body
 	scopes        []keyScope    // of the API keys that may use the route
 	limit         limit         // of the route
 	counted       bool          // the request counts toward the limit of the route
@@ -164,8 +165,8 @@ const allowedHeaders = "Authorization, Content-Type, If-Match, If-None-Match, La
 
 // cors lets pages of the configured origins read the answers
 // (https://fetch.spec.whatwg.org/#http-cors-protocol). If x is a preflight
-// request, cors answers it and returns true. It does not allow credentials: userd
-// uses no cookies, and a page sends its token itself.
+// request, cors answers it and returns true. It does not allow credentials, so other
+// origins cannot use the cookie of the console: a page sends its token itself.
 func (s *server) cors(x *exchange) (preflight bool) {
 	header := x.Header()
 	header["Vary"] = []string{"Origin"}
@@ -317,7 +318,7 @@ func (x *exchange) fail(err error) {
 		x.stats.limited.Add(l.By)
 		header["Retry-After"] = []string{strconv.FormatInt(int64((l.Wait+time.Second-1)/time.Second), 10)}
 	}
-	if accepts(x.r, "application/problem+json") { // RFC 9457
+	if accepts(x.r, "Accept", "application/problem+json") { // RFC 9457
 		header["Content-Type"] = problemType
 		body.Title, body.Status, body.Detail = http.StatusText(a.status), a.status, body.Error
 	}
@@ -345,12 +346,12 @@ func challenge(err error) string {
 	return "Bearer"
 }
 
-// accepts reports whether the request names a media type in Accept.
-func accepts(r *http.Request, mediaType string) bool {
-	for _, value := range r.Header["Accept"] {
+// accepts reports whether the request names a media type in Accept, or a coding in Accept-Encoding.
+func accepts(r *http.Request, header, name string) bool {
+	for _, value := range r.Header[header] {
 		for part := range strings.SplitSeq(value, ",") {
 			t, params, err := mime.ParseMediaType(part)
-			if err != nil || t != mediaType {
+			if err != nil || t != name {
 				continue
 			}
 			if q, err := strconv.ParseFloat(params["q"], 64); err != nil || q > 0 { // 0 means not acceptable, RFC 9110 section 12.4.2
@@ -361,8 +362,7 @@ func accepts(r *http.Request, mediaType string) bool {
 	return false
 }
 
-// logRequest logs a request. The level of a successful read is debug, since there
-// are many of them and few matter.
+// logRequest logs a request. The level of the many successful reads is debug.
 func (s *server) logRequest(x *exchange, start time.Time) {
 	level := slog.LevelInfo
 	switch {

@@ -16,7 +16,8 @@ import (
 type loginRequest struct {
 	Username string `json:"username"`
 	Password string `json:"password"`
-	OTP      string `json:"otp"` // a code of the second factor; empty: none
+	OTP      string `json:"otp"`    // a code of the second factor; empty: none
+	Cookie   *bool  `json:"cookie"` // the refresh token goes into a cookie
 }
 
 // login starts a session of the user whose name and password the body has.
@@ -27,6 +28,9 @@ func (s *server) login(x *exchange) error {
 	}
 	if in.Username == "" || in.Password == "" {
 		return errLoginFields
+	}
+	if err := s.askForCookie(x, in.Cookie); err != nil {
+		return err
 	}
 	p, err := s.prove(x, in.Username, in.Password)
 	if err == nil {
@@ -41,6 +45,7 @@ func (s *server) login(x *exchange) error {
 type loginFactorRequest struct {
 	MFAToken string `json:"mfa_token"`
 	OTP      string `json:"otp"`
+	Cookie   *bool  `json:"cookie"`
 }
 
 // loginFactor completes a login: the mfa_token proves the password, and otp the second factor.
@@ -51,6 +56,9 @@ func (s *server) loginFactor(x *exchange) error {
 	}
 	if in.MFAToken == "" || in.OTP == "" {
 		return errLoginFactorFields
+	}
+	if err := s.askForCookie(x, in.Cookie); err != nil {
+		return err
 	}
 	id, stamp, err := s.parseMFAToken(x.r.Context(), in.MFAToken)
 	var p provenUser
@@ -146,7 +154,7 @@ func (s *server) startSession(x *exchange, p provenUser) error {
 	}
 	s.noteLogin(x, &p.user)
 	x.logUser = p.id
-	answer := s.newTokens(r, &session, key, token, now, true)
+	answer := s.newTokens(x, r, &session, key, token, now, true)
 	if session.factor && session.codesLeft < fewCodes {
 		answer.RecoveryCodesLeft = &session.codesLeft
 	}

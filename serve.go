@@ -71,6 +71,7 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	defer l.close()
 	development := c.isDevelopment(l.api.Addr(), l.activated)
 	c.setPages(development, l.url())
+	c.setConsole(development, os.Args[0])
 	if err := checkSecrets(&c, development, log); err != nil {
 		return err
 	}

@@ -105,8 +105,10 @@ type refreshRequest struct {
 
 // refresh exchanges a refresh token for a new pair of tokens. The token is in the
 // body or, as the clients of Flask-JWT-Extended send it, in the Authorization
-// header. Clients that always send their access token there use the body.
-func (s *server) refresh(x *exchange) error {
+// header. Clients that always send their access token there use the body. Without either, it is
+// in the cookie.
+func (s *server) refresh(x *exchange) (err error) {
+	defer func() { s.dropCookie(x, err) }()
 	in, err := decode[refreshRequest](x.optionalBody())
 	if err != nil {
 		return err
@@ -115,7 +117,8 @@ func (s *server) refresh(x *exchange) error {
 	if text == "" {
 		text, err = x.bearer()
 		if err == errNoToken {
-			return errNoRefresh
+			text, err = s.readCookie(x)
+			x.cookie = err == nil
 		}
 		if err != nil {
 			return err
@@ -143,7 +146,7 @@ func (s *server) refresh(x *exchange) error {
 		return err
 	}
 	x.logUser = session.userID
-	return x.sendJSON(http.StatusOK, s.newTokens(r, &session, key, next, now, false))
+	return x.sendJSON(http.StatusOK, s.newTokens(x, r, &session, key, next, now, false))
 }
 
 // refreshAgain handles a refresh token that rotate did not accept. In the grace it returns
@@ -201,22 +204,28 @@ func (s *server) newSession(x *exchange, now time.Time, t refreshToken) session 
 type tokenAnswer struct {
 	AccessToken  string `json:"access_token"`
 	TokenType    string `json:"token_type"`
-	ExpiresIn    int64  `json:"expires_in"` // seconds
-	RefreshToken string `json:"refresh_token"`
+	ExpiresIn    int64  `json:"expires_in"`              // seconds
+	RefreshToken string `json:"refresh_token,omitempty"` // empty: it is in the cookie
 
 	RecoveryCodesLeft *int64 `json:"recovery_codes_left,omitempty"` // if few are left
 }
 
 // newTokens returns the pair of tokens of a session with t as its live token. fresh means
-// that the pair is the result of a proof, such as a login.
-func (s *server) newTokens(r *refresher, session *session, key keyRow, t refreshToken, now time.Time, fresh bool) tokenAnswer {
+// that the pair is the result of a proof, such as a login. If x.cookie, newTokens puts the refresh
+// token into the cookie instead.
+func (s *server) newTokens(x *exchange, r *refresher, session *session, key keyRow, t refreshToken, now time.Time, fresh bool) tokenAnswer {
 	t.session, t.generation = session.id, session.generation
-	return tokenAnswer{
+	answer := tokenAnswer{
 		AccessToken:  s.keys.signer(key).sign(s.newClaims(session, now, fresh)),
 		TokenType:    "Bearer",
 		ExpiresIn:    int64(s.accessTTL / time.Second),
 		RefreshToken: r.format(&t),
 	}
+	if x.cookie {
+		s.setCookie(x, answer.RefreshToken, s.refreshTTL)
+		answer.RefreshToken = ""
+	}
+	return answer
 }
 
 // rekey returns a rekeying of the caller's session, for the write that changes the
@@ -228,11 +237,12 @@ func (s *server) rekey(x *exchange) (r *rekeying, answer func() tokenAnswer, err
 		return nil, nil, err
 	}
 	now := s.wall()
+	x.cookie = s.ownCookie(x)
 	token := refreshToken{session: x.who.session} // not the successor of the old one, whose holder must not get it
 	rand.Read(token.secret[:])
 	r = &rekeying{session: s.newSession(x, now, token), kept: x.who.token.jti}
 	r.session.userID = x.who.id
-	return r, func() tokenAnswer { return s.newTokens(tokens, &r.session, r.key, token, now, true) }, nil
+	return r, func() tokenAnswer { return s.newTokens(x, tokens, &r.session, r.key, token, now, true) }, nil
 }
 
 // logout ends the caller's session or, with ?all=true, all of the caller's
@@ -264,6 +274,9 @@ func (s *server) logout(x *exchange) error {
 	}
 	if err != nil {
 		return err
+	}
+	if s.ownCookie(x) {
+		s.setCookie(x, "", -time.Second)
 	}
 	return x.sendNothing()
 }

@@ -280,6 +280,13 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 const otherAdmin = `EXISTS (
 	SELECT 1 FROM user AS other WHERE other.role = 'admin' AND other.disabled = 0 AND other.pending = 0 AND other.service = 0 AND other.id <> user.id)`
 
+// hasAdmin reports whether an active admin who can log in exists. It reads only the index of admins.
+func (s *store) hasAdmin() (exists bool, err error) {
+	err = s.read(`SELECT EXISTS (SELECT 1 FROM user WHERE role = 'admin' AND disabled = 0 AND pending = 0 AND service = 0)`,
+		errStorage, []any{&exists})
+	return exists, err
+}
+
 // A change holds new values for a user's columns. nil leaves a column unchanged.
 type change struct {
 	username *string
