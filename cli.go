@@ -322,27 +322,16 @@ func mailList(f *flag.FlagSet) action {
 		out := bufio.NewWriter(c.stdout)
 		table := terminal.NewTable(out, "ID", "KIND", "USER", "TO", "QUEUED", "STATE", "TRIES", "NEXT TRY", "ERROR")
 		lines := json.NewEncoder(out)
-		err := c.store.mails(ctx, func(m *queuedMail) {
-			next := m.nextTryAt
-			if m.state != "queued" {
-				next = 0
-			}
-			if !*asJSON {
-				table.Row(m.id, m.kind, idOrDash(m.userID), m.email, when(m.createdAt), m.state, m.tries, when(next), m.lastError)
+		err := c.store.mails(ctx, 0, -1, "", func(m *queuedMail) {
+			if *asJSON {
+				lines.Encode(newMailAnswer(m))
 				return
 			}
-			lines.Encode(struct {
-				ID        int64     `json:"id"`
-				Kind      mailKind  `json:"kind"`
-				UserID    int64     `json:"user_id,omitempty"`
-				Email     string    `json:"email,omitempty"`
-				State     string    `json:"state"`
-				Tries     int64     `json:"tries"`
-				CreatedAt time.Time `json:"created_at"`
-				NextTryAt time.Time `json:"next_try_at,omitzero"`
-				ClosedAt  time.Time `json:"closed_at,omitzero"`
-				LastError string    `json:"last_error,omitempty"`
-			}{m.id, m.kind, m.userID, m.email, m.state, m.tries, utc(m.createdAt), utc(next), utc(m.closedAt), m.lastError})
+			next := m.nextTryAt
+			if m.state != mailQueued {
+				next = 0
+			}
+			table.Row(m.id, m.kind, idOrDash(m.userID), m.email, when(m.createdAt), m.state, m.tries, when(next), m.lastError)
 		})
 		if !*asJSON {
 			err = errors.Join(err, table.Flush())
@@ -359,7 +348,7 @@ func mailRetry(ctx context.Context, c *cli) error {
 			return usagef("mail retry: %q: the id of a mail is a positive integer", c.args[0])
 		}
 	}
-	n, err := c.store.retryMail(ctx, id, c.wall().Unix())
+	n, err := c.store.retryMail(ctx, console, id, c.wall().Unix())
 	if err != nil {
 		return err
 	}

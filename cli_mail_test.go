@@ -34,7 +34,7 @@ func TestMailCommands(t *testing.T) {
 	}
 	s.clock.add(time.Minute) // the command has another clock
 	w.wantTries(1, 200, nil, "after mail retry")
-	if _, text := sh.run(1, "", "mail", "retry", "1"); !strings.Contains(text, "no mail with this id") {
+	if _, text := sh.run(1, "", "mail", "retry", "1"); !strings.Contains(text, "No mail with this id") {
 		t.Errorf("mail retry of a sent mail says %q", text)
 	}
 	sh.run(2, "", "mail", "retry", "x")

@@ -107,6 +107,7 @@ var (
 	errNotFound           = &apiError{404, "not_found", "Path not found"}
 	errUserNotFound       = &apiError{404, "user_not_found", "User not found"}
 	errSessionNotFound    = &apiError{404, "session_not_found", "Session not found"}
+	errMailNotFound       = &apiError{404, "mail_not_found", "No mail with this id is queued or has failed"}
 	errInvitationNotFound = &apiError{404, "invitation_not_found", "Invitation not found"}
 	errKeyNotFound        = &apiError{404, "key_not_found", "API key not found"}
 	errNoFactor           = &apiError{404, "factor_not_found", "This user has no second factor"}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"userd/internal/otp"
+	"userd/internal/qr"
 	"userd/internal/seal"
 )
 
@@ -346,6 +347,7 @@ func (s *server) proveForReset(x *exchange, id int64, typed string) (p provenFac
 type totpAnswer struct {
 	Secret string `json:"secret"`
 	URI    string `json:"uri"`
+	QR     string `json:"qr,omitempty"` // of the URI; empty: a long issuer does not fit
 }
 
 // addTOTP makes the secret of a new factor of the caller. The factor is valid after confirmTOTP.
@@ -367,7 +369,11 @@ func (s *server) addTOTP(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	return x.sendJSON(http.StatusCreated, totpAnswer{otp.EncodeSecret(secret), s.factorURI(&x.who.user, secret)})
+	answer := totpAnswer{Secret: otp.EncodeSecret(secret), URI: s.factorURI(&x.who.user, secret)}
+	if code, err := qr.Encode(answer.URI); err == nil {
+		answer.QR = code.String()
+	}
+	return x.sendJSON(http.StatusCreated, answer)
 }
 
 type confirmRequest struct {

@@ -134,6 +134,9 @@ func (s *server) routes() []route {
 		{"DELETE /api/invitations/{invitation}", adminOnly, noProof, noLimit, writeKeys, s.deleteInvitation},
 		{"POST /api/invitations/{invitation}/send", adminOnly, invite, noLimit, nil, s.sendInvitation},
 
+		{"GET /api/mail", adminOnly, noProof, noLimit, adminKeys, s.listMails},
+		{"POST /api/mail/{mail}/retry", adminOnly, noProof, noLimit, adminKeys, s.retryMail},
+
 		{"GET /reset", anyone, noProof, noLimit, nil, s.accountPage},
 		{"GET /invite", anyone, noProof, noLimit, nil, s.accountPage},
 		{"GET /verify", anyone, noProof, noLimit, nil, s.accountPage},

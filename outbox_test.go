@@ -169,7 +169,7 @@ func TestAForgottenPasswordIsSetByAMailedLink(t *testing.T) {
 // rows returns the states of the outbox's rows and how often each was tried, in id order.
 func (s *service) mailRows() (list []string) {
 	s.t.Helper()
-	err := s.store.mails(s.t.Context(), func(m *queuedMail) {
+	err := s.store.mails(s.t.Context(), 0, -1, "", func(m *queuedMail) {
 		list = append(list, fmt.Sprintf("%s %s %d", m.kind, m.state, m.tries))
 		if m.state != "queued" && m.login != "" {
 			s.t.Errorf("the closed mail %d keeps the login %q", m.id, m.login)
@@ -592,12 +592,12 @@ func TestAPermanentFailureIsNotTriedAgain(t *testing.T) {
 	s.clock.add(2 * time.Hour)
 	w.wantTries(0, 200, nil, "after a permanent failure")
 	s.wantMailRows("reset failed 1")
-	if n, err := s.store.retryMail(t.Context(), 0, s.wall().Unix()); n != 1 || err != nil {
+	if n, err := s.store.retryMail(t.Context(), console, 0, s.wall().Unix()); n != 1 || err != nil {
 		t.Fatalf("made %d mails due, %v, want 1", n, err)
 	}
 	w.wantTries(1, 200, nil, "after mail retry")
 	s.wantMailRows("reset sent 2")
-	if _, err := s.store.retryMail(t.Context(), 1, s.wall().Unix()); !errors.Is(err, errMailNotFound) {
+	if _, err := s.store.retryMail(t.Context(), console, 1, s.wall().Unix()); !errors.Is(err, errMailNotFound) {
 		t.Errorf("a sent mail can be tried again: %v", err)
 	}
 }

@@ -103,7 +103,7 @@ type queuedMail struct {
 	createdAt int64
 	nextTryAt int64
 	tries     int64
-	state     string
+	state     mailState
 	closedAt  int64
 	lastError string
 }
@@ -140,7 +140,7 @@ func (m *queuedMail) columns() []any {
 		&m.createdAt,
 		&m.nextTryAt,
 		&m.tries,
-		&m.state,
+		(*string)(&m.state),
 		&m.closedAt,
 		&m.lastError,
 	}
@@ -201,8 +201,6 @@ var (
 	errMailTaken   = errors.New("another process sends this mail")
 	errMailEnded   = errors.New("the mail is not needed any more")
 	errMailLimited = errors.New("the recipient got too many mails")
-
-	errMailNotFound = errors.New("no mail with this id is queued or has failed")
 )
 
 // takeMail begins a try of a mail whose recipient is known, and counts the mail toward a
@@ -279,31 +277,45 @@ func (s *store) delayMail(ctx context.Context, m *queuedMail, lastError string, 
 	})
 }
 
-// mails calls f for each mail of the table, in id order. It reuses f's argument for the
-// next row.
-func (s *store) mails(ctx context.Context, f func(*queuedMail)) error {
+// A mailState is the state of a mail in the table.
+type mailState string
+
+const (
+	mailQueued  mailState = "queued"
+	mailSent    mailState = "sent"
+	mailFailed  mailState = "failed"
+	mailDropped mailState = "dropped"
+)
+
+// mails calls f for at most limit mails after an id, in id order, or for all of them if limit is
+// negative; only those in a state unless that is empty. It reuses f's argument for the next row.
+func (s *store) mails(ctx context.Context, after, limit int64, state mailState, f func(*queuedMail)) error {
 	var m queuedMail
-	return s.eachRow(ctx, `SELECT`+mailColumns+` FROM user_mail ORDER BY id`, m.columns(), func() { f(&m) })
+	return s.eachRow(ctx, `SELECT`+mailColumns+` FROM user_mail WHERE id > ? AND (?2 = '' OR state = ?2) ORDER BY id LIMIT ?3`,
+		m.columns(), func() { f(&m) }, after, string(state), limit)
 }
 
-// retryMail makes the mail with this id due now, or every mail if id is 0, and returns the
-// number of mails. It only changes mails that are queued or have failed. It returns
-// errMailNotFound if it changes no mail and id is not 0.
-func (s *store) retryMail(ctx context.Context, id, now int64) (n int64, err error) {
+// retryMail makes the mail with this id due now, or every mail if id is 0, for a caller, and
+// returns the number of mails. It only changes mails that are queued or have failed. If it changes
+// no mail and id is not 0, it returns errMailNotFound or an error of authorizationError.
+func (s *store) retryMail(ctx context.Context, by caller, id, now int64) (n int64, err error) {
 	var ifNone error
 	if id != 0 {
-		ifNone = errMailNotFound
+		ifNone = errNotApplied
 	}
 	err = s.write(ctx, statement{
 		query: `
-			WITH again AS MATERIALIZED (SELECT id FROM user_mail WHERE (@id = 0 OR id = @id) AND state IN ('queued', 'failed'))
+			WITH again AS MATERIALIZED (SELECT id FROM user_mail WHERE (@mail = 0 OR id = @mail) AND state IN ('queued', 'failed') AND ` + mayChange + `)
 			UPDATE user_mail SET state = 'queued', closed_at = 0, next_try_at = @now
 			WHERE id IN (SELECT id FROM again)
 			RETURNING (SELECT count(*) FROM again)`,
-		args:   args{{"id", id}, {"now", now}},
+		args:   by.with(args{{"mail", id}, {"now", now}, {"id", nil}}), // not a user, so mayChange only accepts admins
 		scan:   []any{&n},
 		ifNone: ifNone,
 	})
+	if errors.Is(err, errNotApplied) {
+		err = cmp.Or[error](s.authorizationError(by, 0), errMailNotFound)
+	}
 	return n, err
 }
 

@@ -35,3 +35,19 @@ func (c *Code) Print(w io.Writer, color bool) error {
 	_, err := io.WriteString(w, text.String())
 	return err
 }
+
+// String returns the rows of the code from the top, without the quiet zone, with a comma between
+// them. A dark module is 1, and a light one is 0.
+func (c *Code) String() string {
+	rows := make([]string, c.size)
+	for y := range rows {
+		for x := range c.size {
+			if c.Dark(x, y) {
+				rows[y] += "1"
+			} else {
+				rows[y] += "0"
+			}
+		}
+	}
+	return strings.Join(rows, ",")
+}

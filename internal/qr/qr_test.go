@@ -23,14 +23,7 @@ var longest = [...]int{1: 17, 32, 53, 78, 106, 134, 154, 192, 230, 271, 321, 367
 
 // rows returns the modules of a code, a dark one as # and a light one as a full stop.
 func rows(c *Code) string {
-	var text strings.Builder
-	for y := range c.Size() {
-		for x := range c.Size() {
-			text.WriteByte(".#"[btoi(c.Dark(x, y))])
-		}
-		text.WriteByte('\n')
-	}
-	return text.String()
+	return strings.NewReplacer("0", ".", "1", "#", ",", "\n").Replace(c.String()) + "\n"
 }
 
 func btoi(b bool) int {
