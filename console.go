@@ -25,7 +25,11 @@ import (
 var consoleFiles embed.FS
 
 // consoleScripts are the scripts of the console, in the order in which they run.
-var consoleScripts = []string{"console.js"}
+var consoleScripts = []string{
+	"dom.js", "api.js", "login.js", "codes.js", "account.js", "factor.js",
+	"users.js", "user.js", "invitations.js", "mail.js", "events.js", "state.js",
+	"start.js",
+}
 
 // A webPage is the document of the console.
 type webPage struct {

@@ -1,0 +1,235 @@
+"use strict";
+
+// Building blocks of all screens: elements, forms, tables, dialogs, times.
+
+const part = id => document.getElementById(id);
+
+// el makes an element. Attributes that begin with "on" are listeners; undefined, null and
+// false leave an attribute out. Text always becomes text, never markup.
+function el(tag, attributes, ...children) {
+  const e = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) e.addEventListener(name.slice(2), value);
+    else e.setAttribute(name, value === true ? "" : value);
+  }
+  e.append(...children.flat(2).filter(child => child !== undefined && child !== null && child !== false));
+  return e;
+}
+
+// svg makes an element of a drawing.
+function svg(tag, attributes, ...children) {
+  const e = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes ?? {})) e.setAttribute(name, value);
+  e.append(...children);
+  return e;
+}
+
+// named isolates a text that a person chose, so that its direction changes nothing around it.
+const named = (text, ifEmpty = "no name") => text ? el("bdi", {}, text) : el("span", { class: "muted" }, ifEmpty);
+
+const button = (label, onclick, kind) => el("button", { type: "button", class: kind, onclick }, label);
+const link = (label, href, kind) => el("a", { href, class: kind }, label);
+const badge = (text, kind) => el("span", { class: "badge " + (kind ?? "") }, text);
+const muted = (...text) => el("p", { class: "muted" }, ...text);
+const card = (title, ...children) => el("section", { class: "card", "aria-label": title }, el("h2", { tabindex: -1 }, title), ...children);
+const plural = (n, noun) => `${n.toLocaleString()} ${noun}${n === 1 ? "" : "s"}`;
+
+const shortTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const clockTime = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle: "medium" });
+const fullTime = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
+
+// when shows a time of the API in the reader's zone.
+function when(text, ifNone = "never", format = shortTime) {
+  if (!text) return el("span", { class: "muted" }, ifNone);
+  const at = new Date(text);
+  return el("time", { datetime: text, title: fullTime.format(at) }, format.format(at));
+}
+
+// browserOf returns a short name of a User-Agent, or "" if it knows none.
+function browserOf(agent) {
+  const find = list => list.find(([pattern]) => pattern.test(agent))?.[1];
+  const program = find([[/Edg\//, "Edge"], [/OPR\//, "Opera"], [/Firefox\//, "Firefox"], [/Chrom(e|ium)\//, "Chrome"],
+    [/Safari\//, "Safari"], [/^curl\//, "curl"], [/^python/i, "Python"], [/^Go-http/, "Go"]]);
+  const system = find([[/Android/, "Android"], [/iPhone|iPad/, "iOS"], [/Windows/, "Windows"], [/Mac OS/, "macOS"], [/Linux|X11/, "Linux"]]);
+  return [program, system].filter(Boolean).join(" on ");
+}
+
+// say shows what has happened, for a few seconds.
+let toastEnds;
+function say(text) {
+  clearTimeout(toastEnds);
+  part("toast").textContent = text;
+  toastEnds = setTimeout(() => { part("toast").textContent = ""; }, 8000);
+}
+
+let lastID = 0;
+
+// field makes a labelled input. options: value, type, hint, choices [[value, label]…], and
+// attributes of the input.
+function field(id, label, options = {}) {
+  const { value, hint, choices, type = "text", ...attributes } = options;
+  const key = attributes.id ?? `f${++lastID}-${id}`;
+  const about = `${key}-about`;
+  let input;
+  if (choices) {
+    input = el("select", { ...attributes, id: key, "aria-describedby": about },
+      choices.map(([v, text]) => el("option", { value: v, selected: v === value }, text)));
+  } else {
+    input = el("input", { autocapitalize: "none", spellcheck: "false", autocomplete: "off", ...attributes, id: key, type, value, "aria-describedby": about });
+  }
+  const note = el("span", { class: "hint", id: about }, hint);
+  let shown;
+  if (type === "password") {
+    const box = el("input", { type: "checkbox", onchange: () => { input.type = box.checked ? "text" : "password"; } });
+    shown = el("label", { class: "inline" }, box, "Show the password");
+  }
+  const box = type === "checkbox"
+    ? el("div", { class: "field" }, el("label", { class: "inline", for: key }, input, label), note)
+    : el("div", { class: "field" }, el("label", { for: key }, label), input, note, shown);
+  return {
+    id, box, input,
+    get value() { return type === "checkbox" ? input.checked : input.value; },
+    // fail says what is wrong with the value; "" takes that back.
+    fail(text) {
+      note.textContent = text || (hint ?? "");
+      note.classList.toggle("wrong", !!text);
+      if (text) input.setAttribute("aria-invalid", "true");
+      else input.removeAttribute("aria-invalid");
+    },
+  };
+}
+
+// form makes a form. act gets the values by the fields' ids; its error is shown in place, next
+// to the field that it names. options: id, kind of the button, cancel (a function), label.
+function form(fields, label, act, options = {}) {
+  const message = el("p", { class: "wrong", role: "alert" });
+  const submit = el("button", { type: "submit", class: options.kind ?? "primary" }, label);
+  let busy = false;
+  const f = el("form", {
+    id: options.id, novalidate: true, "aria-label": options.label,
+    onsubmit: async event => {
+      event.preventDefault();
+      if (busy) return;
+      const values = {};
+      for (const x of fields) {
+        x.fail("");
+        values[x.id] = x.value;
+      }
+      busy = true;
+      message.textContent = "";
+      submit.setAttribute("aria-disabled", "true");
+      const slow = setTimeout(() => { submit.textContent = "Please wait…"; }, 300);
+      try {
+        await act(values, { fields, message });
+      } catch (err) {
+        showError(err, fields, message);
+      } finally {
+        clearTimeout(slow);
+        busy = false;
+        submit.textContent = label;
+        submit.removeAttribute("aria-disabled");
+      }
+    },
+  }, fields.map(x => x.box), message,
+  el("div", { class: "buttons" }, submit, options.cancel && button("Cancel", options.cancel)));
+  return f;
+}
+
+// showError says what is wrong, next to the fields that the error names, and focuses the first
+// of them.
+function showError(err, fields, message) {
+  if (err instanceof Cancelled || err.name === "AbortError") return;
+  let text = explain(err), first;
+  for (const x of fields) {
+    const why = err.fields?.[x.id] ?? (fieldOfCode[err.code] === x.id ? text : "");
+    if (!why) continue;
+    x.fail(why[0].toUpperCase() + why.slice(1));
+    first ??= x;
+  }
+  if (first) {
+    first.input.focus();
+    if (!Object.keys(err.fields ?? {}).some(id => !fields.some(x => x.id === id))) text = "";
+  }
+  message.textContent = text;
+}
+
+const fieldOfCode = { username_taken: "username", email_taken: "email", wrong_otp: "otp", otp_used: "otp", recovery_code_required: "otp", wrong_password: "password" };
+
+// dialog opens a dialog with a title. build gets a function that closes it. It returns the
+// element. options: id, close (called if the dialog is closed by Escape or a button).
+function dialog(title, build, options = {}) {
+  const key = `d${++lastID}`;
+  const box = el("dialog", { "aria-labelledby": key, id: options.id, onclose: () => { box.remove(); options.close?.(); } });
+  const close = () => box.close();
+  box.append(el("h2", { id: key }, title), ...[build(close)].flat().filter(Boolean));
+  document.body.append(box);
+  box.showModal();
+  (box.querySelector("input, select") ?? box.querySelector("button")).focus();
+  return box;
+}
+
+// ask opens a dialog that asks whether to go on, and then runs act.
+function ask(title, text, label, act) {
+  dialog(title, close => [
+    el("p", {}, text),
+    form([], label, async () => { await act(); close(); }, { kind: "danger", cancel: close }),
+  ]);
+}
+
+// secret shows a text that must be copied now.
+function secret(text, label) {
+  const shown = el("code", { class: "secret", tabindex: 0, "aria-label": label }, text);
+  const copy = button("Copy", async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      copy.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(shown);
+      copy.textContent = "Press Ctrl+C";
+    }
+    setTimeout(() => { copy.textContent = "Copy"; }, 3000);
+  });
+  return el("div", { class: "copy" }, shown, copy);
+}
+
+// table makes a table that becomes cards on a narrow screen. The roles are explicit, because a
+// table that is not displayed as a table loses them.
+function table(kind, label, columns) {
+  const body = el("tbody", { role: "rowgroup" });
+  const box = el("table", { role: "table", "aria-label": label, "data-table": kind },
+    el("thead", { role: "rowgroup" }, el("tr", { role: "row" },
+      columns.map(text => el("th", { role: "columnheader", scope: "col" }, text || el("span", { class: "hidden" }, "Actions"))))),
+    body);
+  return {
+    box, body,
+    row: (cells, attributes) => el("tr", { role: "row", ...attributes },
+      cells.map((cell, i) => el("td", { role: "cell", "data-label": columns[i] }, cell))),
+  };
+}
+
+// list shows what an answer holds in a table: rows, or what to do if there are none.
+function list(kind, label, columns, items, row, ifNone) {
+  if (items.length === 0) return muted(ifNone);
+  const t = table(kind, label, columns);
+  for (const item of items) t.body.append(t.row(row(item)));
+  return t.box;
+}
+
+// section makes a card whose content load fills, now and after each act in it.
+function section(title, load) {
+  const content = el("div", {}, muted("Loading…"));
+  const box = card(title, content);
+  const fill = async () => {
+    try {
+      content.replaceChildren(...[await load(fill)].flat().filter(Boolean));
+    } catch (err) {
+      if (err.name === "AbortError") return;
+      content.replaceChildren(el("p", { class: "wrong", role: "alert" }, explain(err)), button("Try again", fill));
+    } finally {
+      if (document.activeElement === document.body) box.querySelector("h2").focus({ preventScroll: true });
+    }
+  };
+  fill();
+  return box;
+}

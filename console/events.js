@@ -1,0 +1,139 @@
+// The live events, for admins. The feed is read with fetch, because EventSource cannot send a
+// token.
+
+const maxEvents = 500; // rows on the screen
+const searchedEvents = 1000; // ids that are searched for the events before the first live one
+
+const eventTypes = ["user_created", "user_changed", "user_deleted", "users_imported", "login", "session_ended", "sessions_ended",
+  "token_reused", "key_rotated", "events_trimmed", "password_reset", "reset_link_created", "invitation_created",
+  "invitation_deleted", "invitation_used", "user_approved", "email_verified", "email_changed", "email_restored",
+  "key_created", "key_revoked", "factor_added", "factor_removed", "factor_locked", "recovery_codes_renewed", "recovery_code_used"];
+
+function showEvents(box, query) {
+  const signal = screenSignal();
+  const type = field("type", "Type", { choices: [["", "All types"], ...eventTypes.map(t => [t, t.replaceAll("_", " ")])], value: query.get("type") ?? "" });
+  const user = field("user", "User", { value: query.get("user") ?? "", inputmode: "numeric", placeholder: "id of a user" });
+  const t = table("events", "Events, the newest first", ["Time", "Event", "User", "By", "Address", "Changes"]);
+  const count = el("p", { class: "muted", role: "status" }, "Connecting…");
+  const empty = muted("No events yet. Each act that changes something appears here when it happens.");
+  const held = button("", () => { paused = false; scrollTo(0, 0); draw(); }, "primary held");
+  const hold = button("Pause", () => { paused = !paused; draw(); });
+  let waiting = [], paused = false, drawing = false, live = false, dropped = 0;
+  held.hidden = true;
+
+  // draw shows the events that wait, at most once per frame. While the reader has paused or
+  // scrolled down, it only counts them, so that the rows do not move.
+  const draw = () => {
+    drawing = false;
+    const still = paused || scrollY > 300;
+    if (!still && waiting.length) {
+      t.body.prepend(...waiting.reverse().map(e => t.row(eventCells(e))));
+      while (t.body.rows.length > maxEvents) t.body.lastChild.remove();
+      waiting = [];
+      dropped = 0;
+      nameUsers(t.body, signal);
+    }
+    empty.hidden = t.body.rows.length > 0 || waiting.length > 0;
+    t.box.hidden = !t.body.rows.length;
+    held.hidden = waiting.length === 0;
+    held.textContent = `Show ${plural(waiting.length + dropped, "new event")}`;
+    hold.textContent = paused ? "Go on" : "Pause";
+    const text = !live ? "Connecting…" : paused ? "Paused." : "Live: new events appear at the top.";
+    if (count.textContent !== text) count.textContent = text;
+  };
+  const add = events => {
+    waiting.push(...events);
+    if (waiting.length > maxEvents) dropped += waiting.splice(0, waiting.length - maxEvents).length;
+    if (!drawing) requestAnimationFrame(draw);
+    drawing = true;
+  };
+  const filter = () => {
+    const values = Object.entries({ type: type.value, user: user.value.trim() }).filter(([, value]) => value);
+    return new URLSearchParams(values).toString();
+  };
+  const change = () => location.replace("#/events?" + filter());
+  type.input.addEventListener("change", change);
+  user.input.addEventListener("change", change);
+  addEventListener("scroll", () => { if (waiting.length && scrollY <= 300 && !paused) draw(); }, { signal, passive: true });
+  box.append(el("div", { class: "filters" }, type.box, user.box, el("div", { class: "buttons" }, hold)), count, held, empty, t.box);
+  draw();
+  follow(filter(), add, now => { live = now; draw(); }, signal).catch(err => {
+    if (!signal.aborted) count.textContent = explain(err);
+  });
+}
+
+// follow reads the latest events and then the stream, again and again until the signal.
+async function follow(filter, add, setLive, signal) {
+  let last = -1;
+  for (let tries = 0; ; tries++) {
+    try {
+      const answer = await request("GET", `api/events?${filter}`, undefined, {
+        signal, quiet: true, headers: { Accept: "text/event-stream", ...(last >= 0 && { "Last-Event-ID": `${last}` }) },
+      });
+      await readStream(answer.body, async (id, events) => {
+        if (last < 0) {
+          const { items } = await page(`events?limit=${searchedEvents}&after=${Math.max(0, id - searchedEvents)}&${filter}`, signal);
+          add(items.filter(e => e.id <= id).slice(-maxEvents));
+        }
+        tries = 0;
+        last = id;
+        setLive(true);
+        add(events);
+      });
+    } catch (err) {
+      if (signal.aborted || err instanceof ApiError && err.status !== 400) throw err;
+      if (err instanceof ApiError) last = -1; // the ids began anew
+    }
+    setLive(false);
+    await pause(Math.min(250 * 2 ** tries, 5000), signal);
+  }
+}
+
+// readStream reads server-sent events. It calls got with the last id and the events of each part.
+async function readStream(body, got) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let text = ""; ;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    const end = text.lastIndexOf("\n\n");
+    if (end < 0) continue;
+    let id = -1;
+    const events = [];
+    for (const line of text.slice(0, end).split("\n")) {
+      if (line.startsWith("id: ")) id = Number(line.slice(4));
+      if (line.startsWith("data: ")) events.push(JSON.parse(line.slice(6)));
+    }
+    text = text.slice(end + 2);
+    if (id >= 0) await got(id, events);
+  }
+}
+
+function eventCells(e) {
+  const changes = e.changes?.join(", ");
+  return [
+    when(e.at, "", clockTime), e.type.replaceAll("_", " "),
+    e.user_id && userLink(e.user_id), e.actor_id && (e.actor_id === e.user_id ? "itself" : userLink(e.actor_id)),
+    e.address && named(e.address), changes && el("bdi", { class: "small" }, changes),
+  ];
+}
+
+const userNames = new Map(); // by id; "" if the name is not known
+
+const userLink = id => el("a", { href: "#/users/" + id, "data-user": id }, named(userNames.get(id), "user " + id));
+
+// nameUsers replaces the ids of the newest users in an element by their names, a few at a time.
+async function nameUsers(box, signal) {
+  const wanted = [...new Set([...box.querySelectorAll("[data-user]")].slice(0, 60).map(a => Number(a.dataset.user)))].filter(id => !userNames.has(id));
+  for (const id of wanted.slice(0, 30)) {
+    userNames.set(id, "");
+    try {
+      userNames.set(id, (await api("GET", "users/" + id, undefined, { signal, quiet: true })).username);
+    } catch (err) {
+      if (err.status !== 404) userNames.delete(id);
+      if (signal.aborted) return;
+      continue;
+    }
+    for (const a of box.querySelectorAll(`[data-user="${id}"]`)) a.replaceChildren(named(userNames.get(id), "user " + id));
+  }
+}

@@ -1,0 +1,55 @@
+// Invitations, for admins.
+
+function showInvitations(box) {
+  let again;
+  box.append(el("p", {}, button("Invite", () => newInvitation(() => again()), "primary")),
+    section("Open invitations", async fill => {
+      again = fill;
+      const { items, next } = await page("invitations?limit=1000", screenSignal());
+      return [
+        list("invitations", "Invitations", ["For", "Role", "Uses left", "Made", "Expires", ""], items, v => invitationCells(v, fill),
+          "Nobody is invited now. Invite a person: the link lets them create their account."),
+        next && muted("These are the first 1,000."),
+      ];
+    }));
+}
+
+function invitationCells(v, again) {
+  return [
+    v.email || v.username ? [v.email && named(v.email), v.email && v.username && ", ", v.username && named(v.username)] : "anyone with the link",
+    v.role, `${v.uses_left}`,
+    [when(v.created_at), v.created_by && [" by ", link("user " + v.created_by, "#/users/" + v.created_by)]],
+    when(v.expires_at),
+    el("div", { class: "buttons" },
+      v.email && settings.mail === "on" && actButton("Send again", () => api("POST", `invitations/${v.id}/send`), "The invitation is on its way."),
+      button("Delete…", () => ask("Delete this invitation?", "Its links stop working.", "Delete", async () => {
+        await api("DELETE", "invitations/" + v.id);
+        await again();
+        say("Invitation deleted.");
+      }))),
+  ];
+}
+
+// newInvitation asks for an invitation, and shows its link. done is called after that.
+function newInvitation(done) {
+  let made = null;
+  dialog("Invite", close => {
+    const fields = [
+      field("email", "E-mail address (optional)", { type: "email", maxlength: 254, hint: settings.mail === "on" ? "The link is mailed to it, and only it can register." : "Only this address can register." }),
+      field("username", "Username (optional)", { maxlength: 80 }),
+      field("uses", "How many people can use the link", { type: "number", min: 1, max: 100, value: "1" }),
+      field("expires_in", "Valid for", { value: "259200", choices: [["3600", "1 hour"], ["86400", "1 day"], ["259200", "3 days"], ["604800", "7 days"], ["2592000", "30 days"]] }),
+    ];
+    const box = form(fields, "Make the invitation", async values => {
+      const body = { uses: Number(values.uses), expires_in: Number(values.expires_in) };
+      for (const key of ["email", "username"]) if (values[key]) body[key] = values[key];
+      made = await api("POST", "invitations", body);
+      box.replaceWith(
+        el("p", {}, body.email && settings.mail === "on" ? "An e-mail with a link is on its way. You can also send this one:" : "Send this link to the person:"),
+        secret(made.url, "Invitation"), el("p", {}, "It works until ", when(made.expires_at), ", and is not shown again."),
+        el("div", { class: "buttons" }, button("Done", close, "primary")));
+      say("Invitation made.");
+    }, { cancel: close });
+    return box;
+  }, { close: () => { if (made) done(); } });
+}
