@@ -525,9 +525,7 @@ func TestTheDocumentationListsEachSetting(t *testing.T) {
 	_, lines := exampleSettings(t)
 	var listed []string
 	for _, row := range regexp.MustCompile(`(?m)^\| (`+"`"+`[A-Z].*?) \|`).FindAllStringSubmatch(documentation(t)["docs/configuration.md"], -1) {
-		for _, name := range regexp.MustCompile(`[A-Z_]+`).FindAllString(row[1], -1) {
-			listed = append(listed, name)
-		}
+		listed = append(listed, regexp.MustCompile(`[A-Z_]+`).FindAllString(row[1], -1)...)
 	}
 	slices.Sort(listed)
 	if want := slices.Sorted(maps.Keys(lines)); !slices.Equal(listed, want) {

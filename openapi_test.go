@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"maps"
 	"math"
@@ -33,7 +34,8 @@ type object = map[string]any
 type document struct {
 	Security   []object
 	Paths      map[string]map[string]json.RawMessage
-	Others     map[string]message `json:"x-other-requests"`
+	Others     map[string]message    `json:"x-other-requests"`
+	Errors     map[string]errorEntry `json:"x-errors"` // by code
 	Components struct {
 		Schemas   map[string]object
 		Responses map[string]message
@@ -45,6 +47,13 @@ type document struct {
 
 	mu   sync.Mutex
 	seen map[string]string // facts that real exchanges have shown, each with one of them
+}
+
+// An errorEntry is what the document says about all errors with one code.
+type errorEntry struct {
+	Status int
+	Errors []string // the texts
+	Action string   // what a client should do
 }
 
 type operation struct {
@@ -564,8 +573,7 @@ func TestDocumentRoutesAndAccess(t *testing.T) {
 	}
 }
 
-// The codes and statuses of errors are the same in the code, in the document
-// and in docs/api.md.
+// The codes, statuses and texts of errors are the same in the code and in the document.
 func TestDocumentErrors(t *testing.T) {
 	t.Parallel()
 	d := readDocument(t)
@@ -595,20 +603,54 @@ func TestDocumentErrors(t *testing.T) {
 	if !maps.Equal(used, statuses) {
 		t.Errorf("the examples have %v\nthe errors are    %v", used, statuses)
 	}
-	page, err := os.ReadFile("docs/api.md")
-	if err != nil {
-		t.Fatal(err)
+	entries := make(map[string]errorEntry)
+	for _, a := range declaredErrors(t) {
+		entry := entries[a.code]
+		entry.Status, entry.Errors = a.status, append(entry.Errors, a.text)
+		entries[a.code] = entry
 	}
-	onPage := make(map[string]int)
-	for _, row := range regexp.MustCompile(`(?m)^\| ([45]\d\d) \|(.*)\|$`).FindAllStringSubmatch(string(page), -1) {
-		for _, code := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(row[2], -1) {
-			if code[1] != "current_password" && code[1] != "otp" { // members of bodies, not codes
-				onPage[code[1]], _ = strconv.Atoi(row[1])
-			}
+	for code, e := range d.Errors {
+		want := entries[code]
+		slices.Sort(want.Errors)
+		if e.Status != want.Status || !slices.Equal(slices.Sorted(slices.Values(e.Errors)), want.Errors) || e.Action == "" {
+			t.Errorf("x-errors describes %s as %+v, want %+v and an action", code, e, want)
 		}
+		delete(entries, code)
 	}
-	if !maps.Equal(onPage, statuses) {
-		t.Errorf("docs/api.md has %v\nthe errors are  %v", onPage, statuses)
+	if len(entries) > 0 {
+		t.Errorf("x-errors lacks %v", slices.Sorted(maps.Keys(entries)))
+	}
+}
+
+var updateDocs = flag.Bool("update", false, "write docs/errors.md")
+
+// docs/errors.md is made from x-errors, in the order of the schema Code.
+func TestThePageOfErrorsIsCurrent(t *testing.T) {
+	t.Parallel()
+	d := readDocument(t)
+	page := `# Errors
+
+<!-- Made from x-errors in assets/openapi.json: go test -run TestThePageOfErrorsIsCurrent . -args -update -->
+
+Each error has one of these codes. Programs should use the code: the texts can have details, and can
+change. [API](api.md#errors) describes the format, and ` + "`/openapi.json`" + ` which operation has which errors.
+`
+	codes := d.Components.Schemas["Code"]["enum"].([]any)
+	slices.SortStableFunc(codes, func(a, b any) int { return d.Errors[a.(string)].Status - d.Errors[b.(string)].Status })
+	status := 0
+	for _, code := range codes {
+		e := d.Errors[code.(string)]
+		if e.Status != status {
+			status = e.Status
+			page += fmt.Sprintf("\n## %d %s\n", status, http.StatusText(status))
+		}
+		page += fmt.Sprintf("\n### %s\n\n> %s\n\n%s\n", code, strings.Join(e.Errors, "\\\n> "), e.Action)
+	}
+	if *updateDocs {
+		writeFile(t, "docs/errors.md", []byte(page))
+	}
+	if got, err := os.ReadFile("docs/errors.md"); err != nil || string(got) != page {
+		t.Errorf("docs/errors.md is not current (%v): run this test with -args -update", err)
 	}
 }
 
