@@ -2,9 +2,8 @@
 // one user: sessions and API keys.
 
 function showAccount(box) {
-  const grid = el("div", { class: "cards" },
-    nameSection(), emailSection(), passwordSection(), factorSection());
-  box.append(grid, sessionsSection("me"), keysSection("me"), card("Delete your account",
+  reveal(box, el("div", { class: "cards" }, nameSection(), emailSection(), passwordSection(), factorSection()),
+    sessionsSection("me"), keysSection("me"), card("Delete your account",
     el("p", {}, "This deletes your user, its sessions and its API keys. It cannot be undone."),
     button("Delete my account…", () => ask("Delete your account?", "Your user, its sessions and its API keys are deleted. This cannot be undone.", "Delete my account", async () => {
       await api("DELETE", "users/me");
@@ -36,52 +35,29 @@ function emailSection() {
     const change = async values => {
       const changed = await api("PATCH", "users/me", values);
       await again();
-      say(changed.pending_email ? "Open the link in the e-mail to your new address." : "Address saved.");
+      say(changed.pending_email ? "To confirm it, open the link in the e-mail to your new address." : "Address saved.");
     };
     return [
       el("p", {}, named(user.email, "no address"), " ", user.email_verified_at ? badge("verified", "ok") : badge("not verified", "warn")),
       user.pending_email && el("p", {}, "Waiting for ", named(user.pending_email), ": open the link in the e-mail to that address. ",
-        button("Cancel the change", async () => {
-          try {
-            await change({ email: user.email });
-          } catch (err) {
-            if (!(err instanceof Cancelled)) say(explain(err));
-          }
-        }, "link")),
+        actButton("Cancel the change", () => change({ email: user.email }), "", "link")),
       !user.email_verified_at && settings.mail === "on" && verifyButton("me"),
       form([email], "Change the address", change, { label: "E-mail address" }),
     ];
   });
 }
 
-// actButton is a button without a dialog. done is what to say afterwards.
-function actButton(label, act, done, kind) {
-  const b = button(label, async () => {
-    if (b.getAttribute("aria-disabled")) return;
-    b.setAttribute("aria-disabled", "true");
-    try {
-      await act();
-      if (done) say(done);
-    } catch (err) {
-      if (!(err instanceof Cancelled)) say(explain(err));
-    } finally {
-      b.removeAttribute("aria-disabled");
-    }
-  }, kind);
-  return b;
-}
-
 const verifyButton = id => el("p", {}, actButton("Send a link that verifies it", () => api("POST", `users/${id}/email/verify`), "The link is on its way."));
 
 function passwordSection() {
   const password = field("password", "New password", { type: "password", autocomplete: "new-password" });
-  return card("Password", form([password], "Change the password", async values => {
+  return card("Password", muted("A new password logs out all your other devices."), form([password], "Change the password", async values => {
     const changed = await api("PATCH", "users/me", values, { lock: true });
     keepToken(changed);
     password.input.value = "";
     say("Password changed. All other devices are logged out.");
     refill("sessions");
-  }, { label: "Password" }), muted("A new password logs out all your other devices."));
+  }, { label: "Password", user: me.username }));
 }
 
 // refill loads a section of the screen again.

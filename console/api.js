@@ -93,9 +93,9 @@ function setBusy(change) {
 
 async function requestAgain(method, path, body, options) {
   for (let tries = 0, refreshed = false; ;) {
+    if (performance.now() > tokenEnds) await refresh(token);
     const used = token;
     try {
-      if (performance.now() > tokenEnds) await refresh(used);
       const act = () => send(method, path, body, options);
       return await (options.lock ? locked(act) : act());
     } catch (err) {
@@ -209,7 +209,7 @@ async function prove() {
     };
     box = dialog("Confirm that it is you", close => [
       muted("This change requires your password. For the next 15 minutes, nothing else asks for it."),
-      form([password, otp], "Confirm", act, { cancel: close }),
+      form([password, otp], "Confirm", act, { cancel: close, user: username }),
     ], { id: "proof", close: () => reject(new Cancelled("cancelled")) });
   }).finally(() => { proving = null; });
   return proving;

@@ -101,7 +101,8 @@ function field(id, label, options = {}) {
 }
 
 // form makes a form. act gets the values by the fields' ids; its error is shown in place, next
-// to the field that it names. options: id, kind of the button, cancel (a function), label.
+// to the field that it names. options: id, label, kind of the button, cancel (a
+// function), user (whose password it asks for).
 function form(fields, label, act, options = {}) {
   const message = el("p", { class: "wrong", role: "alert" });
   const submit = el("button", { type: "submit", class: options.kind ?? "primary" }, label);
@@ -131,7 +132,8 @@ function form(fields, label, act, options = {}) {
         submit.removeAttribute("aria-disabled");
       }
     },
-  }, fields.map(x => x.box), message,
+  }, options.user && el("input", { type: "text", autocomplete: "username", value: options.user, hidden: true }), // for password managers
+  fields.map(x => x.box), message,
   el("div", { class: "buttons" }, submit, options.cancel && button("Cancel", options.cancel)));
   return f;
 }
@@ -167,6 +169,28 @@ function dialog(title, build, options = {}) {
   box.showModal();
   (box.querySelector("input, select") ?? box.querySelector("button")).focus();
   return box;
+}
+
+// actButton is a button that acts without a dialog. done is what to say afterwards. An error is
+// shown next to the button.
+function actButton(label, act, done, kind) {
+  let wrong;
+  const b = button(label, async () => {
+    if (b.getAttribute("aria-disabled")) return;
+    b.setAttribute("aria-disabled", "true");
+    wrong?.remove();
+    try {
+      await act();
+      if (done) say(done);
+    } catch (err) {
+      if (err instanceof Cancelled || err.name === "AbortError") return;
+      wrong = el("span", { class: "wrong", role: "alert" }, explain(err));
+      b.after(" ", wrong);
+    } finally {
+      b.removeAttribute("aria-disabled");
+    }
+  }, kind);
+  return b;
 }
 
 // ask opens a dialog that asks whether to go on, and then runs act.
@@ -230,6 +254,18 @@ function section(title, load) {
       if (document.activeElement === document.body) box.querySelector("h2").focus({ preventScroll: true });
     }
   };
-  fill();
+  loads.push(fill());
   return box;
+}
+
+let loads = []; // of the sections that reveal has not shown yet
+
+// reveal shows the parts of a screen when all their sections are loaded, so that none of them
+// moves another one.
+async function reveal(box, ...parts) {
+  const waiting = muted("Loading…"), content = el("div", { hidden: true }, ...parts);
+  box.append(waiting, content);
+  await Promise.all(loads.splice(0));
+  waiting.remove();
+  content.hidden = false;
 }

@@ -2,11 +2,14 @@
 
 function factorSection() {
   return section("Second factor", async again => {
-    const state = await api("GET", "users/me/totp", undefined, { signal: screenSignal() });
+    const signal = screenSignal();
+    const [state, user] = await Promise.all([api("GET", "users/me/totp", undefined, { signal }), api("GET", "users/me", undefined, { signal })]);
     if (!state.on) {
       return [
         el("p", {}, badge("off", "warn"), " With a second factor, a stolen password is not enough to log in."),
-        button("Add a second factor…", () => addFactor(again), "primary"),
+        settings.mail === "on" && !user.email_verified_at
+          ? muted("To add one, verify your e-mail address first.")
+          : actButton("Add a second factor", () => addFactor(again), "", "primary"),
       ];
     }
     return [
@@ -18,7 +21,7 @@ function factorSection() {
           const { recovery_codes: codes } = await api("POST", "users/me/recovery-codes");
           dialog("Your new recovery codes", close => recoveryCodes(codes, close), { close: again });
         }),
-        button("Replace the app…", () => addFactor(again)),
+        actButton("Replace the app", () => addFactor(again)),
         button("Turn off…", () => ask("Turn off the second factor?", "Your password is then enough to log in.", "Turn off", async () => {
           await api("DELETE", "users/me/totp");
           await again();
@@ -30,13 +33,7 @@ function factorSection() {
 
 // addFactor gets a new secret, and shows it in a dialog that asks for its first code.
 async function addFactor(again) {
-  let made;
-  try {
-    made = await api("POST", "users/me/totp");
-  } catch (err) {
-    if (err instanceof Cancelled) return;
-    return say(explain(err));
-  }
+  const made = await api("POST", "users/me/totp");
   dialog("Add a second factor", close => {
     const otp = field("otp", "Code that the app shows", { inputmode: "numeric", autocomplete: "one-time-code", maxlength: 12 });
     const steps = el("div", {},
@@ -81,13 +78,12 @@ function drawQR(text) {
 function showEnrolment() {
   me = { id: Number(claims().sub), username: "", email: "", role: "member" };
   const done = async () => {
-    const state = await api("GET", "users/me/totp");
-    if (state.on) start();
+    if ((await api("GET", "users/me/totp")).on) start();
   };
   showPlain("Add a second factor",
     el("p", {}, "This service requires a second factor. Add one to go on: you need an authenticator app on your phone."),
     el("div", { class: "buttons" },
-      button("Add a second factor…", () => addFactor(() => done().catch(err => say(explain(err)))), "primary"),
-      button("Log out", () => logOut().catch(err => say(explain(err))))),
+      actButton("Add a second factor", () => addFactor(done), "", "primary"),
+      actButton("Log out", logOut)),
     settings.mail === "on" && el("div", {}, muted("If your e-mail address is not verified yet, do that first:"), verifyButton("me")));
 }

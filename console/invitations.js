@@ -2,7 +2,7 @@
 
 function showInvitations(box) {
   let again;
-  box.append(el("p", {}, button("Invite", () => newInvitation(() => again()), "primary")),
+  reveal(box, el("p", {}, button("Invite", () => newInvitation(() => again()), "primary")),
     section("Open invitations", async fill => {
       again = fill;
       const { items, next } = await page("invitations?limit=1000", screenSignal());

@@ -13,7 +13,7 @@ function showMail(box, query) {
   }
   const state = mailStates[query.get("state")] ? query.get("state") : "queued";
   const after = query.get("after") ?? "0";
-  box.append(el("nav", { class: "tabs", "aria-label": "State of the mails" },
+  reveal(box, el("nav", { class: "tabs", "aria-label": "State of the mails" },
     Object.entries(mailStates).map(([key, label]) => el("a", { href: "#/mail?state=" + key, "aria-current": key === state && "true" }, label))),
   section(mailStates[state], async again => {
     const { items, next } = await page(`mail?limit=${pageSize}&state=${state}&after=${after}`, screenSignal());
@@ -29,7 +29,7 @@ function mailCells(m, again) {
   return [
     `${m.kind} (${m.id})`,
     [m.email && named(m.email), m.user_id && [" ", link("user " + m.user_id, "#/users/" + m.user_id)]],
-    when(m.created_at), `${m.tries}`, when(m.next_try_at ?? m.closed_at, "–"),
+    when(m.created_at), `${m.tries}`, when(m.next_try_at ?? m.closed_at, "not known"),
     m.last_error ? el("bdi", { class: "small" }, m.last_error) : "",
     ["queued", "failed"].includes(m.state) && actButton("Try now", async () => { await api("POST", `mail/${m.id}/retry`); await again(); }, "userd tries again now."),
   ];

@@ -19,6 +19,7 @@ const screenSignal = () => leaving.signal; // aborted when the screen is left
 function leaveScreen() {
   leaving.abort();
   leaving = new AbortController();
+  loads = [];
   for (const box of document.querySelectorAll("dialog")) box.close();
 }
 
@@ -57,10 +58,7 @@ function showTop() {
     el("strong", {}, "userd"),
     me.role === "admin" && el("nav", { "aria-label": "Main" },
       Object.entries(screens).map(([key, { label }]) => link(label, "#/" + key))) || "",
-    el("span", { class: "who" }, named(me.username || me.email), button("Log out", event => {
-      event.target.disabled = true;
-      logOut().catch(err => { event.target.disabled = false; say(explain(err)); });
-    })));
+    el("span", { class: "who" }, named(me.username || me.email), actButton("Log out", logOut)));
   part("top").hidden = false;
 }
 

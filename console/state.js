@@ -55,13 +55,14 @@ const value = key => now => now[key];
 // The charts: a title, a unit, and lines [label, function of a measure and the one before].
 const charts = [
   ["Logins", "a second", [["succeeded", rate("ok")], ["refused", rate("refused")], ["limited", rate("limited")], ["busy", rate("busy")]]],
-  ["Requests", "a second", [["all", rate("requests")]]],
-  ["Latency", "ms, at most", [["half of the requests", (now, before) => quantile(now, before, .5)], ["95 %", (now, before) => quantile(now, before, .95)]]],
-  ["Password hashing", "passwords", [["running", value("running")], ["waiting", value("waiting")]]],
+  ["Requests", "a second", [["answered", rate("requests")]]],
+  ["Latency", "ms", [["half at most", (now, before) => quantile(now, before, .5)], ["95 % at most", (now, before) => quantile(now, before, .95)]]],
+  ["Password hashing", "", [["running", value("running")], ["waiting", value("waiting")]]],
   ["Database", "MB", [["file", value("size")], ["write-ahead log", value("log")]]],
   ["Users", "", [["users", value("users")], ["sessions", value("sessions")], ["API keys", value("keys")]]],
-  ["Mails that wait", "mails", [["mails", value("mails")]]],
-  ["Process", "", [["connections", value("connections")], ["memory in MB", value("memory")]]],
+  ["Mail", "", [["waiting", value("mails")]]],
+  ["Connections", "", [["open", value("connections")]]],
+  ["Memory", "MB", [["resident", value("memory")]]],
 ];
 
 const rounded = n => n.toLocaleString(undefined, { maximumFractionDigits: n < 10 ? 2 : n < 100 ? 1 : 0 });
@@ -99,8 +100,8 @@ function newChart([title, unit, lines]) {
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
     svg("path", { class: "axis", d: `M0 ${height - .5}H${width}M0 .5H${width}` }), ...paths);
   const box = card(title, el("div", { class: "plot" }, drawing, top),
-    el("ul", { class: "legend" }, lines.map(([label], i) => el("li", { class: "line" + i }, numbers[i], " ", label))),
-    unit && el("span", { class: "muted small" }, unit));
+    el("ul", { class: "legend" }, lines.map(([label], i) => el("li", { class: "line" + i }, el("span", {}, numbers[i], " ", label)))));
+  if (unit) box.querySelector("h2").append(" ", el("span", { class: "muted small" }, unit));
   const draw = measures => {
     const series = lines.map(([, get]) => measures.slice(1).map((now, i) => get(now, measures[i])));
     const most = Math.max(1, ...series.flat());

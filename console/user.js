@@ -3,7 +3,6 @@
 async function showUser(box, id) {
   const signal = screenSignal();
   setTitle("User " + id);
-  box.append(muted("Loading…"));
   let answer;
   try {
     answer = await request("GET", "api/users/" + encodeURIComponent(id), undefined, { signal });
@@ -17,7 +16,7 @@ async function showUser(box, id) {
   const again = () => { if (location.hash === "#/users/" + id) showRoute(); };
   setTitle(named(u.username, "User " + id));
   part("title").focus();
-  box.append(
+  reveal(box,
     el("p", { class: "badges" }, badge("id " + u.id), badge(u.role, u.role === "admin" && "info"),
       u.service && badge("service user"), u.disabled && badge("disabled", "warn"), u.pending && badge("waiting for approval", "warn"),
       u.id === me.id && badge("this is you", "ok"), link("Events of this user", "#/events?user=" + u.id)),
