@@ -4,14 +4,10 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	_ "embed"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"userd/internal/setting"
@@ -335,29 +331,7 @@ func (s *server) restoreEmail(x *exchange) error {
 	return x.send(http.StatusOK, []byte(`{"message":"Address restored"}`+"\n"))
 }
 
-//go:embed assets/account.html
-var accountHTML []byte
-
-// pagePolicy is the Content-Security-Policy of the page: its own script and style run,
-// and its script may only call this server.
-var pagePolicy = sync.OnceValue(func() string {
-	hash := func(tag string) string {
-		_, text, _ := strings.Cut(string(accountHTML), "<"+tag+">")
-		text, _, _ = strings.Cut(text, "</"+tag+">")
-		sum := sha256.Sum256([]byte(text))
-		return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
-	}
-	return "default-src 'none'; script-src " + hash("script") + "; style-src " + hash("style") +
-		"; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-})
-
-// accountPage answers with the page that all links open. The kind of the code decides what the
-// page does. The code is in the fragment of the URL, which browsers do not send. So no log
+// accountPage answers with the page that all links open: the document of the console, also if
+// CONSOLE is off. The kind of the code decides what the page does. The code is in the fragment of the URL, which browsers do not send. So no log
 // contains the code, and a program that follows links does not use it up.
-func (s *server) accountPage(x *exchange) error {
-	header := x.Header()
-	header["Content-Type"] = []string{"text/html; charset=utf-8"}
-	header["Content-Security-Policy"] = []string{pagePolicy()}
-	header["Referrer-Policy"] = []string{"no-referrer"}
-	return x.send(http.StatusOK, accountHTML)
-}
+func (s *server) accountPage(x *exchange) error { return x.sendPage(s.webPages.withAdmin()) }

@@ -103,19 +103,18 @@ func (s *server) sendConsole(x *exchange) error {
 	if !s.console.on {
 		return errNotFound
 	}
-	return s.sendWebPage(x)
-}
-
-func (s *server) sendWebPage(x *exchange) error {
 	found, err := s.store.hasAdmin()
 	if err != nil {
 		return err
 	}
-	page := s.webPages.withoutAdmin
-	if found {
-		page = s.webPages.withAdmin
+	if !found {
+		return x.sendPage(s.webPages.withoutAdmin())
 	}
-	p := page()
+	return x.sendPage(s.webPages.withAdmin())
+}
+
+// sendPage answers with a document of the console.
+func (x *exchange) sendPage(p *webPage) error {
 	header := x.Header()
 	header["Content-Type"] = []string{"text/html; charset=utf-8"}
 	header["Content-Security-Policy"] = []string{p.policy}
