@@ -130,7 +130,7 @@ function newKey(id, again) {
     ];
     const box = form(fields, "Make the key", async values => {
       const made = await api("POST", `users/${id}/keys`, { ...values, expires_in: Number(values.expires_in) });
-      box.replaceWith(
+      replaceForm(box,
         el("p", {}, "Copy the key now. It is not shown again."),
         secret(made.key, "API key"),
         el("div", { class: "buttons" }, button("Done", close, "primary")));

@@ -201,6 +201,13 @@ function ask(title, text, label, act) {
   ]);
 }
 
+// replaceForm replaces the form of a dialog by what it has made.
+function replaceForm(box, ...nodes) {
+  const parent = box.parentElement;
+  box.replaceWith(...nodes);
+  parent.querySelector("button").focus();
+}
+
 // secret shows a text that must be copied now.
 function secret(text, label) {
   const shown = el("code", { class: "secret", tabindex: 0, "aria-label": label }, text);

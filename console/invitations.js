@@ -44,7 +44,7 @@ function newInvitation(done) {
       const body = { uses: Number(values.uses), expires_in: Number(values.expires_in) };
       for (const key of ["email", "username"]) if (values[key]) body[key] = values[key];
       made = await api("POST", "invitations", body);
-      box.replaceWith(
+      replaceForm(box,
         el("p", {}, body.email && settings.mail === "on" ? "An e-mail with a link is on its way. You can also send this one:" : "Send this link to the person:"),
         secret(made.url, "Invitation"), el("p", {}, "It works until ", when(made.expires_at), ", and is not shown again."),
         el("div", { class: "buttons" }, button("Done", close, "primary")));

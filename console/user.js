@@ -88,7 +88,7 @@ function resetLink(u) {
     const life = field("expires_in", "Valid for", { value: "86400", choices: [["3600", "1 hour"], ["86400", "24 hours"], ["604800", "7 days"]] });
     const box = form([life], "Make the link", async values => {
       const made = await api("POST", `users/${u.id}/reset-link`, { expires_in: Number(values.expires_in) });
-      box.replaceWith(
+      replaceForm(box,
         el("p", {}, "Send this link to ", named(u.username), " in a way that you trust. It works once, until ", when(made.expires_at), ". It is not shown again."),
         secret(made.url, "Reset link"),
         el("div", { class: "buttons" }, button("Done", close, "primary")));
