@@ -15,8 +15,10 @@ const screens = {
 let leaving = new AbortController();
 const screenSignal = () => leaving.signal; // aborted when the screen is left
 
-// leaveScreen ends the requests and the timers of the screen.
+// leaveScreen ends the requests and the timers of the screen, and makes room for the next one.
 function leaveScreen() {
+  part("loading").hidden = true;
+  part("main").hidden = false;
   leaving.abort();
   leaving = new AbortController();
   loads = [];
@@ -64,7 +66,6 @@ function showTop() {
 
 // start shows the screen of the session, or the login if there is none.
 async function start() {
-  leaveScreen();
   const signal = screenSignal();
   try {
     me = await api("GET", "users/me", undefined, { signal });
@@ -82,7 +83,8 @@ async function start() {
 
 part("skip").addEventListener("click", () => part("title").focus());
 if (isConsole) {
-  setTitle("Loading…");
+  part("main").hidden = true; // so that it does not move when the navigation appears
+  part("loading").hidden = false;
   addEventListener("hashchange", showRoute);
   start();
 } else {

@@ -56,7 +56,7 @@ const value = key => now => now[key];
 const charts = [
   ["Logins", "a second", [["succeeded", rate("ok")], ["refused", rate("refused")], ["limited", rate("limited")], ["busy", rate("busy")]]],
   ["Requests", "a second", [["answered", rate("requests")]]],
-  ["Latency", "ms", [["half at most", (now, before) => quantile(now, before, .5)], ["95 % at most", (now, before) => quantile(now, before, .95)]]],
+  ["Latency", "ms", [["50 % within", (now, before) => quantile(now, before, .5)], ["95 % within", (now, before) => quantile(now, before, .95)]]],
   ["Password hashing", "", [["running", value("running")], ["waiting", value("waiting")]]],
   ["Database", "MB", [["file", value("size")], ["write-ahead log", value("log")]]],
   ["Users", "", [["users", value("users")], ["sessions", value("sessions")], ["API keys", value("keys")]]],
