@@ -1066,6 +1066,8 @@ func TestAccess(t *testing.T) {
 		"GET /healthz":           {200, 200, 200, 200},
 		"GET /readyz":            {200, 200, 200, 200},
 		"GET /metrics":           {401, 403, 403, 200},
+		"GET /":                  {200, 200, 200, 200},
+		"GET /console":           {404, 404, 404, 404}, // off
 		"GET /api/test":          {200, 200, 200, 200},
 		"POST /api/register":     {400, 400, 400, 400},
 		"POST /api/login":        {400, 400, 400, 400},
@@ -1106,6 +1108,9 @@ func TestAccess(t *testing.T) {
 		"GET /api/invitations":                 {401, 403, 403, 200},
 		"POST /api/invitations":                {401, 403, 403, 201},
 		"DELETE /api/invitations/{invitation}": {401, 403, 403, 404},
+
+		"GET /api/mail":               {401, 403, 403, 200},
+		"POST /api/mail/{mail}/retry": {401, 403, 403, 404},
 
 		"POST /api/invitations/{invitation}/send": {401, 403, 403, 403}, // mail is off
 

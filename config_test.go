@@ -159,6 +159,7 @@ func TestABadValueIsRefusedInOneLineThatNamesTheSetting(t *testing.T) {
 		{"MAIL_LIMIT", "0", "from 1 to 100000"},
 		{"MAIL_LIMIT", "100001", "from 1 to 100000"},
 		{"NOTICES", "yes", "on or off"},
+		{"CONSOLE", "yes", "on or off"},
 		{"REQUIRE_FACTOR", "yes", "off, admins or all"},
 		{"RESET_URL", "https://app.example.com/reset", "{code}"},
 		{"RESET_URL", "https://app.example.com/{code}/{code}", "once"},

@@ -103,14 +103,11 @@ func (s *server) sendConsole(x *exchange) error {
 	if !s.console.on {
 		return errNotFound
 	}
-	found, err := s.store.hasAdmin()
-	if err != nil {
-		return err
+	page := s.webPages.withAdmin
+	if found, err := s.store.hasAdmin(); err == nil && !found { // the page itself shows that the database is unavailable
+		page = s.webPages.withoutAdmin
 	}
-	if !found {
-		return x.sendPage(s.webPages.withoutAdmin())
-	}
-	return x.sendPage(s.webPages.withAdmin())
+	return x.sendPage(page())
 }
 
 // sendPage answers with a document of the console.
@@ -141,7 +138,8 @@ func (c *config) setConsole(development bool, program string) {
 	c.console.on = c.consoleSwitch == switchOn || c.consoleSwitch == "" && development
 	c.console.secure = !development && !strings.HasPrefix(c.appURL, "http:")
 	if u, err := url.Parse(c.appURL); err == nil && c.appURL != "" {
-		c.console.origin = u.Scheme + "://" + u.Host
+		standardPort := map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
+		c.console.origin = u.Scheme + "://" + strings.TrimSuffix(strings.ToLower(u.Host), standardPort) // as browsers send it
 	}
 	c.console.firstAdmin = c.firstAdmin(development, program)
 }

@@ -88,7 +88,7 @@ func (s *server) routes() []route {
 		{"GET /healthz", anyone, noProof, noLimit, nil, s.healthz},
 		{"GET /readyz", anyone, noProof, noLimit, nil, s.readyz},
 		{"GET /metrics", adminOnly, noProof, noLimit, adminKeys, s.metrics}, // for anyone on METRICS_ADDR
-		{"GET /{$}", anyone, noProof, noLimit, nil, s.root},
+		{"GET /", anyone, noProof, noLimit, nil, s.root},
 		{"GET /console", anyone, noProof, noLimit, nil, s.sendConsole},
 		{"GET /openapi.json", anyone, noProof, noLimit, nil, s.openAPI},
 
@@ -145,10 +145,15 @@ func (s *server) routes() []route {
 	}
 }
 
-// handle adds a route to the mux. It checks the access before the handler runs.
+// handle adds a route to the mux. It checks the access before the handler runs. A path that ends
+// with a slash is only that path, not those below it.
 func (s *server) handle(rt route) {
 	stats := s.stats.route(rt.pattern)
-	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
+	pattern := rt.pattern
+	if strings.HasSuffix(pattern, "/") {
+		pattern += "{$}"
+	}
+	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		x := w.(*exchange)
 		x.r = r // with the path's values
 		x.routed, x.proof, x.limit, x.scopes, x.routeStats = true, rt.proof, rt.limit, rt.scopes, stats

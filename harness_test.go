@@ -160,6 +160,7 @@ func newServiceOn(t testing.TB, path string, options ...func(*settings)) *servic
 	s := newServer(c, st, passhash.New(cheap), keys, testLog(t), clock.wall, clock.mono)
 	web := httptest.NewServer(s)
 	t.Cleanup(web.Close)
+	web.Client().CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return &service{server: s, t: t, url: web.URL, clock: clock, path: path, http: web}
 }
 

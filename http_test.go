@@ -144,7 +144,6 @@ func TestPathsAndMethods(t *testing.T) {
 		status       int
 		allow        string
 	}{
-		{"GET", "/", 404, ""},
 		{"GET", "/api", 404, ""},
 		{"GET", "/api/", 404, ""},
 		{"GET", "/api/nothing", 404, ""},

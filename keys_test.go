@@ -89,6 +89,8 @@ var scopeCases = []scopeCase{
 	{"GET /healthz", "", "*", false, [5]int{200, 200, 200, 200, 200}},
 	{"GET /readyz", "", "*", false, [5]int{200, 200, 200, 200, 200}},
 	{"GET /openapi.json", "", "*", false, [5]int{200, 200, 200, 200, 200}},
+	{"GET /", "", "*", false, [5]int{200, 200, 200, 200, 200}},
+	{"GET /console", "", "*", false, [5]int{404, 404, 404, 404, 404}}, // off
 	{"GET /api/test", "", "*", false, [5]int{200, 200, 200, 200, 200}},
 	{"GET /invite", "", "*", false, [5]int{200, 200, 200, 200, 200}},
 	{"GET /reset", "", "*", false, [5]int{200, 200, 200, 200, 200}},
@@ -141,6 +143,8 @@ var scopeCases = []scopeCase{
 	{"DELETE /api/users/{id}/keys/{key}", "", "", false, [5]int{}},
 	{"POST /api/users/{id}/reset-link", "{}", "", false, [5]int{}},
 	{"POST /api/users/{id}/approve", "", "wa", false, [5]int{403, 403, 200, 200, 200}},
+	{"GET /api/mail", "", "a", false, [5]int{403, 403, 200, 200, 200}},
+	{"POST /api/mail/{mail}/retry", "", "a", false, [5]int{403, 403, 404, 404, 404}},
 	{"GET /api/invitations", "", "rwa", false, [5]int{403, 403, 200, 200, 200}},
 	{"POST /api/invitations", "{}", "", false, [5]int{}},
 	{"POST /api/invitations/{invitation}/send", "", "", false, [5]int{}},

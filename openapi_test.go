@@ -777,7 +777,11 @@ func (w *witness) do(token, method, path, body string, headers ...string) reply 
 func (d *document) find(method, path string, headers []string) (*operation, map[string]string) {
 	op, parameters, mux := d.other, make(map[string]string), http.NewServeMux()
 	for _, candidate := range d.operations {
-		mux.HandleFunc(candidate.name, func(_ http.ResponseWriter, r *http.Request) {
+		pattern := candidate.name
+		if strings.HasSuffix(pattern, "/") {
+			pattern += "{$}"
+		}
+		mux.HandleFunc(pattern, func(_ http.ResponseWriter, r *http.Request) {
 			op = candidate
 			for _, name := range regexp.MustCompile(`{(\w+)}`).FindAllStringSubmatch(op.name, -1) {
 				parameters["path "+name[1]] = r.PathValue(name[1])
@@ -1062,6 +1066,7 @@ func TestEveryRouteAnswersAsDocumented(t *testing.T) {
 			{"mailed invitations", sendsInvitations, withMail},
 			{"registration by invitation", refusesUninvited, func(c *settings) { c.registration = registrationInvite }},
 			{"mail", mailsLinks, withMail},
+			{"console", usesConsole, withConsole},
 			{"no APP_URL", refusesLinks, func(c *settings) { c.pages = pageURLs{} }},
 			{"API keys", usesKeys, asUsual},
 			{"proofs", refusesProofs, asUsual},
@@ -1095,6 +1100,8 @@ func goesWell(w *witness) {
 	t, d := w.t, w.doc
 	w.do("", "GET", "/api/test", "").want(t, 200, "")
 	w.do("", "GET", "/openapi.json", "").want(t, 200, "")
+	w.do("", "GET", "/", "").want(t, 200, "")
+	w.do("", "GET", "/console", "").want(t, 404, "not_found")
 	w.do("", "GET", "/healthz", "").want(t, 200, "")
 	w.do("", "GET", "/readyz", "").want(t, 200, "")
 	w.do("", "GET", "/api/nothing", "").want(t, 404, "not_found")
@@ -1191,7 +1198,7 @@ func (w *witness) followEvents(token string) {
 func (w *witness) paths(f func(rt route, method, path string)) {
 	for _, rt := range w.routes() {
 		method, path, _ := strings.Cut(rt.pattern, " ")
-		f(rt, method, strings.NewReplacer("{id}", "me", "{sid}", "999", "{invitation}", "999", "{key}", "999").Replace(path))
+		f(rt, method, strings.NewReplacer("{id}", "me", "{sid}", "999", "{invitation}", "999", "{key}", "999", "{mail}", "999").Replace(path))
 	}
 }
 
@@ -1453,7 +1460,10 @@ func refusesWithoutDatabase(w *witness) {
 			return
 		}
 		switch rt.pattern {
-		case "GET /api/test", "GET /openapi.json", "GET /healthz":
+		case "GET /console":
+			w.do("", method, path, "").want(w.t, 404, "not_found")
+			return
+		case "GET /", "GET /api/test", "GET /openapi.json", "GET /healthz":
 			w.do("", method, path, "").want(w.t, 200, "")
 			return
 		case "POST /api/password/forgot":
@@ -1638,9 +1648,45 @@ func mailsLinks(w *witness) {
 	w.do("", "POST", "/api/password/forgot", d.example(t, "POST /api/password/forgot", 0)).want(t, 202, "")
 	w.do("", "POST", "/api/password/forgot", "{}").want(t, 400, "missing_fields")
 	w.do("", "POST", "/api/password/forgot", fmt.Sprintf(`{"login":%q}`, strings.Repeat("a", maxLogin+1))).want(t, 400, "invalid_fields")
+	_, root := w.admin("root")
+	w.do(root, "GET", "/api/mail?limit=1&after=0&state=queued", "").want(t, 200, "")
+	w.do("", "POST", "/api/password/forgot", `{"login":"ann@example.com"}`).want(t, 202, "")
+	w.do(root, "GET", "/api/mail?limit=1", "").want(t, 200, "")
+	w.do(root, "POST", "/api/mail/1/retry", "").want(t, 204, "")
+	w.change(`UPDATE user_mail SET state = 'sent', email = 'ann@example.com', user_id = 1, closed_at = 2, last_error = 'no' WHERE id = 1`)
+	w.do(root, "POST", "/api/mail/1/retry", "").want(t, 404, "mail_not_found")
+	w.do(root, "GET", "/api/mail", "").want(t, 200, "")
+	w.do(root, "GET", "/api/mail?state=new", "").want(t, 400, "bad_parameter")
 	w.keepLog()
 	w.store.writer.filesLost.Store(true)
 	w.do("", "POST", "/api/password/forgot", d.example(t, "POST /api/password/forgot", 0)).want(t, 503, "unavailable")
+}
+
+// usesConsole is the life of a session whose refresh token is in a cookie.
+func usesConsole(w *witness) {
+	t, d := w.t, w.doc
+	w.do("", "GET", "/", "").want(t, 303, "")
+	w.do("", "GET", "/console", "").want(t, 200, "")
+	w.register("ann")
+	here := "Origin: " + w.url
+	login := d.example(t, "POST /api/login", 2)
+	w.do("", "POST", "/api/login", login).want(t, 403, "cross_origin")
+	r := w.do("", "POST", "/api/login", login, here).want(t, 200, "")
+	w.do("", "POST", "/api/refresh", "", cookieOf(r)).want(t, 403, "cross_origin")
+	r = w.do("", "POST", "/api/refresh", "", cookieOf(r), here).want(t, 200, "")
+	w.do("", "POST", "/api/refresh", "", "Cookie: userd=x", here).want(t, 401, "invalid_token")
+	for _, method := range []string{"PUT", "PATCH"} {
+		body := fmt.Sprintf(`{"password":"another %s one","current_password":%q}`, method, goodPassword)
+		r = w.do(r.field("access_token"), method, "/api/users/me", body, cookieOf(r), here).want(t, 200, "")
+		body = fmt.Sprintf(`{"password":%q}`, goodPassword)
+		r = w.do(r.field("access_token"), method, "/api/users/me", body, cookieOf(r), here).want(t, 200, "")
+	}
+	secret, _ := w.enrol(r.field("access_token"))
+	mfa := w.loginWith("ann", "").field("mfa_token")
+	login = fmt.Sprintf(`{"mfa_token":%q,"otp":%q,"cookie":true}`, mfa, w.nextCode(secret))
+	w.do("", "POST", "/api/login/factor", login).want(t, 403, "cross_origin")
+	r = w.do("", "POST", "/api/login/factor", login, here).want(t, 200, "")
+	w.do(r.field("access_token"), "POST", "/api/logout", "", cookieOf(r), here).want(t, 204, "")
 }
 
 // changesAddresses is how users verify and change their addresses.
