@@ -1194,6 +1194,7 @@ var actCases = map[string][]actCase{
 	"POST /api/invitations/{invitation}/send": {{own: true, other: true}},
 	"DELETE /api/invitations/{invitation}":    {{}}, // like the revocation of a key, it can only help
 	"POST /api/users/{id}/approve":            {{}},
+	"POST /api/mail/{mail}/retry":             {{}},
 	"POST /api/users/{id}/email/verify":       {{}}, // to the address that the user has
 	"POST /api/users/{id}/keys": {
 		{field: "name", value: `"job"`, own: true, other: true},
@@ -1363,7 +1364,7 @@ func testAct(t *testing.T, s *service, rt route, method, path string, act actCas
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := s.do(token, method, strings.NewReplacer("{id}", strconv.FormatInt(ids[target], 10), "{sid}", last, "{invitation}", s.anInvitation(), "{key}", s.keyToRevoke(ids[target])).Replace(path)+act.query, string(body))
+	r := s.do(token, method, strings.NewReplacer("{id}", strconv.FormatInt(ids[target], 10), "{sid}", last, "{invitation}", s.anInvitation(), "{key}", s.keyToRevoke(ids[target]), "{mail}", s.aMail()).Replace(path)+act.query, string(body))
 	if bodies[rt.pattern] == nil { // it does not check the password
 		p.always = false
 	}

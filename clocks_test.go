@@ -37,6 +37,7 @@ var clockReaders = map[string]string{
 	"cli_users.go sessionEnd":              "stored",
 	"cli_users.go sessionList":             "sessions",
 	"cli_users.go userDelete":              "stored",
+	"console.go server.retryMail":          "the outbox",
 	"events.go eventWriter.write":          "mono",
 	"events.go feed.wait":                  "mono",
 	"events.go server.streamEvents":        "mono",

@@ -952,7 +952,7 @@ func withoutTokens(v any) any {
 		delete(o, "url")
 		delete(o, "key")
 		delete(o, "prefix")
-		for _, name := range []string{"secret", "uri", "mfa_token", "otp", "recovery_codes"} {
+		for _, name := range []string{"secret", "uri", "qr", "mfa_token", "otp", "recovery_codes"} {
 			delete(o, name)
 		}
 		if code, _ := o["code"].(string); strings.HasPrefix(code, "u") && strings.Index(code, "_") == 2 {
@@ -1066,7 +1066,7 @@ func TestEveryRouteAnswersAsDocumented(t *testing.T) {
 			{"mailed invitations", sendsInvitations, withMail},
 			{"registration by invitation", refusesUninvited, func(c *settings) { c.registration = registrationInvite }},
 			{"mail", mailsLinks, withMail},
-			{"console", usesConsole, withConsole},
+			{"console", usesConsole, func(c *settings) { c.console.on, c.issuer = true, strings.Repeat("i", 200) }}, // its QR code does not fit
 			{"no APP_URL", refusesLinks, func(c *settings) { c.pages = pageURLs{} }},
 			{"API keys", usesKeys, asUsual},
 			{"proofs", refusesProofs, asUsual},

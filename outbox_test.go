@@ -26,6 +26,14 @@ import (
 // withMail turns mail on.
 func withMail(c *settings) { c.mailOn = true }
 
+// aMail queues a mail and returns its id.
+func (s *service) aMail() string {
+	s.t.Helper()
+	m := queuedMail{kind: resetMail, login: "ann"}
+	s.change(m.statement().query, m.args()...)
+	return fmt.Sprint(scanStore[int64](s.t.(*testing.T), s, "SELECT max(id) FROM user_mail"))
+}
+
 // A postbox is the outbox of a service, with a transport to a directory.
 type postbox struct {
 	*outbox

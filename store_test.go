@@ -339,6 +339,7 @@ func exercise(t *testing.T, st *store) {
 		st.endSession(ctx, sid, root.id, sid.session, 1),
 		st.endSessions(ctx, aSession(t, st, root), root.id, 1),
 		func() error { _, err := st.newestKey(); return err }(),
+		func() error { _, err := st.hasAdmin(); return err }(),
 		st.ensureKey(ctx, keyRow{"kid", []byte("secret")}, 1, 1),
 		st.rotateKey(ctx, keyRow{"next", []byte("secret")}, false, 2),
 		func() error { _, err := st.signingKeys(ctx); return err }(),
