@@ -136,7 +136,6 @@ func (s *server) routes() []route {
 
 		{"GET /api/mail", adminOnly, noProof, noLimit, adminKeys, s.listMails},
 		{"POST /api/mail/{mail}/retry", adminOnly, noProof, noLimit, adminKeys, s.retryMail},
-
 		{"GET /reset", anyone, noProof, noLimit, nil, s.accountPage},
 		{"GET /invite", anyone, noProof, noLimit, nil, s.accountPage},
 		{"GET /verify", anyone, noProof, noLimit, nil, s.accountPage},

@@ -1681,6 +1681,7 @@ func usesConsole(w *witness) {
 		body = fmt.Sprintf(`{"password":%q}`, goodPassword)
 		r = w.do(r.field("access_token"), method, "/api/users/me", body, cookieOf(r), here).want(t, 200, "")
 	}
+	w.do(r.field("access_token"), "POST", "/api/users/me/totp", "").want(t, 201, "")
 	secret, _ := w.enrol(r.field("access_token"))
 	mfa := w.loginWith("ann", "").field("mfa_token")
 	login = fmt.Sprintf(`{"mfa_token":%q,"otp":%q,"cookie":true}`, mfa, w.nextCode(secret))

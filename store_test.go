@@ -415,6 +415,7 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 		"SCAN counter":     "it has one row",
 		"SCAN signing_key": "its last row ends it",
 		"SCAN signing_key USING COVERING INDEX sqlite_autoindex_signing_key_1": "its first row ends it",
+		"SCAN user USING INDEX user_admin":                                     "it holds only the admins, and the first active one ends it",
 		"SCAN other USING INDEX user_admin":                                    "it holds only the admins, and the first other active one ends it",
 		"SCAN CONSTANT ROW":                                                    "a SELECT without a table",
 		"SCAN (subquery-2)":                                                    "the sessions of one sweep",
