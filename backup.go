@@ -436,12 +436,12 @@ func raiseIDs(ctx context.Context, path string, previous *lockedDatabase) error 
 	}
 	for _, st := range []statement{
 		// A previous database with a lower counter does not descend from the copy, so its counter says nothing.
-		{query: `UPDATE counter SET user_id = iif(@previous >= user_id, @previous, user_id + @gap)`, args: args{{"previous", previous.lastUser}, {"gap", idGap}}},
-		{query: `INSERT INTO sqlite_sequence (name, seq) SELECT 'session', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'session')`},
-		{query: `UPDATE sqlite_sequence SET seq = max(seq, @previous) + @gap WHERE name = 'session'`, args: args{{"previous", previous.lastSession}, {"gap", idGap}}},
+		{Query: `UPDATE counter SET user_id = iif(@previous >= user_id, @previous, user_id + @gap)`, Args: args{{"previous", previous.lastUser}, {"gap", idGap}}},
+		{Query: `INSERT INTO sqlite_sequence (name, seq) SELECT 'session', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'session')`},
+		{Query: `UPDATE sqlite_sequence SET seq = max(seq, @previous) + @gap WHERE name = 'session'`, Args: args{{"previous", previous.lastSession}, {"gap", idGap}}},
 	} {
 		if err == nil {
-			err = st.exec(ctx, db)
+			err = st.Exec(ctx, db)
 		}
 	}
 	return errors.Join(err, db.Close())

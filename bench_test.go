@@ -442,15 +442,15 @@ func benchDatabase(b *testing.B) (path string) {
 	}
 	err = st.write(context.Background(),
 		statement{
-			query: `
+			Query: `
 				WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < @users)
 				INSERT INTO user (id, username, email, password_hash, created_at, updated_at)
 				SELECT i, 'user' || i, 'user' || i || '@example.com', @hash, @now, @now FROM n`,
-			args: args{{"users", benchUsers}, {"hash", hash}, {"now", time.Now().Unix()}},
+			Args: args{{"users", benchUsers}, {"hash", hash}, {"now", time.Now().Unix()}},
 		},
 		statement{
-			query: `UPDATE counter SET user_id = @users`,
-			args:  args{{"users", benchUsers}},
+			Query: `UPDATE counter SET user_id = @users`,
+			Args:  args{{"users", benchUsers}},
 		})
 	if err != nil {
 		b.Fatal(err)

@@ -159,7 +159,7 @@ func TestEachActIsOneEvent(t *testing.T) {
 			a.do(a.refresh, "POST", "/api/refresh", "").want(t, 200, "")
 			a.clock.add(2 * touchEvery * time.Second)
 			a.do(a.ann, "GET", "/api/users/me", "").want(t, 200, "")
-			wantError(t, "a write behind the touch", a.store.write(ctx, statement{query: `UPDATE counter SET user_id = user_id`}), nil)
+			wantError(t, "a write behind the touch", a.store.write(ctx, statement{Query: `UPDATE counter SET user_id = user_id`}), nil)
 		}, ""},
 		{"a refresh token that comes back, twice", func(t *testing.T, a *actors) {
 			a.do(a.refresh, "POST", "/api/refresh", "").want(t, 200, "")
@@ -298,11 +298,11 @@ func TestEventsArePagedByCursor(t *testing.T) {
 func addEvents(t testing.TB, st *store, n int) {
 	t.Helper()
 	err := st.write(context.Background(), statement{
-		query: `
+		Query: `
 			WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < @n)
 			INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes)
 			SELECT 1777777777, 'login', 0, 0, i, '192.0.2.1', '' FROM n`,
-		args: args{{"n", n}},
+		Args: args{{"n", n}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -325,7 +325,7 @@ func TestEventListsUseTheirIndexes(t *testing.T) {
 		if err := st.events(context.Background(), 0, 9, c.only, func(*event) {}); err != nil {
 			t.Fatal(err)
 		}
-		for query := range st.reads.stmts {
+		for _, query := range st.reads.Queries() {
 			if got := plan(t, another(t, path), query); got != c.step {
 				t.Errorf("%+v: the plan is %s, want %s", c.only, got, c.step)
 			}

@@ -390,7 +390,7 @@ func TestNoSessionWithoutTheSecondFactor(t *testing.T) {
 // change runs a statement on the database of a service.
 func (s *service) change(query string, values ...arg) {
 	s.t.Helper()
-	if err := s.store.write(s.t.Context(), statement{query: query, args: values}); err != nil {
+	if err := s.store.write(s.t.Context(), statement{Query: query, Args: values}); err != nil {
 		s.t.Fatal(err)
 	}
 }

@@ -214,7 +214,7 @@ func (m *importer) add(ctx context.Context, r importRow) error {
 	m.good++
 	m.factors = m.factors || r.totp != ""
 	m.progress.Show(m.good+m.bad, r.end)
-	insert, err := m.db.stmts.get(`
+	insert, err := m.db.stmts.Get(`
 		INSERT INTO import (rowid, id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
 			email_verified_at, pending, service, totp)
 		VALUES (?1, nullif(?2, 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)`)
@@ -254,7 +254,7 @@ func (m *importer) report(ctx context.Context, row int, problem string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.bad++
-	insert, err := m.db.stmts.get(`INSERT INTO problem (row, text) VALUES (?, ?)`)
+	insert, err := m.db.stmts.Get(`INSERT INTO problem (row, text) VALUES (?, ?)`)
 	if err == nil {
 		_, err = insert.ExecContext(context.WithoutCancel(ctx), row, problem)
 	}
@@ -408,7 +408,7 @@ func (m *importer) tryInsert(ctx context.Context) error {
 	}
 	if err == nil && rows > 0 {
 		e := event{at: m.wall().Unix(), kind: usersImported, changes: fmt.Sprintf("users=%d,admins=%d", rows, admins)}.by(console)
-		err = e.exec(ctx, tx)
+		err = e.Exec(ctx, tx)
 	}
 	if err == nil {
 		err = tx.Commit()

@@ -31,7 +31,7 @@ func (s *service) keyOf(userID int64, scope keyScope, life time.Duration) (key s
 		s.t.Fatal(err)
 	}
 	if scope != k.scope {
-		if err := s.store.write(s.t.Context(), statement{query: `UPDATE user_key SET scope = @scope WHERE id = @id`, args: args{{"scope", string(scope)}, {"id", k.id}}}); err != nil {
+		if err := s.store.write(s.t.Context(), statement{Query: `UPDATE user_key SET scope = @scope WHERE id = @id`, Args: args{{"scope", string(scope)}, {"id", k.id}}}); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -276,7 +276,7 @@ func TestAWriteChecksTheKey(t *testing.T) {
 			_, id := s.keyOf(asker, c.scope, time.Hour)
 			by := caller{kind: keyCaller, user: asker, key: id, keyReadAt: s.clock.wall().Unix(), requiresProof: c.requiresProof}
 			if c.change != "" {
-				if err := s.store.write(t.Context(), statement{query: c.change, args: args{{"key", id}, {"asker", asker}, {"other", other}}}); err != nil {
+				if err := s.store.write(t.Context(), statement{Query: c.change, Args: args{{"key", id}, {"asker", asker}, {"other", other}}}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -418,10 +418,8 @@ func TestAMistypedKeyCostsNoLookup(t *testing.T) {
 	s := newService(t)
 	key := apikey.New()
 	lookups := func() int {
-		s.store.reads.mu.Lock()
-		defer s.store.reads.mu.Unlock()
 		n := 0
-		for query := range s.store.reads.stmts {
+		for _, query := range s.store.reads.Queries() {
 			if strings.Contains(query, "user_key") {
 				n++
 			}
@@ -471,8 +469,8 @@ func TestWhenAKeyEnds(t *testing.T) {
 			}
 			values := args{{"hash", hash}, {"now", s.clock.wall().Unix()}, {"path", path}}
 			if err := s.store.write(s.t.Context(),
-				statement{query: insertCode + `SELECT @hash, 'uu', id, email, 0, 0, @now, @now + 60 FROM user WHERE '/api/users/' || id = @path`, args: values},
-				statement{query: `UPDATE user_code SET old_email = 'old@example.com'`}); err != nil {
+				statement{Query: insertCode + `SELECT @hash, 'uu', id, email, 0, 0, @now, @now + 60 FROM user WHERE '/api/users/' || id = @path`, Args: values},
+				statement{Query: `UPDATE user_code SET old_email = 'old@example.com'`}); err != nil {
 				s.t.Fatal(err)
 			}
 			s.do("", "POST", "/api/email/undo", `{"code":"`+code+`"}`).want(s.t, 200, "")
@@ -527,8 +525,8 @@ func TestAMailedResetEndsKeysOfAnUnprovenAddress(t *testing.T) {
 		now := s.clock.wall().Unix()
 		values := args{{"hash", hash}, {"now", now}, {"verified", verified}}
 		if err := s.store.write(t.Context(),
-			statement{query: `UPDATE user SET email_verified_at = @verified`, args: values},
-			statement{query: insertCode + `SELECT @hash, 'ur', id, email, 0, 0, @now, @now + 60 FROM user`, args: values}); err != nil {
+			statement{Query: `UPDATE user SET email_verified_at = @verified`, Args: values},
+			statement{Query: insertCode + `SELECT @hash, 'ur', id, email, 0, 0, @now, @now + 60 FROM user`, Args: values}); err != nil {
 			t.Fatal(err)
 		}
 		s.do("", "POST", "/api/password/reset", `{"code":"`+code+`","password":"another long one"}`).want(t, 200, "")
@@ -554,7 +552,7 @@ func TestAKeyVerifiesNoAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := s.clock.wall().Unix()
-	if err := s.store.write(t.Context(), statement{query: insertCode + `SELECT @hash, 'uv', id, email, 0, 0, @now, @now + 60 FROM user`, args: args{{"hash", hash}, {"now", now}}}); err != nil {
+	if err := s.store.write(t.Context(), statement{Query: insertCode + `SELECT @hash, 'uv', id, email, 0, 0, @now, @now + 60 FROM user`, Args: args{{"hash", hash}, {"now", now}}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, scope := range allScopes {
@@ -743,7 +741,7 @@ func TestTheUseOfAKeyIsRecordedOnceAnHour(t *testing.T) {
 	key, _ := s.keyOf(s.addNamed("ann", member, false), readScope, 0)
 	last := func() string {
 		// A write after the queued one shows that it has run.
-		if err := s.store.write(t.Context(), statement{query: `UPDATE counter SET id = id`}); err != nil {
+		if err := s.store.write(t.Context(), statement{Query: `UPDATE counter SET id = id`}); err != nil {
 			t.Fatal(err)
 		}
 		return scanStore[string](t, s, "SELECT last_used_at || ' ' || last_address FROM user_key")
@@ -775,7 +773,7 @@ func TestKeysAreNotLogged(t *testing.T) {
 	s.log = slog.New(slog.NewJSONHandler(lockedWriter{&mu, &log}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	_, root := s.admin("root")
 	path, ann := s.member("ann")
-	if err := s.store.write(t.Context(), statement{query: `UPDATE user SET email_verified_at = 1`}); err != nil {
+	if err := s.store.write(t.Context(), statement{Query: `UPDATE user SET email_verified_at = 1`}); err != nil {
 		t.Fatal(err)
 	}
 	r := s.do(ann, "POST", path+"/keys", `{"name":"secret-job","scope":"write","expires_in":3600}`).want(t, 201, "")

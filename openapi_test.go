@@ -1438,7 +1438,7 @@ func usesKeys(w *witness) {
 	w.do(ann, "POST", path+"/keys", `{"name":"job","scope":"write","expires_in":3600,"current_password":"`+goodPassword+`"}`).want(t, 201, "")
 	w.do(ann, "GET", path+"/keys", "").want(t, 200, "")
 	w.do(key, "GET", "/api/verify", "").want(t, 200, "")
-	if err := w.store.write(t.Context(), statement{query: `UPDATE counter SET id = id`}); err != nil { // after the record of the use
+	if err := w.store.write(t.Context(), statement{Query: `UPDATE counter SET id = id`}); err != nil { // after the record of the use
 		t.Fatal(err)
 	}
 	w.do(ann, "GET", path+"/keys", "").want(t, 200, "")
@@ -1467,7 +1467,7 @@ func usesKeys(w *witness) {
 	w.do(root, "DELETE", path+"/keys/1", "").want(t, 404, "key_not_found")
 	w.do(root, "PATCH", path, `{"disabled":true}`).want(t, 200, "")
 	w.do(root, "POST", path+"/keys", d.example(t, "POST /api/users/{id}/keys", 0)).want(t, 403, "user_disabled")
-	if err := w.store.write(t.Context(), statement{query: `UPDATE user SET disabled = 0, pending = 1 WHERE id = 1`}); err != nil {
+	if err := w.store.write(t.Context(), statement{Query: `UPDATE user SET disabled = 0, pending = 1 WHERE id = 1`}); err != nil {
 		t.Fatal(err)
 	}
 	w.do(root, "POST", path+"/keys", d.example(t, "POST /api/users/{id}/keys", 0)).want(t, 403, "pending_approval")

@@ -405,7 +405,7 @@ func TestLastUsedIsWrittenOnceAMinute(t *testing.T) {
 	path, token := s.member("ann")
 	used := func() int64 {
 		// The note is queued behind nothing: a write that waits sees it done.
-		if err := s.store.write(t.Context(), statement{query: `UPDATE counter SET user_id = user_id`}); err != nil {
+		if err := s.store.write(t.Context(), statement{Query: `UPDATE counter SET user_id = user_id`}); err != nil {
 			t.Fatal(err)
 		}
 		x, err := s.store.session(1)
@@ -449,8 +449,8 @@ func TestSweep(t *testing.T) {
 			expires++
 		}
 		err := s.store.write(t.Context(), statement{
-			query: `INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (1, 1, 1, @expires, '', '')`,
-			args:  args{{"expires", expires}},
+			Query: `INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (1, 1, 1, @expires, '', '')`,
+			Args:  args{{"expires", expires}},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -689,7 +689,7 @@ func TestForeignHashesAreReplaced(t *testing.T) {
 	s := newService(t)
 	s.register("ann")
 	for _, foreign := range foreignHashes(t) {
-		if err := s.store.write(t.Context(), statement{query: `UPDATE user SET password_hash = @hash`, args: args{{"hash", foreign.hash}}}); err != nil {
+		if err := s.store.write(t.Context(), statement{Query: `UPDATE user SET password_hash = @hash`, Args: args{{"hash", foreign.hash}}}); err != nil {
 			t.Fatal(err)
 		}
 		body := `{"username":"ann","password":"` + foreign.password + `"}`

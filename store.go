@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"userd/internal/groupcommit"
 	"userd/internal/safefile"
 	"userd/internal/sqlitefile"
 	"userd/internal/terminal"
@@ -198,7 +199,7 @@ type store struct {
 	path      string
 	readers   *sql.DB
 	readerDSN string
-	reads     prepared
+	reads     *groupcommit.Cache
 	files     map[string]fs.FileInfo // the open files, by the paths that they had
 	*writer
 }
@@ -246,7 +247,7 @@ func openStore(ctx context.Context, path string) (*store, error) {
 		path:      path,
 		readers:   readers,
 		readerDSN: readerDSN,
-		reads:     prepared{by: readers},
+		reads:     groupcommit.NewCache(readers),
 		files:     files,
 		writer:    w,
 	}, nil
@@ -304,7 +305,7 @@ func (s *store) close() error {
 // so this one sets the row's id. The write comes first: it invalidates the
 // readers' caches, so that the read goes to the disk too.
 func (s *store) probe(ctx context.Context) error {
-	err := s.write(ctx, statement{query: `UPDATE counter SET id = id`, ifNone: errStorage})
+	err := s.write(ctx, statement{Query: `UPDATE counter SET id = id`, IfNone: errStorage})
 	if err != nil {
 		return err
 	}
@@ -337,7 +338,7 @@ func (s *store) size() (file, log int64, err error) {
 // It has no context: a lookup takes microseconds, and for a context that can end the
 // driver starts a goroutine.
 func (s *store) read(query string, ifNone error, dest []any, args ...any) error {
-	stmt, err := s.reads.get(query)
+	stmt, err := s.reads.Get(query)
 	if err == nil {
 		err = stmt.QueryRow(args...).Scan(dest...)
 	}
@@ -352,7 +353,7 @@ func (s *store) read(query string, ifNone error, dest []any, args ...any) error 
 
 // readNamed is read for a query with named parameters.
 func (s *store) readNamed(query string, ifNone error, dest []any, values args) error {
-	query, list, err := values.positional(query)
+	query, list, err := values.Positional(query)
 	if err != nil {
 		return &storageError{"reading", err}
 	}
@@ -361,7 +362,7 @@ func (s *store) readNamed(query string, ifNone error, dest []any, values args) e
 
 // eachRow calls f after scanning each row of a query into dest.
 func (s *store) eachRow(ctx context.Context, query string, dest []any, f func(), args ...any) error {
-	stmt, err := s.reads.get(query)
+	stmt, err := s.reads.Get(query)
 	if err != nil {
 		return &storageError{"reading", err}
 	}

@@ -9,7 +9,6 @@ import (
 	"go/ast"
 	"go/token"
 	"log/slog"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -402,8 +401,8 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	exercise(t, st)
-	queries := slices.Collect(maps.Keys(st.reads.stmts))
-	for query := range st.stmts.stmts {
+	queries := st.reads.Queries()
+	for _, query := range st.stmts.Queries() {
 		if !slices.Contains([]string{"BEGIN IMMEDIATE", "COMMIT"}, query) {
 			queries = append(queries, query)
 		}

@@ -263,11 +263,11 @@ func TestListsUseTheirIndexes(t *testing.T) {
 			if err := c.ask(st, func(*user) {}); err != nil {
 				t.Fatal(err)
 			}
-			if len(st.reads.stmts) != 1 {
-				t.Fatalf("it took %d statements, want 1", len(st.reads.stmts))
+			if len(st.reads.Queries()) != 1 {
+				t.Fatalf("it took %d statements, want 1", len(st.reads.Queries()))
 			}
 			conn := another(t, path)
-			for query := range st.reads.stmts {
+			for _, query := range st.reads.Queries() {
 				steps := plan(t, conn, query)
 				for _, step := range c.steps {
 					if !slices.Contains(strings.Split(steps, "\n"), step) {

@@ -5,87 +5,20 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"regexp"
-	"slices"
-	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"userd/internal/groupcommit"
 	"userd/internal/prom"
 	"userd/internal/sqlitefile"
 )
 
-// A statement is one step of a write. The first statement has the write's conditions: if
-// they do not hold, it changes nothing and the others do not run. If a later statement
-// fails, the writer runs all writes of the group again, one by one.
-type statement struct {
-	query  string // a constant
-	args   args
-	scan   []any // destinations for the row that the query returns; nil: it returns none
-	ifNone error // the error if the query affects or returns no row; nil: not an error
-}
-
-// exec runs the statement on a connection or transaction other than the writer's.
-func (st statement) exec(ctx context.Context, db interface {
-	ExecContext(context.Context, string, ...any) (sql.Result, error)
-}) error {
-	query, list, err := st.args.positional(st.query)
-	if err == nil {
-		_, err = db.ExecContext(ctx, query, list...)
-	}
-	return err
-}
-
-// args are the values of a query's named parameters. A query need not use all of them.
-type args []arg
-
-type arg struct {
-	name  string // without the @
-	value any
-}
-
-// list returns the values of the names, in their order.
-func (a args) list(names []string) ([]any, error) {
-	list := make([]any, len(names))
-	for i, name := range names {
-		j := slices.IndexFunc(a, func(x arg) bool { return x.name == name })
-		if j < 0 {
-			return nil, fmt.Errorf("the statement lacks the argument %s", name)
-		}
-		list[i] = a[j].value
-	}
-	return list, nil
-}
-
-// positional returns a query with numbered parameters, and their values in that order.
-func (a args) positional(query string) (string, []any, error) {
-	query, names := numbered(query)
-	list, err := a.list(names)
-	return query, list, err
-}
-
-// textOrParameter matches a string literal of a query, or a named parameter.
-var textOrParameter = regexp.MustCompile(`'[^']*'|@\w+`)
-
-// numbered returns the query with ?1, ?2, … in place of its named parameters, and the
-// names in that order, because matching arguments by name costs the driver a map for
-// each run.
-func numbered(query string) (string, []string) {
-	var names []string
-	query = textOrParameter.ReplaceAllStringFunc(query, func(name string) string {
-		if name[0] != '@' {
-			return name
-		}
-		i := slices.Index(names, name[1:])
-		if i < 0 {
-			i = len(names)
-			names = append(names, name[1:])
-		}
-		return "?" + strconv.Itoa(i+1)
-	})
-	return query, names
-}
+// Short names for the parts of each write.
+type (
+	statement = groupcommit.Statement
+	args      = groupcommit.Args
+	arg       = groupcommit.Arg
+)
 
 var (
 	errDuplicate  = errors.New("not unique")
@@ -100,7 +33,7 @@ var (
 type writer struct {
 	db    *sql.DB // with one connection, conn
 	conn  *sql.Conn
-	stmts prepared
+	stmts *groupcommit.Cache
 	queue chan *pendingWrite
 	quit  chan struct{} // closed by stop
 	done  chan struct{} // closed when run has returned
@@ -154,7 +87,7 @@ func openWriter(path string) (*writer, error) {
 	return &writer{
 		db:    db,
 		conn:  conn,
-		stmts: prepared{by: conn},
+		stmts: groupcommit.NewCache(conn),
 		queue: make(chan *pendingWrite, maxGroup),
 		quit:  make(chan struct{}),
 		done:  make(chan struct{}),
@@ -217,7 +150,7 @@ func (w *writer) stop() {
 // close closes the connection. It closes the prepared statements first: an open
 // one would keep SQLite from closing the file and checkpointing the WAL.
 func (w *writer) close() error {
-	return errors.Join(w.stmts.close(), w.conn.Close(), w.db.Close())
+	return errors.Join(w.stmts.Close(), w.conn.Close(), w.db.Close())
 }
 
 // run commits the writes in the queue, in groups, until stop is called and the
@@ -355,23 +288,23 @@ func (w *writer) step(st statement) error {
 		return rejected{errReferenced}
 	case sqlitefile.IsConstraint(err): // a bug in userd
 		return rejected{&storageError{"writing", err}}
-	case err == st.ifNone:
+	case err == st.IfNone:
 		return rejected{err}
 	}
 	return err
 }
 
 func (w *writer) perform(st statement) error {
-	stmt, err := w.stmts.get(st.query)
+	stmt, err := w.stmts.Get(st.Query)
 	if err != nil {
 		return err
 	}
-	list, err := st.args.list(stmt.parameters)
+	list, err := st.Args.List(stmt.Parameters)
 	if err != nil {
 		return err
 	}
 	found := false
-	if st.scan == nil {
+	if st.Scan == nil {
 		result, err := stmt.Exec(list...)
 		if err != nil {
 			return err
@@ -387,62 +320,14 @@ func (w *writer) perform(st statement) error {
 			return err
 		}
 		// SQLite only finishes the statement when the last row is read.
-		if err := sqlitefile.ScanRows(rows, st.scan, func() { found = true }); err != nil {
+		if err := sqlitefile.ScanRows(rows, st.Scan, func() { found = true }); err != nil {
 			return err
 		}
 	}
 	if !found {
-		return st.ifNone
+		return st.IfNone
 	}
 	return nil
 }
 
-func (w *writer) exec(query string) error { return w.step(statement{query: query}) }
-
-// prepared caches a prepared statement for each query. It stays small because
-// queries are constants.
-type prepared struct {
-	by interface {
-		PrepareContext(context.Context, string) (*sql.Stmt, error)
-	}
-	mu    sync.RWMutex
-	stmts map[string]*preparedStmt
-}
-
-type preparedStmt struct {
-	*sql.Stmt
-	parameters []string // the names, in the order of the arguments
-}
-
-func (p *prepared) get(query string) (*preparedStmt, error) {
-	p.mu.RLock()
-	stmt := p.stmts[query]
-	p.mu.RUnlock()
-	if stmt != nil {
-		return stmt, nil
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if stmt := p.stmts[query]; stmt != nil {
-		return stmt, nil
-	}
-	text, names := numbered(query)
-	made, err := p.by.PrepareContext(context.Background(), text)
-	if err != nil {
-		return nil, err
-	}
-	if p.stmts == nil {
-		p.stmts = make(map[string]*preparedStmt)
-	}
-	stmt = &preparedStmt{made, names}
-	p.stmts[query] = stmt
-	return stmt, nil
-}
-
-func (p *prepared) close() error {
-	var errs []error
-	for _, stmt := range p.stmts {
-		errs = append(errs, stmt.Close())
-	}
-	return errors.Join(errs...)
-}
+func (w *writer) exec(query string) error { return w.step(statement{Query: query}) }

@@ -51,7 +51,7 @@ func newHold() *hold {
 }
 
 func (h *hold) statement() statement {
-	return statement{query: `SELECT test_hold(@id)`, args: args{{"id", h.id}}, scan: []any{new(int64)}}
+	return statement{Query: `SELECT test_hold(@id)`, Args: args{{"id", h.id}}, Scan: []any{new(int64)}}
 }
 
 // holdWriter keeps the store's writer busy, so that further writes wait in the queue. The
@@ -146,7 +146,7 @@ func TestAFullQueueIsWrittenInGroupsOfBoundedSize(t *testing.T) {
 	// The queue is full: the context of one more counts while it waits for a place.
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	wantError(t, "a cancelled write before a full queue", st.write(ctx, statement{query: `DELETE FROM user`}), context.Canceled)
+	wantError(t, "a cancelled write before a full queue", st.write(ctx, statement{Query: `DELETE FROM user`}), context.Canceled)
 	late := make(chan error, 1)
 	go func() { late <- add(st, "late")() }()
 	release()
@@ -189,11 +189,11 @@ func TestConcurrentWritesAllTakeEffect(t *testing.T) {
 func TestARejectedWriteLeavesItsGroupUnaffected(t *testing.T) {
 	t.Parallel()
 	errNothing := errors.New("nothing to do")
-	tick := statement{query: `UPDATE counter SET user_id = user_id + 1`} // the first statement, which must be undone
+	tick := statement{Query: `UPDATE counter SET user_id = user_id + 1`} // the first statement, which must be undone
 	insert := func(id int64, name string) statement {
 		return statement{
-			query: `INSERT INTO user (id, username, email, password_hash) VALUES (@id, @name, @name, '')`,
-			args:  args{{"id", id}, {"name", name}},
+			Query: `INSERT INTO user (id, username, email, password_hash) VALUES (@id, @name, @name, '')`,
+			Args:  args{{"id", id}, {"name", name}},
 		}
 	}
 	for _, c := range []struct {
@@ -206,15 +206,15 @@ func TestARejectedWriteLeavesItsGroupUnaffected(t *testing.T) {
 		{"a name that is taken in a write of one statement", []statement{insert(50, "ANN")}, errDuplicate},
 		{"a name that is taken before another statement", []statement{insert(50, "ANN"), tick}, errDuplicate},
 		{"a condition that does not hold, after another statement",
-			[]statement{tick, {query: `DELETE FROM user WHERE id = 99`, ifNone: errNothing}}, errNothing},
+			[]statement{tick, {Query: `DELETE FROM user WHERE id = 99`, IfNone: errNothing}}, errNothing},
 		{"a condition that does not hold, of a statement that returns a row",
-			[]statement{tick, {query: `DELETE FROM user WHERE id = 99 RETURNING id`, scan: []any{new(int64)}, ifNone: errNothing}}, errNothing},
+			[]statement{tick, {Query: `DELETE FROM user WHERE id = 99 RETURNING id`, Scan: []any{new(int64)}, IfNone: errNothing}}, errNothing},
 		{"a value that must not be NULL, after another statement",
-			[]statement{tick, {query: `UPDATE user SET email = NULL`}}, errStorage},
+			[]statement{tick, {Query: `UPDATE user SET email = NULL`}}, errStorage},
 		{"a value that must not be NULL, in a write of one statement",
-			[]statement{{query: `UPDATE user SET email = NULL`}}, errStorage},
+			[]statement{{Query: `UPDATE user SET email = NULL`}}, errStorage},
 		{"a row that fails after rows of the same statement were written",
-			[]statement{{query: `INSERT INTO user (id, username, email, password_hash)
+			[]statement{{Query: `INSERT INTO user (id, username, email, password_hash)
 				SELECT id + 60, username || '2', username || '@2.example', '' FROM user
 				UNION ALL SELECT 59, 'ANN', 'fresh@example.com', ''`}}, errDuplicate},
 	} {
@@ -233,7 +233,7 @@ func TestARejectedWriteLeavesItsGroupUnaffected(t *testing.T) {
 			wantError(t, "the write that fails", errs[1], c.want)
 			wantError(t, "the write after it", errs[2], nil)
 			want := int64(2)
-			if c.write[0].query == tick.query { // it fails after its first statement, and the three run again one by one
+			if c.write[0].Query == tick.Query { // it fails after its first statement, and the three run again one by one
 				want = 3
 			}
 			if got := commits.Load(); got != want {
@@ -264,7 +264,7 @@ func TestAnyOtherErrorFailsTheWholeGroup(t *testing.T) {
 			aUser(t, st, "ann", member)
 			release := holdWriter(t, st)
 			before := enqueue(t, st, add(st, "before"))
-			failing := enqueue(t, st, func() error { return st.write(context.Background(), statement{query: c.query}) })
+			failing := enqueue(t, st, func() error { return st.write(context.Background(), statement{Query: c.query}) })
 			after := enqueue(t, st, add(st, "after"))
 			release()
 			for i, err := range answersOf(t, before, failing, after) {
@@ -367,7 +367,7 @@ func TestAWriteThatIsCancelledWhileItRunsTakesEffect(t *testing.T) {
 	cancelled := enqueue(t, st, func() error {
 		return st.write(ctx,
 			h.statement(),
-			statement{query: `INSERT INTO user (id, username, email, password_hash) VALUES (50, 'cancelled', '', '')`})
+			statement{Query: `INSERT INTO user (id, username, email, password_hash) VALUES (50, 'cancelled', '', '')`})
 	})
 	after := enqueue(t, st, add(st, "after"))
 	release()
@@ -398,12 +398,12 @@ func TestAFullDiskFailsTheWholeGroup(t *testing.T) {
 		writes := []<-chan error{
 			enqueue(t, st, add(st, "before")),
 			enqueue(t, st, func() error {
-				return st.write(ctx, statement{query: `UPDATE user SET version = version + 1`})
+				return st.write(ctx, statement{Query: `UPDATE user SET version = version + 1`})
 			}),
 			enqueue(t, st, addBig),
 			enqueue(t, st, add(st, "after")),
 			enqueue(t, st, func() error {
-				return st.write(ctx, statement{query: `UPDATE user SET version = version + 1`})
+				return st.write(ctx, statement{Query: `UPDATE user SET version = version + 1`})
 			}),
 		}
 		release()
@@ -444,8 +444,8 @@ func TestAWriteWaitsForAnotherProcess(t *testing.T) {
 	// the queue by hand, so that the writer is known to have it when the queue
 	// is empty.
 	ours := newPendingWrite(context.Background(), []statement{{
-		query:  `UPDATE user SET username = 'ours' WHERE username = 'theirs'`,
-		ifNone: errNotApplied,
+		Query:  `UPDATE user SET username = 'ours' WHERE username = 'theirs'`,
+		IfNone: errNotApplied,
 	}})
 	st.queue <- ours
 	await(t, "the writer takes the write", func() bool { return len(st.queue) == 0 })
@@ -533,8 +533,8 @@ func TestTheWriteAheadLogStaysSmallUnderManySmallWrites(t *testing.T) {
 		// A RETURNING, since a statement that ends before its last row leaves the
 		// log as it is.
 		err := st.write(context.Background(), statement{
-			query: `UPDATE counter SET user_id = user_id + 1 RETURNING user_id`,
-			scan:  []any{new(int64)},
+			Query: `UPDATE counter SET user_id = user_id + 1 RETURNING user_id`,
+			Scan:  []any{new(int64)},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -625,7 +625,7 @@ func TestAWriteThatWaitedInVainForTheLockFailsTheQueue(t *testing.T) {
 	// Put into the queue by hand: what has left it is the writer's, in a group
 	// that the later ones cannot join any more.
 	put := func() *pendingWrite {
-		p := newPendingWrite(context.Background(), []statement{{query: `UPDATE counter SET user_id = user_id`}})
+		p := newPendingWrite(context.Background(), []statement{{Query: `UPDATE counter SET user_id = user_id`}})
 		st.queue <- p
 		return p
 	}
@@ -649,11 +649,11 @@ func TestAWritePassesItsNamedArguments(t *testing.T) {
 	var first, second, again string
 	query := `SELECT @b, @a, @b || '@a'`
 	destinations := []any{&first, &second, &again}
-	err := s.write(t.Context(), statement{query: query, args: args{{"a", "A"}, {"b", "B"}, {"unused", 1}}, scan: destinations})
+	err := s.write(t.Context(), statement{Query: query, Args: args{{"a", "A"}, {"b", "B"}, {"unused", 1}}, Scan: destinations})
 	if err != nil || first != "B" || second != "A" || again != "B@a" {
 		t.Errorf("got %q, %q, %q and the error %v, want B, A and B@a", first, second, again, err)
 	}
-	err = s.write(t.Context(), statement{query: query, args: args{{"a", "A"}}, scan: destinations})
+	err = s.write(t.Context(), statement{Query: query, Args: args{{"a", "A"}}, Scan: destinations})
 	if !errors.Is(err, errStorage) {
 		t.Errorf("without the argument b: got the error %v, want %v", err, errStorage)
 	}
