@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"userd/internal/cmdline"
 	"userd/internal/mail"
 	"userd/internal/passhash"
 	"userd/internal/safefile"
@@ -25,25 +26,10 @@ import (
 )
 
 // A command is one row of the command table.
-type command struct {
-	words   string // "user add"; empty for the server
-	args    string // its arguments, in the notation of a usage line: "USER [SESSION]"
-	use     databaseUse
-	summary string                     // one line
-	help    string                     // paragraphs with an empty line between them
-	declare func(*flag.FlagSet) action // registers its own flags, and returns what it does
-}
+type command = cmdline.Command[action]
 
 // An action runs a command whose flags have been parsed.
 type action func(ctx context.Context, c *cli) error
-
-// A databaseUse says what happens to the database before a command's action.
-type databaseUse int
-
-const (
-	opens     databaseUse = iota // the program opens it, and first adopts one of the Flask tutorial
-	untouched                    // nothing: the action itself opens or creates the files that it requires
-)
 
 // A cli is one run of a command.
 type cli struct {
@@ -56,107 +42,22 @@ type cli struct {
 	stderr      io.Writer
 }
 
-// A helpRequest is an error that a command or parse returns. run then prints the help.
-type helpRequest struct {
-	topic []string // the words of a command or group, and what follows them
-	all   bool
-}
-
-func (h *helpRequest) Error() string { return "help was requested" }
-
 // noFlags returns the declare function of a command without flags of its own.
 func noFlags(run action) func(*flag.FlagSet) action {
 	return func(*flag.FlagSet) action { return run }
 }
 
+// opens returns the declare function of a command whose action requires an open database.
+// userd first adopts a database of the Flask tutorial.
+func opens(declare func(*flag.FlagSet) action) func(*flag.FlagSet) action {
+	return func(f *flag.FlagSet) action {
+		run := declare(f)
+		return func(ctx context.Context, c *cli) error { return c.withDatabase(ctx, false, refuse, run) }
+	}
+}
+
 func jsonFlag(f *flag.FlagSet) *bool {
 	return f.Bool("json", false, "Print one JSON object a line instead of a table.")
-}
-
-// accepts reports whether the command reads the setting with this flag.
-func (cmd *command) accepts(setting string) bool {
-	switch cmd.words {
-	case "":
-		return true
-	case "help", "version":
-		return false
-	case "healthcheck":
-		return setting == "addr" || setting == "https-domain" || setting == "tls-cert"
-	case "mail test":
-		return setting == "mail-from"
-	}
-	switch setting {
-	case "database":
-		return true
-	case "event-retention":
-		return cmd.words == "events verify"
-	case "issuer":
-		if cmd.words == "user totp" {
-			return true
-		}
-		fallthrough
-	case "password-min-length":
-		return cmd.words == "user add" || cmd.words == "user passwd" || cmd.words == "user import"
-	}
-	return false
-}
-
-// flagSet returns the command's flags and its action. Parsing the flags stores the
-// values of settings in given, by flag.
-func (cmd *command) flagSet(given map[string]string) (*flag.FlagSet, action) {
-	flags := flag.NewFlagSet(cmd.words, flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	for _, o := range options {
-		if cmd.accepts(o.flag) {
-			flags.Func(o.flag, "", func(v string) error { given[o.flag] = v; return nil })
-		}
-	}
-	return flags, cmd.declare(flags)
-}
-
-// usage returns the command's usage line.
-func (cmd *command) usage() string {
-	text := "userd " + cmd.words
-	flags, _ := cmd.flagSet(nil)
-	flags.VisitAll(func(*flag.Flag) { text = "userd " + cmd.words + " [flags]" })
-	return strings.Join(strings.Fields(text+" "+cmd.args), " ")
-}
-
-// usagef returns a usageError that names the command.
-func (cmd *command) usagef(format string, args ...any) error {
-	text := fmt.Sprintf(format, args...)
-	if cmd.words != "" {
-		text = cmd.words + ": " + text
-	}
-	return usagef("%s", text)
-}
-
-// run runs the action, and opens the database for it if the command says so. If root runs
-// it in the directory of another user, it starts userd again as that user, who could rename
-// files there and so make root write elsewhere.
-func (cmd *command) run(ctx context.Context, c *cli, run action) error {
-	if cmd.words != "" && cmd.accepts("database") {
-		user, err := safefile.ActAs(c.database)
-		if err != nil {
-			return pathError(c.database, err)
-		}
-		if cmd.words == "backup" && c.args[0] != "-" {
-			owner, err := safefile.ActAs(c.args[0])
-			if err != nil {
-				return err
-			}
-			if !user.Equal(owner) {
-				return c.backupElsewhere(user, owner)
-			}
-		}
-		if user != nil {
-			return c.runAs(user, c.given, c.stdout)
-		}
-	}
-	if cmd.use == untouched {
-		return run(ctx, c)
-	}
-	return c.withDatabase(ctx, false, refuse, run)
 }
 
 // runAs runs userd with these arguments as another user; nil is the user of this process.

@@ -181,8 +181,8 @@ func TestACommandThatFailsCreatesNoDatabase(t *testing.T) {
 		{"user import - -partial", header + "ann,ann@example.com,x\n"},
 	}
 	for _, cmd := range allCommands() {
-		if !slices.Contains([]string{"user add", "user import", "help", "version"}, cmd.words) {
-			cases = append(cases, struct{ args, stdin string }{cmd.words + strings.Repeat(" 1", len(strings.Fields(cmd.args))), goodPassword})
+		if !slices.Contains([]string{"user add", "user import", "help", "version"}, cmd.Words) {
+			cases = append(cases, struct{ args, stdin string }{cmd.Words + strings.Repeat(" 1", len(strings.Fields(cmd.Args))), goodPassword})
 		}
 	}
 	for _, c := range cases {
