@@ -22,7 +22,7 @@ import (
 // which HTTP refuses.
 func tokenAdd(f *flag.FlagSet) action {
 	k := apiKey{scope: readScope}
-	f.Func("scope", "What the key may do: `SCOPE` is verify, read, write or, only for an admin or a service user, admin. Default: read", func(v string) error {
+	f.Func("scope", "What the key may do: `SCOPE` is verify, read, write or, only for an admin, admin. Default: read", func(v string) error {
 		return setting.Word(&k.scope, v, verifyScope, readScope, writeScope, adminScope)
 	})
 	life := keyLife.standard
@@ -49,7 +49,7 @@ func tokenAdd(f *flag.FlagSet) action {
 		k.userID, k.name = u.id, c.args[1]
 		key, err := c.addKey(ctx, console, &k, life)
 		if errors.Is(err, errKeyScope) {
-			return fmt.Errorf("%s is a member: only an admin or a service user can have a key with the scope admin", terminal.Printable(u.username))
+			return fmt.Errorf("%s is a member: only an admin can have a key with the scope admin.", terminal.Printable(u.username))
 		}
 		if err != nil {
 			return err
@@ -59,9 +59,6 @@ func tokenAdd(f *flag.FlagSet) action {
 			until = "valid until " + when(k.expiresAt)
 		}
 		fmt.Fprintf(c.stderr, "key %d of %s, with the scope %s, %s; userd does not show it again:\n", k.id, terminal.Printable(u.username), k.scope, until)
-		if k.scope == adminScope && u.role != admin {
-			fmt.Fprintf(c.stderr, "warning: %s is a member, so the key has only the rights of a member. A change of the role ends the key: make the user an admin first, then add a key\n", terminal.Printable(u.username))
-		}
 		_, err = fmt.Fprintln(c.stdout, key)
 		return err
 	}

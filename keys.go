@@ -206,6 +206,7 @@ type introspection struct {
 	Expires   int64    `json:"exp,omitempty"`   // 0: never
 	Issued    int64    `json:"iat,omitempty"`
 	Session   string   `json:"sid,omitempty"` // of an access token
+	AMR       []string `json:"amr,omitempty"` // of an access token whose login proved a second factor
 	TokenType string   `json:"token_type,omitempty"`
 }
 
@@ -253,6 +254,9 @@ func (s *server) inspectToken(token string, now int64) (found introspection, err
 			err = errBadToken
 		}
 		found = introspection{Expires: c.expires, Issued: c.issued, Session: strconv.FormatInt(c.session, 10)}
+		if c.otp {
+			found.AMR = []string{"pwd", "otp"}
+		}
 	}
 	if errors.Is(err, errStorage) {
 		return introspection{}, err

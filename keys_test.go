@@ -965,12 +965,13 @@ func TestTokenCommands(t *testing.T) {
 		t.Errorf("token add: %s%s", out, text)
 	}
 	sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "never", "root", "ops")
-	if _, text := sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "366d", "bot", "x"); !strings.Contains(text, "warning: bot is a member") {
-		t.Errorf("token add -scope admin: %s", text)
+	for _, name := range []string{"ann", "bot"} {
+		if out, text := sh.run(1, "", "token", "add", "-scope", "admin", name, "x"); out != "" || !strings.Contains(text, name+" is a member: only an admin can have a key with the scope admin") {
+			t.Errorf("token add -scope admin: %s%s", out, text)
+		}
 	}
-	if _, text := sh.run(1, "", "token", "add", "-scope", "admin", "ann", "x"); !strings.Contains(text, "ann is a member: only an admin or a service user") {
-		t.Errorf("token add -scope admin: %s", text)
-	}
+	sh.run(0, "", "user", "set", "-role", "admin", "bot")
+	sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "366d", "bot", "x")
 	for _, args := range []string{"-scope all ann x", "-expires 367d ann x", "-expires 59m ann x", "-expires -1d ann x", "-expires forever ann x", "ann"} {
 		sh.run(2, "", append([]string{"token", "add"}, strings.Fields(args)...)...)
 	}
@@ -1068,17 +1069,43 @@ func TestIntrospectionAndARequiredFactor(t *testing.T) {
 	active("true")
 }
 
-func TestAPromotionKeepsKeys(t *testing.T) {
+// A service that requires the second factor itself reads amr, which is that of the token.
+func TestAnIntrospectionHasTheAMROfTheToken(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, ann := s.member("ann")
+	bot, _ := s.keyOf(s.addNamed("bot", member, true), verifyScope, 0)
+	key, _ := s.keyOf(1, readScope, time.Hour)
+	secret, _ := s.enrol(ann)
+	proven := s.loginWith("ann", s.nextCode(secret)).want(t, 200, "").field("access_token")
+	for token, want := range map[string]string{proven: "[pwd otp]", ann: "", key: ""} {
+		r := s.introspectWith(bot, "token="+token)
+		if r.field("active") != "true" || r.field("amr") != want {
+			t.Errorf("%.3s…: %s, want the amr %q", token, r.body, want)
+		}
+		if claims := strings.Contains(token, ".") && strings.Contains(claimsOf(t, token), `"amr":["pwd","otp"]`); claims != (want != "") {
+			t.Errorf("the token and its introspection differ: %s", r.body)
+		}
+	}
+}
+
+// A member has no key with the scope admin, also if it is a service user: such a key would have
+// only the rights of a member, until the user becomes an admin.
+func TestOnlyAnAdminHasAKeyWithTheScopeAdmin(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	_, root := s.admin("root")
 	bot := s.addNamed("bot", member, true)
-	key, err := s.addKey(t.Context(), console, &apiKey{userID: bot, name: "job", scope: adminScope}, time.Hour)
+	add := func() (string, error) {
+		return s.addKey(t.Context(), console, &apiKey{userID: bot, name: "job", scope: adminScope}, time.Hour)
+	}
+	_, err := add()
+	wantError(t, "a key of a member", err, errKeyScope)
+	s.do(root, "PATCH", userPath(bot), `{"role":"admin"}`).want(t, 200, "")
+	key, err := add()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.do(key, "GET", "/api/events", "").want(t, 403, "forbidden")
-	s.do(root, "PATCH", userPath(bot), `{"role":"admin"}`).want(t, 200, "")
 	s.do(key, "GET", "/api/events", "").want(t, 200, "")
 	s.do(root, "PATCH", userPath(bot), `{"role":"member"}`).want(t, 200, "")
 	s.do(key, "GET", "/api/events", "").want(t, 401, "invalid_token")

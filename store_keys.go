@@ -64,7 +64,7 @@ const keyIsLive = `(user_key.expires_at = 0 OR user_key.expires_at > @now)`
 
 // addKey stores the hash of an API key for a caller, and sets k.id. The statements in then
 // belong to the same write. Only the console makes a key that never expires, or one with
-// adminScope, and the latter only for an admin or a service user. addKey returns errKeyScope for
+// adminScope, and the latter only for an admin. addKey returns errKeyScope for
 // another key with adminScope or if the caller is a key, errKeyLimit if maxUserKeys keys of the
 // user are valid, errUserNotFound, errUserDisabled, errPendingApproval, or an error of
 // authorizationError.
@@ -82,7 +82,7 @@ func (s *store) addKey(ctx context.Context, by caller, k *apiKey, hash []byte, t
 				SELECT user.id, @name, @prefix, @hash, @scope, @now, @expires FROM user
 				WHERE user.id = @id AND user.disabled = 0 AND user.pending = 0
 					AND (@scope <> 'admin' AND @expires <> 0 OR @caller = 'console')
-					AND (@scope <> 'admin' OR user.role = 'admin' OR user.service = 1)
+					AND (@scope <> 'admin' OR user.role = 'admin')
 					AND (SELECT count(*) FROM user_key WHERE user_key.user_id = @id AND ` + keyIsLive + `) < @most
 					AND @caller <> 'apiKey' AND ` + mayChange + `
 				RETURNING id`,
@@ -117,7 +117,7 @@ func (s *store) keyNotAddedError(by caller, k *apiKey) error {
 		return errUserDisabled
 	case u.pending:
 		return errPendingApproval
-	case by.kind == keyCaller, k.scope == adminScope && (by.kind != consoleCaller || u.role != admin && !u.service):
+	case by.kind == keyCaller, k.scope == adminScope && (by.kind != consoleCaller || u.role != admin):
 		return errKeyScope
 	}
 	return errKeyLimit
