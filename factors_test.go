@@ -251,13 +251,18 @@ func TestALoginWithASecondFactor(t *testing.T) {
 	s.loginWith("bob", bobs[0]).want(t, 200, "")
 	_, carl := s.member("carl")
 	s.loginWith("carl", "123456").want(t, 200, "")
-	s.do(carl, "GET", "/api/verify?factor=required", "").want(t, 403, "factor_required")
+	if r := s.do(carl, "GET", "/api/verify?factor=required", "").want(t, 403, "factor_required"); !strings.Contains(r.body, "requires a login with a second factor") {
+		t.Errorf("a session without the factor is told %s", r.body) // not that the service requires one
+	}
 	s.do(carl, "GET", "/api/verify?factor=optional", "").want(t, 400, "bad_parameter")
 	for _, other := range []struct{ method, path string }{{"GET", "/totp"}, {"POST", "/totp"}, {"POST", "/totp/confirm"}, {"POST", "/recovery-codes"}, {"DELETE", "/totp"}} {
 		s.do(carl, other.method, path+other.path, "").want(t, 403, "forbidden")
 	}
 	_, root := s.admin("root")
-	s.do(root, "GET", path+"/totp", "").want(t, 403, "forbidden")
+	if r := s.do(root, "GET", path+"/totp", "").want(t, 200, ""); r.field("on") != "true" {
+		t.Errorf("an admin reads %s", r.body)
+	}
+	s.do(root, "GET", "/api/users/999/totp", "").want(t, 404, "user_not_found")
 	s.do(root, "POST", path+"/totp", "").want(t, 403, "forbidden")
 	s.do(root, "DELETE", path+"/totp", "").want(t, 204, "")
 	s.do(root, "DELETE", path+"/totp", "").want(t, 404, "factor_not_found")
@@ -1147,6 +1152,45 @@ func TestImportAndExportOfSecondFactors(t *testing.T) {
 
 // Write lets a test discard what a command prints.
 func (s *service) Write(p []byte) (int, error) { return len(p), nil }
+
+// People paste codes with spaces, and keyboards of East Asia type digits of full width.
+func TestCodesAsPeopleTypeThem(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited)
+	_, token := s.member("ann")
+	secret, codes := s.enrol(token)
+	wide := func(text string) string {
+		return strings.Map(func(r rune) rune {
+			if r == ' ' {
+				return '\u3000'
+			}
+			return r - '!' + '！'
+		}, text)
+	}
+	spaced := func(code, space string) string { return code[:3] + space + code[3:] }
+	for _, form := range []func(code string) string{
+		func(code string) string { return spaced(code, " ") },
+		func(code string) string { return spaced(code, "\u00a0") },
+		func(code string) string { return " " + spaced(code, "-") + "\r\n" },
+		wide,
+		func(code string) string { return wide(spaced(code, " ")) },
+	} {
+		typed := form(s.nextCode(secret))
+		if r := s.loginWith("ann", typed); r.status != 200 {
+			t.Errorf("the code %q: %s", typed, r.body)
+		}
+	}
+	s.loginWith("ann", wide(codes[0])).want(t, 200, "")
+	s.loginWith("ann", wide(codes[0])).want(t, 401, "wrong_otp")
+	s.loginWith("ann", strings.ToLower(strings.ReplaceAll(codes[1], "-", "\u00a0"))).want(t, 200, "")
+	// Other digits are a wrong code, which counts.
+	for i, typed := range []string{"١٢٣٤٥٦", "१२३४५६", "12345", "1234567", "x"} {
+		s.loginWith("ann", typed).want(t, 401, "wrong_otp")
+		if n := s.failures(1); n != int64(i+1) {
+			t.Errorf("%q: %d failures", typed, n)
+		}
+	}
+}
 
 func TestMethodsOfAFactor(t *testing.T) {
 	t.Parallel()

@@ -1508,11 +1508,14 @@ func secondFactor(w *witness) {
 		t.Fatal(err)
 	}
 	w.do(ann, "POST", totp+"/confirm", fmt.Sprintf(`{"otp":%q}`, w.wrongCode(secret))).want(t, 401, "wrong_otp")
-	w.do(ann, "POST", totp+"/confirm", fmt.Sprintf(`{"otp":%q}`, w.code(secret))).want(t, 200, "")
+	recovery := recoveryCodesOf(t, w.do(ann, "POST", totp+"/confirm", fmt.Sprintf(`{"otp":%q}`, w.code(secret))).want(t, 200, ""))
 	w.do(ann, "GET", totp, "").want(t, 200, "")
+	proven := w.loginWith("ann", recovery[0]).want(t, 200, "").field("access_token")
 	w.do("", "POST", "/api/login/factor", w.doc.example(t, "POST /api/login/factor", 0)).want(t, 401, "invalid_mfa_token")
 
 	_, root := w.admin("root")
+	w.do(root, "GET", path+"/totp", "").want(t, 200, "")
+	w.do(root, "POST", "/api/introspect", "token="+proven, "Content-Type: "+formType).want(t, 200, "")
 	link := w.resetLink(root, path)
 	password := fmt.Sprintf(`"current_password":%q`, goodPassword)
 	mfa := w.loginWith("ann", "").field("mfa_token")
