@@ -25,7 +25,7 @@ import (
 // code returns the code of a secret at the time of the service.
 func (s *service) code(secret []byte) string { return otp.Code(secret, otp.Step(s.wall())) }
 
-// nextCode lets 30 seconds pass and returns a code that has not been used.
+// nextCode lets 30 seconds pass and returns an unused code.
 func (s *service) nextCode(secret []byte) string {
 	s.clock.add(30 * time.Second)
 	return s.code(secret)

@@ -76,7 +76,7 @@ type provenUser struct {
 	user
 	credentials              // as they were when the password was checked
 	newHash     string       // of the same password, if the stored hash is outdated; otherwise empty
-	code        provenFactor // of the second factor; zero: the user has none, or has not proven it
+	code        provenFactor // of the second factor; zero: not proven, or the user has none
 }
 
 // allowed returns p if the user may log in, and otherwise errUserDisabled or errPendingApproval.
@@ -193,7 +193,7 @@ func methodsOf(f *factor) []string {
 	return []string{"totp", "recovery_code"}
 }
 
-// warnOwner queues a mail to the user of p: a client has its password, but has not proven its
+// warnOwner queues a mail to the user of p: a client knows its password, but did not prove its
 // second factor. It queues none if the user has logged in from the client's network before. The
 // mail leaves when the mfa_token has expired; a login from the same address before that drops
 // the mail.

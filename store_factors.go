@@ -363,9 +363,9 @@ func (s *store) sealKeys(f func(id []byte)) error {
 // resealBatch is how many secrets one write of reseal replaces.
 const resealBatch = 500
 
-// reseal seals each secret again that the ring's current key has not sealed. It returns how many
-// it sealed, and how many it skipped because the ring cannot open them. It deletes factors that
-// are not confirmed: their users must begin again.
+// reseal seals each secret again that another key than the current one of the ring sealed. It
+// returns how many it sealed, and how many it skipped because the ring cannot open them. It
+// deletes factors that are not confirmed: their users must begin again.
 func (s *store) reseal(ctx context.Context, ring *seal.Ring, now int64) (sealed, unreadable int, err error) {
 	for after := int64(0); ; {
 		var id int64

@@ -59,7 +59,7 @@ func (k *apiKey) columns() []any {
 	}
 }
 
-// keyIsLive is the condition that a key has not expired at @now.
+// keyIsLive is the condition that a key is not expired at @now.
 const keyIsLive = `(user_key.expires_at = 0 OR user_key.expires_at > @now)`
 
 // addKey stores the hash of an API key for a caller, and sets k.id. The statements in then
