@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -14,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"userd/internal/cmdline"
@@ -143,54 +140,9 @@ func openError(path string, err error) error {
 	return fmt.Errorf("DATABASE_URL (-database) is %s: %w", path, err)
 }
 
-// readPassword reads a new password. On a terminal it asks for the password twice, and
-// returns an error if the two differ. Otherwise it reads the first line of standard input.
+// readPassword reads a new password, on a terminal twice.
 func (c *cli) readPassword(ctx context.Context) (string, error) {
-	in := bufio.NewReaderSize(c.stdin, len(byteOrderMark)+validate.MaxPassword+len("\r\n")+1)
-	f, ok := c.stdin.(*os.File)
-	if !ok || !terminal.Is(f) {
-		return readPasswordLine(in)
-	}
-	visible := ""
-	if restore, err := terminal.HideInput(f); err != nil {
-		visible = " (it is visible)"
-	} else {
-		// ctx cannot end the reads below, so exit when it ends, but turn the echo on first.
-		stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
-		defer func() { stop(); restore() }()
-	}
-	ask := func(prompt string) (string, error) {
-		fmt.Fprint(c.stderr, prompt+visible+": ")
-		line, err := readPasswordLine(in)
-		if visible == "" {
-			fmt.Fprintln(c.stderr)
-		}
-		return line, err
-	}
-	password, err := ask("Password")
-	if err != nil {
-		return "", err
-	}
-	repeated, err := ask("The same password again")
-	if err == nil && repeated != password {
-		err = errors.New("the two passwords differ")
-	}
-	return password, err
-}
-
-// readPasswordLine returns a line without its end. It cuts a line that is longer than any
-// password.
-func readPasswordLine(in *bufio.Reader) (string, error) {
-	text, err := in.ReadSlice('\n')
-	if err != nil && err != io.EOF && err != bufio.ErrBufferFull {
-		return "", fmt.Errorf("reading the password from standard input: %w", err)
-	}
-	line := strings.TrimPrefix(string(text), byteOrderMark)
-	line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
-	if line == "" {
-		return "", errors.New("no password on standard input")
-	}
-	return line, nil
+	return terminal.ReadNewSecret(ctx, c.stdin, c.stderr, "password", validate.MaxPassword+1) // a longer one must not become a valid one
 }
 
 // mailTest sends a message to an address, as the server would.
@@ -219,19 +171,13 @@ func mailTest(ctx context.Context, c *cli) error {
 func mailList(f *flag.FlagSet) action {
 	asJSON := jsonFlag(f)
 	return func(ctx context.Context, c *cli) error {
-		out := bufio.NewWriter(c.stdout)
-		table := terminal.NewTable(out, "ID", "KIND", "USER", "TO", "QUEUED", "STATE", "TRIES", "NEXT TRY", "ERROR")
-		lines := json.NewEncoder(out)
+		list := terminal.NewList(c.stdout, *asJSON, "ID", "KIND", "USER", "TO", "QUEUED", "STATE", "TRIES", "NEXT TRY", "ERROR")
 		err := c.store.mails(ctx, func(m *queuedMail) {
 			next := m.nextTryAt
 			if m.state != "queued" {
 				next = 0
 			}
-			if !*asJSON {
-				table.Row(m.id, m.kind, idOrDash(m.userID), m.email, when(m.createdAt), m.state, m.tries, when(next), m.lastError)
-				return
-			}
-			lines.Encode(struct {
+			list.Row(struct {
 				ID        int64     `json:"id"`
 				Kind      mailKind  `json:"kind"`
 				UserID    int64     `json:"user_id,omitempty"`
@@ -242,12 +188,10 @@ func mailList(f *flag.FlagSet) action {
 				NextTryAt time.Time `json:"next_try_at,omitzero"`
 				ClosedAt  time.Time `json:"closed_at,omitzero"`
 				LastError string    `json:"last_error,omitempty"`
-			}{m.id, m.kind, m.userID, m.email, m.state, m.tries, utc(m.createdAt), utc(next), utc(m.closedAt), m.lastError})
+			}{m.id, m.kind, m.userID, m.email, m.state, m.tries, utc(m.createdAt), utc(next), utc(m.closedAt), m.lastError},
+				m.id, m.kind, idOrDash(m.userID), m.email, when(m.createdAt), m.state, m.tries, when(next), m.lastError)
 		})
-		if !*asJSON {
-			err = errors.Join(err, table.Flush())
-		}
-		return errors.Join(err, out.Flush())
+		return errors.Join(err, list.Flush())
 	}
 }
 

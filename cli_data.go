@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -13,15 +12,14 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
 	"net/http"
-	"net/netip"
 	neturl "net/url"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"userd/internal/healthcheck"
 	"userd/internal/rows"
 	"userd/internal/setting"
 	"userd/internal/sqlitefile"
@@ -43,23 +41,17 @@ func keyList(f *flag.FlagSet) action {
 		if last.configured {
 			fmt.Fprintf(c.stderr, "since %s the servers of this database sign with JWT_SECRET_KEY instead of these keys\n", when(last.since))
 		}
-		if *asJSON {
-			lines := json.NewEncoder(c.stdout)
-			for _, k := range keys {
-				err = errors.Join(err, lines.Encode(struct {
-					KID       string    `json:"kid"`
-					CreatedAt time.Time `json:"created_at"`
-					RetiredAt time.Time `json:"retired_at,omitzero"`
-					GoodUntil time.Time `json:"good_until,omitzero"`
-				}{k.kid, utc(k.createdAt), utc(k.retiredAt), utc(k.goodUntil)}))
-			}
-			return err
-		}
-		table := terminal.NewTable(c.stdout, "KID", "CREATED", "RETIRED", "GOOD UNTIL")
+		list := terminal.NewList(c.stdout, *asJSON, "KID", "CREATED", "RETIRED", "GOOD UNTIL")
 		for _, k := range keys {
-			table.Row(k.kid, when(k.createdAt), when(k.retiredAt), when(k.goodUntil))
+			list.Row(struct {
+				KID       string    `json:"kid"`
+				CreatedAt time.Time `json:"created_at"`
+				RetiredAt time.Time `json:"retired_at,omitzero"`
+				GoodUntil time.Time `json:"good_until,omitzero"`
+			}{k.kid, utc(k.createdAt), utc(k.retiredAt), utc(k.goodUntil)},
+				k.kid, when(k.createdAt), when(k.retiredAt), when(k.goodUntil))
 		}
-		return table.Flush()
+		return list.Flush()
 	}
 }
 
@@ -317,13 +309,14 @@ func adoptDatabase(f *flag.FlagSet) action {
 	}
 }
 
-// healthcheckTimeout is longer than a server takes to answer that it is not ready.
-const healthcheckTimeout = 4 * time.Second
-
-// healthcheck asks the server with this configuration whether it is ready, for
+// askReady asks the server with this configuration whether it is ready, for
 // containers without curl. It does not use the database.
-func healthcheck(ctx context.Context, c *cli) error {
-	url, client := readyURL(&c.config)
+func askReady(ctx context.Context, c *cli) error {
+	server := healthcheck.Server{Address: c.addr, Path: "/readyz", HTTPS: c.tlsCert != "" || len(c.domains) > 0}
+	if len(c.domains) > 0 {
+		server.Name = c.domains[0]
+	}
+	url, client := server.URL(), server.Client()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
@@ -348,36 +341,6 @@ func healthcheck(ctx context.Context, c *cli) error {
 	return err
 }
 
-// readyURL returns the URL of the readiness check of the server with a
-// configuration, and a client for it. The client uses no proxy and follows no
-// redirect. It accepts any certificate: it sends no secret, and the certificate
-// of a name is not valid for an address.
-func readyURL(c *config) (string, *http.Client) {
-	scheme, trust := "http://", &tls.Config{InsecureSkipVerify: true}
-	if c.tlsCert != "" || len(c.domains) > 0 {
-		scheme = "https://"
-	}
-	if len(c.domains) > 0 {
-		trust.ServerName = c.domains[0]
-	}
-	host, port, _ := net.SplitHostPort(c.addr) // which setting.HostPort has checked
-	ip, _ := netip.ParseAddr(host)
-	switch ip.Unmap() {
-	case netip.IPv4Unspecified():
-		host = "127.0.0.1"
-	case netip.IPv6Unspecified():
-		host = "::1"
-	}
-	if host == "" {
-		host = "127.0.0.1"
-	}
-	return scheme + net.JoinHostPort(host, port) + "/readyz", &http.Client{
-		Timeout:       healthcheckTimeout,
-		Transport:     &http.Transport{TLSClientConfig: trust},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-}
-
 // progress returns a progress of work on standard error, or nil if that is not a terminal.
 func (c *cli) progress(what string, total int64) *terminal.Progress {
 	if f, ok := c.stderr.(*os.File); ok && terminal.Is(f) {
@@ -397,11 +360,7 @@ func (c *cli) openInput(name string) (io.ReadCloser, error) {
 // importedRows returns the rows of a file for user import. A row has at most the size of a
 // request's body, which also holds one user.
 func importedRows(in io.Reader) (*rows.Reader, error) {
-	buffered := bufio.NewReaderSize(in, 1<<16)
-	if mark, _ := buffered.Peek(len(byteOrderMark)); string(mark) == byteOrderMark {
-		buffered.Discard(len(byteOrderMark))
-	}
-	return rows.NewReader(buffered, rows.Format{MaxRow: maxBody, Columns: importFields, Object: importObject})
+	return rows.NewReader(in, rows.Format{MaxRow: maxBody, Columns: importFields, Object: importObject})
 }
 
 // exportColumns are the columns of an export, in order.
@@ -432,9 +391,6 @@ func importFields(header []string) ([]string, error) {
 		}
 		if !known {
 			return nil, fmt.Errorf("unknown column %q: see userd help user import", column)
-		}
-		if slices.Contains(header[:i], column) {
-			return nil, fmt.Errorf("column %q appears twice", column)
 		}
 	}
 	return fields, nil

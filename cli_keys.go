@@ -1,15 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
-	"strconv"
 	"strings"
 
 	"userd/internal/otp"
@@ -31,12 +28,7 @@ func tokenAdd(f *flag.FlagSet) action {
 			life = 0
 			return nil
 		}
-		if days, ok := strings.CutSuffix(v, "d"); ok {
-			if n, err := strconv.Atoi(days); err == nil && n >= 0 && n <= 366 {
-				v = fmt.Sprint(24*n, "h")
-			}
-		}
-		if setting.TTL(&life, v, keyLife.shortest, keyLife.longest) != nil {
+		if setting.DaysTTL(&life, v, keyLife.shortest, keyLife.longest) != nil {
 			return errors.New("must be from 1h to 366d, such as 90d or 12h, or never")
 		}
 		return nil
@@ -71,20 +63,11 @@ func tokenList(f *flag.FlagSet) action {
 		if err != nil {
 			return err
 		}
-		out := bufio.NewWriter(c.stdout)
-		table := terminal.NewTable(out, "ID", "NAME", "PREFIX", "SCOPE", "CREATED", "EXPIRES", "LAST USED", "ADDRESS")
-		lines := json.NewEncoder(out)
+		list := terminal.NewList(c.stdout, *asJSON, "ID", "NAME", "PREFIX", "SCOPE", "CREATED", "EXPIRES", "LAST USED", "ADDRESS")
 		err = c.store.keysOf(ctx, u.id, func(k *apiKey) {
-			if *asJSON {
-				lines.Encode(newKeyAnswer(k))
-				return
-			}
-			table.Row(k.id, k.name, k.prefix, k.scope, when(k.createdAt), when(k.expiresAt), when(k.lastUsedAt), k.lastAddress)
+			list.Row(newKeyAnswer(k), k.id, k.name, k.prefix, k.scope, when(k.createdAt), when(k.expiresAt), when(k.lastUsedAt), k.lastAddress)
 		})
-		if !*asJSON {
-			err = errors.Join(err, table.Flush())
-		}
-		return errors.Join(err, out.Flush())
+		return errors.Join(err, list.Flush())
 	}
 }
 
@@ -173,13 +156,9 @@ func (c *cli) enrol(ctx context.Context, u *user) error {
 		}
 	}
 	fmt.Fprintf(c.stderr, "Scan the code with an authenticator app, or type this secret into it:\n%s\n%s\nThe code that the app shows now: ", otp.EncodeSecret(secret), uri)
-	line, err := bufio.NewReader(io.LimitReader(c.stdin, 256)).ReadString('\n')
-	if err != nil && err != io.EOF {
-		return fmt.Errorf("reading the code from standard input: %w", err)
-	}
-	line = strings.TrimSpace(strings.TrimPrefix(line, byteOrderMark))
-	if line == "" {
-		return errors.New("no code on standard input; the second factor was not added")
+	line, err := terminal.ReadLine(c.stdin, "code", 256)
+	if err != nil {
+		return fmt.Errorf("%w; the second factor was not added", err)
 	}
 	codes, err := c.confirmFactor(ctx, console, u.id, line)
 	if errors.Is(err, errWrongOTP) {

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"userd/internal/setting"
 )
 
 // A shell runs userd's commands on one database, as a shell would.
@@ -57,7 +58,7 @@ func TestCommandsOnARunningServer(t *testing.T) {
 		t.Errorf("user add: %q", out)
 	}
 	root := s.login("root")
-	sh.run(0, byteOrderMark+goodPassword+"\r\n", "user", "add", "ann", "ann@example.com")
+	sh.run(0, setting.ByteOrderMark+goodPassword+"\r\n", "user", "add", "ann", "ann@example.com")
 	ann := s.login("ann")
 	s.do(root, "GET", "/api/users/2", "").want(t, 200, "")
 
@@ -130,7 +131,7 @@ func TestCommandsThatFail(t *testing.T) {
 		{1, "user add new new@example.com", "short", "password must have at least 8"},
 		{1, "user add new new@example.com", "", "userd: no password on standard input"},
 		{1, "user passwd root", "\n", "userd: no password on standard input"},
-		{1, "user passwd root", byteOrderMark + "\n", "userd: no password on standard input"},
+		{1, "user passwd root", setting.ByteOrderMark + "\n", "userd: no password on standard input"},
 		{1, "user add new new", goodPassword, "email must be"},
 		{1, "user show nobody", "", "user \"nobody\" does not exist\n"},
 		{1, "user show 7", "", `user "7" does not exist; write an id as id=7`},

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/csv"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -277,20 +276,11 @@ func userInvite(f *flag.FlagSet) action {
 func invitationList(f *flag.FlagSet) action {
 	asJSON := jsonFlag(f)
 	return func(ctx context.Context, c *cli) error {
-		out := bufio.NewWriter(c.stdout)
-		table := terminal.NewTable(out, "ID", "EMAIL", "USERNAME", "ROLE", "USES LEFT", "CREATED", "EXPIRES")
-		lines := json.NewEncoder(out)
+		list := terminal.NewList(c.stdout, *asJSON, "ID", "EMAIL", "USERNAME", "ROLE", "USES LEFT", "CREATED", "EXPIRES")
 		err := c.store.invitations(ctx, 0, -1, c.wall().Unix(), func(v *invitation) {
-			if *asJSON {
-				lines.Encode(newInvitationAnswer(v))
-				return
-			}
-			table.Row(v.id, v.email, v.username, v.role, v.usesLeft, when(v.createdAt), when(v.expiresAt))
+			list.Row(newInvitationAnswer(v), v.id, v.email, v.username, v.role, v.usesLeft, when(v.createdAt), when(v.expiresAt))
 		})
-		if !*asJSON {
-			err = errors.Join(err, table.Flush())
-		}
-		return errors.Join(err, out.Flush())
+		return errors.Join(err, list.Flush())
 	}
 }
 
@@ -417,20 +407,6 @@ func exportNDJSON(out io.Writer) (write func(u *user, hash, totp string), flush 
 	return write, func() error { return nil }
 }
 
-// parseTime reads a time in a format of userd, Django or PostgreSQL, in UTC if it
-// names no zone; "" is 0. why says what is wrong with the text, or is "".
-func parseTime(s string) (unix int64, why string) {
-	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05-07", "2006-01-02 15:04:05"} {
-		if t, err := time.Parse(layout, s); err == nil && t.Unix() > 0 {
-			return t.Unix(), ""
-		}
-	}
-	if s == "" {
-		return 0, ""
-	}
-	return 0, "must be a time such as 2026-01-31T12:00:00Z"
-}
-
 func sessionList(f *flag.FlagSet) action {
 	asJSON := jsonFlag(f)
 	return func(ctx context.Context, c *cli) error {
@@ -438,20 +414,11 @@ func sessionList(f *flag.FlagSet) action {
 		if err != nil {
 			return err
 		}
-		out := bufio.NewWriter(c.stdout)
-		table := terminal.NewTable(out, "ID", "CREATED", "LAST USED", "EXPIRES", "ADDRESS", "USER AGENT")
-		lines := json.NewEncoder(out)
+		list := terminal.NewList(c.stdout, *asJSON, "ID", "CREATED", "LAST USED", "EXPIRES", "ADDRESS", "USER AGENT")
 		err = c.store.sessionsOf(ctx, u.id, c.wall().Unix(), func(x *session) {
-			if *asJSON {
-				lines.Encode(newSessionAnswer(x, 0))
-				return
-			}
-			table.Row(x.id, when(x.createdAt), when(x.lastUsedAt), when(x.expiresAt), x.address, x.userAgent)
+			list.Row(newSessionAnswer(x, 0), x.id, when(x.createdAt), when(x.lastUsedAt), when(x.expiresAt), x.address, x.userAgent)
 		})
-		if !*asJSON {
-			err = errors.Join(err, table.Flush())
-		}
-		return errors.Join(err, out.Flush())
+		return errors.Join(err, list.Flush())
 	}
 }
 

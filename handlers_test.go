@@ -249,32 +249,6 @@ func TestHealthcheckFailsWhereTheServerIsNotReady(t *testing.T) {
 	}
 }
 
-func TestAServerOnEveryAddressIsAskedOnLoopback(t *testing.T) {
-	t.Parallel()
-	for addr, want := range map[string]string{
-		"127.0.0.1:5000":         "http://127.0.0.1:5000/readyz",
-		"192.0.2.7:80":           "http://192.0.2.7:80/readyz",
-		"userd.example.com:5000": "http://userd.example.com:5000/readyz",
-		"[2001:db8::1]:5000":     "http://[2001:db8::1]:5000/readyz",
-		":5000":                  "http://127.0.0.1:5000/readyz",
-		"0.0.0.0:5000":           "http://127.0.0.1:5000/readyz",
-		"[::ffff:0.0.0.0]:5000":  "http://127.0.0.1:5000/readyz",
-		"[::]:5000":              "http://[::1]:5000/readyz",
-	} {
-		got, client := readyURL(&config{addr: addr})
-		if got != want {
-			t.Errorf("%s is asked at %s, want %s", addr, got, want)
-		}
-		if transport, ok := client.Transport.(*http.Transport); !ok || transport.Proxy != nil {
-			t.Errorf("%s is asked through a proxy that the environment names", addr)
-		}
-	}
-	got, client := readyURL(&config{addr: ":443", domains: []string{"userd.example", "b.example"}})
-	if name := client.Transport.(*http.Transport).TLSClientConfig.ServerName; got != "https://127.0.0.1:443/readyz" || name != "userd.example" {
-		t.Errorf("with certificates by name it is asked at %s for %s", got, name)
-	}
-}
-
 // The tutorial's seven requests have the answers that it prints, for a reader who needs a
 // minute or almost a quarter of an hour from the login to the last one.
 func TestTutorial(t *testing.T) {

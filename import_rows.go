@@ -3,10 +3,10 @@ package main
 import (
 	"cmp"
 	"crypto/rand"
-	"strings"
 
 	"userd/internal/otp"
 	"userd/internal/passhash"
+	"userd/internal/rows"
 	"userd/internal/validate"
 )
 
@@ -24,17 +24,12 @@ type importRow struct {
 func (r *importRow) set(fields map[string]string, policy validate.Policy) (problem string) {
 	wrong := make(fieldErrors)
 	truth := func(name string) bool {
-		switch strings.ToLower(fields[name]) {
-		case "", "false", "f", "0":
-			return false
-		case "true", "t", "1":
-			return true
-		}
-		wrong.add(name, "must be true or false")
-		return false
+		value, why := rows.Bool(fields[name])
+		wrong.add(name, why)
+		return value
 	}
 	seconds := func(name string) int64 {
-		n, why := parseTime(fields[name])
+		n, why := rows.Time(fields[name])
 		wrong.add(name, why)
 		return n
 	}

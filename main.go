@@ -353,7 +353,7 @@ var commands = []struct {
 	{"healthcheck", "", "ask the running server whether it is ready",
 		`Asks the server with these settings whether it is ready, for containers without
 		curl. It does not use the database.`,
-		noFlags(healthcheck)},
+		noFlags(askReady)},
 	{"help", "[COMMAND...]", "explain a command",
 		`Explains a command or a group of commands, such as user. Without an argument it
 		prints a summary.`,
