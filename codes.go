@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"userd/internal/setting"
+	"userd/internal/validate"
 )
 
 // linkTo returns a link with a new code of a kind, and the hash of the code. page is the URL of
@@ -360,4 +361,21 @@ func (s *server) accountPage(x *exchange) error {
 	header["Content-Security-Policy"] = []string{pagePolicy()}
 	header["Referrer-Policy"] = []string{"no-referrer"}
 	return x.send(http.StatusOK, accountHTML)
+}
+
+// unlessSame returns given, or nil if it is the current value.
+func unlessSame[T comparable](given *T, current T) *T {
+	if given != nil && *given == current {
+		return nil
+	}
+	return given
+}
+
+// newName returns a given name or address without spaces around it, or nil if it is
+// the current one, which may have them if it was adopted.
+func newName(given *string, current string) *string {
+	if given == nil || *given == current {
+		return nil
+	}
+	return unlessSame(new(validate.TrimName(*given)), current)
 }

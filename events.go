@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"userd/internal/headers"
+	"userd/internal/param"
 	"userd/internal/setting"
 )
 
@@ -50,24 +52,24 @@ func (s *server) listEvents(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	limit, after, err := pageOf(q)
+	limit, after, err := param.Page(q, maxLimit)
 	if err != nil {
 		return err
 	}
 	var only eventFilter
 	if q.Has("user") {
 		if only.userID, err = parseID(q.Get("user")); err != nil {
-			return badParameter("user", "must be the id of a user")
+			return &param.Error{Name: "user", Text: "must be the id of a user"}
 		}
 	}
 	if q.Has("type") {
 		if err := setting.Word(&only.kind, q.Get("type"), eventTypes...); err != nil {
-			return badParameter("type", err.Error())
+			return &param.Error{Name: "type", Text: err.Error()}
 		}
 	}
-	if accepts(x.r, "text/event-stream") {
+	if headers.Accepts(x.r, "text/event-stream") {
 		if q.Has("limit") {
-			return badParameter("limit", "is not allowed with a stream")
+			return &param.Error{Name: "limit", Text: "is not allowed with a stream"}
 		}
 		if !q.Has("after") {
 			after = -1
@@ -84,7 +86,7 @@ func (s *server) listEvents(x *exchange) error {
 	}
 	if len(list) > int(limit) {
 		list = list[:limit]
-		x.linkNext(q, list[limit-1].ID)
+		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
 	}
 	return x.sendJSON(http.StatusOK, list)
 }

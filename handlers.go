@@ -20,8 +20,10 @@ import (
 	"time"
 
 	"userd/internal/checkup"
+	"userd/internal/param"
 	"userd/internal/passhash"
 	"userd/internal/prom"
+	"userd/internal/reqbody"
 )
 
 // A server answers HTTP. Its parts are set once, by newServer.
@@ -38,7 +40,7 @@ type server struct {
 	mux         *http.ServeMux
 	stats       *stats
 	health      *health
-	largeBodies chan struct{} // holds one token for each body over smallBody that is being read
+	bodies      *reqbody.Reader
 	lists       chan struct{} // holds one token for each part of a full list that is being read
 }
 
@@ -55,7 +57,7 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *sl
 		mux:         http.NewServeMux(),
 		stats:       newStats(st, mono),
 		health:      &health{database: checkup.New(time.Second, 2*time.Second, mono, st.probe)},
-		largeBodies: make(chan struct{}, maxLargeBodies),
+		bodies:      reqbody.NewReader(maxBody, smallBody, maxLargeBodies),
 		lists:       make(chan struct{}, readerCount/2),
 	}
 	if c.rateLimit == switchOn {
@@ -146,7 +148,7 @@ func (s *server) handle(rt route) {
 		err := s.admit(x, rt.access)
 		if err == nil {
 			if err = rt.handle(x); err != nil {
-				err = s.countMalformed(x, err)
+				err = s.countMalformed(x, clientError(err))
 			}
 		}
 		if err != nil {
@@ -178,7 +180,7 @@ func (s *server) verify(x *exchange) error {
 	}
 	switch factor := q.Get("factor"); {
 	case q.Has("factor") && factor != "required":
-		return badParameter("factor", "can only be required")
+		return &param.Error{Name: "factor", Text: "can only be required"}
 	case factor != "" && !x.who.factor:
 		return errFactorRequired.with("This requires a login with a second factor: add one, or log in with it")
 	}

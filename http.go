@@ -9,8 +9,9 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"mime"
 	"net/http"
+	"net/url"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -20,8 +21,12 @@ import (
 	"unicode/utf8"
 
 	"userd/internal/clientaddr"
+	"userd/internal/headers"
 	"userd/internal/netlisten"
+	"userd/internal/param"
 	"userd/internal/prom"
+	"userd/internal/reqbody"
+	"userd/internal/strictjson"
 	"userd/internal/throttle"
 )
 
@@ -38,6 +43,13 @@ const (
 const (
 	maxConnections = 4096
 	drainTimeout   = 7 * time.Second // for the running requests when the server stops
+)
+
+// Limits of the bodies of requests.
+const (
+	maxBody        = 64 << 10 // bytes; two passwords written in escapes need 12 KiB
+	smallBody      = 8 << 10  // bytes; a longer body is large
+	maxLargeBodies = 256      // that are read concurrently
 )
 
 // http2Bounds limit each HTTP/2 connection. With the defaults of net/http, a
@@ -64,19 +76,19 @@ type exchange struct {
 	logUser int64  // the user that sent the request; 0: unknown
 	name    string // the username of a login; logged only if it fails
 
-	routed        bool          // the mux found a route
-	proof         proof         // the acts of the route that require proof
-	renewed       bool          // the caller's token is the proof for an act of renewedOnly
-	stamp         *int64        // auth_stamp when the caller's password proved its acts
-	requiresProof bool          // an API key does an act that requires proof
-	scopes        []keyScope    // of the API keys that may use the route
-	limit         limit         // of the route
-	counted       bool          // the request counts toward the limit of the route
-	stats         *stats        // of the server
-	routeStats    *routeStats   // of the route; until the mux finds one, of requests without a route
-	largeBodies   chan struct{} // of the server
-	status        int           // of the answer; 0: not yet sent
-	err           error         // why the request failed; nil: it did not fail
+	routed        bool            // the mux found a route
+	proof         proof           // the acts of the route that require proof
+	renewed       bool            // the caller's token is the proof for an act of renewedOnly
+	stamp         *int64          // auth_stamp when the caller's password proved its acts
+	requiresProof bool            // an API key does an act that requires proof
+	scopes        []keyScope      // of the API keys that may use the route
+	limit         limit           // of the route
+	counted       bool            // the request counts toward the limit of the route
+	stats         *stats          // of the server
+	routeStats    *routeStats     // of the route; until the mux finds one, of requests without a route
+	bodies        *reqbody.Reader // of the server
+	status        int             // of the answer; 0: not yet sent
+	err           error           // why the request failed; nil: it did not fail
 }
 
 // A limit names an allowance of a limiter. limits.go lists them.
@@ -115,7 +127,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		address:        address,
 		stats:          s.stats,
 		routeStats:     s.stats.unrouted,
-		largeBodies:    s.largeBodies,
+		bodies:         s.bodies,
 	}
 	header := w.Header()
 	header["Content-Type"] = jsonType
@@ -317,7 +329,7 @@ func (x *exchange) fail(err error) {
 		x.stats.limited.Add(l.By)
 		header["Retry-After"] = []string{strconv.FormatInt(int64((l.Wait+time.Second-1)/time.Second), 10)}
 	}
-	if accepts(x.r, "application/problem+json") { // RFC 9457
+	if headers.Accepts(x.r, "application/problem+json") { // RFC 9457
 		header["Content-Type"] = problemType
 		body.Title, body.Status, body.Detail = http.StatusText(a.status), a.status, body.Error
 	}
@@ -343,22 +355,6 @@ func challenge(err error) string {
 		return fmt.Sprintf(`Bearer error="insufficient_user_authentication", max_age="%d"`, proofAge) // RFC 9470 section 3: a refresh would not help
 	}
 	return "Bearer"
-}
-
-// accepts reports whether the request names a media type in Accept.
-func accepts(r *http.Request, mediaType string) bool {
-	for _, value := range r.Header["Accept"] {
-		for part := range strings.SplitSeq(value, ",") {
-			t, params, err := mime.ParseMediaType(part)
-			if err != nil || t != mediaType {
-				continue
-			}
-			if q, err := strconv.ParseFloat(params["q"], 64); err != nil || q > 0 { // 0 means not acceptable, RFC 9110 section 12.4.2
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // logRequest logs a request. The level of a successful read is debug, since there
@@ -409,6 +405,121 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 		attrs = append(attrs, slog.String("err", x.err.Error()))
 	}
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
+}
+
+// body returns the request's body, which must be JSON. See bodyOf.
+func (x *exchange) body() ([]byte, error) { return x.bodyOf("application/json") }
+
+// bodyOf returns the request's body, of at most maxBody bytes. It returns errMediaType if
+// the request does not say that this has the media type, or an error of reqbody.Reader.
+func (x *exchange) bodyOf(required string) ([]byte, error) {
+	if !reqbody.HasType(x.r, required) {
+		return nil, errMediaType.with("Send Content-Type: %s", required)
+	}
+	defer x.awaitClient(0)()
+	return x.bodies.Read(x.ResponseWriter, x.r)
+}
+
+// optionalBody is body, but returns an empty object if the request has no body.
+func (x *exchange) optionalBody() ([]byte, error) {
+	if x.hasBody() {
+		return x.body()
+	}
+	return []byte("{}"), nil
+}
+
+func (x *exchange) hasBody() bool {
+	defer x.awaitClient(0)()
+	return reqbody.Exists(x.r)
+}
+
+// awaitClient records that x waits for its client until done is called: to read an answer
+// of so many bytes, or to send more if answer is 0.
+func (x *exchange) awaitClient(answer int) (done func()) {
+	if x.conn == nil {
+		return func() {}
+	}
+	x.conn.AwaitClient(answer)
+	return func() { x.conn.Resume(answer) }
+}
+
+// decode reads the results of body or optionalBody as a T, a struct as
+// strictjson.Unmarshal requires it. It returns err if that is not nil.
+func decode[T any](body []byte, err error) (in T, _ error) {
+	if err != nil {
+		return in, err
+	}
+	return in, strictjson.Unmarshal(body, &in)
+}
+
+// query returns the query parameters, or an error of param.Query.
+func (x *exchange) query(names ...string) (url.Values, error) {
+	return param.Query(x.r.URL.RawQuery, names...)
+}
+
+// maxLimit is the largest number of users or events on a page.
+const maxLimit = 1000
+
+// bearer returns the token of the request's Authorization header. It returns errNoToken, or
+// errBadToken for two headers.
+func (x *exchange) bearer() (string, error) {
+	token, err := headers.Bearer(x.r)
+	switch err {
+	case headers.ErrNoBearer:
+		return "", errNoToken
+	case headers.ErrTwoHeaders:
+		return "", errBadToken
+	}
+	return token, nil
+}
+
+// caller returns the principal of x as the caller of a write.
+func (x *exchange) caller() caller {
+	kind := sessionCaller
+	if x.who.key != 0 {
+		kind = keyCaller
+	}
+	return caller{
+		kind:          kind,
+		user:          x.who.id,
+		session:       x.who.session,
+		key:           x.who.key,
+		address:       x.address,
+		token:         x.who.token,
+		renewed:       x.renewed,
+		stamp:         x.stamp,
+		keyReadAt:     x.who.keyReadAt,
+		requiresProof: x.requiresProof,
+	}
+}
+
+// newTokenID returns the id of the token with a jti, which begins with the generation. The
+// jti of a token of an earlier build has none, so its generation is 0.
+func newTokenID(jti string) tokenID {
+	text, _, _ := strings.Cut(jti, "-")
+	generation, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || generation < 0 || strconv.FormatInt(generation, 10) != text {
+		generation = 0
+	}
+	return tokenID{jti, generation}
+}
+
+// pathWord matches the segments of a path that are words, versions, file names and
+// small numbers. Tokens, e-mail addresses and most passwords are not.
+var pathWord = regexp.MustCompile(`^(|[A-Z]?[a-z0-9._-]{0,23}|[A-Z]{1,24})$`)
+
+// loggedPath returns what the log says of a path that is not a route. Segments that
+// could be secrets are "…", since a client that puts one into a path by mistake must
+// not put it into the log.
+func loggedPath(path string) string {
+	const most = 8
+	segments := strings.SplitN(path, "/", most+1)
+	for i, segment := range segments {
+		if i == most || !pathWord.MatchString(segment) {
+			segments[i] = "…"
+		}
+	}
+	return shorten(strings.Join(segments, "/"))
 }
 
 // utc returns a time of the database, or the zero time for 0, which means never.
@@ -498,3 +609,5 @@ func knownMethod(method string) string {
 	}
 	return "other"
 }
+
+func parseID(s string) (int64, error) { return param.ID(s) }

@@ -23,6 +23,7 @@ import (
 	"unicode/utf8"
 
 	"userd/internal/otp"
+	"userd/internal/reqbody"
 	"userd/internal/validate"
 )
 
@@ -1379,9 +1380,7 @@ func refusesBusy(w *witness) {
 	for _, p := range proofs {
 		w.do(root, p[0], p[1], "{"+p[2]+`"current_password":"x"}`).want(w.t, 503, "busy")
 	}
-	for range cap(w.largeBodies) {
-		w.largeBodies <- struct{}{}
-	}
+	w.bodies = reqbody.NewReader(maxBody, smallBody, 0)
 	w.do("", "POST", "/api/refresh", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/logout", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/introspect", sized(smallBody+1), "Content-Type: "+formType).want(w.t, 503, "busy")

@@ -25,6 +25,7 @@ import (
 	"userd/internal/mail"
 	"userd/internal/prom"
 	"userd/internal/setting"
+	"userd/internal/useragent"
 )
 
 // An outbox sends the mails that requests have queued in the database. No request waits for
@@ -186,7 +187,7 @@ func (p *pageURLs) forCode(kind codeKind) string {
 // causedBy returns the mail with the client of a request, which causes it, and with its time
 // in Unix seconds.
 func (m queuedMail) causedBy(x *exchange, now int64) *queuedMail {
-	m.address, m.userAgent, m.createdAt = x.address, userAgent(x.r), now
+	m.address, m.userAgent, m.createdAt = x.address, useragent.Of(x.r), now
 	return &m
 }
 

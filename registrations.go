@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"userd/internal/param"
 	"userd/internal/setting"
 	"userd/internal/validate"
 )
@@ -344,7 +345,7 @@ func (s *server) listInvitations(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	limit, after, err := pageOf(q)
+	limit, after, err := param.Page(q, maxLimit)
 	if err != nil {
 		return err
 	}
@@ -358,7 +359,7 @@ func (s *server) listInvitations(x *exchange) error {
 	}
 	if len(list) > int(limit) {
 		list = list[:limit]
-		x.linkNext(q, list[limit-1].ID)
+		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
 	}
 	return x.sendJSON(http.StatusOK, list)
 }

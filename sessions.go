@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"userd/internal/param"
+	"userd/internal/useragent"
 )
 
 // A refreshToken is SESSION.GENERATION.SECRET.TAG: the session's id, the number of
@@ -167,7 +169,7 @@ func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now tim
 	}
 	d := now.Unix() - live.rotatedAt
 	if live.generation == next.generation && hmac.Equal(live.refreshHash, next.hash()) && 0 <= d && d <= refreshGrace &&
-		network(x.address) == network(live.address) && userAgent(x.r) == live.userAgent {
+		network(x.address) == network(live.address) && useragent.Of(x.r) == live.userAgent {
 		key, err = s.store.repeatRotation(x.r.Context(), &live, maxGraceUses)
 		if !errors.Is(err, errNotApplied) {
 			if err == nil {
@@ -192,7 +194,7 @@ func (s *server) newSession(x *exchange, now time.Time, t refreshToken) session 
 		expiresAt:   now.Add(s.refreshTTL).Unix(),
 		lifetime:    int64(s.sessionLife / time.Second),
 		address:     x.address,
-		userAgent:   userAgent(x.r),
+		userAgent:   useragent.Of(x.r),
 		generation:  t.generation,
 		refreshHash: t.hash(),
 	}
@@ -246,7 +248,7 @@ func (s *server) logout(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	all, err := boolParameter(q, "all")
+	all, err := param.Bool(q, "all")
 	if err != nil {
 		return err
 	}
