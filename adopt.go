@@ -112,7 +112,7 @@ func upgradeTutorial(ctx context.Context, tx *sql.Tx, file *os.File, say func(te
 	}
 	if err = renameDuplicates(ctx, tx, say); err == nil {
 		err = execTx(ctx, tx, textColumns+before+addColumns+after+restOfSchema+strings.Join(migrations[1:], "")+
-			fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, len(migrations)))
+			fmt.Sprintf("%s; PRAGMA user_version = %d", markOwner, len(migrations)))
 	}
 	if err == nil { // only now the table of events exists
 		_, err = tx.ExecContext(ctx, renameEvents, userChanged, console.address, time.Now().Unix())

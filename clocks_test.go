@@ -70,8 +70,6 @@ var clockReaders = map[string]string{
 	"users.go server.streamUsers":          "mono",
 	"registrations.go userService.addUser": "stored",
 	"users.go userService.changeUser":      "stored",
-	"write.go openWriter":                  "mono",
-	"write.go writer.commit":               "mono",
 	"cli_keys.go userTOTP":                 "stored",
 	"factors.go server.checkCode":          "TestACodeWorksOnceIfTheClockIsSet",
 	"factors.go server.countWrongCode":     "stored",

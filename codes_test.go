@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"userd/internal/groupcommit/groupcommittest"
 )
 
 // linkCode returns the code of a link.
@@ -1021,13 +1023,13 @@ func TestAnAddressThatChangesMeanwhileIsNotVerified(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	release := holdWriter(t, s.store)
-	changed := enqueue(t, s.store, func() error {
+	release := groupcommittest.Busy(t, s.store.writer)
+	changed := groupcommittest.Enqueue(t, s.store.writer, func() error {
 		_, err := s.store.updateUser(t.Context(), console, u.id, change{email: new("victim@example.com")}, 0, testNow)
 		return err
 	})
 	replies := make(chan reply, 1)
-	enqueue(t, s.store, func() error {
+	groupcommittest.Enqueue(t, s.store.writer, func() error {
 		replies <- s.do(root, "PUT", path, `{"email_verified":true}`)
 		return nil
 	})

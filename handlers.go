@@ -403,13 +403,12 @@ func (s *server) databaseFamilies(p *prom.Page) {
 		damaged = 1
 	}
 	p.Gauge("userd_database_damaged", "Whether the check at the start found damage: 1 or 0.", damaged)
-	w := s.store.writer
 	const commits, writes = "userd_commit_duration_seconds", "userd_commit_writes"
 	p.Family(commits, "histogram", "Durations of transactions, with their commit and its sync.")
-	p.Histogram(commits, "", w.commitDurations)
+	p.Histogram(commits, "", s.store.commitDurations)
 	p.Family(writes, "histogram", "Writes that share a commit and took effect.")
-	p.Histogram(writes, "", w.commitSizes)
-	p.Counter("userd_writes_refused_total", "Writes that failed because of the database, or waited too long for it.", float64(w.failedWrites.Load()))
+	p.Histogram(writes, "", s.store.commitSizes)
+	p.Counter("userd_writes_refused_total", "Writes that failed because of the database, or waited too long for it.", float64(s.store.failedWrites.Load()))
 }
 
 // version returns the versions of userd and of Go, with the commit if known.

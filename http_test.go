@@ -825,7 +825,7 @@ func TestNoInputBreaksALineOfTheLog(t *testing.T) {
 			book := new(logBook)
 			s.log = (&config{logFormat: format, logLevel: slog.LevelDebug}).logger(book)
 			u := user{username: evil, email: "evil@example.com"} // adopted: no rule for names held there
-			if _, err := s.store.writer.conn.ExecContext(t.Context(), `INSERT INTO user (id, username, email, password_hash) VALUES (1, ?, ?, 'x')`, u.username, u.email); err != nil {
+			if _, err := s.store.conn.ExecContext(t.Context(), `INSERT INTO user (id, username, email, password_hash) VALUES (1, ?, ?, 'x')`, u.username, u.email); err != nil {
 				t.Fatal(err)
 			}
 			s.do("", "POST", "/api/login", `{"username":"evil@example.com","password":"x"}`).want(t, 401, "")

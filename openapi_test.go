@@ -1599,7 +1599,7 @@ func mailsLinks(w *witness) {
 	w.do("", "POST", "/api/password/forgot", "{}").want(t, 400, "missing_fields")
 	w.do("", "POST", "/api/password/forgot", fmt.Sprintf(`{"login":%q}`, strings.Repeat("a", maxLogin+1))).want(t, 400, "invalid_fields")
 	w.keepLog()
-	w.store.writer.filesLost.Store(true)
+	w.store.filesLost.Store(true)
 	w.do("", "POST", "/api/password/forgot", d.example(t, "POST /api/password/forgot", 0)).want(t, 503, "unavailable")
 }
 

@@ -14,6 +14,9 @@ import (
 // applicationID marks a database as userd's in its header ("user" in ASCII).
 const applicationID = 0x75736572
 
+// markOwner writes applicationID.
+var markOwner = fmt.Sprintf("PRAGMA application_id = %d", applicationID)
+
 // migrations upgrade an empty database to the current schema, one transaction each; PRAGMA
 // user_version counts them. They add tables, indexes, and columns with constant defaults. They never
 // rebuild a table: that would empty tables that cascade from it. The fourth drops a table to which
@@ -367,7 +370,7 @@ func migrateOnce(ctx context.Context, conn *sql.Conn, scripts []string) (done bo
 	if version >= len(scripts) {
 		return true, nil
 	}
-	script := scripts[version] + fmt.Sprintf("; PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, version+1)
+	script := scripts[version] + fmt.Sprintf("; %s; PRAGMA user_version = %d", markOwner, version+1)
 	if _, err := tx.ExecContext(ctx, script); err != nil {
 		return false, fmt.Errorf("migration %d: %w", version+1, err)
 	}

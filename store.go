@@ -10,8 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"userd/internal/groupcommit"
+	"userd/internal/prom"
 	"userd/internal/safefile"
 	"userd/internal/sqlitefile"
 	"userd/internal/terminal"
@@ -192,8 +195,21 @@ func (s *store) keyAuthorizationError(by caller, id int64) error {
 	return nil
 }
 
+// Short names for the parts of each write.
+type (
+	statement = groupcommit.Statement
+	args      = groupcommit.Args
+	arg       = groupcommit.Arg
+)
+
+var (
+	errDuplicate  = groupcommit.ErrDuplicate
+	errNotApplied = errors.New("a condition of the write did not hold")
+	errFilesLost  = &storageError{"writing", errors.New("a file of the database was deleted, moved or replaced; restart userd")}
+)
+
 // A store is the database file and the statements of requests. A small pool of
-// connections reads; one goroutine writes (write.go). An error of a request's
+// connections reads; one goroutine writes. An error of a request's
 // statement is one of the named sentinels, the context's error, or a storageError.
 type store struct {
 	path      string
@@ -201,8 +217,20 @@ type store struct {
 	readerDSN string
 	reads     *groupcommit.Cache
 	files     map[string]fs.FileInfo // the open files, by the paths that they had
-	*writer
+	conn      *sqlitefile.OnlyConn   // of the writer
+	writer    *groupcommit.Writer
+
+	commitDurations *prom.Histogram
+	commitSizes     *prom.Histogram // successful writes per commit
+	failedWrites    atomic.Uint64   // writes that returned errStorage
+	wrote           atomic.Bool     // at least one write took effect
+	filesLost       atomic.Bool     // set by checkFiles: refuse every write
 }
+
+// busyTimeout is how long a write waits for the lock of another process, such as a
+// command: long enough for a large import, and less than the time that a server may
+// take to stop.
+const busyTimeout = 7 * time.Second
 
 // readerCount is the size of the read pool. Measured on two cores: with one
 // reader the throughput is half, with eight little more, and each costs 3 MB.
@@ -220,13 +248,13 @@ func openStore(ctx context.Context, path string) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := openWriter(path)
+	conn, err := sqlitefile.OpenToWrite(path, busyTimeout)
 	if err != nil {
 		return nil, err
 	}
 	readerDSN := sqlitefile.DSN(path, "mode=rw", "_query_only=1", "_busy_timeout=5000")
-	if err = refuseHooks(ctx, w.conn); err == nil { // a migration could run a trigger
-		err = migrate(ctx, w.conn, migrations)
+	if err = refuseHooks(ctx, conn); err == nil { // a migration could run a trigger
+		err = migrate(ctx, conn.Conn, migrations)
 	}
 	var files map[string]fs.FileInfo
 	if err == nil {
@@ -237,20 +265,53 @@ func openStore(ctx context.Context, path string) (*store, error) {
 		readers, err = sql.Open("sqlite", readerDSN)
 	}
 	if err != nil {
-		w.close()
+		conn.Close()
 		return nil, err
 	}
 	readers.SetMaxOpenConns(readerCount)
 	readers.SetMaxIdleConns(readerCount)
-	go w.run()
-	return &store{
+	s := &store{
 		path:      path,
 		readers:   readers,
 		readerDSN: readerDSN,
 		reads:     groupcommit.NewCache(readers),
 		files:     files,
-		writer:    w,
-	}, nil
+		conn:      conn,
+
+		commitDurations: prom.NewDurationHistogram(),
+		commitSizes:     prom.NewHistogram(1, 1, 2, 4, 8, 16, 32, 64, 128, groupcommit.MaxGroup),
+	}
+	s.writer = groupcommit.Start(conn.Conn, markOwner, func(took time.Duration, writes int) {
+		s.commitDurations.Observe(int64(took))
+		s.commitSizes.Observe(int64(writes))
+		if writes > 0 {
+			s.wrote.Store(true)
+		}
+	})
+	return s, nil
+}
+
+// write runs the statements as one write: see groupcommit.Writer. It returns the IfNone of a
+// statement, errDuplicate, errReferenced, the context's error, or errStorage.
+func (s *store) write(ctx context.Context, statements ...statement) error {
+	if s.filesLost.Load() {
+		s.failedWrites.Add(1)
+		return errFilesLost
+	}
+	err := s.writer.Write(ctx, statements...)
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, groupcommit.ErrForeignKey) { // of another program's table: userd has none
+		return errReferenced
+	}
+	if f, ok := errors.AsType[*groupcommit.Failure](err); ok {
+		err = &storageError{"writing", f.Cause}
+	}
+	if errors.Is(err, errStorage) {
+		s.failedWrites.Add(1)
+	}
+	return err
 }
 
 // checkWritable returns the path without symbolic links. It returns an error that names
@@ -295,8 +356,7 @@ func prepareFiles(path string) error {
 // close waits for the queued writes and closes the file. The write connection is
 // the last to close, because only it can checkpoint the WAL.
 func (s *store) close() error {
-	s.stop()
-	return errors.Join(s.readers.Close(), s.writer.close())
+	return errors.Join(s.writer.Close(), s.readers.Close(), s.conn.Close())
 }
 
 // probe checks that the database can be written and read. It returns errStorage,

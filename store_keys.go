@@ -149,7 +149,7 @@ func (s *store) userOfKey(hash []byte, now int64) (u user, k apiKey, err error) 
 // touchKey records that a client with this address has used a key. It does not wait for the
 // write.
 func (s *store) touchKey(id int64, address string, now int64) {
-	s.writeLater(statement{
+	s.writer.WriteLater(statement{
 		Query: `UPDATE user_key SET last_used_at = @now, last_address = @address WHERE id = @id AND last_used_at <= @now - @every`,
 		Args:  args{{"id", id}, {"address", address}, {"now", now}, {"every", touchKeyEvery}},
 	})

@@ -172,7 +172,7 @@ const touchEvery = 60
 
 // touch records that a session is in use. It does not wait for the write.
 func (s *store) touch(sid, now int64) {
-	s.writeLater(statement{
+	s.writer.WriteLater(statement{
 		Query: `UPDATE session SET last_used_at = @now WHERE id = @id AND last_used_at <= @now - @every`,
 		Args:  args{{"id", sid}, {"now", now}, {"every", touchEvery}},
 	})

@@ -124,7 +124,7 @@ func TestSpacesAroundANameAreTrimmed(t *testing.T) {
 		const spaced = " dan "
 		s.register("dan")
 		s.register("spaced")
-		if _, err := s.store.writer.conn.ExecContext(t.Context(), `UPDATE user SET username = ? WHERE username = 'spaced'`, spaced); err != nil {
+		if _, err := s.store.conn.ExecContext(t.Context(), `UPDATE user SET username = ? WHERE username = 'spaced'`, spaced); err != nil {
 			t.Fatal(err)
 		}
 		for _, name := range []string{spaced, "dan"} {
