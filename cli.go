@@ -12,12 +12,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"userd/internal/cmdline"
 	"userd/internal/mail"
 	"userd/internal/passhash"
 	"userd/internal/safefile"
+	"userd/internal/setting"
 	"userd/internal/terminal"
 	"userd/internal/validate"
 )
@@ -145,6 +147,60 @@ func (c *cli) readPassword(ctx context.Context) (string, error) {
 	return terminal.ReadNewSecret(ctx, c.stdin, c.stderr, "password", validate.MaxPassword+1) // a longer one must not become a valid one
 }
 
+// user returns the user that an argument names: by username, by e-mail address,
+// or as id=7.
+func (c *cli) user(name string) (user, error) {
+	var u user
+	var err error
+	if digits, ok := strings.CutPrefix(name, "id="); ok {
+		id, perr := parseID(digits)
+		if perr != nil {
+			return u, usagef("%q: an id is a positive integer", name)
+		}
+		u, err = c.store.user(id)
+	} else {
+		u, _, err = c.store.userByLogin(name)
+	}
+	switch _, digits := parseID(name); {
+	case !errors.Is(err, errUserNotFound):
+		return u, err
+	case digits == nil:
+		return u, errUserNotFound.with("user %q does not exist; write an id as id=%s", name, name)
+	}
+	return u, errUserNotFound.with("user %q does not exist", name)
+}
+
+// progress returns a progress of work on standard error, or nil if that is not a terminal.
+func (c *cli) progress(what string, total int64) *terminal.Progress {
+	if f, ok := c.stderr.(*os.File); ok && terminal.Is(f) {
+		return terminal.NewProgress(f, what, total)
+	}
+	return nil
+}
+
+// openInput opens a file, or standard input if the name is -.
+func (c *cli) openInput(name string) (io.ReadCloser, error) {
+	if name == "-" {
+		return io.NopCloser(c.stdin), nil
+	}
+	return os.Open(name)
+}
+
+// when returns a time in Unix seconds for a table, or - for 0.
+func when(unix int64) string {
+	if unix == 0 {
+		return "-"
+	}
+	return utc(unix).Format(time.RFC3339)
+}
+
+func idOrDash(id int64) string {
+	if id == 0 {
+		return "-"
+	}
+	return strconv.FormatInt(id, 10)
+}
+
 // mailTest sends a message to an address, as the server would.
 func mailTest(ctx context.Context, c *cli) error {
 	if c.mailURL == "" {
@@ -211,17 +267,168 @@ func mailRetry(ctx context.Context, c *cli) error {
 	return err
 }
 
-// when returns a time in Unix seconds for a table, or - for 0.
-func when(unix int64) string {
-	if unix == 0 {
-		return "-"
-	}
-	return utc(unix).Format(time.RFC3339)
+// lifeFlag adds the flag -ttl, and returns how long a link is valid, within the bounds of l.
+func lifeFlag(f *flag.FlagSet, l lifetime) *time.Duration {
+	life := l.standard
+	usage := fmt.Sprintf("How long the link is valid: a `TIME` from %s to %s. Default: %s", setting.FormatTTL(l.shortest), setting.FormatTTL(l.longest), setting.FormatTTL(l.standard))
+	f.Func("ttl", usage, func(v string) error { return setting.TTL(&life, v, l.shortest, l.longest) })
+	return &life
 }
 
-func idOrDash(id int64) string {
-	if id == 0 {
-		return "-"
+func userResetLink(f *flag.FlagSet) action {
+	life := lifeFlag(f, resetLinkLife)
+	return func(ctx context.Context, c *cli) error {
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		pages, err := c.store.pages()
+		if err != nil {
+			return err
+		}
+		link, expires, err := c.makeResetLink(ctx, console, pages, u.id, *life)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.stderr, "a link for %s, for one use until %s:\n", terminal.Printable(u.username), when(expires))
+		_, err = fmt.Fprintln(c.stdout, link)
+		return err
 	}
-	return strconv.FormatInt(id, 10)
+}
+
+func userInvite(f *flag.FlagSet) action {
+	v := invitation{role: member, usesLeft: 1}
+	f.Func("email", "Invite only the owner of this `ADDRESS`, and verify it.", func(s string) error {
+		if v.email = validate.TrimName(s); v.email == "" {
+			return errors.New("must not be empty")
+		}
+		return nil
+	})
+	f.Func("uses", fmt.Sprintf("How many users can register with the link: a number `N` from 1 to %d. Default: 1", maxUses), func(s string) (err error) {
+		if v.usesLeft, err = strconv.ParseInt(s, 10, 64); err != nil || v.usesLeft < 1 || v.usesLeft > maxUses {
+			return fmt.Errorf("must be from 1 to %d", maxUses)
+		}
+		return nil
+	})
+	makeAdmin := f.Bool("admin", false, "Make the users admins, who may read, change and delete every user.")
+	life := lifeFlag(f, invitationLife)
+	return func(ctx context.Context, c *cli) error {
+		if *makeAdmin {
+			v.role = admin
+		}
+		if err := checkInvitation(&v, ""); err != nil {
+			return err
+		}
+		pages, err := c.store.pages()
+		if err != nil {
+			return err
+		}
+		link, err := c.makeInvitation(ctx, console, pages, &v, *life)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.stderr, "invitation %d, for %s, valid until %s:\n", v.id, plural(v.usesLeft, "new "+string(v.role)), when(v.expiresAt))
+		_, err = fmt.Fprintln(c.stdout, link)
+		return err
+	}
+}
+
+func invitationList(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	return func(ctx context.Context, c *cli) error {
+		list := terminal.NewList(c.stdout, *asJSON, "ID", "EMAIL", "USERNAME", "ROLE", "USES LEFT", "CREATED", "EXPIRES")
+		err := c.store.invitations(ctx, 0, -1, c.wall().Unix(), func(v *invitation) {
+			list.Row(newInvitationAnswer(v), v.id, v.email, v.username, v.role, v.usesLeft, when(v.createdAt), when(v.expiresAt))
+		})
+		return errors.Join(err, list.Flush())
+	}
+}
+
+func invitationDelete(ctx context.Context, c *cli) error {
+	id, err := parseID(c.args[0])
+	if err != nil {
+		return usagef("invitation delete: %q: the id of an invitation is a positive integer", c.args[0])
+	}
+	if err := c.store.deleteInvitation(ctx, console, id, c.wall().Unix()); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.stdout, "deleted invitation %d\n", id)
+	return err
+}
+
+func keyList(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	return func(ctx context.Context, c *cli) error {
+		keys, err := c.store.signingKeys(ctx)
+		if err != nil {
+			return err
+		}
+		last, err := c.store.signer()
+		if err != nil {
+			return err
+		}
+		if last.configured {
+			fmt.Fprintf(c.stderr, "since %s the servers of this database sign with JWT_SECRET_KEY instead of these keys\n", when(last.since))
+		}
+		list := terminal.NewList(c.stdout, *asJSON, "KID", "CREATED", "RETIRED", "GOOD UNTIL")
+		for _, k := range keys {
+			list.Row(struct {
+				KID       string    `json:"kid"`
+				CreatedAt time.Time `json:"created_at"`
+				RetiredAt time.Time `json:"retired_at,omitzero"`
+				GoodUntil time.Time `json:"good_until,omitzero"`
+			}{k.kid, utc(k.createdAt), utc(k.retiredAt), utc(k.goodUntil)},
+				k.kid, when(k.createdAt), when(k.retiredAt), when(k.goodUntil))
+		}
+		return list.Flush()
+	}
+}
+
+func keyRotate(f *flag.FlagSet) action {
+	end := f.Bool("now", false, "Delete the earlier keys now: the access tokens that they signed are no longer valid. Use it if a key may have leaked.")
+	refresh := f.Bool("refresh", false, "Replace the key of refresh tokens instead: every session must log in again when its access token expires.")
+	data := f.Bool("data", false, "Instead encrypt the TOTP secrets in the database again, under DATA_KEY, or under the key in the database if it is not set.")
+	return func(ctx context.Context, c *cli) error {
+		now := c.wall().Unix()
+		if *data && (*refresh || *end) {
+			return usagef("key rotate: -data cannot be combined with -now or -refresh; run the command once with each")
+		}
+		if *data {
+			done, err := c.rotateDataKey(ctx)
+			if done != "" {
+				fmt.Fprintln(c.stdout, done)
+			}
+			return err
+		}
+		if *refresh && *end {
+			return usagef("key rotate: -now and -refresh replace different keys; run the command once with each")
+		}
+		if *refresh {
+			if err := c.store.rotateSecret(ctx, "refresh", randomKey().secret, now); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(c.stdout, "replaced the key of refresh tokens; earlier refresh tokens are no longer valid")
+			return err
+		}
+		last, err := c.store.signer()
+		if err != nil {
+			return err
+		}
+		if last.since > 0 && last.configured {
+			return fmt.Errorf("since %s the servers of this database sign with JWT_SECRET_KEY; move it to JWT_SECRET_KEY_PREVIOUS and set a new one, or start a server without it", when(last.since))
+		}
+		if last.since == 0 && len(c.secret) > 0 {
+			return fmt.Errorf("%s is set and signs; move it to JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
+		}
+		key := randomKey()
+		if err := c.store.rotateKey(ctx, key, *end, now); err != nil {
+			return err
+		}
+		text := ""
+		if *end {
+			text = "; the earlier keys are no longer valid"
+		}
+		_, err = fmt.Fprintf(c.stdout, "key %s signs from now on%s\n", key.kid, text)
+		return err
+	}
 }

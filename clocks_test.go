@@ -33,7 +33,7 @@ var clockReaders = map[string]string{
 	"cli.go mailRetry":                     "the outbox",
 	"cli_data.go cli.printEvents":          "mono",
 	"cli_data.go eventsVerify":             "trimming",
-	"cli_data.go keyRotate":                "signing keys",
+	"cli.go keyRotate":                     "signing keys",
 	"cli_users.go sessionEnd":              "stored",
 	"cli_users.go sessionList":             "sessions",
 	"cli_users.go userDelete":              "stored",
@@ -70,7 +70,7 @@ var clockReaders = map[string]string{
 	"users.go server.streamUsers":          "mono",
 	"registrations.go userService.addUser": "stored",
 	"users.go userService.changeUser":      "stored",
-	"cli_keys.go userTOTP":                 "stored",
+	"cli_users.go userTOTP":                "stored",
 	"factors.go server.checkCode":          "TestACodeWorksOnceIfTheClockIsSet",
 	"factors.go server.countWrongCode":     "stored",
 	"factors.go server.removeTOTP":         "stored",
@@ -117,8 +117,8 @@ var clockReaders = map[string]string{
 	"store_codes.go store.invitations":            "codes",
 	"store_codes.go store.sweepCodes":             "codes",
 
-	"cli_users.go invitationDelete":                "stored",
-	"cli_users.go invitationList":                  "codes",
+	"cli.go invitationDelete":                      "stored",
+	"cli.go invitationList":                        "codes",
 	"registrations.go server.askForApproval":       "stored",
 	"registrations.go server.completeRegistration": "codes",
 	"registrations.go server.createInvitation":     "stored",
@@ -136,7 +136,7 @@ var clockReaders = map[string]string{
 	"registrations.go server.verifyEmail":          "codes",
 	"store_mail.go endUndo":                        "stored",
 
-	"cli_keys.go tokenRevoke":        "stored",
+	"cli_users.go tokenRevoke":       "stored",
 	"keys.go server.authenticateKey": "API keys",
 	"keys.go server.introspect":      "API keys", // and access tokens
 	"keys.go server.revokeKey":       "stored",

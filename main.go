@@ -12,6 +12,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/http"
+	neturl "net/url"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -20,6 +22,7 @@ import (
 	"syscall"
 
 	"userd/internal/cmdline"
+	"userd/internal/healthcheck"
 	"userd/internal/safefile"
 	"userd/internal/terminal"
 )
@@ -370,6 +373,38 @@ func helpCommand(f *flag.FlagSet) action {
 
 func printVersion(_ context.Context, c *cli) error {
 	_, err := fmt.Fprintln(c.stdout, "userd", version())
+	return err
+}
+
+// askReady asks the server with this configuration whether it is ready, for
+// containers without curl. It does not use the database.
+func askReady(ctx context.Context, c *cli) error {
+	server := healthcheck.Server{Address: c.addr, Path: "/readyz", HTTPS: c.tlsCert != "" || len(c.domains) > 0}
+	if len(c.domains) > 0 {
+		server.Name = c.domains[0]
+	}
+	url, client := server.URL(), server.Client()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	const advice = "give this command the settings of the server: ADDR (-addr) or HOST and PORT, HTTPS_DOMAIN (-https-domain) and TLS_CERT (-tls-cert)"
+	resp, err := client.Do(r)
+	if failed, ok := errors.AsType[*neturl.Error](err); ok {
+		return fmt.Errorf("no answer from %s: %w; start the server, or %s", url, failed.Err, advice)
+	}
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusServiceUnavailable:
+		return fmt.Errorf("%s answered %s: the server is not ready, and its log says why", url, resp.Status)
+	default:
+		return fmt.Errorf("%s answered %s instead of 200; %s", url, resp.Status, advice)
+	}
+	_, err = fmt.Fprintf(c.stdout, "%s: ready\n", url)
 	return err
 }
 
