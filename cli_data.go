@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"userd/internal/appendjson"
 	"userd/internal/otp"
 	"userd/internal/passhash"
 	"userd/internal/rows"
@@ -260,9 +261,9 @@ func exportNDJSON(out io.Writer) (write func(u *user, hash, totp string), flush 
 		line = appendUser(line[:0], u, viewAll)
 		if !u.service {
 			line = append(line[:len(line)-1], `,"password_hash":`...)
-			line = appendString(line, hash)
+			line = appendjson.String(line, hash)
 			if totp != "" {
-				line = appendString(append(line, `,"totp_secret":`...), totp)
+				line = appendjson.String(append(line, `,"totp_secret":`...), totp)
 			}
 			line = append(line, '}')
 		}

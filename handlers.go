@@ -140,11 +140,11 @@ func (s *server) routes() []route {
 
 // handle adds a route to the mux. It checks the access before the handler runs.
 func (s *server) handle(rt route) {
-	stats := s.stats.route(rt.pattern)
+	counters := s.stats.requests.Route(rt.pattern) // METRICS_ADDR shares them
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
 		x := w.(*exchange)
 		x.r = r // with the path's values
-		x.routed, x.proof, x.limit, x.scopes, x.routeStats = true, rt.proof, rt.limit, rt.scopes, stats
+		x.routed, x.proof, x.limit, x.scopes, x.counters = true, rt.proof, rt.limit, rt.scopes, counters
 		err := s.admit(x, rt.access)
 		if err == nil {
 			if err = rt.handle(x); err != nil {
@@ -280,9 +280,8 @@ func (s *server) openAPI(x *exchange) error { return x.send(http.StatusOK, openA
 
 // stats are the counters of a server. Its store and its hasher have their own.
 type stats struct {
-	mu           sync.Mutex
-	routes       []*routeStats
-	unrouted     *routeStats // the first of routes: requests that matched no row
+	requests     prom.Requests
+	unrouted     *prom.Route // those that matched no row
 	limited      *prom.Counters
 	mails        *prom.Counters
 	badKeys      atomic.Uint64 // API keys that were not valid
@@ -301,7 +300,7 @@ func newStats(st *store, mono func() time.Duration) *stats {
 		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code", "key", "mail"),
 		mails:   prom.NewCounters("outcome", "sent", "failed", "abandoned", "limited"),
 	}
-	t.unrouted = t.route("")
+	t.unrouted = t.requests.Route("")
 	// A count reads two entire indexes, which is too expensive for each scrape.
 	// Prometheus waits 10 seconds for a page.
 	t.rowCount = checkup.New(time.Minute, 5*time.Second, mono, func(ctx context.Context) error {
@@ -323,21 +322,6 @@ func newStats(st *store, mono func() time.Duration) *stats {
 	return t
 }
 
-// route returns the counters of a pattern's requests. METRICS_ADDR has patterns
-// of the other address, and shares their counters.
-func (t *stats) route(pattern string) *routeStats {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, r := range t.routes {
-		if r.pattern == pattern {
-			return r
-		}
-	}
-	r := &routeStats{pattern: pattern}
-	t.routes = append(t.routes, r)
-	return r
-}
-
 // noteState counts the open connections, as http.Server.ConnState.
 func (t *stats) noteState(_ net.Conn, state http.ConnState) {
 	switch state {
@@ -349,23 +333,7 @@ func (t *stats) noteState(_ net.Conn, state http.ConnState) {
 }
 
 func (s *server) requestFamilies(p *prom.Page) {
-	const requests = "http_request_duration_seconds"
-	p.Family(requests, "histogram", "Requests by route, method and status, from the end of the header to the end of the answer.")
-	s.stats.mu.Lock()
-	routes := slices.Clone(s.stats.routes)
-	s.stats.mu.Unlock()
-	for _, r := range routes {
-		path := "none"
-		if r.pattern != "" {
-			_, path, _ = strings.Cut(r.pattern, " ")
-		}
-		r.mu.RLock()
-		list := slices.Clone(r.series) // requests must not wait for the page
-		r.mu.RUnlock()
-		for _, q := range list {
-			p.Histogram(requests, prom.Labels("route", path, "method", q.method, "status", strconv.Itoa(q.status)), q.durations)
-		}
-	}
+	p.Requests("http_request_duration_seconds", "Requests by route, method and status, from the end of the header to the end of the answer.", &s.stats.requests)
 	p.Gauge("userd_connections", "Open connections, idle ones too.", float64(s.stats.connections.Load()))
 	p.Counters("userd_limited_total", "Requests refused by a limit, which answers 429.", s.stats.limited)
 	p.Counter("userd_second_factor_failures_total", "Wrong codes of second factors.", float64(s.stats.wrongCodes.Load()))

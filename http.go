@@ -11,17 +11,15 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"regexp"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
-	"unicode/utf8"
 
 	"userd/internal/clientaddr"
+	"userd/internal/cors"
 	"userd/internal/headers"
+	"userd/internal/logging"
 	"userd/internal/netlisten"
 	"userd/internal/param"
 	"userd/internal/prom"
@@ -85,7 +83,7 @@ type exchange struct {
 	limit         limit           // of the route
 	counted       bool            // the request counts toward the limit of the route
 	stats         *stats          // of the server
-	routeStats    *routeStats     // of the route; until the mux finds one, of requests without a route
+	counters      *prom.Route     // of the route; until the mux finds one, of requests without a route
 	bodies        *reqbody.Reader // of the server
 	status        int             // of the answer; 0: not yet sent
 	err           error           // why the request failed; nil: it did not fail
@@ -113,7 +111,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := netlisten.FromContext(r.Context())
 	if c != nil && !c.BeginRequest() {
 		// Only HTTP/2. A 503 could wait for its client, and nothing would bound how many do.
-		s.stats.unrouted.observe(r.Method, http.StatusServiceUnavailable, 0)
+		s.stats.unrouted.Observe(r.Method, http.StatusServiceUnavailable, 0)
 		panic(http.ErrAbortHandler) // resets the stream
 	}
 	address, id := clientaddr.Proxies(s.trustedProxies).Origin(r)
@@ -126,7 +124,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		id:             id,
 		address:        address,
 		stats:          s.stats,
-		routeStats:     s.stats.unrouted,
+		counters:       s.stats.unrouted,
 		bodies:         s.bodies,
 	}
 	header := w.Header()
@@ -149,7 +147,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				p = http.ErrAbortHandler // a part of an answer must not look like all of it
 			}
 		}
-		x.routeStats.observe(r.Method, x.status, time.Since(start))
+		x.counters.Observe(r.Method, x.status, time.Since(start))
 		s.logRequest(x, start)
 		if p != nil {
 			panic(p)
@@ -162,40 +160,21 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			header["Connection"] = lastAnswer
 		}
 	}
-	if len(s.corsOrigins) > 0 && s.cors(x) {
+	if x.routed = len(s.corsOrigins) > 0 && publicAPI.Allow(header, r, s.corsOrigins); x.routed { // a preflight request
+		x.WriteHeader(http.StatusNoContent)
 		return
 	}
 	s.mux.ServeHTTP(x, r)
 }
 
-// allowedHeaders are the headers that a page may send: those that userd reads, and
-// those that tracing and libraries in the page add to every request. A browser
-// refuses the request if one of its headers is not allowed.
-const allowedHeaders = "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID, " +
-	"X-Requested-With, X-Request-Id, Traceparent, Tracestate, Baggage, Sentry-Trace"
-
-// cors lets pages of the configured origins read the answers
-// (https://fetch.spec.whatwg.org/#http-cors-protocol). If x is a preflight
-// request, cors answers it and returns true. It does not allow credentials: userd
-// uses no cookies, and a page sends its token itself.
-func (s *server) cors(x *exchange) (preflight bool) {
-	header := x.Header()
-	header["Vary"] = []string{"Origin"}
-	origin := x.r.Header.Get("Origin")
-	if !slices.Contains(s.corsOrigins, origin) {
-		return false
-	}
-	header["Access-Control-Allow-Origin"] = []string{origin}
-	if x.r.Method != http.MethodOptions || x.r.Header.Get("Access-Control-Request-Method") == "" {
-		header["Access-Control-Expose-Headers"] = []string{"ETag, Link, Location, Retry-After, X-Request-Id"}
-		return false
-	}
-	header["Access-Control-Allow-Methods"] = []string{"GET, POST, PUT, PATCH, DELETE"}
-	header["Access-Control-Allow-Headers"] = []string{allowedHeaders}
-	header["Access-Control-Max-Age"] = []string{"600"}
-	x.routed = true
-	x.WriteHeader(http.StatusNoContent)
-	return true
+// publicAPI is what pages of the configured origins may use. The headers that a page may send
+// are those that userd reads, and those that tracing and libraries in the page add to every
+// request.
+var publicAPI = &cors.API{
+	Methods: "GET, POST, PUT, PATCH, DELETE",
+	Accepts: "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID, " +
+		"X-Requested-With, X-Request-Id, Traceparent, Tracestate, Baggage, Sentry-Trace",
+	Exposes: "ETag, Link, Location, Retry-After, X-Request-Id",
 }
 
 // WriteHeader sends the status. The mux answers in plain text if no route matches;
@@ -384,7 +363,7 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 		slog.String("client", x.address),
 	)
 	if x.r.Pattern == "" {
-		attrs = append(attrs, slog.String("path", loggedPath(x.r.URL.Path)))
+		attrs = append(attrs, slog.String("path", shorten(logging.Path(x.r.URL.Path))))
 	}
 	if x.logUser != 0 {
 		attrs = append(attrs, slog.Int64("user", x.logUser))
@@ -504,110 +483,12 @@ func newTokenID(jti string) tokenID {
 	return tokenID{jti, generation}
 }
 
-// pathWord matches the segments of a path that are words, versions, file names and
-// small numbers. Tokens, e-mail addresses and most passwords are not.
-var pathWord = regexp.MustCompile(`^(|[A-Z]?[a-z0-9._-]{0,23}|[A-Z]{1,24})$`)
-
-// loggedPath returns what the log says of a path that is not a route. Segments that
-// could be secrets are "…", since a client that puts one into a path by mistake must
-// not put it into the log.
-func loggedPath(path string) string {
-	const most = 8
-	segments := strings.SplitN(path, "/", most+1)
-	for i, segment := range segments {
-		if i == most || !pathWord.MatchString(segment) {
-			segments[i] = "…"
-		}
-	}
-	return shorten(strings.Join(segments, "/"))
-}
-
 // utc returns a time of the database, or the zero time for 0, which means never.
 func utc(unix int64) (t time.Time) {
 	if unix != 0 {
 		t = time.Unix(unix, 0).UTC()
 	}
 	return t
-}
-
-// appendString appends s as a JSON string. Only names that were adopted can
-// require escapes.
-func appendString(b []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
-			quoted, err := json.Marshal(s)
-			if err != nil {
-				panic(err) // a string cannot fail
-			}
-			return append(b, quoted...)
-		}
-	}
-	b = append(b, '"')
-	b = append(b, s...)
-	return append(b, '"')
-}
-
-// appendTime appends a time in Unix seconds, or null for 0.
-func appendTime(b []byte, unix int64) []byte {
-	if unix == 0 {
-		return append(b, "null"...)
-	}
-	b = append(b, '"')
-	b = time.Unix(unix, 0).UTC().AppendFormat(b, time.RFC3339)
-	return append(b, '"')
-}
-
-// A routeStats counts the requests of one row of the route table, or those that
-// matched no row.
-type routeStats struct {
-	pattern string // empty: the requests matched no row
-	mu      sync.RWMutex
-	series  []*requestSeries // few
-}
-
-// A requestSeries counts the requests of a route with one method and one status.
-type requestSeries struct {
-	method    string
-	status    int
-	durations *prom.Histogram
-}
-
-// observe counts a request. Every request runs it, so it allocates only if it adds
-// a series.
-func (r *routeStats) observe(method string, status int, duration time.Duration) {
-	method = knownMethod(method)
-	r.mu.RLock()
-	x := r.find(method, status)
-	r.mu.RUnlock()
-	if x == nil {
-		r.mu.Lock()
-		if x = r.find(method, status); x == nil {
-			x = &requestSeries{method, status, prom.NewDurationHistogram()}
-			r.series = append(r.series, x)
-		}
-		r.mu.Unlock()
-	}
-	x.durations.Observe(int64(duration))
-}
-
-// find returns a series, or nil. The caller holds the lock.
-func (r *routeStats) find(method string, status int) *requestSeries {
-	for _, x := range r.series {
-		if x.status == status && x.method == method {
-			return x
-		}
-	}
-	return nil
-}
-
-// knownMethod returns the method, or "other" if userd does not know it: a client
-// can send any word, and each word would be a series.
-func knownMethod(method string) string {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
-		return method
-	}
-	return "other"
 }
 
 func parseID(s string) (int64, error) { return param.ID(s) }

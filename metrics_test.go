@@ -446,14 +446,6 @@ func TestEachOfManyRequestsIsCountedWhileOthersRead(t *testing.T) {
 	})
 }
 
-func TestObservingARequestAllocatesNothing(t *testing.T) {
-	r := new(routeStats)
-	r.observe("GET", 404, time.Millisecond)
-	if n := testing.AllocsPerRun(100, func() { r.observe("GET", 404, time.Millisecond) }); n != 0 {
-		t.Errorf("it allocates %v times", n)
-	}
-}
-
 func TestMetricsAreNotPublic(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withOrigin)

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"userd/internal/appendjson"
 	"userd/internal/headers"
 	"userd/internal/param"
 	"userd/internal/passhash"
@@ -449,27 +450,27 @@ func appendUser(b []byte, u *user, v view) []byte {
 	b = append(b, `{"id":`...)
 	b = strconv.AppendInt(b, u.id, 10)
 	b = append(b, `,"username":`...)
-	b = appendString(b, u.username)
+	b = appendjson.String(b, u.username)
 	if v >= viewEmail && !u.service {
 		b = append(b, `,"email":`...)
-		b = appendString(b, u.email)
+		b = appendjson.String(b, u.email)
 	}
 	if v == viewAll {
 		b = append(b, `,"role":`...)
-		b = appendString(b, string(u.role))
+		b = appendjson.String(b, string(u.role))
 		b = append(b, `,"disabled":`...)
 		b = strconv.AppendBool(b, u.disabled)
 		b = append(b, `,"created_at":`...)
-		b = appendTime(b, u.createdAt)
+		b = appendjson.Time(b, u.createdAt)
 		b = append(b, `,"updated_at":`...)
-		b = appendTime(b, u.updatedAt)
+		b = appendjson.Time(b, u.updatedAt)
 		b = append(b, `,"last_login_at":`...)
-		b = appendTime(b, u.lastLoginAt)
+		b = appendjson.Time(b, u.lastLoginAt)
 		b = append(b, `,"email_verified_at":`...)
-		b = appendTime(b, u.emailVerifiedAt)
+		b = appendjson.Time(b, u.emailVerifiedAt)
 		if u.pendingEmail != "" {
 			b = append(b, `,"pending_email":`...)
-			b = appendString(b, u.pendingEmail)
+			b = appendjson.String(b, u.pendingEmail)
 		}
 		if u.pending {
 			b = append(b, `,"pending":true`...)
