@@ -24,6 +24,7 @@ import (
 	"userd/internal/passhash"
 	"userd/internal/prom"
 	"userd/internal/reqbody"
+	"userd/internal/sse"
 )
 
 // A server answers HTTP. Its parts are set once, by newServer.
@@ -34,7 +35,7 @@ type server struct {
 	limiter     *limiter   // nil: RATE_LIMIT=off
 	mailLimit   *mailLimit // of strangers
 	memberMails *mailLimit
-	feed        *feed
+	feed        *sse.Feed
 	log         *slog.Logger
 	mono        func() time.Duration // the monotonic clock, for limits and intervals: the time since some start
 	mux         *http.ServeMux

@@ -24,6 +24,7 @@ import (
 
 	"userd/internal/otp"
 	"userd/internal/reqbody"
+	"userd/internal/sse"
 	"userd/internal/validate"
 )
 
@@ -1388,9 +1389,7 @@ func refusesBusy(w *witness) {
 	for _, route := range []string{"verify", "change", "undo"} {
 		w.do("", "POST", "/api/email/"+route, sized(smallBody+1)).want(w.t, 503, "busy")
 	}
-	for range cap(w.feed.slots) {
-		w.feed.slots <- struct{}{}
-	}
+	w.feed = sse.New(0)
 	w.do(root, "GET", "/api/events", "", "Accept: text/event-stream").want(w.t, 503, "busy")
 }
 

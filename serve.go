@@ -400,7 +400,7 @@ func newHTTPServer(s *server) *http.Server {
 		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is a request like any other
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // broken connections of strangers
 	}
-	h.RegisterOnShutdown(s.feed.stop)
+	h.RegisterOnShutdown(s.feed.Stop)
 	return h
 }
 
