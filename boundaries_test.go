@@ -21,7 +21,7 @@ var layers = []struct {
 }{
 	{"program", []string{"main.go", "serve.go"}},
 	{"commands", []string{"cli.go", "cli_users.go", "cli_data.go", "import.go", "backup.go"}},
-	{"HTTP", []string{"handlers.go", "users.go", "login.go", "sessions.go", "codes.go", "registrations.go", "factors.go", "keys.go", "outbox.go", "http.go", "auth.go", "limits.go"}},
+	{"HTTP", []string{"handlers.go", "users.go", "sessions.go", "codes.go", "registrations.go", "factors.go", "keys.go", "outbox.go", "http.go", "auth.go", "limits.go"}},
 	{"store", []string{"store.go", "schema.go", "inspect.go", "adopt.go", "store_users.go", "store_sessions.go", "store_codes.go", "store_emails.go", "store_factors.go", "store_keys.go", "store_mail.go", "store_events.go"}},
 	{"base", []string{"config.go", "errors.go"}},
 }
