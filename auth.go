@@ -20,6 +20,7 @@ import (
 
 	"userd/internal/apikey"
 	"userd/internal/strictjson"
+	"userd/internal/tagged"
 )
 
 // claims are the claims of an access token (RFC 7519): those of
@@ -135,7 +136,7 @@ func (k *keyring) keyByHeader(header string, now int64) (*signingKey, error) {
 	if key != nil {
 		return key, nil
 	}
-	text, ok := decodeBase64URL(header)
+	text, ok := tagged.DecodeBase64URL(header)
 	match := headerWithKid.FindStringSubmatch(string(text))
 	if !ok || match == nil {
 		return nil, errBadToken
@@ -167,7 +168,7 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	}
 	dot := max(strings.LastIndexByte(token, '.'), 0)
 	input, signature := token[:dot], strings.TrimPrefix(token[dot:], ".")
-	mac, ok := decodeBase64URL(signature)
+	mac, ok := tagged.DecodeBase64URL(signature)
 	if !ok {
 		return claims{}, errBadToken
 	}
@@ -189,7 +190,7 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 		}
 		signer = key
 	}
-	data, ok := decodeBase64URL(payload)
+	data, ok := tagged.DecodeBase64URL(payload)
 	if !ok {
 		return claims{}, errBadToken
 	}
@@ -206,17 +207,6 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	}
 	c.kid = signer.kid
 	return c, nil
-}
-
-// decodeBase64URL decodes the only form that RFC 7515 allows: without padding,
-// with zero trailing bits, and without the line breaks that Go's decoder skips.
-// If it accepted two forms, one signature would be valid for two tokens.
-func decodeBase64URL(s string) ([]byte, bool) {
-	if strings.ContainsAny(s, "\r\n") {
-		return nil, false
-	}
-	data, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	return data, err == nil
 }
 
 var errClaims = errors.New("claims missing or malformed")

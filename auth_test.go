@@ -26,6 +26,7 @@ import (
 
 	"userd/internal/setting"
 	"userd/internal/strictjson"
+	"userd/internal/tagged"
 )
 
 // testNow is the time at which tests without a service verify tokens.
@@ -1517,7 +1518,7 @@ func TestTokensNameTheirIssuerAndAudience(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := newService(t, func(x *settings) { x.tokenNames = c.names })
 			_, token := s.member("ann")
-			payload, _ := decodeBase64URL(strings.Split(token, ".")[1])
+			payload, _ := tagged.DecodeBase64URL(strings.Split(token, ".")[1])
 			if !strings.Contains(string(payload), c.want) {
 				t.Errorf("the payload %s lacks %s", payload, c.want)
 			}

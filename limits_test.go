@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"userd/internal/refresh"
 	"userd/internal/throttle"
 )
 
@@ -457,7 +458,7 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 	session := int64(1000)
 	used := func() string { // a token of a session that has ended; its tag is right
 		session++
-		return `{"refresh_token":"` + s.refresher().format(&refreshToken{session: session}) + `"}`
+		return `{"refresh_token":"` + s.refreshKey().Format(&refresh.Token{Session: session}) + `"}`
 	}
 	always := func(body string) func() string { return func() string { return body } }
 	for _, row := range []struct {
@@ -581,11 +582,7 @@ func TestGarbageUsesUpNothingThatHonestClientsShare(t *testing.T) {
 // sessionOf returns the session of a refresh token.
 func (s *service) sessionOf(token string) int64 {
 	s.t.Helper()
-	t, err := s.refresher().parse(token)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return t.session
+	return s.parseRefresh(token).Session
 }
 
 // Each handler of a limited route must call count, and no other may.

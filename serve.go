@@ -295,7 +295,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	if err != nil {
 		return err
 	}
-	if _, err := loadRefresher(ctx, st); err != nil { // the first start makes its key
+	if _, err := refreshKey(ctx, st); err != nil { // the first start makes its key
 		return err
 	}
 	if err := st.recordPages(ctx, c.pages); err != nil {

@@ -6,14 +6,13 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
-	"strings"
 	"time"
 	"userd/internal/param"
+	"userd/internal/refresh"
+	"userd/internal/tagged"
 	"userd/internal/useragent"
 )
 
@@ -127,11 +126,10 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 // p does not prove.
 func (s *server) startSession(x *exchange, p provenUser) error {
 	now := s.wall()
-	var token refreshToken // the store sets the session's id
-	rand.Read(token.secret[:])
+	token := refresh.New(0) // the store sets the session's id
 	session := s.newSession(x, now, token)
 	session.userID = p.id
-	r, err := loadRefresher(x.r.Context(), s.store)
+	tokens, err := refreshKey(x.r.Context(), s.store)
 	if err != nil {
 		return err
 	}
@@ -150,7 +148,7 @@ func (s *server) startSession(x *exchange, p provenUser) error {
 	}
 	s.noteLogin(x, &p.user)
 	x.logUser = p.id
-	answer := s.newTokens(r, &session, key, token, now, true)
+	answer := s.newTokens(tokens, &session, key, token, now, true)
 	if session.factor && session.codesLeft < fewCodes {
 		answer.RecoveryCodesLeft = &session.codesLeft
 	}
@@ -216,33 +214,29 @@ func (s *server) warnOwner(x *exchange, p *provenUser, detail string) error {
 // mfaLife is how many seconds the token of the first step of a login is valid.
 const mfaLife = 300
 
-// tagMFA returns a text followed by its MAC. The key of the MAC has no other use.
-func (s *server) tagMFA(ctx context.Context, text string) (string, error) {
-	fresh := make([]byte, sha256.Size)
-	rand.Read(fresh)
-	key, err := s.store.secret(ctx, "mfa", fresh)
-	if err != nil {
-		return "", err
-	}
-	h := hmac.New(sha256.New, key)
-	h.Write([]byte(text))
-	return text + "." + base64.RawURLEncoding.EncodeToString(h.Sum(nil)), nil
+// mfaKey returns the key of the tokens of newMFAToken. It has no other use.
+func (s *server) mfaKey(ctx context.Context) ([]byte, error) {
+	return s.store.secret(ctx, "mfa", newSecret())
 }
 
 // newMFAToken returns a token that proves only that the user has sent its password. The token
 // is valid for mfaLife, and until the password or a factor of the user changes.
 func (s *server) newMFAToken(ctx context.Context, id, stamp int64) (string, error) {
-	return s.tagMFA(ctx, fmt.Sprintf("%d.%d.%d", id, stamp, s.wall().Unix()))
+	key, err := s.mfaKey(ctx)
+	if err != nil {
+		return "", err
+	}
+	return tagged.Append(key, "", fmt.Sprintf("%d.%d.%d", id, stamp, s.wall().Unix())), nil
 }
 
 // parseMFAToken returns the user and the stamp of a token of newMFAToken, or errMFAToken.
 func (s *server) parseMFAToken(ctx context.Context, token string) (id, stamp int64, err error) {
-	text := token[:max(strings.LastIndexByte(token, '.'), 0)]
-	want, err := s.tagMFA(ctx, text)
+	key, err := s.mfaKey(ctx)
 	if err != nil {
 		return 0, 0, err
 	}
-	if !hmac.Equal([]byte(token), []byte(want)) {
+	text, ok := tagged.Open(key, "", token)
+	if !ok {
 		return 0, 0, errMFAToken
 	}
 	var made int64
@@ -268,16 +262,6 @@ func (s *server) proveAgain(x *exchange, id, stamp int64) (p provenUser, err err
 	return provenUser{user: u, credentials: c}.allowed()
 }
 
-// A refreshToken is SESSION.GENERATION.SECRET.TAG: the session's id, the number of
-// earlier tokens, 256 random bits, and a MAC of the three. Each use makes the next
-// generation. This reveals a theft: sooner or later, the thief and the owner use the same
-// token (OAuth 2.0 Security BCP, RFC 9700 section 4.14.2).
-type refreshToken struct {
-	session    int64
-	generation int64
-	secret     [sha256.Size]byte
-}
-
 // The grace: a client may repeat the last rotation, with the token before the live one,
 // and gets the same answer. Otherwise a lost answer, or two tabs that refresh
 // concurrently, would end the session. A thief must not be able to follow the rotations
@@ -287,70 +271,23 @@ const (
 	maxGraceUses = 3
 )
 
-// A refresher makes and recognizes refresh tokens. Only the database has its key. With
-// JWT_SECRET_KEY instead, other services that know it could compute the successors of the
-// tokens that they see. Each request reads the key again, because a command can replace
-// it, which invalidates the earlier tokens.
-type refresher struct{ key []byte }
-
-// loadRefresher returns the refresher of a database. If the database has no key, it makes
-// one.
-func loadRefresher(ctx context.Context, st *store) (*refresher, error) {
-	fresh := make([]byte, sha256.Size)
-	rand.Read(fresh)
-	key, err := st.secret(ctx, "refresh", fresh)
+// refreshKey returns the key of the refresh tokens of a database. If the database has no key,
+// refreshKey makes one. Only the database has it: with JWT_SECRET_KEY instead, other services
+// that know that could compute the successors of the tokens that they see. Each request reads
+// the key again, because a command can replace it, which invalidates the earlier tokens.
+func refreshKey(ctx context.Context, st *store) (refresh.Key, error) {
+	key, err := st.secret(ctx, "refresh", newSecret())
 	if err != nil {
 		return nil, fmt.Errorf("refresh key: %w", err)
 	}
-	return &refresher{key}, nil
+	return key, nil
 }
 
-// mac returns the HMAC-SHA-256 of a text. Different uses of the key have different MACs.
-func (r *refresher) mac(use, text string) (sum [sha256.Size]byte) {
-	h := hmac.New(sha256.New, r.key)
-	h.Write([]byte(use + ":" + text))
-	h.Sum(sum[:0])
-	return sum
-}
-
-// hash returns the SHA-256 of the secret: the database stores only this. A fast
-// hash is enough for 256 random bits.
-func (t *refreshToken) hash() []byte {
-	sum := sha256.Sum256(t.secret[:])
-	return sum[:]
-}
-
-func (t *refreshToken) untagged() string {
-	return strconv.FormatInt(t.session, 10) + "." + strconv.FormatInt(t.generation, 10) + "." +
-		base64.RawURLEncoding.EncodeToString(t.secret[:])
-}
-
-// tagged appends the tag of a text to it.
-func (r *refresher) tagged(text string) string {
-	tag := r.mac("tag", text)
-	return text + "." + base64.RawURLEncoding.EncodeToString(tag[:])
-}
-
-func (r *refresher) format(t *refreshToken) string { return r.tagged(t.untagged()) }
-
-// parse returns the token that format wrote as s, or errBadToken. It checks the tag
-// first: a guessed token can neither cost a look-up nor end a session.
-func (r *refresher) parse(s string) (t refreshToken, err error) {
-	text := s[:max(strings.LastIndexByte(s, '.'), 0)]
-	if len(s) > maxToken || !hmac.Equal([]byte(s), []byte(r.tagged(text))) {
-		return t, errBadToken
-	}
-	parts := strings.Split(text, ".") // format wrote them, so these cannot fail
-	t.session, _ = strconv.ParseInt(parts[0], 10, 64)
-	t.generation, _ = strconv.ParseInt(parts[1], 10, 64)
-	secret, _ := decodeBase64URL(parts[2])
-	copy(t.secret[:], secret)
-	return t, nil
-}
-
-// next returns the successor of t, which is always the same.
-func (r *refresher) next(t refreshToken) refreshToken {
-	return refreshToken{t.session, t.generation + 1, r.mac("next", t.untagged())}
+// newSecret returns 32 random bytes, for the key of an HMAC-SHA-256.
+func newSecret() []byte {
+	secret := make([]byte, sha256.Size)
+	rand.Read(secret)
+	return secret
 }
 
 type refreshRequest struct {
@@ -375,21 +312,21 @@ func (s *server) refresh(x *exchange) error {
 			return err
 		}
 	}
-	r, err := loadRefresher(x.r.Context(), s.store)
+	tokens, err := refreshKey(x.r.Context(), s.store)
 	if err != nil {
 		return err
 	}
-	presented, err := r.parse(text)
-	if err != nil {
-		return err
+	presented, ok := tokens.Parse(text)
+	if !ok {
+		return errBadToken
 	}
-	if err := s.count(x, presented.session); err != nil {
+	if err := s.count(x, presented.Session); err != nil {
 		return err
 	}
 	now := s.wall()
-	next := r.next(presented)
+	next := tokens.Next(presented)
 	session := s.newSession(x, now, next)
-	key, err := s.store.rotate(x.r.Context(), &session, presented.hash(), now.Unix())
+	key, err := s.store.rotate(x.r.Context(), &session, presented.Hash(), now.Unix())
 	if errors.Is(err, errNotApplied) {
 		session, key, err = s.refreshAgain(x, presented, next, now)
 	}
@@ -397,30 +334,30 @@ func (s *server) refresh(x *exchange) error {
 		return err
 	}
 	x.logUser = session.userID
-	return x.sendJSON(http.StatusOK, s.newTokens(r, &session, key, next, now, false))
+	return x.sendJSON(http.StatusOK, s.newTokens(tokens, &session, key, next, now, false))
 }
 
 // refreshAgain handles a refresh token that rotate did not accept. In the grace it returns
 // the session, whose live token is next, and the key that signs. A token that was used
 // before ends its session, and refreshAgain returns errReused. It also returns
 // errExpiredToken, errSessionEnded, errBadToken and errStorage.
-func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now time.Time) (live session, key keyRow, err error) {
-	if live, err = s.store.session(presented.session); err != nil {
+func (s *server) refreshAgain(x *exchange, presented, next refresh.Token, now time.Time) (live session, key keyRow, err error) {
+	if live, err = s.store.session(presented.Session); err != nil {
 		return live, key, err
 	}
 	life := int64(s.sessionLife / time.Second)
 	switch {
 	case live.expiresAt <= now.Unix(), life > 0 && live.createdAt+life <= now.Unix():
 		return live, key, errExpiredToken
-	case live.rekeyedAt > presented.generation:
+	case live.rekeyedAt > presented.Generation:
 		return live, key, errSessionEnded // not a theft: the client may not know yet that the password changed
-	case live.generation == presented.generation && hmac.Equal(live.refreshHash, presented.hash()):
+	case live.generation == presented.Generation && hmac.Equal(live.refreshHash, presented.Hash()):
 		return live, key, errSessionEnded // the token is live, but its user is disabled
-	case live.generation <= presented.generation:
+	case live.generation <= presented.Generation:
 		return live, key, errBadToken // issued before the database was restored from an older copy
 	}
 	d := now.Unix() - live.rotatedAt
-	if live.generation == next.generation && hmac.Equal(live.refreshHash, next.hash()) && 0 <= d && d <= refreshGrace &&
+	if live.generation == next.Generation && hmac.Equal(live.refreshHash, next.Hash()) && 0 <= d && d <= refreshGrace &&
 		network(x.address) == network(live.address) && useragent.Of(x.r) == live.userAgent {
 		key, err = s.store.repeatRotation(x.r.Context(), &live, maxGraceUses)
 		if !errors.Is(err, errNotApplied) {
@@ -439,16 +376,16 @@ func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now tim
 
 // newSession returns a session with t as its live token, and the client of x as the client
 // that uses it at now.
-func (s *server) newSession(x *exchange, now time.Time, t refreshToken) session {
+func (s *server) newSession(x *exchange, now time.Time, t refresh.Token) session {
 	return session{
-		id:          t.session,
+		id:          t.Session,
 		createdAt:   now.Unix(),
 		expiresAt:   now.Add(s.refreshTTL).Unix(),
 		lifetime:    int64(s.sessionLife / time.Second),
 		address:     x.address,
 		userAgent:   useragent.Of(x.r),
-		generation:  t.generation,
-		refreshHash: t.hash(),
+		generation:  t.Generation,
+		refreshHash: t.Hash(),
 	}
 }
 
@@ -463,13 +400,13 @@ type tokenAnswer struct {
 
 // newTokens returns the pair of tokens of a session with t as its live token. fresh means
 // that the pair is the result of a proof, such as a login.
-func (s *server) newTokens(r *refresher, session *session, key keyRow, t refreshToken, now time.Time, fresh bool) tokenAnswer {
-	t.session, t.generation = session.id, session.generation
+func (s *server) newTokens(tokens refresh.Key, session *session, key keyRow, t refresh.Token, now time.Time, fresh bool) tokenAnswer {
+	t.Session, t.Generation = session.id, session.generation
 	return tokenAnswer{
 		AccessToken:  s.keys.signer(key).sign(s.newClaims(session, now, fresh)),
 		TokenType:    "Bearer",
 		ExpiresIn:    int64(s.accessTTL / time.Second),
-		RefreshToken: r.format(&t),
+		RefreshToken: tokens.Format(&t),
 	}
 }
 
@@ -477,13 +414,12 @@ func (s *server) newTokens(r *refresher, session *session, key keyRow, t refresh
 // caller's password. After the write, answer returns the new pair of tokens. These are
 // proof like those of a login.
 func (s *server) rekey(x *exchange) (r *rekeying, answer func() tokenAnswer, err error) {
-	tokens, err := loadRefresher(x.r.Context(), s.store)
+	tokens, err := refreshKey(x.r.Context(), s.store)
 	if err != nil {
 		return nil, nil, err
 	}
 	now := s.wall()
-	token := refreshToken{session: x.who.session} // not the successor of the old one, whose holder must not get it
-	rand.Read(token.secret[:])
+	token := refresh.New(x.who.session) // not the successor of the old one, whose holder must not get it
 	r = &rekeying{session: s.newSession(x, now, token), kept: x.who.token.jti}
 	r.session.userID = x.who.id
 	return r, func() tokenAnswer { return s.newTokens(tokens, &r.session, r.key, token, now, true) }, nil
