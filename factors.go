@@ -205,7 +205,7 @@ func (s *server) requireProof(x *exchange, acts proof, password, code *string) e
 	if code == nil || *code == "" {
 		return errSecondFactor
 	}
-	p, err := s.checkCode(x, x.who.id, &c, *code)
+	p, err := s.checkCode(x, x.who.id, &c, *code, withPassword)
 	if err != nil {
 		return err
 	}
@@ -274,12 +274,18 @@ func (s *server) matchesPassword(x *exchange, id int64, c *credentials, name, pa
 	return ok, g.finish(ok)
 }
 
+// What a client proves before the second factor, for the mail to the owner.
+const (
+	withPassword = "your password"
+	withLink     = "a link that sets a new password"
+)
+
 // checkCode checks a code of the second factor of the user with these credentials. The client
-// must have proven the password before, or sent the code of a reset link. A wrong code, or a
+// must have proven the password before, or sent the code of a reset link: with. A wrong code, or a
 // recovery code that was used before, counts like a wrong password, and toward maxWrongCodes. The
 // code stays valid until the write that it allows, which runs p.statements. checkCode returns
 // errWrongOTP, errOTPUsed, errFactorLocked, errLimited or errStorage.
-func (s *server) checkCode(x *exchange, id int64, c *credentials, typed string) (p provenFactor, err error) {
+func (s *server) checkCode(x *exchange, id int64, c *credentials, typed, with string) (p provenFactor, err error) {
 	g, err := s.newGuess(x, id, c.hash, "")
 	if err != nil {
 		return p, err
@@ -309,21 +315,21 @@ func (s *server) checkCode(x *exchange, id int64, c *credentials, typed string) 
 	}
 	if !right {
 		s.stats.wrongCodes.Add(1)
-		return p, cmp.Or[error](s.countWrongCode(x, id), errWrongOTP)
+		return p, cmp.Or[error](s.countWrongCode(x, id, with), errWrongOTP)
 	}
 	return p, nil
 }
 
 // countWrongCode counts a wrong code of a user, even if the client has closed the connection:
 // otherwise it could guess without a limit. When the factor locks, countWrongCode records an
-// event and queues a notice to the user.
-func (s *server) countWrongCode(x *exchange, id int64) error {
+// event and queues a notice to the user, which says what the client proved with the code.
+func (s *server) countWrongCode(x *exchange, id int64, with string) error {
 	ctx := context.WithoutCancel(x.r.Context())
 	failures, err := s.store.countWrongCode(ctx, id)
 	if err != nil || failures != maxWrongCodes {
 		return err
 	}
-	detail := fmt.Sprintf("it sent %d wrong codes in a row, so only a recovery code works until your next login", maxWrongCodes)
+	detail := fmt.Sprintf("it sent %s and a wrong code, the last of %d in a row, so only a recovery code works now", with, maxWrongCodes)
 	return s.store.recordLock(ctx, id, x.address, s.wall().Unix(), s.notice(x, factorMail, id, detail)...)
 }
 
@@ -340,7 +346,7 @@ func (s *server) proveForReset(x *exchange, id int64, typed string) (p provenFac
 	case typed == "":
 		return p, errSecondFactor
 	}
-	return s.checkCode(x, id, &c, typed)
+	return s.checkCode(x, id, &c, typed, withLink)
 }
 
 type totpAnswer struct {

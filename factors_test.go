@@ -525,7 +525,7 @@ func TestAFactorLocksAfterWrongCodes(t *testing.T) {
 	for range 2 {
 		s.factorWith(mfa, strings.Repeat("A", 24)).want(t, 401, "wrong_otp") // a recovery code is still compared
 	}
-	if m := p.only("ann@example.com", "Your password was used"); !strings.Contains(m.text, "100 wrong codes") {
+	if m := p.only("ann@example.com", "was not proven"); !strings.Contains(m.text, "it sent your password and a wrong code, the last of 100 in a row") {
 		t.Errorf("the mail says %s", m.text)
 	}
 	if n := scanStore[int](t, s, `SELECT count(*) FROM event WHERE type = 'factor_locked'`); n != 1 {
@@ -557,6 +557,24 @@ func TestAFactorLocksAfterWrongCodes(t *testing.T) {
 	x := session{userID: 1, createdAt: 1, expiresAt: 1 << 40, refreshHash: []byte("x")}
 	_, err = s.store.startSession(t.Context(), &x, c.stamp, "", provenFactor{step: 1 << 40})
 	wantError(t, "a right code after 100 wrong ones", err, errOTPUsed)
+}
+
+// A client with a reset link may not know the password, so the mail must not say that it does.
+func TestTheMailAboutALockedFactorSaysWhatTheClientProved(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited, withMail)
+	path, token := s.member("ann")
+	_, root := s.admin("root")
+	s.change(`UPDATE user SET email_verified_at = 1`)
+	secret, _ := s.enrol(token)
+	link := s.resetLink(root, path)
+	s.change(`UPDATE user_totp SET failures = @n`, arg{"n", maxWrongCodes - 1})
+	p := s.postbox()
+	p.deliver()
+	s.do("", "POST", "/api/password/reset", fmt.Sprintf(`{"code":%q,"password":"another long one","otp":%q}`, link, s.wrongCode(secret))).want(t, 401, "wrong_otp")
+	if m := p.only("ann@example.com", "was not proven"); !strings.Contains(m.text, "it sent a link that sets a new password and a wrong code") || strings.Contains(m.text, "sent your password") {
+		t.Errorf("the mail says %s", m.text)
+	}
 }
 
 // Wrong codes count like wrong passwords, and the right password between them resets nothing.
@@ -855,7 +873,7 @@ func TestTheOwnerLearnsOfARightPassword(t *testing.T) {
 	from("198.51.100.1", s.wrongCode(secret)).want(t, 401, "wrong_otp")
 	from("198.51.100.1", "").want(t, 401, "second_factor_required")
 	later()
-	if m := p.only("ann@example.com", "Your password was used"); !strings.Contains(m.text, "it sent a wrong code") || !strings.Contains(m.text, "198.51.100.0/24") {
+	if m := p.only("ann@example.com", "was not proven"); !strings.Contains(m.text, "it sent your password and a wrong code") || !strings.Contains(m.text, "198.51.100.0/24") {
 		t.Errorf("the mail says %s", m.text)
 	}
 	from("198.51.100.1", "")

@@ -178,11 +178,11 @@ func (s *server) proveFactor(x *exchange, p *provenUser, typed string) (err erro
 		}
 		e := errSecondFactor.with("%s", errSecondFactor.text)
 		e.factorChallenge = &factorChallenge{token, mfaLife, methodsOf(&p.factor)}
-		return cmp.Or[error](s.warnOwner(x, p, "it sent no code"), e)
+		return cmp.Or[error](s.warnOwner(x, p, "it sent your password, but no code"), e)
 	}
-	p.code, err = s.checkCode(x, p.id, &p.credentials, typed)
+	p.code, err = s.checkCode(x, p.id, &p.credentials, typed, withPassword)
 	if errors.Is(err, errWrongOTP) {
-		return cmp.Or(s.warnOwner(x, p, "it sent a wrong code"), err)
+		return cmp.Or(s.warnOwner(x, p, "it sent your password and a wrong code"), err)
 	}
 	return err
 }
