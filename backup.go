@@ -447,6 +447,11 @@ func check(ctx context.Context, c *cli) error {
 		if x.keys == 0 && len(c.secret) == 0 {
 			fmt.Fprintln(c.stderr, "warning: no signing key; the next start makes one")
 		}
+		if n, err := x.unreadable(&c.settings.dataKeys); err != nil {
+			return err
+		} else if n > 0 {
+			fmt.Fprintf(c.stderr, "warning: %v (%s). A server with these settings does not start\n", errDataKey, plural(n, "user"))
+		}
 		_, err = fmt.Fprintf(c.stdout, "%s: nothing found; %s, %s\n", c.database, plural(x.users, "user"), plural(x.sessions, "session"))
 		return err
 	}

@@ -32,8 +32,14 @@ func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.dataKeys.ring(stored)
+}
+
+// ring returns the ring of these keys and of the key in the database, which is nil if there is
+// none.
+func (k *dataKeys) ring(stored []byte) (*seal.Ring, error) {
 	var keys [][]byte
-	for _, key := range [][]byte{s.dataKeys.current, stored, s.dataKeys.previous} {
+	for _, key := range [][]byte{k.current, stored, k.previous} {
 		if key != nil {
 			keys = append(keys, key)
 		}
@@ -41,33 +47,24 @@ func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
 	return seal.NewRing(keys...)
 }
 
-// checkDataKeys returns errDataKey if a key that is neither set nor in the database has sealed
-// the secret of a factor: its user can log in only with a recovery code.
+// checkDataKeys returns errDataKey, with the number of the users and the id of the first, if a
+// key that is neither set nor in the database has sealed the secret of a factor. A server with
+// this error does not start: two servers with different keys would refuse the codes of each
+// other's users.
 func (s *userService) checkDataKeys(ctx context.Context) error {
 	ring, err := s.ring(ctx)
 	if err != nil {
 		return err
 	}
-	unknown := 0
-	err = s.store.sealKeys(func(id []byte) {
+	var users, first int64
+	err = s.store.sealKeys(ctx, func(id []byte, n, user int64) {
 		if !ring.Has(id) {
-			unknown++
+			users += n
+			first = user
 		}
 	})
-	if err == nil && unknown > 0 {
-		err = errDataKey
-	}
-	return err
-}
-
-// reportDataKeys logs errDataKey and returns any other error of checkDataKeys. A server
-// without the key starts, because users without a factor, and those with a recovery code, can
-// log in.
-func (s *server) reportDataKeys(ctx context.Context) error {
-	err := s.checkDataKeys(ctx)
-	if errors.Is(err, errDataKey) {
-		s.log.Error("users with a second factor need a recovery code", "err", err)
-		return nil
+	if err == nil && users > 0 {
+		err = fmt.Errorf("%w. It concerns %s, such as user %d. If that key is lost, userd user totp -off USER removes the factor of a user", errDataKey, plural(users, "user"), first)
 	}
 	return err
 }

@@ -217,6 +217,8 @@ const selectTotals = `
 type examination struct {
 	findings                      []string
 	users, sessions, admins, keys int
+	dataKey                       []byte           // of the database; nil: none
+	sealed                        map[string]int64 // the number of TOTP secrets by the name of the key that sealed them
 }
 
 // examine checks a database by SQLite's rules and by userd's. If the file is
@@ -287,5 +289,31 @@ func (x *examination) run(ctx context.Context, db *sql.DB, step func(what string
 	if err != nil {
 		return err
 	}
+	if slices.Contains(tablesOf(migrations[:version]), "user_totp") {
+		var id, key []byte
+		var users, first int64
+		x.sealed = make(map[string]int64)
+		err = errors.Join(
+			sqlitefile.Scan(ctx, db, selectSealKeys, []any{&id, &users, &first}, func() { x.sealed[string(id)] += users }),
+			sqlitefile.Scan(ctx, db, `SELECT value FROM secret WHERE name = '`+dataSecret+`'`, []any{&key}, func() { x.dataKey = key }))
+		if err != nil {
+			return err
+		}
+	}
 	return db.QueryRowContext(ctx, selectTotals).Scan(&x.users, &x.sessions, &x.admins, &x.keys)
+}
+
+// unreadable returns the number of users whose TOTP secret neither these keys nor that of the
+// database can open.
+func (x *examination) unreadable(keys *dataKeys) (users int64, err error) {
+	ring, err := keys.ring(x.dataKey)
+	if err != nil {
+		return 0, err
+	}
+	for id, n := range x.sealed {
+		if !ring.Has([]byte(id)) {
+			users += n
+		}
+	}
+	return users, nil
 }

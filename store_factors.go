@@ -346,19 +346,15 @@ func (s *store) dataKey() (key []byte, err error) {
 	return key, err
 }
 
-// sealKeys calls f with the name of each key that has sealed the secret of a factor.
-func (s *store) sealKeys(f func(id []byte)) error {
-	for last := []byte{}; ; {
-		var id []byte
-		err := s.read(`SELECT substr(secret, 1, 8) FROM user_totp WHERE substr(secret, 1, 8) > ? ORDER BY substr(secret, 1, 8) LIMIT 1`,
-			nil, []any{&id}, last)
-		if err != nil || id == nil {
-			return err
-		}
-		f(id)
-		last = id
-	}
+// sealKeys calls f for each key that has sealed the secret of a factor, with the name of the key,
+// the number of its users, and the id of the first of them.
+func (s *store) sealKeys(ctx context.Context, f func(id []byte, users, first int64)) error {
+	var id []byte
+	var users, first int64
+	return s.eachRow(ctx, selectSealKeys, []any{&id, &users, &first}, func() { f(id, users, first) })
 }
+
+const selectSealKeys = `SELECT substr(secret, 1, 8), count(*), min(user_id) FROM user_totp GROUP BY 1`
 
 // resealBatch is how many secrets one write of reseal replaces.
 const resealBatch = 500
