@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"userd/internal/setting"
+	"userd/internal/useragent"
 	"userd/internal/validate"
 )
 
@@ -379,4 +380,58 @@ func newName(given *string, current string) *string {
 		return nil
 	}
 	return unlessSame(new(validate.TrimName(*given)), current)
+}
+
+// causedBy returns the mail with the client of a request, which causes it, and with its time
+// in Unix seconds.
+func (m queuedMail) causedBy(x *exchange, now int64) *queuedMail {
+	m.address, m.userAgent, m.createdAt = x.address, useragent.Of(x.r), now
+	return &m
+}
+
+// notice returns the statement that queues a notice to a user about an act, or nil if notices
+// are off. The statement must run before the statements of the act.
+func (s *server) notice(x *exchange, kind mailKind, userID int64, detail string) []statement {
+	if !s.mailOn || s.notices == switchOff {
+		return nil
+	}
+	m := queuedMail{kind: kind, userID: userID, detail: detail}
+	return []statement{m.causedBy(x, s.wall().Unix()).toVerified()}
+}
+
+// loginNotice returns the notice of a login from a network that is new for the user,
+// otherwise nil. The first login of a user causes no notice.
+func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
+	notice := s.notice(x, loginMail, userID, "")
+	if notice == nil {
+		return nil, nil
+	}
+	known, others, err := s.store.loginsFrom(x.r.Context(), userID, inNetworkOf(x.address))
+	if err != nil || known || !others {
+		return nil, err
+	}
+	return notice, nil
+}
+
+// inNetworkOf returns a function that reports whether another address is in the network of
+// this one.
+func inNetworkOf(address string) func(other string) bool {
+	from := network(address)
+	return func(other string) bool { return network(other) == from }
+}
+
+// warnOwner queues a mail to the user of p: a client knows its password, but did not prove its
+// second factor. It queues none if the user has logged in from the client's network before. The
+// mail leaves when the mfa_token has expired; a login from the same address before that drops
+// the mail.
+func (s *server) warnOwner(x *exchange, p *provenUser, detail string) error {
+	if !s.mailOn || s.notices == switchOff || p.emailVerifiedAt == 0 {
+		return nil
+	}
+	known, _, err := s.store.loginsFrom(x.r.Context(), p.id, inNetworkOf(x.address))
+	if err != nil || known {
+		return err
+	}
+	m := queuedMail{kind: factorMail, userID: p.id, detail: detail}
+	return s.store.write(x.r.Context(), m.causedBy(x, s.wall().Unix()).warn(mfaLife+clockLeeway))
 }

@@ -195,6 +195,45 @@ func (s *server) verify(x *exchange) error {
 	return x.sendJSON(http.StatusOK, verifyAnswer{x.who.id, x.who.username, x.who.role})
 }
 
+// listSessions answers with a user's live sessions, the oldest first.
+func (s *server) listSessions(x *exchange) error {
+	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	list := []sessionAnswer{}
+	err := s.store.sessionsOf(x.r.Context(), x.target, s.wall().Unix(), func(v *session) {
+		list = append(list, newSessionAnswer(v, x.who.session))
+	})
+	if err != nil {
+		return err
+	}
+	return x.sendJSON(http.StatusOK, list)
+}
+
+type sessionAnswer struct {
+	ID         int64     `json:"id"`
+	CreatedAt  time.Time `json:"created_at"`
+	LastUsedAt time.Time `json:"last_used_at"`
+	Address    string    `json:"address"`
+	UserAgent  string    `json:"user_agent"`
+	ExpiresAt  time.Time `json:"expires_at"`
+	Current    bool      `json:"current"`
+}
+
+// newSessionAnswer returns a session as clients and the command line see it. current is
+// the id of the client's own session, or 0.
+func newSessionAnswer(x *session, current int64) sessionAnswer {
+	return sessionAnswer{
+		ID:         x.id,
+		CreatedAt:  utc(x.createdAt),
+		LastUsedAt: utc(x.lastUsedAt),
+		Address:    x.address,
+		UserAgent:  x.userAgent,
+		ExpiresAt:  utc(x.expiresAt),
+		Current:    x.id == current,
+	}
+}
+
 // maxMonitors is the largest number of connections to METRICS_ADDR.
 const maxMonitors = 64
 

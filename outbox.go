@@ -25,7 +25,6 @@ import (
 	"userd/internal/mail"
 	"userd/internal/prom"
 	"userd/internal/setting"
-	"userd/internal/useragent"
 )
 
 // An outbox sends the mails that requests have queued in the database. No request waits for
@@ -182,44 +181,6 @@ func (p *pageURLs) forCode(kind codeKind) string {
 		return p.undo
 	}
 	return ""
-}
-
-// causedBy returns the mail with the client of a request, which causes it, and with its time
-// in Unix seconds.
-func (m queuedMail) causedBy(x *exchange, now int64) *queuedMail {
-	m.address, m.userAgent, m.createdAt = x.address, useragent.Of(x.r), now
-	return &m
-}
-
-// notice returns the statement that queues a notice to a user about an act, or nil if notices
-// are off. The statement must run before the statements of the act.
-func (s *server) notice(x *exchange, kind mailKind, userID int64, detail string) []statement {
-	if !s.mailOn || s.notices == switchOff {
-		return nil
-	}
-	m := queuedMail{kind: kind, userID: userID, detail: detail}
-	return []statement{m.causedBy(x, s.wall().Unix()).toVerified()}
-}
-
-// loginNotice returns the notice of a login from a network that is new for the user,
-// otherwise nil. The first login of a user causes no notice.
-func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
-	notice := s.notice(x, loginMail, userID, "")
-	if notice == nil {
-		return nil, nil
-	}
-	known, others, err := s.store.loginsFrom(x.r.Context(), userID, inNetworkOf(x.address))
-	if err != nil || known || !others {
-		return nil, err
-	}
-	return notice, nil
-}
-
-// inNetworkOf returns a function that reports whether another address is in the network of
-// this one.
-func inNetworkOf(address string) func(other string) bool {
-	from := network(address)
-	return func(other string) bool { return network(other) == from }
 }
 
 // run sends mails until ctx ends, and then waits for the running tries.

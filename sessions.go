@@ -195,22 +195,6 @@ func methodsOf(f *factor) []string {
 	return []string{"totp", "recovery_code"}
 }
 
-// warnOwner queues a mail to the user of p: a client knows its password, but did not prove its
-// second factor. It queues none if the user has logged in from the client's network before. The
-// mail leaves when the mfa_token has expired; a login from the same address before that drops
-// the mail.
-func (s *server) warnOwner(x *exchange, p *provenUser, detail string) error {
-	if !s.mailOn || s.notices == switchOff || p.emailVerifiedAt == 0 {
-		return nil
-	}
-	known, _, err := s.store.loginsFrom(x.r.Context(), p.id, inNetworkOf(x.address))
-	if err != nil || known {
-		return err
-	}
-	m := queuedMail{kind: factorMail, userID: p.id, detail: detail}
-	return s.store.write(x.r.Context(), m.causedBy(x, s.wall().Unix()).warn(mfaLife+clockLeeway))
-}
-
 // mfaLife is how many seconds the token of the first step of a login is valid.
 const mfaLife = 300
 
@@ -456,45 +440,6 @@ func (s *server) logout(x *exchange) error {
 		return err
 	}
 	return x.sendNothing()
-}
-
-// listSessions answers with a user's live sessions, the oldest first.
-func (s *server) listSessions(x *exchange) error {
-	if _, err := s.targetUser(x); err != nil {
-		return err
-	}
-	list := []sessionAnswer{}
-	err := s.store.sessionsOf(x.r.Context(), x.target, s.wall().Unix(), func(v *session) {
-		list = append(list, newSessionAnswer(v, x.who.session))
-	})
-	if err != nil {
-		return err
-	}
-	return x.sendJSON(http.StatusOK, list)
-}
-
-type sessionAnswer struct {
-	ID         int64     `json:"id"`
-	CreatedAt  time.Time `json:"created_at"`
-	LastUsedAt time.Time `json:"last_used_at"`
-	Address    string    `json:"address"`
-	UserAgent  string    `json:"user_agent"`
-	ExpiresAt  time.Time `json:"expires_at"`
-	Current    bool      `json:"current"`
-}
-
-// newSessionAnswer returns a session as clients and the command line see it. current is
-// the id of the client's own session, or 0.
-func newSessionAnswer(x *session, current int64) sessionAnswer {
-	return sessionAnswer{
-		ID:         x.id,
-		CreatedAt:  utc(x.createdAt),
-		LastUsedAt: utc(x.lastUsedAt),
-		Address:    x.address,
-		UserAgent:  x.userAgent,
-		ExpiresAt:  utc(x.expiresAt),
-		Current:    x.id == current,
-	}
 }
 
 // endSessions ends every session of a user.
