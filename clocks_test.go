@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/throttle"
 )
 
@@ -296,7 +297,7 @@ func TestAStepOfTheWallClock(t *testing.T) {
 			x := &exchange{address: homeNet, who: principal{user: user{id: 1}}}
 			waits := func() (all []string) {
 				for limit := noLimit + 1; limit < limitCount; limit++ {
-					keys := []throttle.Key{s.limiter.seed.Key(network(homeNet))}
+					keys := []throttle.Key{s.limiter.seed.Key(clientaddr.Network(homeNet))}
 					if limit < networkFailures {
 						keys[0] = s.limiter.seed.Key("1")
 					}
@@ -308,7 +309,7 @@ func TestAStepOfTheWallClock(t *testing.T) {
 				a := &s.limiter.allowances[limit]
 				for range a.Burst {
 					a.Take(s.limiter.seed.Key("1"), s.mono())
-					a.Take(s.limiter.seed.Key(network(x.address)), s.mono())
+					a.Take(s.limiter.seed.Key(clientaddr.Network(x.address)), s.mono())
 				}
 			}
 			before := waits()

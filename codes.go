@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/setting"
 	"userd/internal/useragent"
 	"userd/internal/validate"
@@ -129,7 +130,7 @@ func (s *server) resetPassword(x *exchange) error {
 	if err := s.allow(x, passwords); err != nil {
 		return err
 	}
-	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), in.Password)
+	hash, err := s.hasher.Hash(x.r.Context(), clientaddr.Network(x.address), in.Password)
 	if err != nil {
 		return err
 	}
@@ -324,7 +325,7 @@ func (s *server) restoreEmail(x *exchange) error {
 	if err := s.allow(x, passwords); err != nil {
 		return err
 	}
-	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), rand.Text())
+	hash, err := s.hasher.Hash(x.r.Context(), clientaddr.Network(x.address), rand.Text())
 	if err != nil {
 		return err
 	}
@@ -406,19 +407,15 @@ func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
 	if notice == nil {
 		return nil, nil
 	}
-	known, others, err := s.store.loginsFrom(x.r.Context(), userID, inNetworkOf(x.address))
+	known, others, err := s.store.loginsFrom(x.r.Context(), userID, clientaddr.SameNetwork(x.address))
 	if err != nil || known || !others {
 		return nil, err
 	}
 	return notice, nil
 }
 
-// inNetworkOf returns a function that reports whether another address is in the network of
-// this one.
-func inNetworkOf(address string) func(other string) bool {
-	from := network(address)
-	return func(other string) bool { return network(other) == from }
-}
+// mfaLife is how many seconds the token of the first step of a login is valid.
+const mfaLife = 300
 
 // warnOwner queues a mail to the user of p: a client knows its password, but did not prove its
 // second factor. It queues none if the user has logged in from the client's network before. The
@@ -428,7 +425,7 @@ func (s *server) warnOwner(x *exchange, p *provenUser, detail string) error {
 	if !s.mailOn || s.notices == switchOff || p.emailVerifiedAt == 0 {
 		return nil
 	}
-	known, _, err := s.store.loginsFrom(x.r.Context(), p.id, inNetworkOf(x.address))
+	known, _, err := s.store.loginsFrom(x.r.Context(), p.id, clientaddr.SameNetwork(x.address))
 	if err != nil || known {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/otp"
 	"userd/internal/seal"
 )
@@ -261,7 +262,7 @@ func (s *server) matchesPassword(x *exchange, id int64, c *credentials, name, pa
 	if err := s.allow(x, passwords); err != nil {
 		return false, err
 	}
-	ok, err := s.hasher.Verify(x.r.Context(), network(x.address), c.hash, password)
+	ok, err := s.hasher.Verify(x.r.Context(), clientaddr.Network(x.address), c.hash, password)
 	if err != nil {
 		return false, err
 	}

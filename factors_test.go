@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/otp"
 	"userd/internal/passhash"
 	"userd/internal/seal"
@@ -627,7 +628,7 @@ func TestAPasswordWithoutItsCodeMakesNoNetworkKnown(t *testing.T) {
 	s.loginWith("ann", "").want(t, 401, "second_factor_required")
 	known := func() bool {
 		l := s.limiter
-		return l.known.Has(l.seed.Key("1", network("127.0.0.1")), s.mono()) || l.knownNames.Has(l.nameKey("ann", network("127.0.0.1")), s.mono())
+		return l.known.Has(l.seed.Key("1", clientaddr.Network("127.0.0.1")), s.mono()) || l.knownNames.Has(l.nameKey("ann", clientaddr.Network("127.0.0.1")), s.mono())
 	}
 	if known() {
 		t.Error("the first step makes the network known")

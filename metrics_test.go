@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/groupcommit/groupcommittest"
 	"userd/internal/passhash"
 	"userd/internal/throttle"
@@ -229,7 +230,7 @@ func TestLoginsAreCountedByStatus(t *testing.T) {
 	r := httptest.NewRequestWithContext(gone, "POST", "/api/login", strings.NewReader(`{"username":"ann","password":"`+goodPassword+`"}`))
 	r.Header.Set("Content-Type", "application/json")
 	s.ServeHTTP(httptest.NewRecorder(), r)
-	disperse := s.crowdHasher(network(homeNet))
+	disperse := s.crowdHasher(clientaddr.Network(homeNet))
 	login(homeNet, goodPassword, 503)
 	disperse()
 	release()

@@ -22,6 +22,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"userd/internal/clientaddr"
 	"userd/internal/otp"
 	"userd/internal/reqbody"
 	"userd/internal/sse"
@@ -1351,7 +1352,7 @@ func refusesMany(w *witness) {
 	for _, allowance := range []limit{registrations, refreshes, passwords, malformed} {
 		a := &w.limiter.allowances[allowance]
 		for range a.Burst {
-			a.Take(w.limiter.seed.Key(network("127.0.0.1")), w.mono())
+			a.Take(w.limiter.seed.Key(clientaddr.Network("127.0.0.1")), w.mono())
 		}
 	}
 	w.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(w.t, 429, "too_many_requests")

@@ -10,21 +10,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"math"
 	mrand "math/rand/v2"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/mail"
 	"userd/internal/prom"
-	"userd/internal/setting"
+	"userd/internal/useragent"
 )
 
 // An outbox sends the mails that requests have queued in the database. No request waits for
@@ -60,46 +58,17 @@ var mailTexts embed.FS
 // {link}.
 var placeholders = []string{"username", "service", "link", "expires", "email", "changed", "network", "browser", "time"}
 
-// readMailTexts returns the text of each kind of mail: the file KIND.txt in dir if it
-// exists, otherwise the built-in text. If dir is empty, all texts are built-in. It refuses a
-// file of an unknown kind, because its name is probably mistyped. An error names the file.
+// readMailTexts returns the text of each kind of mail: the file KIND.txt in dir if it exists,
+// otherwise the built-in text. It returns an error of mail.ReadTemplates.
 func readMailTexts(dir string) (map[mailKind]*mail.Template, error) {
-	texts := make(map[mailKind]*mail.Template)
-	if dir != "" {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return nil, setting.FileError(err)
-		}
-		for _, e := range entries {
-			kind, isText := strings.CutSuffix(e.Name(), ".txt")
-			if _, known := mailRules[mailKind(kind)]; isText && !known {
-				return nil, fmt.Errorf("%.80q is not the text of a kind of mail; rename or remove it", e.Name())
-			}
-		}
-	}
+	required := make(map[mailKind][]string)
 	for kind, rule := range mailRules {
-		file := string(kind) + ".txt"
-		contents, err := mailTexts.ReadFile("assets/mail/" + file)
-		if err != nil {
-			return nil, err
-		}
-		if dir != "" {
-			own, err := os.ReadFile(filepath.Join(dir, file))
-			if err == nil {
-				contents = own
-			} else if !errors.Is(err, fs.ErrNotExist) {
-				return nil, fmt.Errorf("%s: %w", file, setting.FileError(err))
-			}
-		}
-		var required []string
+		required[kind] = nil
 		if rule.code != "" {
-			required = []string{"link"}
-		}
-		if texts[kind], err = mail.ParseTemplate(file, string(contents), placeholders, required...); err != nil {
-			return nil, err
+			required[kind] = []string{"link"}
 		}
 	}
-	return texts, nil
+	return mail.ReadTemplates(mailTexts, "assets/mail", dir, placeholders, required)
 }
 
 // mailTransport returns the transport of MAIL_URL and the sender of mails. The transport of
@@ -313,7 +282,7 @@ func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f fac
 	// A request from a network where the user has logged in does not count: otherwise a
 	// stranger could use up the mails of the user. But a stranger can register with the address
 	// of another person.
-	known, _, err := o.store.loginsFrom(ctx, f.user.id, inNetworkOf(m.address))
+	known, _, err := o.store.loginsFrom(ctx, f.user.id, clientaddr.SameNetwork(m.address))
 	if known {
 		budget = claimBudget
 		if f.user.emailVerifiedAt != 0 {
@@ -400,7 +369,7 @@ func (o *outbox) message(m *queuedMail, f *facts, code string, now time.Time) *m
 	values := map[string]string{
 		"username": f.username, "service": o.service, "link": link, "email": m.email, "changed": m.detail,
 		"expires": readableTime(f.expires), "time": readableTime(m.createdAt),
-		"network": cmp.Or(network(m.address), "unknown"), "browser": browserName(m.userAgent),
+		"network": cmp.Or(clientaddr.Network(m.address), "unknown"), "browser": useragent.Name(m.userAgent),
 	}
 	if m.kind == undoMail {
 		values["email"] = m.detail
@@ -429,30 +398,4 @@ func (o *outbox) message(m *queuedMail, f *facts, code string, now time.Time) *m
 // readableTime returns a time in UTC, for a text.
 func readableTime(unix int64) string {
 	return time.Unix(unix, 0).UTC().Format("2 January 2006, 15:04 UTC")
-}
-
-// The names of programs and systems in a User-Agent, in the order in which they are
-// looked for: most browsers name several.
-var (
-	browsers = [][2]string{{"Edg", "Edge"}, {"OPR/", "Opera"}, {"Firefox/", "Firefox"}, {"FxiOS/", "Firefox"}, {"CriOS/", "Chrome"}, {"Chrome/", "Chrome"}, {"Safari/", "Safari"}, {"curl/", "curl"}}
-	systems  = [][2]string{{"Windows", "Windows"}, {"Android", "Android"}, {"iPhone", "iOS"}, {"iPad", "iOS"}, {"Mac OS X", "macOS"}, {"CrOS", "ChromeOS"}, {"Linux", "Linux"}}
-)
-
-// browserName returns a name such as "Firefox on Linux", "curl" or "an unknown program" for
-// a User-Agent. It repeats nothing of it: a stranger chooses that text, and the mail goes to
-// another person.
-func browserName(agent string) string {
-	find := func(names [][2]string) string {
-		for _, name := range names {
-			if strings.Contains(agent, name[0]) {
-				return name[1]
-			}
-		}
-		return ""
-	}
-	name, system := cmp.Or(find(browsers), "an unknown program"), find(systems)
-	if system == "" {
-		return name
-	}
-	return name + " on " + system
 }

@@ -269,20 +269,6 @@ func TestALinkIgnoresTheHostOfTheRequest(t *testing.T) {
 	}
 }
 
-func TestAMailNamesTheBrowserOfARequest(t *testing.T) {
-	t.Parallel()
-	for agent, want := range map[string]string{
-		"Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0": "Firefox on Linux",
-		"curl/8.5.0":            "curl",
-		"Something/1 (Windows)": "an unknown program on Windows",
-		"":                      "an unknown program",
-	} {
-		if got := browserName(agent); got != want {
-			t.Errorf("%q is %q, want %q", agent, got, want)
-		}
-	}
-}
-
 // The address of the reset is the one that the link was mailed to (Mattermost, CVE-2016-11074).
 func TestAMailedLinkIsOnlyForItsAddress(t *testing.T) {
 	t.Parallel()

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/param"
 	"userd/internal/setting"
 	"userd/internal/validate"
@@ -79,7 +80,7 @@ const registrationLife = 24 * 60 * 60
 // same whether the names are taken or not. Only the owner of the address learns this, from the
 // mail.
 func (s *server) startRegistration(x *exchange, u *user, password string) error {
-	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), password)
+	hash, err := s.hasher.Hash(x.r.Context(), clientaddr.Network(x.address), password)
 	if err != nil {
 		return err
 	}
@@ -189,7 +190,7 @@ func (s *userService) addUser(ctx context.Context, by caller, u *user, password 
 	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
 		return err
 	}
-	hash, err := s.hasher.Hash(ctx, network(by.address), password)
+	hash, err := s.hasher.Hash(ctx, clientaddr.Network(by.address), password)
 	if err != nil {
 		return err
 	}
@@ -214,7 +215,7 @@ func (s *userService) addInvited(ctx context.Context, address string, code []byt
 	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
 		return err
 	}
-	hash, err := s.hasher.Hash(ctx, network(address), password)
+	hash, err := s.hasher.Hash(ctx, clientaddr.Network(address), password)
 	if err != nil {
 		return err
 	}

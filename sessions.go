@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+	"userd/internal/clientaddr"
 	"userd/internal/param"
 	"userd/internal/refresh"
 	"userd/internal/tagged"
@@ -114,7 +115,7 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 	}
 	p, err = provenUser{user: u, credentials: c}.allowed()
 	if err == nil && s.hasher.Stale(c.hash) {
-		p.newHash, err = s.hasher.Hash(x.r.Context(), network(x.address), password)
+		p.newHash, err = s.hasher.Hash(x.r.Context(), clientaddr.Network(x.address), password)
 	}
 	return p, err
 }
@@ -194,9 +195,6 @@ func methodsOf(f *factor) []string {
 	}
 	return []string{"totp", "recovery_code"}
 }
-
-// mfaLife is how many seconds the token of the first step of a login is valid.
-const mfaLife = 300
 
 // mfaKey returns the key of the tokens of newMFAToken. It has no other use.
 func (s *server) mfaKey(ctx context.Context) ([]byte, error) {
@@ -342,7 +340,7 @@ func (s *server) refreshAgain(x *exchange, presented, next refresh.Token, now ti
 	}
 	d := now.Unix() - live.rotatedAt
 	if live.generation == next.Generation && hmac.Equal(live.refreshHash, next.Hash()) && 0 <= d && d <= refreshGrace &&
-		network(x.address) == network(live.address) && useragent.Of(x.r) == live.userAgent {
+		clientaddr.Network(x.address) == clientaddr.Network(live.address) && useragent.Of(x.r) == live.userAgent {
 		key, err = s.store.repeatRotation(x.r.Context(), &live, maxGraceUses)
 		if !errors.Is(err, errNotApplied) {
 			if err == nil {

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"userd/internal/appendjson"
+	"userd/internal/clientaddr"
 	"userd/internal/headers"
 	"userd/internal/param"
 	"userd/internal/passhash"
@@ -33,7 +34,7 @@ type userService struct {
 // passhash.ErrBusy or one of store.updateUser.
 func (s *userService) changeUser(ctx context.Context, by caller, id int64, c change, password *string, version int64, then ...statement) (user, error) {
 	if password != nil {
-		hash, err := s.hasher.Hash(ctx, network(by.address), *password)
+		hash, err := s.hasher.Hash(ctx, clientaddr.Network(by.address), *password)
 		if err != nil {
 			return user{}, err
 		}
