@@ -202,18 +202,19 @@ func (o *outbox) sendDue(ctx, sending context.Context) {
 // database.
 func (o *outbox) sendOnce(ctx context.Context, m *queuedMail) error {
 	now := o.wall()
+	var noUser error
 	f, budget, err := o.facts(ctx, m, mailRules[m.kind].budget)
 	rule, known := mailRules[m.kind] // facts may have changed m.kind
 	switch {
 	case errors.Is(err, errStorage):
 		return err
 	case !known || now.Unix() > m.createdAt+int64(rule.expiry/time.Second) || err != nil && m.kind != resetMail:
-		return o.drop(ctx, m, "abandoned")
+		return o.drop(ctx, m, "abandoned", cmp.Or(err, errMailExpired))
 	case err != nil:
 		// takeMail refuses a mail without a user, after as much work as for a mail above a
 		// limit. Otherwise a client could request many mails for one login, and the time of
 		// other requests meanwhile would show whether the login exists.
-		m.userID, m.email = 0, ""
+		m.userID, m.email, noUser = 0, "", errMailNoUser
 	}
 	var code string
 	var hash []byte
@@ -228,9 +229,9 @@ func (o *outbox) sendOnce(ctx context.Context, m *queuedMail) error {
 	case errors.Is(err, errMailTaken):
 		return nil
 	case errors.Is(err, errMailLimited):
-		return o.drop(ctx, m, "limited")
+		return o.drop(ctx, m, "limited", err)
 	case errors.Is(err, errMailEnded):
-		return o.drop(ctx, m, "abandoned")
+		return o.drop(ctx, m, "abandoned", cmp.Or(noUser, err))
 	case err != nil:
 		return err
 	}
@@ -326,10 +327,11 @@ func (o *outbox) checkPurpose(m *queuedMail, u *user) (err error) {
 	return err
 }
 
-// drop closes a mail without sending it, and counts the outcome: abandoned or limited.
-func (o *outbox) drop(ctx context.Context, m *queuedMail, outcome string) error {
+// drop closes a mail without sending it, for a reason, and counts the outcome: abandoned or
+// limited.
+func (o *outbox) drop(ctx context.Context, m *queuedMail, outcome string, reason error) error {
 	o.outcomes.Add(outcome)
-	return o.store.closeMail(ctx, m, "dropped", "", o.wall().Unix())
+	return o.store.closeMail(ctx, m, "dropped", reason.Error(), o.wall().Unix())
 }
 
 // finish records the outcome of a try.

@@ -732,6 +732,9 @@ func TestAMailIsAbandonedWithItsPurpose(t *testing.T) {
 			t.Errorf("%s: the mail was sent", name)
 		}
 		s.wantMailRows("reset dropped 1")
+		if reason := scan[string](t, another(t, s.path), `SELECT last_error FROM user_mail`); reason == "" {
+			t.Errorf("%s: the mail has no reason", name)
+		}
 	}
 }
 

@@ -205,6 +205,8 @@ var (
 	errMailTaken   = errors.New("another process sends this mail")
 	errMailEnded   = errors.New("the mail is not needed any more")
 	errMailLimited = errors.New("the recipient got too many mails")
+	errMailExpired = errors.New("the mail could not be sent in time")
+	errMailNoUser  = errors.New("no active user has the login that was typed")
 
 	errMailNotFound = errors.New("no mail with this id is queued or has failed")
 )
@@ -427,7 +429,7 @@ func endUndo(values args) []statement {
 		{Query: `DELETE FROM user_code WHERE user_id = @id AND kind = 'uu' AND mail_id >= @undone`, Args: values},
 		{
 			Query: `
-				UPDATE user_mail SET state = 'dropped', closed_at = @now
+				UPDATE user_mail SET state = 'dropped', last_error = 'the mail is not needed any more', closed_at = @now
 				WHERE user_id = @id AND kind = 'undo' AND id >= @undone AND state IN ('queued', 'failed')`,
 			Args: values,
 		},
@@ -447,7 +449,7 @@ func endMails(values args) []statement {
 					detail = '',
 					address = '',
 					user_agent = '',
-					last_error = '',
+					last_error = iif(state = 'queued', 'the user was deleted', ''),
 					state = iif(state = 'queued', 'dropped', state),
 					closed_at = iif(state = 'queued', @now, closed_at)
 				WHERE user_id = @id`,
