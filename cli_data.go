@@ -196,6 +196,9 @@ func userExport(f *flag.FlagSet) action {
 		if f, ok := c.stdout.(*os.File); ok && terminal.Is(f) {
 			return usagef("user export: refusing to print password hashes to a terminal; redirect or pipe the output")
 		}
+		if err := c.checkDataKeys(ctx); err != nil { // before the first row is written
+			return err
+		}
 		export := exportCSV
 		if *ndjson {
 			export = exportNDJSON

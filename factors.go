@@ -36,8 +36,16 @@ func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
 	return s.dataKeys.ring(stored)
 }
 
-// ring returns the ring of these keys and of the key in the database, which is nil if there is
-// none.
+// knownRing is ring, but it makes no key: without any, the ring opens nothing.
+func (s *userService) knownRing() (*seal.Ring, error) {
+	stored, err := s.store.dataKey()
+	if err != nil {
+		return nil, err
+	}
+	return s.dataKeys.ring(stored)
+}
+
+// ring returns the ring of these keys and of the key in the database, which may be nil.
 func (k *dataKeys) ring(stored []byte) (*seal.Ring, error) {
 	var keys [][]byte
 	for _, key := range [][]byte{k.current, stored, k.previous} {
@@ -53,7 +61,7 @@ func (k *dataKeys) ring(stored []byte) (*seal.Ring, error) {
 // this error does not start: two servers with different keys would refuse the codes of each
 // other's users.
 func (s *userService) checkDataKeys(ctx context.Context) error {
-	ring, err := s.ring(ctx)
+	ring, err := s.knownRing()
 	if err != nil {
 		return err
 	}
@@ -65,7 +73,7 @@ func (s *userService) checkDataKeys(ctx context.Context) error {
 		}
 	})
 	if err == nil && users > 0 {
-		err = fmt.Errorf("%w. It concerns %s, such as user %d. If that key is lost, userd user totp -off USER removes the factor of a user", errDataKey, plural(users, "user"), first)
+		err = fmt.Errorf("%w. It concerns %s, such as user %d. If that key is lost, userd user totp -remove USER removes the factor of a user", errDataKey, plural(users, "user"), first)
 	}
 	return err
 }
@@ -90,10 +98,13 @@ func (s *userService) unseal(ctx context.Context, sealed []byte, name string) ([
 }
 
 // rotateDataKey encrypts the secrets of factors again, under the key that is set now. done says
-// what it did, for a person; it is not empty if some secrets could not be decrypted, which is
-// the error.
+// what it did, for a person. The error can be that it could not decrypt some of them. If it
+// encrypts none, it changes nothing.
 func (s *userService) rotateDataKey(ctx context.Context) (done string, err error) {
-	ring, err := s.ring(ctx)
+	ring, err := s.knownRing()
+	if err == nil && s.dataKeys.previous != nil { // otherwise a new key could not open anything
+		ring, err = s.ring(ctx)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -101,9 +112,17 @@ func (s *userService) rotateDataKey(ctx context.Context) (done string, err error
 	if err != nil {
 		return "", err
 	}
-	done = fmt.Sprintf("encrypted %s again, under the key in the database", plural(sealed, "TOTP secret"))
+	key := "the key in the database"
 	if s.dataKeys.current != nil {
-		done = fmt.Sprintf("encrypted %s again, under DATA_KEY", plural(sealed, "TOTP secret"))
+		key = "DATA_KEY"
+	}
+	switch {
+	case sealed > 0:
+		done = fmt.Sprintf("encrypted %s again, under %s", plural(sealed, "TOTP secret"), key)
+	case unreadable > 0:
+		done = "changed nothing"
+	default:
+		done = "changed nothing: no TOTP secret is encrypted under another key than " + key
 	}
 	if unreadable > 0 {
 		err = fmt.Errorf("could not decrypt %s: set the key that encrypted them as DATA_KEY_PREVIOUS, and run the command again", plural(unreadable, "TOTP secret"))

@@ -100,6 +100,9 @@ func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial boo
 	case m.bad > 0 && !partial:
 		return m.refusal()
 	case dryRun:
+		if err := m.checkKeys(ctx); err != nil {
+			return fmt.Errorf("an import would fail: %w", err)
+		}
 		return m.conclude("would import "+plural(m.good, "user"), "would leave out ")
 	case m.good == 0: // insert would create the database
 		return m.conclude("imported 0 users", "left out ")
@@ -371,13 +374,21 @@ func (m *importer) conclude(outcome, leftOut string) error {
 	return err
 }
 
+// checkKeys returns an error of checkDataKeys if the import would encrypt TOTP secrets.
+func (m *importer) checkKeys(ctx context.Context) error {
+	if !m.factors {
+		return nil
+	}
+	return m.checkDataKeys(ctx)
+}
+
 // tryInsert moves the rows into the table user in one transaction. If a name or an
 // id was taken since the check, it changes nothing.
 func (m *importer) tryInsert(ctx context.Context) error {
-	ring, err := m.ring(ctx)
-	if err == nil && m.factors {
-		err = m.checkDataKeys(ctx)
+	if err := m.checkKeys(ctx); err != nil {
+		return err
 	}
+	ring, err := m.ring(ctx)
 	if err != nil {
 		return err
 	}

@@ -360,8 +360,8 @@ const selectSealKeys = `SELECT substr(secret, 1, 8), count(*), min(user_id) FROM
 const resealBatch = 500
 
 // reseal seals each secret again that another key than the current one of the ring sealed. It
-// returns how many it sealed, and how many it skipped because the ring cannot open them. It
-// deletes factors that are not confirmed: their users must begin again.
+// returns how many it sealed, and how many it skipped because the ring cannot open them. If
+// it sealed any, it deletes the factors that are not confirmed: their users must begin again.
 func (s *store) reseal(ctx context.Context, ring *seal.Ring, now int64) (sealed, unreadable int, err error) {
 	for after := int64(0); ; {
 		var id int64
@@ -395,6 +395,9 @@ func (s *store) reseal(ctx context.Context, ring *seal.Ring, now int64) (sealed,
 		if n < resealBatch {
 			break
 		}
+	}
+	if sealed == 0 {
+		return 0, unreadable, nil
 	}
 	return sealed, unreadable, s.write(ctx,
 		statement{Query: `DELETE FROM user_totp_pending`},
