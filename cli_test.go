@@ -149,7 +149,7 @@ func TestCommandsThatFail(t *testing.T) {
 		{1, "user passwd root", "root@example.com", "must not be the username"},
 		{1, "session end root 99", "", "Session not found"},
 		{2, "user show id=0", "", `"id=0": an id is a positive integer`},
-		{2, "user set root", "", "user set: missing a flag: -username, -email, -role or -disabled"},
+		{2, "user set root", "", "user set: missing a flag: -username, -email, -email-verified, -role or -disabled"},
 		{2, "user set root -role king", "", `user set: invalid value "king" for flag -role: must be member or admin`},
 		{2, "user set root -disabled maybe", "", `user set: invalid value "maybe" for flag -disabled: must be true or false`},
 		{2, "session end root x", "", `session end: "x": the id of a session is a positive integer`},
@@ -281,6 +281,39 @@ func TestUserSetWithoutAChangeWritesNothing(t *testing.T) {
 	if out, _ := sh.run(0, "", "events", "-json", "-after", "1"); strings.Count(out, "\n") != 1 || !strings.Contains(out, `"email"`) || strings.Contains(out, `"username"`) {
 		t.Errorf("the events are\n%s", out)
 	}
+}
+
+func TestUserSetMarksAnAddressAsVerified(t *testing.T) {
+	t.Parallel()
+	sh := &shell{t, makeStore(t, "root", "ann")}
+	set := func(want string, args ...string) {
+		t.Helper()
+		out, _ := sh.run(0, "", append([]string{"user", "set", "-json", "ann"}, args...)...)
+		if !strings.Contains(out, want) {
+			t.Errorf("user set %v prints %s", args, out)
+		}
+	}
+	set(`"email_verified_at":"2`, "-email-verified", "true")
+	set(`"email_verified_at":"2`, "-email-verified", "true") // no event
+	set(`"email_verified_at":null`, "-email", "ann@example.org")
+	set(`"email_verified_at":"2`, "-email", "ann@example.net", "-email-verified", "true")
+	set(`"email_verified_at":"2`, "-email", "new@example.net", "-email-verified=true")
+	set(`"email_verified_at":null`, "-email-verified", "false")
+	out, _ := sh.run(0, "", "events", "-type", "user_changed", "-json")
+	var changes []string
+	for line := range strings.Lines(out) {
+		changes = append(changes, regexp.MustCompile(`"changes":\[(.*?)\]`).FindString(line))
+	}
+	want := []string{`["email_verified=true"]`, `["email"]`, `["email","email_verified=true"]`, `["email","email_verified=true"]`, `["email_verified=false"]`}
+	for i := range want {
+		want[i] = `"changes":` + want[i]
+	}
+	if !slices.Equal(changes, want) {
+		t.Errorf("the events are %v, want %v", changes, want)
+	}
+	sh.run(2, "", "user", "set", "ann", "-email-verified", "yes")
+	sh.run(0, "", "user", "add", "-service", "robot")
+	sh.run(1, "", "user", "set", "robot", "-email-verified", "true")
 }
 
 func TestLongCommandsShowNoStepsInAFile(t *testing.T) {

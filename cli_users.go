@@ -131,15 +131,18 @@ func userSet(f *flag.FlagSet) action {
 		set.role = new(role)
 		return setting.Word(set.role, v, member, admin)
 	})
-	f.Func("disabled", "Disable the user, or enable it again: `true|false`.", func(v string) error {
-		var word string
-		disabled := v == "true"
-		set.disabled = &disabled
-		return setting.Word(&word, v, "true", "false")
-	})
+	boolean := func(to **bool) func(string) error {
+		return func(v string) error {
+			var word string
+			*to = new(v == "true")
+			return setting.Word(&word, v, "true", "false")
+		}
+	}
+	f.Func("disabled", "Disable the user, or enable it again: `true|false`.", boolean(&set.disabled))
+	f.Func("email-verified", "Mark the e-mail address as verified, or as not verified: `true|false`.", boolean(&set.verified))
 	return func(ctx context.Context, c *cli) error {
 		if set == (change{}) {
-			return usagef("user set: missing a flag: -username, -email, -role or -disabled")
+			return usagef("user set: missing a flag: -username, -email, -email-verified, -role or -disabled")
 		}
 		u, err := c.user(c.args[0])
 		if err != nil {
@@ -147,11 +150,18 @@ func userSet(f *flag.FlagSet) action {
 		}
 		set.username, set.email = unlessSame(set.username, u.username), unlessSame(set.email, u.email)
 		set.role, set.disabled = unlessSame(set.role, u.role), unlessSame(set.disabled, u.disabled)
+		if set.email == nil {
+			set.verified = unlessSame(set.verified, u.emailVerifiedAt != 0)
+		}
+		version := int64(0)
+		if set.verified != nil {
+			version = u.version // another address would be verified if the user changed it now
+		}
 		if err := c.checkChange(&set, &u, nil); err != nil {
 			return err
 		}
 		if set != (change{}) { // an empty change would be recorded as an event too
-			if u, err = c.changeUser(ctx, console, u.id, set, nil, 0); err != nil {
+			if u, err = c.changeUser(ctx, console, u.id, set, nil, version); err != nil {
 				return err
 			}
 		}
@@ -322,25 +332,25 @@ func tokenRevoke(ctx context.Context, c *cli) error {
 
 func userTOTP(f *flag.FlagSet) action {
 	asJSON := jsonFlag(f)
-	off := f.Bool("off", false, "Remove the second factor and the recovery codes.")
-	enrol := f.Bool("enrol", false, "Add a second factor, or replace it: print a QR code, read a code of the app from standard input, then print the recovery codes. All sessions of the user end.")
+	remove := f.Bool("remove", false, "Remove the second factor and the recovery codes.")
+	add := f.Bool("add", false, "Add a second factor, or replace it: print a QR code, read a code of the app from standard input, then print the recovery codes. All sessions of the user end.")
 	return func(ctx context.Context, c *cli) error {
-		if *off && *enrol {
-			return usagef("user totp: -off and -enrol cannot be combined")
+		if *remove && *add {
+			return usagef("user totp: -add and -remove cannot be combined")
 		}
 		u, err := c.user(c.args[0])
 		if err != nil {
 			return err
 		}
 		switch {
-		case *off:
+		case *remove:
 			if err := c.store.removeFactor(ctx, console, u.id, c.wall().Unix()); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(c.stdout, "removed the second factor of %s\n", terminal.Printable(u.username))
 			return err
-		case *enrol:
-			return c.enrol(ctx, &u)
+		case *add:
+			return c.addFactor(ctx, &u)
 		}
 		state, err := c.factorState(u.id)
 		if err != nil {
@@ -368,9 +378,9 @@ func onOff(on bool) string {
 	return "off"
 }
 
-// enrol adds a factor to a user. It prints the QR code and the prompt to standard error, and
+// addFactor adds a factor to a user. It prints the QR code and the prompt to standard error, and
 // only the recovery codes to standard output, one a line.
-func (c *cli) enrol(ctx context.Context, u *user) error {
+func (c *cli) addFactor(ctx context.Context, u *user) error {
 	if u.service {
 		return errServiceUser
 	}

@@ -307,7 +307,7 @@ func TestAnMFATokenOnlyCompletesALogin(t *testing.T) {
 	s.loginWith("ann", codes[2]).want(t, 403, "user_disabled")
 	sh.run(0, "", "user", "set", "-disabled", "false", "ann")
 	mfa = s.loginWith("ann", "").field("mfa_token")
-	sh.run(0, "", "user", "totp", "-off", "ann")
+	sh.run(0, "", "user", "totp", "-remove", "ann")
 	s.factorWith(mfa, codes[2]).want(t, 401, "invalid_mfa_token")
 	sh.run(0, "", "user", "delete", "ann")
 	s.factorWith(mfa, codes[2]).want(t, 401, "invalid_mfa_token")
@@ -1078,14 +1078,37 @@ func TestSecretsRequireTheKeyThatEncryptedThem(t *testing.T) {
 		}
 		return out.String() + fmt.Sprint(err)
 	}
-	if out := run(1, nil, "key", "rotate", "-data"); !strings.Contains(out, "could not decrypt 2 TOTP secrets") {
+	s.change(`INSERT INTO user_totp_pending (user_id, secret, created_at) VALUES (1, x'01', 1)`)
+	rows := filepath.Join(t.TempDir(), "rows.csv")
+	writeFile(t, rows, []byte("username,email,password,totp_secret\ncas,cas@example.com,correct horse,JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP\n"))
+	events := func() int {
+		return scan[int](t, another(t, path), `SELECT count(*) + (SELECT count(*) FROM secret) FROM event`)
+	}
+	before := events()
+	for _, args := range [][]string{{"user", "export"}, {"user", "export", "-ndjson"}, {"user", "import", "-dry-run", rows}, {"user", "import", rows}} {
+		if out := run(1, nil, args...); strings.Contains(out, "ann") || strings.Contains(out, "username") || strings.Contains(out, "import 1") || !strings.Contains(out, errDataKey.Error()) {
+			t.Errorf("userd %v without the old key: %s", args, out)
+		}
+	}
+	if out := run(1, nil, "key", "rotate", "-data"); !strings.Contains(out, "changed nothing\ncould not decrypt 2 TOTP secrets") {
 		t.Errorf("key rotate -data without the old key: %s", out)
+	}
+	if out := run(0, first, "user", "import", "-dry-run", rows); !strings.Contains(out, "would import 1 user") {
+		t.Errorf("a dry run with the key: %s", out)
+	}
+	pending := func() int { return scan[int](t, another(t, path), `SELECT count(*) FROM user_totp_pending`) }
+	if events() != before || pending() != 1 {
+		t.Errorf("commands that fail made events or keys: %d, want %d; %d factors are pending, want 1", events(), before, pending())
 	}
 	if out := run(0, first, "key", "rotate", "-data"); !strings.Contains(out, "encrypted 2 TOTP secrets again, under DATA_KEY") {
 		t.Errorf("key rotate -data: %s", out)
 	}
-	if out := run(0, first, "key", "rotate", "-data"); !strings.Contains(out, "encrypted 0 TOTP secrets") {
-		t.Errorf("key rotate -data again: %s", out)
+	if pending() != 0 {
+		t.Error("a pending factor under the old key stays")
+	}
+	before = events()
+	if out := run(0, first, "key", "rotate", "-data"); !strings.Contains(out, "changed nothing: no TOTP secret is encrypted under another key than DATA_KEY") || events() != before {
+		t.Errorf("key rotate -data again: %s; %d events, want %d", out, events(), before)
 	}
 	renewed := on(keyed(second, nil))
 	wantError(t, "the new key", renewed.checkDataKeys(t.Context()), nil)
@@ -1117,7 +1140,7 @@ func TestAServerWithAnotherDataKeyDoesNotStart(t *testing.T) {
 		"two of these": {"DATA_KEY=" + key(2), "DATA_KEY_PREVIOUS=" + key(3)},
 	} {
 		got := userdProcess(t, dir, "", append(environ, "ADDR=127.0.0.1:0"))
-		got.wantFailure(t, 1, "another key encrypted TOTP secrets in the database: set that key as DATA_KEY", "1 user, such as user 1", "userd user totp -off USER")
+		got.wantFailure(t, 1, "another key encrypted TOTP secrets in the database: set that key as DATA_KEY", "1 user, such as user 1", "userd user totp -remove USER")
 		if strings.Contains(got.stderr, "serving") || strings.Contains(got.stderr, key(2)) {
 			t.Errorf("%s: the server says %s", name, got.stderr)
 		}
@@ -1132,8 +1155,8 @@ func TestAServerWithAnotherDataKeyDoesNotStart(t *testing.T) {
 		}
 	}
 	// Without the key, the way back is to remove the factors.
-	if got := userdProcess(t, dir, "", nil, "user", "totp", "-off", "ann"); got.status != 0 {
-		t.Errorf("user totp -off: %+v", got)
+	if got := userdProcess(t, dir, "", nil, "user", "totp", "-remove", "ann"); got.status != 0 {
+		t.Errorf("user totp -remove: %+v", got)
 	}
 	startUserd(t, dir, nil).end(os.Interrupt)
 }
@@ -1159,12 +1182,12 @@ func TestUserTOTPCommand(t *testing.T) {
 	if out, _ := sh.run(0, "", "user", "totp", "ann"); !regexp.MustCompile(`(?s)TOTP +off\nSINCE +-\nRECOVERY CODES LEFT +0\nLOCKED +false`).MatchString(out) {
 		t.Errorf("user totp prints %s", out)
 	}
-	sh.run(1, "", "user", "totp", "-off", "ann")
-	sh.run(2, "", "user", "totp", "-off", "-enrol", "ann")
-	if _, stderr := sh.run(1, "\n", "user", "totp", "-enrol", "ann"); !strings.Contains(stderr, "no code on standard input") {
+	sh.run(1, "", "user", "totp", "-remove", "ann")
+	sh.run(2, "", "user", "totp", "-remove", "-add", "ann")
+	if _, stderr := sh.run(1, "\n", "user", "totp", "-add", "ann"); !strings.Contains(stderr, "no code on standard input") {
 		t.Errorf("without a code: %s", stderr)
 	}
-	if _, stderr := sh.run(1, "000000\n", "user", "totp", "-enrol", "ann"); !strings.Contains(stderr, "the code is wrong, so the second factor was not added") {
+	if _, stderr := sh.run(1, "000000\n", "user", "totp", "-add", "ann"); !strings.Contains(stderr, "the code is wrong, so the second factor was not added") {
 		t.Errorf("with a wrong code: %s", stderr)
 	}
 
@@ -1181,8 +1204,8 @@ func TestUserTOTPCommand(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &state); err != nil || !state.On || state.RecoveryCodesLeft != recoveryCodes-1 {
 		t.Errorf("user totp -json prints %s", stdout)
 	}
-	if out, _ := sh.run(0, "", "user", "totp", "-off", "ann"); out != "removed the second factor of ann\n" {
-		t.Errorf("user totp -off prints %s", out)
+	if out, _ := sh.run(0, "", "user", "totp", "-remove", "ann"); out != "removed the second factor of ann\n" {
+		t.Errorf("user totp -remove prints %s", out)
 	}
 	s.loginWith("ann", "").want(t, 200, "")
 }
@@ -1225,7 +1248,7 @@ func enrolByCommand(t *testing.T, database string, d *dialog) (codes []string, e
 	t.Helper()
 	var out bytes.Buffer
 	env := func(name string) string { return map[string]string{"DATABASE_URL": database}[name] }
-	err = run(t.Context(), []string{"user", "totp", "-enrol", "-issuer", "Example", "ann"}, env, d, &out, d)
+	err = run(t.Context(), []string{"user", "totp", "-add", "-issuer", "Example", "ann"}, env, d, &out, d)
 	if !strings.Contains(d.text, "otpauth://totp/Example:ann?secret=") || !strings.Contains(d.text, "█") {
 		t.Errorf("the command prints %s", d.text)
 	}

@@ -236,7 +236,8 @@ var commands = []struct {
 		`Prints one user, one field a line.`,
 		opens(userShow)},
 	{"user set", "USER", "change a user's name, address, role or status",
-		`Changes what the flags name, and prints the user, one field a line. Disabling a user ends its sessions.
+		`Changes what the flags name, and prints the user, one field a line. Disabling a user ends its sessions. A new
+		address is not verified, unless -email-verified=true is given too.
 		The last active admin can be neither demoted nor disabled.`,
 		opens(userSet)},
 	{"user passwd", "USER", "set a user's password",
@@ -257,7 +258,7 @@ var commands = []struct {
 	{"user totp", "USER", "show, add or remove a user's second factor",
 		`Prints whether the user has a second factor, since when, how many recovery codes are
 		left, and whether wrong codes have locked it, so that only a recovery code works.
-		-off is for a user who has lost the app and the recovery codes.`,
+		-remove is for a user who has lost the app and the recovery codes.`,
 		opens(userTOTP)},
 	{"user approve", "USER", "let a waiting user log in",
 		`Approves a user that registered with REGISTRATION=approval, so that it can log in.
