@@ -233,7 +233,11 @@ var enhanced = regexp.MustCompile(`^[245]\.\d{1,3}\.\d{1,3}\b`)
 func (s *SMTP) failed(ctx context.Context, step string, err error) error {
 	var reply *textproto.Error
 	if !errors.As(err, &reply) {
-		return failed(ctx, step, err)
+		e := failed(ctx, step, err)
+		if step == "greeting" && s.scheme != "smtps" && errors.Is(e.cause, context.DeadlineExceeded) {
+			e.text += ", and whether the port expects TLS from the first byte (smtps://)"
+		}
+		return e
 	}
 	text := reply.Msg
 	if step == "AUTH" || step == "DATA" {

@@ -338,7 +338,11 @@ func TestSMTPServerThatStalls(t *testing.T) {
 			s := newSMTP(t, "smtp", testUserInfo, r.addr, roots)
 			s.timeout = 300 * time.Millisecond
 			err := s.Send(t.Context(), testMessage(t))
-			checkError(t, err, false, stepName(step)+": no answer in time; check the host and the port")
+			want := stepName(step) + ": no answer in time; check the host and the port"
+			if step == "greeting" {
+				want += ", and whether the port expects TLS from the first byte (smtps://)"
+			}
+			checkError(t, err, false, want)
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("%v is not context.DeadlineExceeded", err)
 			}
