@@ -1040,3 +1040,28 @@ func TestAnAddressThatChangesMeanwhileIsNotVerified(t *testing.T) {
 	receive(t, "the reply", replies).want(t, 412, "version_mismatch")
 	s.do(root, "PUT", path, `{"email_verified":true}`).want(t, 200, "")
 }
+
+// Each reset and each undo hashes a password, so it counts toward the passwords of its network
+// like a login. One that is refused does not use up its code.
+func TestResetsAndUndosCountTowardThePasswordsOfTheNetwork(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail)
+	p := s.postbox()
+	path, _, undo := s.moved(p, "ann", "next@example.net")
+	_, root := s.admin("root")
+	link := s.resetLink(root, path)
+	keys := s.limiter.networkKeys("127.0.0.1")
+	for s.limiter.take(passwords, s.mono(), keys...) == nil {
+	}
+	for _, act := range []func() reply{
+		func() reply { return s.reset(link, newPassword) },
+		func() reply { return s.sendCode("", "undo", undo) },
+	} {
+		act().want(t, 429, "too_many_requests")
+		s.clock.add(s.limiter.allowances[passwords].Every)
+		r := act().want(t, 200, "")
+		if s.limiter.take(passwords, s.mono(), keys...) == nil {
+			t.Errorf("this did not count: %s", r.body)
+		}
+	}
+}
