@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -393,6 +394,84 @@ func TestNoSessionWithoutTheSecondFactor(t *testing.T) {
 	s.loginWith("ann", s.nextCode(secret)).want(t, 200, "")
 }
 
+// A client has everything of a user but its second factor: the password, an old access and refresh
+// token, an mfa_token, keys of all scopes, and links of all kinds. It sends all of it to every
+// route, and gets neither a session nor a token nor a key.
+func TestNoRouteGivesASessionWithoutTheSecondFactor(t *testing.T) {
+	t.Parallel()
+	bodies := map[string][]string{ // of the routes that anyone may call; scopeCases has the others
+		"POST /api/login":           {`{"username":"ann","password":"PASSWORD"}`, `{"username":"ann","password":"PASSWORD","otp":"WRONG"}`},
+		"POST /api/login/factor":    {`{"mfa_token":"MFA","otp":"WRONG"}`, `{"mfa_token":"MFA","otp":"PASSWORD"}`},
+		"POST /api/refresh":         {`{"refresh_token":"REFRESH"}`, `{"refresh_token":"MFA"}`, ""},
+		"POST /api/register":        {`{"username":"ann","email":"ann@example.com","password":"PASSWORD","invitation":"INVITATION"}`},
+		"POST /api/password/forgot": {`{"login":"ann"}`},
+		"POST /api/password/reset":  {`{"code":"LINK","password":"another long one"}`, `{"code":"MAILED","password":"another long one","otp":"WRONG"}`},
+		"POST /api/email/verify":    {`{"code":"VERIFY","password":"PASSWORD"}`},
+		"POST /api/email/change":    {`{"code":"CHANGE"}`},
+		"POST /api/email/undo":      {`{"code":"UNDO"}`},
+	}
+	for _, rt := range new(server).routes() {
+		t.Run(rt.pattern, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, unlimited)
+			path, old := s.member("ann")
+			access, refresh := s.pair("ann")
+			secret, _ := s.enrol(old)
+			s.clock.add(time.Minute)
+			_, root := s.admin("root")
+			s.do(root, "PATCH", path, `{"role":"admin"}`).want(t, 200, "")
+			invitation, _ := s.invitation(root, "")
+			s.change(`UPDATE user SET pending_email = 'next@example.com' WHERE id = 1`)
+			replace := []string{
+				"PASSWORD", goodPassword, "WRONG", s.wrongCode(secret), "REFRESH", refresh, "INVITATION", invitation,
+				"MFA", s.loginWith("ann", "").want(t, 401, "second_factor_required").field("mfa_token"), "LINK", s.resetLink(root, path),
+				"NEW", "new", "OTHER", "member", "{id}", "1", "{sid}", "1", "{key}", "1", "{invitation}", "1",
+			}
+			for name, kind := range map[string]codeKind{"MAILED": resetMailCode, "VERIFY": verifyCode, "CHANGE": changeCode, "UNDO": undoCode} {
+				code := newCode(kind)
+				hash, err := hashCode(kind, code)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.change(`INSERT INTO user_code (hash, kind, user_id, email, old_email, invitation_id, created_by, created_at, expires_at)
+					SELECT @hash, @kind, id, iif(@kind = 'uc', pending_email, email), 'old@example.com', 0, 0, @now, @now + 3600 FROM user WHERE id = 1`,
+					arg{"hash", hash}, arg{"kind", string(kind)}, arg{"now", s.wall().Unix()})
+				replace = append(replace, name, code)
+			}
+			credentials := []string{"", access, refresh, replace[slices.Index(replace, "MFA")+1], replace[slices.Index(replace, "MAILED")+1]}
+			for _, scope := range []keyScope{verifyScope, readScope, writeScope, adminScope} {
+				key, err := s.addKey(t.Context(), console, &apiKey{userID: 1, name: "job", scope: scope}, time.Hour)
+				if err != nil {
+					t.Fatal(err)
+				}
+				credentials = append(credentials, key)
+			}
+			asks := bodies[rt.pattern]
+			if rt.access == anyone && asks == nil && !strings.HasPrefix(rt.pattern, "GET ") {
+				t.Fatal("no body here")
+			}
+			for _, c := range scopeCases {
+				if c.pattern == rt.pattern {
+					asks = append(asks, c.body)
+				}
+			}
+			method, path, _ := strings.Cut(strings.NewReplacer(replace...).Replace(rt.pattern), " ")
+			for _, ask := range asks {
+				for _, token := range credentials {
+					r := s.do(token, method, path, strings.NewReplacer(replace...).Replace(ask))
+					if rt.pattern != "GET /openapi.json" && regexp.MustCompile(`"(access_token|refresh_token|key)":"|#ul_`).MatchString(r.body) { // it has examples
+						t.Errorf("%s with %.5s…: %d %s", ask, token, r.status, r.body)
+					}
+				}
+			}
+			// Session 1 is the one that added the factor.
+			if n := scanStore[int](t, s, `SELECT count(*) FROM session WHERE user_id = 1 AND (id > 1 OR factor = 0)`); n != 0 {
+				t.Errorf("%d sessions", n)
+			}
+		})
+	}
+}
+
 // change runs a statement on the database of a service.
 func (s *service) change(query string, values ...arg) {
 	s.t.Helper()
@@ -576,6 +655,54 @@ func TestTheMailAboutALockedFactorSaysWhatTheClientProved(t *testing.T) {
 	if m := p.only("ann@example.com", "was not proven"); !strings.Contains(m.text, "it sent a link that sets a new password and a wrong code") || strings.Contains(m.text, "sent your password") {
 		t.Errorf("the mail says %s", m.text)
 	}
+}
+
+// A client with the password tries 10,000 codes, and waits as long as the limits say. Only 100 of
+// them are compared, three of a million are right: that is the documented probability. The secret
+// is fixed, so that no guess is right by chance.
+func TestTenThousandCodesAreOneHundredGuesses(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, token := s.member("ann")
+	_, codes := s.enrol(token)
+	secret := bytes.Repeat([]byte("k"), 20)
+	ring, err := s.ring(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.change(`UPDATE user_totp SET secret = @secret, last_step = 0`, arg{"secret", ring.Seal(secret, sealName(1))})
+	begin := s.mono()
+	compared, right := 0, 0
+	for guess := range 10_000 {
+		code := fmt.Sprintf("%06d", guess*37)
+		r := s.loginWith("ann", code)
+		for r.status == 429 {
+			seconds, err := strconv.Atoi(r.header.Get("Retry-After"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.clock.add(time.Duration(seconds) * time.Second)
+			r = s.loginWith("ann", code)
+		}
+		switch r.field("code") {
+		case "wrong_otp":
+			compared++
+		case "recovery_code_required":
+			if guess%1000 == 999 { // not even the right code is accepted
+				s.loginWith("ann", s.code(secret)).want(t, 401, "recovery_code_required")
+			}
+		default:
+			right++
+		}
+	}
+	if compared != maxWrongCodes || right != 0 {
+		t.Errorf("%d codes were compared and wrong, and %d had another answer", compared, right)
+	}
+	if took := s.mono() - begin; took < 20*time.Hour {
+		t.Errorf("the guesses took %v", took) // after 14 failures, one in 15 minutes
+	}
+	s.clock.add(time.Hour)
+	s.loginWith("ann", codes[0]).want(t, 200, "")
 }
 
 // Wrong codes count like wrong passwords, and the right password between them resets nothing.
