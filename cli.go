@@ -17,6 +17,7 @@ import (
 
 	"userd/internal/cmdline"
 	"userd/internal/mail"
+	"userd/internal/param"
 	"userd/internal/passhash"
 	"userd/internal/safefile"
 	"userd/internal/setting"
@@ -153,7 +154,7 @@ func (c *cli) user(name string) (user, error) {
 	var u user
 	var err error
 	if digits, ok := strings.CutPrefix(name, "id="); ok {
-		id, perr := parseID(digits)
+		id, perr := param.ID(digits)
 		if perr != nil {
 			return u, usagef("%q: an id is a positive integer", name)
 		}
@@ -161,7 +162,7 @@ func (c *cli) user(name string) (user, error) {
 	} else {
 		u, _, err = c.store.userByLogin(name)
 	}
-	switch _, digits := parseID(name); {
+	switch _, digits := param.ID(name); {
 	case !errors.Is(err, errUserNotFound):
 		return u, err
 	case digits == nil:
@@ -255,7 +256,7 @@ func mailRetry(ctx context.Context, c *cli) error {
 	var id int64
 	if len(c.args) > 0 {
 		var err error
-		if id, err = parseID(c.args[0]); err != nil {
+		if id, err = param.ID(c.args[0]); err != nil {
 			return usagef("mail retry: %q: the id of a mail is a positive integer", c.args[0])
 		}
 	}
@@ -345,7 +346,7 @@ func invitationList(f *flag.FlagSet) action {
 }
 
 func invitationDelete(ctx context.Context, c *cli) error {
-	id, err := parseID(c.args[0])
+	id, err := param.ID(c.args[0])
 	if err != nil {
 		return usagef("invitation delete: %q: the id of an invitation is a positive integer", c.args[0])
 	}

@@ -21,6 +21,7 @@ import (
 
 	"userd/internal/appendjson"
 	"userd/internal/otp"
+	"userd/internal/param"
 	"userd/internal/passhash"
 	"userd/internal/rows"
 	"userd/internal/setting"
@@ -41,7 +42,7 @@ func eventList(f *flag.FlagSet) action {
 	after := int64(-1) // not given
 	f.Func("after", "Print only events after the one with this `ID`.", func(v string) (err error) {
 		if after = 0; v != "0" {
-			after, err = parseID(v)
+			after, err = param.ID(v)
 		}
 		return err
 	})
@@ -65,7 +66,7 @@ func eventList(f *flag.FlagSet) action {
 func (c *cli) eventUser(name string) (id int64, err error) {
 	u, err := c.user(name)
 	if digits, ok := strings.CutPrefix(name, "id="); ok && errors.Is(err, errUserNotFound) {
-		return parseID(digits)
+		return param.ID(digits)
 	}
 	return u.id, err
 }
@@ -130,7 +131,7 @@ func eventsVerify(ctx context.Context, c *cli) error {
 	if len(c.args) == 1 {
 		id, hash, _ := strings.Cut(c.args[0], ":")
 		hash = strings.ToLower(hash)
-		eventID, err := parseID(id)
+		eventID, err := param.ID(id)
 		if sum, notHex := hex.DecodeString(hash); err != nil || notHex != nil || len(sum) != sha256.Size {
 			return usagef("events verify: %q is not a head: this command prints it as ID:HEX, with %d digits", c.args[0], 2*sha256.Size)
 		}
@@ -383,7 +384,7 @@ func (r *importRow) set(fields map[string]string, policy validate.Policy) (probl
 	r.setPassword(fields, policy, wrong)
 	if v := fields["id"]; v != "" {
 		var err error
-		if u.id, err = parseID(v); err != nil || u.id > maxID {
+		if u.id, err = param.ID(v); err != nil || u.id > maxID {
 			wrong.add("id", "must be an integer from 1 to 2^52-1")
 		}
 	}

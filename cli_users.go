@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"userd/internal/otp"
+	"userd/internal/param"
 	"userd/internal/qr"
 	"userd/internal/setting"
 	"userd/internal/terminal"
@@ -247,7 +248,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 		_, err = fmt.Fprintf(c.stdout, "ended all sessions of %s\n", terminal.Printable(u.username))
 		return err
 	}
-	sid, err := parseID(c.args[1])
+	sid, err := param.ID(c.args[1])
 	if err != nil {
 		return usagef("session end: %q: the id of a session is a positive integer", c.args[1])
 	}
@@ -319,7 +320,7 @@ func tokenRevoke(ctx context.Context, c *cli) error {
 	if err != nil {
 		return err
 	}
-	id, err := parseID(c.args[1])
+	id, err := param.ID(c.args[1])
 	if err != nil {
 		return usagef("token revoke: %q: the id of a key is a positive integer, as userd token list prints it", shorten(c.args[1]))
 	}

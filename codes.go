@@ -417,18 +417,18 @@ func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
 // mfaLife is how many seconds the token of the first step of a login is valid.
 const mfaLife = 300
 
-// warnOwner queues a mail to the user of p: a client knows its password, but did not prove its
+// warnOwner queues a mail to a user: a client knows its password, but did not prove its
 // second factor. It queues none if the user has logged in from the client's network before. The
 // mail leaves when the mfa_token has expired; a login from the same address before that drops
 // the mail.
-func (s *server) warnOwner(x *exchange, p *provenUser, detail string) error {
-	if !s.mailOn || s.notices == switchOff || p.emailVerifiedAt == 0 {
+func (s *server) warnOwner(x *exchange, u *user, detail string) error {
+	if !s.mailOn || s.notices == switchOff || u.emailVerifiedAt == 0 {
 		return nil
 	}
-	known, _, err := s.store.loginsFrom(x.r.Context(), p.id, clientaddr.SameNetwork(x.address))
+	known, _, err := s.store.loginsFrom(x.r.Context(), u.id, clientaddr.SameNetwork(x.address))
 	if err != nil || known {
 		return err
 	}
-	m := queuedMail{kind: factorMail, userID: p.id, detail: detail}
+	m := queuedMail{kind: factorMail, userID: u.id, detail: detail}
 	return s.store.write(x.r.Context(), m.causedBy(x, s.wall().Unix()).warn(mfaLife+clockLeeway))
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"userd/internal/headers"
 	"userd/internal/param"
 	"userd/internal/passhash"
 	"userd/internal/reqbody"
@@ -167,10 +168,14 @@ func plainError(err error) error {
 	return err
 }
 
-// clientError returns the error that tells a client what a leaf package refused: its body, a
-// member of its body or a query parameter. It returns other errors unchanged.
+// clientError returns the error that tells a client what a leaf package refused: its
+// token, its body, a member of its body or a query parameter. It returns other errors unchanged.
 func clientError(err error) error {
 	switch err {
+	case headers.ErrNoBearer:
+		return errNoToken
+	case headers.ErrTwoHeaders:
+		return errBadToken
 	case reqbody.ErrTooLarge:
 		return errTooLarge
 	case reqbody.ErrBusy:

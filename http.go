@@ -13,7 +13,6 @@ import (
 	"net/url"
 	"runtime/debug"
 	"strconv"
-	"strings"
 	"time"
 
 	"userd/internal/clientaddr"
@@ -211,21 +210,9 @@ func (x *exchange) Write(p []byte) (int, error) {
 	return x.write(p)
 }
 
-// write sends a part of the body. Before net/http writes to the connection, it may
-// wait for the client: for the rest of the request's body, or for HTTP/2 flow
-// control (RFC 9113 section 5.2). For HTTP/2, write does not leave this to net/http,
-// because an answer that waits after the request has ended would not count.
+// write sends a part of the body.
 func (x *exchange) write(p []byte) (int, error) {
-	if x.r.ProtoMajor != 2 { // the connection's Write counts p
-		defer x.awaitClient(0)()
-		return x.ResponseWriter.Write(p)
-	}
-	defer x.awaitClient(len(p))()
-	n, err := x.ResponseWriter.Write(p)
-	if err == nil {
-		err = http.NewResponseController(x.ResponseWriter).Flush()
-	}
-	return n, err
+	return x.conn.WriteAnswer(x.ResponseWriter, x.r, p)
 }
 
 // setLength sets the Content-Length of an answer whose body is one write of n bytes. For
@@ -395,31 +382,19 @@ func (x *exchange) bodyOf(required string) ([]byte, error) {
 	if !reqbody.HasType(x.r, required) {
 		return nil, errMediaType.with("Send Content-Type: %s", required)
 	}
-	defer x.awaitClient(0)()
+	defer x.conn.Await(0)()
 	return x.bodies.Read(x.ResponseWriter, x.r)
 }
 
 // optionalBody is body, but returns an empty object if the request has no body.
 func (x *exchange) optionalBody() ([]byte, error) {
-	if x.hasBody() {
-		return x.body()
+	done := x.conn.Await(0)
+	exists := reqbody.Exists(x.r)
+	done()
+	if !exists {
+		return []byte("{}"), nil
 	}
-	return []byte("{}"), nil
-}
-
-func (x *exchange) hasBody() bool {
-	defer x.awaitClient(0)()
-	return reqbody.Exists(x.r)
-}
-
-// awaitClient records that x waits for its client until done is called: to read an answer
-// of so many bytes, or to send more if answer is 0.
-func (x *exchange) awaitClient(answer int) (done func()) {
-	if x.conn == nil {
-		return func() {}
-	}
-	x.conn.AwaitClient(answer)
-	return func() { x.conn.Resume(answer) }
+	return x.body()
 }
 
 // decode reads the results of body or optionalBody as a T, a struct as
@@ -438,19 +413,6 @@ func (x *exchange) query(names ...string) (url.Values, error) {
 
 // maxLimit is the largest number of users or events on a page.
 const maxLimit = 1000
-
-// bearer returns the token of the request's Authorization header. It returns errNoToken, or
-// errBadToken for two headers.
-func (x *exchange) bearer() (string, error) {
-	token, err := headers.Bearer(x.r)
-	switch err {
-	case headers.ErrNoBearer:
-		return "", errNoToken
-	case headers.ErrTwoHeaders:
-		return "", errBadToken
-	}
-	return token, nil
-}
 
 // caller returns the principal of x as the caller of a write.
 func (x *exchange) caller() caller {
@@ -471,24 +433,3 @@ func (x *exchange) caller() caller {
 		requiresProof: x.requiresProof,
 	}
 }
-
-// newTokenID returns the id of the token with a jti, which begins with the generation. The
-// jti of a token of an earlier build has none, so its generation is 0.
-func newTokenID(jti string) tokenID {
-	text, _, _ := strings.Cut(jti, "-")
-	generation, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || generation < 0 || strconv.FormatInt(generation, 10) != text {
-		generation = 0
-	}
-	return tokenID{jti, generation}
-}
-
-// utc returns a time of the database, or the zero time for 0, which means never.
-func utc(unix int64) (t time.Time) {
-	if unix != 0 {
-		t = time.Unix(unix, 0).UTC()
-	}
-	return t
-}
-
-func parseID(s string) (int64, error) { return param.ID(s) }

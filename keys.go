@@ -187,7 +187,7 @@ func (s *server) listKeys(x *exchange) error {
 // revokeKey deletes an API key of a user. It requires no proof: an owner whose key has leaked
 // must be able to revoke it immediately.
 func (s *server) revokeKey(x *exchange) error {
-	id, err := parseID(x.r.PathValue("key"))
+	id, err := param.ID(x.r.PathValue("key"))
 	if err != nil {
 		return errKeyNotFound
 	}
@@ -317,7 +317,7 @@ func (s *server) listEvents(x *exchange) error {
 	}
 	var only eventFilter
 	if q.Has("user") {
-		if only.userID, err = parseID(q.Get("user")); err != nil {
+		if only.userID, err = param.ID(q.Get("user")); err != nil {
 			return &param.Error{Name: "user", Text: "must be the id of a user"}
 		}
 	}
@@ -396,7 +396,7 @@ func (s *server) streamStart(x *exchange, after int64) (int64, error) {
 	case "0":
 		after = 0
 	default:
-		if after, err = parseID(last); err != nil {
+		if after, err = param.ID(last); err != nil {
 			return 0, errBadParameter.with("Last-Event-ID must be the id of an event")
 		}
 	}

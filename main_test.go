@@ -22,6 +22,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"userd/internal/param"
 	"userd/internal/passhash"
 	"userd/internal/validate"
 )
@@ -193,7 +194,7 @@ func registerBody(name, password string) string {
 func (p *process) register(name string) (id int64) {
 	p.t.Helper()
 	r := p.must("", "POST", "/api/register", registerBody(name, goodPassword)).want(p.t, 201, "")
-	id, err := parseID(r.field("id"))
+	id, err := param.ID(r.field("id"))
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -367,7 +367,7 @@ func (s *server) listInvitations(x *exchange) error {
 
 // deleteInvitation deletes an invitation: no user can register with its link any more.
 func (s *server) deleteInvitation(x *exchange) error {
-	id, err := parseID(x.r.PathValue("invitation"))
+	id, err := param.ID(x.r.PathValue("invitation"))
 	if err != nil {
 		return errInvitationNotFound
 	}
@@ -384,7 +384,7 @@ func (s *server) sendInvitation(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	id, err := parseID(x.r.PathValue("invitation"))
+	id, err := param.ID(x.r.PathValue("invitation"))
 	if err != nil {
 		return errInvitationNotFound
 	}

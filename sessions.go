@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"time"
 	"userd/internal/clientaddr"
+	"userd/internal/headers"
 	"userd/internal/param"
 	"userd/internal/refresh"
 	"userd/internal/tagged"
@@ -179,11 +180,11 @@ func (s *server) proveFactor(x *exchange, p *provenUser, typed string) (err erro
 		}
 		e := errSecondFactor.with("%s", errSecondFactor.text)
 		e.factorChallenge = &factorChallenge{token, mfaLife, methodsOf(&p.factor)}
-		return cmp.Or[error](s.warnOwner(x, p, "it sent your password, but no code"), e)
+		return cmp.Or[error](s.warnOwner(x, &p.user, "it sent your password, but no code"), e)
 	}
 	p.code, err = s.checkCode(x, p.id, &p.credentials, typed, withPassword)
 	if errors.Is(err, errWrongOTP) {
-		return cmp.Or(s.warnOwner(x, p, "it sent your password and a wrong code"), err)
+		return cmp.Or(s.warnOwner(x, &p.user, "it sent your password and a wrong code"), err)
 	}
 	return err
 }
@@ -286,8 +287,8 @@ func (s *server) refresh(x *exchange) error {
 	}
 	text := in.RefreshToken
 	if text == "" {
-		text, err = x.bearer()
-		if err == errNoToken {
+		text, err = headers.Bearer(x.r)
+		if err == headers.ErrNoBearer {
 			return errNoRefresh
 		}
 		if err != nil {
@@ -464,7 +465,7 @@ func (s *server) endSession(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	sid, err := parseID(x.r.PathValue("sid"))
+	sid, err := param.ID(x.r.PathValue("sid"))
 	if err != nil {
 		return errSessionNotFound
 	}
