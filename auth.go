@@ -371,12 +371,12 @@ func (s *server) admit(x *exchange, a access) error {
 
 // authenticate sets x.who from the request's token or API key. It reads the rows of the user
 // and of the session each time: a logout, a deletion, and a change of role or
-// disabled take effect on the next request. It returns an error of headers.Bearer, errBadToken,
+// disabled take effect on the next request. It returns errNoToken, errBadToken,
 // errExpiredToken, an error of store.principal or of authenticateKey, or errKeyScope.
 func (s *server) authenticate(x *exchange) error {
 	token, err := headers.Bearer(x.r)
 	if err != nil {
-		return err
+		return clientError(err)
 	}
 	if apikey.Begins(token) {
 		if err := s.authenticateKey(x, token); err != nil {

@@ -780,7 +780,7 @@ func TestAdmit(t *testing.T) {
 				r.Header.Set("Authorization", "Bearer "+token)
 			}
 			x := &exchange{r: r}
-			if err := clientError(s.admit(x, row.access)); !errors.Is(err, row.want) || x.target != row.target {
+			if err := s.admit(x, row.access); !errors.Is(err, row.want) || x.target != row.target {
 				t.Errorf("got %v, target %d; want %v, target %d", err, x.target, row.want, row.target)
 			}
 			if row.want == nil && row.access != anyone && x.who.username != row.who {

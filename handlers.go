@@ -153,7 +153,7 @@ func (s *server) handle(rt route) {
 			}
 		}
 		if err != nil {
-			x.fail(clientError(err))
+			x.fail(err)
 		}
 	})
 }
