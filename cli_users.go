@@ -333,24 +333,24 @@ func tokenRevoke(ctx context.Context, c *cli) error {
 
 func userTOTP(f *flag.FlagSet) action {
 	asJSON := jsonFlag(f)
-	remove := f.Bool("remove", false, "Remove the second factor and the recovery codes.")
-	add := f.Bool("add", false, "Add a second factor, or replace it: print a QR code, read a code of the app from standard input, then print the recovery codes. All sessions of the user end.")
+	off := f.Bool("off", false, "Remove the second factor and the recovery codes.")
+	on := f.Bool("on", false, "Add a second factor, or replace it: print a QR code, read a code of the app from standard input, then print the recovery codes. All sessions of the user end.")
 	return func(ctx context.Context, c *cli) error {
-		if *remove && *add {
-			return usagef("user totp: -add and -remove cannot be combined")
+		if *off && *on {
+			return usagef("user totp: -on and -off cannot be combined")
 		}
 		u, err := c.user(c.args[0])
 		if err != nil {
 			return err
 		}
 		switch {
-		case *remove:
+		case *off:
 			if err := c.store.removeFactor(ctx, console, u.id, c.wall().Unix()); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(c.stdout, "removed the second factor of %s\n", terminal.Printable(u.username))
 			return err
-		case *add:
+		case *on:
 			return c.addFactor(ctx, &u)
 		}
 		state, err := c.factorState(u.id)

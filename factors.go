@@ -73,7 +73,7 @@ func (s *userService) checkDataKeys(ctx context.Context) error {
 		}
 	})
 	if err == nil && users > 0 {
-		err = fmt.Errorf("%w. It concerns %s, such as user %d. If that key is lost, userd user totp -remove USER removes the factor of a user", errDataKey, plural(users, "user"), first)
+		err = fmt.Errorf("%w. It concerns %s, such as user %d. If that key is lost, userd user totp -off USER removes the factor of a user", errDataKey, plural(users, "user"), first)
 	}
 	return err
 }

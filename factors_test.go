@@ -308,7 +308,7 @@ func TestAnMFATokenOnlyCompletesALogin(t *testing.T) {
 	s.loginWith("ann", codes[2]).want(t, 403, "user_disabled")
 	sh.run(0, "", "user", "set", "-disabled", "false", "ann")
 	mfa = s.loginWith("ann", "").field("mfa_token")
-	sh.run(0, "", "user", "totp", "-remove", "ann")
+	sh.run(0, "", "user", "totp", "-off", "ann")
 	s.factorWith(mfa, codes[2]).want(t, 401, "invalid_mfa_token")
 	sh.run(0, "", "user", "delete", "ann")
 	s.factorWith(mfa, codes[2]).want(t, 401, "invalid_mfa_token")
@@ -1267,7 +1267,7 @@ func TestAServerWithAnotherDataKeyDoesNotStart(t *testing.T) {
 		"two of these": {"DATA_KEY=" + key(2), "DATA_KEY_PREVIOUS=" + key(3)},
 	} {
 		got := userdProcess(t, dir, "", append(environ, "ADDR=127.0.0.1:0"))
-		got.wantFailure(t, 1, "another key encrypted TOTP secrets in the database: set that key as DATA_KEY", "1 user, such as user 1", "userd user totp -remove USER")
+		got.wantFailure(t, 1, "another key encrypted TOTP secrets in the database: set that key as DATA_KEY", "1 user, such as user 1", "userd user totp -off USER")
 		if strings.Contains(got.stderr, "serving") || strings.Contains(got.stderr, key(2)) {
 			t.Errorf("%s: the server says %s", name, got.stderr)
 		}
@@ -1282,8 +1282,8 @@ func TestAServerWithAnotherDataKeyDoesNotStart(t *testing.T) {
 		}
 	}
 	// Without the key, the way back is to remove the factors.
-	if got := userdProcess(t, dir, "", nil, "user", "totp", "-remove", "ann"); got.status != 0 {
-		t.Errorf("user totp -remove: %+v", got)
+	if got := userdProcess(t, dir, "", nil, "user", "totp", "-off", "ann"); got.status != 0 {
+		t.Errorf("user totp -off: %+v", got)
 	}
 	startUserd(t, dir, nil).end(os.Interrupt)
 }
@@ -1309,12 +1309,12 @@ func TestUserTOTPCommand(t *testing.T) {
 	if out, _ := sh.run(0, "", "user", "totp", "ann"); !regexp.MustCompile(`(?s)TOTP +off\nSINCE +-\nRECOVERY CODES LEFT +0\nLOCKED +false`).MatchString(out) {
 		t.Errorf("user totp prints %s", out)
 	}
-	sh.run(1, "", "user", "totp", "-remove", "ann")
-	sh.run(2, "", "user", "totp", "-remove", "-add", "ann")
-	if _, stderr := sh.run(1, "\n", "user", "totp", "-add", "ann"); !strings.Contains(stderr, "no code on standard input") {
+	sh.run(1, "", "user", "totp", "-off", "ann")
+	sh.run(2, "", "user", "totp", "-off", "-on", "ann")
+	if _, stderr := sh.run(1, "\n", "user", "totp", "-on", "ann"); !strings.Contains(stderr, "no code on standard input") {
 		t.Errorf("without a code: %s", stderr)
 	}
-	if _, stderr := sh.run(1, "000000\n", "user", "totp", "-add", "ann"); !strings.Contains(stderr, "the code is wrong, so the second factor was not added") {
+	if _, stderr := sh.run(1, "000000\n", "user", "totp", "-on", "ann"); !strings.Contains(stderr, "the code is wrong, so the second factor was not added") {
 		t.Errorf("with a wrong code: %s", stderr)
 	}
 
@@ -1331,8 +1331,8 @@ func TestUserTOTPCommand(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &state); err != nil || !state.On || state.RecoveryCodesLeft != recoveryCodes-1 {
 		t.Errorf("user totp -json prints %s", stdout)
 	}
-	if out, _ := sh.run(0, "", "user", "totp", "-remove", "ann"); out != "removed the second factor of ann\n" {
-		t.Errorf("user totp -remove prints %s", out)
+	if out, _ := sh.run(0, "", "user", "totp", "-off", "ann"); out != "removed the second factor of ann\n" {
+		t.Errorf("user totp -off prints %s", out)
 	}
 	s.loginWith("ann", "").want(t, 200, "")
 }
@@ -1375,7 +1375,7 @@ func enrolByCommand(t *testing.T, database string, d *dialog) (codes []string, e
 	t.Helper()
 	var out bytes.Buffer
 	env := func(name string) string { return map[string]string{"DATABASE_URL": database}[name] }
-	err = run(t.Context(), []string{"user", "totp", "-add", "-issuer", "Example", "ann"}, env, d, &out, d)
+	err = run(t.Context(), []string{"user", "totp", "-on", "-issuer", "Example", "ann"}, env, d, &out, d)
 	if !strings.Contains(d.text, "otpauth://totp/Example:ann?secret=") || !strings.Contains(d.text, "█") {
 		t.Errorf("the command prints %s", d.text)
 	}

@@ -956,8 +956,8 @@ func TestTokenCommands(t *testing.T) {
 	sh.run(1, goodPassword, "user", "passwd", "bot")
 	sh.run(1, "", "user", "set", "bot", "-email", "bot@example.com")
 	sh.run(1, "", "user", "reset-link", "bot")
-	if _, text := sh.run(1, "000000\n", "user", "totp", "-add", "bot"); !strings.Contains(text, "A service user has neither") {
-		t.Errorf("user totp -add: %s", text)
+	if _, text := sh.run(1, "000000\n", "user", "totp", "-on", "bot"); !strings.Contains(text, "A service user has neither") {
+		t.Errorf("user totp -on: %s", text)
 	}
 
 	out, text := sh.run(0, "", "token", "add", "ann", "backup job")

@@ -258,7 +258,7 @@ var commands = []struct {
 	{"user totp", "USER", "show, add or remove a user's second factor",
 		`Prints whether the user has a second factor, since when, how many recovery codes are
 		left, and whether wrong codes have locked it, so that only a recovery code works.
-		-remove is for a user who has lost the app and the recovery codes.`,
+		-off is for a user who has lost the app and the recovery codes.`,
 		opens(userTOTP)},
 	{"user approve", "USER", "let a waiting user log in",
 		`Approves a user that registered with REGISTRATION=approval, so that it can log in.
