@@ -80,7 +80,7 @@ func TestAMigrationThatFailsLeavesTheDatabaseAsItWas(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return errors.Join(migrate(t.Context(), conn.Conn, append(slices.Clone(migrations), script)), conn.Close())
+		return errors.Join(append(slices.Clone(migrations), script).Run(t.Context(), conn.Conn, applicationID), conn.Close())
 	}
 	const failing = `
 		CREATE TABLE half (id INTEGER);
@@ -256,7 +256,7 @@ func TestAnInterruptedUpgradeContinues(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(migrate(t.Context(), conn.Conn, migrations[:version]), conn.Close()); err != nil {
+		if err := errors.Join(migrations[:version].Run(t.Context(), conn.Conn, applicationID), conn.Close()); err != nil {
 			t.Fatal(err)
 		}
 		if kind, err := inspect(t.Context(), path); err != nil || kind != kindUserd {

@@ -6,9 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -17,28 +15,7 @@ import (
 	"userd/internal/prom"
 	"userd/internal/safefile"
 	"userd/internal/sqlitefile"
-	"userd/internal/terminal"
 )
-
-// statFiles returns the files of an open database, whose WAL exists, by their paths. It
-// returns an error if the file at path is no longer created, the file that had the path
-// before SQLite opened it.
-func statFiles(path string, created fs.FileInfo) (map[string]fs.FileInfo, error) {
-	target, err := filepath.EvalSymlinks(path) // SQLite puts the -wal next to a link's target
-	if err != nil {
-		return nil, err
-	}
-	files := make(map[string]fs.FileInfo)
-	for _, name := range []string{path, target + "-wal", target + "-shm"} {
-		if files[name], err = os.Stat(name); err != nil {
-			return nil, err
-		}
-	}
-	if !os.SameFile(files[path], created) {
-		return nil, errors.New("another file replaced it while userd opened it")
-	}
-	return files, nil
-}
 
 // A role says which users a user may change. Any other role, also an empty one,
 // permits nothing.
@@ -216,8 +193,8 @@ type store struct {
 	readers   *sql.DB
 	readerDSN string
 	reads     *groupcommit.Cache
-	files     map[string]fs.FileInfo // the open files, by the paths that they had
-	conn      *sqlitefile.OnlyConn   // of the writer
+	files     sqlitefile.Opened
+	conn      *sqlitefile.OnlyConn // of the writer
 	writer    *groupcommit.Writer
 
 	commitDurations *prom.Histogram
@@ -254,11 +231,11 @@ func openStore(ctx context.Context, path string) (*store, error) {
 	}
 	readerDSN := sqlitefile.DSN(path, "mode=rw", "_query_only=1", "_busy_timeout=5000")
 	if err = refuseHooks(ctx, conn); err == nil { // a migration could run a trigger
-		err = migrate(ctx, conn.Conn, migrations)
+		err = migrations.Run(ctx, conn.Conn, applicationID)
 	}
-	var files map[string]fs.FileInfo
+	var files sqlitefile.Opened
 	if err == nil {
-		files, err = statFiles(path, created)
+		files, err = sqlitefile.StatOpened(path, created)
 	}
 	var readers *sql.DB
 	if err == nil {
@@ -314,26 +291,6 @@ func (s *store) write(ctx context.Context, statements ...statement) error {
 	return err
 }
 
-// checkWritable returns the path without symbolic links. It returns an error that names
-// the file if the process may not write to the database, its -wal or its -shm, or the
-// directory if it may not make a missing one there. Call it before SQLite opens the
-// database: SQLite would leave files behind.
-func checkWritable(path string) (target string, err error) {
-	if target, err = filepath.EvalSymlinks(path); err != nil {
-		return "", err
-	}
-	for _, name := range []string{target, target + "-wal", target + "-shm"} {
-		err := safefile.CheckWritable(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = safefile.CheckWritable(filepath.Dir(target))
-		}
-		if err != nil {
-			return "", fmt.Errorf("userd must be able to write to the database and its directory: %w", err)
-		}
-	}
-	return target, nil
-}
-
 // prepareFiles creates the database with mode 0600 if it does not exist, because SQLite
 // would use 0644. It removes the permissions of other users from an existing one. SQLite
 // gives new -wal and -shm files the mode of the database.
@@ -342,15 +299,19 @@ func prepareFiles(path string) error {
 		return err
 	}
 	target, err := checkWritable(path)
-	for _, name := range []string{target, target + "-wal"} {
-		if err == nil {
-			err = safefile.MakePrivate(name)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
+	if err != nil {
+		return err
 	}
-	return err
+	return sqlitefile.MakePrivate(target)
+}
+
+// checkWritable is sqlitefile.CheckWritable with what the operator must know.
+func checkWritable(path string) (target string, err error) {
+	target, err = sqlitefile.CheckWritable(path)
+	if err != nil && target != "" {
+		err = fmt.Errorf("userd must be able to write to the database and its directory: %w", err)
+	}
+	return target, err
 }
 
 // close waits for the queued writes and closes the file. The write connection is
@@ -461,17 +422,13 @@ func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
 
 // checkFiles returns an error if a file of the database was deleted, moved or replaced
 // since it was opened. The store then refuses every write until it is closed: what it
-// writes to a file without a name would be lost with the process. checkFiles compares
-// device and inode by name, because closing a descriptor would drop SQLite's locks.
+// writes to a file without a name would be lost with the process.
 func (s *store) checkFiles() error {
-	for name, opened := range s.files {
-		info, err := os.Stat(name)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, opened) {
-			s.filesLost.Store(true)
-			return fmt.Errorf("%s was deleted, moved or replaced", name)
-		}
+	err := s.files.Check()
+	if err != nil {
+		s.filesLost.Store(true)
 	}
-	return nil
+	return err
 }
 
 // checkIntegrity returns the first finding of SQLite's check, or none if the file is
@@ -482,56 +439,4 @@ func (s *store) checkIntegrity(ctx context.Context) (findings []string, err erro
 		return err
 	})
 	return findings, err
-}
-
-// A databaseCopy is a checked copy of a database that has only a temporary name.
-type databaseCopy struct {
-	file  *safefile.Temp
-	users int
-	bytes int64
-}
-
-func (d *databaseCopy) String() string {
-	return plural(d.users, "user") + ", " + plural(d.bytes, "byte")
-}
-
-// copyToTemp writes a consistent copy of a database into a new file in the
-// directory of path, checks it as a database, and syncs it. Others can write at
-// the same time: the copy is one long read, and what they write stays in the
-// write-ahead log meanwhile.
-func copyToTemp(ctx context.Context, db *sql.DB, path string, p *terminal.Progress) (_ *databaseCopy, err error) {
-	// SQLite would create the file with mode 0644, but accepts an empty one.
-	f, err := safefile.CreateTemp(path)
-	if err != nil {
-		return nil, err
-	}
-	copied := &databaseCopy{file: f}
-	defer func() {
-		if err != nil {
-			f.Discard()
-		}
-	}()
-	var size int64
-	err = db.QueryRowContext(ctx, `SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size`).Scan(&size)
-	if err != nil {
-		return nil, err
-	}
-	p.Next("copying the database, in MB", size)
-	defer p.End()
-	stop := p.Watch(func() int64 { return safefile.Size(f.File) })
-	_, err = db.ExecContext(ctx, `VACUUM INTO ?`, f.Name())
-	stop()
-	if err != nil {
-		return nil, err
-	}
-	p.Next("checking the copy", 0)
-	if copied.users, err = checkCopy(ctx, f.Name()); err != nil {
-		return nil, fmt.Errorf("the copy is damaged: %w", err)
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	copied.bytes = info.Size()
-	return copied, f.Sync() // VACUUM INTO does not
 }

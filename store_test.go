@@ -440,7 +440,7 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 		for _, decl := range slices.Concat(files["store.go"].Decls, files["store_users.go"].Decls, files["store_sessions.go"].Decls, files["store_keys.go"].Decls, files["store_events.go"].Decls) {
 			f, ok := decl.(*ast.FuncDecl)
 			if !ok || f.Recv == nil || slices.Contains([]string{"export", "count", "countKeys"}, f.Name.Name) {
-				continue // inspect and migrate run before there are requests, and these are to read the whole table
+				continue // what is not a method runs before there are requests, and these must read the whole table
 			}
 			ast.Inspect(f, func(n ast.Node) bool {
 				literal, ok := n.(*ast.BasicLit)

@@ -129,3 +129,40 @@ func CheckLogOwners(path string) error {
 	}
 	return err
 }
+
+// A Header is what a database says about itself.
+type Header struct {
+	Owner   int // PRAGMA application_id
+	Version int // PRAGMA user_version
+	Objects int // the tables, indexes, triggers and views
+}
+
+// OpenToInspect opens a database like [OpenToRead], and reads its header. If a killed process
+// left a transaction to roll back, OpenToInspect first lets SQLite do so. It returns the error of
+// [CheckLogOwners].
+func OpenToInspect(ctx context.Context, path string) (*sql.DB, Header, error) {
+	var h Header
+	if err := CheckLogOwners(path); err != nil {
+		return nil, h, err
+	}
+	db, _, err := OpenToRead(path)
+	if err != nil {
+		return nil, h, err
+	}
+	const about = `
+		SELECT a.application_id, v.user_version, (SELECT count(*) FROM sqlite_schema)
+		FROM pragma_application_id AS a, pragma_user_version AS v`
+	err = db.QueryRowContext(ctx, about).Scan(&h.Owner, &h.Version, &h.Objects)
+	if IsUnfinished(err) {
+		db.Close()
+		if db, err = sql.Open("sqlite", DSN(path, "mode=rw", "_busy_timeout=5000")); err != nil {
+			return nil, h, err
+		}
+		err = db.QueryRowContext(ctx, about).Scan(&h.Owner, &h.Version, &h.Objects)
+	}
+	if err != nil {
+		db.Close()
+		return nil, h, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return db, h, nil
+}
