@@ -289,7 +289,7 @@ func inspect(ctx context.Context, path string) (fileKind, error) {
 	case h.Version > len(migrations):
 		return kindNone, fmt.Errorf("%s has schema %d, but this userd supports schemas up to %d: use a newer userd", path, h.Version, len(migrations))
 	}
-	if err := sqlitefile.ReadFirstPages(ctx, db, migrations[:h.Version].Tables()); err != nil {
+	if err := sqlitefile.ReadFirstPages(ctx, db, migrations); err != nil {
 		return kindNone, fmt.Errorf("reading %s: %w", path, err)
 	}
 	return kindUserd, nil

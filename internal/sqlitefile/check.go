@@ -76,10 +76,21 @@ func Check(ctx context.Context, db *sql.DB, migrations Migrations, owner string,
 	return findings, err
 }
 
-// ReadFirstPages reads the first page of each table, to find gross damage fast.
-func ReadFirstPages(ctx context.Context, db *sql.DB, tables []string) error {
-	for _, table := range tables {
-		rows, err := db.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
+// ReadFirstPages reads the first page of each table of a database that has some of the
+// migrations, to find gross damage fast. It does so in one transaction, because another process
+// may be upgrading the database.
+func ReadFirstPages(ctx context.Context, db *sql.DB, migrations Migrations) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	var version int
+	if err := tx.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return err
+	}
+	for _, table := range migrations[:min(version, len(migrations))].Tables() {
+		rows, err := tx.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
 		if err == nil {
 			for rows.Next() {
 			}
