@@ -178,17 +178,21 @@ func (x *examination) run(ctx context.Context, db *sql.DB, step func(what string
 		return err
 	}
 	if slices.Contains(migrations[:version].Tables(), "user_totp") {
-		var id, key []byte
-		var users, first int64
-		x.sealed = make(map[string]int64)
-		err = errors.Join(
-			sqlitefile.Scan(ctx, db, selectSealKeys, []any{&id, &users, &first}, func() { x.sealed[string(id)] += users }),
-			sqlitefile.Scan(ctx, db, `SELECT value FROM secret WHERE name = '`+dataSecret+`'`, []any{&key}, func() { x.dataKey = key }))
-		if err != nil {
+		if err := x.readSealKeys(ctx, db); err != nil {
 			return err
 		}
 	}
 	return db.QueryRowContext(ctx, selectTotals).Scan(&x.users, &x.sessions, &x.admins, &x.keys)
+}
+
+// readSealKeys sets dataKey and sealed.
+func (x *examination) readSealKeys(ctx context.Context, db *sql.DB) error {
+	var id, key []byte
+	var users, first int64
+	x.sealed = make(map[string]int64)
+	return errors.Join(
+		sqlitefile.Scan(ctx, db, selectSealKeys, []any{&id, &users, &first}, func() { x.sealed[string(id)] += users }),
+		sqlitefile.Scan(ctx, db, `SELECT value FROM secret WHERE name = '`+dataSecret+`'`, []any{&key}, func() { x.dataKey = key }))
 }
 
 // unreadable returns the number of users whose TOTP secret neither these keys nor that of the
