@@ -1,18 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"userd/internal/safefile"
 	"userd/internal/sqlitefile"
@@ -112,7 +108,7 @@ func upgradeTutorial(ctx context.Context, tx *sql.Tx, file *os.File, say func(te
 	}
 	if err = renameDuplicates(ctx, tx, say); err == nil {
 		err = execTx(ctx, tx, textColumns+before+addColumns+after+restOfSchema+strings.Join(migrations[1:], "")+
-			fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, len(migrations)))
+			fmt.Sprintf("%s; PRAGMA user_version = %d", markOwner, len(migrations)))
 	}
 	if err == nil { // only now the table of events exists
 		_, err = tx.ExecContext(ctx, renameEvents, userChanged, console.address, time.Now().Unix())
@@ -251,214 +247,145 @@ func copyBefore(ctx context.Context, db *sql.DB, path string, p *terminal.Progre
 	return backup, nil
 }
 
-var errOtherProgram = errors.New("this is another program's database")
+// A fileKind is what inspect finds at a path.
+type fileKind int
 
-// checkTutorial returns an error unless the Flask tutorial's app wrote the database at
-// path and userd can adopt it. The database may have more columns and tables than the
-// tutorial's. The error says what checkTutorial found, and what to do.
-func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
-	columns, err := sqlitefile.Columns(ctx, db, "user")
-	if err != nil {
-		return err
-	}
-	if err = checkTutorialColumns(ctx, db, columns); err == nil {
-		err = checkTutorialUsers(ctx, db)
-	}
-	if err != nil {
-		return fmt.Errorf("%w%s", err, exportAdvice(columns, path))
-	}
-	if err := refuseHooks(ctx, db); err != nil {
-		return err
-	}
-	ours := make(map[string]bool)
-	for _, match := range createAny.FindAllStringSubmatch(strings.Join(migrations[1:], "")+restOfSchema, -1) {
-		ours[match[1]] = true
-	}
-	var taken []string
-	var name string
-	err = sqlitefile.Scan(ctx, db, `SELECT name FROM sqlite_schema`, []any{&name}, func() {
-		if ours[strings.ToLower(name)] { // SQLite ignores the case of names
-			taken = append(taken, name)
+const (
+	kindNone     fileKind = iota // no file, or an empty one
+	kindUserd                    // a database of userd
+	kindTutorial                 // a database of the Flask tutorial, which adopt upgrades
+)
+
+// inspect returns the kind of the file at a path, or an error if userd must not open
+// it. It changes the file only to roll back the transaction of a killed process.
+func inspect(ctx context.Context, path string) (fileKind, error) {
+	empty, err := sqlitefile.IsEmpty(path)
+	if empty { // there may also be an error
+		// Flask-SQLAlchemy 3 puts what DATABASE_URL calls app.db under instance/. An
+		// empty database next to it would look as if all users were gone.
+		instance := filepath.Join(filepath.Dir(path), "instance", filepath.Base(path))
+		if _, err := os.Stat(instance); err == nil {
+			return kindNone, fmt.Errorf("the database %s does not exist, but %s does: set DATABASE_URL=sqlite:///%s", path, instance, instance)
 		}
-	})
-	if err == nil && len(taken) > 0 {
-		err = fmt.Errorf("userd needs the names %s, which existing tables or indexes have: rename them", strings.Join(taken, ", "))
 	}
-	return err
+	if empty || err != nil {
+		return kindNone, err
+	}
+	db, h, err := sqlitefile.OpenToInspect(ctx, path)
+	if err != nil {
+		return kindNone, err
+	}
+	defer db.Close()
+	switch {
+	case h == sqlitefile.Header{}:
+		return kindNone, nil
+	case h.Owner == 0 && h.Version == 0:
+		if err := checkTutorial(ctx, db, path); err != nil {
+			return kindNone, fmt.Errorf("%s: %w", path, err)
+		}
+		return kindTutorial, nil
+	case h.Owner != applicationID:
+		return kindNone, fmt.Errorf("%s: %w", path, errOtherProgram)
+	case h.Version > len(migrations):
+		return kindNone, fmt.Errorf("%s has schema %d, but this userd supports schemas up to %d: use a newer userd", path, h.Version, len(migrations))
+	}
+	if err := sqlitefile.ReadFirstPages(ctx, db, migrations); err != nil {
+		return kindNone, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return kindUserd, nil
 }
 
-// checkTutorialColumns returns an error unless the table user has the tutorial's four
-// columns. It also returns an error for any other column whose name userd needs, whose
-// times it cannot convert, or for which it has no value.
-func checkTutorialColumns(ctx context.Context, db sqlitefile.Querier, columns []sqlitefile.Column) error {
-	missing := []string{"id", "username", "email", "password_hash"}
-	var faults []string
-	for _, c := range columns {
-		if !strings.EqualFold(c.Table, "user") {
-			continue
-		}
-		name := strings.ToLower(c.Name)
-		i := slices.Index(missing, name)
-		switch {
-		case name == "id" && !c.RowID: // the column can hold values that are not integers
-		case i >= 0 && name != "id" && !sqlitefile.KeepsText(c.Declared):
-			faults = append(faults, fmt.Sprintf("the column %s is declared as %s, so SQLite stores digits as numbers: declare it as TEXT", c.Name, c.Declared))
-			missing = slices.Delete(missing, i, i+1)
-		case i >= 0:
-			missing = slices.Delete(missing, i, i+1)
-		case slices.Contains(takenTimes, name):
-			fault, err := checkTimes(ctx, db, name)
-			if err != nil {
-				return err
-			}
-			if fault != "" {
-				faults = append(faults, fault)
-			}
-		case strings.Contains(strings.Join(migrations, ""), "ALTER TABLE user ADD COLUMN "+name+" "):
-			faults = append(faults, fmt.Sprintf("userd needs the name of the column %s of the table user: rename the column", c.Name))
-		case c.Required:
-			faults = append(faults, fmt.Sprintf("userd cannot fill the column %s of the table user, which must not be NULL: give it a default", c.Name))
-		}
+// A databaseCopy is a checked copy of a database that has only a temporary name.
+type databaseCopy struct {
+	file  *safefile.Temp
+	users int
+	bytes int64
+}
+
+func (d *databaseCopy) String() string {
+	return plural(d.users, "user") + ", " + plural(d.bytes, "byte")
+}
+
+// copyToTemp writes a consistent copy of a database into a new file in the directory of
+// path, checks it as a database, and syncs it: see sqlitefile.Copy.
+func copyToTemp(ctx context.Context, db *sql.DB, path string, p *terminal.Progress) (_ *databaseCopy, err error) {
+	defer p.End()
+	f, err := sqlitefile.Copy(ctx, db, path, p)
+	if err != nil {
+		return nil, err
 	}
-	if len(missing) > 0 {
-		return fmt.Errorf("%w: userd adopts a table user with the columns id (INTEGER PRIMARY KEY), username, email and password_hash, and found %s", errOtherProgram, sqlitefile.Describe(columns))
+	copied := &databaseCopy{file: f}
+	defer func() {
+		if err != nil {
+			f.Discard()
+		}
+	}()
+	p.Next("checking the copy", 0)
+	if copied.users, err = checkCopy(ctx, f.Name()); err != nil {
+		return nil, fmt.Errorf("the copy is damaged: %w", err)
 	}
-	if len(faults) > 0 {
-		return errors.New(strings.Join(faults, "; "))
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	copied.bytes = info.Size()
+	return copied, f.Sync() // VACUUM INTO does not
+}
+
+// mustBeUserds returns an error unless path is a database of userd, with this
+// program's schema or an older one.
+func mustBeUserds(ctx context.Context, path string) error {
+	kind, err := inspect(ctx, path)
+	switch {
+	case err != nil:
+		return err
+	case kind == kindNone:
+		return fmt.Errorf("database %s does not exist or is empty", path)
+	case kind == kindTutorial:
+		return fmt.Errorf("%s is a database of the Flask tutorial; adopt it first: userd adopt -database %[1]s", path)
 	}
 	return nil
 }
 
-// takenTimes are columns that many apps add to the tutorial's, and whose names userd needs.
-// If they hold dates, userd replaces them by its own columns, with the same times in Unix
-// seconds.
-var takenTimes = []string{"created_at", "updated_at"}
-
-// unixSeconds returns the SQL that converts a time of an app to Unix seconds: 0 for NULL,
-// and NULL for a value that is not a date between 1970 and 9999. Only constants of userd
-// may be column, because it becomes part of the SQL.
-func unixSeconds(column string) string {
-	return strings.ReplaceAll(`(SELECT iif(s BETWEEN 0 AND 253402300799, s, NULL) FROM (SELECT CASE typeof(@)
-		WHEN 'null' THEN 0
-		WHEN 'text' THEN iif(@ GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*', unixepoch(@), NULL)
-		WHEN 'blob' THEN NULL
-		ELSE CAST(@ AS INTEGER) END AS s))`, "@", column)
+// checkCopy returns how many users a database has. It returns an error if the
+// database is empty or damaged, or is not userd's or the tutorial's.
+func checkCopy(ctx context.Context, path string) (users int, err error) {
+	if kind, err := inspect(ctx, path); err != nil {
+		return 0, err
+	} else if kind == kindNone {
+		return 0, errors.New("it is empty")
+	}
+	db, _, err := sqlitefile.OpenToRead(path)
+	if err != nil {
+		return 0, err
+	}
+	defer db.Close()
+	findings, err := sqlitefile.CheckIntegrity(ctx, db, 1)
+	if len(findings) > 0 {
+		err = errors.New(strings.Join(findings, "; "))
+	}
+	if err == nil {
+		err = db.QueryRowContext(ctx, `SELECT count(*) FROM user`).Scan(&users)
+	}
+	return users, err
 }
 
-// checkTimes returns why userd cannot take over a column of times, or "".
-func checkTimes(ctx context.Context, db sqlitefile.Querier, column string) (fault string, err error) {
-	var id int64
-	var value string
-	err = sqlitefile.Scan(ctx, db, `SELECT id, substr(quote(`+column+`), 1, 40) FROM user WHERE `+unixSeconds(column)+` IS NULL ORDER BY id DESC`,
-		[]any{&id, &value}, func() {
-			fault = fmt.Sprintf("the column %s holds %s for user %d, which is not a date since 1970: rename the column", column, value, id)
-		})
-	var index string
-	if err == nil && fault == "" {
-		err = sqlitefile.Scan(ctx, db, `SELECT i.name FROM pragma_index_list('user') AS i JOIN pragma_index_info(i.name) AS c WHERE lower(c.name) = '`+column+`'`,
-			[]any{&index}, func() {
-				fault = fmt.Sprintf("userd takes over the column %s, but the index %q uses it: drop the index", column, index)
-			})
+// checkBackup returns an error unless the file is a sound backup without triggers.
+func checkBackup(ctx context.Context, path string) error {
+	if err := mustBeUserds(ctx, path); err != nil {
+		return err
 	}
-	return fault, err
-}
-
-// takeTimes returns the statements that replace takenTimes by userd's columns, before and
-// after userd's columns are added, and the names of the replaced columns. The app can no
-// longer read these.
-func takeTimes(columns []sqlitefile.Column) (before, after string, taken []string) {
-	for _, column := range takenTimes {
-		if sqlitefile.Find(columns, "user", column) != "" {
-			old := "taken_" + column
-			before += `ALTER TABLE user RENAME COLUMN ` + column + ` TO ` + old + `;`
-			after += `UPDATE user SET ` + column + ` = ` + unixSeconds(old) + `; ALTER TABLE user DROP COLUMN ` + old + `;`
-			taken = append(taken, column)
-		}
+	if _, err := checkCopy(ctx, path); err != nil {
+		return fmt.Errorf("%s is damaged: %w", path, err)
 	}
-	return before, after, taken
-}
-
-// checkTutorialUsers returns an error that names the users that userd cannot keep, ten at
-// most. userd requires a valid id, and text in the three columns. It also accepts bytes
-// that are valid UTF-8, because adopt converts them to text.
-func checkTutorialUsers(ctx context.Context, db sqlitefile.Querier) error {
-	const most = 10
-	var faults []string
-	n := 0
-	var id int64
-	columns := []string{"username", "email", "password_hash"}
-	isNull, texts := make([]bool, 3), make([][]byte, 3)
-	err := sqlitefile.Scan(ctx, db, `
-		SELECT id,
-			username IS NULL, email IS NULL, password_hash IS NULL,
-			CAST(username AS BLOB), CAST(email AS BLOB), CAST(password_hash AS BLOB)
-		FROM user ORDER BY id`,
-		[]any{&id, &isNull[0], &isNull[1], &isNull[2], &texts[0], &texts[1], &texts[2]}, func() {
-			var wrong []string
-			if id < 1 || id > maxID {
-				wrong = append(wrong, fmt.Sprintf("an id outside 1 to %d", int64(maxID)))
-			}
-			for i, column := range columns {
-				switch {
-				case isNull[i]:
-					wrong = append(wrong, "no "+column)
-				case !utf8.Valid(texts[i]) || bytes.IndexByte(texts[i], 0) >= 0:
-					wrong = append(wrong, "bytes in "+column+" that are not UTF-8 text")
-				}
-			}
-			if len(wrong) > 0 {
-				if n++; n <= most {
-					faults = append(faults, fmt.Sprintf("user %d has %s", id, strings.Join(wrong, " and ")))
-				}
-			}
-		})
-	if n > most {
-		faults = append(faults, fmt.Sprintf("and %d more", n-most))
+	db, _, err := sqlitefile.OpenToRead(path)
+	if err == nil {
+		err = errors.Join(refuseHooks(ctx, db), db.Close())
 	}
-	if err == nil && n > 0 {
-		err = fmt.Errorf("correct or delete these users first: %s", strings.Join(faults, ", "))
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	return err
-}
-
-// exportAdvice returns how to export the first table that looks like a table of users to a
-// CSV file for user import, or "" if there is none. Each name in the SQL consists only of
-// word characters.
-func exportAdvice(columns []sqlitefile.Column, path string) string {
-	for i, c := range columns {
-		if i > 0 && columns[i-1].Table == c.Table || !regexp.MustCompile(`^\w+$`).MatchString(c.Table) {
-			continue
-		}
-		column := func(names ...string) string { return sqlitefile.Find(columns, c.Table, names...) }
-		username := column("username", "user_name", "login", "name")
-		email := column("email", "email_address", "mail")
-		hash := column("password_hash", "hashed_password", "pw_hash", "password")
-		if username == "" || email == "" || hash == "" {
-			continue
-		}
-		fields := []string{username + " AS username", email + " AS email", "CAST(" + hash + " AS TEXT) AS password_hash"}
-		if slices.ContainsFunc(columns, func(o sqlitefile.Column) bool {
-			return o.Table == c.Table && o.RowID && strings.EqualFold(o.Name, "id")
-		}) {
-			fields = append(fields, "id")
-		}
-		for _, name := range takenTimes {
-			if column(name) != "" {
-				fields = append(fields, name)
-			}
-		}
-		if name := column("is_admin", "role"); name != "" {
-			fields = append(fields, "iif("+name+" IN (1, 'admin'), 'admin', 'member') AS role")
-		}
-		if name := column("disabled"); name != "" {
-			fields = append(fields, "iif("+name+", 'true', 'false') AS disabled")
-		} else if name := column("is_active", "active"); name != "" {
-			fields = append(fields, "iif("+name+" = 0, 'true', 'false') AS disabled")
-		}
-		return fmt.Sprintf(`; to import its users into a new database instead: sqlite3 -csv -header '%s' "SELECT %s FROM %s" >users.csv, then userd user import -database new.db users.csv`,
-			strings.ReplaceAll(path, "'", `'\''`), strings.Join(fields, ", "), c.Table)
-	}
-	return ""
+	return nil
 }
 
 // dropTaken removes the rows that conflict with an existing user, and stores their problems.

@@ -538,6 +538,14 @@ print(sorted((k, type(v).__name__) for k, v in c.items()), c["type"], c["fresh"]
 	if claims != want {
 		t.Errorf("PyJWT reads %s\nwant %s", claims, want)
 	}
+	_, codes := p.enrol(token)
+	proven := p.must("", "POST", "/api/login", fmt.Sprintf(`{"username":"late","password":%q,"otp":%q}`, goodPassword, codes[0])).want(t, 200, "").field("access_token")
+	amr := runPython("-c", `
+import jwt, sys
+print([jwt.decode(token, sys.argv[1], algorithms=["HS256"]).get("amr") for token in sys.argv[2:]])`, key, token, proven)
+	if amr != "[None, ['pwd', 'otp']]" {
+		t.Errorf("PyJWT reads the amr %s", amr)
+	}
 }
 
 // A hundred thousand users, written by the tutorial's own app.

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -19,7 +17,10 @@ import (
 	"time"
 
 	"userd/internal/apikey"
+	"userd/internal/headers"
+	"userd/internal/param"
 	"userd/internal/strictjson"
+	"userd/internal/tagged"
 )
 
 // claims are the claims of an access token (RFC 7519): those of
@@ -135,7 +136,7 @@ func (k *keyring) keyByHeader(header string, now int64) (*signingKey, error) {
 	if key != nil {
 		return key, nil
 	}
-	text, ok := decodeBase64URL(header)
+	text, ok := tagged.DecodeBase64URL(header)
 	match := headerWithKid.FindStringSubmatch(string(text))
 	if !ok || match == nil {
 		return nil, errBadToken
@@ -167,7 +168,7 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	}
 	dot := max(strings.LastIndexByte(token, '.'), 0)
 	input, signature := token[:dot], strings.TrimPrefix(token[dot:], ".")
-	mac, ok := decodeBase64URL(signature)
+	mac, ok := tagged.DecodeBase64URL(signature)
 	if !ok {
 		return claims{}, errBadToken
 	}
@@ -189,7 +190,7 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 		}
 		signer = key
 	}
-	data, ok := decodeBase64URL(payload)
+	data, ok := tagged.DecodeBase64URL(payload)
 	if !ok {
 		return claims{}, errBadToken
 	}
@@ -206,17 +207,6 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	}
 	c.kid = signer.kid
 	return c, nil
-}
-
-// decodeBase64URL decodes the only form that RFC 7515 allows: without padding,
-// with zero trailing bits, and without the line breaks that Go's decoder skips.
-// If it accepted two forms, one signature would be valid for two tokens.
-func decodeBase64URL(s string) ([]byte, bool) {
-	if strings.ContainsAny(s, "\r\n") {
-		return nil, false
-	}
-	data, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	return data, err == nil
 }
 
 var errClaims = errors.New("claims missing or malformed")
@@ -236,27 +226,27 @@ func parseClaims(data []byte) (c claims, err error) {
 				return errClaims
 			}
 		case "iat":
-			c.issued, err = parseID(string(value))
+			c.issued, err = param.ID(string(value))
 		case "nbf":
-			c.notBefore, err = parseID(string(value))
+			c.notBefore, err = param.ID(string(value))
 		case "exp":
-			c.expires, err = parseID(string(value))
+			c.expires, err = param.ID(string(value))
 		case "sub":
-			c.subject, err = parseID(unquote(value))
+			c.subject, err = param.ID(strictjson.Unquote(value))
 		case "sid":
-			c.session, err = parseID(unquote(value))
+			c.session, err = param.ID(strictjson.Unquote(value))
 		case "jti":
-			c.id = unquote(value)
+			c.id = strictjson.Unquote(value)
 		case "type":
-			kind = unquote(value)
+			kind = strictjson.Unquote(value)
 		case "iss":
-			c.issuer = unquote(value)
+			c.issuer = strictjson.Unquote(value)
 			seen--
 		case "aud":
-			c.audience = audienceOf(value)
+			c.audience = strictjson.Strings(value)
 			seen--
 		case "amr":
-			c.otp = slices.Contains(audienceOf(value), "otp")
+			c.otp = slices.Contains(strictjson.Strings(value), "otp")
 			seen--
 		default:
 			seen--
@@ -267,27 +257,6 @@ func parseClaims(data []byte) (c claims, err error) {
 		err = errClaims
 	}
 	return c, err
-}
-
-// audienceOf returns the names in a claim aud, which is a string or an array of
-// strings (RFC 7519 section 4.1.3), and none for any other value.
-func audienceOf(value []byte) (names []string) {
-	if name := unquote(value); name != "" {
-		return []string{name}
-	}
-	if json.Unmarshal(value, &names) != nil {
-		return nil
-	}
-	return names
-}
-
-// unquote returns the text of a JSON string that has no escapes, and "" for any
-// other value.
-func unquote(value []byte) string {
-	if len(value) < 2 || value[0] != '"' || bytes.IndexByte(value, '\\') >= 0 {
-		return ""
-	}
-	return string(value[1 : len(value)-1])
 }
 
 // randomKey returns a new key with a secret of 256 bits, the size of the hash of
@@ -374,7 +343,7 @@ func (s *server) admit(x *exchange, a access) error {
 		x.target = x.who.id
 	default:
 		var err error
-		if x.target, err = parseID(id); err != nil {
+		if x.target, err = param.ID(id); err != nil {
 			return errUserNotFound.with("User not found: an id is a positive integer, or me")
 		}
 	}
@@ -405,9 +374,9 @@ func (s *server) admit(x *exchange, a access) error {
 // disabled take effect on the next request. It returns errNoToken, errBadToken,
 // errExpiredToken, an error of store.principal or of authenticateKey, or errKeyScope.
 func (s *server) authenticate(x *exchange) error {
-	token, err := x.bearer()
+	token, err := headers.Bearer(x.r)
 	if err != nil {
-		return err
+		return clientError(err)
 	}
 	if apikey.Begins(token) {
 		if err := s.authenticateKey(x, token); err != nil {
@@ -483,6 +452,25 @@ func (s *server) targetUser(x *exchange) (*user, error) {
 	}
 	u, err := s.store.user(x.target)
 	return &u, err
+}
+
+// newTokenID returns the id of the token with a jti, which begins with the generation. The
+// jti of a token of an earlier build has none, so its generation is 0.
+func newTokenID(jti string) tokenID {
+	text, _, _ := strings.Cut(jti, "-")
+	generation, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || generation < 0 || strconv.FormatInt(generation, 10) != text {
+		generation = 0
+	}
+	return tokenID{jti, generation}
+}
+
+// utc returns a time of the database, or the zero time for 0, which means never.
+func utc(unix int64) (t time.Time) {
+	if unix != 0 {
+		t = time.Unix(unix, 0).UTC()
+	}
+	return t
 }
 
 // newClaims returns the claims of a new access token of a session.

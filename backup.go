@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"userd/internal/safefile"
+	"userd/internal/setting"
 	"userd/internal/sqlitefile"
 	"userd/internal/terminal"
 )
@@ -256,42 +258,11 @@ func readBackup(from string, to *safefile.Temp, p *terminal.Progress) error {
 	}
 	p.Next("reading the backup, in MB", safefile.Size(f))
 	defer p.Watch(func() int64 { return safefile.Size(to.File) })()
-	return copyUnchanged(files, to)
-}
-
-// copyUnchanged copies open files, by the suffixes of their names, to a new file and to new
-// files with its name and the suffix. It returns an error if one of the open files changed
-// meanwhile, because the copy could hold half of a change.
-func copyUnchanged(files map[string]*os.File, to *safefile.Temp) error {
-	before := make(map[string]fs.FileInfo)
-	var err error
-	for suffix, f := range files {
-		if before[suffix], err = f.Stat(); err != nil {
-			return err
-		}
+	err = safefile.CopyUnchanged(files, to)
+	if errors.Is(err, safefile.ErrChanged) {
+		err = fmt.Errorf("%w: stop the program that writes it, or use userd backup", err)
 	}
-	for suffix, f := range files {
-		copied := to.File
-		if suffix != "" {
-			if copied, err = to.Create(suffix); err != nil {
-				return err
-			}
-			defer copied.Close()
-		}
-		if _, err := io.Copy(copied, f); err != nil {
-			return err
-		}
-	}
-	for suffix, f := range files {
-		after, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		if after.Size() != before[suffix].Size() || !after.ModTime().Equal(before[suffix].ModTime()) {
-			return fmt.Errorf("%s changed while it was read: stop the program that writes it, or use userd backup", f.Name())
-		}
-	}
-	return nil
+	return err
 }
 
 // prepareRestore makes the file that is to replace the database at path: a copy
@@ -436,13 +407,65 @@ func raiseIDs(ctx context.Context, path string, previous *lockedDatabase) error 
 	}
 	for _, st := range []statement{
 		// A previous database with a lower counter does not descend from the copy, so its counter says nothing.
-		{query: `UPDATE counter SET user_id = iif(@previous >= user_id, @previous, user_id + @gap)`, args: args{{"previous", previous.lastUser}, {"gap", idGap}}},
-		{query: `INSERT INTO sqlite_sequence (name, seq) SELECT 'session', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'session')`},
-		{query: `UPDATE sqlite_sequence SET seq = max(seq, @previous) + @gap WHERE name = 'session'`, args: args{{"previous", previous.lastSession}, {"gap", idGap}}},
+		{Query: `UPDATE counter SET user_id = iif(@previous >= user_id, @previous, user_id + @gap)`, Args: args{{"previous", previous.lastUser}, {"gap", idGap}}},
+		{Query: `INSERT INTO sqlite_sequence (name, seq) SELECT 'session', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'session')`},
+		{Query: `UPDATE sqlite_sequence SET seq = max(seq, @previous) + @gap WHERE name = 'session'`, Args: args{{"previous", previous.lastSession}, {"gap", idGap}}},
 	} {
 		if err == nil {
-			err = st.exec(ctx, db)
+			err = st.Exec(ctx, db)
 		}
 	}
 	return errors.Join(err, db.Close())
+}
+
+// check prints what is wrong with the database, one finding a line. It writes
+// nothing and blocks no writer.
+func check(ctx context.Context, c *cli) error {
+	// SQLite's own check describes damage better than this error does.
+	if err := mustBeUserds(ctx, c.database); err != nil && !sqlitefile.IsDamaged(err) {
+		return err
+	}
+	for {
+		p := c.progress("", 0)
+		x, quiet, err := examine(ctx, c.database, p.Next, p.Show)
+		p.End()
+		if err != nil {
+			return fmt.Errorf("checking %s: %w", c.database, err)
+		}
+		if still, err := sqlitefile.IsQuiet(c.database); quiet && (err != nil || !still) {
+			continue // a server began to write while the file was read as if it did not change
+		}
+		for _, line := range x.findings {
+			fmt.Fprintln(c.stdout, terminal.Printable(line))
+		}
+		if len(x.findings) > 0 {
+			return fmt.Errorf("%s: %s", c.database, plural(len(x.findings), "finding"))
+		}
+		if x.admins == 0 {
+			fmt.Fprintln(c.stderr, "warning: no active admin; userd user add -admin NAME EMAIL adds one")
+		}
+		if x.keys == 0 && len(c.secret) == 0 {
+			fmt.Fprintln(c.stderr, "warning: no signing key; the next start makes one")
+		}
+		if n, err := x.unreadable(&c.settings.dataKeys); err != nil {
+			return err
+		} else if n > 0 {
+			fmt.Fprintf(c.stderr, "warning: %v (%s). A server with these settings does not start\n", errDataKey, plural(n, "user"))
+		}
+		_, err = fmt.Fprintf(c.stdout, "%s: nothing found; %s, %s\n", c.database, plural(x.users, "user"), plural(x.sessions, "session"))
+		return err
+	}
+}
+
+func adoptDatabase(f *flag.FlagSet) action {
+	resolve := refuse
+	f.Func("resolve", "Rename all such users but the oldest to NAME-ID and LOCAL+ID@HOST: `suffix`.", func(v string) error {
+		return setting.Word(&resolve, v, resolveByID)
+	})
+	return func(ctx context.Context, c *cli) error {
+		return c.withDatabase(ctx, false, resolve, func(context.Context, *cli) error {
+			_, err := fmt.Fprintf(c.stdout, "%s is ready for userd\n", c.database)
+			return err
+		})
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -648,36 +647,6 @@ func TestAStrangersLogIsNotRead(t *testing.T) {
 		}
 		userdProcess(t, t.TempDir(), "", nil, "restore", file).wantFailure(t, 1, "app.db-wal")
 	})
-}
-
-func TestABackupThatChangesWhileItIsReadIsRefused(t *testing.T) {
-	t.Parallel()
-	path := makeLargeStore(t, "ann") // more than a pipe holds
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	failed := make(chan error, 1)
-	go func() {
-		failed <- copyUnchanged(map[string]*os.File{"": f}, &safefile.Temp{File: w})
-		w.Close()
-	}()
-	if _, err := io.ReadFull(r, make([]byte, 1)); err != nil { // it has begun
-		t.Fatal(err)
-	}
-	if err := os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	io.Copy(io.Discard, r)
-	if err := receive(t, "the end of the copy", failed); err == nil || !strings.Contains(err.Error(), "changed while it was read") {
-		t.Errorf("got %v", err)
-	}
 }
 
 // A restore changes nothing while another process has the database open, even if the

@@ -51,6 +51,7 @@ import (
 
 	"userd/internal/argon2"
 	"userd/internal/passhash"
+	"userd/internal/prom"
 )
 
 var (
@@ -358,7 +359,7 @@ func BenchmarkObserve(b *testing.B) {
 		b.ReportAllocs()
 		start := time.Now()
 		for b.Loop() {
-			r.observe("GET", 404, time.Since(start))
+			r.Observe("GET", 404, time.Since(start))
 		}
 	})
 	b.Run("contended", func(b *testing.B) {
@@ -367,7 +368,7 @@ func BenchmarkObserve(b *testing.B) {
 		start := time.Now()
 		b.RunParallel(func(p *testing.PB) {
 			for p.Next() {
-				r.observe("GET", 404, time.Since(start))
+				r.Observe("GET", 404, time.Since(start))
 			}
 		})
 	})
@@ -379,9 +380,10 @@ func BenchmarkObserve(b *testing.B) {
 		}
 		defer st.close()
 		s := newServer(settings{}, st, passhash.New(cheap), newKeyring(st.keySecret), slog.New(slog.DiscardHandler), time.Now, monotonic())
-		for _, r := range s.stats.routes {
+		for _, rt := range s.routes() {
+			r := s.stats.requests.Route(rt.pattern)
 			for _, status := range []int{200, 401, 404, 503} {
-				r.observe("GET", status, time.Millisecond)
+				r.Observe("GET", status, time.Millisecond)
 			}
 		}
 		r := httptest.NewRequest("GET", "/metrics", nil)
@@ -409,10 +411,10 @@ func BenchmarkObserve(b *testing.B) {
 }
 
 // benchStats counts a route's requests, the third of whose series is observed.
-func benchStats() *routeStats {
-	r := new(routeStats)
+func benchStats() *prom.Route {
+	r := new(prom.Requests).Route("")
 	for _, status := range []int{200, 401, 404} {
-		r.observe("GET", status, time.Millisecond)
+		r.Observe("GET", status, time.Millisecond)
 	}
 	return r
 }
@@ -442,15 +444,15 @@ func benchDatabase(b *testing.B) (path string) {
 	}
 	err = st.write(context.Background(),
 		statement{
-			query: `
+			Query: `
 				WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < @users)
 				INSERT INTO user (id, username, email, password_hash, created_at, updated_at)
 				SELECT i, 'user' || i, 'user' || i || '@example.com', @hash, @now, @now FROM n`,
-			args: args{{"users", benchUsers}, {"hash", hash}, {"now", time.Now().Unix()}},
+			Args: args{{"users", benchUsers}, {"hash", hash}, {"now", time.Now().Unix()}},
 		},
 		statement{
-			query: `UPDATE counter SET user_id = @users`,
-			args:  args{{"users", benchUsers}},
+			Query: `UPDATE counter SET user_id = @users`,
+			Args:  args{{"users", benchUsers}},
 		})
 	if err != nil {
 		b.Fatal(err)

@@ -20,15 +20,15 @@ var layers = []struct {
 	files []string
 }{
 	{"program", []string{"main.go", "serve.go"}},
-	{"commands", []string{"cli.go", "cli_users.go", "cli_data.go", "cli_keys.go", "import.go", "import_rows.go", "backup.go"}},
-	{"HTTP", []string{"handlers.go", "console.go", "users.go", "login.go", "sessions.go", "codes.go", "registrations.go", "factors.go", "keys.go", "outbox.go", "events.go", "http.go", "request.go", "auth.go", "limits.go"}},
-	{"store", []string{"store.go", "write.go", "schema.go", "inspect.go", "adopt.go", "store_users.go", "store_sessions.go", "store_codes.go", "store_emails.go", "store_factors.go", "store_keys.go", "store_mail.go", "store_events.go"}},
+	{"commands", []string{"cli.go", "cli_users.go", "cli_data.go", "import.go", "backup.go"}},
+	{"HTTP", []string{"handlers.go", "console.go", "users.go", "sessions.go", "codes.go", "registrations.go", "factors.go", "keys.go", "outbox.go", "http.go", "auth.go", "limits.go"}},
+	{"store", []string{"store.go", "schema.go", "adopt.go", "store_users.go", "store_sessions.go", "store_codes.go", "store_emails.go", "store_factors.go", "store_keys.go", "store_mail.go", "store_events.go"}},
 	{"base", []string{"config.go", "errors.go"}},
 }
 
 // sqlFiles are the only files that use the database: the store, and the commands
 // that work on a whole database file.
-var sqlFiles = []string{"store.go", "write.go", "schema.go", "inspect.go", "store_users.go", "store_sessions.go", "store_codes.go", "store_emails.go", "store_factors.go", "store_keys.go", "store_mail.go", "store_events.go", "import.go", "backup.go", "adopt.go"}
+var sqlFiles = []string{"store.go", "schema.go", "store_users.go", "store_sessions.go", "store_codes.go", "store_emails.go", "store_factors.go", "store_keys.go", "store_mail.go", "store_events.go", "import.go", "backup.go", "adopt.go"}
 
 // programFiles parses the program: each file of the package but its tests.
 func programFiles(t *testing.T) (*token.FileSet, map[string]*ast.File) {

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -17,33 +15,21 @@ import (
 	"strings"
 	"time"
 
+	"userd/internal/cmdline"
 	"userd/internal/mail"
+	"userd/internal/param"
 	"userd/internal/passhash"
 	"userd/internal/safefile"
+	"userd/internal/setting"
 	"userd/internal/terminal"
 	"userd/internal/validate"
 )
 
 // A command is one row of the command table.
-type command struct {
-	words   string // "user add"; empty for the server
-	args    string // its arguments, in the notation of a usage line: "USER [SESSION]"
-	use     databaseUse
-	summary string                     // one line
-	help    string                     // paragraphs with an empty line between them
-	declare func(*flag.FlagSet) action // registers its own flags, and returns what it does
-}
+type command = cmdline.Command[action]
 
 // An action runs a command whose flags have been parsed.
 type action func(ctx context.Context, c *cli) error
-
-// A databaseUse says what happens to the database before a command's action.
-type databaseUse int
-
-const (
-	opens     databaseUse = iota // the program opens it, and first adopts one of the Flask tutorial
-	untouched                    // nothing: the action itself opens or creates the files that it requires
-)
 
 // A cli is one run of a command.
 type cli struct {
@@ -56,108 +42,22 @@ type cli struct {
 	stderr      io.Writer
 }
 
-// A helpRequest is an error that a command or parse returns. run then prints the help.
-type helpRequest struct {
-	topic []string // the words of a command or group, and what follows them
-	all   bool     // the whole manual
-	env   bool     // an example of an environment file
-}
-
-func (h *helpRequest) Error() string { return "help was requested" }
-
 // noFlags returns the declare function of a command without flags of its own.
 func noFlags(run action) func(*flag.FlagSet) action {
 	return func(*flag.FlagSet) action { return run }
 }
 
+// opens returns the declare function of a command whose action requires an open database.
+// userd first adopts a database of the Flask tutorial.
+func opens(declare func(*flag.FlagSet) action) func(*flag.FlagSet) action {
+	return func(f *flag.FlagSet) action {
+		run := declare(f)
+		return func(ctx context.Context, c *cli) error { return c.withDatabase(ctx, false, refuse, run) }
+	}
+}
+
 func jsonFlag(f *flag.FlagSet) *bool {
 	return f.Bool("json", false, "Print one JSON object a line instead of a table.")
-}
-
-// accepts reports whether the command reads the setting with this flag.
-func (cmd *command) accepts(setting string) bool {
-	switch cmd.words {
-	case "":
-		return true
-	case "help", "version":
-		return false
-	case "healthcheck":
-		return setting == "addr" || setting == "https-domain" || setting == "tls-cert"
-	case "mail test":
-		return setting == "mail-from"
-	}
-	switch setting {
-	case "database":
-		return true
-	case "event-retention":
-		return cmd.words == "events verify"
-	case "issuer":
-		if cmd.words == "user totp" {
-			return true
-		}
-		fallthrough
-	case "password-min-length":
-		return cmd.words == "user add" || cmd.words == "user passwd" || cmd.words == "user import"
-	}
-	return false
-}
-
-// flagSet returns the command's flags and its action. Parsing the flags stores the
-// values of settings in given, by flag.
-func (cmd *command) flagSet(given map[string]string) (*flag.FlagSet, action) {
-	flags := flag.NewFlagSet(cmd.words, flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	for _, o := range options {
-		if cmd.accepts(o.flag) {
-			flags.Func(o.flag, "", func(v string) error { given[o.flag] = v; return nil })
-		}
-	}
-	return flags, cmd.declare(flags)
-}
-
-// usage returns the command's usage line.
-func (cmd *command) usage() string {
-	text := "userd " + cmd.words
-	flags, _ := cmd.flagSet(nil)
-	flags.VisitAll(func(*flag.Flag) { text = "userd " + cmd.words + " [flags]" })
-	return strings.Join(strings.Fields(text+" "+cmd.args), " ")
-}
-
-// usagef returns a usageError that names the command.
-func (cmd *command) usagef(format string, args ...any) error {
-	text := fmt.Sprintf(format, args...)
-	if cmd.words != "" {
-		text = cmd.words + ": " + text
-	}
-	return usagef("%s", text)
-}
-
-// run runs the action, and opens the database for it if the command says so. If root runs
-// it in the directory of another user, it starts userd again as that user, who could rename
-// files there and so make root write elsewhere.
-func (cmd *command) run(ctx context.Context, c *cli, run action) error {
-	if cmd.words != "" && cmd.accepts("database") {
-		user, err := safefile.ActAs(c.database)
-		if err != nil {
-			return pathError(c.database, err)
-		}
-		if cmd.words == "backup" && c.args[0] != "-" {
-			owner, err := safefile.ActAs(c.args[0])
-			if err != nil {
-				return err
-			}
-			if !user.Equal(owner) {
-				return c.backupElsewhere(user, owner)
-			}
-		}
-		if user != nil {
-			return c.runAs(user, c.given, c.stdout)
-		}
-	}
-	if cmd.use == untouched {
-		return run(ctx, c)
-	}
-	return c.withDatabase(ctx, false, refuse, run)
 }
 
 // runAs runs userd with these arguments as another user; nil is the user of this process.
@@ -243,54 +143,63 @@ func openError(path string, err error) error {
 	return fmt.Errorf("DATABASE_URL (-database) is %s: %w", path, err)
 }
 
-// readPassword reads a new password. On a terminal it asks for the password twice, and
-// returns an error if the two differ. Otherwise it reads the first line of standard input.
+// readPassword reads a new password, on a terminal twice.
 func (c *cli) readPassword(ctx context.Context) (string, error) {
-	in := bufio.NewReaderSize(c.stdin, len(byteOrderMark)+validate.MaxPassword+len("\r\n")+1)
-	f, ok := c.stdin.(*os.File)
-	if !ok || !terminal.Is(f) {
-		return readPasswordLine(in)
-	}
-	visible := ""
-	if restore, err := terminal.HideInput(f); err != nil {
-		visible = " (it is visible)"
-	} else {
-		// ctx cannot end the reads below, so exit when it ends, but turn the echo on first.
-		stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
-		defer func() { stop(); restore() }()
-	}
-	ask := func(prompt string) (string, error) {
-		fmt.Fprint(c.stderr, prompt+visible+": ")
-		line, err := readPasswordLine(in)
-		if visible == "" {
-			fmt.Fprintln(c.stderr)
-		}
-		return line, err
-	}
-	password, err := ask("Password")
-	if err != nil {
-		return "", err
-	}
-	repeated, err := ask("The same password again")
-	if err == nil && repeated != password {
-		err = errors.New("the two passwords differ")
-	}
-	return password, err
+	return terminal.ReadNewSecret(ctx, c.stdin, c.stderr, "password", validate.MaxPassword+1) // a longer one must not become a valid one
 }
 
-// readPasswordLine returns a line without its end. It cuts a line that is longer than any
-// password.
-func readPasswordLine(in *bufio.Reader) (string, error) {
-	text, err := in.ReadSlice('\n')
-	if err != nil && err != io.EOF && err != bufio.ErrBufferFull {
-		return "", fmt.Errorf("reading the password from standard input: %w", err)
+// user returns the user that an argument names: by username, by e-mail address,
+// or as id=7.
+func (c *cli) user(name string) (user, error) {
+	var u user
+	var err error
+	if digits, ok := strings.CutPrefix(name, "id="); ok {
+		id, perr := param.ID(digits)
+		if perr != nil {
+			return u, usagef("%q: an id is a positive integer", name)
+		}
+		u, err = c.store.user(id)
+	} else {
+		u, _, err = c.store.userByLogin(name)
 	}
-	line := strings.TrimPrefix(string(text), byteOrderMark)
-	line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
-	if line == "" {
-		return "", errors.New("no password on standard input")
+	switch _, digits := param.ID(name); {
+	case !errors.Is(err, errUserNotFound):
+		return u, err
+	case digits == nil:
+		return u, errUserNotFound.with("user %q does not exist; write an id as id=%s", name, name)
 	}
-	return line, nil
+	return u, errUserNotFound.with("user %q does not exist", name)
+}
+
+// progress returns a progress of work on standard error, or nil if that is not a terminal.
+func (c *cli) progress(what string, total int64) *terminal.Progress {
+	if f, ok := c.stderr.(*os.File); ok && terminal.Is(f) {
+		return terminal.NewProgress(f, what, total)
+	}
+	return nil
+}
+
+// openInput opens a file, or standard input if the name is -.
+func (c *cli) openInput(name string) (io.ReadCloser, error) {
+	if name == "-" {
+		return io.NopCloser(c.stdin), nil
+	}
+	return os.Open(name)
+}
+
+// when returns a time in Unix seconds for a table, or - for 0.
+func when(unix int64) string {
+	if unix == 0 {
+		return "-"
+	}
+	return utc(unix).Format(time.RFC3339)
+}
+
+func idOrDash(id int64) string {
+	if id == 0 {
+		return "-"
+	}
+	return strconv.FormatInt(id, 10)
 }
 
 // mailTest sends a message to an address, as the server would.
@@ -319,24 +228,15 @@ func mailTest(ctx context.Context, c *cli) error {
 func mailList(f *flag.FlagSet) action {
 	asJSON := jsonFlag(f)
 	return func(ctx context.Context, c *cli) error {
-		out := bufio.NewWriter(c.stdout)
-		table := terminal.NewTable(out, "ID", "KIND", "USER", "TO", "QUEUED", "STATE", "TRIES", "NEXT TRY", "ERROR")
-		lines := json.NewEncoder(out)
+		list := terminal.NewList(c.stdout, *asJSON, "ID", "KIND", "USER", "TO", "QUEUED", "STATE", "TRIES", "NEXT TRY", "ERROR")
 		err := c.store.mails(ctx, 0, -1, "", func(m *queuedMail) {
-			if *asJSON {
-				lines.Encode(newMailAnswer(m))
-				return
-			}
 			next := m.nextTryAt
 			if m.state != mailQueued {
 				next = 0
 			}
-			table.Row(m.id, m.kind, idOrDash(m.userID), m.email, when(m.createdAt), m.state, m.tries, when(next), m.lastError)
+			list.Row(newMailAnswer(m), m.id, m.kind, idOrDash(m.userID), m.email, when(m.createdAt), m.state, m.tries, when(next), m.lastError)
 		})
-		if !*asJSON {
-			err = errors.Join(err, table.Flush())
-		}
-		return errors.Join(err, out.Flush())
+		return errors.Join(err, list.Flush())
 	}
 }
 
@@ -344,7 +244,7 @@ func mailRetry(ctx context.Context, c *cli) error {
 	var id int64
 	if len(c.args) > 0 {
 		var err error
-		if id, err = parseID(c.args[0]); err != nil {
+		if id, err = param.ID(c.args[0]); err != nil {
 			return usagef("mail retry: %q: the id of a mail is a positive integer", c.args[0])
 		}
 	}
@@ -356,17 +256,168 @@ func mailRetry(ctx context.Context, c *cli) error {
 	return err
 }
 
-// when returns a time in Unix seconds for a table, or - for 0.
-func when(unix int64) string {
-	if unix == 0 {
-		return "-"
-	}
-	return utc(unix).Format(time.RFC3339)
+// lifeFlag adds the flag -ttl, and returns how long a link is valid, within the bounds of l.
+func lifeFlag(f *flag.FlagSet, l lifetime) *time.Duration {
+	life := l.standard
+	usage := fmt.Sprintf("How long the link is valid: a `TIME` from %s to %s. Default: %s", setting.FormatTTL(l.shortest), setting.FormatTTL(l.longest), setting.FormatTTL(l.standard))
+	f.Func("ttl", usage, func(v string) error { return setting.TTL(&life, v, l.shortest, l.longest) })
+	return &life
 }
 
-func idOrDash(id int64) string {
-	if id == 0 {
-		return "-"
+func userResetLink(f *flag.FlagSet) action {
+	life := lifeFlag(f, resetLinkLife)
+	return func(ctx context.Context, c *cli) error {
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		pages, err := c.store.pages()
+		if err != nil {
+			return err
+		}
+		link, expires, err := c.makeResetLink(ctx, console, pages, u.id, *life)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.stderr, "a link for %s, for one use until %s:\n", terminal.Printable(u.username), when(expires))
+		_, err = fmt.Fprintln(c.stdout, link)
+		return err
 	}
-	return strconv.FormatInt(id, 10)
+}
+
+func userInvite(f *flag.FlagSet) action {
+	v := invitation{role: member, usesLeft: 1}
+	f.Func("email", "Invite only the owner of this `ADDRESS`, and verify it.", func(s string) error {
+		if v.email = validate.TrimName(s); v.email == "" {
+			return errors.New("must not be empty")
+		}
+		return nil
+	})
+	f.Func("uses", fmt.Sprintf("How many users can register with the link: a number `N` from 1 to %d. Default: 1", maxUses), func(s string) (err error) {
+		if v.usesLeft, err = strconv.ParseInt(s, 10, 64); err != nil || v.usesLeft < 1 || v.usesLeft > maxUses {
+			return fmt.Errorf("must be from 1 to %d", maxUses)
+		}
+		return nil
+	})
+	makeAdmin := f.Bool("admin", false, "Make the users admins, who may read, change and delete every user.")
+	life := lifeFlag(f, invitationLife)
+	return func(ctx context.Context, c *cli) error {
+		if *makeAdmin {
+			v.role = admin
+		}
+		if err := checkInvitation(&v, ""); err != nil {
+			return err
+		}
+		pages, err := c.store.pages()
+		if err != nil {
+			return err
+		}
+		link, err := c.makeInvitation(ctx, console, pages, &v, *life)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.stderr, "invitation %d, for %s, valid until %s:\n", v.id, plural(v.usesLeft, "new "+string(v.role)), when(v.expiresAt))
+		_, err = fmt.Fprintln(c.stdout, link)
+		return err
+	}
+}
+
+func invitationList(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	return func(ctx context.Context, c *cli) error {
+		list := terminal.NewList(c.stdout, *asJSON, "ID", "EMAIL", "USERNAME", "ROLE", "USES LEFT", "CREATED", "EXPIRES")
+		err := c.store.invitations(ctx, 0, -1, c.wall().Unix(), func(v *invitation) {
+			list.Row(newInvitationAnswer(v), v.id, v.email, v.username, v.role, v.usesLeft, when(v.createdAt), when(v.expiresAt))
+		})
+		return errors.Join(err, list.Flush())
+	}
+}
+
+func invitationDelete(ctx context.Context, c *cli) error {
+	id, err := param.ID(c.args[0])
+	if err != nil {
+		return usagef("invitation delete: %q: the id of an invitation is a positive integer", c.args[0])
+	}
+	if err := c.store.deleteInvitation(ctx, console, id, c.wall().Unix()); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.stdout, "deleted invitation %d\n", id)
+	return err
+}
+
+func keyList(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	return func(ctx context.Context, c *cli) error {
+		keys, err := c.store.signingKeys(ctx)
+		if err != nil {
+			return err
+		}
+		last, err := c.store.signer()
+		if err != nil {
+			return err
+		}
+		if last.configured {
+			fmt.Fprintf(c.stderr, "since %s the servers of this database sign with JWT_SECRET_KEY instead of these keys\n", when(last.since))
+		}
+		list := terminal.NewList(c.stdout, *asJSON, "KID", "CREATED", "RETIRED", "GOOD UNTIL")
+		for _, k := range keys {
+			list.Row(struct {
+				KID       string    `json:"kid"`
+				CreatedAt time.Time `json:"created_at"`
+				RetiredAt time.Time `json:"retired_at,omitzero"`
+				GoodUntil time.Time `json:"good_until,omitzero"`
+			}{k.kid, utc(k.createdAt), utc(k.retiredAt), utc(k.goodUntil)},
+				k.kid, when(k.createdAt), when(k.retiredAt), when(k.goodUntil))
+		}
+		return list.Flush()
+	}
+}
+
+func keyRotate(f *flag.FlagSet) action {
+	end := f.Bool("now", false, "Delete the earlier keys now: the access tokens that they signed are no longer valid. Use it if a key may have leaked.")
+	refresh := f.Bool("refresh", false, "Replace the key of refresh tokens instead: every session must log in again when its access token expires.")
+	data := f.Bool("data", false, "Instead encrypt the TOTP secrets in the database again, under DATA_KEY, or under the key in the database if it is not set.")
+	return func(ctx context.Context, c *cli) error {
+		now := c.wall().Unix()
+		if *data && (*refresh || *end) {
+			return usagef("key rotate: -data cannot be combined with -now or -refresh; run the command once with each")
+		}
+		if *data {
+			done, err := c.rotateDataKey(ctx)
+			if done != "" {
+				fmt.Fprintln(c.stdout, done)
+			}
+			return err
+		}
+		if *refresh && *end {
+			return usagef("key rotate: -now and -refresh replace different keys; run the command once with each")
+		}
+		if *refresh {
+			if err := c.store.rotateSecret(ctx, "refresh", randomKey().secret, now); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(c.stdout, "replaced the key of refresh tokens; earlier refresh tokens are no longer valid")
+			return err
+		}
+		last, err := c.store.signer()
+		if err != nil {
+			return err
+		}
+		if last.since > 0 && last.configured {
+			return fmt.Errorf("since %s the servers of this database sign with JWT_SECRET_KEY; move it to JWT_SECRET_KEY_PREVIOUS and set a new one, or start a server without it", when(last.since))
+		}
+		if last.since == 0 && len(c.secret) > 0 {
+			return fmt.Errorf("%s is set and signs; move it to JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
+		}
+		key := randomKey()
+		if err := c.store.rotateKey(ctx, key, *end, now); err != nil {
+			return err
+		}
+		text := ""
+		if *end {
+			text = "; the earlier keys are no longer valid"
+		}
+		_, err = fmt.Fprintf(c.stdout, "key %s signs from now on%s\n", key.kid, text)
+		return err
+	}
 }

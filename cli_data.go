@@ -4,8 +4,9 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
-	"crypto/tls"
+	"encoding/csv"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -13,104 +14,21 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
-	"net/http"
-	"net/netip"
-	neturl "net/url"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"userd/internal/appendjson"
+	"userd/internal/otp"
+	"userd/internal/param"
+	"userd/internal/passhash"
 	"userd/internal/rows"
 	"userd/internal/setting"
-	"userd/internal/sqlitefile"
 	"userd/internal/strictjson"
 	"userd/internal/terminal"
+	"userd/internal/validate"
 )
-
-func keyList(f *flag.FlagSet) action {
-	asJSON := jsonFlag(f)
-	return func(ctx context.Context, c *cli) error {
-		keys, err := c.store.signingKeys(ctx)
-		if err != nil {
-			return err
-		}
-		last, err := c.store.signer()
-		if err != nil {
-			return err
-		}
-		if last.configured {
-			fmt.Fprintf(c.stderr, "since %s the servers of this database sign with JWT_SECRET_KEY instead of these keys\n", when(last.since))
-		}
-		if *asJSON {
-			lines := json.NewEncoder(c.stdout)
-			for _, k := range keys {
-				err = errors.Join(err, lines.Encode(struct {
-					KID       string    `json:"kid"`
-					CreatedAt time.Time `json:"created_at"`
-					RetiredAt time.Time `json:"retired_at,omitzero"`
-					GoodUntil time.Time `json:"good_until,omitzero"`
-				}{k.kid, utc(k.createdAt), utc(k.retiredAt), utc(k.goodUntil)}))
-			}
-			return err
-		}
-		table := terminal.NewTable(c.stdout, "KID", "CREATED", "RETIRED", "GOOD UNTIL")
-		for _, k := range keys {
-			table.Row(k.kid, when(k.createdAt), when(k.retiredAt), when(k.goodUntil))
-		}
-		return table.Flush()
-	}
-}
-
-func keyRotate(f *flag.FlagSet) action {
-	end := f.Bool("now", false, "Delete the earlier keys now: the access tokens that they signed are no longer valid. Use it if a key may have leaked.")
-	refresh := f.Bool("refresh", false, "Replace the key of refresh tokens instead: every session must log in again when its access token expires.")
-	data := f.Bool("data", false, "Instead encrypt the TOTP secrets in the database again, under DATA_KEY, or under the key in the database if it is not set.")
-	return func(ctx context.Context, c *cli) error {
-		now := c.wall().Unix()
-		if *data && (*refresh || *end) {
-			return usagef("key rotate: -data cannot be combined with -now or -refresh; run the command once with each")
-		}
-		if *data {
-			done, err := c.rotateDataKey(ctx)
-			if done != "" {
-				fmt.Fprintln(c.stdout, done)
-			}
-			return err
-		}
-		if *refresh && *end {
-			return usagef("key rotate: -now and -refresh replace different keys; run the command once with each")
-		}
-		if *refresh {
-			if err := c.store.rotateSecret(ctx, "refresh", randomKey().secret, now); err != nil {
-				return err
-			}
-			_, err := fmt.Fprintln(c.stdout, "replaced the key of refresh tokens; earlier refresh tokens are no longer valid")
-			return err
-		}
-		last, err := c.store.signer()
-		if err != nil {
-			return err
-		}
-		if last.since > 0 && last.configured {
-			return fmt.Errorf("since %s the servers of this database sign with JWT_SECRET_KEY; move it to JWT_SECRET_KEY_PREVIOUS and set a new one, or start a server without it", when(last.since))
-		}
-		if last.since == 0 && len(c.secret) > 0 {
-			return fmt.Errorf("%s is set and signs; move it to JWT_SECRET_KEY_PREVIOUS and set a new one", c.secretFrom)
-		}
-		key := randomKey()
-		if err := c.store.rotateKey(ctx, key, *end, now); err != nil {
-			return err
-		}
-		text := ""
-		if *end {
-			text = "; the earlier keys are no longer valid"
-		}
-		_, err = fmt.Fprintf(c.stdout, "key %s signs from now on%s\n", key.kid, text)
-		return err
-	}
-}
 
 // eventList prints events, and with -follow also each new one until ctx ends.
 func eventList(f *flag.FlagSet) action {
@@ -124,7 +42,7 @@ func eventList(f *flag.FlagSet) action {
 	after := int64(-1) // not given
 	f.Func("after", "Print only events after the one with this `ID`.", func(v string) (err error) {
 		if after = 0; v != "0" {
-			after, err = parseID(v)
+			after, err = param.ID(v)
 		}
 		return err
 	})
@@ -148,7 +66,7 @@ func eventList(f *flag.FlagSet) action {
 func (c *cli) eventUser(name string) (id int64, err error) {
 	u, err := c.user(name)
 	if digits, ok := strings.CutPrefix(name, "id="); ok && errors.Is(err, errUserNotFound) {
-		return parseID(digits)
+		return param.ID(digits)
 	}
 	return u.id, err
 }
@@ -213,7 +131,7 @@ func eventsVerify(ctx context.Context, c *cli) error {
 	if len(c.args) == 1 {
 		id, hash, _ := strings.Cut(c.args[0], ":")
 		hash = strings.ToLower(hash)
-		eventID, err := parseID(id)
+		eventID, err := param.ID(id)
 		if sum, notHex := hex.DecodeString(hash); err != nil || notHex != nil || len(sum) != sha256.Size {
 			return usagef("events verify: %q is not a head: this command prints it as ID:HEX, with %d digits", c.args[0], 2*sha256.Size)
 		}
@@ -270,142 +188,101 @@ func checkNoted(v *verification) error {
 	return fmt.Errorf("the head %s is not in the chain: %s", noted, why)
 }
 
-// check prints what is wrong with the database, one finding a line. It writes
-// nothing and blocks no writer.
-func check(ctx context.Context, c *cli) error {
-	// SQLite's own check describes damage better than this error does.
-	if err := mustBeUserds(ctx, c.database); err != nil && !sqlitefile.IsDamaged(err) {
-		return err
-	}
-	for {
-		p := c.progress("", 0)
-		x, quiet, err := examine(ctx, c.database, p.Next, p.Show)
-		p.End()
-		if err != nil {
-			return fmt.Errorf("checking %s: %w", c.database, err)
-		}
-		if still, err := sqlitefile.IsQuiet(c.database); quiet && (err != nil || !still) {
-			continue // a server began to write while the file was read as if it did not change
-		}
-		for _, line := range x.findings {
-			fmt.Fprintln(c.stdout, terminal.Printable(line))
-		}
-		if len(x.findings) > 0 {
-			return fmt.Errorf("%s: %s", c.database, plural(len(x.findings), "finding"))
-		}
-		if x.admins == 0 {
-			fmt.Fprintln(c.stderr, "warning: no active admin; userd user add -admin NAME EMAIL adds one")
-		}
-		if x.keys == 0 && len(c.secret) == 0 {
-			fmt.Fprintln(c.stderr, "warning: no signing key; the next start makes one")
-		}
-		_, err = fmt.Fprintf(c.stdout, "%s: nothing found; %s, %s\n", c.database, plural(x.users, "user"), plural(x.sessions, "session"))
-		return err
-	}
-}
-
-func adoptDatabase(f *flag.FlagSet) action {
-	resolve := refuse
-	f.Func("resolve", "Rename all such users but the oldest to NAME-ID and LOCAL+ID@HOST: `suffix`.", func(v string) error {
-		return setting.Word(&resolve, v, resolveByID)
-	})
-	return func(ctx context.Context, c *cli) error {
-		return c.withDatabase(ctx, false, resolve, func(context.Context, *cli) error {
-			_, err := fmt.Fprintf(c.stdout, "%s is ready for userd\n", c.database)
-			return err
-		})
-	}
-}
-
-// healthcheckTimeout is longer than a server takes to answer that it is not ready.
-const healthcheckTimeout = 4 * time.Second
-
-// healthcheck asks the server with this configuration whether it is ready, for
-// containers without curl. It does not use the database.
-func healthcheck(ctx context.Context, c *cli) error {
-	url, client := readyURL(&c.config)
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	const advice = "give this command the settings of the server: ADDR (-addr) or HOST and PORT, HTTPS_DOMAIN (-https-domain) and TLS_CERT (-tls-cert)"
-	resp, err := client.Do(r)
-	if failed, ok := errors.AsType[*neturl.Error](err); ok {
-		return fmt.Errorf("no answer from %s: %w; start the server, or %s", url, failed.Err, advice)
-	}
-	if err != nil {
-		return err
-	}
-	resp.Body.Close()
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusServiceUnavailable:
-		return fmt.Errorf("%s answered %s: the server is not ready, and its log says why", url, resp.Status)
-	default:
-		return fmt.Errorf("%s answered %s instead of 200; %s", url, resp.Status, advice)
-	}
-	_, err = fmt.Fprintf(c.stdout, "%s: ready\n", url)
-	return err
-}
-
-// readyURL returns the URL of the readiness check of the server with a
-// configuration, and a client for it. The client uses no proxy and follows no
-// redirect. It accepts any certificate: it sends no secret, and the certificate
-// of a name is not valid for an address.
-func readyURL(c *config) (string, *http.Client) {
-	scheme, trust := "http://", &tls.Config{InsecureSkipVerify: true}
-	if c.tlsCert != "" || len(c.domains) > 0 {
-		scheme = "https://"
-	}
-	if len(c.domains) > 0 {
-		trust.ServerName = c.domains[0]
-	}
-	host, port, _ := net.SplitHostPort(c.addr) // which setting.HostPort has checked
-	ip, _ := netip.ParseAddr(host)
-	switch ip.Unmap() {
-	case netip.IPv4Unspecified():
-		host = "127.0.0.1"
-	case netip.IPv6Unspecified():
-		host = "::1"
-	}
-	if host == "" {
-		host = "127.0.0.1"
-	}
-	return scheme + net.JoinHostPort(host, port) + "/readyz", &http.Client{
-		Timeout:       healthcheckTimeout,
-		Transport:     &http.Transport{TLSClientConfig: trust},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-}
-
-// progress returns a progress of work on standard error, or nil if that is not a terminal.
-func (c *cli) progress(what string, total int64) *terminal.Progress {
-	if f, ok := c.stderr.(*os.File); ok && terminal.Is(f) {
-		return terminal.NewProgress(f, what, total)
-	}
-	return nil
-}
-
-// openInput opens a file, or standard input if the name is -.
-func (c *cli) openInput(name string) (io.ReadCloser, error) {
-	if name == "-" {
-		return io.NopCloser(c.stdin), nil
-	}
-	return os.Open(name)
-}
-
-// importedRows returns the rows of a file for user import. A row has at most the size of a
-// request's body, which also holds one user.
-func importedRows(in io.Reader) (*rows.Reader, error) {
-	buffered := bufio.NewReaderSize(in, 1<<16)
-	if mark, _ := buffered.Peek(len(byteOrderMark)); string(mark) == byteOrderMark {
-		buffered.Discard(len(byteOrderMark))
-	}
-	return rows.NewReader(buffered, rows.Format{MaxRow: maxBody, Columns: importFields, Object: importObject})
-}
-
 // exportColumns are the columns of an export, in order.
 var exportColumns = []string{"id", "username", "email", "password_hash", "role", "disabled", "created_at", "updated_at", "last_login_at", "email_verified_at", "pending", "service", "totp_secret"}
+
+func userExport(f *flag.FlagSet) action {
+	ndjson := f.Bool("ndjson", false, "Write one JSON object a line instead of CSV.")
+	return func(ctx context.Context, c *cli) error {
+		if f, ok := c.stdout.(*os.File); ok && terminal.Is(f) {
+			return usagef("user export: refusing to print password hashes to a terminal; redirect or pipe the output")
+		}
+		if err := c.checkDataKeys(ctx); err != nil { // before the first row is written
+			return err
+		}
+		export := exportCSV
+		if *ndjson {
+			export = exportNDJSON
+		}
+		out := bufio.NewWriterSize(c.stdout, 1<<16)
+		write, flush := export(out)
+		users, _, err := c.store.count(ctx)
+		if err != nil {
+			return err
+		}
+		progress := c.progress("users written", users)
+		defer progress.End()
+		n := 0
+		var unreadable error
+		err = c.store.export(ctx, func(u *user, hash string, sealed []byte) {
+			n++
+			progress.Show(n, int64(n))
+			totp := ""
+			if len(sealed) > 0 {
+				secret, err := c.unseal(ctx, sealed, sealName(u.id))
+				if err != nil { // without its secret, the user would lose its second factor
+					unreadable = err
+					return
+				}
+				totp = otp.EncodeSecret(secret)
+			}
+			write(u, hash, totp)
+		})
+		return errors.Join(err, unreadable, flush(), out.Flush())
+	}
+}
+
+func exportCSV(out io.Writer) (write func(u *user, hash, totp string), flush func() error) {
+	rows := csv.NewWriter(out)
+	rows.Write(exportColumns)
+	write = func(u *user, hash, totp string) {
+		if u.service {
+			hash = ""
+		}
+		rows.Write([]string{
+			fmt.Sprint(u.id),
+			u.username,
+			u.email,
+			hash,
+			string(u.role),
+			fmt.Sprint(u.disabled),
+			exportTime(u.createdAt),
+			exportTime(u.updatedAt),
+			exportTime(u.lastLoginAt),
+			exportTime(u.emailVerifiedAt),
+			fmt.Sprint(u.pending),
+			fmt.Sprint(u.service),
+			totp,
+		})
+	}
+	return write, func() error { rows.Flush(); return rows.Error() }
+}
+
+func exportNDJSON(out io.Writer) (write func(u *user, hash, totp string), flush func() error) {
+	var line []byte
+	write = func(u *user, hash, totp string) {
+		u.pendingEmail = "" // no code of a copy could confirm it
+		line = appendUser(line[:0], u, viewAll)
+		if !u.service {
+			line = append(line[:len(line)-1], `,"password_hash":`...)
+			line = appendjson.String(line, hash)
+			if totp != "" {
+				line = appendjson.String(append(line, `,"totp_secret":`...), totp)
+			}
+			line = append(line, '}')
+		}
+		line = append(line, '\n')
+		out.Write(line)
+	}
+	return write, func() error { return nil }
+}
+
+func exportTime(unix int64) string {
+	if unix == 0 {
+		return ""
+	}
+	return when(unix)
+}
 
 // importColumns are the columns that an import knows.
 var importColumns = append([]string{"password"}, exportColumns...)
@@ -415,6 +292,12 @@ var importColumns = append([]string{"password"}, exportColumns...)
 var djangoColumns = map[string]string{
 	"id": "id", "username": "username", "email": "email", "password": "password_hash", "date_joined": "created_at", "last_login": "last_login_at",
 	"is_superuser": "is_superuser", "is_active": "is_active", "first_name": "", "last_name": "", "is_staff": "",
+}
+
+// importedRows returns the rows of a file for user import. A row has at most the size of a
+// request's body, which also holds one user.
+func importedRows(in io.Reader) (*rows.Reader, error) {
+	return rows.NewReader(in, rows.Format{MaxRow: maxBody, Columns: importFields, Object: importObject})
 }
 
 // importFields returns the field that each column of a CSV file fills. If the file has no
@@ -432,9 +315,6 @@ func importFields(header []string) ([]string, error) {
 		}
 		if !known {
 			return nil, fmt.Errorf("unknown column %q: see userd help user import", column)
-		}
-		if slices.Contains(header[:i], column) {
-			return nil, fmt.Errorf("column %q appears twice", column)
 		}
 	}
 	return fields, nil
@@ -474,9 +354,80 @@ func importObject(object []byte) (fields map[string]string, problem string) {
 	return fields, ""
 }
 
-func exportTime(unix int64) string {
-	if unix == 0 {
-		return ""
+// An importRow is one user of an import file. number and end are those of its rows.Row.
+type importRow struct {
+	number   int
+	end      int64 // bytes
+	user     user
+	password string // to be hashed; empty if hash is given
+	hash     string
+	totp     string // a secret in base32; empty: no second factor
+}
+
+// set fills the row from its fields, by name, and returns its problem, or "".
+func (r *importRow) set(fields map[string]string, policy validate.Policy) (problem string) {
+	wrong := make(fieldErrors)
+	truth := func(name string) bool {
+		value, why := rows.Bool(fields[name])
+		wrong.add(name, why)
+		return value
 	}
-	return when(unix)
+	seconds := func(name string) int64 {
+		n, why := rows.Time(fields[name])
+		wrong.add(name, why)
+		return n
+	}
+	u := &r.user
+	u.username, u.email, u.role = validate.TrimName(fields["username"]), validate.TrimName(fields["email"]), role(cmp.Or(fields["role"], string(member)))
+	wrong.add("username", validate.Username(u.username))
+	u.service = truth("service")
+	r.setPassword(fields, policy, wrong)
+	if v := fields["id"]; v != "" {
+		var err error
+		if u.id, err = param.ID(v); err != nil || u.id > maxID {
+			wrong.add("id", "must be an integer from 1 to 2^52-1")
+		}
+	}
+	if !u.service {
+		wrong.add("email", validate.Email(u.email))
+	}
+	wrong.add("role", checkRole(u.role))
+	if truth("is_superuser") {
+		u.role = admin
+	}
+	u.disabled = truth("disabled") || fields["is_active"] != "" && !truth("is_active")
+	u.createdAt, u.updatedAt, u.lastLoginAt = seconds("created_at"), seconds("updated_at"), seconds("last_login_at")
+	u.emailVerifiedAt, u.pending = seconds("email_verified_at"), truth("pending")
+	if r.totp = fields["totp_secret"]; r.totp != "" {
+		_, err := otp.ParseSecret(r.totp)
+		if err != nil {
+			wrong.add("totp_secret", "must be 16 to 64 bytes in base32")
+		}
+	}
+	if err := wrong.err(); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// setPassword sets the password or its hash. For a service user, which has neither, it sets the
+// values that the columns of such a user hold.
+func (r *importRow) setPassword(fields map[string]string, policy validate.Policy, wrong fieldErrors) {
+	u := &r.user
+	r.password, r.hash = fields["password"], fields["password_hash"]
+	switch {
+	case u.service:
+		if u.email+r.password+r.hash+fields["email_verified_at"]+fields["totp_secret"] != "" {
+			wrong.add("service", "is true, so email, email_verified_at, password, password_hash and totp_secret must be empty")
+		}
+		u.email, r.hash = serviceEmail+rand.Text(), serviceHash
+	case r.password == "" && r.hash == "":
+		wrong.add("password", "and password_hash are both empty")
+	case r.password != "" && r.hash != "":
+		wrong.add("password", "and password_hash are both given")
+	case r.password != "":
+		wrong.add("password", policy.Check(r.password, u.username, u.email))
+	case !passhash.Known(r.hash):
+		wrong.add("password_hash", "has an unknown format")
+	}
 }

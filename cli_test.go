@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"userd/internal/setting"
 )
 
 // A shell runs userd's commands on one database, as a shell would.
@@ -57,7 +58,7 @@ func TestCommandsOnARunningServer(t *testing.T) {
 		t.Errorf("user add: %q", out)
 	}
 	root := s.login("root")
-	sh.run(0, byteOrderMark+goodPassword+"\r\n", "user", "add", "ann", "ann@example.com")
+	sh.run(0, setting.ByteOrderMark+goodPassword+"\r\n", "user", "add", "ann", "ann@example.com")
 	ann := s.login("ann")
 	s.do(root, "GET", "/api/users/2", "").want(t, 200, "")
 
@@ -130,7 +131,7 @@ func TestCommandsThatFail(t *testing.T) {
 		{1, "user add new new@example.com", "short", "password must have at least 8"},
 		{1, "user add new new@example.com", "", "userd: no password on standard input"},
 		{1, "user passwd root", "\n", "userd: no password on standard input"},
-		{1, "user passwd root", byteOrderMark + "\n", "userd: no password on standard input"},
+		{1, "user passwd root", setting.ByteOrderMark + "\n", "userd: no password on standard input"},
 		{1, "user add new new", goodPassword, "email must be"},
 		{1, "user show nobody", "", "user \"nobody\" does not exist\n"},
 		{1, "user show 7", "", `user "7" does not exist; write an id as id=7`},
@@ -148,7 +149,7 @@ func TestCommandsThatFail(t *testing.T) {
 		{1, "user passwd root", "root@example.com", "must not be the username"},
 		{1, "session end root 99", "", "Session not found"},
 		{2, "user show id=0", "", `"id=0": an id is a positive integer`},
-		{2, "user set root", "", "user set: missing a flag: -username, -email, -role or -disabled"},
+		{2, "user set root", "", "user set: missing a flag: -username, -email, -email-verified, -role or -disabled"},
 		{2, "user set root -role king", "", `user set: invalid value "king" for flag -role: must be member or admin`},
 		{2, "user set root -disabled maybe", "", `user set: invalid value "maybe" for flag -disabled: must be true or false`},
 		{2, "session end root x", "", `session end: "x": the id of a session is a positive integer`},
@@ -181,8 +182,8 @@ func TestACommandThatFailsCreatesNoDatabase(t *testing.T) {
 		{"user import - -partial", header + "ann,ann@example.com,x\n"},
 	}
 	for _, cmd := range allCommands() {
-		if !slices.Contains([]string{"user add", "user import", "help", "version"}, cmd.words) {
-			cases = append(cases, struct{ args, stdin string }{cmd.words + strings.Repeat(" 1", len(strings.Fields(cmd.args))), goodPassword})
+		if !slices.Contains([]string{"user add", "user import", "help", "version"}, cmd.Words) {
+			cases = append(cases, struct{ args, stdin string }{cmd.Words + strings.Repeat(" 1", len(strings.Fields(cmd.Args))), goodPassword})
 		}
 	}
 	for _, c := range cases {
@@ -280,6 +281,39 @@ func TestUserSetWithoutAChangeWritesNothing(t *testing.T) {
 	if out, _ := sh.run(0, "", "events", "-json", "-after", "1"); strings.Count(out, "\n") != 1 || !strings.Contains(out, `"email"`) || strings.Contains(out, `"username"`) {
 		t.Errorf("the events are\n%s", out)
 	}
+}
+
+func TestUserSetMarksAnAddressAsVerified(t *testing.T) {
+	t.Parallel()
+	sh := &shell{t, makeStore(t, "root", "ann")}
+	set := func(want string, args ...string) {
+		t.Helper()
+		out, _ := sh.run(0, "", append([]string{"user", "set", "-json", "ann"}, args...)...)
+		if !strings.Contains(out, want) {
+			t.Errorf("user set %v prints %s", args, out)
+		}
+	}
+	set(`"email_verified_at":"2`, "-email-verified", "true")
+	set(`"email_verified_at":"2`, "-email-verified", "true") // no event
+	set(`"email_verified_at":null`, "-email", "ann@example.org")
+	set(`"email_verified_at":"2`, "-email", "ann@example.net", "-email-verified", "true")
+	set(`"email_verified_at":"2`, "-email", "new@example.net", "-email-verified=true")
+	set(`"email_verified_at":null`, "-email-verified", "false")
+	out, _ := sh.run(0, "", "events", "-type", "user_changed", "-json")
+	var changes []string
+	for line := range strings.Lines(out) {
+		changes = append(changes, regexp.MustCompile(`"changes":\[(.*?)\]`).FindString(line))
+	}
+	want := []string{`["email_verified=true"]`, `["email"]`, `["email","email_verified=true"]`, `["email","email_verified=true"]`, `["email_verified=false"]`}
+	for i := range want {
+		want[i] = `"changes":` + want[i]
+	}
+	if !slices.Equal(changes, want) {
+		t.Errorf("the events are %v, want %v", changes, want)
+	}
+	sh.run(2, "", "user", "set", "ann", "-email-verified", "yes")
+	sh.run(0, "", "user", "add", "-service", "robot")
+	sh.run(1, "", "user", "set", "robot", "-email-verified", "true")
 }
 
 func TestLongCommandsShowNoStepsInAFile(t *testing.T) {
@@ -515,5 +549,71 @@ func TestAnAbsentValueIsADash(t *testing.T) {
 	t.Parallel()
 	if got := []string{idOrDash(0), idOrDash(7), when(0), when(7)}; !slices.Equal(got, []string{"-", "7", "-", "1970-01-01T00:00:07Z"}) {
 		t.Errorf("got %q", got)
+	}
+}
+
+func TestMailCommands(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail)
+	s.clock.set(time.Now())
+	w := s.webhook()
+	s.added("ann")
+	s.login("ann")
+	s.forgot("ann")
+	w.send(410, nil)
+	s.forgot("nobody@example.com")
+	sh := &shell{t, s.path}
+	table, _ := sh.run(0, "", "mail", "list")
+	if lines := strings.Split(strings.TrimSpace(table), "\n"); len(lines) != 3 || !strings.HasPrefix(lines[0], "ID") ||
+		!strings.Contains(lines[1], "ann@example.com") || !strings.Contains(lines[1], "failed") || !strings.Contains(lines[2], "queued") || strings.Fields(lines[2])[2] != "-" {
+		t.Errorf("mail list printed\n%s", table)
+	}
+	if strings.Contains(table, "nobody@") || strings.Contains(table, "ur_") {
+		t.Errorf("mail list shows what a stranger typed, or a code:\n%s", table)
+	}
+	if text, _ := sh.run(0, "", "mail", "list", "-json"); !strings.Contains(text, `"kind":"reset","user_id":1,"email":"ann@example.com","state":"failed","tries":1`) {
+		t.Errorf("mail list -json printed %s", text)
+	}
+	if text, _ := sh.run(0, "", "mail", "retry", "1"); text != "1 mail due now\n" {
+		t.Errorf("mail retry printed %q", text)
+	}
+	s.clock.add(time.Minute) // the command has another clock
+	w.wantTries(1, 200, nil, "after mail retry")
+	if _, text := sh.run(1, "", "mail", "retry", "1"); !strings.Contains(text, "No mail with this id") {
+		t.Errorf("mail retry of a sent mail says %q", text)
+	}
+	sh.run(2, "", "mail", "retry", "x")
+	if text, _ := sh.run(0, "", "mail", "retry"); text != "0 mails due now\n" {
+		t.Errorf("mail retry printed %q", text)
+	}
+}
+
+func TestMailTestSendsOneMessage(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		url, to string
+		status  int
+		want    string
+	}{
+		"it arrives":        {"log:", "ann@example.com", 0, "To: ann@example.com\nSubject: Test message from userd\n"},
+		"it does not":       {"smtp+plain://127.0.0.1:1", "ann@example.com", 1, "smtp+plain://127.0.0.1:1 did not accept the message: connect: "},
+		"no address":        {"log:", "ann", 1, "one address"},
+		"MAIL_URL not set":  {"", "ann@example.com", 2, "MAIL_URL is not set"},
+		"MAIL_URL is wrong": {"smtp://", "ann@example.com", 2, "MAIL_URL: not a valid URL"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			env := map[string]string{"MAIL_URL": c.url, "MAIL_FROM": "userd@example.com"}
+			var out bytes.Buffer
+			err := run(t.Context(), []string{"mail", "test", c.to}, func(name string) string { return env[name] }, strings.NewReader(""), &out, &out)
+			status := 0
+			if err != nil {
+				status = exitStatus(err)
+				out.WriteString(err.Error())
+			}
+			if status != c.status || !strings.Contains(out.String(), c.want) {
+				t.Errorf("status %d, %q, want %d, %q", status, out.String(), c.status, c.want)
+			}
+		})
 	}
 }

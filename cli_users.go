@@ -4,45 +4,20 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"encoding/csv"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
-	"strconv"
 	"strings"
-	"time"
 
 	"userd/internal/otp"
+	"userd/internal/param"
+	"userd/internal/qr"
 	"userd/internal/setting"
 	"userd/internal/terminal"
 	"userd/internal/validate"
 )
-
-// user returns the user that an argument names: by username, by e-mail address,
-// or as id=7.
-func (c *cli) user(name string) (user, error) {
-	var u user
-	var err error
-	if digits, ok := strings.CutPrefix(name, "id="); ok {
-		id, perr := parseID(digits)
-		if perr != nil {
-			return u, usagef("%q: an id is a positive integer", name)
-		}
-		u, err = c.store.user(id)
-	} else {
-		u, _, err = c.store.userByLogin(name)
-	}
-	switch _, digits := parseID(name); {
-	case !errors.Is(err, errUserNotFound):
-		return u, err
-	case digits == nil:
-		return u, errUserNotFound.with("user %q does not exist; write an id as id=%s", name, name)
-	}
-	return u, errUserNotFound.with("user %q does not exist", name)
-}
 
 func userAdd(f *flag.FlagSet) action {
 	makeAdmin := f.Bool("admin", false, "Make the user an admin, who may read, change and delete every user.")
@@ -157,15 +132,18 @@ func userSet(f *flag.FlagSet) action {
 		set.role = new(role)
 		return setting.Word(set.role, v, member, admin)
 	})
-	f.Func("disabled", "Disable the user, or enable it again: `true|false`.", func(v string) error {
-		var word string
-		disabled := v == "true"
-		set.disabled = &disabled
-		return setting.Word(&word, v, "true", "false")
-	})
+	boolean := func(to **bool) func(string) error {
+		return func(v string) error {
+			var word string
+			*to = new(v == "true")
+			return setting.Word(&word, v, "true", "false")
+		}
+	}
+	f.Func("disabled", "Disable the user, or enable it again: `true|false`.", boolean(&set.disabled))
+	f.Func("email-verified", "Mark the e-mail address as verified, or as not verified: `true|false`.", boolean(&set.verified))
 	return func(ctx context.Context, c *cli) error {
 		if set == (change{}) {
-			return usagef("user set: missing a flag: -username, -email, -role or -disabled")
+			return usagef("user set: missing a flag: -username, -email, -email-verified, -role or -disabled")
 		}
 		u, err := c.user(c.args[0])
 		if err != nil {
@@ -173,11 +151,18 @@ func userSet(f *flag.FlagSet) action {
 		}
 		set.username, set.email = unlessSame(set.username, u.username), unlessSame(set.email, u.email)
 		set.role, set.disabled = unlessSame(set.role, u.role), unlessSame(set.disabled, u.disabled)
+		if set.email == nil {
+			set.verified = unlessSame(set.verified, u.emailVerifiedAt != 0)
+		}
+		version := int64(0)
+		if set.verified != nil {
+			version = u.version // another address would be verified if the user changed it now
+		}
 		if err := c.checkChange(&set, &u, nil); err != nil {
 			return err
 		}
 		if set != (change{}) { // an empty change would be recorded as an event too
-			if u, err = c.changeUser(ctx, console, u.id, set, nil, 0); err != nil {
+			if u, err = c.changeUser(ctx, console, u.id, set, nil, version); err != nil {
 				return err
 			}
 		}
@@ -205,104 +190,6 @@ func userPasswd(ctx context.Context, c *cli) error {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "changed the password of %s, and ended all sessions\n", terminal.Printable(u.username))
-	return err
-}
-
-// lifeFlag adds the flag -ttl, and returns how long a link is valid, within the bounds of l.
-func lifeFlag(f *flag.FlagSet, l lifetime) *time.Duration {
-	life := l.standard
-	usage := fmt.Sprintf("How long the link is valid: a `TIME` from %s to %s. Default: %s", setting.FormatTTL(l.shortest), setting.FormatTTL(l.longest), setting.FormatTTL(l.standard))
-	f.Func("ttl", usage, func(v string) error { return setting.TTL(&life, v, l.shortest, l.longest) })
-	return &life
-}
-
-func userResetLink(f *flag.FlagSet) action {
-	life := lifeFlag(f, resetLinkLife)
-	return func(ctx context.Context, c *cli) error {
-		u, err := c.user(c.args[0])
-		if err != nil {
-			return err
-		}
-		pages, err := c.store.pages()
-		if err != nil {
-			return err
-		}
-		link, expires, err := c.makeResetLink(ctx, console, pages, u.id, *life)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(c.stderr, "a link for %s, for one use until %s:\n", terminal.Printable(u.username), when(expires))
-		_, err = fmt.Fprintln(c.stdout, link)
-		return err
-	}
-}
-
-func userInvite(f *flag.FlagSet) action {
-	v := invitation{role: member, usesLeft: 1}
-	f.Func("email", "Invite only the owner of this `ADDRESS`, and verify it.", func(s string) error {
-		if v.email = validate.TrimName(s); v.email == "" {
-			return errors.New("must not be empty")
-		}
-		return nil
-	})
-	f.Func("uses", fmt.Sprintf("How many users can register with the link: a number `N` from 1 to %d. Default: 1", maxUses), func(s string) (err error) {
-		if v.usesLeft, err = strconv.ParseInt(s, 10, 64); err != nil || v.usesLeft < 1 || v.usesLeft > maxUses {
-			return fmt.Errorf("must be from 1 to %d", maxUses)
-		}
-		return nil
-	})
-	makeAdmin := f.Bool("admin", false, "Make the users admins, who may read, change and delete every user.")
-	life := lifeFlag(f, invitationLife)
-	return func(ctx context.Context, c *cli) error {
-		if *makeAdmin {
-			v.role = admin
-		}
-		if err := checkInvitation(&v, ""); err != nil {
-			return err
-		}
-		pages, err := c.store.pages()
-		if err != nil {
-			return err
-		}
-		link, err := c.makeInvitation(ctx, console, pages, &v, *life)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(c.stderr, "invitation %d, for %s, valid until %s:\n", v.id, plural(v.usesLeft, "new "+string(v.role)), when(v.expiresAt))
-		_, err = fmt.Fprintln(c.stdout, link)
-		return err
-	}
-}
-
-func invitationList(f *flag.FlagSet) action {
-	asJSON := jsonFlag(f)
-	return func(ctx context.Context, c *cli) error {
-		out := bufio.NewWriter(c.stdout)
-		table := terminal.NewTable(out, "ID", "EMAIL", "USERNAME", "ROLE", "USES LEFT", "CREATED", "EXPIRES")
-		lines := json.NewEncoder(out)
-		err := c.store.invitations(ctx, 0, -1, c.wall().Unix(), func(v *invitation) {
-			if *asJSON {
-				lines.Encode(newInvitationAnswer(v))
-				return
-			}
-			table.Row(v.id, v.email, v.username, v.role, v.usesLeft, when(v.createdAt), when(v.expiresAt))
-		})
-		if !*asJSON {
-			err = errors.Join(err, table.Flush())
-		}
-		return errors.Join(err, out.Flush())
-	}
-}
-
-func invitationDelete(ctx context.Context, c *cli) error {
-	id, err := parseID(c.args[0])
-	if err != nil {
-		return usagef("invitation delete: %q: the id of an invitation is a positive integer", c.args[0])
-	}
-	if err := c.store.deleteInvitation(ctx, console, id, c.wall().Unix()); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(c.stdout, "deleted invitation %d\n", id)
 	return err
 }
 
@@ -334,103 +221,6 @@ func userDelete(ctx context.Context, c *cli) error {
 	return err
 }
 
-func userExport(f *flag.FlagSet) action {
-	ndjson := f.Bool("ndjson", false, "Write one JSON object a line instead of CSV.")
-	return func(ctx context.Context, c *cli) error {
-		if f, ok := c.stdout.(*os.File); ok && terminal.Is(f) {
-			return usagef("user export: refusing to print password hashes to a terminal; redirect or pipe the output")
-		}
-		export := exportCSV
-		if *ndjson {
-			export = exportNDJSON
-		}
-		out := bufio.NewWriterSize(c.stdout, 1<<16)
-		write, flush := export(out)
-		users, _, err := c.store.count(ctx)
-		if err != nil {
-			return err
-		}
-		progress := c.progress("users written", users)
-		defer progress.End()
-		n := 0
-		var unreadable error
-		err = c.store.export(ctx, func(u *user, hash string, sealed []byte) {
-			n++
-			progress.Show(n, int64(n))
-			totp := ""
-			if len(sealed) > 0 {
-				secret, err := c.unseal(ctx, sealed, sealName(u.id))
-				if err != nil { // without its secret, the user would lose its second factor
-					unreadable = err
-					return
-				}
-				totp = otp.EncodeSecret(secret)
-			}
-			write(u, hash, totp)
-		})
-		return errors.Join(err, unreadable, flush(), out.Flush())
-	}
-}
-
-func exportCSV(out io.Writer) (write func(u *user, hash, totp string), flush func() error) {
-	rows := csv.NewWriter(out)
-	rows.Write(exportColumns)
-	write = func(u *user, hash, totp string) {
-		if u.service {
-			hash = ""
-		}
-		rows.Write([]string{
-			fmt.Sprint(u.id),
-			u.username,
-			u.email,
-			hash,
-			string(u.role),
-			fmt.Sprint(u.disabled),
-			exportTime(u.createdAt),
-			exportTime(u.updatedAt),
-			exportTime(u.lastLoginAt),
-			exportTime(u.emailVerifiedAt),
-			fmt.Sprint(u.pending),
-			fmt.Sprint(u.service),
-			totp,
-		})
-	}
-	return write, func() error { rows.Flush(); return rows.Error() }
-}
-
-func exportNDJSON(out io.Writer) (write func(u *user, hash, totp string), flush func() error) {
-	var line []byte
-	write = func(u *user, hash, totp string) {
-		u.pendingEmail = "" // no code of a copy could confirm it
-		line = appendUser(line[:0], u, viewAll)
-		if !u.service {
-			line = append(line[:len(line)-1], `,"password_hash":`...)
-			line = appendString(line, hash)
-			if totp != "" {
-				line = appendString(append(line, `,"totp_secret":`...), totp)
-			}
-			line = append(line, '}')
-		}
-		line = append(line, '\n')
-		out.Write(line)
-	}
-	return write, func() error { return nil }
-}
-
-// parseTime reads a time in a format of userd, Django or PostgreSQL, in UTC if it
-// names no zone; "" is 0. why says what is wrong with the text, or is "".
-func parseTime(s string) (unix int64, why string) {
-	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05-07", "2006-01-02 15:04:05"} {
-		if t, err := time.Parse(layout, s); err == nil && t.Unix() > 0 {
-			return t.Unix(), ""
-		}
-	}
-	if s == "" {
-		return 0, ""
-	}
-	return 0, "must be a time such as 2026-01-31T12:00:00Z"
-}
-
 func sessionList(f *flag.FlagSet) action {
 	asJSON := jsonFlag(f)
 	return func(ctx context.Context, c *cli) error {
@@ -438,20 +228,11 @@ func sessionList(f *flag.FlagSet) action {
 		if err != nil {
 			return err
 		}
-		out := bufio.NewWriter(c.stdout)
-		table := terminal.NewTable(out, "ID", "CREATED", "LAST USED", "EXPIRES", "ADDRESS", "USER AGENT")
-		lines := json.NewEncoder(out)
+		list := terminal.NewList(c.stdout, *asJSON, "ID", "CREATED", "LAST USED", "EXPIRES", "ADDRESS", "USER AGENT")
 		err = c.store.sessionsOf(ctx, u.id, c.wall().Unix(), func(x *session) {
-			if *asJSON {
-				lines.Encode(newSessionAnswer(x, 0))
-				return
-			}
-			table.Row(x.id, when(x.createdAt), when(x.lastUsedAt), when(x.expiresAt), x.address, x.userAgent)
+			list.Row(newSessionAnswer(x, 0), x.id, when(x.createdAt), when(x.lastUsedAt), when(x.expiresAt), x.address, x.userAgent)
 		})
-		if !*asJSON {
-			err = errors.Join(err, table.Flush())
-		}
-		return errors.Join(err, out.Flush())
+		return errors.Join(err, list.Flush())
 	}
 }
 
@@ -467,7 +248,7 @@ func sessionEnd(ctx context.Context, c *cli) error {
 		_, err = fmt.Fprintf(c.stdout, "ended all sessions of %s\n", terminal.Printable(u.username))
 		return err
 	}
-	sid, err := parseID(c.args[1])
+	sid, err := param.ID(c.args[1])
 	if err != nil {
 		return usagef("session end: %q: the id of a session is a positive integer", c.args[1])
 	}
@@ -475,5 +256,155 @@ func sessionEnd(ctx context.Context, c *cli) error {
 		return err
 	}
 	_, err = fmt.Fprintf(c.stdout, "ended session %d of %s\n", sid, terminal.Printable(u.username))
+	return err
+}
+
+// tokenAdd makes an API key. It also accepts the scope admin and a key that never expires,
+// which HTTP refuses.
+func tokenAdd(f *flag.FlagSet) action {
+	k := apiKey{scope: readScope}
+	f.Func("scope", "What the key may do: `SCOPE` is verify, read, write or, only for an admin, admin. Default: read", func(v string) error {
+		return setting.Word(&k.scope, v, verifyScope, readScope, writeScope, adminScope)
+	})
+	life := keyLife.standard
+	f.Func("expires", "How long the key is valid: `TIME` is from 1h to 366d, such as 90d or 12h. With never, the key does not expire. Default: 90d", func(v string) error {
+		if v == "never" {
+			life = 0
+			return nil
+		}
+		if setting.DaysTTL(&life, v, keyLife.shortest, keyLife.longest) != nil {
+			return errors.New("must be from 1h to 366d, such as 90d or 12h, or never")
+		}
+		return nil
+	})
+	return func(ctx context.Context, c *cli) error {
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		k.userID, k.name = u.id, c.args[1]
+		key, err := c.addKey(ctx, console, &k, life)
+		if errors.Is(err, errKeyScope) {
+			return fmt.Errorf("%s is a member: only an admin can have a key with the scope admin", terminal.Printable(u.username))
+		}
+		if err != nil {
+			return err
+		}
+		until := "valid until it is revoked"
+		if k.expiresAt != 0 {
+			until = "valid until " + when(k.expiresAt)
+		}
+		fmt.Fprintf(c.stderr, "key %d of %s, with the scope %s, %s; userd does not show it again:\n", k.id, terminal.Printable(u.username), k.scope, until)
+		_, err = fmt.Fprintln(c.stdout, key)
+		return err
+	}
+}
+
+func tokenList(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	return func(ctx context.Context, c *cli) error {
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		list := terminal.NewList(c.stdout, *asJSON, "ID", "NAME", "PREFIX", "SCOPE", "CREATED", "EXPIRES", "LAST USED", "ADDRESS")
+		err = c.store.keysOf(ctx, u.id, func(k *apiKey) {
+			list.Row(newKeyAnswer(k), k.id, k.name, k.prefix, k.scope, when(k.createdAt), when(k.expiresAt), when(k.lastUsedAt), k.lastAddress)
+		})
+		return errors.Join(err, list.Flush())
+	}
+}
+
+func tokenRevoke(ctx context.Context, c *cli) error {
+	u, err := c.user(c.args[0])
+	if err != nil {
+		return err
+	}
+	id, err := param.ID(c.args[1])
+	if err != nil {
+		return usagef("token revoke: %q: the id of a key is a positive integer, as userd token list prints it", shorten(c.args[1]))
+	}
+	if err := c.store.revokeKey(ctx, console, u.id, id, c.wall().Unix()); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.stdout, "revoked key %d of %s\n", id, terminal.Printable(u.username))
+	return err
+}
+
+func userTOTP(f *flag.FlagSet) action {
+	asJSON := jsonFlag(f)
+	off := f.Bool("off", false, "Remove the second factor and the recovery codes.")
+	on := f.Bool("on", false, "Add a second factor, or replace it: print a QR code, read a code of the app from standard input, then print the recovery codes. All sessions of the user end.")
+	return func(ctx context.Context, c *cli) error {
+		if *off && *on {
+			return usagef("user totp: -on and -off cannot be combined")
+		}
+		u, err := c.user(c.args[0])
+		if err != nil {
+			return err
+		}
+		switch {
+		case *off:
+			if err := c.store.removeFactor(ctx, console, u.id, c.wall().Unix()); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.stdout, "removed the second factor of %s\n", terminal.Printable(u.username))
+			return err
+		case *on:
+			return c.addFactor(ctx, &u)
+		}
+		state, err := c.factorState(u.id)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return json.NewEncoder(c.stdout).Encode(state)
+		}
+		since := int64(0)
+		if state.On {
+			since = state.Since.Unix()
+		}
+		table := terminal.NewTable(c.stdout, "TOTP", onOff(state.On))
+		table.Row("SINCE", when(since))
+		table.Row("RECOVERY CODES LEFT", state.RecoveryCodesLeft)
+		table.Row("LOCKED", state.Locked)
+		return table.Flush()
+	}
+}
+
+// addFactor adds a factor to a user. It prints the QR code and the prompt to standard error, and
+// only the recovery codes to standard output, one a line.
+func (c *cli) addFactor(ctx context.Context, u *user) error {
+	if u.service {
+		return errServiceUser
+	}
+	if err := c.checkDataKeys(ctx); err != nil {
+		return err
+	}
+	secret, err := c.beginFactor(ctx, console, u.id)
+	if err != nil {
+		return err
+	}
+	uri := c.factorURI(u, secret)
+	if code, err := qr.Encode(uri); err == nil { // a long issuer may not fit
+		f, ok := c.stderr.(*os.File)
+		if err := code.Print(c.stderr, ok && terminal.Is(f)); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(c.stderr, "Scan the code with an authenticator app, or type this secret into it:\n%s\n%s\nThe code that the app shows now: ", otp.EncodeSecret(secret), uri)
+	line, err := terminal.ReadLine(c.stdin, "code", 256)
+	if err != nil {
+		return fmt.Errorf("%w; the second factor was not added", err)
+	}
+	codes, err := c.confirmFactor(ctx, console, u.id, line)
+	if errors.Is(err, errWrongOTP) {
+		return errors.New("the code is wrong, so the second factor was not added: check the clocks of the app and of this machine, and run the command again")
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.stderr, "added the second factor of %s, and ended its sessions; each of these recovery codes works once:\n", terminal.Printable(u.username))
+	_, err = fmt.Fprintln(c.stdout, strings.Join(codes, "\n"))
 	return err
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/throttle"
 )
 
@@ -33,14 +34,11 @@ var clockReaders = map[string]string{
 	"cli.go mailRetry":                     "the outbox",
 	"cli_data.go cli.printEvents":          "mono",
 	"cli_data.go eventsVerify":             "trimming",
-	"cli_data.go keyRotate":                "signing keys",
+	"cli.go keyRotate":                     "signing keys",
 	"cli_users.go sessionEnd":              "stored",
 	"cli_users.go sessionList":             "sessions",
 	"cli_users.go userDelete":              "stored",
 	"console.go server.retryMail":          "the outbox",
-	"events.go eventWriter.write":          "mono",
-	"events.go feed.wait":                  "mono",
-	"events.go server.streamEvents":        "mono",
 	"http.go server.ServeHTTP":             "mono",
 	"http.go server.logRequest":            "mono",
 	"import.go importer.tryInsert":         "stored",
@@ -55,7 +53,7 @@ var clockReaders = map[string]string{
 	"serve.go serveStore":                  "signing keys",
 	"sessions.go server.endSession":        "stored",
 	"sessions.go server.endSessions":       "stored",
-	"sessions.go server.listSessions":      "sessions",
+	"handlers.go server.listSessions":      "sessions",
 	"sessions.go server.logout":            "stored",
 	"sessions.go server.refresh":           "TestTheGraceIsForTheSameClient",
 	"sessions.go server.rekey":             "stored",
@@ -71,9 +69,7 @@ var clockReaders = map[string]string{
 	"users.go server.streamUsers":          "mono",
 	"registrations.go userService.addUser": "stored",
 	"users.go userService.changeUser":      "stored",
-	"write.go openWriter":                  "mono",
-	"write.go writer.commit":               "mono",
-	"cli_keys.go userTOTP":                 "stored",
+	"cli_users.go userTOTP":                "stored",
 	"factors.go server.checkCode":          "TestACodeWorksOnceIfTheClockIsSet",
 	"factors.go server.countWrongCode":     "stored",
 	"factors.go server.removeTOTP":         "stored",
@@ -83,16 +79,16 @@ var clockReaders = map[string]string{
 	"factors.go userService.confirmFactor": "TestAddingASecondFactor",
 	"factors.go userService.rotateDataKey": "stored",
 	"limits.go guess.finishFirstFactor":    "limits",
-	"login.go server.newMFAToken":          "stored",
-	"login.go server.parseMFAToken":        "TestAnMFATokenOnlyCompletesALogin",
-	"login.go server.startSession":         "sessions",
-	"login.go server.warnOwner":            "stored",
+	"sessions.go server.newMFAToken":       "stored",
+	"sessions.go server.parseMFAToken":     "TestAnMFATokenOnlyCompletesALogin",
+	"sessions.go server.startSession":      "sessions",
+	"codes.go server.warnOwner":            "stored",
 	"store_factors.go endWarning":          "the outbox",
 	"store_factors.go queuedMail.warn":     "the outbox",
 	"limits.go server.allowOwner":          "limits",
 
 	"codes.go server.forgotPassword":      "stored",
-	"outbox.go server.notice":             "stored",
+	"codes.go server.notice":              "stored",
 	"limits.go server.countMail":          "limits",
 	"limits.go server.mayMail":            "limits",
 	"handlers.go server.databaseFamilies": "stored", // the age of a mail, for a metric
@@ -120,8 +116,8 @@ var clockReaders = map[string]string{
 	"store_codes.go store.invitations":            "codes",
 	"store_codes.go store.sweepCodes":             "codes",
 
-	"cli_users.go invitationDelete":                "stored",
-	"cli_users.go invitationList":                  "codes",
+	"cli.go invitationDelete":                      "stored",
+	"cli.go invitationList":                        "codes",
 	"registrations.go server.askForApproval":       "stored",
 	"registrations.go server.completeRegistration": "codes",
 	"registrations.go server.createInvitation":     "stored",
@@ -139,7 +135,7 @@ var clockReaders = map[string]string{
 	"registrations.go server.verifyEmail":          "codes",
 	"store_mail.go endUndo":                        "stored",
 
-	"cli_keys.go tokenRevoke":        "stored",
+	"cli_users.go tokenRevoke":       "stored",
 	"keys.go server.authenticateKey": "API keys",
 	"keys.go server.introspect":      "API keys", // and access tokens
 	"keys.go server.revokeKey":       "stored",
@@ -302,7 +298,7 @@ func TestAStepOfTheWallClock(t *testing.T) {
 			x := &exchange{address: homeNet, who: principal{user: user{id: 1}}}
 			waits := func() (all []string) {
 				for limit := noLimit + 1; limit < limitCount; limit++ {
-					keys := []throttle.Key{s.limiter.seed.Key(network(homeNet))}
+					keys := []throttle.Key{s.limiter.seed.Key(clientaddr.Network(homeNet))}
 					if limit < networkFailures {
 						keys[0] = s.limiter.seed.Key("1")
 					}
@@ -314,7 +310,7 @@ func TestAStepOfTheWallClock(t *testing.T) {
 				a := &s.limiter.allowances[limit]
 				for range a.Burst {
 					a.Take(s.limiter.seed.Key("1"), s.mono())
-					a.Take(s.limiter.seed.Key(network(x.address)), s.mono())
+					a.Take(s.limiter.seed.Key(clientaddr.Network(x.address)), s.mono())
 				}
 			}
 			before := waits()

@@ -10,7 +10,10 @@ import (
 	"strings"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/setting"
+	"userd/internal/useragent"
+	"userd/internal/validate"
 )
 
 // linkTo returns a link with a new code of a kind, and the hash of the code. page is the URL of
@@ -123,7 +126,7 @@ func (s *server) resetPassword(x *exchange) error {
 	if err := s.allow(x, passwords); err != nil {
 		return err
 	}
-	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), in.Password)
+	hash, err := s.hasher.Hash(x.r.Context(), clientaddr.Network(x.address), in.Password)
 	if err != nil {
 		return err
 	}
@@ -305,7 +308,7 @@ func (s *server) confirmEmail(x *exchange) error {
 // restoreEmail undoes a change of the address of a user. It gives the user a random password,
 // and queues a mail with a reset link to the restored address: the person who changed the
 // address may know the password, and would change the address again before the user opens the
-// link.
+// link. It also removes a second factor that the user did not have before the change.
 func (s *server) restoreEmail(x *exchange) error {
 	in, err := decode[codeRequest](x.body())
 	if err != nil {
@@ -318,14 +321,15 @@ func (s *server) restoreEmail(x *exchange) error {
 	if err := s.allow(x, passwords); err != nil {
 		return err
 	}
-	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), rand.Text())
+	hash, err := s.hasher.Hash(x.r.Context(), clientaddr.Network(x.address), rand.Text())
 	if err != nil {
 		return err
 	}
 	now := s.wall().Unix()
 	reset := queuedMail{kind: resetMail, userID: c.user.id, email: c.email, detail: restored}
 	notice := s.notice(x, changedMail, c.user.id, "the e-mail address and the password")
-	if err := s.store.restoreEmail(x.r.Context(), &c, hash, reset.causedBy(x, now), now, notice...); err != nil {
+	removed := s.notice(x, changedMail, c.user.id, "the second factor was removed, because it was added after the change of the e-mail address")
+	if err := s.store.restoreEmail(x.r.Context(), &c, hash, reset.causedBy(x, now), now, notice, removed); err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"Address restored"}`+"\n"))
@@ -335,3 +339,70 @@ func (s *server) restoreEmail(x *exchange) error {
 // CONSOLE is off. The kind of the code decides what the page does. The code is in the fragment of the URL, which browsers do not send. So no log
 // contains the code, and a program that follows links does not use it up.
 func (s *server) accountPage(x *exchange) error { return x.sendPage(s.webPages.withAdmin()) }
+
+// unlessSame returns given, or nil if it is the current value.
+func unlessSame[T comparable](given *T, current T) *T {
+	if given != nil && *given == current {
+		return nil
+	}
+	return given
+}
+
+// newName returns a given name or address without spaces around it, or nil if it is
+// the current one, which may have them if it was adopted.
+func newName(given *string, current string) *string {
+	if given == nil || *given == current {
+		return nil
+	}
+	return unlessSame(new(validate.TrimName(*given)), current)
+}
+
+// causedBy returns the mail with the client of a request, which causes it, and with its time
+// in Unix seconds.
+func (m queuedMail) causedBy(x *exchange, now int64) *queuedMail {
+	m.address, m.userAgent, m.createdAt = x.address, useragent.Of(x.r), now
+	return &m
+}
+
+// notice returns the statement that queues a notice to a user about an act, or nil if notices
+// are off. The statement must run before the statements of the act.
+func (s *server) notice(x *exchange, kind mailKind, userID int64, detail string) []statement {
+	if !s.mailOn || s.notices == switchOff {
+		return nil
+	}
+	m := queuedMail{kind: kind, userID: userID, detail: detail}
+	return []statement{m.causedBy(x, s.wall().Unix()).toVerified()}
+}
+
+// loginNotice returns the notice of a login from a network that is new for the user,
+// otherwise nil. The first login of a user causes no notice.
+func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
+	notice := s.notice(x, loginMail, userID, "")
+	if notice == nil {
+		return nil, nil
+	}
+	known, others, err := s.store.loginsFrom(x.r.Context(), userID, clientaddr.SameNetwork(x.address))
+	if err != nil || known || !others {
+		return nil, err
+	}
+	return notice, nil
+}
+
+// mfaLife is how many seconds the token of the first step of a login is valid.
+const mfaLife = 300
+
+// warnOwner queues a mail to a user: a client knows its password, but did not prove its
+// second factor. It queues none if the user has logged in from the client's network before. The
+// mail leaves when the mfa_token has expired; a login from the same address before that drops
+// the mail.
+func (s *server) warnOwner(x *exchange, u *user, detail string) error {
+	if !s.mailOn || s.notices == switchOff || u.emailVerifiedAt == 0 {
+		return nil
+	}
+	known, _, err := s.store.loginsFrom(x.r.Context(), u.id, clientaddr.SameNetwork(x.address))
+	if err != nil || known {
+		return err
+	}
+	m := queuedMail{kind: factorMail, userID: u.id, detail: detail}
+	return s.store.write(x.r.Context(), m.causedBy(x, s.wall().Unix()).warn(mfaLife+clockLeeway))
+}

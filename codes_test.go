@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"userd/internal/groupcommit/groupcommittest"
 )
 
 // linkCode returns the code of a link.
@@ -1032,13 +1034,13 @@ func TestAnAddressThatChangesMeanwhileIsNotVerified(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	release := holdWriter(t, s.store)
-	changed := enqueue(t, s.store, func() error {
+	release := groupcommittest.Busy(t, s.store.writer)
+	changed := groupcommittest.Enqueue(t, s.store.writer, func() error {
 		_, err := s.store.updateUser(t.Context(), console, u.id, change{email: new("victim@example.com")}, 0, testNow)
 		return err
 	})
 	replies := make(chan reply, 1)
-	enqueue(t, s.store, func() error {
+	groupcommittest.Enqueue(t, s.store.writer, func() error {
 		replies <- s.do(root, "PUT", path, `{"email_verified":true}`)
 		return nil
 	})
@@ -1048,4 +1050,29 @@ func TestAnAddressThatChangesMeanwhileIsNotVerified(t *testing.T) {
 	}
 	receive(t, "the reply", replies).want(t, 412, "version_mismatch")
 	s.do(root, "PUT", path, `{"email_verified":true}`).want(t, 200, "")
+}
+
+// Each reset and each undo hashes a password, so it counts toward the passwords of its network
+// like a login. One that is refused does not use up its code.
+func TestResetsAndUndosCountTowardThePasswordsOfTheNetwork(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail)
+	p := s.postbox()
+	path, _, undo := s.moved(p, "ann", "next@example.net")
+	_, root := s.admin("root")
+	link := s.resetLink(root, path)
+	keys := s.limiter.networkKeys("127.0.0.1")
+	for s.limiter.take(passwords, s.mono(), keys...) == nil {
+	}
+	for _, act := range []func() reply{
+		func() reply { return s.reset(link, newPassword) },
+		func() reply { return s.sendCode("", "undo", undo) },
+	} {
+		act().want(t, 429, "too_many_requests")
+		s.clock.add(s.limiter.allowances[passwords].Every)
+		r := act().want(t, 200, "")
+		if s.limiter.take(passwords, s.mono(), keys...) == nil {
+			t.Errorf("this did not count: %s", r.body)
+		}
+	}
 }

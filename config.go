@@ -2,13 +2,10 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -182,7 +179,7 @@ type option struct {
 }
 
 var options = []option{
-	{"DATABASE_URL", "database", "URL", "sqlite:///app.db", (*config).setDatabase,
+	{"DATABASE_URL", "database", "URL", "sqlite:///app.db", func(c *config, v string) error { return setting.SQLitePath(&c.database, v) },
 		"The database: sqlite:///relative.db, sqlite:////absolute.db or a path. The server, user add and user import create it if it does not exist."},
 	// Before ADDR, whose default depends on it.
 	{"HTTPS_DOMAIN", "https-domain", "NAME,...", "", func(c *config, v string) error { return setting.Domains(&c.domains, v) },
@@ -411,68 +408,17 @@ func (c *config) defaultAddr(standard string, getenv func(string) string) (strin
 	return net.JoinHostPort(host, port), nil
 }
 
-// setDatabase accepts a path, or a URL as SQLAlchemy accepts it for SQLite. It refuses a
-// path that begins like another URL: "file:app.db" would become the name of a file.
-func (c *config) setDatabase(v string) (err error) {
-	path := v
-	if setting.IsURL(v) {
-		rest, ok := strings.CutPrefix(v, "sqlite://")
-		if !ok {
-			return errors.New("userd keeps its data in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path; if this is a path, begin it with ./")
-		}
-		if path, ok = strings.CutPrefix(rest, "/"); !ok {
-			return errors.New("use sqlite:///PATH for a relative path, sqlite:////PATH for an absolute one")
-		}
-		if strings.Contains(path, "?") {
-			return errors.New("userd accepts no parameters after ?")
-		}
-	}
-	if path == "" || path == ":memory:" {
-		return errors.New("the database must be a file")
-	}
-	c.database, err = filepath.Abs(path)
-	return err
-}
-
 // maxAccessTTL is the longest lifetime of an access token. Services that verify tokens
 // themselves accept a token for so long after its session has ended.
 const maxAccessTTL = 24 * time.Hour
-
-// byteOrderMark is the mark with which many Windows programs begin UTF-8 text. userd drops
-// it from every text that it reads from a file or from standard input.
-const byteOrderMark = "\ufeff"
-
-// read returns the secret and the variable that holds it or names its file, or nothing if
-// it is not set. A line break at the end of a file is not part of the secret.
-func (x *secretSetting) read(getenv func(string) string) (secret []byte, from string, err error) {
-	value, fileSetting := getenv(x.env), x.env+"_FILE"
-	file := getenv(fileSetting)
-	switch {
-	case value != "" && file != "":
-		return nil, "", usagef("%s and %s are both set; set only one", x.env, fileSetting)
-	case value != "":
-		return []byte(value), x.env, nil
-	case file == "":
-		return nil, "", nil
-	}
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, "", usagef("%s: %v", fileSetting, setting.FileError(err))
-	}
-	secret = []byte(strings.TrimRight(strings.TrimPrefix(string(data), byteOrderMark), "\r\n"))
-	if len(secret) == 0 {
-		return nil, "", usagef("%s: the file is empty", fileSetting)
-	}
-	return secret, fileSetting, nil
-}
 
 // readSecrets reads the secrets that the environment holds or names.
 func (c *config) readSecrets(getenv func(string) string) error {
 	c.secretFrom = "kept in the database"
 	for i := range secrets {
-		value, from, err := secrets[i].read(getenv)
+		value, from, err := setting.Secret(getenv, secrets[i].env)
 		if err != nil {
-			return err
+			return usagef("%v", err)
 		}
 		if from != "" {
 			if err := secrets[i].set(c, value, from); err != nil {

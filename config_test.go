@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"userd/internal/setting"
 	"userd/internal/validate"
 )
 
@@ -385,7 +386,7 @@ func TestTheSigningKeyIsTakenFromOnePlace(t *testing.T) {
 	}
 	empty, newlines, good := write("empty", ""), write("newlines", "\r\n\n"), write("good", long+"\n")
 	short := write("short", "short-secret\n")
-	marked, onlyMark := write("marked", byteOrderMark+long[1:]+"\r\n"), write("mark", byteOrderMark+"\n")
+	marked, onlyMark := write("marked", setting.ByteOrderMark+long[1:]+"\r\n"), write("mark", setting.ByteOrderMark+"\n")
 	for _, c := range []struct {
 		claim   string
 		environ []string
@@ -546,7 +547,7 @@ func TestEachSecretCanBeInAFile(t *testing.T) {
 	}
 	for _, x := range secrets {
 		file := filepath.Join(dir, x.env)
-		if err := os.WriteFile(file, []byte(byteOrderMark+value(x.env)+"\r\n"), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(setting.ByteOrderMark+value(x.env)+"\r\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		var others []string

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"userd/internal/headers"
+	"userd/internal/param"
 	"userd/internal/setting"
 	"userd/internal/strictjson"
 )
@@ -116,7 +118,7 @@ func (x *exchange) sendPage(p *webPage) error {
 	header["Content-Type"] = []string{"text/html; charset=utf-8"}
 	header["Content-Security-Policy"] = []string{p.policy}
 	header["Referrer-Policy"] = []string{"no-referrer"}
-	if accepts(x.r, "Accept-Encoding", "gzip") {
+	if headers.Accepts(x.r, "Accept-Encoding", "gzip") {
 		header["Content-Encoding"] = []string{"gzip"}
 		return x.send(http.StatusOK, p.gzipped)
 	}
@@ -226,7 +228,7 @@ func (s *server) askForCookie(x *exchange, asked *bool) error {
 		return nil
 	}
 	if !s.console.on {
-		return bodyError(&strictjson.Error{Kind: strictjson.Unknown, Member: "cookie"})
+		return &strictjson.Error{Kind: strictjson.Unknown, Member: "cookie"}
 	}
 	x.cookie = *asked
 	if x.cookie {
@@ -249,6 +251,23 @@ func (s *server) readCookie(x *exchange) (string, error) {
 func (s *server) ownCookie(x *exchange) bool {
 	token, err := s.readCookie(x)
 	return err == nil && strings.HasPrefix(token, strconv.FormatInt(x.who.session, 10)+".")
+}
+
+// intoCookie puts a refresh token into the cookie and returns "" if x.cookie; otherwise it returns
+// the token, for the body.
+func (s *server) intoCookie(x *exchange, token string) string {
+	if !x.cookie {
+		return token
+	}
+	s.setCookie(x, token, s.refreshTTL)
+	return ""
+}
+
+// endCookie deletes the cookie of the request if it is that of the caller's session, which has ended.
+func (s *server) endCookie(x *exchange) {
+	if s.ownCookie(x) {
+		s.setCookie(x, "", -time.Second)
+	}
 }
 
 // dropCookie deletes the cookie that the request used if its refresh token is not valid any more.
@@ -289,7 +308,7 @@ func (s *server) listMails(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	limit, after, err := pageOf(q)
+	limit, after, err := param.Page(q, maxLimit)
 	if err != nil {
 		return err
 	}
@@ -297,7 +316,7 @@ func (s *server) listMails(x *exchange) error {
 	var state mailState
 	if q.Has("state") {
 		if err := setting.Word(&state, q.Get("state"), mailQueued, mailSent, mailFailed, mailDropped); err != nil {
-			return badParameter("state", err.Error())
+			return &param.Error{Name: "state", Text: err.Error()}
 		}
 	}
 	list := []mailAnswer{}
@@ -307,14 +326,14 @@ func (s *server) listMails(x *exchange) error {
 	}
 	if len(list) > int(limit) {
 		list = list[:limit]
-		x.linkNext(q, list[limit-1].ID)
+		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
 	}
 	return x.sendJSON(http.StatusOK, list)
 }
 
 // retryMail makes a mail due now.
 func (s *server) retryMail(x *exchange) error {
-	id, err := parseID(x.r.PathValue("mail"))
+	id, err := param.ID(x.r.PathValue("mail"))
 	if err != nil {
 		return errMailNotFound
 	}

@@ -415,7 +415,7 @@ func TestAnInvalidCookieIsDeleted(t *testing.T) {
 
 	kept := cookieOf(s.loginForCookie("ann"))
 	s.keepLog()
-	s.store.writer.filesLost.Store(true)
+	s.store.filesLost.Store(true)
 	if r := s.do("", "POST", "/api/refresh", "", kept, s.here()).want(t, 503, "unavailable"); newCookie(t, r) != nil {
 		t.Errorf("a failing database deletes the cookie: %q", r.header["Set-Cookie"])
 	}

@@ -7,7 +7,11 @@ import (
 	"slices"
 	"strings"
 
+	"userd/internal/headers"
+	"userd/internal/param"
 	"userd/internal/passhash"
+	"userd/internal/reqbody"
+	"userd/internal/strictjson"
 )
 
 // A usageError reports a wrong command or configuration. The exit status is 2.
@@ -164,6 +168,54 @@ func plainError(err error) error {
 		return errors.New(a.text)
 	}
 	return err
+}
+
+// clientError returns the error that tells a client what a leaf package refused: its
+// token, its body, a member of its body or a query parameter. It returns other errors unchanged.
+func clientError(err error) error {
+	switch err {
+	case headers.ErrNoBearer:
+		return errNoToken
+	case headers.ErrTwoHeaders:
+		return errBadToken
+	case reqbody.ErrTooLarge:
+		return errTooLarge
+	case reqbody.ErrBusy:
+		return errBusy
+	case reqbody.ErrIncomplete:
+		return errMalformedBody.with("The body is incomplete")
+	case param.ErrMalformed:
+		return errBadParameter.with("The query is malformed")
+	}
+	if e, ok := errors.AsType[*param.Error](err); ok {
+		name := shorten(e.Name)
+		err := errBadParameter.with("The query parameter %q %s", name, e.Text)
+		err.fields = map[string]string{name: e.Text}
+		return err
+	}
+	if e, ok := errors.AsType[*strictjson.Error](err); ok {
+		return memberError(e)
+	}
+	return err
+}
+
+// memberError returns the error that tells a client why strictjson refused its body.
+func memberError(e *strictjson.Error) error {
+	name := shorten(e.Member)
+	switch e.Kind {
+	case strictjson.Duplicate:
+		return errDuplicateMember.with("The member %q %s in the body", name, e.Text)
+	case strictjson.Unknown:
+		return errUnknownMember.with("The body has the member %q, which this route does not know", name)
+	case strictjson.WrongType:
+		err := errWrongType.with("The member %q %s", name, e.Text)
+		err.fields = map[string]string{e.Member: e.Text}
+		return err
+	}
+	if e.Member == "" {
+		return errMalformedBody.with("The body %s", e.Text)
+	}
+	return errMalformedBody.with("The member %q %s", name, e.Text)
 }
 
 // A storageError reports a failure of the database. Clients see errStorage; only the

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"userd/internal/sse"
 )
 
 // eventLines returns the events after an id: type, actor, user, session, address
@@ -159,7 +160,7 @@ func TestEachActIsOneEvent(t *testing.T) {
 			a.do(a.refresh, "POST", "/api/refresh", "").want(t, 200, "")
 			a.clock.add(2 * touchEvery * time.Second)
 			a.do(a.ann, "GET", "/api/users/me", "").want(t, 200, "")
-			wantError(t, "a write behind the touch", a.store.write(ctx, statement{query: `UPDATE counter SET user_id = user_id`}), nil)
+			wantError(t, "a write behind the touch", a.store.write(ctx, statement{Query: `UPDATE counter SET user_id = user_id`}), nil)
 		}, ""},
 		{"a refresh token that comes back, twice", func(t *testing.T, a *actors) {
 			a.do(a.refresh, "POST", "/api/refresh", "").want(t, 200, "")
@@ -298,11 +299,11 @@ func TestEventsArePagedByCursor(t *testing.T) {
 func addEvents(t testing.TB, st *store, n int) {
 	t.Helper()
 	err := st.write(context.Background(), statement{
-		query: `
+		Query: `
 			WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < @n)
 			INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes)
 			SELECT 1777777777, 'login', 0, 0, i, '192.0.2.1', '' FROM n`,
-		args: args{{"n", n}},
+		Args: args{{"n", n}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -325,7 +326,7 @@ func TestEventListsUseTheirIndexes(t *testing.T) {
 		if err := st.events(context.Background(), 0, 9, c.only, func(*event) {}); err != nil {
 			t.Fatal(err)
 		}
-		for query := range st.reads.stmts {
+		for _, query := range st.reads.Queries() {
 			if got := plan(t, another(t, path), query); got != c.step {
 				t.Errorf("%+v: the plan is %s, want %s", c.only, got, c.step)
 			}
@@ -358,9 +359,7 @@ func TestBadParametersOfEvents(t *testing.T) {
 	if r := s.do(root, "GET", "/api/events", "", "Accept: text/event-stream;q=0, application/json").want(t, 200, ""); !strings.HasPrefix(r.body, "[") {
 		t.Errorf("who refuses a stream gets %s", r.body)
 	}
-	for range cap(s.feed.slots) {
-		s.feed.slots <- struct{}{}
-	}
+	s.feed = sse.New(0)
 	if r := s.do(root, "GET", "/api/events", "", stream).want(t, 503, "busy"); r.header.Get("Retry-After") == "" {
 		t.Errorf("one stream too many: %v", r.header)
 	}
@@ -499,7 +498,7 @@ func (f *stream) nextEvent() (id int64, kind string) {
 
 // hasten makes the streams of a service read the database and check rights more often.
 func (s *service) hasten() {
-	s.feed.pollEvery, s.feed.recheckEvery = 2*time.Millisecond, 10*time.Millisecond
+	s.feed.PollEvery, s.feed.RecheckEvery = 2*time.Millisecond, 10*time.Millisecond
 }
 
 func TestAStreamFollowsTheEvents(t *testing.T) {
@@ -574,7 +573,7 @@ func TestASilentStreamGivesASignOfLife(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	s.hasten()
-	s.feed.pingEvery = 30 * time.Millisecond
+	s.feed.PingEvery = 30 * time.Millisecond
 	_, root := s.admin("root")
 	f := s.follow(root, "?type=token_reused&after=0")
 	if got := f.next(); got != "id: 0\n" {
@@ -584,7 +583,7 @@ func TestASilentStreamGivesASignOfLife(t *testing.T) {
 	if got := f.next(); got != ":\nid: 2\n" {
 		t.Errorf("got %q", got)
 	}
-	if speak := newFeed().pingEvery; speak >= writeTimeout {
+	if speak := newFeed().PingEvery; speak >= writeTimeout {
 		t.Errorf("HTTP/2 would end a stream that is silent for %v", speak)
 	}
 }
@@ -595,7 +594,7 @@ func TestAStreamOutlivesTheDeadlinesOfARequest(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	s.hasten()
-	s.feed.pingEvery = 20 * time.Millisecond
+	s.feed.PingEvery = 20 * time.Millisecond
 	_, root := s.admin("root")
 	web := newHTTPServer(s.server)
 	web.ReadHeaderTimeout, web.ReadTimeout, web.WriteTimeout = 100*time.Millisecond, 100*time.Millisecond, 100*time.Millisecond
@@ -640,7 +639,7 @@ func TestAStreamEndsWithTheRightToIt(t *testing.T) {
 			return nil
 		}},
 		{"when the server stops", func(s *service, _ string) error {
-			s.feed.stop()
+			s.feed.Stop()
 			return nil
 		}},
 	} {
@@ -659,7 +658,7 @@ func TestAStreamEndsWithTheRightToIt(t *testing.T) {
 			if f.err != nil {
 				t.Errorf("it ended with %v", f.err)
 			}
-			await(t, "its place is free", func() bool { return len(s.feed.slots) == 0 })
+			await(t, "its place is free", func() bool { return s.feed.Open() == 0 })
 		})
 	}
 }
@@ -671,22 +670,22 @@ func TestAStreamWhoseClientHasGoneIsGone(t *testing.T) {
 	_, root := s.admin("root")
 	f := s.follow(root, "")
 	f.next()
-	if n := len(s.feed.slots); n != 1 {
+	if n := s.feed.Open(); n != 1 {
 		t.Errorf("%d places are taken", n)
 	}
 	f.leave()
-	await(t, "its place is free", func() bool { return len(s.feed.slots) == 0 })
+	await(t, "its place is free", func() bool { return s.feed.Open() == 0 })
 	if r := s.do(root, "HEAD", "/api/events", "", "Accept: text/event-stream").want(t, 200, ""); r.header.Get("Content-Type") != "text/event-stream" {
 		t.Errorf("%v", r.header)
 	}
-	await(t, "a HEAD has held no place", func() bool { return len(s.feed.slots) == 0 })
+	await(t, "a HEAD has held no place", func() bool { return s.feed.Open() == 0 })
 }
 
 func TestASlowReaderOfAStreamIsCutOff(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	s.hasten()
-	s.feed.writeTimeout = 500 * time.Millisecond
+	s.feed.WriteTimeout = 500 * time.Millisecond
 	_, root := s.admin("root")
 	addEvents(t, s.store, 8_000)
 	runSQL(t, another(t, s.path), `UPDATE event SET changes = hex(zeroblob(2000))`) // more than any buffer on the way takes
@@ -694,7 +693,7 @@ func TestASlowReaderOfAStreamIsCutOff(t *testing.T) {
 	if line, err := in.ReadString('\n'); err != nil || !strings.Contains(line, " 200 ") {
 		t.Fatal(line, err)
 	}
-	await(t, "its place is free", func() bool { return len(s.feed.slots) == 0 })
+	await(t, "its place is free", func() bool { return s.feed.Open() == 0 })
 	s.do(root, "GET", "/api/users/me", "").want(t, 200, "")
 }
 
@@ -740,7 +739,7 @@ func TestNoEventIsLostOrDoubledAcrossReconnectsAndRestarts(t *testing.T) {
 			got, last = append(got, id), fmt.Sprint(id)
 		}
 		if round%5 == 4 {
-			s.feed.stop()
+			s.feed.Stop()
 			for id, _ := f.nextEvent(); id != 0; id, _ = f.nextEvent() {
 				got, last = append(got, id), fmt.Sprint(id)
 			}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/otp"
 	"userd/internal/qr"
 	"userd/internal/seal"
@@ -33,8 +34,22 @@ func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.dataKeys.ring(stored)
+}
+
+// knownRing is ring, but it makes no key: without any, the ring opens nothing.
+func (s *userService) knownRing() (*seal.Ring, error) {
+	stored, err := s.store.dataKey()
+	if err != nil {
+		return nil, err
+	}
+	return s.dataKeys.ring(stored)
+}
+
+// ring returns the ring of these keys and of the key in the database, which may be nil.
+func (k *dataKeys) ring(stored []byte) (*seal.Ring, error) {
 	var keys [][]byte
-	for _, key := range [][]byte{s.dataKeys.current, stored, s.dataKeys.previous} {
+	for _, key := range [][]byte{k.current, stored, k.previous} {
 		if key != nil {
 			keys = append(keys, key)
 		}
@@ -42,33 +57,24 @@ func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
 	return seal.NewRing(keys...)
 }
 
-// checkDataKeys returns errDataKey if a key that is neither set nor in the database has sealed
-// the secret of a factor: its user can log in only with a recovery code.
+// checkDataKeys returns errDataKey, with the number of the users and the id of the first, if a
+// key that is neither set nor in the database has sealed the secret of a factor. A server with
+// this error does not start: two servers with different keys would refuse the codes of each
+// other's users.
 func (s *userService) checkDataKeys(ctx context.Context) error {
-	ring, err := s.ring(ctx)
+	ring, err := s.knownRing()
 	if err != nil {
 		return err
 	}
-	unknown := 0
-	err = s.store.sealKeys(func(id []byte) {
+	var users, first int64
+	err = s.store.sealKeys(ctx, func(id []byte, n, user int64) {
 		if !ring.Has(id) {
-			unknown++
+			users += n
+			first = user
 		}
 	})
-	if err == nil && unknown > 0 {
-		err = errDataKey
-	}
-	return err
-}
-
-// reportDataKeys logs errDataKey and returns any other error of checkDataKeys. A server
-// without the key starts, because users without a factor, and those with a recovery code, can
-// log in.
-func (s *server) reportDataKeys(ctx context.Context) error {
-	err := s.checkDataKeys(ctx)
-	if errors.Is(err, errDataKey) {
-		s.log.Error("users with a second factor need a recovery code", "err", err)
-		return nil
+	if err == nil && users > 0 {
+		err = fmt.Errorf("%w. It concerns %s, such as user %d. If that key is lost, userd user totp -off USER removes the factor of a user", errDataKey, plural(users, "user"), first)
 	}
 	return err
 }
@@ -93,10 +99,13 @@ func (s *userService) unseal(ctx context.Context, sealed []byte, name string) ([
 }
 
 // rotateDataKey encrypts the secrets of factors again, under the key that is set now. done says
-// what it did, for a person; it is not empty if some secrets could not be decrypted, which is
-// the error.
+// what it did, for a person. The error can be that it could not decrypt some of them. If it
+// encrypts none, it changes nothing.
 func (s *userService) rotateDataKey(ctx context.Context) (done string, err error) {
-	ring, err := s.ring(ctx)
+	ring, err := s.knownRing()
+	if err == nil && s.dataKeys.previous != nil { // otherwise a new key could not open anything
+		ring, err = s.ring(ctx)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -104,9 +113,17 @@ func (s *userService) rotateDataKey(ctx context.Context) (done string, err error
 	if err != nil {
 		return "", err
 	}
-	done = fmt.Sprintf("encrypted %s again, under the key in the database", plural(sealed, "TOTP secret"))
+	key := "the key in the database"
 	if s.dataKeys.current != nil {
-		done = fmt.Sprintf("encrypted %s again, under DATA_KEY", plural(sealed, "TOTP secret"))
+		key = "DATA_KEY"
+	}
+	switch {
+	case sealed > 0:
+		done = fmt.Sprintf("encrypted %s again, under %s", plural(sealed, "TOTP secret"), key)
+	case unreadable > 0:
+		done = "changed nothing"
+	default:
+		done = "changed nothing: no TOTP secret is encrypted under another key than " + key
 	}
 	if unreadable > 0 {
 		err = fmt.Errorf("could not decrypt %s: set the key that encrypted them as DATA_KEY_PREVIOUS, and run the command again", plural(unreadable, "TOTP secret"))
@@ -206,7 +223,7 @@ func (s *server) requireProof(x *exchange, acts proof, password, code *string) e
 	if code == nil || *code == "" {
 		return errSecondFactor
 	}
-	p, err := s.checkCode(x, x.who.id, &c, *code)
+	p, err := s.checkCode(x, x.who.id, &c, *code, withPassword)
 	if err != nil {
 		return err
 	}
@@ -265,7 +282,7 @@ func (s *server) matchesPassword(x *exchange, id int64, c *credentials, name, pa
 	if err := s.allow(x, passwords); err != nil {
 		return false, err
 	}
-	ok, err := s.hasher.Verify(x.r.Context(), network(x.address), c.hash, password)
+	ok, err := s.hasher.Verify(x.r.Context(), clientaddr.Network(x.address), c.hash, password)
 	if err != nil {
 		return false, err
 	}
@@ -275,12 +292,18 @@ func (s *server) matchesPassword(x *exchange, id int64, c *credentials, name, pa
 	return ok, g.finish(ok)
 }
 
+// What a client proves before the second factor, for the mail to the owner.
+const (
+	withPassword = "your password"
+	withLink     = "a link that sets a new password"
+)
+
 // checkCode checks a code of the second factor of the user with these credentials. The client
-// must have proven the password before, or sent the code of a reset link. A wrong code, or a
+// must have proven the password before, or sent the code of a reset link: with. A wrong code, or a
 // recovery code that was used before, counts like a wrong password, and toward maxWrongCodes. The
 // code stays valid until the write that it allows, which runs p.statements. checkCode returns
 // errWrongOTP, errOTPUsed, errFactorLocked, errLimited or errStorage.
-func (s *server) checkCode(x *exchange, id int64, c *credentials, typed string) (p provenFactor, err error) {
+func (s *server) checkCode(x *exchange, id int64, c *credentials, typed, with string) (p provenFactor, err error) {
 	g, err := s.newGuess(x, id, c.hash, "")
 	if err != nil {
 		return p, err
@@ -310,21 +333,21 @@ func (s *server) checkCode(x *exchange, id int64, c *credentials, typed string) 
 	}
 	if !right {
 		s.stats.wrongCodes.Add(1)
-		return p, cmp.Or[error](s.countWrongCode(x, id), errWrongOTP)
+		return p, cmp.Or[error](s.countWrongCode(x, id, with), errWrongOTP)
 	}
 	return p, nil
 }
 
 // countWrongCode counts a wrong code of a user, even if the client has closed the connection:
 // otherwise it could guess without a limit. When the factor locks, countWrongCode records an
-// event and queues a notice to the user.
-func (s *server) countWrongCode(x *exchange, id int64) error {
+// event and queues a notice to the user, which says what the client proved with the code.
+func (s *server) countWrongCode(x *exchange, id int64, with string) error {
 	ctx := context.WithoutCancel(x.r.Context())
 	failures, err := s.store.countWrongCode(ctx, id)
 	if err != nil || failures != maxWrongCodes {
 		return err
 	}
-	detail := fmt.Sprintf("it sent %d wrong codes in a row, so only a recovery code works until your next login", maxWrongCodes)
+	detail := fmt.Sprintf("it sent %s and a wrong code, the last of %d in a row, so only a recovery code works now", with, maxWrongCodes)
 	return s.store.recordLock(ctx, id, x.address, s.wall().Unix(), s.notice(x, factorMail, id, detail)...)
 }
 
@@ -341,7 +364,7 @@ func (s *server) proveForReset(x *exchange, id int64, typed string) (p provenFac
 	case typed == "":
 		return p, errSecondFactor
 	}
-	return s.checkCode(x, id, &c, typed)
+	return s.checkCode(x, id, &c, typed, withLink)
 }
 
 type totpAnswer struct {
@@ -463,7 +486,7 @@ func (s *userService) factorState(id int64) (state factorState, err error) {
 	return state, err
 }
 
-// getTOTP answers with the state of the caller's second factor.
+// getTOTP answers with the state of a user's second factor.
 func (s *server) getTOTP(x *exchange) error {
 	state, err := s.factorState(x.target)
 	if err != nil {

@@ -20,8 +20,11 @@ import (
 	"time"
 
 	"userd/internal/checkup"
+	"userd/internal/param"
 	"userd/internal/passhash"
 	"userd/internal/prom"
+	"userd/internal/reqbody"
+	"userd/internal/sse"
 )
 
 // A server answers HTTP. Its parts are set once, by newServer.
@@ -32,13 +35,13 @@ type server struct {
 	limiter     *limiter   // nil: RATE_LIMIT=off
 	mailLimit   *mailLimit // of strangers
 	memberMails *mailLimit
-	feed        *feed
+	feed        *sse.Feed
 	log         *slog.Logger
 	mono        func() time.Duration // the monotonic clock, for limits and intervals: the time since some start
 	mux         *http.ServeMux
 	stats       *stats
 	health      *health
-	largeBodies chan struct{} // holds one token for each body over smallBody that is being read
+	bodies      *reqbody.Reader
 	lists       chan struct{} // holds one token for each part of a full list that is being read
 	crossOrigin *http.CrossOriginProtection
 	webPages    webPages
@@ -57,7 +60,7 @@ func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *sl
 		mux:         http.NewServeMux(),
 		stats:       newStats(st, mono),
 		health:      &health{database: checkup.New(time.Second, 2*time.Second, mono, st.probe)},
-		largeBodies: make(chan struct{}, maxLargeBodies),
+		bodies:      reqbody.NewReader(maxBody, smallBody, maxLargeBodies),
 		lists:       make(chan struct{}, readerCount/2),
 		crossOrigin: newCrossOrigin(&c.console),
 	}
@@ -111,7 +114,7 @@ func (s *server) routes() []route {
 		{"GET /api/users/{id}/sessions", selfOrAdmin, noProof, noLimit, nil, s.listSessions},
 		{"DELETE /api/users/{id}/sessions", selfOrAdmin, endOtherSessions, noLimit, adminKeys, s.endSessions}, // ends the caller's session too, so each costs a login
 		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, changes, adminKeys, s.endSession},
-		{"GET /api/users/{id}/totp", selfOnly, noProof, noLimit, nil, s.getTOTP},
+		{"GET /api/users/{id}/totp", ownOrAdmin, noProof, noLimit, nil, s.getTOTP},
 		{"POST /api/users/{id}/totp", selfOnly, changeFactor, changes, nil, s.addTOTP},
 		{"POST /api/users/{id}/totp/confirm", selfOnly, noProof, changes, nil, s.confirmTOTP},
 		{"DELETE /api/users/{id}/totp", selfOrAdmin, changeFactor, changes, nil, s.removeTOTP},
@@ -147,7 +150,7 @@ func (s *server) routes() []route {
 // handle adds a route to the mux. It checks the access before the handler runs. A path that ends
 // with a slash is only that path, not those below it.
 func (s *server) handle(rt route) {
-	stats := s.stats.route(rt.pattern)
+	counters := s.stats.requests.Route(rt.pattern) // METRICS_ADDR shares them
 	pattern := rt.pattern
 	if strings.HasSuffix(pattern, "/") {
 		pattern += "{$}"
@@ -155,11 +158,11 @@ func (s *server) handle(rt route) {
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		x := w.(*exchange)
 		x.r = r // with the path's values
-		x.routed, x.proof, x.limit, x.scopes, x.routeStats = true, rt.proof, rt.limit, rt.scopes, stats
+		x.routed, x.proof, x.limit, x.scopes, x.counters = true, rt.proof, rt.limit, rt.scopes, counters
 		err := s.admit(x, rt.access)
 		if err == nil {
 			if err = rt.handle(x); err != nil {
-				err = s.countMalformed(x, err)
+				err = s.countMalformed(x, clientError(err))
 			}
 		}
 		if err != nil {
@@ -191,9 +194,9 @@ func (s *server) verify(x *exchange) error {
 	}
 	switch factor := q.Get("factor"); {
 	case q.Has("factor") && factor != "required":
-		return badParameter("factor", "can only be required")
+		return &param.Error{Name: "factor", Text: "can only be required"}
 	case factor != "" && !x.who.factor:
-		return errFactorRequired
+		return errFactorRequired.with("This requires a login with a second factor: add one, or log in with it")
 	}
 	if x.who.username == "" {
 		return errNoUsername
@@ -203,6 +206,45 @@ func (s *server) verify(x *exchange) error {
 	header.Set("X-User-Name", url.PathEscape(x.who.username))
 	header.Set("X-User-Role", string(x.who.role))
 	return x.sendJSON(http.StatusOK, verifyAnswer{x.who.id, x.who.username, x.who.role})
+}
+
+// listSessions answers with a user's live sessions, the oldest first.
+func (s *server) listSessions(x *exchange) error {
+	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	list := []sessionAnswer{}
+	err := s.store.sessionsOf(x.r.Context(), x.target, s.wall().Unix(), func(v *session) {
+		list = append(list, newSessionAnswer(v, x.who.session))
+	})
+	if err != nil {
+		return err
+	}
+	return x.sendJSON(http.StatusOK, list)
+}
+
+type sessionAnswer struct {
+	ID         int64     `json:"id"`
+	CreatedAt  time.Time `json:"created_at"`
+	LastUsedAt time.Time `json:"last_used_at"`
+	Address    string    `json:"address"`
+	UserAgent  string    `json:"user_agent"`
+	ExpiresAt  time.Time `json:"expires_at"`
+	Current    bool      `json:"current"`
+}
+
+// newSessionAnswer returns a session as clients and the command line see it. current is
+// the id of the client's own session, or 0.
+func newSessionAnswer(x *session, current int64) sessionAnswer {
+	return sessionAnswer{
+		ID:         x.id,
+		CreatedAt:  utc(x.createdAt),
+		LastUsedAt: utc(x.lastUsedAt),
+		Address:    x.address,
+		UserAgent:  x.userAgent,
+		ExpiresAt:  utc(x.expiresAt),
+		Current:    x.id == current,
+	}
 }
 
 // maxMonitors is the largest number of connections to METRICS_ADDR.
@@ -291,9 +333,8 @@ func (s *server) openAPI(x *exchange) error { return x.send(http.StatusOK, openA
 
 // stats are the counters of a server. Its store and its hasher have their own.
 type stats struct {
-	mu           sync.Mutex
-	routes       []*routeStats
-	unrouted     *routeStats // the first of routes: requests that matched no row
+	requests     prom.Requests
+	unrouted     *prom.Route // those that matched no row
 	limited      *prom.Counters
 	mails        *prom.Counters
 	badKeys      atomic.Uint64 // API keys that were not valid
@@ -312,7 +353,7 @@ func newStats(st *store, mono func() time.Duration) *stats {
 		limited: prom.NewCounters("limit", "user and network", "user", "network", "registration", "refresh", "password", "lookup", "change", "user change", "malformed", "session refresh", "code", "key", "mail"),
 		mails:   prom.NewCounters("outcome", "sent", "failed", "abandoned", "limited"),
 	}
-	t.unrouted = t.route("")
+	t.unrouted = t.requests.Route("")
 	// A count reads two entire indexes, which is too expensive for each scrape.
 	// Prometheus waits 10 seconds for a page.
 	t.rowCount = checkup.New(time.Minute, 5*time.Second, mono, func(ctx context.Context) error {
@@ -334,21 +375,6 @@ func newStats(st *store, mono func() time.Duration) *stats {
 	return t
 }
 
-// route returns the counters of a pattern's requests. METRICS_ADDR has patterns
-// of the other address, and shares their counters.
-func (t *stats) route(pattern string) *routeStats {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, r := range t.routes {
-		if r.pattern == pattern {
-			return r
-		}
-	}
-	r := &routeStats{pattern: pattern}
-	t.routes = append(t.routes, r)
-	return r
-}
-
 // noteState counts the open connections, as http.Server.ConnState.
 func (t *stats) noteState(_ net.Conn, state http.ConnState) {
 	switch state {
@@ -360,23 +386,7 @@ func (t *stats) noteState(_ net.Conn, state http.ConnState) {
 }
 
 func (s *server) requestFamilies(p *prom.Page) {
-	const requests = "http_request_duration_seconds"
-	p.Family(requests, "histogram", "Requests by route, method and status, from the end of the header to the end of the answer.")
-	s.stats.mu.Lock()
-	routes := slices.Clone(s.stats.routes)
-	s.stats.mu.Unlock()
-	for _, r := range routes {
-		path := "none"
-		if r.pattern != "" {
-			_, path, _ = strings.Cut(r.pattern, " ")
-		}
-		r.mu.RLock()
-		list := slices.Clone(r.series) // requests must not wait for the page
-		r.mu.RUnlock()
-		for _, q := range list {
-			p.Histogram(requests, prom.Labels("route", path, "method", q.method, "status", strconv.Itoa(q.status)), q.durations)
-		}
-	}
+	p.Requests("http_request_duration_seconds", "Requests by route, method and status, from the end of the header to the end of the answer.", &s.stats.requests)
 	p.Gauge("userd_connections", "Open connections, idle ones too.", float64(s.stats.connections.Load()))
 	p.Counters("userd_limited_total", "Requests refused by a limit, which answers 429.", s.stats.limited)
 	p.Counter("userd_second_factor_failures_total", "Wrong codes of second factors.", float64(s.stats.wrongCodes.Load()))
@@ -414,13 +424,12 @@ func (s *server) databaseFamilies(p *prom.Page) {
 		damaged = 1
 	}
 	p.Gauge("userd_database_damaged", "Whether the check at the start found damage: 1 or 0.", damaged)
-	w := s.store.writer
 	const commits, writes = "userd_commit_duration_seconds", "userd_commit_writes"
 	p.Family(commits, "histogram", "Durations of transactions, with their commit and its sync.")
-	p.Histogram(commits, "", w.commitDurations)
+	p.Histogram(commits, "", s.store.commitDurations)
 	p.Family(writes, "histogram", "Writes that share a commit and took effect.")
-	p.Histogram(writes, "", w.commitSizes)
-	p.Counter("userd_writes_refused_total", "Writes that failed because of the database, or waited too long for it.", float64(w.failedWrites.Load()))
+	p.Histogram(writes, "", s.store.commitSizes)
+	p.Counter("userd_writes_refused_total", "Writes that failed because of the database, or waited too long for it.", float64(s.store.failedWrites.Load()))
 }
 
 // version returns the versions of userd and of Go, with the commit if known.

@@ -16,8 +16,7 @@ import (
 	"time"
 
 	"userd/internal/checkup"
-
-	"modernc.org/sqlite"
+	"userd/internal/groupcommit/groupcommittest"
 )
 
 const (
@@ -33,7 +32,7 @@ func TestReadyzReportsWhetherTheDatabaseCanBeReadAndWritten(t *testing.T) {
 		cause string
 	}{
 		{"another program holds the lock", func(t *testing.T, s *service) func() {
-			runSQL(t, s.store.conn, `PRAGMA busy_timeout = 0`)
+			runSQL(t, s.store.conn.Conn, `PRAGMA busy_timeout = 0`)
 			other := another(t, s.path)
 			runSQL(t, other, `BEGIN IMMEDIATE`)
 			return func() { runSQL(t, other, `ROLLBACK`) }
@@ -41,23 +40,12 @@ func TestReadyzReportsWhetherTheDatabaseCanBeReadAndWritten(t *testing.T) {
 		{"a commit fails", func(t *testing.T, s *service) func() {
 			var refuse atomic.Bool
 			refuse.Store(true)
-			err := s.store.conn.Raw(func(c any) error {
-				c.(sqlite.HookRegisterer).RegisterCommitHook(func() int32 {
-					if refuse.Load() {
-						return 1
-					}
-					return 0
-				})
-				return nil
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			groupcommittest.OnCommit(t, s.store.conn.Conn, refuse.Load)
 			return func() { refuse.Store(false) }
 		}, "constraint failed"},
 		{"nothing can be read", func(t *testing.T, s *service) func() {
-			runSQL(t, s.store.conn, `ALTER TABLE counter RENAME COLUMN user_id TO gone`)
-			return func() { runSQL(t, s.store.conn, `ALTER TABLE counter RENAME COLUMN gone TO user_id`) }
+			runSQL(t, s.store.conn.Conn, `ALTER TABLE counter RENAME COLUMN user_id TO gone`)
+			return func() { runSQL(t, s.store.conn.Conn, `ALTER TABLE counter RENAME COLUMN gone TO user_id`) }
 		}, "user_id"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
@@ -105,7 +93,7 @@ func TestReadyzReportsWhetherTheDatabaseCanBeReadAndWritten(t *testing.T) {
 func TestReadyzChecksTheDatabaseAtMostOnceASecond(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	commits := countCommits(t, s.store)
+	commits := groupcommittest.CountCommits(t, s.store.conn.Conn)
 	asked := func(want int64) {
 		t.Helper()
 		var wg sync.WaitGroup
@@ -140,12 +128,12 @@ func TestReadyzStartsNoSecondCheckOfAStuckDatabase(t *testing.T) {
 	s := newService(t)
 	book := s.keepLog()
 	s.health.database = checkup.New(time.Second, 20*time.Millisecond, s.mono, s.store.probe)
-	release := holdWriter(t, s.store)
+	release := groupcommittest.Busy(t, s.store.writer)
 	for range 10 {
 		s.do("", "GET", "/readyz", "").want(t, 503, "unavailable")
 		s.clock.add(time.Second)
 	}
-	if n := len(s.store.queue); n != 1 {
+	if n := s.store.writer.Waiting(); n != 1 {
 		t.Errorf("%d writes wait behind the one that is stuck, want 1", n)
 	}
 	if failed := book.records(t, slog.LevelError); len(failed) != 1 || failed[0]["err"] != checkup.ErrTimeout.Error() {
@@ -246,32 +234,6 @@ func TestHealthcheckFailsWhereTheServerIsNotReady(t *testing.T) {
 			defer web.Close()
 			userdProcess(t, t.TempDir(), "", nil, "healthcheck", "-addr", web.Listener.Addr().String()).wantFailure(t, 1, c.want)
 		})
-	}
-}
-
-func TestAServerOnEveryAddressIsAskedOnLoopback(t *testing.T) {
-	t.Parallel()
-	for addr, want := range map[string]string{
-		"127.0.0.1:5000":         "http://127.0.0.1:5000/readyz",
-		"192.0.2.7:80":           "http://192.0.2.7:80/readyz",
-		"userd.example.com:5000": "http://userd.example.com:5000/readyz",
-		"[2001:db8::1]:5000":     "http://[2001:db8::1]:5000/readyz",
-		":5000":                  "http://127.0.0.1:5000/readyz",
-		"0.0.0.0:5000":           "http://127.0.0.1:5000/readyz",
-		"[::ffff:0.0.0.0]:5000":  "http://127.0.0.1:5000/readyz",
-		"[::]:5000":              "http://[::1]:5000/readyz",
-	} {
-		got, client := readyURL(&config{addr: addr})
-		if got != want {
-			t.Errorf("%s is asked at %s, want %s", addr, got, want)
-		}
-		if transport, ok := client.Transport.(*http.Transport); !ok || transport.Proxy != nil {
-			t.Errorf("%s is asked through a proxy that the environment names", addr)
-		}
-	}
-	got, client := readyURL(&config{addr: ":443", domains: []string{"userd.example", "b.example"}})
-	if name := client.Transport.(*http.Transport).TLSClientConfig.ServerName; got != "https://127.0.0.1:443/readyz" || name != "userd.example" {
-		t.Errorf("with certificates by name it is asked at %s for %s", got, name)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"userd/internal/passhash"
+	"userd/internal/refresh"
 	"userd/internal/validate"
 )
 
@@ -395,12 +396,22 @@ func wantError(t *testing.T, what string, err, want error) {
 	}
 }
 
-// refresher returns the refresher of the service's database.
-func (s *service) refresher() *refresher {
+// refreshKey returns the key of the refresh tokens of the service's database.
+func (s *service) refreshKey() refresh.Key {
 	s.t.Helper()
-	r, err := loadRefresher(context.Background(), s.store)
+	key, err := refreshKey(context.Background(), s.store)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return r
+	return key
+}
+
+// parseRefresh returns what a refresh token of the service says.
+func (s *service) parseRefresh(token string) refresh.Token {
+	s.t.Helper()
+	t, ok := s.refreshKey().Parse(token)
+	if !ok {
+		s.t.Fatalf("%s is not a refresh token", token)
+	}
+	return t
 }

@@ -9,19 +9,21 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"mime"
 	"net/http"
+	"net/url"
 	"runtime/debug"
-	"slices"
 	"strconv"
-	"strings"
-	"sync"
 	"time"
-	"unicode/utf8"
 
 	"userd/internal/clientaddr"
+	"userd/internal/cors"
+	"userd/internal/headers"
+	"userd/internal/logging"
 	"userd/internal/netlisten"
+	"userd/internal/param"
 	"userd/internal/prom"
+	"userd/internal/reqbody"
+	"userd/internal/strictjson"
 	"userd/internal/throttle"
 )
 
@@ -38,6 +40,13 @@ const (
 const (
 	maxConnections = 4096
 	drainTimeout   = 7 * time.Second // for the running requests when the server stops
+)
+
+// Limits of the bodies of requests.
+const (
+	maxBody        = 64 << 10 // bytes; two passwords written in escapes need 12 KiB
+	smallBody      = 8 << 10  // bytes; a longer body is large
+	maxLargeBodies = 256      // that are read concurrently
 )
 
 // http2Bounds limit each HTTP/2 connection. With the defaults of net/http, a
@@ -64,20 +73,20 @@ type exchange struct {
 	logUser int64  // the user that sent the request; 0: unknown
 	name    string // the username of a login; logged only if it fails
 
-	routed        bool          // the mux found a route
-	proof         proof         // the acts of the route that require proof
-	renewed       bool          // the caller's token is the proof for an act of renewedOnly
-	stamp         *int64        // auth_stamp when the caller's password proved its acts
-	requiresProof bool          // an API key does an act that requires proof
-	cookie        bool          // the refresh token is in the cookie, not in the body
-	scopes        []keyScope    // of the API keys that may use the route
-	limit         limit         // of the route
-	counted       bool          // the request counts toward the limit of the route
-	stats         *stats        // of the server
-	routeStats    *routeStats   // of the route; until the mux finds one, of requests without a route
-	largeBodies   chan struct{} // of the server
-	status        int           // of the answer; 0: not yet sent
-	err           error         // why the request failed; nil: it did not fail
+	routed        bool            // the mux found a route
+	proof         proof           // the acts of the route that require proof
+	renewed       bool            // the caller's token is the proof for an act of renewedOnly
+	stamp         *int64          // auth_stamp when the caller's password proved its acts
+	requiresProof bool            // an API key does an act that requires proof
+	cookie        bool            // the refresh token is in the cookie, not in the body
+	scopes        []keyScope      // of the API keys that may use the route
+	limit         limit           // of the route
+	counted       bool            // the request counts toward the limit of the route
+	stats         *stats          // of the server
+	counters      *prom.Route     // of the route; until the mux finds one, of requests without a route
+	bodies        *reqbody.Reader // of the server
+	status        int             // of the answer; 0: not yet sent
+	err           error           // why the request failed; nil: it did not fail
 }
 
 // A limit names an allowance of a limiter. limits.go lists them.
@@ -102,7 +111,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := netlisten.FromContext(r.Context())
 	if c != nil && !c.BeginRequest() {
 		// Only HTTP/2. A 503 could wait for its client, and nothing would bound how many do.
-		s.stats.unrouted.observe(r.Method, http.StatusServiceUnavailable, 0)
+		s.stats.unrouted.Observe(r.Method, http.StatusServiceUnavailable, 0)
 		panic(http.ErrAbortHandler) // resets the stream
 	}
 	address, id := clientaddr.Proxies(s.trustedProxies).Origin(r)
@@ -115,8 +124,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		id:             id,
 		address:        address,
 		stats:          s.stats,
-		routeStats:     s.stats.unrouted,
-		largeBodies:    s.largeBodies,
+		counters:       s.stats.unrouted,
+		bodies:         s.bodies,
 	}
 	header := w.Header()
 	header["Content-Type"] = jsonType
@@ -138,7 +147,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				p = http.ErrAbortHandler // a part of an answer must not look like all of it
 			}
 		}
-		x.routeStats.observe(r.Method, x.status, time.Since(start))
+		x.counters.Observe(r.Method, x.status, time.Since(start))
 		s.logRequest(x, start)
 		if p != nil {
 			panic(p)
@@ -151,40 +160,21 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			header["Connection"] = lastAnswer
 		}
 	}
-	if len(s.corsOrigins) > 0 && s.cors(x) {
+	if x.routed = len(s.corsOrigins) > 0 && publicAPI.Allow(header, r, s.corsOrigins); x.routed { // a preflight request
+		x.WriteHeader(http.StatusNoContent)
 		return
 	}
 	s.mux.ServeHTTP(x, r)
 }
 
-// allowedHeaders are the headers that a page may send: those that userd reads, and
-// those that tracing and libraries in the page add to every request. A browser
-// refuses the request if one of its headers is not allowed.
-const allowedHeaders = "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID, " +
-	"X-Requested-With, X-Request-Id, Traceparent, Tracestate, Baggage, Sentry-Trace"
-
-// cors lets pages of the configured origins read the answers
-// (https://fetch.spec.whatwg.org/#http-cors-protocol). If x is a preflight
-// request, cors answers it and returns true. It does not allow credentials, so other
-// origins cannot use the cookie of the console: a page sends its token itself.
-func (s *server) cors(x *exchange) (preflight bool) {
-	header := x.Header()
-	header["Vary"] = []string{"Origin"}
-	origin := x.r.Header.Get("Origin")
-	if !slices.Contains(s.corsOrigins, origin) {
-		return false
-	}
-	header["Access-Control-Allow-Origin"] = []string{origin}
-	if x.r.Method != http.MethodOptions || x.r.Header.Get("Access-Control-Request-Method") == "" {
-		header["Access-Control-Expose-Headers"] = []string{"ETag, Link, Location, Retry-After, X-Request-Id"}
-		return false
-	}
-	header["Access-Control-Allow-Methods"] = []string{"GET, POST, PUT, PATCH, DELETE"}
-	header["Access-Control-Allow-Headers"] = []string{allowedHeaders}
-	header["Access-Control-Max-Age"] = []string{"600"}
-	x.routed = true
-	x.WriteHeader(http.StatusNoContent)
-	return true
+// publicAPI is what pages of the configured origins may use. The headers that a page may send
+// are those that userd reads, and those that tracing and libraries in the page add to every
+// request. Pages of other origins cannot use the cookie of the console: they send a token.
+var publicAPI = &cors.API{
+	Methods: "GET, POST, PUT, PATCH, DELETE",
+	Accepts: "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID, " +
+		"X-Requested-With, X-Request-Id, Traceparent, Tracestate, Baggage, Sentry-Trace",
+	Exposes: "ETag, Link, Location, Retry-After, X-Request-Id",
 }
 
 // WriteHeader sends the status. The mux answers in plain text if no route matches;
@@ -221,21 +211,9 @@ func (x *exchange) Write(p []byte) (int, error) {
 	return x.write(p)
 }
 
-// write sends a part of the body. Before net/http writes to the connection, it may
-// wait for the client: for the rest of the request's body, or for HTTP/2 flow
-// control (RFC 9113 section 5.2). For HTTP/2, write does not leave this to net/http,
-// because an answer that waits after the request has ended would not count.
+// write sends a part of the body.
 func (x *exchange) write(p []byte) (int, error) {
-	if x.r.ProtoMajor != 2 { // the connection's Write counts p
-		defer x.awaitClient(0)()
-		return x.ResponseWriter.Write(p)
-	}
-	defer x.awaitClient(len(p))()
-	n, err := x.ResponseWriter.Write(p)
-	if err == nil {
-		err = http.NewResponseController(x.ResponseWriter).Flush()
-	}
-	return n, err
+	return x.conn.WriteAnswer(x.ResponseWriter, x.r, p)
 }
 
 // setLength sets the Content-Length of an answer whose body is one write of n bytes. For
@@ -318,7 +296,7 @@ func (x *exchange) fail(err error) {
 		x.stats.limited.Add(l.By)
 		header["Retry-After"] = []string{strconv.FormatInt(int64((l.Wait+time.Second-1)/time.Second), 10)}
 	}
-	if accepts(x.r, "Accept", "application/problem+json") { // RFC 9457
+	if headers.Accepts(x.r, "Accept", "application/problem+json") { // RFC 9457
 		header["Content-Type"] = problemType
 		body.Title, body.Status, body.Detail = http.StatusText(a.status), a.status, body.Error
 	}
@@ -346,23 +324,8 @@ func challenge(err error) string {
 	return "Bearer"
 }
 
-// accepts reports whether the request names a media type in Accept, or a coding in Accept-Encoding.
-func accepts(r *http.Request, header, name string) bool {
-	for _, value := range r.Header[header] {
-		for part := range strings.SplitSeq(value, ",") {
-			t, params, err := mime.ParseMediaType(part)
-			if err != nil || t != name {
-				continue
-			}
-			if q, err := strconv.ParseFloat(params["q"], 64); err != nil || q > 0 { // 0 means not acceptable, RFC 9110 section 12.4.2
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// logRequest logs a request. The level of the many successful reads is debug.
+// logRequest logs a request. The level of a successful read is debug, since there
+// are many of them and few matter.
 func (s *server) logRequest(x *exchange, start time.Time) {
 	level := slog.LevelInfo
 	switch {
@@ -388,7 +351,7 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 		slog.String("client", x.address),
 	)
 	if x.r.Pattern == "" {
-		attrs = append(attrs, slog.String("path", loggedPath(x.r.URL.Path)))
+		attrs = append(attrs, slog.String("path", shorten(logging.Path(x.r.URL.Path))))
 	}
 	if x.logUser != 0 {
 		attrs = append(attrs, slog.Int64("user", x.logUser))
@@ -411,90 +374,63 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
-// utc returns a time of the database, or the zero time for 0, which means never.
-func utc(unix int64) (t time.Time) {
-	if unix != 0 {
-		t = time.Unix(unix, 0).UTC()
+// body returns the request's body, which must be JSON. See bodyOf.
+func (x *exchange) body() ([]byte, error) { return x.bodyOf("application/json") }
+
+// bodyOf returns the request's body, of at most maxBody bytes. It returns errMediaType if
+// the request does not say that this has the media type, or an error of reqbody.Reader.
+func (x *exchange) bodyOf(required string) ([]byte, error) {
+	if !reqbody.HasType(x.r, required) {
+		return nil, errMediaType.with("Send Content-Type: %s", required)
 	}
-	return t
+	defer x.conn.Await(0)()
+	return x.bodies.Read(x.ResponseWriter, x.r)
 }
 
-// appendString appends s as a JSON string. Only names that were adopted can
-// require escapes.
-func appendString(b []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
-			quoted, err := json.Marshal(s)
-			if err != nil {
-				panic(err) // a string cannot fail
-			}
-			return append(b, quoted...)
-		}
+// optionalBody is body, but returns an empty object if the request has no body.
+func (x *exchange) optionalBody() ([]byte, error) {
+	done := x.conn.Await(0)
+	exists := reqbody.Exists(x.r)
+	done()
+	if !exists {
+		return []byte("{}"), nil
 	}
-	b = append(b, '"')
-	b = append(b, s...)
-	return append(b, '"')
+	return x.body()
 }
 
-// appendTime appends a time in Unix seconds, or null for 0.
-func appendTime(b []byte, unix int64) []byte {
-	if unix == 0 {
-		return append(b, "null"...)
+// decode reads the results of body or optionalBody as a T, a struct as
+// strictjson.Unmarshal requires it. It returns err if that is not nil.
+func decode[T any](body []byte, err error) (in T, _ error) {
+	if err != nil {
+		return in, err
 	}
-	b = append(b, '"')
-	b = time.Unix(unix, 0).UTC().AppendFormat(b, time.RFC3339)
-	return append(b, '"')
+	return in, strictjson.Unmarshal(body, &in)
 }
 
-// A routeStats counts the requests of one row of the route table, or those that
-// matched no row.
-type routeStats struct {
-	pattern string // empty: the requests matched no row
-	mu      sync.RWMutex
-	series  []*requestSeries // few
+// query returns the query parameters, or an error of param.Query.
+func (x *exchange) query(names ...string) (url.Values, error) {
+	return param.Query(x.r.URL.RawQuery, names...)
 }
 
-// A requestSeries counts the requests of a route with one method and one status.
-type requestSeries struct {
-	method    string
-	status    int
-	durations *prom.Histogram
-}
+// maxLimit is the largest number of users or events on a page.
+const maxLimit = 1000
 
-// observe counts a request. Every request runs it, so it allocates only if it adds
-// a series.
-func (r *routeStats) observe(method string, status int, duration time.Duration) {
-	method = knownMethod(method)
-	r.mu.RLock()
-	x := r.find(method, status)
-	r.mu.RUnlock()
-	if x == nil {
-		r.mu.Lock()
-		if x = r.find(method, status); x == nil {
-			x = &requestSeries{method, status, prom.NewDurationHistogram()}
-			r.series = append(r.series, x)
-		}
-		r.mu.Unlock()
+// caller returns the principal of x as the caller of a write.
+func (x *exchange) caller() caller {
+	kind := sessionCaller
+	if x.who.key != 0 {
+		kind = keyCaller
 	}
-	x.durations.Observe(int64(duration))
-}
-
-// find returns a series, or nil. The caller holds the lock.
-func (r *routeStats) find(method string, status int) *requestSeries {
-	for _, x := range r.series {
-		if x.status == status && x.method == method {
-			return x
-		}
+	return caller{
+		kind:          kind,
+		user:          x.who.id,
+		session:       x.who.session,
+		key:           x.who.key,
+		address:       x.address,
+		token:         x.who.token,
+		renewed:       x.renewed,
+		stamp:         x.stamp,
+		keyReadAt:     x.who.keyReadAt,
+		requiresProof: x.requiresProof,
 	}
-	return nil
-}
-
-// knownMethod returns the method, or "other" if userd does not know it: a client
-// can send any word, and each word would be a series.
-func knownMethod(method string) string {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
-		return method
-	}
-	return "other"
 }

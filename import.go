@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"sync"
 
+	"userd/internal/groupcommit"
 	"userd/internal/safefile"
 	"userd/internal/sqlitefile"
 	"userd/internal/terminal"
@@ -66,7 +67,7 @@ func (c *cli) importNew(ctx context.Context, in io.Reader, dryRun, partial bool)
 			if err != nil {
 				return err
 			}
-			defer m.db.close()
+			defer m.close()
 			if err := read.moveTo(ctx, m); err != nil {
 				return err
 			}
@@ -86,7 +87,7 @@ func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial boo
 	if err != nil {
 		return err
 	}
-	defer m.db.close()
+	defer m.close()
 	m.progress = c.progress("rows read", size)
 	err = m.read(ctx, in)
 	m.progress.End()
@@ -99,6 +100,9 @@ func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial boo
 	case m.bad > 0 && !partial:
 		return m.refusal()
 	case dryRun:
+		if err := m.checkKeys(ctx); err != nil {
+			return fmt.Errorf("an import would fail: %w", err)
+		}
 		return m.conclude("would import "+plural(m.good, "user"), "would leave out ")
 	case m.good == 0: // insert would create the database
 		return m.conclude("imported 0 users", "left out ")
@@ -110,7 +114,8 @@ func (c *cli) importUsers(ctx context.Context, in io.Reader, dryRun, partial boo
 // table, outside the database and its locks, until insert moves all of them.
 type importer struct {
 	*cli
-	db        *writer // its connection and statements are used; its goroutine does not run
+	db        *sqlitefile.OnlyConn
+	stmts     *groupcommit.Cache // of db
 	progress  *terminal.Progress
 	mu        sync.Mutex // held by add and report
 	good, bad int        // rows
@@ -118,11 +123,11 @@ type importer struct {
 }
 
 func newImporter(ctx context.Context, c *cli) (*importer, error) {
-	db, err := openWriter(c.database)
+	db, err := sqlitefile.OpenToWrite(c.database, busyTimeout)
 	if err != nil {
 		return nil, err
 	}
-	m := &importer{cli: c, db: db}
+	m := &importer{cli: c, db: db, stmts: groupcommit.NewCache(db)}
 	// The rowid is the row's number. insertImport replaces a null id by a free one; place
 	// counts the rows without an id. One transaction for all rows is fast, and it locks only
 	// temporary tables.
@@ -136,14 +141,17 @@ func newImporter(ctx context.Context, c *cli) (*importer, error) {
 		CREATE TEMP TABLE problem (row INTEGER NOT NULL PRIMARY KEY, text TEXT NOT NULL);
 		BEGIN`)
 	if err != nil {
-		db.close()
+		db.Close()
 		return nil, fmt.Errorf("preparing the import: %w", err)
 	}
 	return m, nil
 }
 
+// close closes the statements first: an open one would keep the connection open.
+func (m *importer) close() error { return errors.Join(m.stmts.Close(), m.db.Close()) }
+
 func (m *importer) exec(ctx context.Context, query string, args ...any) error {
-	_, err := m.db.conn.ExecContext(ctx, query, args...)
+	_, err := m.db.ExecContext(ctx, query, args...)
 	return err
 }
 
@@ -214,7 +222,7 @@ func (m *importer) add(ctx context.Context, r importRow) error {
 	m.good++
 	m.factors = m.factors || r.totp != ""
 	m.progress.Show(m.good+m.bad, r.end)
-	insert, err := m.db.stmts.get(`
+	insert, err := m.stmts.Get(`
 		INSERT INTO import (rowid, id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
 			email_verified_at, pending, service, totp)
 		VALUES (?1, nullif(?2, 0), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)`)
@@ -235,7 +243,7 @@ func (m *importer) moveTo(ctx context.Context, to *importer) error {
 	var r importRow
 	var failed error
 	u := &r.user
-	err := sqlitefile.Scan(ctx, m.db.conn, `
+	err := sqlitefile.Scan(ctx, m.db, `
 		SELECT rowid, coalesce(id, 0), username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
 			email_verified_at, pending, service, totp
 		FROM import`,
@@ -254,7 +262,7 @@ func (m *importer) report(ctx context.Context, row int, problem string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.bad++
-	insert, err := m.db.stmts.get(`INSERT INTO problem (row, text) VALUES (?, ?)`)
+	insert, err := m.stmts.Get(`INSERT INTO problem (row, text) VALUES (?, ?)`)
 	if err == nil {
 		_, err = insert.ExecContext(context.WithoutCancel(ctx), row, problem)
 	}
@@ -263,7 +271,7 @@ func (m *importer) report(ctx context.Context, row int, problem string) error {
 
 // printProblems prints the stored problems in the order of the rows, and deletes them.
 func (m *importer) printProblems(ctx context.Context) error {
-	rows, err := m.db.conn.QueryContext(ctx, `SELECT row, text FROM problem ORDER BY row`)
+	rows, err := m.db.QueryContext(ctx, `SELECT row, text FROM problem ORDER BY row`)
 	if err != nil {
 		return err
 	}
@@ -325,7 +333,7 @@ func (m *importer) removeConflicts(ctx context.Context) error {
 		return err
 	}
 	rows := m.good + m.bad
-	err = m.db.conn.QueryRowContext(ctx, `SELECT count(*) FROM import`).Scan(&m.good)
+	err = m.db.QueryRowContext(ctx, `SELECT count(*) FROM import`).Scan(&m.good)
 	m.bad = rows - m.good
 	return err
 }
@@ -366,17 +374,25 @@ func (m *importer) conclude(outcome, leftOut string) error {
 	return err
 }
 
+// checkKeys returns an error of checkDataKeys if the import would encrypt TOTP secrets.
+func (m *importer) checkKeys(ctx context.Context) error {
+	if !m.factors {
+		return nil
+	}
+	return m.checkDataKeys(ctx)
+}
+
 // tryInsert moves the rows into the table user in one transaction. If a name or an
 // id was taken since the check, it changes nothing.
 func (m *importer) tryInsert(ctx context.Context) error {
-	ring, err := m.ring(ctx)
-	if err == nil && m.factors {
-		err = m.checkDataKeys(ctx)
+	if err := m.checkKeys(ctx); err != nil {
+		return err
 	}
+	ring, err := m.ring(ctx)
 	if err != nil {
 		return err
 	}
-	tx, err := m.db.conn.BeginTx(ctx, nil)
+	tx, err := m.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -408,7 +424,7 @@ func (m *importer) tryInsert(ctx context.Context) error {
 	}
 	if err == nil && rows > 0 {
 		e := event{at: m.wall().Unix(), kind: usersImported, changes: fmt.Sprintf("users=%d,admins=%d", rows, admins)}.by(console)
-		err = e.exec(ctx, tx)
+		err = e.Exec(ctx, tx)
 	}
 	if err == nil {
 		err = tx.Commit()

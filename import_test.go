@@ -254,7 +254,7 @@ func TestImportRace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer m.db.close()
+		defer m.close()
 		rows := "username,email,password_hash\nann,ann@example.com," + someHash + "\nbob,bob@example.com," + someHash + "\n"
 		if err := m.read(t.Context(), strings.NewReader(rows)); err != nil {
 			t.Fatal(err)
@@ -288,7 +288,7 @@ func TestAnImportThatFailsIsNotTriedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.db.close()
+	defer m.close()
 	if err := m.read(t.Context(), strings.NewReader("username,email,password_hash\nann,ann@example.com,"+someHash+"\n")); err != nil {
 		t.Fatal(err)
 	}
@@ -309,7 +309,7 @@ func TestImportRaceForAnID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.db.close()
+	defer m.close()
 	rows := "id,username,email,password_hash\n1,ann,ann@example.com," + someHash + "\n,bob,bob@example.com," + someHash + "\n"
 	if err := m.read(t.Context(), strings.NewReader(rows)); err != nil {
 		t.Fatal(err)

@@ -161,8 +161,8 @@ func TestInspectKnowsTheTablesOfEachSchema(t *testing.T) {
 			t.Errorf("schema %d: %v, %v", version, kind, err)
 		}
 		tables := strings.Split(scan[string](t, another(t, path), `SELECT group_concat(name) FROM (SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%' ORDER BY name)`), ",")
-		if got := slices.Sorted(slices.Values(tablesOf(migrations[:version]))); !slices.Equal(got, tables) {
-			t.Errorf("schema %d has the tables %q, and tablesOf returns %q", version, tables, got)
+		if got := slices.Sorted(slices.Values(migrations[:version].Tables())); !slices.Equal(got, tables) {
+			t.Errorf("schema %d has the tables %q, and Tables returns %q", version, tables, got)
 		}
 	}
 }
@@ -230,8 +230,7 @@ func TestALogWithoutItsDatabaseIsKept(t *testing.T) {
 func TestTheNamesThatUserdNeeds(t *testing.T) {
 	t.Parallel()
 	n := 0
-	for _, match := range createAny.FindAllStringSubmatch(strings.Join(migrations, ""), -1) {
-		name := match[1]
+	for _, name := range migrations.Names() {
 		if name == "user" {
 			continue
 		}

@@ -7,12 +7,16 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"userd/internal/apikey"
+	"userd/internal/headers"
+	"userd/internal/param"
 	"userd/internal/setting"
+	"userd/internal/sse"
 	"userd/internal/validate"
 )
 
@@ -183,7 +187,7 @@ func (s *server) listKeys(x *exchange) error {
 // revokeKey deletes an API key of a user. It requires no proof: an owner whose key has leaked
 // must be able to revoke it immediately.
 func (s *server) revokeKey(x *exchange) error {
-	id, err := parseID(x.r.PathValue("key"))
+	id, err := param.ID(x.r.PathValue("key"))
 	if err != nil {
 		return errKeyNotFound
 	}
@@ -206,6 +210,7 @@ type introspection struct {
 	Expires   int64    `json:"exp,omitempty"`   // 0: never
 	Issued    int64    `json:"iat,omitempty"`
 	Session   string   `json:"sid,omitempty"` // of an access token
+	AMR       []string `json:"amr,omitempty"` // of an access token whose login proved a second factor
 	TokenType string   `json:"token_type,omitempty"`
 }
 
@@ -253,6 +258,9 @@ func (s *server) inspectToken(token string, now int64) (found introspection, err
 			err = errBadToken
 		}
 		found = introspection{Expires: c.expires, Issued: c.issued, Session: strconv.FormatInt(c.session, 10)}
+		if c.otp {
+			found.AMR = []string{"pwd", "otp"}
+		}
 	}
 	if errors.Is(err, errStorage) {
 		return introspection{}, err
@@ -263,4 +271,140 @@ func (s *server) inspectToken(token string, now int64) (found introspection, err
 	found.Active, found.TokenType = true, "Bearer"
 	found.Subject, found.Username, found.Role = strconv.FormatInt(u.id, 10), u.username, u.role
 	return found, nil
+}
+
+// An eventAnswer is an event as clients and the command line see it.
+type eventAnswer struct {
+	ID        int64     `json:"id"`
+	Type      eventType `json:"type"`
+	At        time.Time `json:"at"`
+	ActorID   int64     `json:"actor_id,omitempty"`
+	UserID    int64     `json:"user_id,omitempty"`
+	SessionID int64     `json:"session_id,omitempty"`
+	Address   string    `json:"address,omitempty"`
+	Changes   []string  `json:"changes,omitempty"`
+}
+
+func newEventAnswer(e *event) eventAnswer {
+	a := eventAnswer{
+		ID:        e.id,
+		Type:      e.kind,
+		At:        utc(e.at),
+		ActorID:   e.actorID,
+		UserID:    e.userID,
+		SessionID: e.sessionID,
+		Address:   e.address,
+	}
+	if e.changes != "" {
+		a.Changes = strings.Split(e.changes, ",")
+	}
+	return a
+}
+
+// eventPage is the number of events of a page without a limit.
+const eventPage = 100
+
+// listEvents answers with a page of events, or with a stream of them if the
+// request accepts text/event-stream.
+func (s *server) listEvents(x *exchange) error {
+	q, err := x.query("limit", "after", "user", "type")
+	if err != nil {
+		return err
+	}
+	limit, after, err := param.Page(q, maxLimit)
+	if err != nil {
+		return err
+	}
+	var only eventFilter
+	if q.Has("user") {
+		if only.userID, err = param.ID(q.Get("user")); err != nil {
+			return &param.Error{Name: "user", Text: "must be the id of a user"}
+		}
+	}
+	if q.Has("type") {
+		if err := setting.Word(&only.kind, q.Get("type"), eventTypes...); err != nil {
+			return &param.Error{Name: "type", Text: err.Error()}
+		}
+	}
+	if headers.Accepts(x.r, "Accept", "text/event-stream") {
+		if q.Has("limit") {
+			return &param.Error{Name: "limit", Text: "is not allowed with a stream"}
+		}
+		if !q.Has("after") {
+			after = -1
+		}
+		return s.streamEvents(x, after, only)
+	}
+	if limit == 0 {
+		limit = eventPage
+	}
+	list := []eventAnswer{}
+	err = s.store.events(x.r.Context(), after, limit+1, only, func(e *event) { list = append(list, newEventAnswer(e)) })
+	if err != nil {
+		return err
+	}
+	if len(list) > int(limit) {
+		list = list[:limit]
+		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
+	}
+	return x.sendJSON(http.StatusOK, list)
+}
+
+// maxStreams is the largest number of open event streams. Each one holds a
+// connection and reads the database once per followEvery.
+const maxStreams = 64
+
+// followEvery is the time between two searches for new events.
+const followEvery = 200 * time.Millisecond
+
+func newFeed() *sse.Feed {
+	f := sse.New(maxStreams)
+	f.PollEvery, f.RecheckEvery, f.WriteTimeout = followEvery, time.Second, writeTimeout
+	f.PingEvery = 15 * time.Second // HTTP/2 ends a stream that is silent for writeTimeout
+	return f
+}
+
+// streamEvents sends the events after an id, and then each new one. The id -1 means the
+// newest. streamEvents polls the database, so it also sends the events of other processes.
+func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error {
+	after, err := s.streamStart(x, after)
+	if err != nil {
+		return err
+	}
+	err = s.feed.Serve(x, x.r, after, sse.Source{
+		Read: func(after int64, add func(int64, string, any)) (last int64, more bool, err error) {
+			return s.store.eventsSince(x.r.Context(), after, only, func(e *event) { add(e.id, string(e.kind), newEventAnswer(e)) })
+		},
+		Allowed: func() bool { return s.admit(x, adminOnly) == nil },
+	})
+	if err == sse.ErrBusy {
+		return errBusy.with("Too many event streams are open")
+	}
+	return err
+}
+
+// streamStart returns the id after which a stream starts: Last-Event-ID if the
+// request has it, otherwise after, or the id of the newest event if after is -1.
+// It returns errBadParameter for the id of an event that does not exist yet.
+func (s *server) streamStart(x *exchange, after int64) (int64, error) {
+	newest, err := s.store.lastEvent()
+	if err != nil {
+		return 0, err
+	}
+	switch last := x.r.Header.Get("Last-Event-ID"); last {
+	case "":
+	case "0":
+		after = 0
+	default:
+		if after, err = param.ID(last); err != nil {
+			return 0, errBadParameter.with("Last-Event-ID must be the id of an event")
+		}
+	}
+	if after < 0 {
+		after = newest
+	}
+	if after > newest { // the stream would be silent until other events have these ids
+		return 0, errBadParameter.with("Event %d does not exist yet: was the database restored from an older copy?", after)
+	}
+	return after, nil
 }

@@ -31,7 +31,7 @@ func (s *service) keyOf(userID int64, scope keyScope, life time.Duration) (key s
 		s.t.Fatal(err)
 	}
 	if scope != k.scope {
-		if err := s.store.write(s.t.Context(), statement{query: `UPDATE user_key SET scope = @scope WHERE id = @id`, args: args{{"scope", string(scope)}, {"id", k.id}}}); err != nil {
+		if err := s.store.write(s.t.Context(), statement{Query: `UPDATE user_key SET scope = @scope WHERE id = @id`, Args: args{{"scope", string(scope)}, {"id", k.id}}}); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -280,7 +280,7 @@ func TestAWriteChecksTheKey(t *testing.T) {
 			_, id := s.keyOf(asker, c.scope, time.Hour)
 			by := caller{kind: keyCaller, user: asker, key: id, keyReadAt: s.clock.wall().Unix(), requiresProof: c.requiresProof}
 			if c.change != "" {
-				if err := s.store.write(t.Context(), statement{query: c.change, args: args{{"key", id}, {"asker", asker}, {"other", other}}}); err != nil {
+				if err := s.store.write(t.Context(), statement{Query: c.change, Args: args{{"key", id}, {"asker", asker}, {"other", other}}}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -422,10 +422,8 @@ func TestAMistypedKeyCostsNoLookup(t *testing.T) {
 	s := newService(t)
 	key := apikey.New()
 	lookups := func() int {
-		s.store.reads.mu.Lock()
-		defer s.store.reads.mu.Unlock()
 		n := 0
-		for query := range s.store.reads.stmts {
+		for _, query := range s.store.reads.Queries() {
 			if strings.Contains(query, "user_key") {
 				n++
 			}
@@ -475,8 +473,8 @@ func TestWhenAKeyEnds(t *testing.T) {
 			}
 			values := args{{"hash", hash}, {"now", s.clock.wall().Unix()}, {"path", path}}
 			if err := s.store.write(s.t.Context(),
-				statement{query: insertCode + `SELECT @hash, 'uu', id, email, 0, 0, @now, @now + 60 FROM user WHERE '/api/users/' || id = @path`, args: values},
-				statement{query: `UPDATE user_code SET old_email = 'old@example.com'`}); err != nil {
+				statement{Query: insertCode + `SELECT @hash, 'uu', id, email, 0, 0, @now, @now + 60 FROM user WHERE '/api/users/' || id = @path`, Args: values},
+				statement{Query: `UPDATE user_code SET old_email = 'old@example.com'`}); err != nil {
 				s.t.Fatal(err)
 			}
 			s.do("", "POST", "/api/email/undo", `{"code":"`+code+`"}`).want(s.t, 200, "")
@@ -531,8 +529,8 @@ func TestAMailedResetEndsKeysOfAnUnprovenAddress(t *testing.T) {
 		now := s.clock.wall().Unix()
 		values := args{{"hash", hash}, {"now", now}, {"verified", verified}}
 		if err := s.store.write(t.Context(),
-			statement{query: `UPDATE user SET email_verified_at = @verified`, args: values},
-			statement{query: insertCode + `SELECT @hash, 'ur', id, email, 0, 0, @now, @now + 60 FROM user`, args: values}); err != nil {
+			statement{Query: `UPDATE user SET email_verified_at = @verified`, Args: values},
+			statement{Query: insertCode + `SELECT @hash, 'ur', id, email, 0, 0, @now, @now + 60 FROM user`, Args: values}); err != nil {
 			t.Fatal(err)
 		}
 		s.do("", "POST", "/api/password/reset", `{"code":"`+code+`","password":"another long one"}`).want(t, 200, "")
@@ -558,7 +556,7 @@ func TestAKeyVerifiesNoAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := s.clock.wall().Unix()
-	if err := s.store.write(t.Context(), statement{query: insertCode + `SELECT @hash, 'uv', id, email, 0, 0, @now, @now + 60 FROM user`, args: args{{"hash", hash}, {"now", now}}}); err != nil {
+	if err := s.store.write(t.Context(), statement{Query: insertCode + `SELECT @hash, 'uv', id, email, 0, 0, @now, @now + 60 FROM user`, Args: args{{"hash", hash}, {"now", now}}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, scope := range allScopes {
@@ -747,7 +745,7 @@ func TestTheUseOfAKeyIsRecordedOnceAnHour(t *testing.T) {
 	key, _ := s.keyOf(s.addNamed("ann", member, false), readScope, 0)
 	last := func() string {
 		// A write after the queued one shows that it has run.
-		if err := s.store.write(t.Context(), statement{query: `UPDATE counter SET id = id`}); err != nil {
+		if err := s.store.write(t.Context(), statement{Query: `UPDATE counter SET id = id`}); err != nil {
 			t.Fatal(err)
 		}
 		return scanStore[string](t, s, "SELECT last_used_at || ' ' || last_address FROM user_key")
@@ -779,7 +777,7 @@ func TestKeysAreNotLogged(t *testing.T) {
 	s.log = slog.New(slog.NewJSONHandler(lockedWriter{&mu, &log}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	_, root := s.admin("root")
 	path, ann := s.member("ann")
-	if err := s.store.write(t.Context(), statement{query: `UPDATE user SET email_verified_at = 1`}); err != nil {
+	if err := s.store.write(t.Context(), statement{Query: `UPDATE user SET email_verified_at = 1`}); err != nil {
 		t.Fatal(err)
 	}
 	r := s.do(ann, "POST", path+"/keys", `{"name":"secret-job","scope":"write","expires_in":3600}`).want(t, 201, "")
@@ -962,8 +960,8 @@ func TestTokenCommands(t *testing.T) {
 	sh.run(1, goodPassword, "user", "passwd", "bot")
 	sh.run(1, "", "user", "set", "bot", "-email", "bot@example.com")
 	sh.run(1, "", "user", "reset-link", "bot")
-	if _, text := sh.run(1, "000000\n", "user", "totp", "-enrol", "bot"); !strings.Contains(text, "A service user has neither") {
-		t.Errorf("user totp -enrol: %s", text)
+	if _, text := sh.run(1, "000000\n", "user", "totp", "-on", "bot"); !strings.Contains(text, "A service user has neither") {
+		t.Errorf("user totp -on: %s", text)
 	}
 
 	out, text := sh.run(0, "", "token", "add", "ann", "backup job")
@@ -971,12 +969,13 @@ func TestTokenCommands(t *testing.T) {
 		t.Errorf("token add: %s%s", out, text)
 	}
 	sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "never", "root", "ops")
-	if _, text := sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "366d", "bot", "x"); !strings.Contains(text, "warning: bot is a member") {
-		t.Errorf("token add -scope admin: %s", text)
+	for _, name := range []string{"ann", "bot"} {
+		if out, text := sh.run(1, "", "token", "add", "-scope", "admin", name, "x"); out != "" || !strings.Contains(text, name+" is a member: only an admin can have a key with the scope admin") {
+			t.Errorf("token add -scope admin: %s%s", out, text)
+		}
 	}
-	if _, text := sh.run(1, "", "token", "add", "-scope", "admin", "ann", "x"); !strings.Contains(text, "ann is a member: only an admin or a service user") {
-		t.Errorf("token add -scope admin: %s", text)
-	}
+	sh.run(0, "", "user", "set", "-role", "admin", "bot")
+	sh.run(0, "", "token", "add", "-scope", "admin", "-expires", "366d", "bot", "x")
 	for _, args := range []string{"-scope all ann x", "-expires 367d ann x", "-expires 59m ann x", "-expires -1d ann x", "-expires forever ann x", "ann"} {
 		sh.run(2, "", append([]string{"token", "add"}, strings.Fields(args)...)...)
 	}
@@ -1074,17 +1073,43 @@ func TestIntrospectionAndARequiredFactor(t *testing.T) {
 	active("true")
 }
 
-func TestAPromotionKeepsKeys(t *testing.T) {
+// A service that requires the second factor itself reads amr, which is that of the token.
+func TestAnIntrospectionHasTheAMROfTheToken(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, ann := s.member("ann")
+	bot, _ := s.keyOf(s.addNamed("bot", member, true), verifyScope, 0)
+	key, _ := s.keyOf(1, readScope, time.Hour)
+	secret, _ := s.enrol(ann)
+	proven := s.loginWith("ann", s.nextCode(secret)).want(t, 200, "").field("access_token")
+	for token, want := range map[string]string{proven: "[pwd otp]", ann: "", key: ""} {
+		r := s.introspectWith(bot, "token="+token)
+		if r.field("active") != "true" || r.field("amr") != want {
+			t.Errorf("%.3s…: %s, want the amr %q", token, r.body, want)
+		}
+		if claims := strings.Contains(token, ".") && strings.Contains(claimsOf(t, token), `"amr":["pwd","otp"]`); claims != (want != "") {
+			t.Errorf("the token and its introspection differ: %s", r.body)
+		}
+	}
+}
+
+// A member has no key with the scope admin, also if it is a service user: such a key would have
+// only the rights of a member, until the user becomes an admin.
+func TestOnlyAnAdminHasAKeyWithTheScopeAdmin(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	_, root := s.admin("root")
 	bot := s.addNamed("bot", member, true)
-	key, err := s.addKey(t.Context(), console, &apiKey{userID: bot, name: "job", scope: adminScope}, time.Hour)
+	add := func() (string, error) {
+		return s.addKey(t.Context(), console, &apiKey{userID: bot, name: "job", scope: adminScope}, time.Hour)
+	}
+	_, err := add()
+	wantError(t, "a key of a member", err, errKeyScope)
+	s.do(root, "PATCH", userPath(bot), `{"role":"admin"}`).want(t, 200, "")
+	key, err := add()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.do(key, "GET", "/api/events", "").want(t, 403, "forbidden")
-	s.do(root, "PATCH", userPath(bot), `{"role":"admin"}`).want(t, 200, "")
 	s.do(key, "GET", "/api/events", "").want(t, 200, "")
 	s.do(root, "PATCH", userPath(bot), `{"role":"member"}`).want(t, 200, "")
 	s.do(key, "GET", "/api/events", "").want(t, 401, "invalid_token")

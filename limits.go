@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/throttle"
 	"userd/internal/validate"
 )
@@ -121,27 +122,11 @@ func limited(err error) error {
 	return fmt.Errorf("%w: %w", errLimited, err)
 }
 
-// network returns the network of a client's address, or the text itself if it is not an
-// address.
-func network(address string) string {
-	a, err := netip.ParseAddr(address)
-	if err != nil {
-		return address
-	}
-	a = a.Unmap()
-	bits := 64
-	if a.Is4() {
-		bits = 24
-	}
-	p, _ := a.Prefix(bits) // no address has fewer bits
-	return p.String()
-}
-
 // networkKeys returns the keys of an address's network and of the wider ones that
 // contain it, as throttle.Nest counts them.
 func (l *limiter) networkKeys(address string) []throttle.Key {
 	keys := make([]throttle.Key, 1, 1+len(wideNetworks))
-	keys[0] = l.seed.Key(network(address))
+	keys[0] = l.seed.Key(clientaddr.Network(address))
 	if a, err := netip.ParseAddr(address); err == nil && a.Unmap().Is6() {
 		for _, bits := range wideNetworks {
 			p, _ := a.Prefix(bits)
@@ -283,7 +268,7 @@ func (s *server) allowLookup(x *exchange, name string) error {
 	if l == nil {
 		return nil
 	}
-	from := network(x.address)
+	from := clientaddr.Network(x.address)
 	now, keys := s.mono(), l.networkKeys(x.address)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -308,7 +293,7 @@ func (s *server) noteLogin(x *exchange, u *user) {
 	if l == nil {
 		return
 	}
-	from, now := network(x.address), s.mono()
+	from, now := clientaddr.Network(x.address), s.mono()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, name := range []string{u.username, u.email} {
@@ -334,7 +319,7 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 	if l == nil {
 		return nil, nil
 	}
-	from := network(x.address)
+	from := clientaddr.Network(x.address)
 	user := []string{"name", strings.Map(foldASCII, validate.TrimName(name))}
 	if id != 0 {
 		user = []string{"user", strconv.FormatInt(id, 10), hash}
@@ -359,7 +344,7 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 	// After a restart, only the sessions show which networks are known. The search
 	// also runs for a name that does not exist, which must take as long.
 	if err := s.store.sessionsOf(x.r.Context(), id, s.wall().Unix(), func(v *session) {
-		g.exempt = g.exempt || network(v.address) == from
+		g.exempt = g.exempt || clientaddr.Network(v.address) == from
 	}); err != nil {
 		return nil, err
 	}

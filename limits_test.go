@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"userd/internal/clientaddr"
+	"userd/internal/refresh"
 	"userd/internal/throttle"
 )
 
@@ -153,40 +155,6 @@ func TestAWrongCurrentPasswordCounts(t *testing.T) {
 	s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).wantWait(t, 2)
 }
 
-func TestNetworks(t *testing.T) {
-	t.Parallel()
-	for _, row := range []struct {
-		a, b string
-		same bool
-	}{
-		{"192.0.2.7", "192.0.2.255", true},
-		{"192.0.2.7", "192.0.3.7", false},
-		{"::ffff:192.0.2.7", "192.0.2.8", true},
-		{"2001:db8:1:2::7", "2001:db8:1:2:ffff::", true},
-		{"2001:db8:1:2::7", "2001:db8:1:3::7", false},
-		{"fe80::1%eth0", "fe80::2", true},
-		{"::1", "127.0.0.1", false},
-		{"a name", "another", false},
-	} {
-		if same := network(row.a) == network(row.b); same != row.same {
-			t.Errorf("%s and %s: one network: %t, want %t", row.a, row.b, same, row.same)
-		}
-	}
-}
-
-func FuzzNetwork(f *testing.F) {
-	for _, address := range []string{"192.0.2.1", "::ffff:10.0.0.1", "2001:db8::7", "fe80::1%eth0", "@", ""} {
-		f.Add(address)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		address, err := netip.ParseAddr(text)
-		whole, wrong := netip.ParsePrefix(network(text))
-		if err == nil && (wrong != nil || !whole.Contains(address.Unmap().WithZone(""))) {
-			t.Errorf("the network of %s is %s, %v", text, network(text), wrong)
-		}
-	})
-}
-
 // Otherwise a client with an IPv6 /48 would have 65,536 times each allowance.
 func TestAWideNetworkHasOneAllowance(t *testing.T) {
 	t.Parallel()
@@ -283,7 +251,7 @@ func TestAGuessReadsTheSessionsOnlyIfTheyDecide(t *testing.T) {
 	}
 	a := &s.limiter.allowances[networkFailures]
 	for range a.Burst {
-		a.Take(s.limiter.seed.Key(network("192.0.2.1")), s.mono())
+		a.Take(s.limiter.seed.Key(clientaddr.Network("192.0.2.1")), s.mono())
 	}
 	if _, err := newGuess(2); !errors.Is(err, errStorage) {
 		t.Errorf("a guess that an allowance stops did not read the sessions: %v", err)
@@ -304,7 +272,7 @@ func TestALimitedNetworkLooksUpNoUser(t *testing.T) {
 			s.register("cleo")
 			s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
 			s.tryLogin(homeNet, "bob", goodPassword).want(t, 200, "")
-			from := s.limiter.seed.Key(network(homeNet))
+			from := s.limiter.seed.Key(clientaddr.Network(homeNet))
 			drain := func(limit limit) {
 				a := &s.limiter.allowances[limit]
 				for range a.Burst {
@@ -457,7 +425,7 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 	session := int64(1000)
 	used := func() string { // a token of a session that has ended; its tag is right
 		session++
-		return `{"refresh_token":"` + s.refresher().format(&refreshToken{session: session}) + `"}`
+		return `{"refresh_token":"` + s.refreshKey().Format(&refresh.Token{Session: session}) + `"}`
 	}
 	always := func(body string) func() string { return func() string { return body } }
 	for _, row := range []struct {
@@ -491,7 +459,7 @@ func TestANetworkIsLimitedInAll(t *testing.T) {
 				return r
 			}
 			const left = 3
-			key := s.limiter.seed.Key(network(homeNet))
+			key := s.limiter.seed.Key(clientaddr.Network(homeNet))
 			for range a.Burst - left {
 				a.Take(key, s.mono())
 			}
@@ -548,7 +516,7 @@ func TestGarbageUsesUpNothingThatHonestClientsShare(t *testing.T) {
 	} {
 		const left = 5 // of each allowance, so that the flood can be small
 		l := newLimiter()
-		from := l.seed.Key(network(homeNet))
+		from := l.seed.Key(clientaddr.Network(homeNet))
 		for _, limit := range []limit{registrations, refreshes, changes, passwords, malformed, codeTries} {
 			a := &l.allowances[limit]
 			for range a.Burst - left {
@@ -581,11 +549,7 @@ func TestGarbageUsesUpNothingThatHonestClientsShare(t *testing.T) {
 // sessionOf returns the session of a refresh token.
 func (s *service) sessionOf(token string) int64 {
 	s.t.Helper()
-	t, err := s.refresher().parse(token)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return t.session
+	return s.parseRefresh(token).Session
 }
 
 // Each handler of a limited route must call count, and no other may.
@@ -697,7 +661,7 @@ func TestTheChangesOfAMemberAreLimited(t *testing.T) {
 			row.change(ann, home).wantWait(t, 60)
 			s.limiter.allowances[userChanges] = newLimiter().allowances[userChanges]
 			for range a.Burst {
-				a.Take(s.limiter.seed.Key(network(homeNet)), s.mono())
+				a.Take(s.limiter.seed.Key(clientaddr.Network(homeNet)), s.mono())
 			}
 			row.change(bob, home).wantWait(t, 1)
 			row.change(bob, other).want(t, row.status, "")

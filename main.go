@@ -12,6 +12,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/http"
+	neturl "net/url"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -19,6 +21,9 @@ import (
 	"strings"
 	"syscall"
 
+	"userd/internal/cmdline"
+	"userd/internal/healthcheck"
+	"userd/internal/safefile"
 	"userd/internal/terminal"
 )
 
@@ -57,16 +62,80 @@ func exitStatus(err error) int {
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
 	cmd, act, err := c.parse(args, getenv)
-	if err == nil && cmd.words == "" {
+	if err == nil && cmd.Words == "" {
 		return serve(ctx, c.config, stderr)
 	}
 	if err == nil {
-		err = cmd.run(ctx, c, act)
+		err = c.runCommand(ctx, cmd, act)
 	}
-	if help, ok := errors.AsType[*helpRequest](err); ok {
+	if help, ok := errors.AsType[*cmdline.HelpRequest](err); ok {
 		return printHelp(stdout, help)
 	}
 	return err
+}
+
+// table returns the command table with the flags of the settings.
+func table() *cmdline.Table[action] {
+	t := &cmdline.Table[action]{Program: "userd", Accepts: acceptsSetting}
+	for _, c := range commands {
+		t.Commands = append(t.Commands, command{Words: c.words, Args: c.args, Summary: c.summary, Help: c.help, Declare: c.declare})
+	}
+	for _, o := range options {
+		t.Settings = append(t.Settings, cmdline.Setting{Env: o.env, Flag: o.flag, Value: o.value, Standard: o.standard, Help: o.help})
+	}
+	return t
+}
+
+// acceptsSetting reports whether a command reads the setting with this flag.
+func acceptsSetting(words, setting string) bool {
+	switch words {
+	case "":
+		return true
+	case "help", "version":
+		return false
+	case "healthcheck":
+		return setting == "addr" || setting == "https-domain" || setting == "tls-cert"
+	case "mail test":
+		return setting == "mail-from"
+	}
+	switch setting {
+	case "database":
+		return true
+	case "event-retention":
+		return words == "events verify"
+	case "issuer":
+		if words == "user totp" {
+			return true
+		}
+		fallthrough
+	case "password-min-length":
+		return words == "user add" || words == "user passwd" || words == "user import"
+	}
+	return false
+}
+
+// runCommand runs a command. If root runs it in the directory of another user, it starts userd
+// again as that user, who could rename files there and so make root write elsewhere.
+func (c *cli) runCommand(ctx context.Context, cmd *command, run action) error {
+	if cmd.Words != "" && acceptsSetting(cmd.Words, "database") {
+		user, err := safefile.ActAs(c.database)
+		if err != nil {
+			return pathError(c.database, err)
+		}
+		if cmd.Words == "backup" && c.args[0] != "-" {
+			owner, err := safefile.ActAs(c.args[0])
+			if err != nil {
+				return err
+			}
+			if !user.Equal(owner) {
+				return c.backupElsewhere(user, owner)
+			}
+		}
+		if user != nil {
+			return c.runAs(user, c.given, c.stdout)
+		}
+	}
+	return run(ctx, c)
 }
 
 const about = `userd manages users: it registers them, logs them in with JSON Web Tokens, and
@@ -80,20 +149,19 @@ Usage:
 
 // printHelp prints the requested help. It returns a usageError if the topic is not
 // a command.
-func printHelp(w io.Writer, help *helpRequest) error {
+func printHelp(w io.Writer, help *cmdline.HelpRequest) error {
 	text := ""
-	if cmd, _, err := findCommand(help.topic); help.all {
+	if help.All {
 		text = manual()
-	} else if help.env {
+	} else if help.Env {
 		text = environmentExample()
-	} else if len(help.topic) == 0 {
+	} else if len(help.Topic) == 0 {
 		text = summary()
-	} else if err == nil {
-		text = commandHelp(cmd)
-	} else if _, group := errors.AsType[*helpRequest](err); group {
-		text = groupHelp(help.topic[0])
 	} else {
-		return err
+		var err error
+		if text, err = table().Help(help.Topic); err != nil {
+			return usagef("%v", err)
+		}
 	}
 	_, err := io.WriteString(w, text)
 	return err
@@ -101,7 +169,7 @@ func printHelp(w io.Writer, help *helpRequest) error {
 
 // summary returns the short help: all commands, and the most used settings.
 func summary() string {
-	text := about + "\nCommands:\n" + commandList("")
+	text := about + "\nCommands:\n" + table().List("")
 	text += "\nThe most used settings, with their environment variables and defaults:\n"
 	for _, name := range []string{"database", "addr", "registration", "https-domain", "trusted-proxies", "log-level"} {
 		o := options[slices.IndexFunc(options, func(o option) bool { return o.flag == name })]
@@ -116,57 +184,6 @@ More help:
   userd help -all     print the whole manual: all commands and all settings
   userd help -env     print an example of an environment file, with all settings
 `
-}
-
-// commandList returns one line for each command of a group, or for every command if
-// group is empty.
-func commandList(group string) string {
-	text := ""
-	for _, cmd := range commands {
-		if cmd.words != "" && (group == "" || strings.HasPrefix(cmd.words, group+" ")) {
-			text += fmt.Sprintf("  %-27s  %s\n", strings.TrimSpace(cmd.words+" "+cmd.args), cmd.summary)
-		}
-	}
-	return text
-}
-
-func groupHelp(group string) string {
-	return "Usage: userd " + group + " COMMAND [flags] [arguments]\n\nCommands:\n" + commandList(group) +
-		"\n\"userd help " + group + " COMMAND\" explains a command.\n"
-}
-
-func commandHelp(cmd *command) string {
-	text := "Usage: " + cmd.usage() + "\n\n" + terminal.Wrap("", cmd.help)
-	flags := cmd.flagHelp("  ")
-	for _, o := range options {
-		if cmd.accepts(o.flag) {
-			flags += o.entry()
-		}
-	}
-	if flags != "" {
-		text += "\nFlags:\n" + flags
-	}
-	if more := commandList(cmd.words); more != "" {
-		text += "\nMore commands:\n" + more
-	}
-	return text
-}
-
-// flagHelp returns the help of the flags that only this command has.
-func (cmd *command) flagHelp(indent string) string {
-	own := flag.NewFlagSet("", flag.ContinueOnError)
-	cmd.declare(own)
-	text := ""
-	own.VisitAll(func(f *flag.Flag) {
-		value, usage := flag.UnquoteUsage(f)
-		text += indent + strings.TrimSpace("-"+f.Name+" "+value) + "\n" + terminal.Wrap(indent+"    ", usage)
-	})
-	return text
-}
-
-// entry returns the help of a setting, with its default.
-func (o *option) entry() string {
-	return fmt.Sprintf("  -%s %s (%s)\n", o.flag, o.value, o.env) + terminal.Wrap("      ", withDefault(o.help, o.standard))
 }
 
 func withDefault(help, standard string) string {
@@ -196,13 +213,7 @@ func manual() string {
 
 		The exit status is 0 for success, 1 for failure, and 2 for a wrong command or
 		configuration.`)
-	for _, cmd := range commands {
-		text += "\n" + cmd.usage() + "\n" + terminal.Wrap("    ", cmd.help) + cmd.flagHelp("    ")
-	}
-	text += "\nSettings, as flags and environment variables:\n"
-	for _, o := range options {
-		text += o.entry()
-	}
+	text += table().Manual()
 	text += "\nSettings that only the environment can hold:\n"
 	for _, x := range secrets {
 		text += "  " + x.env + ", " + x.env + "_FILE\n" + terminal.Wrap("      ", x.help+" "+x.env+"_FILE names a file that holds it instead.")
@@ -213,56 +224,60 @@ func manual() string {
 	return text
 }
 
-// commands is the command table. Help and flags come from here.
-var commands = []command{
-	{"", "", untouched, "run the server",
+// commands is the command table. Help and flags come from here: see cmdline.Command.
+var commands = []struct {
+	words, args, summary, help string
+	declare                    func(*flag.FlagSet) action
+}{
+	{"", "", "run the server",
 		`Without a command, userd serves until it is interrupted or terminated. It then
 		finishes the running requests, closes the database and exits. On SIGHUP it reads the
 		files TLS_CERT and TLS_KEY again. Without HTTPS, SIGHUP ends userd like SIGTERM.`,
 		noFlags(nil)},
-	{"user add", "NAME [EMAIL]", untouched, "add a user",
+	{"user add", "NAME [EMAIL]", "add a user",
 		`Adds a user and prints its id. The password is the first line of standard input; on
 		a terminal userd asks for it twice and does not show it. A service user, for a program,
 		has no EMAIL and no password.`,
 		userAdd},
-	{"user list", "", opens, "list all users",
+	{"user list", "", "list all users",
 		`Prints all users, ordered by id.`,
-		userList},
-	{"user show", "USER", opens, "show one user",
+		opens(userList)},
+	{"user show", "USER", "show one user",
 		`Prints one user, one field a line.`,
-		userShow},
-	{"user set", "USER", opens, "change a user's name, address, role or status",
-		`Changes what the flags name, and prints the user, one field a line. Disabling a user ends its sessions.
+		opens(userShow)},
+	{"user set", "USER", "change a user's name, address, role or status",
+		`Changes what the flags name, and prints the user, one field a line. Disabling a user ends its sessions. A new
+		address is not verified, unless -email-verified=true is given too.
 		The last active admin can be neither demoted nor disabled.`,
-		userSet},
-	{"user passwd", "USER", opens, "set a user's password",
+		opens(userSet)},
+	{"user passwd", "USER", "set a user's password",
 		`Sets a password and ends all of the user's sessions. The password is the first line
 		of standard input; on a terminal userd asks for it twice and does not show it.`,
-		noFlags(userPasswd)},
-	{"user reset-link", "USER", opens, "print a link that sets a new password",
+		opens(noFlags(userPasswd))},
+	{"user reset-link", "USER", "print a link that sets a new password",
 		`Prints a link with which the user can set a new password once, and ends its earlier
 		link. The link is a secret: the first person who opens it can set the password. It
 		leads to the page that the server stored when it started: see APP_URL and RESET_URL.`,
-		userResetLink},
-	{"user invite", "", opens, "print a link with which users register",
+		opens(userResetLink)},
+	{"user invite", "", "print a link with which users register",
 		`Prints a link with which new users can register, whatever REGISTRATION says. With
 		-email, only this address can register, and it is then verified: send the link only
 		there. The link leads to the page that the server stored when it started: see APP_URL
 		and INVITE_URL.`,
-		userInvite},
-	{"user totp", "USER", opens, "show, add or remove a user's second factor",
+		opens(userInvite)},
+	{"user totp", "USER", "show, add or remove a user's second factor",
 		`Prints whether the user has a second factor, since when, how many recovery codes are
 		left, and whether wrong codes have locked it, so that only a recovery code works.
 		-off is for a user who has lost the app and the recovery codes.`,
-		userTOTP},
-	{"user approve", "USER", opens, "let a waiting user log in",
+		opens(userTOTP)},
+	{"user approve", "USER", "let a waiting user log in",
 		`Approves a user that registered with REGISTRATION=approval, so that it can log in.
 		userd does not tell the user. To refuse a user, delete it.`,
-		noFlags(userApprove)},
-	{"user delete", "USER", opens, "delete a user",
+		opens(noFlags(userApprove))},
+	{"user delete", "USER", "delete a user",
 		`Deletes a user and ends its sessions. The last active admin cannot be deleted.`,
-		noFlags(userDelete)},
-	{"user import", "FILE", untouched, "add users from a CSV or NDJSON file",
+		opens(noFlags(userDelete))},
+	{"user import", "FILE", "add users from a CSV or NDJSON file",
 		`Reads CSV, or NDJSON with one object a line, as "userd user export" writes them, a
 		JSON array of such objects, or the CSV of Django's table auth_user. If FILE is -, it
 		reads standard input. It skips empty lines and rows of only commas.
@@ -278,86 +293,86 @@ var commands = []command{
 		Each bad row is reported on standard error with its number, in order; a CSV header is
 		row 1. If any row is bad, nothing is imported, unless -partial is given.`,
 		userImport},
-	{"user export", "", opens, "write all users, with their secrets",
+	{"user export", "", "write all users, with their secrets",
 		`Writes all users with their password hashes and TOTP secrets, as of one moment, in
 		CSV. It refuses to write to a terminal.`,
-		userExport},
-	{"session list", "USER", opens, "list a user's sessions",
+		opens(userExport)},
+	{"session list", "USER", "list a user's sessions",
 		`Prints the active sessions of a user.`,
-		sessionList},
-	{"session end", "USER [SESSION]", opens, "end one session of a user, or all",
+		opens(sessionList)},
+	{"session end", "USER [SESSION]", "end one session of a user, or all",
 		`Ends the session with the id SESSION or, without it, all sessions of the user.`,
-		noFlags(sessionEnd)},
-	{"invitation list", "", opens, "list the invitations",
-		`Prints the valid invitations, without their links.`, invitationList},
-	{"invitation delete", "ID", opens, "end an invitation",
-		`Deletes an invitation: no user can register with its links any more.`, noFlags(invitationDelete)},
-	{"token add", "USER NAME", opens, "make an API key",
+		opens(noFlags(sessionEnd))},
+	{"invitation list", "", "list the invitations",
+		`Prints the valid invitations, without their links.`, opens(invitationList)},
+	{"invitation delete", "ID", "end an invitation",
+		`Deletes an invitation: no user can register with its links any more.`, opens(noFlags(invitationDelete))},
+	{"token add", "USER NAME", "make an API key",
 		`Makes an API key of a user and prints it. userd does not show it again. NAME says what
-		the key is for.`, tokenAdd},
-	{"token list", "USER", opens, "list a user's API keys",
-		`Prints the API keys of a user without the keys themselves. Expired keys stay for 30 days.`, tokenList},
-	{"token revoke", "USER ID", opens, "revoke an API key",
-		`Deletes the API key with this id: its next request is refused.`, noFlags(tokenRevoke)},
-	{"mail test", "ADDRESS", untouched, "send a test message",
+		the key is for.`, opens(tokenAdd)},
+	{"token list", "USER", "list a user's API keys",
+		`Prints the API keys of a user without the keys themselves. Expired keys stay for 30 days.`, opens(tokenList)},
+	{"token revoke", "USER ID", "revoke an API key",
+		`Deletes the API key with this id: its next request is refused.`, opens(noFlags(tokenRevoke))},
+	{"mail test", "ADDRESS", "send a test message",
 		`Sends a message with MAIL_URL and MAIL_FROM, which must have the values of the server,
 		and prints what went wrong. It does not use the database.`,
 		noFlags(mailTest)},
-	{"mail list", "", opens, "list the outbox",
+	{"mail list", "", "list the outbox",
 		`Prints the outbox: the mails that wait, and those that were sent, failed or dropped
 		in the last seven days. It shows no codes, because the database does not store them.`,
-		mailList},
-	{"mail retry", "[ID]", opens, "try a mail again now",
+		opens(mailList)},
+	{"mail retry", "[ID]", "try a mail again now",
 		`Tells the server to send the mail with this id now or, without an id, every mail that
 		waits or has failed.`,
-		noFlags(mailRetry)},
-	{"key list", "", opens, "list the keys that sign access tokens",
+		opens(noFlags(mailRetry))},
+	{"key list", "", "list the keys that sign access tokens",
 		`Prints the keys in the database, without their secrets.`,
-		keyList},
-	{"key rotate", "", opens, "sign access tokens with a new key",
+		opens(keyList)},
+	{"key rotate", "", "sign access tokens with a new key",
 		`Makes a new key, which signs access tokens from now on. The key before it verifies
 		tokens until the last one that it signed has expired, unless -now is given. If the
 		servers sign with JWT_SECRET_KEY, this command refuses. With -data, it replaces no key:
 		it encrypts the TOTP secrets again under the DATA_KEY that is set now.`,
-		keyRotate},
-	{"events", "", opens, "list what has happened",
+		opens(keyRotate)},
+	{"events", "", "list what has happened",
 		`Prints the events: who did what to which user, and from which address. A table shows
 		the current name of a user after its id.`,
-		eventList},
-	{"events verify", "[HEAD]", opens, "check that no event was changed or removed",
+		opens(eventList)},
+	{"events verify", "[HEAD]", "check that no event was changed or removed",
 		`Recomputes the chain of events and prints its newest link, the head. It fails if
 		events were changed, removed or inserted. With a HEAD that you noted elsewhere, it
 		detects every change up to that head. It also fails if events younger than
 		EVENT_RETENTION were deleted: set that to the server's value.`,
-		noFlags(eventsVerify)},
-	{"backup", "FILE", untouched, "write a copy of the database",
+		opens(noFlags(eventsVerify))},
+	{"backup", "FILE", "write a copy of the database",
 		`Writes a consistent copy of the database to FILE, which must not exist, or to
 		standard output if FILE is -. The server may keep running.`,
 		noFlags(backup)},
-	{"restore", "FILE", untouched, "replace the database by a copy",
+	{"restore", "FILE", "replace the database by a copy",
 		`Replaces the database by a copy. No other process may have the database open. The
 		previous database is kept next to the new one. New users and sessions get higher ids
 		than any that the previous database gave out.`,
 		noFlags(restore)},
-	{"check", "", untouched, "check the database for damage",
+	{"check", "", "check the database for damage",
 		`Reads the whole database and prints what is wrong with it, one finding a line; the
 		exit status is then 1. It changes nothing, and the server may keep running.`,
 		noFlags(check)},
-	{"adopt", "", untouched, "upgrade a database of the Flask tutorial",
+	{"adopt", "", "upgrade a database of the Flask tutorial",
 		`Upgrades a database of the Flask tutorial for userd, after a copy next to it. The
 		server and most other commands do this first; backup, restore and check do not. It
 		refuses if users differ only in the case of a username or e-mail address, unless
 		-resolve is given.`,
 		adoptDatabase},
-	{"healthcheck", "", untouched, "ask the running server whether it is ready",
+	{"healthcheck", "", "ask the running server whether it is ready",
 		`Asks the server with these settings whether it is ready, for containers without
 		curl. It does not use the database.`,
-		noFlags(healthcheck)},
-	{"help", "[COMMAND...]", untouched, "explain a command",
+		noFlags(askReady)},
+	{"help", "[COMMAND...]", "explain a command",
 		`Explains a command or a group of commands, such as user. Without an argument it
 		prints a summary.`,
 		helpCommand},
-	{"version", "", untouched, "print the version",
+	{"version", "", "print the version",
 		`Prints the version of userd and of Go.`,
 		noFlags(printVersion)},
 }
@@ -365,7 +380,9 @@ var commands = []command{
 func helpCommand(f *flag.FlagSet) action {
 	all := f.Bool("all", false, "Print the whole manual: all commands and all settings.")
 	env := f.Bool("env", false, "Print an example of an environment file, with all settings and their defaults.")
-	return func(_ context.Context, c *cli) error { return &helpRequest{c.args, *all, *env} }
+	return func(_ context.Context, c *cli) error {
+		return &cmdline.HelpRequest{Topic: c.args, All: *all, Env: *env}
+	}
 }
 
 func printVersion(_ context.Context, c *cli) error {
@@ -373,128 +390,53 @@ func printVersion(_ context.Context, c *cli) error {
 	return err
 }
 
-// A commandLine holds the arguments of userd by kind.
-type commandLine struct {
-	words []string // of the command, and its arguments
-	names []string // of the flags, without dashes
-	flags []string // as they were given, each followed by its value
-	help  bool     // -h or -help was given
-}
-
-// splitArgs separates the flags from the other arguments. Flags can be before the words of
-// the command, so it knows those of all commands. It returns a usageError.
-func splitArgs(args []string) (line commandLine, err error) {
-	for len(args) > 0 {
-		arg := args[0]
-		args = args[1:]
-		if arg == "--" {
-			line.words = append(line.words, args...)
-			break
-		}
-		if arg == "-" || !strings.HasPrefix(arg, "-") {
-			line.words = append(line.words, arg)
-			continue
-		}
-		dashed, _, hasValue := strings.Cut(arg, "=")
-		name := strings.TrimPrefix(dashed[1:], "-")
-		if name == "h" || name == "help" {
-			line.help = true
-			continue
-		}
-		known, isBool := findFlag(name)
-		if !known {
-			return line, usagef("unknown flag %s: see userd help -all", dashed)
-		}
-		line.names, line.flags = append(line.names, name), append(line.flags, arg)
-		if !isBool && !hasValue {
-			if len(args) == 0 {
-				return line, usagef("%s requires a value", dashed)
-			}
-			line.flags, args = append(line.flags, args[0]), args[1:]
-		}
+// askReady asks the server with this configuration whether it is ready, for
+// containers without curl. It does not use the database.
+func askReady(ctx context.Context, c *cli) error {
+	server := healthcheck.Server{Address: c.addr, Path: "/readyz", HTTPS: c.tlsCert != "" || len(c.domains) > 0}
+	if len(c.domains) > 0 {
+		server.Name = c.domains[0]
 	}
-	return line, nil
-}
-
-// findFlag reports whether any command has the flag, and whether the flag is boolean.
-func findFlag(name string) (known, isBool bool) {
-	for i := range commands {
-		flags, _ := commands[i].flagSet(nil)
-		if f := flags.Lookup(name); f != nil {
-			b, ok := f.Value.(interface{ IsBoolFlag() bool })
-			return true, ok && b.IsBoolFlag()
-		}
+	url, client := server.URL(), server.Client()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
 	}
-	return false, false
-}
-
-// flagOwners lists the commands that have a flag.
-func flagOwners(name string) string {
-	var owners []string
-	for i := range commands {
-		if flags, _ := commands[i].flagSet(nil); flags.Lookup(name) != nil {
-			owners = append(owners, strings.TrimSpace("userd "+commands[i].words))
-		}
+	const advice = "give this command the settings of the server: ADDR (-addr) or HOST and PORT, HTTPS_DOMAIN (-https-domain) and TLS_CERT (-tls-cert)"
+	resp, err := client.Do(r)
+	if failed, ok := errors.AsType[*neturl.Error](err); ok {
+		return fmt.Errorf("no answer from %s: %w; start the server, or %s", url, failed.Err, advice)
 	}
-	return strings.Join(owners, ", ")
-}
-
-// findCommand returns the command with which the words begin, and its arguments. For the
-// name of a group, such as user, it returns a helpRequest; otherwise a usageError.
-func findCommand(words []string) (cmd *command, args []string, err error) {
-	group := false
-	for i := range commands {
-		name := strings.Fields(commands[i].words)
-		if len(words) >= len(name) && slices.Equal(words[:len(name)], name) && (cmd == nil || len(commands[i].words) > len(cmd.words)) {
-			cmd, args = &commands[i], words[len(name):]
-		}
-		group = group || len(words) > 0 && len(name) > 1 && name[0] == words[0]
+	if err != nil {
+		return err
 	}
-	switch {
-	case cmd.words != "" || len(words) == 0:
-		return cmd, args, nil
-	case !group:
-		return nil, nil, usagef("unknown command %q: see userd help", words[0])
-	case len(words) > 1:
-		return nil, nil, usagef("unknown command %q: see userd help %s", words[0]+" "+words[1], words[0])
+	resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusServiceUnavailable:
+		return fmt.Errorf("%s answered %s: the server is not ready, and its log says why", url, resp.Status)
+	default:
+		return fmt.Errorf("%s answered %s instead of 200; %s", url, resp.Status, advice)
 	}
-	return nil, nil, &helpRequest{topic: words}
+	_, err = fmt.Fprintf(c.stdout, "%s: ready\n", url)
+	return err
 }
 
 // parse reads the arguments and the environment into c, and returns the command
-// and its action. It returns a helpRequest, or a usageError of one line that
+// and its action. It returns a HelpRequest, or a usageError of one line that
 // names the command, the flag or the setting.
 func (c *cli) parse(args []string, getenv func(string) string) (*command, action, error) {
 	if len(args) == 1 && (args[0] == "-version" || args[0] == "--version") {
 		args = []string{"version"}
 	}
 	c.given = args
-	line, err := splitArgs(args)
+	call, err := table().Parse(args)
+	if _, help := errors.AsType[*cmdline.HelpRequest](err); help {
+		return nil, nil, err
+	}
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, usagef("%v", err)
 	}
-	if line.help {
-		return nil, nil, &helpRequest{topic: line.words}
-	}
-	var cmd *command
-	if cmd, c.args, err = findCommand(line.words); err != nil {
-		return nil, nil, err
-	}
-	given := make(map[string]string)
-	flags, run := cmd.flagSet(given)
-	for _, name := range line.names {
-		if flags.Lookup(name) == nil {
-			return nil, nil, cmd.usagef("does not accept -%s, a flag of %s; see %s", name, flagOwners(name), strings.TrimSpace("userd help "+cmd.words))
-		}
-	}
-	if err := flags.Parse(line.flags); err != nil {
-		return nil, nil, cmd.usagef("%v", err)
-	}
-	names := strings.Fields(cmd.args)
-	if n := len(c.args); n < len(names) && !strings.HasPrefix(names[n], "[") {
-		return nil, nil, cmd.usagef("missing %s; usage: %s", names[n], cmd.usage())
-	} else if n > len(names) && !strings.HasSuffix(cmd.args, "...]") {
-		return nil, nil, cmd.usagef("too many arguments; usage: %s", cmd.usage()) // not repeated: one may be a password
-	}
-	return cmd, run, c.load(given, getenv, cmd.accepts)
+	c.args = call.Args
+	return call.Command, call.Action, c.load(call.Settings, getenv, func(flag string) bool { return acceptsSetting(call.Words, flag) })
 }

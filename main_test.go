@@ -22,6 +22,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"userd/internal/param"
 	"userd/internal/passhash"
 	"userd/internal/validate"
 )
@@ -193,7 +194,7 @@ func registerBody(name, password string) string {
 func (p *process) register(name string) (id int64) {
 	p.t.Helper()
 	r := p.must("", "POST", "/api/register", registerBody(name, goodPassword)).want(p.t, 201, "")
-	id, err := parseID(r.field("id"))
+	id, err := param.ID(r.field("id"))
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -308,7 +309,7 @@ func wantFiles(t *testing.T, dir string, names ...string) {
 
 // allCommands are the rows of the command table that have words.
 func allCommands() []command {
-	return slices.DeleteFunc(slices.Clone(commands), func(cmd command) bool { return cmd.words == "" })
+	return slices.DeleteFunc(table().Commands, func(cmd command) bool { return cmd.Words == "" })
 }
 
 // help returns what a command prints to standard output, and fails the test if
@@ -342,8 +343,8 @@ func TestHelpIsASummaryOfOneScreen(t *testing.T) {
 		t.Errorf("it has %d lines, more than 60", n)
 	}
 	for _, cmd := range allCommands() {
-		if !regexp.MustCompile(`(?m)^  ` + regexp.QuoteMeta(cmd.words) + `( [A-Z\[].*)?  +` + regexp.QuoteMeta(cmd.summary) + `$`).MatchString(summary()) {
-			t.Errorf("it does not list %s", cmd.words)
+		if !regexp.MustCompile(`(?m)^  ` + regexp.QuoteMeta(cmd.Words) + `( [A-Z\[].*)?  +` + regexp.QuoteMeta(cmd.Summary) + `$`).MatchString(summary()) {
+			t.Errorf("it does not list %s", cmd.Words)
 		}
 	}
 	for _, says := range []string{"DATABASE_URL", "sqlite:///app.db", "127.0.0.1:5000", "userd help -all", "userd help COMMAND", "-json prints one JSON object a line", "id=7"} {
@@ -368,12 +369,12 @@ func TestTheManualNamesEverything(t *testing.T) {
 		}
 	}
 	words := strings.Join(strings.Fields(text), " ")
-	for _, cmd := range commands {
-		if !strings.Contains(text, "\n"+cmd.usage()+"\n") || !strings.Contains(words, strings.Join(strings.Fields(cmd.help), " ")) {
-			t.Errorf("it does not explain %q", cmd.words)
+	for _, cmd := range table().Commands {
+		if !strings.Contains(text, "\n"+table().Usage(&cmd)+"\n") || !strings.Contains(words, strings.Join(strings.Fields(cmd.Help), " ")) {
+			t.Errorf("it does not explain %q", cmd.Words)
 		}
-		if !strings.Contains(text, cmd.flagHelp("    ")) {
-			t.Errorf("it does not explain the flags of %q", cmd.words)
+		if !strings.Contains(text, cmd.FlagHelp("    ")) {
+			t.Errorf("it does not explain the flags of %q", cmd.Words)
 		}
 	}
 	for _, o := range options {
@@ -410,26 +411,26 @@ func TestTheManualNamesEverything(t *testing.T) {
 func TestHelpForACommandIsAboutThisCommandOnly(t *testing.T) {
 	t.Parallel()
 	for _, cmd := range allCommands() {
-		text := help(t, append([]string{"help"}, strings.Fields(cmd.words)...)...)
+		text := help(t, append([]string{"help"}, strings.Fields(cmd.Words)...)...)
 		wantWidth(t, text)
-		if !strings.HasPrefix(text, "Usage: "+cmd.usage()+"\n\n") || strings.Contains(text, "\nCommands:") {
-			t.Errorf("userd help %s prints\n%s", cmd.words, text)
+		if !strings.HasPrefix(text, "Usage: "+table().Usage(&cmd)+"\n\n") || strings.Contains(text, "\nCommands:") {
+			t.Errorf("userd help %s prints\n%s", cmd.Words, text)
 		}
-		for _, form := range []string{cmd.words + " -h", cmd.words + " --help", "-h " + cmd.words, cmd.words + " some -help", "help " + cmd.words + " some"} {
+		for _, form := range []string{cmd.Words + " -h", cmd.Words + " --help", "-h " + cmd.Words, cmd.Words + " some -help", "help " + cmd.Words + " some"} {
 			if help(t, strings.Fields(form)...) != text {
 				t.Errorf("userd %s prints something different", form)
 			}
 		}
-		flags, _ := cmd.flagSet(nil)
+		flags, _ := table().FlagSet(&cmd, nil)
 		n := 0
 		flags.VisitAll(func(f *flag.Flag) {
 			n++
 			if !regexp.MustCompile(`(?m)^  -` + f.Name + `( .*)?\n      \S`).MatchString(text) {
-				t.Errorf("userd help %s does not explain -%s", cmd.words, f.Name)
+				t.Errorf("userd help %s does not explain -%s", cmd.Words, f.Name)
 			}
 		})
 		if got := len(regexp.MustCompile(`(?m)^  -`).FindAllString(text, -1)); got != n || (n > 0) != strings.Contains(text, "\nFlags:\n") {
-			t.Errorf("userd help %s explains %d flags, and the command has %d", cmd.words, got, n)
+			t.Errorf("userd help %s explains %d flags, and the command has %d", cmd.Words, got, n)
 		}
 	}
 	if text := help(t, "help", "user", "import"); !strings.Contains(text, "\n\nEach user needs") {
@@ -491,15 +492,18 @@ Commands:
 // Before the words of a command, userd must know whether a flag has a value.
 func TestAFlagHasAValueForAllCommandsOrForNone(t *testing.T) {
 	t.Parallel()
-	for _, cmd := range commands {
-		flags, _ := cmd.flagSet(nil)
+	booleans := make(map[string]bool) // whether a flag is boolean
+	for _, cmd := range table().Commands {
+		flags, _ := table().FlagSet(&cmd, nil)
 		flags.VisitAll(func(f *flag.Flag) {
 			b, ok := f.Value.(interface{ IsBoolFlag() bool })
-			if known, isBool := findFlag(f.Name); !known || isBool != (ok && b.IsBoolFlag()) {
-				t.Errorf("-%s of %q: findFlag says %t, %t", f.Name, cmd.words, known, isBool)
+			isBool := ok && b.IsBoolFlag()
+			if before, known := booleans[f.Name]; known && before != isBool {
+				t.Errorf("-%s has a value only for some commands, of which %q is one", f.Name, cmd.Words)
 			}
+			booleans[f.Name] = isBool
 			if f.Name == "h" || f.Name == "help" || f.Name == "version" {
-				t.Errorf("%q has the flag -%s", cmd.words, f.Name)
+				t.Errorf("%q has the flag -%s", cmd.Words, f.Name)
 			}
 		})
 	}
@@ -575,59 +579,6 @@ func TestAWrongCommandIsRefusedInOneLine(t *testing.T) {
 		userdHere(t, "", environ, "").wantFailure(t, 2, `unknown command ""`)
 	})
 	t.Cleanup(func() { wantFiles(t, dir) })
-}
-
-func TestFlagsCanBeAnywhere(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		args     string
-		words    string // of the command
-		rest     string
-		admin    string
-		database string
-	}{
-		{"user add ann ann@example.com", "user add", "ann ann@example.com", "false", "app.db"},
-		{"-admin user add ann ann@example.com", "user add", "ann ann@example.com", "true", "app.db"},
-		{"user -admin add ann ann@example.com", "user add", "ann ann@example.com", "true", "app.db"},
-		{"user add -admin ann ann@example.com", "user add", "ann ann@example.com", "true", "app.db"},
-		{"user add ann -admin ann@example.com", "user add", "ann ann@example.com", "true", "app.db"},
-		{"user add ann ann@example.com -admin", "user add", "ann ann@example.com", "true", "app.db"},
-		{"user add ann ann@example.com -admin -database x", "user add", "ann ann@example.com", "true", "x"},
-		{"-database x user add ann ann@example.com -admin=false", "user add", "ann ann@example.com", "false", "x"},
-		{"--database=x user add ann ann@example.com", "user add", "ann ann@example.com", "false", "x"},
-		{"-database user user add ann ann@example.com", "user add", "ann ann@example.com", "false", "user"},
-		{"-database -admin user add ann ann@example.com", "user add", "ann ann@example.com", "false", "-admin"},
-		{"-database x user -database y add ann ann@example.com", "user add", "ann ann@example.com", "false", "y"},
-		{"user add -- ann -admin", "user add", "ann -admin", "false", "app.db"},
-		{"user add ann -- -admin", "user add", "ann -admin", "false", "app.db"},
-		{"user add -admin -- -ann ann@example.com", "user add", "-ann ann@example.com", "true", "app.db"},
-		{"user add ann ann@example.com -admin --", "user add", "ann ann@example.com", "true", "app.db"},
-		{"user add -- -- ann", "user add", "-- ann", "false", "app.db"},
-		{"backup -", "backup", "-", "", "app.db"},
-		{"-database x events verify", "events verify", "", "", "x"},
-		{"events -database x", "events", "", "", "x"},
-		{"-database x", "", "", "", "x"},
-	} {
-		t.Run(c.args, func(t *testing.T) {
-			t.Parallel()
-			var got cli
-			cmd, _, err := got.parse(strings.Fields(c.args), getenvOf(nil))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if cmd.words != c.words || strings.Join(got.args, " ") != c.rest || filepath.Base(got.database) != c.database {
-				t.Errorf("got %q with %q on %s", cmd.words, got.args, got.database)
-			}
-			line, err := splitArgs(strings.Fields(c.args))
-			flags, _ := cmd.flagSet(map[string]string{})
-			if err := errors.Join(err, flags.Parse(line.flags)); err != nil {
-				t.Fatal(err)
-			}
-			if f := flags.Lookup("admin"); f != nil && f.Value.String() != c.admin {
-				t.Errorf("-admin is %s", f.Value)
-			}
-		})
-	}
 }
 
 func TestAFileThatIsNotItsOwnIsRefusedAndLeftAsItIs(t *testing.T) {

@@ -23,7 +23,10 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"userd/internal/clientaddr"
 	"userd/internal/otp"
+	"userd/internal/reqbody"
+	"userd/internal/sse"
 	"userd/internal/validate"
 )
 
@@ -1398,7 +1401,7 @@ func refusesMany(w *witness) {
 	for _, allowance := range []limit{registrations, refreshes, passwords, malformed} {
 		a := &w.limiter.allowances[allowance]
 		for range a.Burst {
-			a.Take(w.limiter.seed.Key(network("127.0.0.1")), w.mono())
+			a.Take(w.limiter.seed.Key(clientaddr.Network("127.0.0.1")), w.mono())
 		}
 	}
 	w.do("", "POST", "/api/login", `{"username":"ann","password":"wrong"}`).want(w.t, 429, "too_many_requests")
@@ -1428,9 +1431,7 @@ func refusesBusy(w *witness) {
 	for _, p := range proofs {
 		w.do(root, p[0], p[1], "{"+p[2]+`"current_password":"x"}`).want(w.t, 503, "busy")
 	}
-	for range cap(w.largeBodies) {
-		w.largeBodies <- struct{}{}
-	}
+	w.bodies = reqbody.NewReader(maxBody, smallBody, 0)
 	w.do("", "POST", "/api/refresh", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/logout", sized(smallBody+1)).want(w.t, 503, "busy")
 	w.do(root, "POST", "/api/introspect", sized(smallBody+1), "Content-Type: "+formType).want(w.t, 503, "busy")
@@ -1438,9 +1439,7 @@ func refusesBusy(w *witness) {
 	for _, route := range []string{"verify", "change", "undo"} {
 		w.do("", "POST", "/api/email/"+route, sized(smallBody+1)).want(w.t, 503, "busy")
 	}
-	for range cap(w.feed.slots) {
-		w.feed.slots <- struct{}{}
-	}
+	w.feed = sse.New(0)
 	w.do(root, "GET", "/api/events", "", "Accept: text/event-stream").want(w.t, 503, "busy")
 }
 
@@ -1490,7 +1489,7 @@ func usesKeys(w *witness) {
 	w.do(ann, "POST", path+"/keys", `{"name":"job","scope":"write","expires_in":3600,"current_password":"`+goodPassword+`"}`).want(t, 201, "")
 	w.do(ann, "GET", path+"/keys", "").want(t, 200, "")
 	w.do(key, "GET", "/api/verify", "").want(t, 200, "")
-	if err := w.store.write(t.Context(), statement{query: `UPDATE counter SET id = id`}); err != nil { // after the record of the use
+	if err := w.store.write(t.Context(), statement{Query: `UPDATE counter SET id = id`}); err != nil { // after the record of the use
 		t.Fatal(err)
 	}
 	w.do(ann, "GET", path+"/keys", "").want(t, 200, "")
@@ -1519,7 +1518,7 @@ func usesKeys(w *witness) {
 	w.do(root, "DELETE", path+"/keys/1", "").want(t, 404, "key_not_found")
 	w.do(root, "PATCH", path, `{"disabled":true}`).want(t, 200, "")
 	w.do(root, "POST", path+"/keys", d.example(t, "POST /api/users/{id}/keys", 0)).want(t, 403, "user_disabled")
-	if err := w.store.write(t.Context(), statement{query: `UPDATE user SET disabled = 0, pending = 1 WHERE id = 1`}); err != nil {
+	if err := w.store.write(t.Context(), statement{Query: `UPDATE user SET disabled = 0, pending = 1 WHERE id = 1`}); err != nil {
 		t.Fatal(err)
 	}
 	w.do(root, "POST", path+"/keys", d.example(t, "POST /api/users/{id}/keys", 0)).want(t, 403, "pending_approval")
@@ -1560,11 +1559,14 @@ func secondFactor(w *witness) {
 		t.Fatal(err)
 	}
 	w.do(ann, "POST", totp+"/confirm", fmt.Sprintf(`{"otp":%q}`, w.wrongCode(secret))).want(t, 401, "wrong_otp")
-	w.do(ann, "POST", totp+"/confirm", fmt.Sprintf(`{"otp":%q}`, w.code(secret))).want(t, 200, "")
+	recovery := recoveryCodesOf(t, w.do(ann, "POST", totp+"/confirm", fmt.Sprintf(`{"otp":%q}`, w.code(secret))).want(t, 200, ""))
 	w.do(ann, "GET", totp, "").want(t, 200, "")
+	proven := w.loginWith("ann", recovery[0]).want(t, 200, "").field("access_token")
 	w.do("", "POST", "/api/login/factor", w.doc.example(t, "POST /api/login/factor", 0)).want(t, 401, "invalid_mfa_token")
 
 	_, root := w.admin("root")
+	w.do(root, "GET", path+"/totp", "").want(t, 200, "")
+	w.do(root, "POST", "/api/introspect", "token="+proven, "Content-Type: "+formType).want(t, 200, "")
 	link := w.resetLink(root, path)
 	password := fmt.Sprintf(`"current_password":%q`, goodPassword)
 	mfa := w.loginWith("ann", "").field("mfa_token")
@@ -1658,7 +1660,7 @@ func mailsLinks(w *witness) {
 	w.do(root, "GET", "/api/mail", "").want(t, 200, "")
 	w.do(root, "GET", "/api/mail?state=new", "").want(t, 400, "bad_parameter")
 	w.keepLog()
-	w.store.writer.filesLost.Store(true)
+	w.store.filesLost.Store(true)
 	w.do("", "POST", "/api/password/forgot", d.example(t, "POST /api/password/forgot", 0)).want(t, 503, "unavailable")
 }
 

@@ -10,21 +10,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"math"
 	mrand "math/rand/v2"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"userd/internal/clientaddr"
 	"userd/internal/mail"
 	"userd/internal/prom"
-	"userd/internal/setting"
+	"userd/internal/useragent"
 )
 
 // An outbox sends the mails that requests have queued in the database. No request waits for
@@ -60,46 +58,17 @@ var mailTexts embed.FS
 // {link}.
 var placeholders = []string{"username", "service", "link", "expires", "email", "changed", "network", "browser", "time"}
 
-// readMailTexts returns the text of each kind of mail: the file KIND.txt in dir if it
-// exists, otherwise the built-in text. If dir is empty, all texts are built-in. It refuses a
-// file of an unknown kind, because its name is probably mistyped. An error names the file.
+// readMailTexts returns the text of each kind of mail: the file KIND.txt in dir if it exists,
+// otherwise the built-in text. It returns an error of mail.ReadTemplates.
 func readMailTexts(dir string) (map[mailKind]*mail.Template, error) {
-	texts := make(map[mailKind]*mail.Template)
-	if dir != "" {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return nil, setting.FileError(err)
-		}
-		for _, e := range entries {
-			kind, isText := strings.CutSuffix(e.Name(), ".txt")
-			if _, known := mailRules[mailKind(kind)]; isText && !known {
-				return nil, fmt.Errorf("%.80q is not the text of a kind of mail; rename or remove it", e.Name())
-			}
-		}
-	}
+	required := make(map[mailKind][]string)
 	for kind, rule := range mailRules {
-		file := string(kind) + ".txt"
-		contents, err := mailTexts.ReadFile("assets/mail/" + file)
-		if err != nil {
-			return nil, err
-		}
-		if dir != "" {
-			own, err := os.ReadFile(filepath.Join(dir, file))
-			if err == nil {
-				contents = own
-			} else if !errors.Is(err, fs.ErrNotExist) {
-				return nil, fmt.Errorf("%s: %w", file, setting.FileError(err))
-			}
-		}
-		var required []string
+		required[kind] = nil
 		if rule.code != "" {
-			required = []string{"link"}
-		}
-		if texts[kind], err = mail.ParseTemplate(file, string(contents), placeholders, required...); err != nil {
-			return nil, err
+			required[kind] = []string{"link"}
 		}
 	}
-	return texts, nil
+	return mail.ReadTemplates(mailTexts, "assets/mail", dir, placeholders, required)
 }
 
 // mailTransport returns the transport of MAIL_URL and the sender of mails. The transport of
@@ -183,44 +152,6 @@ func (p *pageURLs) forCode(kind codeKind) string {
 	return ""
 }
 
-// causedBy returns the mail with the client of a request, which causes it, and with its time
-// in Unix seconds.
-func (m queuedMail) causedBy(x *exchange, now int64) *queuedMail {
-	m.address, m.userAgent, m.createdAt = x.address, userAgent(x.r), now
-	return &m
-}
-
-// notice returns the statement that queues a notice to a user about an act, or nil if notices
-// are off. The statement must run before the statements of the act.
-func (s *server) notice(x *exchange, kind mailKind, userID int64, detail string) []statement {
-	if !s.mailOn || s.notices == switchOff {
-		return nil
-	}
-	m := queuedMail{kind: kind, userID: userID, detail: detail}
-	return []statement{m.causedBy(x, s.wall().Unix()).toVerified()}
-}
-
-// loginNotice returns the notice of a login from a network that is new for the user,
-// otherwise nil. The first login of a user causes no notice.
-func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
-	notice := s.notice(x, loginMail, userID, "")
-	if notice == nil {
-		return nil, nil
-	}
-	known, others, err := s.store.loginsFrom(x.r.Context(), userID, inNetworkOf(x.address))
-	if err != nil || known || !others {
-		return nil, err
-	}
-	return notice, nil
-}
-
-// inNetworkOf returns a function that reports whether another address is in the network of
-// this one.
-func inNetworkOf(address string) func(other string) bool {
-	from := network(address)
-	return func(other string) bool { return network(other) == from }
-}
-
 // run sends mails until ctx ends, and then waits for the running tries.
 func (o *outbox) run(ctx context.Context) {
 	if o == nil {
@@ -271,18 +202,19 @@ func (o *outbox) sendDue(ctx, sending context.Context) {
 // database.
 func (o *outbox) sendOnce(ctx context.Context, m *queuedMail) error {
 	now := o.wall()
+	var noUser error
 	f, budget, err := o.facts(ctx, m, mailRules[m.kind].budget)
 	rule, known := mailRules[m.kind] // facts may have changed m.kind
 	switch {
 	case errors.Is(err, errStorage):
 		return err
 	case !known || now.Unix() > m.createdAt+int64(rule.expiry/time.Second) || err != nil && m.kind != resetMail:
-		return o.drop(ctx, m, "abandoned")
+		return o.drop(ctx, m, "abandoned", cmp.Or(err, errMailExpired))
 	case err != nil:
 		// takeMail refuses a mail without a user, after as much work as for a mail above a
 		// limit. Otherwise a client could request many mails for one login, and the time of
 		// other requests meanwhile would show whether the login exists.
-		m.userID, m.email = 0, ""
+		m.userID, m.email, noUser = 0, "", errMailNoUser
 	}
 	var code string
 	var hash []byte
@@ -297,9 +229,9 @@ func (o *outbox) sendOnce(ctx context.Context, m *queuedMail) error {
 	case errors.Is(err, errMailTaken):
 		return nil
 	case errors.Is(err, errMailLimited):
-		return o.drop(ctx, m, "limited")
+		return o.drop(ctx, m, "limited", err)
 	case errors.Is(err, errMailEnded):
-		return o.drop(ctx, m, "abandoned")
+		return o.drop(ctx, m, "abandoned", cmp.Or(noUser, err))
 	case err != nil:
 		return err
 	}
@@ -351,7 +283,7 @@ func (o *outbox) facts(ctx context.Context, m *queuedMail, budget budget) (f fac
 	// A request from a network where the user has logged in does not count: otherwise a
 	// stranger could use up the mails of the user. But a stranger can register with the address
 	// of another person.
-	known, _, err := o.store.loginsFrom(ctx, f.user.id, inNetworkOf(m.address))
+	known, _, err := o.store.loginsFrom(ctx, f.user.id, clientaddr.SameNetwork(m.address))
 	if known {
 		budget = claimBudget
 		if f.user.emailVerifiedAt != 0 {
@@ -395,10 +327,11 @@ func (o *outbox) checkPurpose(m *queuedMail, u *user) (err error) {
 	return err
 }
 
-// drop closes a mail without sending it, and counts the outcome: abandoned or limited.
-func (o *outbox) drop(ctx context.Context, m *queuedMail, outcome string) error {
+// drop closes a mail without sending it, for a reason, and counts the outcome: abandoned or
+// limited.
+func (o *outbox) drop(ctx context.Context, m *queuedMail, outcome string, reason error) error {
 	o.outcomes.Add(outcome)
-	return o.store.closeMail(ctx, m, "dropped", "", o.wall().Unix())
+	return o.store.closeMail(ctx, m, "dropped", reason.Error(), o.wall().Unix())
 }
 
 // finish records the outcome of a try.
@@ -438,7 +371,7 @@ func (o *outbox) message(m *queuedMail, f *facts, code string, now time.Time) *m
 	values := map[string]string{
 		"username": f.username, "service": o.service, "link": link, "email": m.email, "changed": m.detail,
 		"expires": readableTime(f.expires), "time": readableTime(m.createdAt),
-		"network": cmp.Or(network(m.address), "unknown"), "browser": browserName(m.userAgent),
+		"network": cmp.Or(clientaddr.Network(m.address), "unknown"), "browser": useragent.Name(m.userAgent),
 	}
 	if m.kind == undoMail {
 		values["email"] = m.detail
@@ -467,30 +400,4 @@ func (o *outbox) message(m *queuedMail, f *facts, code string, now time.Time) *m
 // readableTime returns a time in UTC, for a text.
 func readableTime(unix int64) string {
 	return time.Unix(unix, 0).UTC().Format("2 January 2006, 15:04 UTC")
-}
-
-// The names of programs and systems in a User-Agent, in the order in which they are
-// looked for: most browsers name several.
-var (
-	browsers = [][2]string{{"Edg", "Edge"}, {"OPR/", "Opera"}, {"Firefox/", "Firefox"}, {"FxiOS/", "Firefox"}, {"CriOS/", "Chrome"}, {"Chrome/", "Chrome"}, {"Safari/", "Safari"}, {"curl/", "curl"}}
-	systems  = [][2]string{{"Windows", "Windows"}, {"Android", "Android"}, {"iPhone", "iOS"}, {"iPad", "iOS"}, {"Mac OS X", "macOS"}, {"CrOS", "ChromeOS"}, {"Linux", "Linux"}}
-)
-
-// browserName returns a name such as "Firefox on Linux", "curl" or "an unknown program" for
-// a User-Agent. It repeats nothing of it: a stranger chooses that text, and the mail goes to
-// another person.
-func browserName(agent string) string {
-	find := func(names [][2]string) string {
-		for _, name := range names {
-			if strings.Contains(agent, name[0]) {
-				return name[1]
-			}
-		}
-		return ""
-	}
-	name, system := cmp.Or(find(browsers), "an unknown program"), find(systems)
-	if system == "" {
-		return name
-	}
-	return name + " on " + system
 }

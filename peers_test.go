@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"userd/internal/mail/eximtest"
+	"userd/internal/otp"
 )
 
 // peers says that the programs userd works with are installed, and to be tested with.
@@ -281,6 +282,53 @@ func testForwardAuth(t *testing.T, u *process, url string) {
 		t.Errorf("after logout: %d", r.status)
 	}
 	wantClients(t, u, "GET /api/verify", stranger)
+}
+
+// enrol adds a second factor to the user of a token, which must be proof.
+func (p *process) enrol(token string) (secret []byte, codes []string) {
+	p.t.Helper()
+	secret, err := otp.ParseSecret(p.must(token, "POST", "/api/users/me/totp", "").want(p.t, 201, "").field("secret"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	r := p.must(token, "POST", "/api/users/me/totp/confirm", fmt.Sprintf(`{"otp":%q}`, otp.Code(secret, otp.Step(time.Now())))).want(p.t, 200, "")
+	return secret, recoveryCodesOf(p.t, r)
+}
+
+// A client with types that openapi-typescript generates from openapi.json logs in with a second
+// factor, in one step and in two.
+func TestATypeScriptClientLogsIn(t *testing.T) {
+	if !*peers {
+		t.Skip("runs with -peers")
+	}
+	dir := programDir(t)
+	node := func(name string, args ...string) string {
+		t.Helper()
+		cmd := exec.Command(name, args...)
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v: %s", name, err, out)
+		}
+		return string(out)
+	}
+	for _, name := range []string{"assets/openapi.json", "testdata/client.ts"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, filepath.Join(dir, filepath.Base(name)), text)
+	}
+	writeFile(t, filepath.Join(dir, "package.json"), []byte(`{"type":"module"}`))
+	node("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "openapi-typescript@7.13.0", "openapi-fetch@0.17.0", "typescript@5.9.3")
+	node("node_modules/.bin/openapi-typescript", "openapi.json", "--output", "schema.d.ts")
+	node("node_modules/.bin/tsc", "--strict", "--target", "es2022", "--module", "nodenext", "--lib", "es2022,dom", "client.ts")
+	u := startUserd(t, t.TempDir(), nil)
+	u.register("ann")
+	_, codes := u.enrol(u.login("ann", goodPassword))
+	if got, want := node("node", "client.js", u.url, "ann", goodPassword, codes[0], codes[1]), "two steps: totp,recovery_code\nann\none step\nann\n"; got != want {
+		t.Errorf("the client prints\n%s\nwant\n%s", got, want)
+	}
 }
 
 // Exim has a certificate that only SSL_CERT_FILE makes valid.

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"userd/internal/clientaddr"
+	"userd/internal/param"
 	"userd/internal/setting"
 	"userd/internal/validate"
 )
@@ -78,7 +80,7 @@ const registrationLife = 24 * 60 * 60
 // same whether the names are taken or not. Only the owner of the address learns this, from the
 // mail.
 func (s *server) startRegistration(x *exchange, u *user, password string) error {
-	hash, err := s.hasher.Hash(x.r.Context(), network(x.address), password)
+	hash, err := s.hasher.Hash(x.r.Context(), clientaddr.Network(x.address), password)
 	if err != nil {
 		return err
 	}
@@ -188,7 +190,7 @@ func (s *userService) addUser(ctx context.Context, by caller, u *user, password 
 	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
 		return err
 	}
-	hash, err := s.hasher.Hash(ctx, network(by.address), password)
+	hash, err := s.hasher.Hash(ctx, clientaddr.Network(by.address), password)
 	if err != nil {
 		return err
 	}
@@ -213,7 +215,7 @@ func (s *userService) addInvited(ctx context.Context, address string, code []byt
 	if err := s.store.checkFree(u.username, u.email, 0); err != nil { // before the hash, which costs more
 		return err
 	}
-	hash, err := s.hasher.Hash(ctx, network(address), password)
+	hash, err := s.hasher.Hash(ctx, clientaddr.Network(address), password)
 	if err != nil {
 		return err
 	}
@@ -344,7 +346,7 @@ func (s *server) listInvitations(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	limit, after, err := pageOf(q)
+	limit, after, err := param.Page(q, maxLimit)
 	if err != nil {
 		return err
 	}
@@ -358,14 +360,14 @@ func (s *server) listInvitations(x *exchange) error {
 	}
 	if len(list) > int(limit) {
 		list = list[:limit]
-		x.linkNext(q, list[limit-1].ID)
+		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
 	}
 	return x.sendJSON(http.StatusOK, list)
 }
 
 // deleteInvitation deletes an invitation: no user can register with its link any more.
 func (s *server) deleteInvitation(x *exchange) error {
-	id, err := parseID(x.r.PathValue("invitation"))
+	id, err := param.ID(x.r.PathValue("invitation"))
 	if err != nil {
 		return errInvitationNotFound
 	}
@@ -382,7 +384,7 @@ func (s *server) sendInvitation(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	id, err := parseID(x.r.PathValue("invitation"))
+	id, err := param.ID(x.r.PathValue("invitation"))
 	if err != nil {
 		return errInvitationNotFound
 	}

@@ -1,24 +1,32 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
+	_ "embed" // the scripts
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
+	"userd/internal/passhash"
 	"userd/internal/sqlitefile"
 )
 
 // applicationID marks a database as userd's in its header ("user" in ASCII).
 const applicationID = 0x75736572
 
+// markOwner writes applicationID.
+var markOwner = fmt.Sprintf("PRAGMA application_id = %d", applicationID)
+
 // migrations upgrade an empty database to the current schema, one transaction each; PRAGMA
 // user_version counts them. They add tables, indexes, and columns with constant defaults. They never
 // rebuild a table: that would empty tables that cascade from it. The fourth drops a table to which
 // no other table refers.
-var migrations = []string{
+var migrations = sqlitefile.Migrations{
 	tutorialTable + addColumns + restOfSchema,
 	eventTables,
 	addAuthStamp,
@@ -32,302 +40,44 @@ var migrations = []string{
 	factorTables,
 }
 
-// The first migration in three parts. A tutorial database already has the first (adopt.go).
-const (
-	tutorialTable = `
-	CREATE TABLE user (
-		id            INTEGER NOT NULL PRIMARY KEY,
-		username      VARCHAR(80) NOT NULL,
-		email         VARCHAR(120) NOT NULL,
-		password_hash VARCHAR(128) NOT NULL
-	);`
-
-	addColumns = `
-	ALTER TABLE user ADD COLUMN role          TEXT NOT NULL DEFAULT 'member';
-	ALTER TABLE user ADD COLUMN disabled      INTEGER NOT NULL DEFAULT 0;
-	ALTER TABLE user ADD COLUMN created_at    INTEGER NOT NULL DEFAULT 0; -- 0: not known
-	ALTER TABLE user ADD COLUMN updated_at    INTEGER NOT NULL DEFAULT 0;
-	ALTER TABLE user ADD COLUMN last_login_at INTEGER NOT NULL DEFAULT 0;
-	ALTER TABLE user ADD COLUMN version       INTEGER NOT NULL DEFAULT 1;`
-
-	restOfSchema = `
-	CREATE UNIQUE INDEX user_username ON user (username COLLATE NOCASE);
-	CREATE UNIQUE INDEX user_email ON user (email COLLATE NOCASE);
-	-- Small indexes, for the check for another active admin and for the filters of user lists.
-	CREATE INDEX user_admin ON user (id) WHERE role = 'admin';
-	CREATE INDEX user_disabled ON user (id) WHERE disabled = 1;
-
-	-- The last user id given out. SQLite would reuse the id of a deleted last user, and an
-	-- old token of that user would then be valid for the new one.
-	CREATE TABLE counter (
-		id      INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
-		user_id INTEGER NOT NULL
-	);
-	INSERT INTO counter (id, user_id) SELECT 1, coalesce(max(id), 0) FROM user;
-
-	-- One row for each login. The id is the sid of its tokens.
-	CREATE TABLE session (
-		id           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-		user_id      INTEGER NOT NULL,
-		created_at   INTEGER NOT NULL,
-		last_used_at INTEGER NOT NULL,
-		expires_at   INTEGER NOT NULL,
-		address      TEXT NOT NULL,
-		user_agent   TEXT NOT NULL,
-		-- The live refresh token: how many came before it, the SHA-256 of its secret, and its time.
-		generation   INTEGER NOT NULL DEFAULT 0,
-		refresh_hash BLOB NOT NULL DEFAULT x'',
-		rotated_at   INTEGER NOT NULL DEFAULT 0
-	);
-	CREATE INDEX session_user ON session (user_id);
-
-	-- The keys that sign access tokens if JWT_SECRET_KEY is not set. The newest signs. A retired key
-	-- verifies for token_ttl more seconds, the longest lifetime of its tokens.
-	CREATE TABLE signing_key (
-		id         INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-		kid        TEXT NOT NULL UNIQUE,
-		secret     BLOB NOT NULL,
-		created_at INTEGER NOT NULL,
-		retired_at INTEGER NOT NULL DEFAULT 0,
-		token_ttl  INTEGER NOT NULL DEFAULT 0
-	);
-
-	-- Random values for other purposes. Only that of the outbox leaves this file: it is in the IDs of mails.
-	CREATE TABLE secret (
-		name  TEXT NOT NULL PRIMARY KEY,
-		value BLOB NOT NULL
-	) WITHOUT ROWID;`
+// The scripts of the migrations. The first migration has three parts, because a database of the
+// tutorial already has the first of them (adopt.go).
+var (
+	//go:embed schema/01a_tutorial.sql
+	tutorialTable string
+	//go:embed schema/01b_columns.sql
+	addColumns string
+	//go:embed schema/01c_rest.sql
+	restOfSchema string
+	//go:embed schema/02_events.sql
+	eventTables string
+	//go:embed schema/03_auth_stamp.sql
+	addAuthStamp string
+	//go:embed schema/04_links.sql
+	linkTable string
+	//go:embed schema/05_rekeying.sql
+	addRekeying string
+	//go:embed schema/06_grace_uses.sql
+	addGraceUses string
+	//go:embed schema/07_signer.sql
+	signerTable string
+	//go:embed schema/08_codes.sql
+	codeTables string
+	//go:embed schema/09_mail.sql
+	mailTables string
+	//go:embed schema/10_keys.sql
+	keyTables string
+	//go:embed schema/11_factors.sql
+	factorTables string
 )
-
-// addAuthStamp is the third migration: a counter that grows with each change of
-// a user's password or of disabled, so that a login that began before such a
-// change fails.
-const addAuthStamp = `ALTER TABLE user ADD COLUMN auth_stamp INTEGER NOT NULL DEFAULT 0;`
-
-// eventTables is the second migration: events, and the seals that links replaced.
-const eventTables = `
-	-- One row for each act that changed something. The id is the cursor of the feed. Ids are never
-	-- reused, because the newest event is never deleted. AUTOINCREMENT would write to another table.
-	CREATE TABLE event (
-		id         INTEGER NOT NULL PRIMARY KEY,
-		at         INTEGER NOT NULL,
-		type       TEXT NOT NULL,
-		actor_id   INTEGER NOT NULL, -- the user who did it; 0: not a signed-in user
-		user_id    INTEGER NOT NULL, -- the user it was done to; 0: none
-		session_id INTEGER NOT NULL, -- the session that began or ended, otherwise the actor's; 0: none
-		address    TEXT NOT NULL,    -- of the client; 'console': the command line; empty: userd itself
-		changes    TEXT NOT NULL     -- the names of the changed fields, separated by commas, some as name=value
-	);
-	CREATE INDEX event_user ON event (user_id);
-	CREATE INDEX event_type ON event (type);
-	CREATE TABLE seal (event_id INTEGER NOT NULL PRIMARY KEY, key_id TEXT NOT NULL, mac BLOB NOT NULL, anchor BLOB NOT NULL DEFAULT x'');`
-
-// linkTable is the fourth migration: the chain of events. SQLite cannot hash, so the first process
-// that adds links covers the older events too. No table refers to seal, so it can be dropped.
-const linkTable = `
-	CREATE TABLE event_link (
-		event_id INTEGER NOT NULL PRIMARY KEY, -- the last event that the link covers
-		at       INTEGER NOT NULL,             -- the latest time of the events so far
-		hash     BLOB NOT NULL,                -- SHA-256 of the previous link's hash, event_id, at and the digest of the events
-		previous BLOB, digest BLOB             -- inputs of hash; only in the base, the last link whose events are deleted
-	);
-	DROP TABLE seal;
-	DELETE FROM secret WHERE name = 'seal';`
-
-// addRekeying is the fifth migration. A request that changes the password re-keys its session: the
-// session's access tokens of generations before rekeyed_at become invalid, except kept_jti, the token
-// of the request. userd compares generations, because times have the precision of a second and clocks
-// are set back.
-const addRekeying = `
-	ALTER TABLE session ADD COLUMN rekeyed_at INTEGER NOT NULL DEFAULT 0;
-	ALTER TABLE session ADD COLUMN kept_jti   TEXT NOT NULL DEFAULT '';`
-
-// addGraceUses is the sixth migration: how often the last rotation of a refresh token was repeated.
-const addGraceUses = `ALTER TABLE session ADD COLUMN grace_uses INTEGER NOT NULL DEFAULT 0;`
-
-// signerTable is the seventh migration: with which kind of key the servers of this database sign.
-// Commands read it, because their shells may lack the servers' environment.
-const signerTable = `
-	CREATE TABLE signer (
-		id         INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
-		configured INTEGER NOT NULL, -- 1: with JWT_SECRET_KEY; 0: with the newest key of signing_key
-		since      INTEGER NOT NULL  -- the start of the first server that did so
-	);`
-
-// codeTables is the eighth migration: verified addresses, users that wait for approval, codes
-// and invitations. The use of a reset code deletes it. The code of an invitation stays until it
-// expires, and uses_left counts its uses. email is the address that a code is bound to.
-const codeTables = `
-	ALTER TABLE user ADD COLUMN email_verified_at INTEGER NOT NULL DEFAULT 0; -- 0: not verified
-	ALTER TABLE user ADD COLUMN pending           INTEGER NOT NULL DEFAULT 0; -- 1: an admin must approve the user
-	CREATE INDEX user_pending ON user (id) WHERE pending = 1;
-
-	CREATE TABLE user_code (
-		hash          BLOB NOT NULL PRIMARY KEY, -- SHA-256 of the code
-		kind          TEXT NOT NULL,             -- the prefix of the code
-		user_id       INTEGER NOT NULL,          -- 0: none
-		email         TEXT NOT NULL,             -- empty: none
-		invitation_id INTEGER NOT NULL,          -- 0: none
-		created_by    INTEGER NOT NULL,          -- 0: the command line
-		created_at    INTEGER NOT NULL,
-		expires_at    INTEGER NOT NULL
-	) WITHOUT ROWID;
-	CREATE INDEX user_code_owner ON user_code (user_id);
-	CREATE INDEX user_code_maker ON user_code (created_by);
-	CREATE INDEX user_code_invitation ON user_code (invitation_id);
-	CREATE INDEX user_code_expiry ON user_code (expires_at);
-
-	CREATE TABLE user_invitation (
-		id         INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-		email      TEXT NOT NULL,    -- the only address that it is for; empty: any
-		username   TEXT NOT NULL,    -- the only username that it is for; empty: any
-		role       TEXT NOT NULL,    -- of the users that it admits
-		uses_left  INTEGER NOT NULL,
-		created_by INTEGER NOT NULL, -- 0: the command line
-		created_at INTEGER NOT NULL,
-		expires_at INTEGER NOT NULL
-	);
-	CREATE INDEX user_invitation_maker ON user_invitation (created_by);
-	CREATE INDEX user_invitation_expiry ON user_invitation (expires_at);
-
-	-- The pages that links open, as the last server stored them: commands run without its environment.
-	CREATE TABLE page_url (
-		page TEXT NOT NULL PRIMARY KEY,
-		url  TEXT NOT NULL -- with {code} in the place of the code
-	) WITHOUT ROWID;`
-
-// mailTables is the ninth migration: pending addresses and registrations, which wait for their
-// confirmation, and the outbox. Each try of a mail makes a new code, so no table contains a
-// code. mail_id of user_code is the mail that contained it. For an undo code, email is the new
-// address, and old_email is the address that the code restores.
-const mailTables = `
-	ALTER TABLE user ADD COLUMN pending_email TEXT NOT NULL DEFAULT ''; -- the next address; empty: none
-
-	ALTER TABLE user_code ADD COLUMN old_email       TEXT NOT NULL DEFAULT '';
-	ALTER TABLE user_code ADD COLUMN registration_id INTEGER NOT NULL DEFAULT 0; -- 0: none
-	ALTER TABLE user_code ADD COLUMN mail_id         INTEGER NOT NULL DEFAULT 0; -- 0: not mailed
-	CREATE INDEX user_code_registration ON user_code (registration_id) WHERE registration_id <> 0;
-
-	-- The registrations of REGISTRATION=verified. A registration reserves neither its username nor its address.
-	CREATE TABLE user_registration (
-		id            INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-		username      TEXT NOT NULL,
-		email         TEXT NOT NULL,
-		password_hash TEXT NOT NULL,
-		created_at    INTEGER NOT NULL,
-		expires_at    INTEGER NOT NULL
-	);
-	CREATE INDEX user_registration_expiry ON user_registration (expires_at);
-
-	CREATE TABLE user_mail (
-		id          INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-		kind        TEXT NOT NULL,
-		user_id     INTEGER NOT NULL, -- 0: none, or not known yet
-		login       TEXT NOT NULL,    -- what a client typed, until the user is looked up
-		email       TEXT NOT NULL,    -- the recipient; empty: not known yet
-		subject_id  INTEGER NOT NULL, -- of the invitation or the registration; 0: neither
-		detail      TEXT NOT NULL,    -- depends on kind
-		address     TEXT NOT NULL,    -- of the client that caused it
-		user_agent  TEXT NOT NULL,
-		created_at  INTEGER NOT NULL,
-		next_try_at INTEGER NOT NULL, -- while a process sends it: when others may try
-		tries       INTEGER NOT NULL DEFAULT 0,
-		budget      INTEGER NOT NULL DEFAULT 0, -- the limit of its recipient that it counts toward; 0: none
-		state       TEXT NOT NULL DEFAULT 'queued', -- then sent, failed or dropped
-		closed_at   INTEGER NOT NULL DEFAULT 0,     -- when state changed
-		last_error  TEXT NOT NULL DEFAULT ''
-	);
-	CREATE INDEX user_mail_queue ON user_mail (next_try_at) WHERE state = 'queued';
-	CREATE INDEX user_mail_owner ON user_mail (user_id);
-	CREATE INDEX user_mail_recipient ON user_mail (email COLLATE NOCASE, created_at) WHERE budget <> 0;
-	CREATE INDEX user_mail_closed ON user_mail (closed_at) WHERE state <> 'queued';`
-
-// keyTables is the tenth migration: API keys, and service users, which have only API keys.
-const keyTables = `
-	ALTER TABLE user ADD COLUMN service INTEGER NOT NULL DEFAULT 0; -- 1: a service user, which has no password and no address
-
-	CREATE TABLE user_key (
-		id           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-		user_id      INTEGER NOT NULL,
-		name         TEXT NOT NULL,
-		prefix       TEXT NOT NULL,        -- the first characters of the key, so that people recognize it
-		hash         BLOB NOT NULL UNIQUE, -- SHA-256 of the key
-		scope        TEXT NOT NULL,        -- verify, read, write or admin
-		created_at   INTEGER NOT NULL,
-		expires_at   INTEGER NOT NULL,     -- 0: never
-		last_used_at INTEGER NOT NULL DEFAULT 0,
-		last_address TEXT NOT NULL DEFAULT ''
-	);
-	CREATE INDEX user_key_owner ON user_key (user_id);
-	CREATE INDEX user_key_expiry ON user_key (expires_at) WHERE expires_at > 0;`
-
-// factorTables is the eleventh migration: second factors. Every session of a user with a row in
-// user_totp has session.factor = 1, because adding a factor ends the others.
-const factorTables = `
-	ALTER TABLE session ADD COLUMN factor INTEGER NOT NULL DEFAULT 0; -- 1: the user proved its second factor
-
-	CREATE TABLE user_totp (
-		user_id      INTEGER NOT NULL PRIMARY KEY,
-		secret       BLOB NOT NULL,    -- sealed
-		confirmed_at INTEGER NOT NULL,
-		last_step    INTEGER NOT NULL, -- of the last code that was accepted, in periods of 30 seconds since 1970
-		failures     INTEGER NOT NULL DEFAULT 0 -- wrong codes since then
-	);
-	-- The names of the keys that sealed the secrets: see sealKeys.
-	CREATE INDEX user_totp_key ON user_totp (substr(secret, 1, 8));
-	CREATE TABLE user_totp_pending (
-		user_id    INTEGER NOT NULL PRIMARY KEY,
-		secret     BLOB NOT NULL, -- sealed
-		created_at INTEGER NOT NULL
-	);
-	CREATE TABLE user_recovery_code (
-		hash    BLOB NOT NULL PRIMARY KEY, -- SHA-256 of the code
-		user_id INTEGER NOT NULL
-	) WITHOUT ROWID;
-	CREATE INDEX user_recovery_code_owner ON user_recovery_code (user_id);`
 
 // maxID is the highest id that an imported or adopted user may have. JavaScript rounds
 // integers from 2^53 on, and the ids of later users, which are higher, must stay below.
 const maxID = 1<<52 - 1
 
-var (
-	createTable = regexp.MustCompile(`CREATE TABLE (\w+)`)
-	dropTable   = regexp.MustCompile(`DROP TABLE (\w+)`)
-	createAny   = regexp.MustCompile(`CREATE (?:TABLE|INDEX|UNIQUE INDEX) (\w+)`)
-)
-
-// tablesOf returns the tables that migrations make and do not drop, in their order.
-func tablesOf(migrations []string) (tables []string) {
-	script := strings.Join(migrations, "")
-	dropped := dropTable.FindAllString(script, -1)
-	for _, match := range createTable.FindAllStringSubmatch(script, -1) {
-		if !slices.Contains(dropped, "DROP TABLE "+match[1]) {
-			tables = append(tables, match[1])
-		}
-	}
-	return tables
-}
-
-// findHooks returns the triggers and views whose SQL mentions a table of userd. A
-// trigger of another table counts too, because a deletion can cascade to that table.
+// findHooks returns the triggers and views whose SQL mentions a table of userd, in any version.
 func findHooks(ctx context.Context, db sqlitefile.Querier) (hooks []string, err error) {
-	var tables []string
-	for _, match := range createTable.FindAllStringSubmatch(strings.Join(migrations, ""), -1) {
-		tables = append(tables, match[1])
-	}
-	mention := regexp.MustCompile(`(?i)\b(` + strings.Join(tables, "|") + `)\b`)
-	var kind, name, table, text string
-	err = sqlitefile.Scan(ctx, db, `SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE type IN ('trigger', 'view') ORDER BY name`,
-		[]any{&kind, &name, &table, &text}, func() {
-			switch {
-			case !mention.MatchString(text):
-			case kind == "trigger":
-				hooks = append(hooks, fmt.Sprintf("trigger %q on table %q", name, table))
-			default:
-				hooks = append(hooks, fmt.Sprintf("view %q", name))
-			}
-		})
-	return hooks, err
+	return sqlitefile.Hooks(ctx, db, migrations.Made())
 }
 
 // refuseHooks returns an error that names what findHooks finds, if anything. A trigger
@@ -340,36 +90,332 @@ func refuseHooks(ctx context.Context, db sqlitefile.Querier) error {
 	return err
 }
 
-// migrate runs the scripts that the database still lacks.
-func migrate(ctx context.Context, conn *sql.Conn, scripts []string) error {
-	for done := false; !done; {
-		var err error
-		if done, err = migrateOnce(ctx, conn, scripts); err != nil {
-			return fmt.Errorf("upgrading the database: %w", err)
+// eachHash calls f with the id of each user, and whether the password hash is text of a
+// format that passhash knows, or that of a service user. It reads the whole table.
+func eachHash(ctx context.Context, db *sql.DB, f func(id int64, known bool)) error {
+	var id int64
+	var hash string
+	return sqlitefile.Scan(ctx, db, `SELECT id, iif(typeof(password_hash) = 'text', password_hash, '') FROM user ORDER BY id`, []any{&id, &hash}, func() {
+		f(id, passhash.Known(hash) || hash == serviceHash)
+	})
+}
+
+// rules are queries for faults that no write of userd causes. Each row of a result
+// is a finding.
+var rules = []string{
+	`SELECT 'the counter of user ids is missing' WHERE NOT EXISTS (SELECT 1 FROM counter)`,
+	`SELECT 'the counter of user ids is at ' || user_id || ', but user ' || (SELECT max(id) FROM user) || ' exists'
+	FROM counter WHERE user_id < (SELECT max(id) FROM user)`,
+	`SELECT 'user ' || id || ' has the unknown role ' || quote(role) FROM user WHERE role NOT IN ('member', 'admin')`,
+	`SELECT 'user ' || id || ' has ' || quote(disabled) || ' instead of 0 or 1 in disabled' FROM user WHERE disabled NOT IN (0, 1)`,
+	`SELECT 'session ' || id || ' belongs to user ' || user_id || ', which does not exist' FROM session WHERE user_id NOT IN (SELECT id FROM user)`,
+	`SELECT 'signing key ' || kid || ' has ' || length(secret) || ' bytes instead of at least 32' FROM signing_key WHERE length(secret) < 32`,
+}
+
+const selectTotals = `
+	SELECT
+		(SELECT count(*) FROM user),
+		(SELECT count(*) FROM session),
+		(SELECT count(*) FROM user WHERE role = 'admin' AND disabled = 0),
+		(SELECT count(*) FROM signing_key WHERE retired_at = 0)`
+
+// An examination is the result of one check. It counts only active admins and keys.
+type examination struct {
+	findings                      []string
+	users, sessions, admins, keys int
+	dataKey                       []byte           // of the database; nil: none
+	sealed                        map[string]int64 // the number of TOTP secrets by the name of the key that sealed them
+}
+
+// examine checks a database by SQLite's rules and by userd's. If the file is
+// quiet (see sqlitefile.IsQuiet), the result is valid only if it is still quiet afterwards.
+// examine calls step before each step, with the number of users that it will check (0:
+// unknown), and show with the number of users checked so far.
+func examine(ctx context.Context, path string, step func(what string, users int64), show func(n int, done int64)) (x examination, quiet bool, err error) {
+	db, quiet, err := sqlitefile.OpenToRead(path)
+	if err != nil {
+		return x, quiet, err
+	}
+	defer db.Close()
+	if err = x.run(ctx, db, step, show); sqlitefile.IsDamaged(err) {
+		if !slices.Contains(x.findings, err.Error()) { // checkIntegrity may have found it
+			x.findings = append(x.findings, err.Error())
 		}
+		err = nil
+	}
+	return x, quiet, err
+}
+
+func (x *examination) run(ctx context.Context, db *sql.DB, step func(what string, users int64), show func(n int, done int64)) (err error) {
+	step("checking the pages", 0)
+	if x.findings, err = sqlitefile.Check(ctx, db, migrations, "userd", rules); err != nil {
+		return err
+	}
+	var users int64
+	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM user`).Scan(&users); err != nil {
+		return err
+	}
+	step("checking users", users)
+	n, done := 0, 0
+	err = eachHash(ctx, db, func(id int64, known bool) {
+		done++
+		show(done, int64(done))
+		if known {
+			return
+		}
+		if n++; n <= sqlitefile.MostFindings {
+			x.findings = append(x.findings, fmt.Sprintf("user %d cannot log in: the format of the password hash is unknown", id))
+		}
+	})
+	if n > sqlitefile.MostFindings {
+		x.findings = append(x.findings, sqlitefile.MoreFindings)
+	}
+	if err != nil {
+		return err
+	}
+	var version int
+	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return err
+	}
+	if slices.Contains(migrations[:version].Tables(), "user_totp") {
+		if err := x.readSealKeys(ctx, db); err != nil {
+			return err
+		}
+	}
+	return db.QueryRowContext(ctx, selectTotals).Scan(&x.users, &x.sessions, &x.admins, &x.keys)
+}
+
+// readSealKeys sets dataKey and sealed.
+func (x *examination) readSealKeys(ctx context.Context, db *sql.DB) error {
+	var id, key []byte
+	var users, first int64
+	x.sealed = make(map[string]int64)
+	return errors.Join(
+		sqlitefile.Scan(ctx, db, selectSealKeys, []any{&id, &users, &first}, func() { x.sealed[string(id)] += users }),
+		sqlitefile.Scan(ctx, db, `SELECT value FROM secret WHERE name = '`+dataSecret+`'`, []any{&key}, func() { x.dataKey = key }))
+}
+
+// unreadable returns the number of users whose TOTP secret neither these keys nor that of the
+// database can open.
+func (x *examination) unreadable(keys *dataKeys) (users int64, err error) {
+	ring, err := keys.ring(x.dataKey)
+	if err != nil {
+		return 0, err
+	}
+	for id, n := range x.sealed {
+		if !ring.Has([]byte(id)) {
+			users += n
+		}
+	}
+	return users, nil
+}
+
+var errOtherProgram = errors.New("this is another program's database")
+
+// checkTutorial returns an error unless the Flask tutorial's app wrote the database at
+// path and userd can adopt it. The database may have more columns and tables than the
+// tutorial's. The error says what checkTutorial found, and what to do.
+func checkTutorial(ctx context.Context, db *sql.DB, path string) error {
+	columns, err := sqlitefile.Columns(ctx, db, "user")
+	if err != nil {
+		return err
+	}
+	if err = checkTutorialColumns(ctx, db, columns); err == nil {
+		err = checkTutorialUsers(ctx, db)
+	}
+	if err != nil {
+		return fmt.Errorf("%w%s", err, exportAdvice(columns, path))
+	}
+	if err := refuseHooks(ctx, db); err != nil {
+		return err
+	}
+	ours := make(map[string]bool)
+	for _, name := range append(sqlitefile.Migrations{restOfSchema}, migrations[1:]...).Names() {
+		ours[name] = true
+	}
+	var taken []string
+	var name string
+	err = sqlitefile.Scan(ctx, db, `SELECT name FROM sqlite_schema`, []any{&name}, func() {
+		if ours[strings.ToLower(name)] { // SQLite ignores the case of names
+			taken = append(taken, name)
+		}
+	})
+	if err == nil && len(taken) > 0 {
+		err = fmt.Errorf("userd needs the names %s, which existing tables or indexes have: rename them", strings.Join(taken, ", "))
+	}
+	return err
+}
+
+// checkTutorialColumns returns an error unless the table user has the tutorial's four
+// columns. It also returns an error for any other column whose name userd needs, whose
+// times it cannot convert, or for which it has no value.
+func checkTutorialColumns(ctx context.Context, db sqlitefile.Querier, columns []sqlitefile.Column) error {
+	missing := []string{"id", "username", "email", "password_hash"}
+	var faults []string
+	for _, c := range columns {
+		if !strings.EqualFold(c.Table, "user") {
+			continue
+		}
+		name := strings.ToLower(c.Name)
+		i := slices.Index(missing, name)
+		switch {
+		case name == "id" && !c.RowID: // the column can hold values that are not integers
+		case i >= 0 && name != "id" && !sqlitefile.KeepsText(c.Declared):
+			faults = append(faults, fmt.Sprintf("the column %s is declared as %s, so SQLite stores digits as numbers: declare it as TEXT", c.Name, c.Declared))
+			missing = slices.Delete(missing, i, i+1)
+		case i >= 0:
+			missing = slices.Delete(missing, i, i+1)
+		case slices.Contains(takenTimes, name):
+			fault, err := checkTimes(ctx, db, name)
+			if err != nil {
+				return err
+			}
+			if fault != "" {
+				faults = append(faults, fault)
+			}
+		case strings.Contains(strings.Join(migrations, ""), "ALTER TABLE user ADD COLUMN "+name+" "):
+			faults = append(faults, fmt.Sprintf("userd needs the name of the column %s of the table user: rename the column", c.Name))
+		case c.Required:
+			faults = append(faults, fmt.Sprintf("userd cannot fill the column %s of the table user, which must not be NULL: give it a default", c.Name))
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%w: userd adopts a table user with the columns id (INTEGER PRIMARY KEY), username, email and password_hash, and found %s", errOtherProgram, sqlitefile.Describe(columns))
+	}
+	if len(faults) > 0 {
+		return errors.New(strings.Join(faults, "; "))
 	}
 	return nil
 }
 
-// migrateOnce runs one script, or returns true if there are none left. It reads the
-// version under the write lock, because another process may be opening the same new
-// file.
-func migrateOnce(ctx context.Context, conn *sql.Conn, scripts []string) (done bool, err error) {
-	tx, err := conn.BeginTx(ctx, nil)
-	if err != nil {
-		return false, err
+// takenTimes are columns that many apps add to the tutorial's, and whose names userd needs.
+// If they hold dates, userd replaces them by its own columns, with the same times in Unix
+// seconds.
+var takenTimes = []string{"created_at", "updated_at"}
+
+// unixSeconds returns the SQL that converts a time of an app to Unix seconds: 0 for NULL,
+// and NULL for a value that is not a date between 1970 and 9999. Only constants of userd
+// may be column, because it becomes part of the SQL.
+func unixSeconds(column string) string {
+	return strings.ReplaceAll(`(SELECT iif(s BETWEEN 0 AND 253402300799, s, NULL) FROM (SELECT CASE typeof(@)
+		WHEN 'null' THEN 0
+		WHEN 'text' THEN iif(@ GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*', unixepoch(@), NULL)
+		WHEN 'blob' THEN NULL
+		ELSE CAST(@ AS INTEGER) END AS s))`, "@", column)
+}
+
+// checkTimes returns why userd cannot take over a column of times, or "".
+func checkTimes(ctx context.Context, db sqlitefile.Querier, column string) (fault string, err error) {
+	var id int64
+	var value string
+	err = sqlitefile.Scan(ctx, db, `SELECT id, substr(quote(`+column+`), 1, 40) FROM user WHERE `+unixSeconds(column)+` IS NULL ORDER BY id DESC`,
+		[]any{&id, &value}, func() {
+			fault = fmt.Sprintf("the column %s holds %s for user %d, which is not a date since 1970: rename the column", column, value, id)
+		})
+	var index string
+	if err == nil && fault == "" {
+		err = sqlitefile.Scan(ctx, db, `SELECT i.name FROM pragma_index_list('user') AS i JOIN pragma_index_info(i.name) AS c WHERE lower(c.name) = '`+column+`'`,
+			[]any{&index}, func() {
+				fault = fmt.Sprintf("userd takes over the column %s, but the index %q uses it: drop the index", column, index)
+			})
 	}
-	defer tx.Rollback()
-	var version int
-	if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return false, err
+	return fault, err
+}
+
+// takeTimes returns the statements that replace takenTimes by userd's columns, before and
+// after userd's columns are added, and the names of the replaced columns. The app can no
+// longer read these.
+func takeTimes(columns []sqlitefile.Column) (before, after string, taken []string) {
+	for _, column := range takenTimes {
+		if sqlitefile.Find(columns, "user", column) != "" {
+			old := "taken_" + column
+			before += `ALTER TABLE user RENAME COLUMN ` + column + ` TO ` + old + `;`
+			after += `UPDATE user SET ` + column + ` = ` + unixSeconds(old) + `; ALTER TABLE user DROP COLUMN ` + old + `;`
+			taken = append(taken, column)
+		}
 	}
-	if version >= len(scripts) {
-		return true, nil
+	return before, after, taken
+}
+
+// checkTutorialUsers returns an error that names the users that userd cannot keep, ten at
+// most. userd requires a valid id, and text in the three columns. It also accepts bytes
+// that are valid UTF-8, because adopt converts them to text.
+func checkTutorialUsers(ctx context.Context, db sqlitefile.Querier) error {
+	const most = 10
+	var faults []string
+	n := 0
+	var id int64
+	columns := []string{"username", "email", "password_hash"}
+	isNull, texts := make([]bool, 3), make([][]byte, 3)
+	err := sqlitefile.Scan(ctx, db, `
+		SELECT id,
+			username IS NULL, email IS NULL, password_hash IS NULL,
+			CAST(username AS BLOB), CAST(email AS BLOB), CAST(password_hash AS BLOB)
+		FROM user ORDER BY id`,
+		[]any{&id, &isNull[0], &isNull[1], &isNull[2], &texts[0], &texts[1], &texts[2]}, func() {
+			var wrong []string
+			if id < 1 || id > maxID {
+				wrong = append(wrong, fmt.Sprintf("an id outside 1 to %d", int64(maxID)))
+			}
+			for i, column := range columns {
+				switch {
+				case isNull[i]:
+					wrong = append(wrong, "no "+column)
+				case !utf8.Valid(texts[i]) || bytes.IndexByte(texts[i], 0) >= 0:
+					wrong = append(wrong, "bytes in "+column+" that are not UTF-8 text")
+				}
+			}
+			if len(wrong) > 0 {
+				if n++; n <= most {
+					faults = append(faults, fmt.Sprintf("user %d has %s", id, strings.Join(wrong, " and ")))
+				}
+			}
+		})
+	if n > most {
+		faults = append(faults, fmt.Sprintf("and %d more", n-most))
 	}
-	script := scripts[version] + fmt.Sprintf("; PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, version+1)
-	if _, err := tx.ExecContext(ctx, script); err != nil {
-		return false, fmt.Errorf("migration %d: %w", version+1, err)
+	if err == nil && n > 0 {
+		err = fmt.Errorf("correct or delete these users first: %s", strings.Join(faults, ", "))
 	}
-	return false, tx.Commit()
+	return err
+}
+
+// exportAdvice returns how to export the first table that looks like a table of users to a
+// CSV file for user import, or "" if there is none. Each name in the SQL consists only of
+// word characters.
+func exportAdvice(columns []sqlitefile.Column, path string) string {
+	for i, c := range columns {
+		if i > 0 && columns[i-1].Table == c.Table || !regexp.MustCompile(`^\w+$`).MatchString(c.Table) {
+			continue
+		}
+		column := func(names ...string) string { return sqlitefile.Find(columns, c.Table, names...) }
+		username := column("username", "user_name", "login", "name")
+		email := column("email", "email_address", "mail")
+		hash := column("password_hash", "hashed_password", "pw_hash", "password")
+		if username == "" || email == "" || hash == "" {
+			continue
+		}
+		fields := []string{username + " AS username", email + " AS email", "CAST(" + hash + " AS TEXT) AS password_hash"}
+		if slices.ContainsFunc(columns, func(o sqlitefile.Column) bool {
+			return o.Table == c.Table && o.RowID && strings.EqualFold(o.Name, "id")
+		}) {
+			fields = append(fields, "id")
+		}
+		for _, name := range takenTimes {
+			if column(name) != "" {
+				fields = append(fields, name)
+			}
+		}
+		if name := column("is_admin", "role"); name != "" {
+			fields = append(fields, "iif("+name+" IN (1, 'admin'), 'admin', 'member') AS role")
+		}
+		if name := column("disabled"); name != "" {
+			fields = append(fields, "iif("+name+", 'true', 'false') AS disabled")
+		} else if name := column("is_active", "active"); name != "" {
+			fields = append(fields, "iif("+name+" = 0, 'true', 'false') AS disabled")
+		}
+		return fmt.Sprintf(`; to import its users into a new database instead: sqlite3 -csv -header '%s' "SELECT %s FROM %s" >users.csv, then userd user import -database new.db users.csv`,
+			strings.ReplaceAll(path, "'", `'\''`), strings.Join(fields, ", "), c.Table)
+	}
+	return ""
 }

@@ -76,11 +76,11 @@ func emptyFile(t *testing.T) string {
 func TestAMigrationThatFailsLeavesTheDatabaseAsItWas(t *testing.T) {
 	t.Parallel()
 	upgrade := func(path, script string) error {
-		w, err := openWriter(path)
+		conn, err := sqlitefile.OpenToWrite(path, busyTimeout)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return errors.Join(migrate(t.Context(), w.conn, append(slices.Clone(migrations), script)), w.close())
+		return errors.Join(append(slices.Clone(migrations), script).Run(t.Context(), conn.Conn, applicationID), conn.Close())
 	}
 	const failing = `
 		CREATE TABLE half (id INTEGER);
@@ -252,11 +252,11 @@ func TestAnInterruptedUpgradeContinues(t *testing.T) {
 	t.Parallel()
 	for version := 1; version <= len(migrations); version++ {
 		path := emptyFile(t)
-		w, err := openWriter(path)
+		conn, err := sqlitefile.OpenToWrite(path, busyTimeout)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(migrate(t.Context(), w.conn, migrations[:version]), w.close()); err != nil {
+		if err := errors.Join(migrations[:version].Run(t.Context(), conn.Conn, applicationID), conn.Close()); err != nil {
 			t.Fatal(err)
 		}
 		if kind, err := inspect(t.Context(), path); err != nil || kind != kindUserd {

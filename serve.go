@@ -296,7 +296,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	if err != nil {
 		return err
 	}
-	if _, err := loadRefresher(ctx, st); err != nil { // the first start makes its key
+	if _, err := refreshKey(ctx, st); err != nil { // the first start makes its key
 		return err
 	}
 	if err := st.recordPages(ctx, c.pages); err != nil {
@@ -304,7 +304,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	}
 	hasher := passhash.NewChecked(func(err error) { log.Error("hashing passwords without the argon2 kernel, which is slower", "err", err) })
 	s := newServer(c.settings, st, hasher, keys, log, time.Now, monotonic())
-	if err := errors.Join(mails.attach(ctx, s), s.reportDataKeys(ctx)); err != nil {
+	if err := errors.Join(mails.attach(ctx, s), s.checkDataKeys(ctx)); err != nil {
 		return err
 	}
 	httpServer := newHTTPServer(s)
@@ -401,7 +401,7 @@ func newHTTPServer(s *server) *http.Server {
 		DisableGeneralOptionsHandler: true,                                                // OPTIONS * is a request like any other
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // broken connections of strangers
 	}
-	h.RegisterOnShutdown(s.feed.stop)
+	h.RegisterOnShutdown(s.feed.Stop)
 	return h
 }
 

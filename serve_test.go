@@ -35,6 +35,7 @@ import (
 
 	"userd/internal/certs/certstest"
 	"userd/internal/netlisten"
+	"userd/internal/param"
 	"userd/internal/sqlitefile"
 )
 
@@ -1321,7 +1322,7 @@ func newLoad(p *process) *load {
 		name, email, _ := strings.Cut(u.row(), " ")
 		email, _, _ = strings.Cut(email, " ")
 		r := p.must("", "POST", "/api/register", fmt.Sprintf(`{"username":%q,"email":%q,"password":"%s 0"}`, name, email, goodPassword)).want(p.t, 201, "")
-		id, err := parseID(r.field("id"))
+		id, err := param.ID(r.field("id"))
 		if err != nil {
 			p.t.Fatal(err)
 		}

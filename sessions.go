@@ -1,27 +1,256 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
-	"strings"
 	"time"
+	"userd/internal/clientaddr"
+	"userd/internal/headers"
+	"userd/internal/param"
+	"userd/internal/refresh"
+	"userd/internal/tagged"
+	"userd/internal/useragent"
 )
 
-// A refreshToken is SESSION.GENERATION.SECRET.TAG: the session's id, the number of
-// earlier tokens, 256 random bits, and a MAC of the three. Each use makes the next
-// generation. This reveals a theft: sooner or later, the thief and the owner use the same
-// token (OAuth 2.0 Security BCP, RFC 9700 section 4.14.2).
-type refreshToken struct {
-	session    int64
-	generation int64
-	secret     [sha256.Size]byte
+type loginRequest struct {
+	Username string `json:"username"`
+	Password string `json:"password"`
+	OTP      string `json:"otp"`    // a code of the second factor; empty: none
+	Cookie   *bool  `json:"cookie"` // the refresh token goes into a cookie
+}
+
+// login starts a session of the user whose name and password the body has.
+func (s *server) login(x *exchange) error {
+	in, err := decode[loginRequest](x.body())
+	if err != nil {
+		return err
+	}
+	if in.Username == "" || in.Password == "" {
+		return errLoginFields
+	}
+	if err := s.askForCookie(x, in.Cookie); err != nil {
+		return err
+	}
+	p, err := s.prove(x, in.Username, in.Password)
+	if err == nil {
+		err = s.proveFactor(x, &p, in.OTP)
+	}
+	if err != nil {
+		return err
+	}
+	return s.startSession(x, p)
+}
+
+type loginFactorRequest struct {
+	MFAToken string `json:"mfa_token"`
+	OTP      string `json:"otp"`
+	Cookie   *bool  `json:"cookie"`
+}
+
+// loginFactor completes a login: the mfa_token proves the password, and otp the second factor.
+func (s *server) loginFactor(x *exchange) error {
+	in, err := decode[loginFactorRequest](x.body())
+	if err != nil {
+		return err
+	}
+	if in.MFAToken == "" || in.OTP == "" {
+		return errLoginFactorFields
+	}
+	if err := s.askForCookie(x, in.Cookie); err != nil {
+		return err
+	}
+	id, stamp, err := s.parseMFAToken(x.r.Context(), in.MFAToken)
+	var p provenUser
+	if err == nil {
+		p, err = s.proveAgain(x, id, stamp)
+	}
+	x.counted = true
+	if errors.Is(err, errMFAToken) {
+		return cmp.Or(s.allow(x, codeTries), err)
+	}
+	if err == nil {
+		err = s.proveFactor(x, &p, in.OTP)
+	}
+	if err != nil {
+		return err
+	}
+	return s.startSession(x, p)
+}
+
+// A provenUser is a user who has proven its password. Only prove and proveAgain return one.
+// Before startSession, proveFactor must check the second factor.
+type provenUser struct {
+	user
+	credentials              // as they were when the password was checked
+	newHash     string       // of the same password, if the stored hash is outdated; otherwise empty
+	code        provenFactor // of the second factor; zero: not proven, or the user has none
+}
+
+// allowed returns p if the user may log in, and otherwise errUserDisabled or errPendingApproval.
+func (p provenUser) allowed() (provenUser, error) {
+	switch {
+	case p.disabled:
+		return p, errUserDisabled
+	case p.pending:
+		return p, errPendingApproval
+	}
+	return p, nil
+}
+
+// prove checks a login name and a password. It returns errCredentials, errLimited,
+// errStorage, passhash.ErrBusy or, only if the password is correct, errUserDisabled or
+// errPendingApproval. It takes as long for an unknown name as for a wrong password.
+func (s *server) prove(x *exchange, name, password string) (p provenUser, err error) {
+	if err := s.allowLookup(x, name); err != nil {
+		return p, err
+	}
+	u, c, err := s.store.userByLogin(name)
+	if err != nil && err != errUserNotFound {
+		return p, err
+	}
+	x.target, x.name = u.id, u.username // for the log, which does not get an unknown name: it can be a password
+	ok, err := s.matchesPassword(x, u.id, &c, name, password)
+	if err == nil && !ok {
+		err = errCredentials
+	}
+	if err != nil {
+		return p, err
+	}
+	p, err = provenUser{user: u, credentials: c}.allowed()
+	if err == nil && s.hasher.Stale(c.hash) {
+		p.newHash, err = s.hasher.Hash(x.r.Context(), clientaddr.Network(x.address), password)
+	}
+	return p, err
+}
+
+// startSession starts a session of a proven user and answers with its tokens. No other
+// function starts sessions. It uses up the code of the second factor. It returns errOTPUsed
+// if the code was used meanwhile, and errCredentials if the password or a factor of the user
+// changed, or the user was disabled, after the proof began, or if the user has a factor that
+// p does not prove.
+func (s *server) startSession(x *exchange, p provenUser) error {
+	now := s.wall()
+	token := refresh.New(0) // the store sets the session's id
+	session := s.newSession(x, now, token)
+	session.userID = p.id
+	tokens, err := refreshKey(x.r.Context(), s.store)
+	if err != nil {
+		return err
+	}
+	var notice []statement
+	if p.emailVerifiedAt != 0 {
+		if notice, err = s.loginNotice(x, p.id); err != nil {
+			return err
+		}
+	}
+	if p.code.proven() && s.mailOn {
+		notice = append(notice, endWarning(p.id, x.address, now.Unix()))
+	}
+	key, err := s.store.startSession(x.r.Context(), &session, p.stamp, p.newHash, p.code, notice...)
+	if err != nil {
+		return err
+	}
+	s.noteLogin(x, &p.user)
+	x.logUser = p.id
+	answer := s.newTokens(x, tokens, &session, key, token, now, true)
+	if session.factor && session.codesLeft < fewCodes {
+		answer.RecoveryCodesLeft = &session.codesLeft
+	}
+	return x.sendJSON(http.StatusOK, answer)
+}
+
+// fewCodes is the number of recovery codes below which the answer to a login says how many
+// are left.
+const fewCodes = 3
+
+// proveFactor sets p.code if the user of p has a second factor and typed is a code of it. If
+// typed is empty, it returns errSecondFactor with a token for loginFactor. It also returns the
+// errors of checkCode, and errStorage. For a user without a factor, it does nothing.
+func (s *server) proveFactor(x *exchange, p *provenUser, typed string) (err error) {
+	if !p.factor.exists() {
+		return nil
+	}
+	if typed == "" {
+		if p.newHash != "" { // the next step does not know the password
+			if err := s.store.upgradeHash(x.r.Context(), p.id, p.stamp, p.newHash); err != nil {
+				return err
+			}
+		}
+		token, err := s.newMFAToken(x.r.Context(), p.id, p.stamp)
+		if err != nil {
+			return err
+		}
+		e := errSecondFactor.with("%s", errSecondFactor.text)
+		e.factorChallenge = &factorChallenge{token, mfaLife, methodsOf(&p.factor)}
+		return cmp.Or[error](s.warnOwner(x, &p.user, "it sent your password, but no code"), e)
+	}
+	p.code, err = s.checkCode(x, p.id, &p.credentials, typed, withPassword)
+	if errors.Is(err, errWrongOTP) {
+		return cmp.Or(s.warnOwner(x, &p.user, "it sent your password and a wrong code"), err)
+	}
+	return err
+}
+
+// methodsOf returns the kinds of code that the factor accepts now.
+func methodsOf(f *factor) []string {
+	if f.locked() {
+		return []string{"recovery_code"}
+	}
+	return []string{"totp", "recovery_code"}
+}
+
+// mfaKey returns the key of the tokens of newMFAToken. It has no other use.
+func (s *server) mfaKey(ctx context.Context) ([]byte, error) {
+	return s.store.secret(ctx, "mfa", newSecret())
+}
+
+// newMFAToken returns a token that proves only that the user has sent its password. The token
+// is valid for mfaLife, and until the password or a factor of the user changes.
+func (s *server) newMFAToken(ctx context.Context, id, stamp int64) (string, error) {
+	key, err := s.mfaKey(ctx)
+	if err != nil {
+		return "", err
+	}
+	return tagged.Append(key, "", fmt.Sprintf("%d.%d.%d", id, stamp, s.wall().Unix())), nil
+}
+
+// parseMFAToken returns the user and the stamp of a token of newMFAToken, or errMFAToken.
+func (s *server) parseMFAToken(ctx context.Context, token string) (id, stamp int64, err error) {
+	key, err := s.mfaKey(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	text, ok := tagged.Open(key, "", token)
+	if !ok {
+		return 0, 0, errMFAToken
+	}
+	var made int64
+	fmt.Sscanf(text, "%d.%d.%d", &id, &stamp, &made) // newMFAToken wrote it, so this cannot fail
+	if age := s.wall().Unix() - made; age < -clockLeeway || age > mfaLife {
+		return 0, 0, errMFAToken
+	}
+	return id, stamp, nil
+}
+
+// proveAgain returns the user of a valid token of newMFAToken, as prove does. It returns
+// errMFAToken if the password or a factor has changed since.
+func (s *server) proveAgain(x *exchange, id, stamp int64) (p provenUser, err error) {
+	u, err := s.store.user(id)
+	c, credentialsErr := s.store.credentials(id)
+	switch err := cmp.Or(err, credentialsErr); {
+	case errors.Is(err, errUserNotFound), err == nil && c.stamp != stamp:
+		return p, errMFAToken
+	case err != nil:
+		return p, err
+	}
+	x.target, x.name = u.id, u.username
+	return provenUser{user: u, credentials: c}.allowed()
 }
 
 // The grace: a client may repeat the last rotation, with the token before the live one,
@@ -33,70 +262,23 @@ const (
 	maxGraceUses = 3
 )
 
-// A refresher makes and recognizes refresh tokens. Only the database has its key. With
-// JWT_SECRET_KEY instead, other services that know it could compute the successors of the
-// tokens that they see. Each request reads the key again, because a command can replace
-// it, which invalidates the earlier tokens.
-type refresher struct{ key []byte }
-
-// loadRefresher returns the refresher of a database. If the database has no key, it makes
-// one.
-func loadRefresher(ctx context.Context, st *store) (*refresher, error) {
-	fresh := make([]byte, sha256.Size)
-	rand.Read(fresh)
-	key, err := st.secret(ctx, "refresh", fresh)
+// refreshKey returns the key of the refresh tokens of a database. If the database has no key,
+// refreshKey makes one. Only the database has it: with JWT_SECRET_KEY instead, other services
+// that know that could compute the successors of the tokens that they see. Each request reads
+// the key again, because a command can replace it, which invalidates the earlier tokens.
+func refreshKey(ctx context.Context, st *store) (refresh.Key, error) {
+	key, err := st.secret(ctx, "refresh", newSecret())
 	if err != nil {
 		return nil, fmt.Errorf("refresh key: %w", err)
 	}
-	return &refresher{key}, nil
+	return key, nil
 }
 
-// mac returns the HMAC-SHA-256 of a text. Different uses of the key have different MACs.
-func (r *refresher) mac(use, text string) (sum [sha256.Size]byte) {
-	h := hmac.New(sha256.New, r.key)
-	h.Write([]byte(use + ":" + text))
-	h.Sum(sum[:0])
-	return sum
-}
-
-// hash returns the SHA-256 of the secret: the database stores only this. A fast
-// hash is enough for 256 random bits.
-func (t *refreshToken) hash() []byte {
-	sum := sha256.Sum256(t.secret[:])
-	return sum[:]
-}
-
-func (t *refreshToken) untagged() string {
-	return strconv.FormatInt(t.session, 10) + "." + strconv.FormatInt(t.generation, 10) + "." +
-		base64.RawURLEncoding.EncodeToString(t.secret[:])
-}
-
-// tagged appends the tag of a text to it.
-func (r *refresher) tagged(text string) string {
-	tag := r.mac("tag", text)
-	return text + "." + base64.RawURLEncoding.EncodeToString(tag[:])
-}
-
-func (r *refresher) format(t *refreshToken) string { return r.tagged(t.untagged()) }
-
-// parse returns the token that format wrote as s, or errBadToken. It checks the tag
-// first: a guessed token can neither cost a look-up nor end a session.
-func (r *refresher) parse(s string) (t refreshToken, err error) {
-	text := s[:max(strings.LastIndexByte(s, '.'), 0)]
-	if len(s) > maxToken || !hmac.Equal([]byte(s), []byte(r.tagged(text))) {
-		return t, errBadToken
-	}
-	parts := strings.Split(text, ".") // format wrote them, so these cannot fail
-	t.session, _ = strconv.ParseInt(parts[0], 10, 64)
-	t.generation, _ = strconv.ParseInt(parts[1], 10, 64)
-	secret, _ := decodeBase64URL(parts[2])
-	copy(t.secret[:], secret)
-	return t, nil
-}
-
-// next returns the successor of t, which is always the same.
-func (r *refresher) next(t refreshToken) refreshToken {
-	return refreshToken{t.session, t.generation + 1, r.mac("next", t.untagged())}
+// newSecret returns 32 random bytes, for the key of an HMAC-SHA-256.
+func newSecret() []byte {
+	secret := make([]byte, sha256.Size)
+	rand.Read(secret)
+	return secret
 }
 
 type refreshRequest struct {
@@ -115,8 +297,8 @@ func (s *server) refresh(x *exchange) (err error) {
 	}
 	text := in.RefreshToken
 	if text == "" {
-		text, err = x.bearer()
-		if err == errNoToken {
+		text, err = headers.Bearer(x.r)
+		if err == headers.ErrNoBearer {
 			text, err = s.readCookie(x)
 			x.cookie = err == nil
 		}
@@ -124,21 +306,21 @@ func (s *server) refresh(x *exchange) (err error) {
 			return err
 		}
 	}
-	r, err := loadRefresher(x.r.Context(), s.store)
+	tokens, err := refreshKey(x.r.Context(), s.store)
 	if err != nil {
 		return err
 	}
-	presented, err := r.parse(text)
-	if err != nil {
-		return err
+	presented, ok := tokens.Parse(text)
+	if !ok {
+		return errBadToken
 	}
-	if err := s.count(x, presented.session); err != nil {
+	if err := s.count(x, presented.Session); err != nil {
 		return err
 	}
 	now := s.wall()
-	next := r.next(presented)
+	next := tokens.Next(presented)
 	session := s.newSession(x, now, next)
-	key, err := s.store.rotate(x.r.Context(), &session, presented.hash(), now.Unix())
+	key, err := s.store.rotate(x.r.Context(), &session, presented.Hash(), now.Unix())
 	if errors.Is(err, errNotApplied) {
 		session, key, err = s.refreshAgain(x, presented, next, now)
 	}
@@ -146,31 +328,31 @@ func (s *server) refresh(x *exchange) (err error) {
 		return err
 	}
 	x.logUser = session.userID
-	return x.sendJSON(http.StatusOK, s.newTokens(x, r, &session, key, next, now, false))
+	return x.sendJSON(http.StatusOK, s.newTokens(x, tokens, &session, key, next, now, false))
 }
 
 // refreshAgain handles a refresh token that rotate did not accept. In the grace it returns
 // the session, whose live token is next, and the key that signs. A token that was used
 // before ends its session, and refreshAgain returns errReused. It also returns
 // errExpiredToken, errSessionEnded, errBadToken and errStorage.
-func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now time.Time) (live session, key keyRow, err error) {
-	if live, err = s.store.session(presented.session); err != nil {
+func (s *server) refreshAgain(x *exchange, presented, next refresh.Token, now time.Time) (live session, key keyRow, err error) {
+	if live, err = s.store.session(presented.Session); err != nil {
 		return live, key, err
 	}
 	life := int64(s.sessionLife / time.Second)
 	switch {
 	case live.expiresAt <= now.Unix(), life > 0 && live.createdAt+life <= now.Unix():
 		return live, key, errExpiredToken
-	case live.rekeyedAt > presented.generation:
+	case live.rekeyedAt > presented.Generation:
 		return live, key, errSessionEnded // not a theft: the client may not know yet that the password changed
-	case live.generation == presented.generation && hmac.Equal(live.refreshHash, presented.hash()):
+	case live.generation == presented.Generation && hmac.Equal(live.refreshHash, presented.Hash()):
 		return live, key, errSessionEnded // the token is live, but its user is disabled
-	case live.generation <= presented.generation:
+	case live.generation <= presented.Generation:
 		return live, key, errBadToken // issued before the database was restored from an older copy
 	}
 	d := now.Unix() - live.rotatedAt
-	if live.generation == next.generation && hmac.Equal(live.refreshHash, next.hash()) && 0 <= d && d <= refreshGrace &&
-		network(x.address) == network(live.address) && userAgent(x.r) == live.userAgent {
+	if live.generation == next.Generation && hmac.Equal(live.refreshHash, next.Hash()) && 0 <= d && d <= refreshGrace &&
+		clientaddr.Network(x.address) == clientaddr.Network(live.address) && useragent.Of(x.r) == live.userAgent {
 		key, err = s.store.repeatRotation(x.r.Context(), &live, maxGraceUses)
 		if !errors.Is(err, errNotApplied) {
 			if err == nil {
@@ -188,16 +370,16 @@ func (s *server) refreshAgain(x *exchange, presented, next refreshToken, now tim
 
 // newSession returns a session with t as its live token, and the client of x as the client
 // that uses it at now.
-func (s *server) newSession(x *exchange, now time.Time, t refreshToken) session {
+func (s *server) newSession(x *exchange, now time.Time, t refresh.Token) session {
 	return session{
-		id:          t.session,
+		id:          t.Session,
 		createdAt:   now.Unix(),
 		expiresAt:   now.Add(s.refreshTTL).Unix(),
 		lifetime:    int64(s.sessionLife / time.Second),
 		address:     x.address,
-		userAgent:   userAgent(x.r),
-		generation:  t.generation,
-		refreshHash: t.hash(),
+		userAgent:   useragent.Of(x.r),
+		generation:  t.Generation,
+		refreshHash: t.Hash(),
 	}
 }
 
@@ -213,33 +395,27 @@ type tokenAnswer struct {
 // newTokens returns the pair of tokens of a session with t as its live token. fresh means
 // that the pair is the result of a proof, such as a login. If x.cookie, newTokens puts the refresh
 // token into the cookie instead.
-func (s *server) newTokens(x *exchange, r *refresher, session *session, key keyRow, t refreshToken, now time.Time, fresh bool) tokenAnswer {
-	t.session, t.generation = session.id, session.generation
-	answer := tokenAnswer{
+func (s *server) newTokens(x *exchange, tokens refresh.Key, session *session, key keyRow, t refresh.Token, now time.Time, fresh bool) tokenAnswer {
+	t.Session, t.Generation = session.id, session.generation
+	return tokenAnswer{
 		AccessToken:  s.keys.signer(key).sign(s.newClaims(session, now, fresh)),
 		TokenType:    "Bearer",
 		ExpiresIn:    int64(s.accessTTL / time.Second),
-		RefreshToken: r.format(&t),
+		RefreshToken: s.intoCookie(x, tokens.Format(&t)),
 	}
-	if x.cookie {
-		s.setCookie(x, answer.RefreshToken, s.refreshTTL)
-		answer.RefreshToken = ""
-	}
-	return answer
 }
 
 // rekey returns a rekeying of the caller's session, for the write that changes the
 // caller's password. After the write, answer returns the new pair of tokens. These are
 // proof like those of a login.
 func (s *server) rekey(x *exchange) (r *rekeying, answer func() tokenAnswer, err error) {
-	tokens, err := loadRefresher(x.r.Context(), s.store)
+	tokens, err := refreshKey(x.r.Context(), s.store)
 	if err != nil {
 		return nil, nil, err
 	}
 	now := s.wall()
 	x.cookie = s.ownCookie(x)
-	token := refreshToken{session: x.who.session} // not the successor of the old one, whose holder must not get it
-	rand.Read(token.secret[:])
+	token := refresh.New(x.who.session) // not the successor of the old one, whose holder must not get it
 	r = &rekeying{session: s.newSession(x, now, token), kept: x.who.token.jti}
 	r.session.userID = x.who.id
 	return r, func() tokenAnswer { return s.newTokens(x, tokens, &r.session, r.key, token, now, true) }, nil
@@ -256,7 +432,7 @@ func (s *server) logout(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	all, err := boolParameter(q, "all")
+	all, err := param.Bool(q, "all")
 	if err != nil {
 		return err
 	}
@@ -275,49 +451,8 @@ func (s *server) logout(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if s.ownCookie(x) {
-		s.setCookie(x, "", -time.Second)
-	}
+	s.endCookie(x)
 	return x.sendNothing()
-}
-
-// listSessions answers with a user's live sessions, the oldest first.
-func (s *server) listSessions(x *exchange) error {
-	if _, err := s.targetUser(x); err != nil {
-		return err
-	}
-	list := []sessionAnswer{}
-	err := s.store.sessionsOf(x.r.Context(), x.target, s.wall().Unix(), func(v *session) {
-		list = append(list, newSessionAnswer(v, x.who.session))
-	})
-	if err != nil {
-		return err
-	}
-	return x.sendJSON(http.StatusOK, list)
-}
-
-type sessionAnswer struct {
-	ID         int64     `json:"id"`
-	CreatedAt  time.Time `json:"created_at"`
-	LastUsedAt time.Time `json:"last_used_at"`
-	Address    string    `json:"address"`
-	UserAgent  string    `json:"user_agent"`
-	ExpiresAt  time.Time `json:"expires_at"`
-	Current    bool      `json:"current"`
-}
-
-// newSessionAnswer returns a session as clients and the command line see it. current is
-// the id of the client's own session, or 0.
-func newSessionAnswer(x *session, current int64) sessionAnswer {
-	return sessionAnswer{
-		ID:         x.id,
-		CreatedAt:  utc(x.createdAt),
-		LastUsedAt: utc(x.lastUsedAt),
-		Address:    x.address,
-		UserAgent:  x.userAgent,
-		ExpiresAt:  utc(x.expiresAt),
-		Current:    x.id == current,
-	}
 }
 
 // endSessions ends every session of a user.
@@ -344,7 +479,7 @@ func (s *server) endSession(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	sid, err := parseID(x.r.PathValue("sid"))
+	sid, err := param.ID(x.r.PathValue("sid"))
 	if err != nil {
 		return errSessionNotFound
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"userd/internal/passhash"
+	"userd/internal/refresh"
 	"userd/internal/sqlitefile"
 )
 
@@ -237,7 +238,7 @@ func TestRefreshForgeries(t *testing.T) {
 	parts := strings.Split(token, ".")
 	zero := base64.RawURLEncoding.EncodeToString(make([]byte, sha256.Size))
 	last := token[len(token)-1]
-	otherKey := (&refresher{make([]byte, sha256.Size)}).format(&refreshToken{session: 1})
+	otherKey := make(refresh.Key, sha256.Size).Format(&refresh.Token{Session: 1})
 	for claim, forged := range map[string]string{
 		"an access token":                    access,
 		"the old token without its tag":      strings.Join(parts[:3], "."),
@@ -269,15 +270,12 @@ func TestRefreshFromTheFuture(t *testing.T) {
 	s := newService(t)
 	s.register("ann")
 	_, token := s.pair("ann")
-	presented, err := s.refresher().parse(token)
-	if err != nil {
-		t.Fatal(err)
-	}
-	second := s.refresher().next(s.refresher().next(presented))
-	s.do(s.refresher().format(&second), "POST", "/api/refresh", "").want(t, 401, "invalid_token")
+	key, presented := s.refreshKey(), s.parseRefresh(token)
+	second := key.Next(key.Next(presented))
+	s.do(key.Format(&second), "POST", "/api/refresh", "").want(t, 401, "invalid_token")
 	other := presented
-	other.secret[0] ^= 1
-	s.do(s.refresher().format(&other), "POST", "/api/refresh", "").want(t, 401, "invalid_token")
+	other.Secret[0] ^= 1
+	s.do(key.Format(&other), "POST", "/api/refresh", "").want(t, 401, "invalid_token")
 	s.do(token, "POST", "/api/refresh", "").want(t, 200, "")
 }
 
@@ -329,8 +327,8 @@ func TestRefreshTokenIsNotInTheDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	presented, _ := s.refresher().parse(token)
-	if want := sha256.Sum256(presented.secret[:]); string(x.refreshHash) != string(want[:]) {
+	secret := s.parseRefresh(token).Secret
+	if want := sha256.Sum256(secret[:]); string(x.refreshHash) != string(want[:]) {
 		t.Errorf("the database keeps %x", x.refreshHash)
 	}
 }
@@ -405,7 +403,7 @@ func TestLastUsedIsWrittenOnceAMinute(t *testing.T) {
 	path, token := s.member("ann")
 	used := func() int64 {
 		// The note is queued behind nothing: a write that waits sees it done.
-		if err := s.store.write(t.Context(), statement{query: `UPDATE counter SET user_id = user_id`}); err != nil {
+		if err := s.store.write(t.Context(), statement{Query: `UPDATE counter SET user_id = user_id`}); err != nil {
 			t.Fatal(err)
 		}
 		x, err := s.store.session(1)
@@ -449,8 +447,8 @@ func TestSweep(t *testing.T) {
 			expires++
 		}
 		err := s.store.write(t.Context(), statement{
-			query: `INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (1, 1, 1, @expires, '', '')`,
-			args:  args{{"expires", expires}},
+			Query: `INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (1, 1, 1, @expires, '', '')`,
+			Args:  args{{"expires", expires}},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -689,7 +687,7 @@ func TestForeignHashesAreReplaced(t *testing.T) {
 	s := newService(t)
 	s.register("ann")
 	for _, foreign := range foreignHashes(t) {
-		if err := s.store.write(t.Context(), statement{query: `UPDATE user SET password_hash = @hash`, args: args{{"hash", foreign.hash}}}); err != nil {
+		if err := s.store.write(t.Context(), statement{Query: `UPDATE user SET password_hash = @hash`, Args: args{{"hash", foreign.hash}}}); err != nil {
 			t.Fatal(err)
 		}
 		body := `{"username":"ann","password":"` + foreign.password + `"}`

@@ -6,35 +6,16 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
+	"sync/atomic"
+	"time"
 
+	"userd/internal/groupcommit"
+	"userd/internal/prom"
 	"userd/internal/safefile"
 	"userd/internal/sqlitefile"
-	"userd/internal/terminal"
 )
-
-// statFiles returns the files of an open database, whose WAL exists, by their paths. It
-// returns an error if the file at path is no longer created, the file that had the path
-// before SQLite opened it.
-func statFiles(path string, created fs.FileInfo) (map[string]fs.FileInfo, error) {
-	target, err := filepath.EvalSymlinks(path) // SQLite puts the -wal next to a link's target
-	if err != nil {
-		return nil, err
-	}
-	files := make(map[string]fs.FileInfo)
-	for _, name := range []string{path, target + "-wal", target + "-shm"} {
-		if files[name], err = os.Stat(name); err != nil {
-			return nil, err
-		}
-	}
-	if !os.SameFile(files[path], created) {
-		return nil, errors.New("another file replaced it while userd opened it")
-	}
-	return files, nil
-}
 
 // A role says which users a user may change. Any other role, also an empty one,
 // permits nothing.
@@ -191,17 +172,42 @@ func (s *store) keyAuthorizationError(by caller, id int64) error {
 	return nil
 }
 
+// Short names for the parts of each write.
+type (
+	statement = groupcommit.Statement
+	args      = groupcommit.Args
+	arg       = groupcommit.Arg
+)
+
+var (
+	errDuplicate  = groupcommit.ErrDuplicate
+	errNotApplied = errors.New("a condition of the write did not hold")
+	errFilesLost  = &storageError{"writing", errors.New("a file of the database was deleted, moved or replaced; restart userd")}
+)
+
 // A store is the database file and the statements of requests. A small pool of
-// connections reads; one goroutine writes (write.go). An error of a request's
+// connections reads; one goroutine writes. An error of a request's
 // statement is one of the named sentinels, the context's error, or a storageError.
 type store struct {
 	path      string
 	readers   *sql.DB
 	readerDSN string
-	reads     prepared
-	files     map[string]fs.FileInfo // the open files, by the paths that they had
-	*writer
+	reads     *groupcommit.Cache
+	files     sqlitefile.Opened
+	conn      *sqlitefile.OnlyConn // of the writer
+	writer    *groupcommit.Writer
+
+	commitDurations *prom.Histogram
+	commitSizes     *prom.Histogram // successful writes per commit
+	failedWrites    atomic.Uint64   // writes that returned errStorage
+	wrote           atomic.Bool     // at least one write took effect
+	filesLost       atomic.Bool     // set by checkFiles: refuse every write
 }
+
+// busyTimeout is how long a write waits for the lock of another process, such as a
+// command: long enough for a large import, and less than the time that a server may
+// take to stop.
+const busyTimeout = 7 * time.Second
 
 // readerCount is the size of the read pool. Measured on two cores: with one
 // reader the throughput is half, with eight little more, and each costs 3 MB.
@@ -219,57 +225,70 @@ func openStore(ctx context.Context, path string) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := openWriter(path)
+	conn, err := sqlitefile.OpenToWrite(path, busyTimeout)
 	if err != nil {
 		return nil, err
 	}
 	readerDSN := sqlitefile.DSN(path, "mode=rw", "_query_only=1", "_busy_timeout=5000")
-	if err = refuseHooks(ctx, w.conn); err == nil { // a migration could run a trigger
-		err = migrate(ctx, w.conn, migrations)
+	if err = refuseHooks(ctx, conn); err == nil { // a migration could run a trigger
+		err = migrations.Run(ctx, conn.Conn, applicationID)
 	}
-	var files map[string]fs.FileInfo
+	var files sqlitefile.Opened
 	if err == nil {
-		files, err = statFiles(path, created)
+		files, err = sqlitefile.StatOpened(path, created)
 	}
 	var readers *sql.DB
 	if err == nil {
 		readers, err = sql.Open("sqlite", readerDSN)
 	}
 	if err != nil {
-		w.close()
+		conn.Close()
 		return nil, err
 	}
 	readers.SetMaxOpenConns(readerCount)
 	readers.SetMaxIdleConns(readerCount)
-	go w.run()
-	return &store{
+	s := &store{
 		path:      path,
 		readers:   readers,
 		readerDSN: readerDSN,
-		reads:     prepared{by: readers},
+		reads:     groupcommit.NewCache(readers),
 		files:     files,
-		writer:    w,
-	}, nil
+		conn:      conn,
+
+		commitDurations: prom.NewDurationHistogram(),
+		commitSizes:     prom.NewHistogram(1, 1, 2, 4, 8, 16, 32, 64, 128, groupcommit.MaxGroup),
+	}
+	s.writer = groupcommit.Start(conn.Conn, markOwner, func(took time.Duration, writes int) {
+		s.commitDurations.Observe(int64(took))
+		s.commitSizes.Observe(int64(writes))
+		if writes > 0 {
+			s.wrote.Store(true)
+		}
+	})
+	return s, nil
 }
 
-// checkWritable returns the path without symbolic links. It returns an error that names
-// the file if the process may not write to the database, its -wal or its -shm, or the
-// directory if it may not make a missing one there. Call it before SQLite opens the
-// database: SQLite would leave files behind.
-func checkWritable(path string) (target string, err error) {
-	if target, err = filepath.EvalSymlinks(path); err != nil {
-		return "", err
+// write runs the statements as one write: see groupcommit.Writer. It returns the IfNone of a
+// statement, errDuplicate, errReferenced, the context's error, or errStorage.
+func (s *store) write(ctx context.Context, statements ...statement) error {
+	if s.filesLost.Load() {
+		s.failedWrites.Add(1)
+		return errFilesLost
 	}
-	for _, name := range []string{target, target + "-wal", target + "-shm"} {
-		err := safefile.CheckWritable(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = safefile.CheckWritable(filepath.Dir(target))
-		}
-		if err != nil {
-			return "", fmt.Errorf("userd must be able to write to the database and its directory: %w", err)
-		}
+	err := s.writer.Write(ctx, statements...)
+	if err == nil {
+		return nil
 	}
-	return target, nil
+	if errors.Is(err, groupcommit.ErrForeignKey) { // of another program's table: userd has none
+		return errReferenced
+	}
+	if f, ok := errors.AsType[*groupcommit.Failure](err); ok {
+		err = &storageError{"writing", f.Cause}
+	}
+	if errors.Is(err, errStorage) {
+		s.failedWrites.Add(1)
+	}
+	return err
 }
 
 // prepareFiles creates the database with mode 0600 if it does not exist, because SQLite
@@ -280,22 +299,25 @@ func prepareFiles(path string) error {
 		return err
 	}
 	target, err := checkWritable(path)
-	for _, name := range []string{target, target + "-wal"} {
-		if err == nil {
-			err = safefile.MakePrivate(name)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
+	if err != nil {
+		return err
 	}
-	return err
+	return sqlitefile.MakePrivate(target)
+}
+
+// checkWritable is sqlitefile.CheckWritable with what the operator must know.
+func checkWritable(path string) (target string, err error) {
+	target, err = sqlitefile.CheckWritable(path)
+	if err != nil && target != "" {
+		err = fmt.Errorf("userd must be able to write to the database and its directory: %w", err)
+	}
+	return target, err
 }
 
 // close waits for the queued writes and closes the file. The write connection is
 // the last to close, because only it can checkpoint the WAL.
 func (s *store) close() error {
-	s.stop()
-	return errors.Join(s.readers.Close(), s.writer.close())
+	return errors.Join(s.writer.Close(), s.readers.Close(), s.conn.Close())
 }
 
 // probe checks that the database can be written and read. It returns errStorage,
@@ -304,7 +326,7 @@ func (s *store) close() error {
 // so this one sets the row's id. The write comes first: it invalidates the
 // readers' caches, so that the read goes to the disk too.
 func (s *store) probe(ctx context.Context) error {
-	err := s.write(ctx, statement{query: `UPDATE counter SET id = id`, ifNone: errStorage})
+	err := s.write(ctx, statement{Query: `UPDATE counter SET id = id`, IfNone: errStorage})
 	if err != nil {
 		return err
 	}
@@ -337,7 +359,7 @@ func (s *store) size() (file, log int64, err error) {
 // It has no context: a lookup takes microseconds, and for a context that can end the
 // driver starts a goroutine.
 func (s *store) read(query string, ifNone error, dest []any, args ...any) error {
-	stmt, err := s.reads.get(query)
+	stmt, err := s.reads.Get(query)
 	if err == nil {
 		err = stmt.QueryRow(args...).Scan(dest...)
 	}
@@ -352,7 +374,7 @@ func (s *store) read(query string, ifNone error, dest []any, args ...any) error 
 
 // readNamed is read for a query with named parameters.
 func (s *store) readNamed(query string, ifNone error, dest []any, values args) error {
-	query, list, err := values.positional(query)
+	query, list, err := values.Positional(query)
 	if err != nil {
 		return &storageError{"reading", err}
 	}
@@ -361,7 +383,7 @@ func (s *store) readNamed(query string, ifNone error, dest []any, values args) e
 
 // eachRow calls f after scanning each row of a query into dest.
 func (s *store) eachRow(ctx context.Context, query string, dest []any, f func(), args ...any) error {
-	stmt, err := s.reads.get(query)
+	stmt, err := s.reads.Get(query)
 	if err != nil {
 		return &storageError{"reading", err}
 	}
@@ -400,17 +422,13 @@ func (s *store) unknownHashes(ctx context.Context) (n int, err error) {
 
 // checkFiles returns an error if a file of the database was deleted, moved or replaced
 // since it was opened. The store then refuses every write until it is closed: what it
-// writes to a file without a name would be lost with the process. checkFiles compares
-// device and inode by name, because closing a descriptor would drop SQLite's locks.
+// writes to a file without a name would be lost with the process.
 func (s *store) checkFiles() error {
-	for name, opened := range s.files {
-		info, err := os.Stat(name)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, opened) {
-			s.filesLost.Store(true)
-			return fmt.Errorf("%s was deleted, moved or replaced", name)
-		}
+	err := s.files.Check()
+	if err != nil {
+		s.filesLost.Store(true)
 	}
-	return nil
+	return err
 }
 
 // checkIntegrity returns the first finding of SQLite's check, or none if the file is
@@ -421,56 +439,4 @@ func (s *store) checkIntegrity(ctx context.Context) (findings []string, err erro
 		return err
 	})
 	return findings, err
-}
-
-// A databaseCopy is a checked copy of a database that has only a temporary name.
-type databaseCopy struct {
-	file  *safefile.Temp
-	users int
-	bytes int64
-}
-
-func (d *databaseCopy) String() string {
-	return plural(d.users, "user") + ", " + plural(d.bytes, "byte")
-}
-
-// copyToTemp writes a consistent copy of a database into a new file in the
-// directory of path, checks it as a database, and syncs it. Others can write at
-// the same time: the copy is one long read, and what they write stays in the
-// write-ahead log meanwhile.
-func copyToTemp(ctx context.Context, db *sql.DB, path string, p *terminal.Progress) (_ *databaseCopy, err error) {
-	// SQLite would create the file with mode 0644, but accepts an empty one.
-	f, err := safefile.CreateTemp(path)
-	if err != nil {
-		return nil, err
-	}
-	copied := &databaseCopy{file: f}
-	defer func() {
-		if err != nil {
-			f.Discard()
-		}
-	}()
-	var size int64
-	err = db.QueryRowContext(ctx, `SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size`).Scan(&size)
-	if err != nil {
-		return nil, err
-	}
-	p.Next("copying the database, in MB", size)
-	defer p.End()
-	stop := p.Watch(func() int64 { return safefile.Size(f.File) })
-	_, err = db.ExecContext(ctx, `VACUUM INTO ?`, f.Name())
-	stop()
-	if err != nil {
-		return nil, err
-	}
-	p.Next("checking the copy", 0)
-	if copied.users, err = checkCopy(ctx, f.Name()); err != nil {
-		return nil, fmt.Errorf("the copy is damaged: %w", err)
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	copied.bytes = info.Size()
-	return copied, f.Sync() // VACUUM INTO does not
 }

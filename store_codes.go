@@ -70,13 +70,13 @@ func (s *store) addResetLink(ctx context.Context, by caller, userID int64, hash 
 	})
 	err := s.write(ctx,
 		statement{
-			query: insertCode + `
+			Query: insertCode + `
 				SELECT @hash, @kind, user.id, '', 0, @by, @now, @expires FROM user
 				WHERE user.id = @user AND user.disabled = 0 AND user.service = 0 AND ` + mayChange,
-			args:   values,
-			ifNone: errNotApplied,
+			Args:   values,
+			IfNone: errNotApplied,
 		},
-		statement{query: `DELETE FROM user_code WHERE user_id = @user AND kind = @kind AND hash <> @hash`, args: values},
+		statement{Query: `DELETE FROM user_code WHERE user_id = @user AND kind = @kind AND hash <> @hash`, Args: values},
 		event{at: now, kind: resetLinkCreated, userID: userID}.by(by))
 	if errors.Is(err, errNotApplied) {
 		u, missing := s.user(userID)
@@ -124,7 +124,7 @@ func (s *store) resetPassword(ctx context.Context, userID int64, kind codeKind, 
 	}
 	return s.write(ctx, append(append(p.statements(userID, address, now), before...),
 		statement{
-			query: `
+			Query: `
 				UPDATE user SET
 					password_hash = @new_hash,
 					pending_email = '',
@@ -132,17 +132,17 @@ func (s *store) resetPassword(ctx context.Context, userID int64, kind codeKind, 
 					version = version + 1,
 					auth_stamp = auth_stamp + 1
 				WHERE id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + resets + `) AND ` + hasFactor,
-			args:   values,
-			ifNone: errInvalidCode,
+			Args:   values,
+			IfNone: errInvalidCode,
 		},
 		statement{
-			query: endKeys + ` AND (@kind = 'ul' OR EXISTS (SELECT 1 FROM user WHERE id = @id AND email_verified_at = 0))`,
-			args:  values,
+			Query: endKeys + ` AND (@kind = 'ul' OR EXISTS (SELECT 1 FROM user WHERE id = @id AND email_verified_at = 0))`,
+			Args:  values,
 		},
-		statement{query: `UPDATE user SET email_verified_at = @now WHERE id = @id AND @kind = 'ur' AND email_verified_at = 0`, args: values},
-		statement{query: endCodes, args: values},
-		statement{query: endPendingFactor, args: values},
-		statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
+		statement{Query: `UPDATE user SET email_verified_at = @now WHERE id = @id AND @kind = 'ur' AND email_verified_at = 0`, Args: values},
+		statement{Query: endCodes, Args: values},
+		statement{Query: endPendingFactor, Args: values},
+		statement{Query: `DELETE FROM session WHERE user_id = @id`, Args: values},
 		event{at: now, kind: passwordReset, userID: userID, address: address}.statement())...)
 }
 
@@ -192,18 +192,18 @@ func (s *store) addInvitation(ctx context.Context, by caller, v *invitation, has
 		{"by", by.user}, {"now", v.createdAt}, {"expires", v.expiresAt}, {"hash", hash}, {"kind", string(inviteCode)},
 	})
 	record := event{at: v.createdAt, kind: invitationCreated}.by(by)
-	record.query = insertNewInvitationEvent
+	record.Query = insertNewInvitationEvent
 	err := s.write(ctx, append([]statement{
 		{
-			query: `
+			Query: `
 				INSERT INTO user_invitation (email, username, role, uses_left, created_by, created_at, expires_at)
 				SELECT @email, @username, @role, @uses, @by, @now, @expires WHERE ` + mayChange + `
 				RETURNING id`,
-			args:   values,
-			scan:   []any{&v.id},
-			ifNone: errNotApplied,
+			Args:   values,
+			Scan:   []any{&v.id},
+			IfNone: errNotApplied,
 		},
-		{query: insertCode + `SELECT @hash, @kind, 0, email, max(id), created_by, created_at, expires_at FROM user_invitation`, args: values},
+		{Query: insertCode + `SELECT @hash, @kind, 0, email, max(id), created_by, created_at, expires_at FROM user_invitation`, Args: values},
 		record,
 	}, then...)...)
 	if errors.Is(err, errNotApplied) {
@@ -228,11 +228,11 @@ func (s *store) deleteInvitation(ctx context.Context, by caller, id, now int64) 
 	values := by.with(args{{"id", nil}, {"invitation", id}}) // not a user, so mayChange only accepts admins
 	err := s.write(ctx,
 		statement{
-			query:  `DELETE FROM user_invitation WHERE id = @invitation AND ` + mayChange,
-			args:   values,
-			ifNone: errNotApplied,
+			Query:  `DELETE FROM user_invitation WHERE id = @invitation AND ` + mayChange,
+			Args:   values,
+			IfNone: errNotApplied,
 		},
-		statement{query: `DELETE FROM user_code WHERE invitation_id = @invitation`, args: values},
+		statement{Query: `DELETE FROM user_code WHERE invitation_id = @invitation`, Args: values},
 		event{at: now, kind: invitationDeleted, changes: fmt.Sprintf("invitation=%d", id)}.by(by))
 	if errors.Is(err, errNotApplied) {
 		return cmp.Or[error](s.authorizationError(by, 0), errInvitationNotFound)
@@ -266,7 +266,7 @@ func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byt
 	used := event{at: now, kind: invitationUsed, address: address, changes: fmt.Sprintf("invitation=%d", v.id)}
 	err := s.write(ctx, append([]statement{
 		{
-			query: `
+			Query: `
 				INSERT INTO user (id, username, email, password_hash, role, email_verified_at, created_at, updated_at)
 				SELECT
 					1 + max(counter.user_id, (SELECT coalesce(max(id), 0) FROM user)),
@@ -274,15 +274,15 @@ func (s *store) addInvited(ctx context.Context, u *user, hash string, code []byt
 				FROM counter, user_code, user_invitation
 				WHERE ` + usable + ` AND ` + admits + ` AND user_invitation.id = @invitation AND user_invitation.role = @role
 				RETURNING` + userColumns,
-			args: args{
+			Args: args{
 				{"username", u.username}, {"email", u.email}, {"password", hash}, {"role", string(v.role)}, {"now", now},
 				{"hash", code}, {"kind", string(inviteCode)}, {"invitation", v.id},
 			},
-			scan:   u.columns(),
-			ifNone: errInvalidCode,
+			Scan:   u.columns(),
+			IfNone: errInvalidCode,
 		},
-		{query: moveCounter},
-		{query: `UPDATE user_invitation SET uses_left = uses_left - 1 WHERE id = @invitation`, args: args{{"invitation", v.id}}},
+		{Query: moveCounter},
+		{Query: `UPDATE user_invitation SET uses_left = uses_left - 1 WHERE id = @invitation`, Args: args{{"invitation", v.id}}},
 		created.ofNewUser(),
 		used.ofNewUser(),
 	}, then...)...)
@@ -332,7 +332,7 @@ func (s *store) addRegistered(ctx context.Context, u *user, r *registration, cod
 	}
 	statements := []statement{
 		{
-			query: `
+			Query: `
 				INSERT INTO user (id, username, email, password_hash, role, pending, email_verified_at, created_at, updated_at)
 				SELECT
 					1 + max(counter.user_id, (SELECT coalesce(max(id), 0) FROM user)),
@@ -341,11 +341,11 @@ func (s *store) addRegistered(ctx context.Context, u *user, r *registration, cod
 				WHERE ` + usable + ` AND user_code.registration_id = user_registration.id
 					AND user_registration.id = @subject AND user_registration.expires_at > @now
 				RETURNING` + userColumns,
-			args:   values,
-			scan:   u.columns(),
-			ifNone: errInvalidCode,
+			Args:   values,
+			Scan:   u.columns(),
+			IfNone: errInvalidCode,
 		},
-		{query: moveCounter},
+		{Query: moveCounter},
 		created.ofNewUser(),
 	}
 	statements = append(statements, endRegistration(values)...)
@@ -356,8 +356,8 @@ func (s *store) addRegistered(ctx context.Context, u *user, r *registration, cod
 // endRegistration returns the statements that delete the registration @subject and its codes.
 func endRegistration(values args) []statement {
 	return []statement{
-		{query: `DELETE FROM user_code WHERE registration_id = @subject AND registration_id <> 0`, args: values},
-		{query: `DELETE FROM user_registration WHERE id = @subject`, args: values},
+		{Query: `DELETE FROM user_code WHERE registration_id = @subject AND registration_id <> 0`, Args: values},
+		{Query: `DELETE FROM user_registration WHERE id = @subject`, Args: values},
 	}
 }
 
@@ -367,13 +367,13 @@ func endRegistration(values args) []statement {
 func (s *store) approve(ctx context.Context, by caller, id, now int64) (u user, err error) {
 	err = s.write(ctx,
 		statement{
-			query: `
+			Query: `
 				UPDATE user SET pending = 0, updated_at = @now, version = version + 1
 				WHERE user.id = @user AND pending = 1 AND ` + mayChange + `
 				RETURNING` + userColumns,
-			args:   by.with(args{{"id", nil}, {"user", id}, {"now", now}}), // not a user, so mayChange only accepts admins
-			scan:   u.columns(),
-			ifNone: errNotApplied,
+			Args:   by.with(args{{"id", nil}, {"user", id}, {"now", now}}), // not a user, so mayChange only accepts admins
+			Scan:   u.columns(),
+			IfNone: errNotApplied,
 		},
 		event{at: now, kind: userApproved, userID: id}.by(by))
 	if errors.Is(err, errNotApplied) {
@@ -405,16 +405,16 @@ func (s *store) sweepCodes(ctx context.Context, now int64) error {
 		errStorage, []any{&expired, &closed}, now, now-mailDays*24*60*60)
 	if err == nil && expired {
 		err = s.write(ctx,
-			statement{query: `DELETE FROM user_code WHERE hash IN (SELECT hash FROM user_code WHERE expires_at <= @now LIMIT @most)`, args: values},
-			statement{query: `DELETE FROM user_invitation WHERE id IN (SELECT id FROM user_invitation WHERE expires_at <= @now LIMIT @most)`, args: values},
-			statement{query: `DELETE FROM user_registration WHERE id IN (SELECT id FROM user_registration WHERE expires_at <= @now LIMIT @most)`, args: values})
+			statement{Query: `DELETE FROM user_code WHERE hash IN (SELECT hash FROM user_code WHERE expires_at <= @now LIMIT @most)`, Args: values},
+			statement{Query: `DELETE FROM user_invitation WHERE id IN (SELECT id FROM user_invitation WHERE expires_at <= @now LIMIT @most)`, Args: values},
+			statement{Query: `DELETE FROM user_registration WHERE id IN (SELECT id FROM user_registration WHERE expires_at <= @now LIMIT @most)`, Args: values})
 	}
 	if err == nil && closed {
 		err = s.write(ctx, statement{
-			query: `
+			Query: `
 				DELETE FROM user_mail WHERE id IN (
 					SELECT id FROM user_mail WHERE state <> 'queued' AND closed_at <= @closed LIMIT @most)`,
-			args: values,
+			Args: values,
 		})
 	}
 	return err
@@ -475,10 +475,10 @@ func (s *store) recordPages(ctx context.Context, p pageURLs) error {
 		return err
 	}
 	return s.write(ctx, statement{
-		query: `
+		Query: `
 			INSERT INTO page_url (page, url) VALUES ('reset', @reset), ('invite', @invite)
 			ON CONFLICT (page) DO UPDATE SET url = excluded.url`,
-		args: args{{"reset", p.reset}, {"invite", p.invite}},
+		Args: args{{"reset", p.reset}, {"invite", p.invite}},
 	})
 }
 

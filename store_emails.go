@@ -42,11 +42,11 @@ func (c *emailCode) args(now int64) args {
 // authorizationError, errUserNotFound, errUserDisabled, errServiceUser or errAlreadyVerified.
 func (s *store) queueVerification(ctx context.Context, by caller, m *queuedMail) error {
 	err := s.write(ctx, statement{
-		query: intoMail + `
+		Query: intoMail + `
 			SELECT @kind, user.id, '', user.email, @subject, @detail, @address, @agent, @now, @now FROM user
 			WHERE user.id = @id AND user.email_verified_at = 0 AND user.disabled = 0 AND user.service = 0 AND ` + mayChange,
-		args:   by.with(append(m.args(), arg{"id", m.userID})),
-		ifNone: errNotApplied,
+		Args:   by.with(append(m.args(), arg{"id", m.userID})),
+		IfNone: errNotApplied,
 	})
 	if !errors.Is(err, errNotApplied) {
 		return err
@@ -70,11 +70,11 @@ func (s *store) queueVerification(ctx context.Context, by caller, m *queuedMail)
 // the same write has added, unless the address of the user is verified.
 func (m *queuedMail) toNewUser() statement {
 	return statement{
-		query: intoMail + `
+		Query: intoMail + `
 			SELECT @kind, user.id, '', user.email, @subject, @detail, @address, @agent, @now, @now
 			FROM counter JOIN user ON user.id = counter.user_id
 			WHERE user.email_verified_at = 0`,
-		args: m.args(),
+		Args: m.args(),
 	}
 }
 
@@ -82,7 +82,7 @@ func (m *queuedMail) toNewUser() statement {
 // end the codes of earlier mails: one of these could be for the same address.
 func (m *queuedMail) toPending() []statement {
 	return []statement{
-		{query: `DELETE FROM user_code WHERE user_id = @user AND kind = 'uc'`, args: m.args()},
+		{Query: `DELETE FROM user_code WHERE user_id = @user AND kind = 'uc'`, Args: m.args()},
 		m.statement(),
 	}
 }
@@ -95,7 +95,7 @@ func (s *store) verifyEmail(ctx context.Context, by caller, c *emailCode, now in
 	values := by.with(c.args(now))
 	err = s.write(ctx,
 		statement{
-			query: `
+			Query: `
 				UPDATE user SET
 					email_verified_at = iif(email_verified_at = 0, @now, email_verified_at),
 					updated_at = @now,
@@ -103,11 +103,11 @@ func (s *store) verifyEmail(ctx context.Context, by caller, c *emailCode, now in
 				WHERE user.id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + concerns + `)
 					AND (@caller = 'stranger' AND auth_stamp = @stamp OR ` + mayChange + `)
 				RETURNING` + userColumns,
-			args:   values,
-			scan:   u.columns(),
-			ifNone: errNotApplied,
+			Args:   values,
+			Scan:   u.columns(),
+			IfNone: errNotApplied,
 		},
-		statement{query: `DELETE FROM user_code WHERE user_id = @id AND kind = 'uv'`, args: values},
+		statement{Query: `DELETE FROM user_code WHERE user_id = @id AND kind = 'uv'`, Args: values},
 		event{at: now, kind: emailVerified, userID: c.user.id}.by(by))
 	if !errors.Is(err, errNotApplied) {
 		return u, err
@@ -129,7 +129,7 @@ func (s *store) confirmEmail(ctx context.Context, c *emailCode, undo *queuedMail
 	err = s.write(ctx,
 		undo.toVerified(), // first, because it reads the old address
 		statement{
-			query: `
+			Query: `
 				UPDATE user SET
 					email = pending_email,
 					pending_email = '',
@@ -138,11 +138,11 @@ func (s *store) confirmEmail(ctx context.Context, c *emailCode, undo *queuedMail
 					version = version + 1
 				WHERE user.id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + concerns + `)
 				RETURNING` + userColumns,
-			args:   values,
-			scan:   u.columns(),
-			ifNone: errInvalidCode,
+			Args:   values,
+			Scan:   u.columns(),
+			IfNone: errInvalidCode,
 		},
-		statement{query: endCodes, args: values},
+		statement{Query: endCodes, Args: values},
 		event{at: now, kind: emailChanged, userID: c.user.id, address: undo.address}.statement())
 	return u, s.takenError(err, c.user.username, c.email, c.user.id)
 }
@@ -157,32 +157,61 @@ const claimed = `user.email = (SELECT old_email FROM user_code WHERE ` + usable 
 // could keep an address from its owner by registering another user with it.
 func endClaim(c *emailCode, now int64, client string) []statement {
 	record := event{at: now, kind: userChanged, address: client, changes: "email"}.statement()
-	values := append(append(c.args(now), record.args...), arg{"random", strings.ToLower(rand.Text())})
+	values := append(append(c.args(now), record.Args...), arg{"random", strings.ToLower(rand.Text())})
 	return []statement{
-		{query: intoEvent + `SELECT @at, @type, 0, user.id, 0, @address, @changes FROM user WHERE ` + claimed, args: values},
+		{Query: intoEvent + `SELECT @at, @type, 0, user.id, 0, @address, @changes FROM user WHERE ` + claimed, Args: values},
 		{
-			query: `
+			Query: `
 				UPDATE user SET
 					email = 'user-' || id || '-' || @random || '@invalid',
 					pending_email = '',
 					updated_at = @now,
 					version = version + 1
 				WHERE ` + claimed,
-			args: values,
+			Args: values,
 		},
 	}
+}
+
+// addedSince is the condition that the user @id has a second factor, but had none when it
+// confirmed the new address of which the mail @undone told the old one.
+const addedSince = `EXISTS (SELECT 1 FROM user_totp WHERE user_totp.user_id = @id)
+	AND EXISTS (SELECT 1 FROM user_mail WHERE user_mail.id = @undone AND user_mail.kind = 'undo' AND user_mail.subject_id = 0)`
+
+// endLaterFactor returns the statements that remove the second factor of the user of an undo code
+// if addedSince is true: the thief who changed the address may have added it, and would keep the
+// owner out. A factor that the user had before the change stays, and so does its replacement,
+// which required a proof with it: the person who reads the mails to the old address must not be
+// able to remove the owner's factor. The statements in notices are toVerified; they queue their
+// mails only if a factor is removed.
+func endLaterFactor(c *emailCode, now int64, client string, notices []statement) []statement {
+	record := event{at: now, kind: factorRemoved, userID: c.user.id, address: client}.statement()
+	record.Query = intoEvent + `SELECT @at, @type, @actor, @user, @session, @address, @changes WHERE ` + addedSince
+	values := args{{"id", c.user.id}, {"undone", c.mailID}}
+	statements := []statement{record}
+	for _, notice := range notices {
+		notice.Query += ` AND ` + addedSince
+		statements = append(statements, notice)
+	}
+	for i := range statements {
+		statements[i].Args = append(statements[i].Args, values...)
+	}
+	return append(statements,
+		statement{Query: `DELETE FROM user_recovery_code WHERE user_id = @id AND ` + addedSince, Args: values},
+		statement{Query: `DELETE FROM user_totp WHERE user_id = @id AND ` + addedSince, Args: values})
 }
 
 // restoreEmail restores the address of an undo code, which is then verified, and replaces the
 // password. It ends all of the user's sessions and API keys, and all of its codes except the undo codes of
 // earlier changes. It queues the mail reset to the restored address. The statements in before
-// belong to the same write, and run first. It returns errInvalidCode, or errEmailTaken if
-// another user has verified the address.
-func (s *store) restoreEmail(ctx context.Context, c *emailCode, newHash string, reset *queuedMail, now int64, before ...statement) error {
+// belong to the same write, and run first. Those in removed queue mails to the restored address if
+// endLaterFactor removes a factor. It returns errInvalidCode, or errEmailTaken if another user
+// has verified the address.
+func (s *store) restoreEmail(ctx context.Context, c *emailCode, newHash string, reset *queuedMail, now int64, before, removed []statement) error {
 	values := append(c.args(now), arg{"new_hash", newHash})
 	statements := append(append(before, endClaim(c, now, reset.address)...), []statement{
 		{
-			query: `
+			Query: `
 				UPDATE user SET
 					email = (SELECT old_email FROM user_code WHERE hash = @hash),
 					pending_email = '',
@@ -192,16 +221,17 @@ func (s *store) restoreEmail(ctx context.Context, c *emailCode, newHash string, 
 					updated_at = @now,
 					version = version + 1
 				WHERE user.id = @id AND EXISTS (SELECT 1 FROM user_code WHERE ` + usable + ` AND ` + concerns + `)`,
-			args:   values,
-			ifNone: errInvalidCode,
+			Args:   values,
+			IfNone: errInvalidCode,
 		},
-		{query: endCodes, args: values},
-		{query: endPendingFactor, args: values},
-		{query: `DELETE FROM session WHERE user_id = @id`, args: values},
-		{query: endKeys, args: values},
+		{Query: endCodes, Args: values},
+		{Query: endPendingFactor, Args: values},
+		{Query: `DELETE FROM session WHERE user_id = @id`, Args: values},
+		{Query: endKeys, Args: values},
 		reset.statement(),
 		event{at: now, kind: emailRestored, userID: c.user.id, address: reset.address}.statement(),
 	}...)
+	statements = append(statements, endLaterFactor(c, now, reset.address, removed)...)
 	err := s.write(ctx, append(statements, endUndo(values)...)...)
 	return s.takenError(err, c.user.username, c.email, c.user.id)
 }

@@ -110,8 +110,8 @@ func (e event) by(who caller) statement {
 // own write.
 func (e event) statement() statement {
 	return statement{
-		query: insertEvent,
-		args: args{
+		Query: insertEvent,
+		Args: args{
 			{"at", e.at}, {"type", string(e.kind)}, {"actor", e.actorID}, {"user", e.userID},
 			{"session", e.sessionID}, {"address", e.address}, {"changes", e.changes},
 		},
@@ -121,7 +121,7 @@ func (e event) statement() statement {
 // ofNewUser is statement for an event about the user that the same write has just added.
 func (e event) ofNewUser() statement {
 	record := e.statement()
-	record.query = insertNewUserEvent
+	record.Query = insertNewUserEvent
 	return record
 }
 
@@ -375,12 +375,12 @@ func (s *store) newestLink() (x link, err error) {
 // before it.
 func (s *store) addLink(ctx context.Context, x link) error {
 	return s.write(ctx, statement{
-		query: `
+		Query: `
 			INSERT INTO event_link (event_id, at, hash)
 			SELECT @event, @at, @hash
 			WHERE (SELECT hash FROM event_link ORDER BY event_id DESC LIMIT 1) IS @previous`,
-		args:   args{{"event", x.eventID}, {"at", x.at}, {"hash", x.hash}, {"previous", x.previous}},
-		ifNone: errNotApplied,
+		Args:   args{{"event", x.eventID}, {"at", x.at}, {"hash", x.hash}, {"previous", x.previous}},
+		IfNone: errNotApplied,
 	})
 }
 
@@ -405,16 +405,16 @@ func (s *store) trimmable(before int64) (eventID int64, err error) {
 func (s *store) trim(ctx context.Context, base link, now int64) error {
 	err := s.write(ctx,
 		statement{
-			query: `
+			Query: `
 				UPDATE event_link SET previous = @previous, digest = @digest
 				WHERE event_id = @event AND hash = @hash AND EXISTS (SELECT 1 FROM event WHERE id <= @event)`,
-			args:   args{{"event", base.eventID}, {"hash", base.hash}, {"previous", base.previous}, {"digest", base.digest}},
-			ifNone: errNotApplied,
+			Args:   args{{"event", base.eventID}, {"hash", base.hash}, {"previous", base.previous}, {"digest", base.digest}},
+			IfNone: errNotApplied,
 		},
 		// This comes first, because the newest event must never be deleted.
 		event{at: now, kind: eventsTrimmed, changes: fmt.Sprintf("until=%d", base.eventID)}.statement(),
-		statement{query: `DELETE FROM event WHERE id <= @event`, args: args{{"event", base.eventID}}},
-		statement{query: `DELETE FROM event_link WHERE event_id < @event`, args: args{{"event", base.eventID}}})
+		statement{Query: `DELETE FROM event WHERE id <= @event`, Args: args{{"event", base.eventID}}},
+		statement{Query: `DELETE FROM event_link WHERE event_id < @event`, Args: args{{"event", base.eventID}}})
 	if errors.Is(err, errNotApplied) {
 		err = nil
 	}

@@ -135,7 +135,7 @@ func TestLinkedEventsHold(t *testing.T) {
 	if v, err := l.store.verifyEvents(context.Background(), 6, head{}); err != nil || v.events != 6 || v.unlinked.events != 0 {
 		t.Errorf("up to event 6: %+v, %v", v, err)
 	}
-	for query := range l.store.reads.stmts {
+	for _, query := range l.store.reads.Queries() {
 		if strings.Contains(query, "UNION ALL") {
 			if got := plan(t, another(t, l.path), query); strings.Contains(got, "TEMP B-TREE") {
 				t.Errorf("verifying sorts the table:\n%s", got)

@@ -84,8 +84,8 @@ func (s *store) credentials(id int64) (c credentials, err error) {
 // unless the user's auth_stamp has changed.
 func (s *store) upgradeHash(ctx context.Context, id, stamp int64, hash string) error {
 	return s.write(ctx, statement{
-		query: `UPDATE user SET password_hash = @hash WHERE id = @id AND auth_stamp = @stamp`,
-		args:  args{{"hash", hash}, {"id", id}, {"stamp", stamp}},
+		Query: `UPDATE user SET password_hash = @hash WHERE id = @id AND auth_stamp = @stamp`,
+		Args:  args{{"hash", hash}, {"id", id}, {"stamp", stamp}},
 	})
 }
 
@@ -125,16 +125,16 @@ func (p *provenFactor) statements(userID int64, address string, now int64) []sta
 	switch {
 	case p.step != 0:
 		return []statement{{
-			query: `
+			Query: `
 				UPDATE user_totp SET last_step = @step, failures = 0
 				WHERE user_id = @user AND last_step < @step AND failures < @most`,
-			args:   values,
-			ifNone: errOTPUsed,
+			Args:   values,
+			IfNone: errOTPUsed,
 		}}
 	case p.recovery != nil:
 		return []statement{
-			{query: `DELETE FROM user_recovery_code WHERE hash = @recovery AND user_id = @user`, args: values, ifNone: errOTPUsed},
-			{query: `UPDATE user_totp SET failures = 0 WHERE user_id = @user`, args: values},
+			{Query: `DELETE FROM user_recovery_code WHERE hash = @recovery AND user_id = @user`, Args: values, IfNone: errOTPUsed},
+			{Query: `UPDATE user_totp SET failures = 0 WHERE user_id = @user`, Args: values},
 			event{at: now, kind: recoveryCodeUsed, actorID: userID, userID: userID, address: address}.statement(),
 		}
 	}
@@ -156,9 +156,9 @@ func (s *store) useFactor(ctx context.Context, userID int64, p provenFactor, add
 // codes in a row, or 0 if the user no longer has a factor.
 func (s *store) countWrongCode(ctx context.Context, userID int64) (failures int64, err error) {
 	err = s.write(ctx, statement{
-		query: `UPDATE user_totp SET failures = failures + 1 WHERE user_id = @user RETURNING failures`,
-		args:  args{{"user", userID}},
-		scan:  []any{&failures},
+		Query: `UPDATE user_totp SET failures = failures + 1 WHERE user_id = @user RETURNING failures`,
+		Args:  args{{"user", userID}},
+		Scan:  []any{&failures},
 	})
 	return failures, err
 }
@@ -182,12 +182,12 @@ const selectCodesLeft = `SELECT count(*) FROM user_recovery_code WHERE user_id =
 // errUserNotFound, errServiceUser or an error of authorizationError.
 func (s *store) addPendingFactor(ctx context.Context, by caller, userID int64, sealed []byte, now int64) error {
 	err := s.write(ctx, statement{
-		query: `
+		Query: `
 			INSERT INTO user_totp_pending (user_id, secret, created_at)
 			SELECT id, @secret, @now FROM user WHERE id = @id AND service = 0 AND ` + mayChange + `
 			ON CONFLICT (user_id) DO UPDATE SET secret = excluded.secret, created_at = excluded.created_at`,
-		args:   by.with(args{{"id", userID}, {"secret", sealed}, {"now", now}}),
-		ifNone: errNotApplied,
+		Args:   by.with(args{{"id", userID}, {"secret", sealed}, {"now", now}}),
+		IfNone: errNotApplied,
 	})
 	if !errors.Is(err, errNotApplied) {
 		return err
@@ -223,23 +223,23 @@ func (s *store) addFactor(ctx context.Context, by caller, c *confirmation, now i
 	})
 	statements := []statement{
 		{
-			query:  `DELETE FROM user_totp_pending WHERE user_id = @id AND secret = @pending AND ` + mayChange,
-			args:   values,
-			ifNone: errNotApplied,
+			Query:  `DELETE FROM user_totp_pending WHERE user_id = @id AND secret = @pending AND ` + mayChange,
+			Args:   values,
+			IfNone: errNotApplied,
 		},
 		{
-			query: `
+			Query: `
 				INSERT INTO user_totp (user_id, secret, confirmed_at, last_step) VALUES (@id, @secret, @now, @step)
 				ON CONFLICT (user_id) DO UPDATE SET
 					secret = excluded.secret,
 					confirmed_at = excluded.confirmed_at,
 					last_step = excluded.last_step,
 					failures = 0`,
-			args: values,
+			Args: values,
 		},
-		{query: `DELETE FROM session WHERE user_id = @id AND id <> @session`, args: values},
+		{Query: `DELETE FROM session WHERE user_id = @id AND id <> @session`, Args: values},
 		// Other access tokens of the session may belong to a thief, and did not prove the factor.
-		{query: `UPDATE session SET factor = 1, rekeyed_at = generation + 1, kept_jti = @jti WHERE user_id = @id`, args: values},
+		{Query: `UPDATE session SET factor = 1, rekeyed_at = generation + 1, kept_jti = @jti WHERE user_id = @id`, Args: values},
 	}
 	statements = append(statements, replaceCodes(values, c.codes)...)
 	statements = append(statements, before...)
@@ -255,13 +255,13 @@ func (s *store) addFactor(ctx context.Context, by caller, c *confirmation, now i
 // change auth_stamp, so logins and proofs that began earlier fail.
 func replaceCodes(values args, hashes [][]byte) []statement {
 	statements := []statement{
-		{query: `UPDATE user SET auth_stamp = auth_stamp + 1 WHERE id = @id`, args: values},
-		{query: `DELETE FROM user_recovery_code WHERE user_id = @id`, args: values},
+		{Query: `UPDATE user SET auth_stamp = auth_stamp + 1 WHERE id = @id`, Args: values},
+		{Query: `DELETE FROM user_recovery_code WHERE user_id = @id`, Args: values},
 	}
 	for _, hash := range hashes {
 		statements = append(statements, statement{
-			query: `INSERT INTO user_recovery_code (hash, user_id) VALUES (@hash, @id)`,
-			args:  append(args{{"hash", hash}}, values...),
+			Query: `INSERT INTO user_recovery_code (hash, user_id) VALUES (@hash, @id)`,
+			Args:  append(args{{"hash", hash}}, values...),
 		})
 	}
 	return statements
@@ -272,9 +272,9 @@ func replaceCodes(values args, hashes [][]byte) []statement {
 func (s *store) renewCodes(ctx context.Context, by caller, userID int64, hashes [][]byte, now int64, before ...statement) error {
 	values := by.with(args{{"id", userID}})
 	statements := append([]statement{{
-		query:  `UPDATE user_totp SET user_id = user_id WHERE user_id = @id AND ` + mayChange,
-		args:   values,
-		ifNone: errNotApplied,
+		Query:  `UPDATE user_totp SET user_id = user_id WHERE user_id = @id AND ` + mayChange,
+		Args:   values,
+		IfNone: errNotApplied,
 	}}, replaceCodes(values, hashes)...)
 	statements = append(statements, before...)
 	statements = append(statements, event{at: now, kind: codesRenewed, userID: userID}.by(by))
@@ -288,9 +288,9 @@ func (s *store) renewCodes(ctx context.Context, by caller, userID int64, hashes 
 func (s *store) removeFactor(ctx context.Context, by caller, userID, now int64, before ...statement) error {
 	values := by.with(args{{"id", userID}})
 	statements := append([]statement{
-		{query: `DELETE FROM user_totp WHERE user_id = @id AND ` + mayChange, args: values, ifNone: errNotApplied},
-		{query: endPendingFactor, args: values},
-		{query: `UPDATE session SET factor = 0 WHERE user_id = @id`, args: values},
+		{Query: `DELETE FROM user_totp WHERE user_id = @id AND ` + mayChange, Args: values, IfNone: errNotApplied},
+		{Query: endPendingFactor, Args: values},
+		{Query: `UPDATE session SET factor = 0 WHERE user_id = @id`, Args: values},
 	}, replaceCodes(values, nil)...)
 	statements = append(statements, before...)
 	statements = append(statements, event{at: now, kind: factorRemoved, userID: userID}.by(by))
@@ -317,12 +317,12 @@ func (s *store) recordLock(ctx context.Context, userID int64, address string, no
 // of a client, were queued in the last day.
 func (m *queuedMail) warn(delay int64) statement {
 	return statement{
-		query: intoMail + `
+		Query: intoMail + `
 			SELECT @kind, id, '', email, 0, @detail, @address, @agent, @now, @now + @delay FROM user
 			WHERE id = @user AND email_verified_at <> 0 AND disabled = 0 AND 0 = (
 				SELECT coalesce(sum(address = @address), 0) + count(*) / 5 FROM user_mail AS other
 				WHERE other.user_id = @user AND other.kind = @kind AND other.created_at > @now - 86400)`,
-		args: append(args{{"delay", delay}}, m.args()...),
+		Args: append(args{{"delay", delay}}, m.args()...),
 	}
 }
 
@@ -330,10 +330,10 @@ func (m *queuedMail) warn(delay int64) statement {
 // user itself has now logged in from this address.
 func endWarning(userID int64, address string, now int64) statement {
 	return statement{
-		query: `
+		Query: `
 			DELETE FROM user_mail
 			WHERE user_id = @user AND kind = @kind AND address = @address AND state = 'queued' AND next_try_at > @now`,
-		args: args{{"user", userID}, {"kind", string(factorMail)}, {"address", address}, {"now", now}},
+		Args: args{{"user", userID}, {"kind", string(factorMail)}, {"address", address}, {"now", now}},
 	}
 }
 
@@ -346,26 +346,22 @@ func (s *store) dataKey() (key []byte, err error) {
 	return key, err
 }
 
-// sealKeys calls f with the name of each key that has sealed the secret of a factor.
-func (s *store) sealKeys(f func(id []byte)) error {
-	for last := []byte{}; ; {
-		var id []byte
-		err := s.read(`SELECT substr(secret, 1, 8) FROM user_totp WHERE substr(secret, 1, 8) > ? ORDER BY substr(secret, 1, 8) LIMIT 1`,
-			nil, []any{&id}, last)
-		if err != nil || id == nil {
-			return err
-		}
-		f(id)
-		last = id
-	}
+// sealKeys calls f for each key that has sealed the secret of a factor, with the name of the key,
+// the number of its users, and the id of the first of them.
+func (s *store) sealKeys(ctx context.Context, f func(id []byte, users, first int64)) error {
+	var id []byte
+	var users, first int64
+	return s.eachRow(ctx, selectSealKeys, []any{&id, &users, &first}, func() { f(id, users, first) })
 }
+
+const selectSealKeys = `SELECT substr(secret, 1, 8), count(*), min(user_id) FROM user_totp GROUP BY 1`
 
 // resealBatch is how many secrets one write of reseal replaces.
 const resealBatch = 500
 
-// reseal seals each secret again that the ring's current key has not sealed. It returns how many
-// it sealed, and how many it skipped because the ring cannot open them. It deletes factors that
-// are not confirmed: their users must begin again.
+// reseal seals each secret again that another key than the current one of the ring sealed. It
+// returns how many it sealed, and how many it skipped because the ring cannot open them. If
+// it sealed any, it deletes the factors that are not confirmed: their users must begin again.
 func (s *store) reseal(ctx context.Context, ring *seal.Ring, now int64) (sealed, unreadable int, err error) {
 	for after := int64(0); ; {
 		var id int64
@@ -385,8 +381,8 @@ func (s *store) reseal(ctx context.Context, ring *seal.Ring, now int64) (sealed,
 					return
 				}
 				batch = append(batch, statement{
-					query: `UPDATE user_totp SET secret = @new WHERE user_id = @id AND secret = @old`,
-					args:  args{{"id", id}, {"new", ring.Seal(secret, sealName(id))}, {"old", old}},
+					Query: `UPDATE user_totp SET secret = @new WHERE user_id = @id AND secret = @old`,
+					Args:  args{{"id", id}, {"new", ring.Seal(secret, sealName(id))}, {"old", old}},
 				})
 			}, after, resealBatch)
 		if err == nil && len(batch) > 0 {
@@ -400,8 +396,11 @@ func (s *store) reseal(ctx context.Context, ring *seal.Ring, now int64) (sealed,
 			break
 		}
 	}
+	if sealed == 0 {
+		return 0, unreadable, nil
+	}
 	return sealed, unreadable, s.write(ctx,
-		statement{query: `DELETE FROM user_totp_pending`},
+		statement{Query: `DELETE FROM user_totp_pending`},
 		event{at: now, kind: keyRotated, changes: "secret=" + dataSecret}.by(console))
 }
 

@@ -59,12 +59,12 @@ func (k *apiKey) columns() []any {
 	}
 }
 
-// keyIsLive is the condition that a key has not expired at @now.
+// keyIsLive is the condition that a key is not expired at @now.
 const keyIsLive = `(user_key.expires_at = 0 OR user_key.expires_at > @now)`
 
 // addKey stores the hash of an API key for a caller, and sets k.id. The statements in then
 // belong to the same write. Only the console makes a key that never expires, or one with
-// adminScope, and the latter only for an admin or a service user. addKey returns errKeyScope for
+// adminScope, and the latter only for an admin. addKey returns errKeyScope for
 // another key with adminScope or if the caller is a key, errKeyLimit if maxUserKeys keys of the
 // user are valid, errUserNotFound, errUserDisabled, errPendingApproval, or an error of
 // authorizationError.
@@ -74,27 +74,27 @@ func (s *store) addKey(ctx context.Context, by caller, k *apiKey, hash []byte, t
 		{"now", k.createdAt}, {"expires", k.expiresAt}, {"most", maxUserKeys},
 	})
 	record := event{at: k.createdAt, kind: keyCreated, userID: k.userID, changes: "scope=" + string(k.scope)}.by(by)
-	record.query = insertNewKeyEvent
+	record.Query = insertNewKeyEvent
 	err := s.write(ctx, append([]statement{
 		{
-			query: `
+			Query: `
 				INSERT INTO user_key (user_id, name, prefix, hash, scope, created_at, expires_at)
 				SELECT user.id, @name, @prefix, @hash, @scope, @now, @expires FROM user
 				WHERE user.id = @id AND user.disabled = 0 AND user.pending = 0
 					AND (@scope <> 'admin' AND @expires <> 0 OR @caller = 'console')
-					AND (@scope <> 'admin' OR user.role = 'admin' OR user.service = 1)
+					AND (@scope <> 'admin' OR user.role = 'admin')
 					AND (SELECT count(*) FROM user_key WHERE user_key.user_id = @id AND ` + keyIsLive + `) < @most
 					AND @caller <> 'apiKey' AND ` + mayChange + `
 				RETURNING id`,
-			args:   values,
-			scan:   []any{&k.id},
-			ifNone: errNotApplied,
+			Args:   values,
+			Scan:   []any{&k.id},
+			IfNone: errNotApplied,
 		},
 		{
-			query: `
+			Query: `
 				DELETE FROM user_key WHERE user_id = @id AND NOT ` + keyIsLive + ` AND id <= (
 					SELECT id FROM user_key WHERE user_id = @id AND NOT ` + keyIsLive + ` ORDER BY id DESC LIMIT 1 OFFSET @most)`,
-			args: values,
+			Args: values,
 		},
 		record,
 	}, then...)...)
@@ -117,7 +117,7 @@ func (s *store) keyNotAddedError(by caller, k *apiKey) error {
 		return errUserDisabled
 	case u.pending:
 		return errPendingApproval
-	case by.kind == keyCaller, k.scope == adminScope && (by.kind != consoleCaller || u.role != admin && !u.service):
+	case by.kind == keyCaller, k.scope == adminScope && (by.kind != consoleCaller || u.role != admin):
 		return errKeyScope
 	}
 	return errKeyLimit
@@ -149,9 +149,9 @@ func (s *store) userOfKey(hash []byte, now int64) (u user, k apiKey, err error) 
 // touchKey records that a client with this address has used a key. It does not wait for the
 // write.
 func (s *store) touchKey(id int64, address string, now int64) {
-	s.writeLater(statement{
-		query: `UPDATE user_key SET last_used_at = @now, last_address = @address WHERE id = @id AND last_used_at <= @now - @every`,
-		args:  args{{"id", id}, {"address", address}, {"now", now}, {"every", touchKeyEvery}},
+	s.writer.WriteLater(statement{
+		Query: `UPDATE user_key SET last_used_at = @now, last_address = @address WHERE id = @id AND last_used_at <= @now - @every`,
+		Args:  args{{"id", id}, {"address", address}, {"now", now}, {"every", touchKeyEvery}},
 	})
 }
 
@@ -160,9 +160,9 @@ func (s *store) touchKey(id int64, address string, now int64) {
 func (s *store) revokeKey(ctx context.Context, by caller, userID, id, now int64) error {
 	err := s.write(ctx,
 		statement{
-			query:  `DELETE FROM user_key WHERE user_id = @id AND id = @revoked AND @caller <> 'apiKey' AND ` + mayChange,
-			args:   by.with(args{{"id", userID}, {"revoked", id}}),
-			ifNone: errNotApplied,
+			Query:  `DELETE FROM user_key WHERE user_id = @id AND id = @revoked AND @caller <> 'apiKey' AND ` + mayChange,
+			Args:   by.with(args{{"id", userID}, {"revoked", id}}),
+			IfNone: errNotApplied,
 		},
 		event{at: now, kind: keyRevoked, userID: userID, changes: fmt.Sprintf("key=%d", id)}.by(by))
 	if errors.Is(err, errNotApplied) {
@@ -188,7 +188,7 @@ func (s *store) sweepKeys(ctx context.Context, now int64) error {
 		return err
 	}
 	return s.write(ctx, statement{
-		query: `DELETE FROM user_key WHERE id IN (SELECT id FROM user_key WHERE ` + old + `@before LIMIT @most)`,
-		args:  args{{"before", now - keepExpiredKeys}, {"most", sweepSize}},
+		Query: `DELETE FROM user_key WHERE id IN (SELECT id FROM user_key WHERE ` + old + `@before LIMIT @most)`,
+		Args:  args{{"before", now - keepExpiredKeys}, {"most", sweepSize}},
 	})
 }

@@ -160,20 +160,24 @@ func (m *queuedMail) args() args {
 // act that causes the mail.
 func (m *queuedMail) statement() statement {
 	return statement{
-		query: intoMail + `VALUES (@kind, @user, @login, @email, @subject, @detail, @address, @agent, @now, @now)`,
-		args:  m.args(),
+		Query: intoMail + `VALUES (@kind, @user, @login, @email, @subject, @detail, @address, @agent, @now, @now)`,
+		Args:  m.args(),
 	}
 }
 
 // toVerified returns the statement that queues the mail to the current address of the user, if
 // the address is verified and the user is not disabled. The statement must run before those
-// that change the address.
+// that change the address. The mail of an undo records whether the user has a second factor now:
+// see addedSince.
 func (m *queuedMail) toVerified() statement {
 	return statement{
-		query: intoMail + `
-			SELECT @kind, id, '', email, @subject, @detail, @address, @agent, @now, @now FROM user
+		Query: intoMail + `
+			SELECT @kind, id, '', email,
+				iif(@kind = 'undo', EXISTS (SELECT 1 FROM user_totp WHERE user_totp.user_id = user.id), @subject),
+				@detail, @address, @agent, @now, @now
+			FROM user
 			WHERE id = @user AND email_verified_at <> 0 AND disabled = 0`,
-		args: m.args(),
+		Args: m.args(),
 	}
 }
 
@@ -188,7 +192,7 @@ const mailDue = `user_mail.state = 'queued' AND (user_mail.next_try_at <= @now O
 // dueMails calls f for at most limit mails that can be tried now, the longest due first. It
 // reuses f's argument for the next row.
 func (s *store) dueMails(ctx context.Context, limit, now int64, f func(*queuedMail)) error {
-	query, list, err := args{{"now", now}, {"most", limit}}.positional(`
+	query, list, err := args{{"now", now}, {"most", limit}}.Positional(`
 		SELECT` + mailColumns + ` FROM user_mail WHERE ` + mailDue + ` ORDER BY next_try_at LIMIT @most`)
 	if err != nil {
 		return &storageError{"reading", err}
@@ -201,6 +205,8 @@ var (
 	errMailTaken   = errors.New("another process sends this mail")
 	errMailEnded   = errors.New("the mail is not needed any more")
 	errMailLimited = errors.New("the recipient got too many mails")
+	errMailExpired = errors.New("the mail could not be sent in time")
+	errMailNoUser  = errors.New("no active user has the login that was typed")
 )
 
 // takeMail begins a try of a mail whose recipient is known, and counts the mail toward a
@@ -217,7 +223,7 @@ func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash
 	}, m.args()...)
 	statements := []statement{
 		{
-			query: `
+			Query: `
 				UPDATE user_mail SET
 					kind = @kind,
 					user_id = @user,
@@ -226,11 +232,11 @@ func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash
 					tries = tries + 1,
 					next_try_at = @now + @lease
 				WHERE id = @mail AND tries = @tries AND ` + mailDue,
-			args:   values,
-			ifNone: errMailTaken,
+			Args:   values,
+			IfNone: errMailTaken,
 		},
 		{
-			query: `
+			Query: `
 				UPDATE user_mail SET budget = @budget
 				WHERE id = @mail AND (@budget = 0 OR (
 					SELECT coalesce(sum(created_at > @now - 60), 0) < 1
@@ -239,15 +245,15 @@ func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash
 					FROM user_mail AS other
 					WHERE other.email = @email COLLATE NOCASE AND other.budget <> 0 AND other.budget = @budget
 						AND other.created_at > @now - 86400 AND other.created_at <= @now + 60 AND other.id <> @mail))`,
-			args:   values,
-			ifNone: errMailLimited,
+			Args:   values,
+			IfNone: errMailLimited,
 		},
 	}
 	if rule.insert != "" {
-		statements = append(statements, statement{query: intoMailCode + rule.insert + ` RETURNING expires_at`, args: values, scan: []any{&expires}, ifNone: errMailEnded})
+		statements = append(statements, statement{Query: intoMailCode + rule.insert + ` RETURNING expires_at`, Args: values, Scan: []any{&expires}, IfNone: errMailEnded})
 	}
 	if m.kind == changeMail { // at most one live code
-		statements = append(statements, statement{query: `DELETE FROM user_code WHERE user_id = @user AND kind = @code AND mail_id <> @mail`, args: values})
+		statements = append(statements, statement{Query: `DELETE FROM user_code WHERE user_id = @user AND kind = @code AND mail_id <> @mail`, Args: values})
 	}
 	if m.kind == takenMail {
 		statements = append(statements, endRegistration(values)...)
@@ -259,10 +265,10 @@ func (s *store) takeMail(ctx context.Context, m *queuedMail, budget budget, hash
 // again. closeMail changes nothing if another process has begun a try since.
 func (s *store) closeMail(ctx context.Context, m *queuedMail, state, lastError string, now int64) error {
 	return s.write(ctx, statement{
-		query: `
+		Query: `
 			UPDATE user_mail SET state = @state, login = '', last_error = @error, closed_at = @now
 			WHERE id = @mail AND tries = @tries AND state = 'queued'`,
-		args: args{{"mail", m.id}, {"tries", m.tries}, {"state", state}, {"error", lastError}, {"now", now}},
+		Args: args{{"mail", m.id}, {"tries", m.tries}, {"state", state}, {"error", lastError}, {"now", now}},
 	})
 }
 
@@ -270,10 +276,10 @@ func (s *store) closeMail(ctx context.Context, m *queuedMail, state, lastError s
 // seconds. It changes nothing if another process has begun a try since.
 func (s *store) delayMail(ctx context.Context, m *queuedMail, lastError string, next int64) error {
 	return s.write(ctx, statement{
-		query: `
+		Query: `
 			UPDATE user_mail SET next_try_at = @next, last_error = @error
 			WHERE id = @mail AND tries = @tries AND state = 'queued'`,
-		args: args{{"mail", m.id}, {"tries", m.tries}, {"error", lastError}, {"next", next}},
+		Args: args{{"mail", m.id}, {"tries", m.tries}, {"error", lastError}, {"next", next}},
 	})
 }
 
@@ -304,14 +310,14 @@ func (s *store) retryMail(ctx context.Context, by caller, id, now int64) (n int6
 		ifNone = errNotApplied
 	}
 	err = s.write(ctx, statement{
-		query: `
+		Query: `
 			WITH again AS MATERIALIZED (SELECT id FROM user_mail WHERE (@mail = 0 OR id = @mail) AND state IN ('queued', 'failed') AND ` + mayChange + `)
 			UPDATE user_mail SET state = 'queued', closed_at = 0, next_try_at = @now
 			WHERE id IN (SELECT id FROM again)
 			RETURNING (SELECT count(*) FROM again)`,
-		args:   by.with(args{{"mail", id}, {"now", now}, {"id", nil}}), // not a user, so mayChange only accepts admins
-		scan:   []any{&n},
-		ifNone: ifNone,
+		Args:   by.with(args{{"mail", id}, {"now", now}, {"id", nil}}), // not a user, so mayChange only accepts admins
+		Scan:   []any{&n},
+		IfNone: ifNone,
 	})
 	if errors.Is(err, errNotApplied) {
 		err = cmp.Or[error](s.authorizationError(by, 0), errMailNotFound)
@@ -351,15 +357,15 @@ func (s *store) loginsFrom(ctx context.Context, userID int64, matches func(addre
 func (s *store) addRegistration(ctx context.Context, username, hash string, m *queuedMail, life int64) error {
 	return s.write(ctx,
 		statement{
-			query: `
+			Query: `
 				INSERT INTO user_registration (username, email, password_hash, created_at, expires_at)
 				VALUES (@username, @email, @password, @now, @now + @life)`,
-			args: append(m.args(), args{{"username", username}, {"password", hash}, {"life", life}}...),
+			Args: append(m.args(), args{{"username", username}, {"password", hash}, {"life", life}}...),
 		},
 		statement{
-			query: intoMail + `
+			Query: intoMail + `
 				SELECT @kind, 0, '', @email, max(id), '', @address, @agent, @now, @now FROM user_registration`,
-			args: m.args(),
+			Args: m.args(),
 		})
 }
 
@@ -373,9 +379,9 @@ func (s *store) registration(id int64) (r registration, err error) {
 // statements of the same write have added.
 func (m *queuedMail) ofNewInvitation() statement {
 	return statement{
-		query: intoMail + `
+		Query: intoMail + `
 			SELECT @kind, 0, '', @email, max(id), '', @address, @agent, @now, @now FROM user_invitation`,
-		args: m.args(),
+		Args: m.args(),
 	}
 }
 
@@ -384,11 +390,11 @@ func (m *queuedMail) ofNewInvitation() statement {
 // authorizationError.
 func (s *store) sendInvitation(ctx context.Context, by caller, m *queuedMail) error {
 	err := s.write(ctx, statement{
-		query: intoMail + `
+		Query: intoMail + `
 			SELECT @kind, 0, '', email, id, '', @address, @agent, @now, @now FROM user_invitation
 			WHERE id = @subject AND email <> '' AND uses_left > 0 AND expires_at > @now AND ` + mayChange,
-		args:   by.with(append(m.args(), arg{"id", nil})), // not a user, so mayChange only accepts admins
-		ifNone: errNotApplied,
+		Args:   by.with(append(m.args(), arg{"id", nil})), // not a user, so mayChange only accepts admins
+		IfNone: errNotApplied,
 	})
 	if errors.Is(err, errNotApplied) {
 		var id int64
@@ -404,14 +410,14 @@ func (s *store) sendInvitation(ctx context.Context, by caller, m *queuedMail) er
 // next mail an hour after the last one, or later.
 func approvalMails(now int64) statement {
 	return statement{
-		query: intoMail + `
+		Query: intoMail + `
 			SELECT @kind, id, '', email, 0, '', '', '', @now, min(@now + 3600, max(@now, 3600 + (
 				SELECT coalesce(max(closed_at), 0) FROM user_mail WHERE user_id = user.id AND kind = @kind AND state IN ('sent', 'failed'))))
 			FROM user
 			WHERE role = 'admin' AND disabled = 0 AND pending = 0 AND email_verified_at <> 0
 				AND NOT EXISTS (SELECT 1 FROM user_mail WHERE user_id = user.id AND kind = @kind AND state = 'queued')
 			ORDER BY id LIMIT 50`,
-		args: args{{"kind", string(approvalMail)}, {"now", now}},
+		Args: args{{"kind", string(approvalMail)}, {"now", now}},
 	}
 }
 
@@ -432,12 +438,12 @@ func (s *store) userByEmail(email string) (u user, err error) {
 // address twice gets an undo code too: it must not outlive the undo of the first change.
 func endUndo(values args) []statement {
 	return []statement{
-		{query: `DELETE FROM user_code WHERE user_id = @id AND kind = 'uu' AND mail_id >= @undone`, args: values},
+		{Query: `DELETE FROM user_code WHERE user_id = @id AND kind = 'uu' AND mail_id >= @undone`, Args: values},
 		{
-			query: `
-				UPDATE user_mail SET state = 'dropped', closed_at = @now
+			Query: `
+				UPDATE user_mail SET state = 'dropped', last_error = 'the mail is not needed any more', closed_at = @now
 				WHERE user_id = @id AND kind = 'undo' AND id >= @undone AND state IN ('queued', 'failed')`,
-			args: values,
+			Args: values,
 		},
 	}
 }
@@ -447,19 +453,19 @@ func endUndo(values args) []statement {
 // delete users to send any number of mails to a stranger.
 func endMails(values args) []statement {
 	return []statement{
-		{query: `DELETE FROM user_mail WHERE user_id = @id AND budget = 0`, args: values},
+		{Query: `DELETE FROM user_mail WHERE user_id = @id AND budget = 0`, Args: values},
 		{
-			query: `
+			Query: `
 				UPDATE user_mail SET
 					user_id = 0,
 					detail = '',
 					address = '',
 					user_agent = '',
-					last_error = '',
+					last_error = iif(state = 'queued', 'the user was deleted', ''),
 					state = iif(state = 'queued', 'dropped', state),
 					closed_at = iif(state = 'queued', @now, closed_at)
 				WHERE user_id = @id`,
-			args: values,
+			Args: values,
 		},
 	}
 }

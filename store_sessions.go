@@ -74,36 +74,36 @@ func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHa
 		{"address", x.address}, {"agent", x.userAgent}, {"refresh", x.refreshHash},
 	}
 	record := event{at: x.createdAt, kind: loggedIn, actorID: x.userID, userID: x.userID, address: x.address}.statement()
-	record.query = insertNewSessionEvent
+	record.Query = insertNewSessionEvent
 	statements := append(p.statements(x.userID, x.address, x.createdAt), []statement{
 		{
-			query: `
+			Query: `
 				UPDATE user SET
 					last_login_at = @now,
 					password_hash = coalesce(nullif(@new_hash, ''), password_hash)
 				WHERE id = @user AND auth_stamp = @stamp AND disabled = 0 AND pending = 0 AND service = 0 AND ` + hasFactor,
-			args:   values,
-			ifNone: errCredentials,
+			Args:   values,
+			IfNone: errCredentials,
 		},
 		{
-			query: `
+			Query: `
 				INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent, refresh_hash, rotated_at, factor)
 				VALUES (@user, @now, @now, iif(@lifetime = 0, @expires, min(@expires, @now + @lifetime)), @address, @agent, @refresh, @now, @factor)
 				RETURNING id`,
-			args: values,
-			scan: []any{&x.id},
+			Args: values,
+			Scan: []any{&x.id},
 		},
 		record,
 		{
-			query: `
+			Query: `
 				DELETE FROM session WHERE user_id = @user AND id <= (
 					SELECT id FROM session WHERE user_id = @user ORDER BY id DESC LIMIT 1 OFFSET @most)`,
-			args: values,
+			Args: values,
 		},
 		key.selectNewest(),
 	}...)
 	if x.factor {
-		statements = append(statements, statement{query: selectCodesLeft, args: values, scan: []any{&x.codesLeft}})
+		statements = append(statements, statement{Query: selectCodesLeft, Args: values, Scan: []any{&x.codesLeft}})
 	}
 	err = s.write(ctx, append(statements, then...)...)
 	return key, err
@@ -122,7 +122,7 @@ type rekeying struct {
 func (r *rekeying) statements() []statement {
 	return []statement{
 		{
-			query: `
+			Query: `
 				UPDATE session SET
 					generation = generation + 1,
 					refresh_hash = @refresh,
@@ -136,12 +136,12 @@ func (r *rekeying) statements() []statement {
 					kept_jti = @kept
 				WHERE id = @id
 				RETURNING generation, factor`,
-			args: args{
+			Args: args{
 				{"id", r.session.id}, {"refresh", r.session.refreshHash}, {"kept", r.kept},
 				{"now", r.session.createdAt}, {"expires", r.session.expiresAt}, {"lifetime", r.session.lifetime},
 				{"address", r.session.address}, {"agent", r.session.userAgent},
 			},
-			scan: []any{&r.session.generation, &r.session.factor},
+			Scan: []any{&r.session.generation, &r.session.factor},
 		},
 		r.key.selectNewest(),
 	}
@@ -172,9 +172,9 @@ const touchEvery = 60
 
 // touch records that a session is in use. It does not wait for the write.
 func (s *store) touch(sid, now int64) {
-	s.writeLater(statement{
-		query: `UPDATE session SET last_used_at = @now WHERE id = @id AND last_used_at <= @now - @every`,
-		args:  args{{"id", sid}, {"now", now}, {"every", touchEvery}},
+	s.writer.WriteLater(statement{
+		Query: `UPDATE session SET last_used_at = @now WHERE id = @id AND last_used_at <= @now - @every`,
+		Args:  args{{"id", sid}, {"now", now}, {"every", touchEvery}},
 	})
 }
 
@@ -204,7 +204,7 @@ const endOfSession = `iif(@lifetime = 0, @expires, min(@expires, created_at + @l
 func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) (key keyRow, err error) {
 	err = s.write(ctx,
 		statement{
-			query: `
+			Query: `
 				UPDATE session SET
 					generation = @generation,
 					refresh_hash = @new_hash,
@@ -218,13 +218,13 @@ func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) 
 					AND expires_at > @now AND ` + endOfSession + ` > @now
 					AND EXISTS (SELECT 1 FROM user WHERE user.id = session.user_id AND user.disabled = 0)
 				RETURNING user_id, factor`,
-			args: args{
+			Args: args{
 				{"id", x.id}, {"generation", x.generation}, {"old_hash", hash}, {"new_hash", x.refreshHash},
 				{"now", now}, {"expires", x.expiresAt}, {"lifetime", x.lifetime},
 				{"address", x.address}, {"agent", x.userAgent},
 			},
-			scan:   []any{&x.userID, &x.factor},
-			ifNone: errNotApplied,
+			Scan:   []any{&x.userID, &x.factor},
+			IfNone: errNotApplied,
 		},
 		key.selectNewest())
 	return key, err
@@ -236,11 +236,11 @@ func (s *store) rotate(ctx context.Context, x *session, hash []byte, now int64) 
 func (s *store) repeatRotation(ctx context.Context, x *session, most int) (key keyRow, err error) {
 	err = s.write(ctx,
 		statement{
-			query: `
+			Query: `
 				UPDATE session SET grace_uses = grace_uses + 1
 				WHERE id = @id AND generation = @generation AND refresh_hash = @hash AND grace_uses < @most`,
-			args:   args{{"id", x.id}, {"generation", x.generation}, {"hash", x.refreshHash}, {"most", most}},
-			ifNone: errNotApplied,
+			Args:   args{{"id", x.id}, {"generation", x.generation}, {"hash", x.refreshHash}, {"most", most}},
+			IfNone: errNotApplied,
 		},
 		key.selectNewest())
 	return key, err
@@ -251,9 +251,9 @@ func (s *store) repeatRotation(ctx context.Context, x *session, most int) (key k
 func (s *store) endSession(ctx context.Context, by caller, userID, sid, now int64) error {
 	err := s.write(ctx,
 		statement{
-			query:  `DELETE FROM session WHERE user_id = @id AND id = @ended AND ` + mayChange,
-			args:   by.with(args{{"id", userID}, {"ended", sid}}),
-			ifNone: errNotApplied,
+			Query:  `DELETE FROM session WHERE user_id = @id AND id = @ended AND ` + mayChange,
+			Args:   by.with(args{{"id", userID}, {"ended", sid}}),
+			IfNone: errNotApplied,
 		},
 		event{at: now, kind: sessionEnded, userID: userID, sessionID: sid}.by(by))
 	if errors.Is(err, errNotApplied) {
@@ -267,9 +267,9 @@ func (s *store) endSession(ctx context.Context, by caller, userID, sid, now int6
 func (s *store) endSessions(ctx context.Context, by caller, userID, now int64) error {
 	err := s.write(ctx,
 		statement{
-			query:  `DELETE FROM session WHERE user_id = @id AND ` + mayChange,
-			args:   by.with(args{{"id", userID}}),
-			ifNone: errNotApplied,
+			Query:  `DELETE FROM session WHERE user_id = @id AND ` + mayChange,
+			Args:   by.with(args{{"id", userID}}),
+			IfNone: errNotApplied,
 		},
 		event{at: now, kind: sessionsEnded, userID: userID}.by(by))
 	if errors.Is(err, errNotApplied) {
@@ -283,9 +283,9 @@ func (s *store) endSessions(ctx context.Context, by caller, userID, now int64) e
 func (s *store) endReused(ctx context.Context, userID, sid int64, address string, now int64) error {
 	err := s.write(ctx,
 		statement{
-			query:  `DELETE FROM session WHERE id = @id`,
-			args:   args{{"id", sid}},
-			ifNone: errNotApplied,
+			Query:  `DELETE FROM session WHERE id = @id`,
+			Args:   args{{"id", sid}},
+			IfNone: errNotApplied,
 		},
 		event{at: now, kind: tokenReused, userID: userID, sessionID: sid, address: address}.statement())
 	if errors.Is(err, errNotApplied) {
@@ -310,14 +310,14 @@ func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err er
 		errStorage, []any{&n, &next, &expired, &oldKeys}, after, now, sweepSize)
 	if err == nil && expired > 0 {
 		err = s.write(ctx, statement{
-			query: `DELETE FROM session WHERE id > @after AND id <= @last AND expires_at <= @now`,
-			args:  args{{"after", after}, {"last", next}, {"now", now}},
+			Query: `DELETE FROM session WHERE id > @after AND id <= @last AND expires_at <= @now`,
+			Args:  args{{"after", after}, {"last", next}, {"now", now}},
 		})
 	}
 	if err == nil && oldKeys > 0 {
 		err = s.write(ctx, statement{
-			query: `DELETE FROM signing_key WHERE retired_at > 0 AND ` + keyEnd + ` <= @now`,
-			args:  args{{"now", now}},
+			Query: `DELETE FROM signing_key WHERE retired_at > 0 AND ` + keyEnd + ` <= @now`,
+			Args:  args{{"now", now}},
 		})
 	}
 	if n < sweepSize {
@@ -346,7 +346,7 @@ const selectNewestKey = `SELECT kid, secret FROM signing_key WHERE retired_at = 
 // starts or refreshes a session ends with it, so that a new key signs as soon as
 // another process has rotated the keys.
 func (k *keyRow) selectNewest() statement {
-	return statement{query: selectNewestKey, scan: []any{&k.kid, &k.secret}}
+	return statement{Query: selectNewestKey, Scan: []any{&k.kid, &k.secret}}
 }
 
 // A signingKeyInfo is a signing key without its secret.
@@ -393,14 +393,14 @@ func (s *store) ensureKey(ctx context.Context, key keyRow, ttl, now int64) error
 	}
 	return s.write(ctx,
 		statement{
-			query: `
+			Query: `
 				INSERT INTO signing_key (kid, secret, created_at)
 				SELECT @kid, @secret, @now WHERE NOT EXISTS (SELECT 1 FROM signing_key WHERE retired_at = 0)`,
-			args: args{{"kid", key.kid}, {"secret", key.secret}, {"now", now}},
+			Args: args{{"kid", key.kid}, {"secret", key.secret}, {"now", now}},
 		},
 		statement{
-			query: `UPDATE signing_key SET token_ttl = @ttl WHERE retired_at = 0 AND token_ttl < @ttl`,
-			args:  args{{"ttl", ttl}},
+			Query: `UPDATE signing_key SET token_ttl = @ttl WHERE retired_at = 0 AND token_ttl < @ttl`,
+			Args:  args{{"ttl", ttl}},
 		})
 }
 
@@ -411,8 +411,8 @@ func (s *store) retireKeys(ctx context.Context, now int64) error {
 		return err
 	}
 	return s.write(ctx, statement{
-		query: `UPDATE signing_key SET retired_at = @now WHERE retired_at = 0`,
-		args:  args{{"now", now}},
+		Query: `UPDATE signing_key SET retired_at = @now WHERE retired_at = 0`,
+		Args:  args{{"now", now}},
 	})
 }
 
@@ -420,18 +420,18 @@ func (s *store) retireKeys(ctx context.Context, now int64) error {
 // true, deletes them, so that their tokens are no longer valid.
 func (s *store) rotateKey(ctx context.Context, key keyRow, end bool, now int64) error {
 	others := statement{
-		query: `UPDATE signing_key SET retired_at = @now WHERE kid <> @kid AND retired_at = 0`,
-		args:  args{{"kid", key.kid}, {"now", now}},
+		Query: `UPDATE signing_key SET retired_at = @now WHERE kid <> @kid AND retired_at = 0`,
+		Args:  args{{"kid", key.kid}, {"now", now}},
 	}
 	if end {
-		others = statement{query: `DELETE FROM signing_key WHERE kid <> @kid`, args: args{{"kid", key.kid}}}
+		others = statement{Query: `DELETE FROM signing_key WHERE kid <> @kid`, Args: args{{"kid", key.kid}}}
 	}
 	return s.write(ctx,
 		statement{
-			query: `
+			Query: `
 				INSERT INTO signing_key (kid, secret, created_at, token_ttl)
 				SELECT @kid, @secret, @now, coalesce(max(token_ttl), 0) FROM signing_key`,
-			args: args{{"kid", key.kid}, {"secret", key.secret}, {"now", now}},
+			Args: args{{"kid", key.kid}, {"secret", key.secret}, {"now", now}},
 		},
 		others,
 		event{at: now, kind: keyRotated, changes: "kid=" + key.kid}.by(console))
@@ -441,8 +441,8 @@ func (s *store) rotateKey(ctx context.Context, key keyRow, end bool, now int64) 
 func (s *store) rotateSecret(ctx context.Context, name string, value []byte, now int64) error {
 	return s.write(ctx,
 		statement{
-			query: `INSERT INTO secret (name, value) VALUES (@name, @value) ON CONFLICT (name) DO UPDATE SET value = @value`,
-			args:  args{{"name", name}, {"value", value}},
+			Query: `INSERT INTO secret (name, value) VALUES (@name, @value) ON CONFLICT (name) DO UPDATE SET value = @value`,
+			Args:  args{{"name", name}, {"value", value}},
 		},
 		event{at: now, kind: keyRotated, changes: "secret=" + name}.by(console))
 }
@@ -466,10 +466,10 @@ func (s *store) recordSigner(ctx context.Context, configured bool, now int64) er
 		return err
 	}
 	return s.write(ctx, statement{
-		query: `
+		Query: `
 			INSERT INTO signer (id, configured, since) VALUES (1, @configured, @now)
 			ON CONFLICT (id) DO UPDATE SET configured = @configured, since = @now`,
-		args: args{{"configured", configured}, {"now", now}},
+		Args: args{{"configured", configured}, {"now", now}},
 	})
 }
 
@@ -481,8 +481,8 @@ func (s *store) secret(ctx context.Context, name string, fresh []byte) (value []
 		return value, err
 	}
 	err = s.write(ctx, statement{
-		query: `INSERT INTO secret (name, value) VALUES (@name, @value) ON CONFLICT DO NOTHING`,
-		args:  args{{"name", name}, {"value", fresh}},
+		Query: `INSERT INTO secret (name, value) VALUES (@name, @value) ON CONFLICT DO NOTHING`,
+		Args:  args{{"name", name}, {"value", fresh}},
 	})
 	if err == nil {
 		err = s.read(query, errStorage, []any{&value}, name)

@@ -9,7 +9,6 @@ import (
 	"go/ast"
 	"go/token"
 	"log/slog"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,7 +20,9 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"userd/internal/groupcommit/groupcommittest"
 	"userd/internal/sqlitefile"
 )
 
@@ -112,7 +113,7 @@ func snapshot(t *testing.T, dir string) string {
 func TestEveryConnectionOfTheStoreHasItsPragmas(t *testing.T) {
 	t.Parallel()
 	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
-	conns := map[string]*sql.Conn{"the writer": st.conn}
+	conns := map[string]*sql.Conn{"the writer": st.conn.Conn}
 	for _, name := range []string{"one reader", "another reader"} {
 		// Both are held, so they are two connections of the pool.
 		conn, err := st.readers.Conn(context.Background())
@@ -403,8 +404,8 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "app.db")
 	st := openTestStore(t, path)
 	exercise(t, st)
-	queries := slices.Collect(maps.Keys(st.reads.stmts))
-	for query := range st.stmts.stmts {
+	queries := st.reads.Queries()
+	for _, query := range st.writer.Queries() {
 		if !slices.Contains([]string{"BEGIN IMMEDIATE", "COMMIT"}, query) {
 			queries = append(queries, query)
 		}
@@ -441,7 +442,7 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 		for _, decl := range slices.Concat(files["store.go"].Decls, files["store_users.go"].Decls, files["store_sessions.go"].Decls, files["store_keys.go"].Decls, files["store_events.go"].Decls) {
 			f, ok := decl.(*ast.FuncDecl)
 			if !ok || f.Recv == nil || slices.Contains([]string{"export", "count", "countKeys"}, f.Name.Name) {
-				continue // inspect and migrate run before there are requests, and these are to read the whole table
+				continue // what is not a method runs before there are requests, and these must read the whole table
 			}
 			ast.Inspect(f, func(n ast.Node) bool {
 				literal, ok := n.(*ast.BasicLit)
@@ -598,4 +599,89 @@ func notNamed(err, sentinel error) error {
 		return nil
 	}
 	return err
+}
+
+// The lock that another process holds while it makes the same database. SQLite
+// waits for no lock when it changes the journal's mode.
+func TestOpenWaitsForAProcessThatCreatesTheDatabase(t *testing.T) {
+	t.Parallel()
+	path := makeDatabase(t, `VACUUM`)
+	other := another(t, path)
+	runSQL(t, other, `BEGIN IMMEDIATE`)
+	type result struct {
+		st  *store
+		err error
+	}
+	opened := make(chan result, 1)
+	go func() {
+		st, err := openStore(context.Background(), path)
+		opened <- result{st, err}
+	}()
+	var got result
+	select {
+	case got = <-opened:
+		runSQL(t, other, `ROLLBACK`)
+	case <-time.After(100 * time.Millisecond): // nothing tells that it waits
+		runSQL(t, other, `ROLLBACK`)
+		got = receive(t, "the database is opened", opened)
+	}
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
+	wantError(t, "a write", add(got.st, "ann")(), nil)
+	wantError(t, "close", got.st.close(), nil)
+}
+
+// A foreign key that is deferred to the commit fails there. Only the write at fault
+// must fail.
+func TestADeferredForeignKeyFailsOnlyItsWrite(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	path := filepath.Join(t.TempDir(), "app.db")
+	st := openTestStore(t, path)
+	ann := aUser(t, st, "ann", member)
+	runSQL(t, another(t, path),
+		`CREATE TABLE bill (id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL REFERENCES user (id) DEFERRABLE INITIALLY DEFERRED)`,
+		`INSERT INTO bill (user_id) VALUES (1)`)
+	wantError(t, "the deletion by itself", st.deleteUser(ctx, console, ann.id, 0, 1), errReferenced)
+	release := groupcommittest.Busy(t, st.writer)
+	before := groupcommittest.Enqueue(t, st.writer, add(st, "before"))
+	deletion := groupcommittest.Enqueue(t, st.writer, func() error { return st.deleteUser(ctx, console, ann.id, 0, 1) })
+	after := groupcommittest.Enqueue(t, st.writer, add(st, "after"))
+	release()
+	errs := groupcommittest.Answers(t, before, deletion, after)
+	wantError(t, "the write before it", errs[0], nil)
+	wantError(t, "the deletion", errs[1], errReferenced)
+	wantError(t, "the write after it", errs[2], nil)
+	if got := usernames(t, st); !slices.Equal(got, []string{"ann", "before", "after"}) {
+		t.Errorf("the users are %v", got)
+	}
+}
+
+func TestAWriteReturnsTheStoresErrors(t *testing.T) {
+	t.Parallel()
+	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+	aUser(t, st, "ann", member)
+	write := func(query string) error {
+		return st.write(t.Context(), statement{Query: query, IfNone: errNotApplied})
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	wantError(t, "a write that takes effect", write(`UPDATE user SET id = id`), nil)
+	wantError(t, "a duplicate", write(`INSERT INTO user (id, username, email, password_hash) VALUES (9, 'ANN', '', '')`), errDuplicate)
+	wantError(t, "a condition that does not hold", write(`UPDATE user SET id = id WHERE id = 9`), errNotApplied)
+	wantError(t, "a cancelled write", st.write(cancelled, statement{Query: `UPDATE user SET id = id`}), context.Canceled)
+	if n := st.failedWrites.Load(); n != 0 {
+		t.Errorf("%d of these are failures of the database, want none", n)
+	}
+	err := write(`UPDATE user SET username = NULL`)
+	wantError(t, "a bug", err, errStorage)
+	if text := fmt.Sprint(err); !strings.HasPrefix(text, "database: writing: constraint failed") {
+		t.Errorf("the bug is reported as %q", text)
+	}
+	st.filesLost.Store(true)
+	wantError(t, "a write to a file without a name", write(`UPDATE user SET id = id`), errFilesLost)
+	if n := st.failedWrites.Load(); n != 2 {
+		t.Errorf("%d failures of the database are counted, want 2", n)
+	}
 }

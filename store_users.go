@@ -246,11 +246,11 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 		email, hash = serviceEmail+rand.Text(), serviceHash
 	}
 	record := created.by(by)
-	record.query = insertNewUserEvent
+	record.Query = insertNewUserEvent
 	err := s.write(ctx, append([]statement{
 		{
 			// The Flask app can still add users, and it does not move the counter.
-			query: `
+			Query: `
 				INSERT INTO user (id, username, email, password_hash, role, disabled, pending, service, created_at, updated_at)
 				SELECT
 					1 + max(user_id, (SELECT coalesce(max(id), 0) FROM user)),
@@ -258,15 +258,15 @@ func (s *store) addUser(ctx context.Context, by caller, u *user, hash string, no
 				FROM counter
 				WHERE @caller = 'stranger' AND @role = 'member' OR ` + mayChange + `
 				RETURNING` + userColumns,
-			args: by.with(args{
+			Args: by.with(args{
 				{"id", nil}, // not a user, so mayChange only accepts admins
 				{"username", u.username}, {"email", email}, {"hash", hash},
 				{"role", u.role}, {"disabled", u.disabled}, {"pending", u.pending}, {"service", u.service}, {"now", now},
 			}),
-			scan:   u.columns(),
-			ifNone: errNotApplied,
+			Scan:   u.columns(),
+			IfNone: errNotApplied,
 		},
-		{query: moveCounter},
+		{Query: moveCounter},
 		record,
 	}, then...)...)
 	if errors.Is(err, errNotApplied) {
@@ -358,18 +358,18 @@ const endPendingFactor = `DELETE FROM user_totp_pending WHERE user_id = @id`
 // its right to them.
 func endMade(values args) []statement {
 	return []statement{
-		{query: `DELETE FROM user_code WHERE created_by = @id`, args: values},
-		{query: `DELETE FROM user_invitation WHERE created_by = @id`, args: values},
-		{query: endKeys + ` AND scope = 'admin' AND NOT EXISTS (SELECT 1 FROM user WHERE id = @id AND role = 'admin')`, args: values},
+		{Query: `DELETE FROM user_code WHERE created_by = @id`, Args: values},
+		{Query: `DELETE FROM user_invitation WHERE created_by = @id`, Args: values},
+		{Query: endKeys + ` AND scope = 'admin' AND NOT EXISTS (SELECT 1 FROM user WHERE id = @id AND role = 'admin')`, Args: values},
 	}
 }
 
 // endFactor are the statements that delete the factor of the deleted user @id.
 func endFactor(values args) []statement {
 	return []statement{
-		{query: `DELETE FROM user_totp WHERE user_id = @id`, args: values},
-		{query: endPendingFactor, args: values},
-		{query: `DELETE FROM user_recovery_code WHERE user_id = @id`, args: values},
+		{Query: `DELETE FROM user_totp WHERE user_id = @id`, Args: values},
+		{Query: endPendingFactor, Args: values},
+		{Query: `DELETE FROM user_recovery_code WHERE user_id = @id`, Args: values},
 	}
 }
 
@@ -405,28 +405,28 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 		statements = append(statements, *c.notice)
 	}
 	statements = append(statements, statement{
-		query: `
+		Query: `
 			UPDATE user SET ` + set + `updated_at = @now, version = version + 1
 			WHERE id = @id
 				AND (@version = 0 OR version = @version)
 				AND ` + mayChange + condition + `
 			RETURNING` + userColumns,
-		args:   values,
-		scan:   u.columns(),
-		ifNone: errNotApplied,
+		Args:   values,
+		Scan:   u.columns(),
+		IfNone: errNotApplied,
 	})
 	if c.disabled != nil && *c.disabled {
 		statements = append(statements,
-			statement{query: `DELETE FROM session WHERE user_id = @id`, args: values},
-			statement{query: endKeys, args: values})
+			statement{Query: `DELETE FROM session WHERE user_id = @id`, Args: values},
+			statement{Query: endKeys, Args: values})
 	} else if c.hash != nil {
-		statements = append(statements, statement{query: `DELETE FROM session WHERE user_id = @id AND id <> @session`, args: values})
+		statements = append(statements, statement{Query: `DELETE FROM session WHERE user_id = @id AND id <> @session`, Args: values})
 	}
 	if c.hash != nil || c.disabled != nil { // a thief may have begun to add its own factor
-		statements = append(statements, statement{query: endPendingFactor, args: values})
+		statements = append(statements, statement{Query: endPendingFactor, Args: values})
 	}
 	if c.hash != nil || c.email != nil || c.disabled != nil {
-		statements = append(statements, statement{query: endCodes, args: values})
+		statements = append(statements, statement{Query: endCodes, Args: values})
 	}
 	if c.role != nil || c.disabled != nil {
 		statements = append(statements, endMade(values)...)
@@ -450,18 +450,18 @@ func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int6
 	values := by.with(args{{"id", id}, {"version", version}, {"now", now}})
 	statements := append([]statement{
 		{
-			query: `
+			Query: `
 				DELETE FROM user
 				WHERE id = @id
 					AND (@version = 0 OR version = @version)
 					AND ` + mayChange + `
 					AND (role <> 'admin' OR disabled <> 0 OR service <> 0 OR ` + otherAdmin + `)`,
-			args:   values,
-			ifNone: errNotApplied,
+			Args:   values,
+			IfNone: errNotApplied,
 		},
-		{query: `DELETE FROM session WHERE user_id = @id`, args: values},
-		{query: `DELETE FROM user_code WHERE user_id = @id`, args: values},
-		{query: endKeys, args: values},
+		{Query: `DELETE FROM session WHERE user_id = @id`, Args: values},
+		{Query: `DELETE FROM user_code WHERE user_id = @id`, Args: values},
+		{Query: endKeys, Args: values},
 		event{at: now, kind: userDeleted, userID: id}.by(by),
 	}, append(append(endMade(values), endMails(values)...), endFactor(values)...)...)
 	err := s.write(ctx, statements...)

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"userd/internal/groupcommit/groupcommittest"
 )
 
 // aUser adds a user with the name and the role and the hash "hash".
@@ -263,11 +265,11 @@ func TestListsUseTheirIndexes(t *testing.T) {
 			if err := c.ask(st, func(*user) {}); err != nil {
 				t.Fatal(err)
 			}
-			if len(st.reads.stmts) != 1 {
-				t.Fatalf("it took %d statements, want 1", len(st.reads.stmts))
+			if len(st.reads.Queries()) != 1 {
+				t.Fatalf("it took %d statements, want 1", len(st.reads.Queries()))
 			}
 			conn := another(t, path)
-			for query := range st.reads.stmts {
+			for _, query := range st.reads.Queries() {
 				steps := plan(t, conn, query)
 				for _, step := range c.steps {
 					if !slices.Contains(strings.Split(steps, "\n"), step) {
@@ -449,7 +451,7 @@ func TestAnActiveAdminAlwaysStays(t *testing.T) {
 				path := filepath.Join(t.TempDir(), "app.db")
 				stores := []*store{openTestStore(t, path), openTestStore(t, path)}
 				for _, st := range stores {
-					runSQL(t, st.conn, `PRAGMA synchronous = OFF`) // syncs take the time and have no part in this
+					runSQL(t, st.conn.Conn, `PRAGMA synchronous = OFF`) // syncs take the time and have no part in this
 				}
 				outside := another(t, path)
 				runSQL(t, outside, `PRAGMA synchronous = OFF`)
@@ -531,11 +533,11 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 				aUser(t, st, "other", admin) // so that root is not the last
 				root, ann := aUser(t, st, "root", admin), aUser(t, st, "ann", member)
 				sid := aSession(t, st, root)
-				release := holdWriter(t, st)
-				first := enqueue(t, st, func() error { return c.first(st, root, sid) })
-				second := enqueue(t, st, func() error { return do(st, sid, ann.id) })
+				release := groupcommittest.Busy(t, st.writer)
+				first := groupcommittest.Enqueue(t, st.writer, func() error { return c.first(st, root, sid) })
+				second := groupcommittest.Enqueue(t, st.writer, func() error { return do(st, sid, ann.id) })
 				release()
-				errs := answersOf(t, first, second)
+				errs := groupcommittest.Answers(t, first, second)
 				wantError(t, "what comes first", errs[0], nil)
 				wantError(t, act, errs[1], c.want)
 				u, err := st.user(ann.id)
@@ -591,16 +593,16 @@ func TestAChangeOfAnOldVersionIsRefused(t *testing.T) {
 
 	t.Run("and of two changes of one version one is done", func(t *testing.T) {
 		bob := aUser(t, st, "bob", member)
-		release := holdWriter(t, st)
+		release := groupcommittest.Busy(t, st.writer)
 		var writes []<-chan error
 		for _, name := range []string{"one", "two"} {
-			writes = append(writes, enqueue(t, st, func() error {
+			writes = append(writes, groupcommittest.Enqueue(t, st.writer, func() error {
 				_, err := st.updateUser(ctx, console, bob.id, change{username: &name}, bob.version, 8)
 				return err
 			}))
 		}
 		release()
-		errs := answersOf(t, writes...)
+		errs := groupcommittest.Answers(t, writes...)
 		wantError(t, "the first", errs[0], nil)
 		wantError(t, "the second", errs[1], errVersion)
 	})
@@ -693,7 +695,7 @@ func TestNothingOfDeletedUsersStaysInTheFile(t *testing.T) {
 		return st.deleteUser(ctx, console, id, 0, 2)
 	})
 	gone = slices.AppendSeq(gone, maps.Values(names))
-	runSQL(t, st.conn, `PRAGMA wal_checkpoint(TRUNCATE)`)
+	runSQL(t, st.conn.Conn, `PRAGMA wal_checkpoint(TRUNCATE)`)
 	copied := path + ".copy"
 	copyFile(t, path, copied) // by another process: closing a descriptor here would drop SQLite's locks
 	data, err := os.ReadFile(copied)

@@ -11,6 +11,10 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"userd/internal/appendjson"
+	"userd/internal/clientaddr"
+	"userd/internal/headers"
+	"userd/internal/param"
 	"userd/internal/passhash"
 	"userd/internal/validate"
 )
@@ -30,7 +34,7 @@ type userService struct {
 // passhash.ErrBusy or one of store.updateUser.
 func (s *userService) changeUser(ctx context.Context, by caller, id int64, c change, password *string, version int64, then ...statement) (user, error) {
 	if password != nil {
-		hash, err := s.hasher.Hash(ctx, network(by.address), *password)
+		hash, err := s.hasher.Hash(ctx, clientaddr.Network(by.address), *password)
 		if err != nil {
 			return user{}, err
 		}
@@ -84,7 +88,7 @@ func (s *server) listUsers(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	limit, after, err := pageOf(q)
+	limit, after, err := param.Page(q, maxLimit)
 	if err != nil {
 		return err
 	}
@@ -92,13 +96,13 @@ func (s *server) listUsers(x *exchange) error {
 	if q.Has("role") {
 		only.role = role(q.Get("role"))
 		if why := checkRole(only.role); why != "" {
-			return badParameter("role", why)
+			return &param.Error{Name: "role", Text: why}
 		}
 	}
-	if only.disabled, err = boolParameter(q, "disabled"); err != nil {
+	if only.disabled, err = param.Bool(q, "disabled"); err != nil {
 		return err
 	}
-	if only.pending, err = boolParameter(q, "pending"); err != nil {
+	if only.pending, err = param.Bool(q, "pending"); err != nil {
 		return err
 	}
 	if x.who.role != admin && only != (filter{}) {
@@ -107,10 +111,10 @@ func (s *server) listUsers(x *exchange) error {
 	prefix := q.Get("q")
 	if q.Has("q") {
 		if len(q) > 2 || len(q) == 2 && limit == 0 {
-			return badParameter("q", "can be combined only with limit")
+			return &param.Error{Name: "q", Text: "can be combined only with limit"}
 		}
 		if prefix == "" || !utf8.ValidString(prefix) || strings.ContainsRune(prefix, 0) {
-			return badParameter("q", "must be the beginning of a name")
+			return &param.Error{Name: "q", Text: "must be the beginning of a name"}
 		}
 	}
 	switch {
@@ -161,7 +165,7 @@ func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, on
 		return err
 	}
 	if n > limit {
-		x.linkNext(q, after)
+		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, after))
 	}
 	return x.send(http.StatusOK, list.end())
 }
@@ -240,8 +244,8 @@ func (s *server) getUser(x *exchange) error {
 		return err
 	}
 	v := s.viewOf(&x.who, u.id)
-	if v == viewAll && matches(x.r.Header.Values("If-None-Match"), u.version) {
-		x.Header().Set("ETag", etag(u.version))
+	if v == viewAll && headers.Match(x.r.Header.Values("If-None-Match"), u.version) {
+		x.Header().Set("ETag", headers.ETag(u.version))
 		x.WriteHeader(http.StatusNotModified)
 		return nil
 	}
@@ -331,6 +335,20 @@ func (s *server) updateUser(x *exchange) error {
 	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
 }
 
+// ifMatch returns the version of u if the request's If-Match names it, or 0 if the
+// request has no If-Match: the change then applies to any version. Otherwise it
+// returns errVersion.
+func ifMatch(r *http.Request, u *user) (int64, error) {
+	tags := r.Header["If-Match"]
+	switch {
+	case len(tags) == 0:
+		return 0, nil
+	case headers.Match(tags, u.version):
+		return u.version, nil
+	}
+	return 0, errVersion
+}
+
 // changeOwnPassword changes the caller, with a new password. It answers with the user and
 // a new pair of tokens: the session's other tokens become invalid, because a thief may
 // hold them. The statements in then belong to the same write.
@@ -347,7 +365,7 @@ func (s *server) changeOwnPassword(x *exchange, c change, password *string, vers
 	if err != nil {
 		return err
 	}
-	x.Header().Set("ETag", etag(u.version))
+	x.Header().Set("ETag", headers.ETag(u.version))
 	body := appendUser(nil, &u, viewAll)
 	body[len(body)-1] = ','
 	return x.send(http.StatusOK, append(append(body, tokens[1:]...), '\n'))
@@ -433,27 +451,27 @@ func appendUser(b []byte, u *user, v view) []byte {
 	b = append(b, `{"id":`...)
 	b = strconv.AppendInt(b, u.id, 10)
 	b = append(b, `,"username":`...)
-	b = appendString(b, u.username)
+	b = appendjson.String(b, u.username)
 	if v >= viewEmail && !u.service {
 		b = append(b, `,"email":`...)
-		b = appendString(b, u.email)
+		b = appendjson.String(b, u.email)
 	}
 	if v == viewAll {
 		b = append(b, `,"role":`...)
-		b = appendString(b, string(u.role))
+		b = appendjson.String(b, string(u.role))
 		b = append(b, `,"disabled":`...)
 		b = strconv.AppendBool(b, u.disabled)
 		b = append(b, `,"created_at":`...)
-		b = appendTime(b, u.createdAt)
+		b = appendjson.Time(b, u.createdAt)
 		b = append(b, `,"updated_at":`...)
-		b = appendTime(b, u.updatedAt)
+		b = appendjson.Time(b, u.updatedAt)
 		b = append(b, `,"last_login_at":`...)
-		b = appendTime(b, u.lastLoginAt)
+		b = appendjson.Time(b, u.lastLoginAt)
 		b = append(b, `,"email_verified_at":`...)
-		b = appendTime(b, u.emailVerifiedAt)
+		b = appendjson.Time(b, u.emailVerifiedAt)
 		if u.pendingEmail != "" {
 			b = append(b, `,"pending_email":`...)
-			b = appendString(b, u.pendingEmail)
+			b = appendjson.String(b, u.pendingEmail)
 		}
 		if u.pending {
 			b = append(b, `,"pending":true`...)
@@ -468,7 +486,7 @@ func appendUser(b []byte, u *user, v view) []byte {
 // sendUser answers with a user, and with its ETag if the view shows all of it.
 func (x *exchange) sendUser(status int, u *user, v view) error {
 	if v == viewAll {
-		x.Header()["Etag"] = []string{etag(u.version)}
+		x.Header()["Etag"] = []string{headers.ETag(u.version)}
 	}
 	return x.send(status, append(appendUser(make([]byte, 0, 256), u, v), '\n'))
 }

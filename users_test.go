@@ -124,7 +124,7 @@ func TestSpacesAroundANameAreTrimmed(t *testing.T) {
 		const spaced = " dan "
 		s.register("dan")
 		s.register("spaced")
-		if _, err := s.store.writer.conn.ExecContext(t.Context(), `UPDATE user SET username = ? WHERE username = 'spaced'`, spaced); err != nil {
+		if _, err := s.store.conn.ExecContext(t.Context(), `UPDATE user SET username = ? WHERE username = 'spaced'`, spaced); err != nil {
 			t.Fatal(err)
 		}
 		for _, name := range []string{spaced, "dan"} {
@@ -744,40 +744,6 @@ func TestETag(t *testing.T) {
 // A proxy that compresses answers rewrites their tags.
 func TestMatchesTheTagsThatProxiesMake(t *testing.T) {
 	t.Parallel()
-	for _, row := range []struct {
-		tag  string
-		want bool
-	}{
-		{`"12"`, true},
-		{`W/"12"`, true},
-		{`"12-gzip"`, true},
-		{`"12--gzip"`, true},
-		{`W/"12-gzip"`, true},
-		{`"12-br"`, true},
-		{`"12-zstd"`, true},
-		{`"12-deflate"`, true},
-		{`"1", W/"12"`, true},
-		{`*`, true},
-		{`"1"`, false},
-		{`W/"1"`, false},
-		{`"1-gzip"`, false},
-		{`"122"`, false},
-		{`"12-"`, false},
-		{`"12---gzip"`, false},
-		{`"12-13"`, false},
-		{`"-gzip"`, false},
-		{`12`, false},
-		{`"12`, false},
-		{`12"`, false},
-		{`"`, false},
-		{`w/"12"`, false},
-		{`W/*`, false},
-		{``, false},
-	} {
-		if got := matches([]string{row.tag}, 12); got != row.want {
-			t.Errorf("%s: %t, want %t", row.tag, got, row.want)
-		}
-	}
 	s := newService(t)
 	path, token := s.member("ann")
 	for _, tag := range []string{`W/"1"`, `"1-gzip"`} {

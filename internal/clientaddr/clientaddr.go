@@ -1,5 +1,5 @@
 // Package clientaddr finds the address of the client of an HTTP request, and the id of the
-// request, behind reverse proxies.
+// request, behind reverse proxies, and the network of an address.
 //
 // A client can send any X-Forwarded-For and X-Request-Id. These headers count only if a proxy
 // that the operator trusts has sent them, and X-Forwarded-For is read from the right, because
@@ -99,4 +99,27 @@ func parseHop(hop string) (netip.Addr, bool) {
 func (p Proxies) contain(address netip.Addr) bool {
 	address = address.Unmap().WithZone("") // a prefix has no zone
 	return slices.ContainsFunc(p, func(proxy netip.Prefix) bool { return proxy.Contains(address) })
+}
+
+// Network returns the network of a client's address, a /24 of IPv4 or a /64 of IPv6, or the
+// text itself if it is not an address. A client that has one address of such a network usually
+// has all.
+func Network(address string) string {
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return address
+	}
+	a = a.Unmap()
+	bits := 64
+	if a.Is4() {
+		bits = 24
+	}
+	p, _ := a.Prefix(bits) // no address has fewer bits
+	return p.String()
+}
+
+// SameNetwork returns a function that reports whether another address has the same Network.
+func SameNetwork(address string) func(other string) bool {
+	from := Network(address)
+	return func(other string) bool { return Network(other) == from }
 }

@@ -143,3 +143,40 @@ func FuzzClientAddress(f *testing.F) {
 		}
 	})
 }
+
+func TestNetworks(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		a, b string
+		same bool
+	}{
+		{"192.0.2.7", "192.0.2.255", true},
+		{"192.0.2.7", "192.0.3.7", false},
+		{"::ffff:192.0.2.7", "192.0.2.8", true},
+		{"2001:db8:1:2::7", "2001:db8:1:2:ffff::", true},
+		{"2001:db8:1:2::7", "2001:db8:1:3::7", false},
+		{"fe80::1%eth0", "fe80::2", true},
+		{"::1", "127.0.0.1", false},
+		{"a name", "another", false},
+	} {
+		if same := Network(row.a) == Network(row.b); same != row.same {
+			t.Errorf("%s and %s: one network: %t, want %t", row.a, row.b, same, row.same)
+		}
+		if same := SameNetwork(row.a)(row.b); same != row.same {
+			t.Errorf("%s and %s: SameNetwork reports %t", row.a, row.b, same)
+		}
+	}
+}
+
+func FuzzNetwork(f *testing.F) {
+	for _, address := range []string{"192.0.2.1", "::ffff:10.0.0.1", "2001:db8::7", "fe80::1%eth0", "@", ""} {
+		f.Add(address)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		address, err := netip.ParseAddr(text)
+		whole, wrong := netip.ParsePrefix(Network(text))
+		if err == nil && (wrong != nil || !whole.Contains(address.Unmap().WithZone(""))) {
+			t.Errorf("the network of %s is %s, %v", text, Network(text), wrong)
+		}
+	})
+}

@@ -1,9 +1,12 @@
-// Package logging keeps a program running even if the reader of its log hangs.
+// Package logging keeps a program running even if the reader of its log hangs, and secrets out
+// of the paths that it logs.
 package logging
 
 import (
 	"context"
 	"log/slog"
+	"regexp"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -47,4 +50,22 @@ func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 		r.AddAttrs(slog.Int64("lost_before", n))
 	}
 	return h.Handler.Handle(ctx, r)
+}
+
+// pathWord matches the segments of a path that are words, versions, file names and
+// small numbers. Tokens, e-mail addresses and most passwords are not.
+var pathWord = regexp.MustCompile(`^(|[A-Z]?[a-z0-9._-]{0,23}|[A-Z]{1,24})$`)
+
+// Path returns what a log may say of the path of a URL: at most its first 8 segments, of at
+// most 24 bytes. Segments that could be secrets are "…", since a client that puts one into a
+// path by mistake must not put it into the log.
+func Path(path string) string {
+	const most = 8
+	segments := strings.SplitN(path, "/", most+1)
+	for i, segment := range segments {
+		if i == most || !pathWord.MatchString(segment) {
+			segments[i] = "…"
+		}
+	}
+	return strings.Join(segments, "/")
 }

@@ -40,3 +40,28 @@ func TestAReaderThatDoesNotReadDelaysOnlyOneRecord(t *testing.T) {
 		}
 	})
 }
+
+func TestALoggedPathIsShortAndHasNoSecret(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]string{
+		"":                                  "",
+		"*":                                 "…",
+		"/":                                 "/",
+		"/API/v1/Users/42/":                 "/API/v1/Users/42/",
+		"/wp-login.php":                     "/wp-login.php",
+		"//favicon.ico":                     "//favicon.ico",
+		"/../etc":                           "/../etc",
+		"/api/reset/Xk29-tQ":                "/api/reset/…",
+		"/api/users/ann@example.com/x":      "/api/users/…/x",
+		"/eyJhbGciOiJIUzI1NiJ9.eyJ9.c2ln":   "/…",
+		"/7b1f0a4c8d2e4c6b9d7d2f4f5a1b3c9e": "/…",
+		"/a\r\nb/\x1b[31m/\u2028/\xff":      "/…/…/…/…",
+		"/correct horse battery":            "/…",
+		"/1/2/3/4/5/6/7/8/9":                "/1/2/3/4/5/6/7/…",
+		"/" + strings.Repeat("/a", 50000):   "//a/a/a/a/a/a/…",
+	} {
+		if got := Path(path); got != want {
+			t.Errorf("%.40q is logged as %q, want %q", path, got, want)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,6 +24,7 @@ type SMTP struct {
 	tls        *tls.Config
 	dialer     *net.Dialer
 	timeout    time.Duration // of a message
+	probeAfter time.Duration // without a greeting: see greet
 }
 
 func parseSMTP(u *url.URL) (Transport, error) {
@@ -38,6 +40,8 @@ func parseSMTP(u *url.URL) (Transport, error) {
 		tls:     &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname()},
 		dialer:  dialer(plain),
 		timeout: sendTimeout,
+
+		probeAfter: 3 * time.Second,
 	}
 	if u.User != nil {
 		s.user = u.User.Username()
@@ -89,7 +93,7 @@ func (s *SMTP) converse(ctx context.Context, conn net.Conn, m *Message, data []b
 		name string
 		run  func() error
 	}{
-		{"greeting", func() (err error) { c, err = smtp.NewClient(conn, s.host); return err }},
+		{"greeting", func() (err error) { c, err = s.greet(ctx, conn); return err }},
 		{"EHLO", func() error { return c.Hello(m.From.Domain()) }},
 		{"STARTTLS", func() error { return s.startTLS(c) }},
 		{"AUTH", func() error { return s.authenticate(c) }},
@@ -105,6 +109,47 @@ func (s *SMTP) converse(ctx context.Context, conn net.Conn, m *Message, data []b
 	conn.SetDeadline(time.Now().Add(time.Second))
 	c.Quit()
 	return nil
+}
+
+var (
+	errTLSPort   = errors.New("the server expects TLS from the first byte; begin MAIL_URL with smtps://, or use the port for STARTTLS, such as 587")
+	errPlainPort = errors.New("the server does not expect TLS from the first byte; begin MAIL_URL with smtp://, or use the port for TLS, such as 465")
+)
+
+// greet waits for the server's greeting. It returns errTLSPort or errPlainPort if the scheme
+// does not fit the port. A server that expects TLS from the first byte sends no greeting, like
+// one that is slow; so greet tries a handshake on another connection if it waits for long.
+func (s *SMTP) greet(ctx context.Context, conn net.Conn) (*smtp.Client, error) {
+	var expectsTLS atomic.Bool
+	if s.scheme != "smtps" {
+		defer time.AfterFunc(s.probeAfter, func() {
+			if s.expectsTLS(ctx) {
+				expectsTLS.Store(true)
+				conn.Close()
+			}
+		}).Stop()
+	}
+	c, err := smtp.NewClient(conn, s.host)
+	if _, plain := errors.AsType[tls.RecordHeaderError](err); plain {
+		err = errPlainPort
+	}
+	if err != nil && expectsTLS.Load() {
+		err = errTLSPort
+	}
+	return c, err
+}
+
+// expectsTLS reports whether the server completes a TLS handshake on a new connection. It sends
+// no secret, so the certificate does not matter.
+func (s *SMTP) expectsTLS(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, s.probeAfter)
+	defer cancel()
+	conn, err := s.dialer.DialContext(ctx, "tcp", s.addr)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	return tls.Client(&boundedConn{conn, maxReplies}, &tls.Config{ServerName: s.host, InsecureSkipVerify: true}).HandshakeContext(ctx) == nil
 }
 
 // startTLS starts TLS if the connection requires it and does not have it.
@@ -188,7 +233,11 @@ var enhanced = regexp.MustCompile(`^[245]\.\d{1,3}\.\d{1,3}\b`)
 func (s *SMTP) failed(ctx context.Context, step string, err error) error {
 	var reply *textproto.Error
 	if !errors.As(err, &reply) {
-		return failed(ctx, step, err)
+		e := failed(ctx, step, err)
+		if step == "greeting" && s.scheme != "smtps" && errors.Is(e.cause, context.DeadlineExceeded) {
+			e.text += ", and whether the port expects TLS from the first byte (smtps://)"
+		}
+		return e
 	}
 	text := reply.Msg
 	if step == "AUTH" || step == "DATA" {

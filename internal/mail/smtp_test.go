@@ -338,7 +338,11 @@ func TestSMTPServerThatStalls(t *testing.T) {
 			s := newSMTP(t, "smtp", testUserInfo, r.addr, roots)
 			s.timeout = 300 * time.Millisecond
 			err := s.Send(t.Context(), testMessage(t))
-			checkError(t, err, false, stepName(step)+": no answer in time; check the host and the port")
+			want := stepName(step) + ": no answer in time; check the host and the port"
+			if step == "greeting" {
+				want += ", and whether the port expects TLS from the first byte (smtps://)"
+			}
+			checkError(t, err, false, want)
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("%v is not context.DeadlineExceeded", err)
 			}
@@ -482,4 +486,75 @@ func TestSMTPMessageArrivesWithLeadingDots(t *testing.T) {
 	if body, err := io.ReadAll(parsed.Body); err != nil || !bytes.Equal(body, []byte(".\r\n..\r\n.a\r\n")) {
 		t.Errorf("the server got %q, %v", body, err)
 	}
+}
+
+// A server that expects TLS from the first byte sends no greeting.
+func TestSMTPSaysThatTheSchemeDoesNotFitThePort(t *testing.T) {
+	t.Parallel()
+	config, _ := certificate(t)
+	l, err := tls.Listen("tcp", "127.0.0.1:0", config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				io.WriteString(conn, "220 mail.example.com ESMTP\r\n") // after the handshake
+				io.Copy(io.Discard, conn)
+			}()
+		}
+	}()
+	starttls := (&responder{}).start(t)
+	for _, c := range []struct{ scheme, addr, want string }{
+		{"smtp", l.Addr().String(), "greeting: the server expects TLS from the first byte; begin MAIL_URL with smtps://"},
+		{"smtp+plain", l.Addr().String(), "greeting: the server expects TLS from the first byte; begin MAIL_URL with smtps://"},
+		{"smtps", starttls.addr, "greeting: the server does not expect TLS from the first byte; begin MAIL_URL with smtp://"},
+	} {
+		s := newSMTP(t, c.scheme, "", c.addr, nil)
+		if s.probeAfter > 5*time.Second {
+			t.Errorf("%s waits %s before it looks for TLS", c.scheme, s.probeAfter)
+		}
+		s.probeAfter = 200 * time.Millisecond
+		if err := s.Send(t.Context(), testMessage(t)); err == nil || !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("%s: %v", c.scheme, err)
+		}
+	}
+}
+
+// A slow server gets all the time that it needs, although it is probed.
+func TestSMTPWaitsForASlowGreeting(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	r := &responder{done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		probe, err := l.Accept() // only then it greets
+		if err != nil {
+			return
+		}
+		io.WriteString(probe, "220 mail.example.com ESMTP\r\n")
+		defer probe.Close()
+		r.serve(conn)
+	}()
+	s := newSMTP(t, "smtp+plain", "", l.Addr().String(), nil)
+	s.probeAfter = 50 * time.Millisecond
+	if err := s.Send(t.Context(), testMessage(t)); err != nil {
+		t.Error(err)
+	}
+	r.session(t)
 }

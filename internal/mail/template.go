@@ -1,12 +1,18 @@
 package mail
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+	"userd/internal/setting"
 )
 
 // A Template is a subject and a text with placeholders such as {link}.
@@ -61,4 +67,44 @@ func (t *Template) Render(values map[string]string) (subject, text string) {
 	}
 	r := strings.NewReplacer(pairs...)
 	return r.Replace(t.subject), r.Replace(t.text)
+}
+
+// ReadTemplates returns the template of each kind, which is a key of required: the file
+// KIND.txt in the directory dir if it exists, otherwise that in the directory builtInDir of
+// builtIn. If dir is empty, all templates are built-in. The value of a kind are its required
+// placeholders. ReadTemplates refuses a file of an unknown kind in dir, because its name is
+// probably mistyped. An error names the file.
+func ReadTemplates[K ~string](builtIn fs.FS, builtInDir, dir string, known []string, required map[K][]string) (map[K]*Template, error) {
+	if dir != "" {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, setting.FileError(err)
+		}
+		for _, e := range entries {
+			kind, isText := strings.CutSuffix(e.Name(), ".txt")
+			if _, known := required[K(kind)]; isText && !known {
+				return nil, fmt.Errorf("%.80q is not the text of a kind of mail; rename or remove it", e.Name())
+			}
+		}
+	}
+	templates := make(map[K]*Template)
+	for kind, names := range required {
+		file := string(kind) + ".txt"
+		contents, err := fs.ReadFile(builtIn, path.Join(builtInDir, file))
+		if err != nil {
+			return nil, err
+		}
+		if dir != "" {
+			own, err := os.ReadFile(filepath.Join(dir, file))
+			if err == nil {
+				contents = own
+			} else if !errors.Is(err, fs.ErrNotExist) {
+				return nil, fmt.Errorf("%s: %w", file, setting.FileError(err))
+			}
+		}
+		if templates[kind], err = ParseTemplate(file, string(contents), known, names...); err != nil {
+			return nil, err
+		}
+	}
+	return templates, nil
 }

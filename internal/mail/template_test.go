@@ -1,8 +1,11 @@
 package mail
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 )
 
 func TestTemplateRenders(t *testing.T) {
@@ -57,5 +60,42 @@ func TestTemplateRefuses(t *testing.T) {
 	}
 	if _, err := ParseTemplate("notice.txt", "Subject: Hello\n\nno link", []string{"link"}); err != nil {
 		t.Errorf("a template that requires nothing is refused: %v", err)
+	}
+}
+
+func TestReadTemplates(t *testing.T) {
+	t.Parallel()
+	builtIn := fstest.MapFS{
+		"texts/login.txt": {Data: []byte("Subject: Login\n\nHello {name}")},
+		"texts/reset.txt": {Data: []byte("Subject: Reset\n\n{link}")},
+	}
+	required := map[string][]string{"login": nil, "reset": {"link"}}
+	known := []string{"name", "link"}
+	read := func(files map[string]string) (map[string]*Template, error) {
+		dir := t.TempDir()
+		for name, text := range files {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return ReadTemplates(builtIn, "texts", dir, known, required)
+	}
+	all, err := read(map[string]string{"reset.txt": "Subject: Own\n\nOpen {link}", "notes.md": "x"})
+	if err != nil || len(all) != 2 || all["reset"].subject != "Own" || all["login"].subject != "Login" {
+		t.Errorf("got %v, %v", all, err)
+	}
+	if all, err := ReadTemplates(builtIn, "texts", "", known, required); err != nil || all["reset"].subject != "Reset" {
+		t.Errorf("without a directory: %v, %v", all, err)
+	}
+	for name, text := range map[string]string{
+		"rest.txt":  "Subject: Own\n\n{link}",
+		"reset.txt": "Subject: Own\n\nno link",
+	} {
+		if _, err := read(map[string]string{name: text}); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := ReadTemplates(builtIn, "texts", filepath.Join(t.TempDir(), "none"), known, required); err == nil {
+		t.Error("a directory that does not exist is accepted")
 	}
 }

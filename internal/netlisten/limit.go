@@ -32,6 +32,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -261,6 +262,34 @@ func (c *Conn) Resume(answer int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.running++
+}
+
+// Await is AwaitClient. It returns a function that calls Resume. If c is nil, because the
+// listener is not one of this package, both do nothing.
+func (c *Conn) Await(answer int) (done func()) {
+	if c == nil {
+		return func() {}
+	}
+	c.AwaitClient(answer)
+	return func() { c.Resume(answer) }
+}
+
+// WriteAnswer writes a part of the answer to r. Before net/http writes to the connection, it
+// may wait for the client: for the rest of the request's body, or for HTTP/2 flow control (RFC
+// 9113 section 5.2). WriteAnswer marks that. For HTTP/2, it does not leave the wait to
+// net/http, because an answer that waits after the request has ended would not count. c can be
+// nil.
+func (c *Conn) WriteAnswer(w http.ResponseWriter, r *http.Request, p []byte) (int, error) {
+	if r.ProtoMajor != 2 { // Write counts p
+		defer c.Await(0)()
+		return w.Write(p)
+	}
+	defer c.Await(len(p))()
+	n, err := w.Write(p)
+	if err == nil {
+		err = http.NewResponseController(w).Flush()
+	}
+	return n, err
 }
 
 // stop marks that a request stops running.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -180,6 +181,16 @@ func TestWhenAConnectionWaitsForItsClient(t *testing.T) {
 		{"between requests", func(c *Conn) { c.BeginRequest(); c.EndRequest() }, true},
 		{"not in the second request", func(c *Conn) { c.BeginRequest(); c.EndRequest(); c.BeginRequest() }, false},
 		{"while a request awaits the client", func(c *Conn) { c.BeginRequest(); c.AwaitClient(0) }, true},
+		{"while a request awaits the client, until done", func(c *Conn) { c.BeginRequest(); c.Await(0) }, true},
+		{"not after done", func(c *Conn) { c.BeginRequest(); c.Await(0)() }, false},
+		{"not after it wrote a part of an answer", func(c *Conn) {
+			c.BeginRequest()
+			c.WriteAnswer(httptest.NewRecorder(), &http.Request{ProtoMajor: 2}, []byte("answer"))
+		}, false},
+		{"while a client does not let HTTP/2 write", func(c *Conn) {
+			c.BeginRequest()
+			go c.WriteAnswer(answerTo{Conn: c.Conn}, &http.Request{ProtoMajor: 2}, []byte("answer"))
+		}, true},
 		{"not after it resumed", func(c *Conn) { c.BeginRequest(); c.AwaitClient(0); c.Resume(0) }, false},
 		{"not while one of two requests awaits the client", func(c *Conn) { c.BeginRequest(); c.BeginRequest(); c.AwaitClient(0) }, false},
 		{"while both do", func(c *Conn) { c.BeginRequest(); c.BeginRequest(); c.AwaitClient(0); c.AwaitClient(0) }, true},
@@ -600,5 +611,24 @@ func TestAConnectionCarriesWhatIsWritten(t *testing.T) {
 	}()
 	if got, err := io.ReadAll(client); err != nil || !bytes.Equal(got, []byte("hello world")) {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// An answerTo writes to a connection, like net/http.
+type answerTo struct {
+	http.ResponseWriter
+	net.Conn
+}
+
+func (a answerTo) Write(p []byte) (int, error) { return a.Conn.Write(p) }
+
+func TestANilConnWritesAnswers(t *testing.T) {
+	t.Parallel()
+	var c *Conn
+	for _, version := range []int{1, 2} {
+		w := httptest.NewRecorder()
+		if n, err := c.WriteAnswer(w, &http.Request{ProtoMajor: version}, []byte("answer")); n != 6 || err != nil || w.Body.String() != "answer" || w.Flushed != (version == 2) {
+			t.Errorf("HTTP/%d: %d, %v, %q, flushed: %t", version, n, err, w.Body, w.Flushed)
+		}
 	}
 }

@@ -98,7 +98,7 @@ func base32NoPadding() *base32.Encoding { return base32.StdEncoding.WithPadding(
 // A person can type it into an app.
 func EncodeSecret(secret []byte) string { return base32NoPadding().EncodeToString(secret) }
 
-// ParseSecret decodes a secret in base32. It ignores case, white space, hyphens and
+// ParseSecret decodes a secret in base32. It ignores case, width, white space, hyphens and
 // padding, because programs show and export secrets in all these forms. Its error says
 // what a secret is, and does not repeat the text.
 func ParseSecret(text string) ([]byte, error) {
@@ -113,12 +113,17 @@ func ParseSecret(text string) ([]byte, error) {
 }
 
 // compact removes white space, hyphens, and the dashes that word processors make of
-// hyphens. It makes ASCII letters upper case.
+// hyphens. It makes ASCII letters upper case, and replaces the full-width letters and digits
+// of East Asian keyboards by those of ASCII.
 func compact(text string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case unicode.In(r, unicode.White_Space, unicode.Dash):
 			return -1
+		case '！' <= r && r <= '～': // U+FF01 to U+FF5E, in the order of ASCII
+			r -= '！' - '!'
+		}
+		switch {
 		case 'a' <= r && r <= 'z':
 			return r - 'a' + 'A'
 		}

@@ -38,7 +38,8 @@ const (
 )
 
 // Parse tells from the form of a typed text what it can be, and returns its normal form,
-// which [Match] and [Hash] accept. White space, hyphens and case do not matter.
+// which [Match] and [Hash] accept. White space, hyphens, case and the
+// width of characters do not matter.
 //
 // Base32 does not have the digits 0 and 1, so the normal form of a recovery code has the
 // letters that they look like (RFC 4648 section 3.4): O for 0, and I for 1. It also has I

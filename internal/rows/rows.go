@@ -17,6 +17,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
+	"userd/internal/setting"
 )
 
 // A Format says what the rows of a file may hold.
@@ -52,10 +54,13 @@ type nextRow func() (fields map[string]string, problem string, err error)
 
 // NewReader returns a reader of the rows of a file. A file that begins with a brace is NDJSON,
 // and one that begins with a bracket is a JSON array; any other is CSV. NewReader returns an
-// error if it cannot read the header of a CSV file, or if f.Columns refuses it. The file must
-// not begin with a byte-order mark.
+// error if it cannot read the header of a CSV file, or if f.Columns refuses it. It skips a
+// byte-order mark.
 func NewReader(in io.Reader, f Format) (*Reader, error) {
 	buffered := bufio.NewReaderSize(in, 1<<16)
+	if mark, _ := buffered.Peek(len(setting.ByteOrderMark)); string(mark) == setting.ByteOrderMark {
+		buffered.Discard(len(mark))
+	}
 	bounded := &boundedReader{in: buffered, maxRow: f.MaxRow}
 	switch firstByte(buffered) {
 	case '{':
@@ -129,6 +134,11 @@ func csvRows(in *boundedReader, f Format) (nextRow, error) {
 	if err != nil {
 		return nil, err
 	}
+	for i, column := range header {
+		if slices.Contains(header[:i], column) {
+			return nil, fmt.Errorf("column %q appears twice", column)
+		}
+	}
 	return func() (map[string]string, string, error) {
 		in.rowEnd = r.InputOffset()
 		record, err := r.Read()
@@ -201,4 +211,31 @@ func endOfArray(d *json.Decoder) error {
 		return cmp.Or(err, errors.New("text follows the JSON array"))
 	}
 	return io.EOF
+}
+
+// Bool reads a boolean as programs and databases write it: true, t or 1, or false, f or 0, in
+// any case. "" is false. problem says what is wrong with the text, or is "".
+func Bool(text string) (value bool, problem string) {
+	switch strings.ToLower(text) {
+	case "", "false", "f", "0":
+		return false, ""
+	case "true", "t", "1":
+		return true, ""
+	}
+	return false, "must be true or false"
+}
+
+// Time reads a time after 1970 in a format of RFC 3339, Django or PostgreSQL, in UTC if it
+// names no zone, and returns it in Unix seconds. "" is 0. problem says what is wrong with the
+// text, or is "".
+func Time(text string) (unix int64, problem string) {
+	if text == "" {
+		return 0, ""
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05-07", "2006-01-02 15:04:05"} {
+		if t, err := time.Parse(layout, text); err == nil && t.Unix() > 0 {
+			return t.Unix(), ""
+		}
+	}
+	return 0, "must be a time such as 2026-01-31T12:00:00Z"
 }

@@ -1,6 +1,7 @@
 package rows
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -130,6 +131,55 @@ func TestAFileWithoutAValidHeaderIsRefused(t *testing.T) {
 	for text, want := range map[string]string{"": "the file is empty", "\"a\"b\n": "the header: ", "x\n": refused.Error()} {
 		if _, err := NewReader(strings.NewReader(text), format); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+}
+
+func TestAByteOrderMarkIsSkipped(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"name\nann\n", `{"name":"ann"}`, `[{"name":"ann"}]`} {
+		file, err := NewReader(strings.NewReader("\ufeff"+text), names)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if row, err := file.Next(); err != nil || row.Fields["name"] != "ann" {
+			t.Errorf("%s: %+v, %v", text, row, err)
+		}
+	}
+}
+
+func TestAColumnThatAppearsTwiceIsRefused(t *testing.T) {
+	t.Parallel()
+	if _, err := NewReader(strings.NewReader("a,b,a\n1,2,3\n"), names); err == nil || err.Error() != `column "a" appears twice` {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestTimesAndBooleansOfOtherPrograms(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int64{
+		"":                          0,
+		"2026-05-04T03:02:01Z":      1777863721,
+		"2026-05-04T05:02:01+02:00": 1777863721,
+		"2026-05-04 03:02:01.5Z":    1777863721,
+		"2026-05-04 05:02:01+02":    1777863721,
+		"2026-05-04 03:02:01":       1777863721,
+		"1969-12-31T23:59:59Z":      -1,
+		"yesterday":                 -1,
+		"1777863721":                -1,
+	} {
+		got, problem := Time(text)
+		if problem != "" {
+			got = -1
+		}
+		if got != want {
+			t.Errorf("%q is %d, want %d", text, got, want)
+		}
+	}
+	for text, want := range map[string]string{"": "false", "F": "false", "0": "false", "False": "false", "t": "true", "1": "true", "TRUE": "true", "yes": "must be true or false"} {
+		value, problem := Bool(text)
+		if got := cmp.Or(problem, fmt.Sprint(value)); got != want {
+			t.Errorf("%q is %s, want %s", text, got, want)
 		}
 	}
 }

@@ -19,6 +19,8 @@ package safefile
 import (
 	"crypto/rand"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -132,6 +134,44 @@ func (t *Temp) syncDir() error {
 	}
 	defer d.Close()
 	return syncError(d.Sync())
+}
+
+// ErrChanged means that another program changed a file of CopyUnchanged.
+var ErrChanged = errors.New("changed while it was read")
+
+// CopyUnchanged copies open files, by the suffixes of their names, to a new file and to new
+// files with its name and the suffix. It returns an error that wraps ErrChanged if one of the
+// open files changed meanwhile, because the copy could hold half of a change.
+func CopyUnchanged(files map[string]*os.File, to *Temp) error {
+	before := make(map[string]fs.FileInfo)
+	var err error
+	for suffix, f := range files {
+		if before[suffix], err = f.Stat(); err != nil {
+			return err
+		}
+	}
+	for suffix, f := range files {
+		copied := to.File
+		if suffix != "" {
+			if copied, err = to.Create(suffix); err != nil {
+				return err
+			}
+			defer copied.Close()
+		}
+		if _, err := io.Copy(copied, f); err != nil {
+			return err
+		}
+	}
+	for suffix, f := range files {
+		after, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if after.Size() != before[suffix].Size() || !after.ModTime().Equal(before[suffix].ModTime()) {
+			return fmt.Errorf("%s %w", f.Name(), ErrChanged)
+		}
+	}
+	return nil
 }
 
 // Hide removes the temporary directory and name. The open file stays, unless the system

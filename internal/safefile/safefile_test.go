@@ -2,10 +2,12 @@ package safefile
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -263,5 +265,69 @@ func TestSizeIsOfRegularFiles(t *testing.T) {
 			t.Errorf("%s has %d bytes, want %d", name, got, want)
 		}
 		f.Close()
+	}
+}
+
+func TestAFileThatChangesWhileItIsCopiedIsRefused(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil { // more than a pipe holds
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	failed := make(chan error, 1)
+	go func() {
+		failed <- CopyUnchanged(map[string]*os.File{"": f}, &Temp{File: w})
+		w.Close()
+	}()
+	if _, err := io.ReadFull(r, make([]byte, 1)); err != nil { // it has begun
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	io.Copy(io.Discard, r)
+	if err := <-failed; !errors.Is(err, ErrChanged) || !strings.HasPrefix(err.Error(), path+" changed while it was read") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFilesAreCopiedWithTheirSuffixes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	files := make(map[string]*os.File)
+	for suffix, text := range map[string]string{"": "one", "-log": "two"} {
+		path := filepath.Join(dir, "from"+suffix)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files[suffix] = f
+	}
+	to, err := CreateTemp(filepath.Join(dir, "to"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Discard()
+	if err := CopyUnchanged(files, to); err != nil {
+		t.Fatal(err)
+	}
+	for suffix, want := range map[string]string{"": "one", "-log": "two"} {
+		if got, err := os.ReadFile(to.Name() + suffix); err != nil || string(got) != want {
+			t.Errorf("the copy with %q holds %q, %v", suffix, got, err)
+		}
 	}
 }

@@ -71,6 +71,59 @@ func WithoutSecrets(v string) string {
 	return scheme + "…"
 }
 
+// ByteOrderMark is the mark with which many Windows programs begin UTF-8 text. userd drops
+// it from every text that it reads from a file or from standard input.
+const ByteOrderMark = "\ufeff"
+
+// Secret returns the value of the variable env or, if it is not set, the contents of the file
+// that the variable env_FILE names, without a line break at its end. from is the variable that
+// was set, or "" if none was. The error names a variable.
+func Secret(getenv func(string) string, env string) (secret []byte, from string, err error) {
+	value, fileSetting := getenv(env), env+"_FILE"
+	file := getenv(fileSetting)
+	switch {
+	case value != "" && file != "":
+		return nil, "", fmt.Errorf("%s and %s are both set; set only one", env, fileSetting)
+	case value != "":
+		return []byte(value), env, nil
+	case file == "":
+		return nil, "", nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, "", fmt.Errorf("%s: %w", fileSetting, FileError(err))
+	}
+	secret = []byte(strings.TrimRight(strings.TrimPrefix(string(data), ByteOrderMark), "\r\n"))
+	if len(secret) == 0 {
+		return nil, "", fmt.Errorf("%s: the file is empty", fileSetting)
+	}
+	return secret, fileSetting, nil
+}
+
+// SQLitePath accepts a path, or a URL as SQLAlchemy accepts it for SQLite, and makes the path
+// absolute. It refuses a path that begins like another URL: "file:app.db" would become the
+// name of a file.
+func SQLitePath(to *string, v string) (err error) {
+	path := v
+	if IsURL(v) {
+		rest, ok := strings.CutPrefix(v, "sqlite://")
+		if !ok {
+			return errors.New("userd keeps its data in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path; if this is a path, begin it with ./")
+		}
+		if path, ok = strings.CutPrefix(rest, "/"); !ok {
+			return errors.New("use sqlite:///PATH for a relative path, sqlite:////PATH for an absolute one")
+		}
+		if strings.Contains(path, "?") {
+			return errors.New("userd accepts no parameters after ?")
+		}
+	}
+	if path == "" || path == ":memory:" {
+		return errors.New("the database must be a file")
+	}
+	*to, err = filepath.Abs(path)
+	return err
+}
+
 // HostPort accepts HOST:PORT, whose host can be empty.
 func HostPort(to *string, v string) error {
 	_, port, err := net.SplitHostPort(v)
@@ -146,6 +199,17 @@ func TTL(ttl *time.Duration, v string, shortest, longest time.Duration) error {
 	}
 	*ttl = d
 	return nil
+}
+
+// DaysTTL is TTL, but also accepts a number of days, such as 90d.
+func DaysTTL(ttl *time.Duration, v string, shortest, longest time.Duration) error {
+	const day = 24 * time.Hour
+	if digits, ok := strings.CutSuffix(v, "d"); ok {
+		if n, err := strconv.Atoi(digits); err == nil && n >= 0 && n <= int(longest/day) {
+			v = (time.Duration(n) * day).String()
+		}
+	}
+	return TTL(ttl, v, shortest, longest)
 }
 
 // FormatTTL returns a duration as [TTL] accepts it: whole hours as 24h, not as 24h0m0s.

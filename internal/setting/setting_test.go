@@ -3,6 +3,7 @@ package setting
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -193,6 +194,76 @@ func TestWhatIsAURL(t *testing.T) {
 	} {
 		if got := IsURL(value); got != want {
 			t.Errorf("%q: %t", value, got)
+		}
+	}
+}
+
+func TestASecretComesFromTheVariableOrFromAFile(t *testing.T) {
+	t.Parallel()
+	file := func(text string) string {
+		path := filepath.Join(t.TempDir(), "key")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for _, c := range []struct{ value, file, want string }{
+		{"", "", ", from "},
+		{"s3cret", "", "s3cret, from KEY"},
+		{"", file(ByteOrderMark + " s3cret \r\n\n"), " s3cret , from KEY_FILE"},
+		{"s3cret", file("s3cret"), "KEY and KEY_FILE are both set; set only one"},
+		{"", file(ByteOrderMark + "\n"), "KEY_FILE: the file is empty"},
+		{"", "/none/s3cret", "KEY_FILE: must name a readable file: no such file or directory"},
+	} {
+		environment := map[string]string{"KEY": c.value, "KEY_FILE": c.file}
+		secret, from, err := Secret(func(name string) string { return environment[name] }, "KEY")
+		got := fmt.Sprintf("%s, from %s", secret, from)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("KEY=%q KEY_FILE=%q: %q, want %q", c.value, c.file, got, c.want)
+		}
+	}
+}
+
+func TestASQLitePathBecomesAbsolute(t *testing.T) {
+	t.Parallel()
+	here, err := filepath.Abs(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for value, want := range map[string]string{
+		"app.db":               here + "/app.db",
+		"sqlite:///app.db":     here + "/app.db",
+		"sqlite:////var/a.db":  "/var/a.db",
+		"./file:app.db":        here + "/file:app.db",
+		"file:app.db":          "refused",
+		"sqlite://app.db":      "refused",
+		"sqlite:///a.db?x=y":   "refused",
+		"sqlite:///:memory:":   "refused",
+		"":                     "refused",
+		"mysql://localhost/db": "refused",
+	} {
+		got := "refused"
+		if err := SQLitePath(&got, value); err != nil {
+			got = "refused"
+		}
+		if got != want {
+			t.Errorf("%q is %s, want %s", value, got, want)
+		}
+	}
+}
+
+func TestADurationInDays(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]time.Duration{"1d": 24 * time.Hour, "30d": 720 * time.Hour, "12h": 12 * time.Hour, "31d": 0, "-1d": 0, "d": 0, "0d": 0, "99999999999d": 0, "1.5d": 0} {
+		var got time.Duration
+		if err := DaysTTL(&got, value, time.Hour, 30*24*time.Hour); err != nil {
+			got = 0
+		}
+		if got != want {
+			t.Errorf("%s is %s, want %s", value, got, want)
 		}
 	}
 }

@@ -3,8 +3,10 @@ package sqlitefile
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -40,6 +42,83 @@ func Findings(ctx context.Context, db *sql.DB, query string) (findings []string,
 		findings = append(findings, MoreFindings)
 	}
 	return findings, err
+}
+
+// Check returns the findings of CheckIntegrity and CompareSchema, the triggers and views that
+// use a table of the migrations, and the findings of each rule, a query. It compares the
+// database with the migrations that it has; there must not be fewer. The database and its
+// tables belong to owner in the text. With an error, Check returns the findings before it.
+func Check(ctx context.Context, db *sql.DB, migrations Migrations, owner string, rules []string) (findings []string, err error) {
+	findings, err = CheckIntegrity(ctx, db, MostFindings)
+	var version int
+	if err == nil {
+		err = db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version)
+	}
+	if err == nil {
+		var found []string
+		found, err = CompareSchema(ctx, db, migrations[:version], owner)
+		findings = append(findings, found...)
+	}
+	if err == nil {
+		var hooks []string
+		hooks, err = Hooks(ctx, db, migrations.Made())
+		for _, hook := range hooks {
+			findings = append(findings, hook+" uses a table of "+owner)
+		}
+	}
+	for _, rule := range rules {
+		if err == nil {
+			var found []string
+			found, err = Findings(ctx, db, rule)
+			findings = append(findings, found...)
+		}
+	}
+	return findings, err
+}
+
+// ReadFirstPages reads the first page of each table of a database that has some of the
+// migrations, to find gross damage fast. It does so in one transaction, because another process
+// may be upgrading the database.
+func ReadFirstPages(ctx context.Context, db *sql.DB, migrations Migrations) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	var version int
+	if err := tx.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return err
+	}
+	for _, table := range migrations[:min(version, len(migrations))].Tables() {
+		rows, err := tx.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 1")
+		if err == nil {
+			for rows.Next() {
+			}
+			err = errors.Join(rows.Err(), rows.Close())
+		}
+		if err != nil {
+			return fmt.Errorf("table %s: %w", table, err)
+		}
+	}
+	return nil
+}
+
+// Hooks returns the triggers and views whose SQL mentions one of the tables. A trigger of
+// another table counts too, because a deletion can cascade to that table.
+func Hooks(ctx context.Context, db Querier, tables []string) (hooks []string, err error) {
+	mention := regexp.MustCompile(`(?i)\b(` + strings.Join(tables, "|") + `)\b`)
+	var kind, name, table, text string
+	err = Scan(ctx, db, `SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE type IN ('trigger', 'view') ORDER BY name`,
+		[]any{&kind, &name, &table, &text}, func() {
+			switch {
+			case !mention.MatchString(text):
+			case kind == "trigger":
+				hooks = append(hooks, fmt.Sprintf("trigger %q on table %q", name, table))
+			default:
+				hooks = append(hooks, fmt.Sprintf("view %q", name))
+			}
+		})
+	return hooks, err
 }
 
 // CompareSchema compares a database with the one that scripts make, the model. It returns

@@ -9,6 +9,7 @@
 package sqlitefile
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"userd/internal/safefile"
 )
@@ -51,6 +53,40 @@ func OpenToRead(path string) (db *sql.DB, quiet bool, err error) {
 	}
 	db, err = sql.Open("sqlite", DSN(path, params...))
 	return db, quiet, err
+}
+
+// An OnlyConn is the only connection of a pool.
+type OnlyConn struct {
+	*sql.Conn
+	pool *sql.DB
+}
+
+// Close closes the connection and its pool.
+func (c *OnlyConn) Close() error { return errors.Join(c.Conn.Close(), c.pool.Close()) }
+
+// OpenToWrite opens a database in WAL mode for all writes of the process. Each commit is
+// synced, foreign keys are on, and a transaction starts with the write lock. A statement
+// waits at most for the busy timeout for the lock of another process.
+func OpenToWrite(path string, busyTimeout time.Duration) (*OnlyConn, error) {
+	pool, err := sql.Open("sqlite", DSN(path,
+		"mode=rw", fmt.Sprintf("_busy_timeout=%d", busyTimeout.Milliseconds()),
+		"_journal_mode=WAL", "_synchronous=FULL", "_foreign_keys=1", "_txlock=immediate"))
+	if err != nil {
+		return nil, err
+	}
+	pool.SetMaxOpenConns(1)
+	conn, err := pool.Conn(context.Background())
+	// SQLite ignores the busy timeout when it changes the journal mode, and another
+	// process may be creating the same file.
+	for end := time.Now().Add(busyTimeout); IsBusy(err) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		conn, err = pool.Conn(context.Background())
+	}
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return &OnlyConn{conn, pool}, nil
 }
 
 // IsQuiet reports whether the database is in WAL mode and no process has it open.
@@ -92,4 +128,41 @@ func CheckLogOwners(path string) error {
 		}
 	}
 	return err
+}
+
+// A Header is what a database says about itself.
+type Header struct {
+	Owner   int // PRAGMA application_id
+	Version int // PRAGMA user_version
+	Objects int // the tables, indexes, triggers and views
+}
+
+// OpenToInspect opens a database like [OpenToRead], and reads its header. If a killed process
+// left a transaction to roll back, OpenToInspect first lets SQLite do so. It returns the error of
+// [CheckLogOwners].
+func OpenToInspect(ctx context.Context, path string) (*sql.DB, Header, error) {
+	var h Header
+	if err := CheckLogOwners(path); err != nil {
+		return nil, h, err
+	}
+	db, _, err := OpenToRead(path)
+	if err != nil {
+		return nil, h, err
+	}
+	const about = `
+		SELECT a.application_id, v.user_version, (SELECT count(*) FROM sqlite_schema)
+		FROM pragma_application_id AS a, pragma_user_version AS v`
+	err = db.QueryRowContext(ctx, about).Scan(&h.Owner, &h.Version, &h.Objects)
+	if IsUnfinished(err) {
+		db.Close()
+		if db, err = sql.Open("sqlite", DSN(path, "mode=rw", "_busy_timeout=5000")); err != nil {
+			return nil, h, err
+		}
+		err = db.QueryRowContext(ctx, about).Scan(&h.Owner, &h.Version, &h.Objects)
+	}
+	if err != nil {
+		db.Close()
+		return nil, h, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return db, h, nil
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // script makes the tables of the tests.
@@ -279,5 +280,128 @@ func TestADatabaseThatIsOpenIsNotQuiet(t *testing.T) {
 	}
 	if _, err := IsQuiet(filepath.Join(t.TempDir(), "none")); err == nil {
 		t.Error("no error about a file that does not exist")
+	}
+}
+
+func TestIsEmpty(t *testing.T) {
+	t.Parallel()
+	write := func(path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		claim string
+		make  func(path string)
+		empty bool
+		want  string // in the error; empty: there is none
+	}{
+		{"no file", func(string) {}, true, ""},
+		{"an empty file", func(path string) { write(path, "") }, true, ""},
+		{"no file, and an empty log", func(path string) { write(path+"-wal", "") }, true, ""},
+		{"no file, and a log with writes", func(path string) { write(path+"-wal", "x") }, true, "-wal has writes"},
+		{"an empty file, and a log with writes", func(path string) { write(path, ""); write(path+"-wal", "x") }, true, "-wal has writes"},
+		{"a file shorter than a header", func(path string) { write(path, strings.Repeat("x", 99)) }, false, "not a database"},
+		{"a file as long as a header", func(path string) { write(path, strings.Repeat("x", 100)) }, false, ""},
+		{"a directory", func(path string) { os.Mkdir(path, 0o700) }, false, "not a regular file"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "app.db")
+			c.make(path)
+			empty, err := IsEmpty(path)
+			if empty != c.empty || c.want == "" && err != nil || !strings.Contains(fmt.Sprint(err), c.want) {
+				t.Errorf("got %t and the error %v, want %t and %q", empty, err, c.empty, c.want)
+			}
+		})
+	}
+}
+
+func TestAFileThatLostItsNameIsNoticed(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		claim string
+		lose  func(path string) error
+	}{
+		{"deleted", os.Remove},
+		{"moved", func(path string) error { return os.Rename(path, path+".old") }},
+		{"replaced", func(path string) error { return os.Rename(path+"-shm", path) }},
+		{"the log deleted", func(path string) error { return os.Remove(path + "-wal") }},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			path := made(t, script)
+			created, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn, err := OpenToWrite(path, time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := conn.ExecContext(t.Context(), `UPDATE pet SET weight = 1`); err != nil { // makes the log
+				t.Fatal(err)
+			}
+			files, err := StatOpened(path, created)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := files.Check(); err != nil {
+				t.Errorf("before that: %v", err)
+			}
+			if err := c.lose(path); err != nil {
+				t.Fatal(err)
+			}
+			if err := files.Check(); err == nil || !strings.Contains(err.Error(), "deleted, moved or replaced") {
+				t.Errorf("got the error %v", err)
+			}
+		})
+	}
+}
+
+func TestMigrationsRunOnceEach(t *testing.T) {
+	t.Parallel()
+	m := Migrations{`CREATE TABLE pet (id INTEGER); CREATE TABLE old (id INTEGER)`, `CREATE UNIQUE INDEX pet_id ON pet (id); DROP TABLE old`}
+	if got, want := fmt.Sprint(m.Tables(), m.Made(), m.Names()), "[pet] [pet old] [pet old pet_id]"; got != want {
+		t.Errorf("the tables and names are %s, want %s", got, want)
+	}
+	path := made(t, `VACUUM`)
+	conn, err := OpenToWrite(path, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, scripts := range []Migrations{m[:1], m, m, m[:1]} {
+		if err := scripts.Run(t.Context(), conn.Conn, 7); err != nil {
+			t.Fatal(err)
+		}
+	}
+	broken := append(slices.Clone(m), `CREATE TABLE half (id INTEGER); SELEKT`)
+	if err := broken.Run(t.Context(), conn.Conn, 7); err == nil || !strings.Contains(err.Error(), "migration 3") {
+		t.Errorf("a migration that fails: got the error %v", err)
+	}
+	db, h, err := OpenToInspect(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if want := (Header{Owner: 7, Version: 2, Objects: 2}); h != want {
+		t.Errorf("the header is %+v, want %+v", h, want)
+	}
+}
+
+func TestCopyIsPrivateAndComplete(t *testing.T) {
+	t.Parallel()
+	path := made(t, script, `INSERT INTO pet (id, name) VALUES (1, 'rex')`)
+	f, err := Copy(t.Context(), opened(t, path), filepath.Join(t.TempDir(), "copy.db"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Discard()
+	if info, err := f.Stat(); err != nil || info.Mode() != 0o600 {
+		t.Errorf("the copy is %v, %v", info, err)
+	}
+	if findings, err := Findings(t.Context(), opened(t, f.Name()), `SELECT name FROM pet`); err != nil || !slices.Equal(findings, []string{"rex"}) {
+		t.Errorf("the copy has %q, %v", findings, err)
 	}
 }

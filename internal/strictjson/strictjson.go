@@ -231,3 +231,23 @@ func valueEnd(data []byte) int {
 		}
 	}
 }
+
+// Unquote returns the text of a JSON string that has no escapes, and "" for any other value.
+func Unquote(value []byte) string {
+	if len(value) < 2 || value[0] != '"' || bytes.IndexByte(value, '\\') >= 0 {
+		return ""
+	}
+	return string(value[1 : len(value)-1])
+}
+
+// Strings returns the texts of a JSON string that has no escapes, or of an array of strings,
+// and none for any other value.
+func Strings(value []byte) (texts []string) {
+	if text := Unquote(value); text != "" {
+		return []string{text}
+	}
+	if json.Unmarshal(value, &texts) != nil {
+		return nil
+	}
+	return texts
+}

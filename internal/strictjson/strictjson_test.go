@@ -396,3 +396,21 @@ func checkUnmarshal[T any](t *testing.T, data []byte) {
 		}
 	}
 }
+
+func TestUnquote(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]string{`"a"`: "a", `""`: "", `"ä b"`: "ä b", `"a\n"`: "", `1`: "", `null`: "", `["a"]`: "", ``: "", `"`: ""} {
+		if got := Unquote([]byte(value)); got != want {
+			t.Errorf("%s: got %q, want %q", value, got, want)
+		}
+	}
+}
+
+func TestStrings(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string][]string{`"a"`: {"a"}, `["a","b\n"]`: {"a", "b\n"}, `[]`: {}, `""`: nil, `1`: nil, `{}`: nil, `["a",1]`: nil, `null`: nil} {
+		if got := Strings([]byte(value)); !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", value, got, want)
+		}
+	}
+}

@@ -4,10 +4,15 @@
 // A [Table] aligns its columns in constant memory. A [Progress] shows a count, a
 // percentage and a rate once a second; a nil *Progress shows nothing, so that a caller
 // whose output is not a terminal ([Is]) needs no case of its own. [Printable] makes a
-// text safe: control characters could move the cursor or change colors.
+// text safe: control characters could move the cursor or change colors. A [List] prints the
+// same rows as a table or as JSON. [ReadNewSecret] reads a password.
 package terminal
 
 import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +20,7 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+	"userd/internal/setting"
 )
 
 // Printable replaces control characters, which could change what a terminal shows.
@@ -80,6 +86,35 @@ func (t *Table) Flush() error {
 	_, err := io.WriteString(t.w, text.String())
 	return err
 }
+
+// A List prints rows as a table, or as one JSON object a line.
+type List struct {
+	out   *bufio.Writer
+	table *Table // nil: JSON
+	lines *json.Encoder
+}
+
+// NewList returns a list, printed to w, as JSON or as a table with these column titles.
+func NewList(w io.Writer, asJSON bool, titles ...any) *List {
+	out := bufio.NewWriter(w)
+	l := &List{out: out, lines: json.NewEncoder(out)}
+	if !asJSON {
+		l.table = NewTable(out, titles...)
+	}
+	return l
+}
+
+// Row adds a row: the object for JSON, and the cells for a table.
+func (l *List) Row(object any, cells ...any) {
+	if l.table == nil {
+		l.lines.Encode(object) // an error of out stays for Flush
+		return
+	}
+	l.table.Row(cells...)
+}
+
+// Flush prints the rows that are not printed yet. It returns the first error of the writer.
+func (l *List) Flush() error { return errors.Join(l.table.Flush(), l.out.Flush()) }
 
 // Is reports whether a file is a character device other than the null device.
 func Is(f *os.File) bool {
@@ -173,16 +208,77 @@ func (p *Progress) End() {
 	}
 }
 
-// HideInput turns off the echo of a terminal, and returns a function that turns it on. It
+// hideInput turns off the echo of a terminal, and returns a function that turns it on. It
 // runs stty because the system calls differ between systems, and no dependency of userd
 // covers them.
-func HideInput(f *os.File) (restore func(), err error) {
+func hideInput(f *os.File) (restore func(), err error) {
 	stty := func(arg string) error {
 		cmd := exec.Command("stty", arg)
 		cmd.Stdin = f
 		return cmd.Run()
 	}
 	return func() { stty("echo") }, stty("-echo")
+}
+
+// ReadLine reads the first line of in, which holds what is named, such as a password. It
+// returns the line without its end and without a byte-order mark. It cuts a line after max
+// bytes, and returns an error if the line is empty.
+func ReadLine(in io.Reader, what string, max int) (string, error) {
+	return readLine(newLineReader(in, max), what)
+}
+
+// newLineReader returns a reader for readLine whose buffer holds a line of max bytes.
+func newLineReader(in io.Reader, max int) *bufio.Reader {
+	return bufio.NewReaderSize(in, len(setting.ByteOrderMark)+max+len("\r\n"))
+}
+
+func readLine(in *bufio.Reader, what string) (string, error) {
+	text, err := in.ReadSlice('\n')
+	if err != nil && err != io.EOF && err != bufio.ErrBufferFull {
+		return "", fmt.Errorf("reading the %s from standard input: %w", what, err)
+	}
+	line := strings.TrimPrefix(string(text), setting.ByteOrderMark)
+	line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
+	if line == "" {
+		return "", fmt.Errorf("no %s on standard input", what)
+	}
+	return line, nil
+}
+
+// ReadNewSecret reads a new secret, such as a password, as ReadLine does. If in is a terminal,
+// it asks for the secret twice on out, does not show what is typed, and returns an error if
+// the two differ; if ctx ends meanwhile, the process exits with status 1.
+func ReadNewSecret(ctx context.Context, in io.Reader, out io.Writer, what string, max int) (string, error) {
+	lines := newLineReader(in, max)
+	f, ok := in.(*os.File)
+	if !ok || !Is(f) {
+		return readLine(lines, what)
+	}
+	visible := ""
+	if restore, err := hideInput(f); err != nil {
+		visible = " (it is visible)"
+	} else {
+		// ctx cannot end the reads below, so exit when it ends, but turn the echo on first.
+		stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
+		defer func() { stop(); restore() }()
+	}
+	ask := func(prompt string) (string, error) {
+		fmt.Fprint(out, prompt+visible+": ")
+		line, err := readLine(lines, what)
+		if visible == "" {
+			fmt.Fprintln(out)
+		}
+		return line, err
+	}
+	secret, err := ask(strings.ToUpper(what[:1]) + what[1:])
+	if err != nil {
+		return "", err
+	}
+	repeated, err := ask("The same " + what + " again")
+	if err == nil && repeated != secret {
+		err = fmt.Errorf("the two %ss differ", what)
+	}
+	return secret, err
 }
 
 // Wrap breaks paragraphs into indented lines of at most 79 columns.

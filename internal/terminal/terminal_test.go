@@ -2,9 +2,12 @@ package terminal
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 )
@@ -96,3 +99,57 @@ func TestProgressIsShownOnceASecond(t *testing.T) {
 		}
 	})
 }
+
+func TestALineIsReadWithoutItsEnd(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"one\ntwo\n":         "one",
+		"\ufeffone\r\n":      "one",
+		" one ":              " one ",
+		"":                   "no code on standard input",
+		"\ufeff\r\n":         "no code on standard input",
+		"\n123456\n":         "no code on standard input",
+		"0123456789abcdef\n": "0123456789abcdef",
+	} {
+		got, err := ReadLine(strings.NewReader(text), "code", 16)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+	if line, err := ReadLine(strings.NewReader(strings.Repeat("a", 1000)), "code", 16); err != nil || len(line) > 32 {
+		t.Errorf("it reads %d bytes, %v", len(line), err)
+	}
+	if _, err := ReadLine(iotest.ErrReader(io.ErrClosedPipe), "code", 16); !errors.Is(err, io.ErrClosedPipe) || !strings.HasPrefix(err.Error(), "reading the code") {
+		t.Errorf("a broken input: %v", err)
+	}
+	if secret, err := ReadNewSecret(t.Context(), strings.NewReader("a b\n"), io.Discard, "password", 16); secret != "a b" || err != nil {
+		t.Errorf("without a terminal: %q, %v", secret, err)
+	}
+}
+
+func TestAListIsATableOrJSON(t *testing.T) {
+	t.Parallel()
+	for asJSON, want := range map[bool]string{false: "ID  NAME\n1   ann\n2   bob\n", true: "{\"id\":1}\n{\"id\":2}\n"} {
+		var out bytes.Buffer
+		list := NewList(&out, asJSON, "ID", "NAME")
+		for i, name := range []string{"ann", "bob"} {
+			list.Row(map[string]int{"id": i + 1}, i+1, name)
+		}
+		if err := list.Flush(); err != nil || out.String() != want {
+			t.Errorf("got %q, %v, want %q", out.String(), err, want)
+		}
+		broken := NewList(failingWriter{}, asJSON, "ID")
+		broken.Row(1, 1)
+		if err := broken.Flush(); !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("with a broken output: %v", err)
+		}
+	}
+}
+
+// A failingWriter accepts nothing.
+type failingWriter struct{}
+
+func (failingWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
