@@ -241,7 +241,7 @@ function table(kind, label, columns) {
   return {
     box, body,
     row: (cells, attributes) => el("tr", { role: "row", ...attributes },
-      cells.map((cell, i) => el("td", { role: "cell", "data-label": columns[i] }, cell))),
+      cells.map((cell, i) => el("td", { role: "cell", "data-label": columns[i] }, el("div", {}, cell)))),
   };
 }
 
