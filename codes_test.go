@@ -669,6 +669,16 @@ func TestKindsOfCodesAreNotInterchangeable(t *testing.T) {
 	s.join("bob", invited).want(t, 201, "")
 }
 
+// An invitation for any name is not one for the empty name, which an adopted user can have.
+func TestAUserWithoutANameBlocksNoInvitation(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("ann")
+	_, root := s.admin("root")
+	runSQL(t, another(t, s.path), `UPDATE user SET username = '', email = '' WHERE id = 1`)
+	s.do(root, "POST", "/api/invitations", "").want(t, 201, "")
+}
+
 func TestInvitationsAreListedInPages(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -26,7 +26,7 @@ import (
 // peers says that the programs userd works with are installed, and to be tested with.
 var peers = flag.Bool("peers", false, "test with nginx, Caddy, Chromium, Flask, PyJWT, promtool and Exim of Debian, which must be installed, and with Traefik, Litestream and Pebble, which are built")
 
-// Each proxy runs with its configuration in docs/proxy.md.
+// Each proxy runs with its configuration in examples/.
 func TestReverseProxies(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
@@ -37,95 +37,87 @@ func TestReverseProxies(t *testing.T) {
 	}
 	for _, proxy := range []struct {
 		name    string
-		command func(t *testing.T, dir string, blocks []string) *exec.Cmd
+		command func(t *testing.T, dir string) *exec.Cmd
 	}{
 		{"nginx", nginxCommand},
-		{"Caddy", caddyCommand},
-		{"Traefik", func(t *testing.T, dir string, blocks []string) *exec.Cmd {
-			file := filepath.Join(dir, "traefik.yml")
-			writeFile(t, file, []byte(blocks[0]))
-			writeFile(t, filepath.Join(dir, "dynamic.yml"), []byte(blocks[1]))
-			return exec.Command(traefik, "--configFile="+file)
+		{"caddy", caddyCommand},
+		{"traefik", func(_ *testing.T, dir string) *exec.Cmd {
+			return exec.Command(traefik, "--configFile="+filepath.Join(dir, "traefik.yml"))
 		}},
 	} {
-		start := func(t *testing.T, use string, u *process, service string) (url string) {
+		start := func(t *testing.T, u *process, service string) (port string) {
 			t.Helper()
 			dir := t.TempDir()
-			address, blocks := proxyExample(t, proxy.name+": "+use, dir, u, service)
-			startProxy(t, address, proxy.command(t, dir, blocks))
-			return "http://" + address
+			port = proxyExample(t, proxy.name, dir, u, service)
+			startProxy(t, "http://id.example.com:"+port, proxy.command(t, dir))
+			return port
 		}
 		t.Run(proxy.name+" tells userd the client's address", func(t *testing.T) {
 			u := startUserd(t, t.TempDir(), []string{"TRUSTED_PROXIES=127.0.0.1"})
-			testForwardedAddress(t, u, start(t, "clients", u, ""))
+			testForwardedAddress(t, u, "http://id.example.com:"+start(t, u, "http://127.0.0.1:1"))
 		})
 		t.Run(proxy.name+" asks userd who is calling", func(t *testing.T) {
 			service := httptest.NewServer(http.HandlerFunc(sayWhoIsCalling))
 			defer service.Close()
 			u := startUserd(t, t.TempDir(), []string{"TRUSTED_PROXIES=127.0.0.1"})
-			testForwardAuth(t, u, start(t, "authentication", u, service.URL))
+			testForwardAuth(t, u, "http://app.example.com:"+start(t, u, service.URL))
 		})
 	}
 }
 
-func nginxCommand(t *testing.T, dir string, blocks []string) *exec.Cmd {
+func nginxCommand(t *testing.T, dir string) *exec.Cmd {
 	config := fmt.Sprintf("daemon off;\nuser root;\npid %[1]s/pid;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n"+
-		"client_body_temp_path %[1]s;\nproxy_temp_path %[1]s;\nfastcgi_temp_path %[1]s;\nuwsgi_temp_path %[1]s;\nscgi_temp_path %[1]s;\n%[2]s\n}\n", dir, blocks[0])
+		"client_body_temp_path %[1]s;\nproxy_temp_path %[1]s;\nfastcgi_temp_path %[1]s;\nuwsgi_temp_path %[1]s;\nscgi_temp_path %[1]s;\ninclude %[1]s/userd.conf;\n}\n", dir)
 	file := filepath.Join(dir, "nginx.conf")
 	writeFile(t, file, []byte(config))
 	return exec.Command("nginx", "-c", file, "-p", dir)
 }
 
-func caddyCommand(t *testing.T, dir string, blocks []string) *exec.Cmd {
-	file := filepath.Join(dir, "Caddyfile")
-	writeFile(t, file, []byte("{\nadmin off\ndefault_bind 127.0.0.1\nlog {\nlevel ERROR\n}\n}\n"+blocks[0]))
+func caddyCommand(t *testing.T, dir string) *exec.Cmd {
+	file := filepath.Join(dir, "Caddyfile.test")
+	writeFile(t, file, []byte("{\nadmin off\ndefault_bind 127.0.0.1\nlog {\nlevel ERROR\n}\n}\nimport Caddyfile\n"))
 	cmd := exec.Command("caddy", "run", "--adapter", "caddyfile", "--config", file)
 	cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_DATA_HOME="+dir)
 	return cmd
 }
 
-// proxyExample returns the blocks under a heading of docs/proxy.md for this userd and
-// this service, and the free address that the proxy listens on. The proxy's files
-// are in dir.
-func proxyExample(t *testing.T, heading, dir string, u *process, service string) (address string, blocks []string) {
+// proxyExample copies an example to dir, for this userd and this service, and returns the free
+// port that the proxy listens on.
+func proxyExample(t *testing.T, name, dir string, u *process, service string) (port string) {
 	t.Helper()
-	page, err := os.ReadFile("docs/proxy.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, text, found := strings.Cut(string(page), "\n### "+heading+"\n")
-	if !found {
-		t.Fatalf("docs/proxy.md has no heading %q", heading)
-	}
-	text, _, _ = strings.Cut(text, "\n##")
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	address = listener.Addr().String()
+	address := listener.Addr().String()
 	listener.Close()
-	text = strings.NewReplacer(
+	_, port, _ = net.SplitHostPort(address)
+	replacer := strings.NewReplacer(
 		"listen 80;", "listen "+address+";",
-		"example.com {", "http://"+address+" {",
+		"id.example.com {", "http://id.example.com:"+port+" {",
+		"app.example.com {", "http://app.example.com:"+port+" {",
 		`":80"`, `"`+address+`"`,
 		"/etc/traefik", dir,
-		"http://127.0.0.1:5000", u.url,
 		"127.0.0.1:5000", strings.TrimPrefix(u.url, "http://"),
-		"http://127.0.0.1:3000", service,
 		"127.0.0.1:3000", strings.TrimPrefix(service, "http://"),
-	).Replace(text)
-	for _, block := range regexp.MustCompile("(?s)```[a-z]+\n(.*?)```").FindAllStringSubmatch(text, -1) {
-		blocks = append(blocks, block[1])
+	)
+	files, err := filepath.Glob(filepath.Join("examples", name, "*"))
+	if err != nil || len(files) < 2 {
+		t.Fatalf("examples/%s has %v, %v", name, files, err)
 	}
-	if len(blocks) == 0 {
-		t.Fatalf("docs/proxy.md has no configuration for %s", heading)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, filepath.Join(dir, filepath.Base(file)), []byte(replacer.Replace(string(text))))
 	}
-	return address, blocks
+	return port
 }
 
 // startProxy starts a proxy and returns when it has read its routes, until which
 // Traefik answers 404. The proxy ends with the test.
-func startProxy(t *testing.T, address string, cmd *exec.Cmd) {
+func startProxy(t *testing.T, url string, cmd *exec.Cmd) {
 	t.Helper()
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	if err := cmd.Start(); err != nil {
@@ -137,7 +129,7 @@ func startProxy(t *testing.T, address string, cmd *exec.Cmd) {
 	})
 	deadline := time.Now().Add(patience)
 	for {
-		resp, err := clientAt(stranger).Get("http://" + address + "/api/test")
+		resp, err := clientAt(stranger).Get(url + "/api/test")
 		if err == nil {
 			resp.Body.Close()
 			if resp.StatusCode != 404 {
@@ -154,10 +146,18 @@ func startProxy(t *testing.T, address string, cmd *exec.Cmd) {
 // stranger and owner are addresses in different networks.
 const stranger, owner = "127.0.1.2", "127.0.2.2"
 
-// clientAt returns a client that connects from this loopback address.
+// clientAt returns a client that connects from this loopback address to 127.0.0.1, whatever the
+// name of the host.
 func clientAt(address string) *http.Client {
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
-	return &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true}}
+	dial := func(ctx context.Context, network, host string) (net.Conn, error) {
+		_, port, err := net.SplitHostPort(host)
+		if err != nil {
+			return nil, err
+		}
+		return dialer.DialContext(ctx, network, "127.0.0.1:"+port)
+	}
+	return &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 }
 
 // spoofed is what clients send as the id of their requests.
@@ -237,11 +237,11 @@ func testForwardedAddress(t *testing.T, u *process, url string) {
 }
 
 // sayWhoIsCalling is a service that trusts the headers of userd. It reports all names
-// that WSGI, CGI and PHP take for one of them.
+// that WSGI, CGI and PHP take for one of them, and a token.
 func sayWhoIsCalling(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%s is %s, %s", r.Header["X-User-Name"], r.Header["X-User-Id"], r.Header["X-User-Role"])
 	for name := range r.Header {
-		if strings.ContainsAny(name, "_.") {
+		if strings.ContainsAny(name, "_.") || name == "Authorization" {
 			fmt.Fprintf(w, ", and %s came through", name)
 		}
 	}

@@ -148,12 +148,13 @@ func (s *store) user(id int64) (u user, err error) {
 }
 
 // checkFree returns errUsernameTaken or errEmailTaken if a user other than the id
-// except has the username or the address, in any case.
+// except has the username or the address, in any case. An empty text is free: it is not a
+// name, and adopted users can have it.
 func (s *store) checkFree(username, email string, except int64) error {
 	var name, address bool
 	err := s.read(`
-		SELECT EXISTS (SELECT 1 FROM user WHERE username = ?1 COLLATE NOCASE AND id <> ?3),
-		       EXISTS (SELECT 1 FROM user WHERE email = ?2 COLLATE NOCASE AND id <> ?3)`,
+		SELECT EXISTS (SELECT 1 FROM user WHERE username = ?1 COLLATE NOCASE AND username <> '' AND id <> ?3),
+		       EXISTS (SELECT 1 FROM user WHERE email = ?2 COLLATE NOCASE AND email <> '' AND id <> ?3)`,
 		errStorage, []any{&name, &address}, username, email, except)
 	switch {
 	case err != nil:

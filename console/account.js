@@ -107,7 +107,7 @@ function keysSection(id) {
       named(k.name), el("code", {}, k.prefix + "…"), k.scope,
       [when(k.expires_at), expired(k) && [" ", badge("expired", "warn")]],
       [when(k.last_used_at), k.last_address && [" from ", named(k.last_address)]],
-      button("Revoke…", () => ask(`Revoke the key ${k.name}?`, "Programs that use this key can no longer call the API.", "Revoke", async () => {
+      button("Revoke…", () => ask(["Revoke the key ", named(k.name), "?"], "Programs that use this key can no longer call the API.", "Revoke", async () => {
         await api("DELETE", `users/${id}/keys/${k.id}`);
         await again();
         say("The key is revoked.");

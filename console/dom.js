@@ -33,6 +33,12 @@ const link = (label, href, kind) => el("a", { href, class: kind }, label);
 const badge = (text, kind) => el("span", { class: "badge " + (kind ?? "") }, text);
 const muted = (...text) => el("p", { class: "muted" }, ...text);
 const card = (title, ...children) => el("section", { class: "card", "aria-label": title }, el("h2", { tabindex: -1 }, title), ...children);
+// route returns the address of a screen, with the values that are not empty.
+function route(key, values) {
+  const query = new URLSearchParams(Object.entries(values).filter(([, value]) => value));
+  return "#/" + key + (query.size ? "?" + query : "");
+}
+
 const plural = (n, noun) => `${n.toLocaleString()} ${noun}${n === 1 ? "" : "s"}`;
 
 const shortTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
@@ -167,7 +173,7 @@ function dialog(title, build, options = {}) {
   box.append(el("h2", { id: key }, title), ...[build(close)].flat().filter(Boolean));
   document.body.append(box);
   box.showModal();
-  (box.querySelector("input, select") ?? box.querySelector("button")).focus();
+  (box.querySelector("input, select") ?? [...box.querySelectorAll("button")].at(-1)).focus(); // the last one cancels
   return box;
 }
 
@@ -235,7 +241,7 @@ function table(kind, label, columns) {
   return {
     box, body,
     row: (cells, attributes) => el("tr", { role: "row", ...attributes },
-      cells.map((cell, i) => el("td", { role: "cell", "data-label": columns[i] }, cell))),
+      cells.map((cell, i) => el("td", { role: "cell", "data-label": columns[i] }, el("div", {}, cell)))),
   };
 }
 

@@ -10,36 +10,34 @@ const eventTypes = ["user_created", "user_changed", "user_deleted", "users_impor
   "key_created", "key_revoked", "factor_added", "factor_removed", "factor_locked", "recovery_codes_renewed", "recovery_code_used"];
 
 function showEvents(box, query) {
-  const signal = screenSignal();
+  const leave = screenSignal();
   const type = field("type", "Type", { choices: [["", "All types"], ...eventTypes.map(t => [t, t.replaceAll("_", " ")])], value: query.get("type") ?? "" });
-  const user = field("user", "User", { value: query.get("user") ?? "", inputmode: "numeric", placeholder: "id of a user" });
+  const user = field("user", "User", { value: query.get("user") ?? "", placeholder: "Name or id" });
   const t = table("events", "Events, the newest first", ["Time", "Event", "User", "By", "Address", "Changes"]);
-  const count = el("p", { class: "muted", role: "status" }, "Connecting…");
+  const state = el("p", { class: "muted", role: "status" }, "Connecting…");
   const empty = muted("No events yet. Each act that changes something appears here when it happens.");
   const held = button("", () => { paused = false; scrollTo(0, 0); draw(); }, "primary held");
   const hold = button("Pause", () => { paused = !paused; draw(); });
-  let waiting = [], paused = false, drawing = false, live = false, dropped = 0;
-  held.hidden = true;
+  let waiting = [], paused = false, drawing = false, live = false, dropped = 0, stop = new AbortController();
 
   // draw shows the events that wait, at most once per frame. While the reader has paused or
   // scrolled down, it only counts them, so that the rows do not move.
   const draw = () => {
     drawing = false;
-    const still = paused || scrollY > 300;
-    if (!still && waiting.length) {
+    if (!paused && scrollY <= 300 && waiting.length) {
       t.body.prepend(...waiting.reverse().map(e => t.row(eventCells(e))));
       while (t.body.rows.length > maxEvents) t.body.lastChild.remove();
       waiting = [];
       dropped = 0;
-      nameUsers(t.body, signal);
+      nameUsers(t.body, leave);
     }
-    empty.hidden = t.body.rows.length > 0 || waiting.length > 0;
+    empty.hidden = !live || t.body.rows.length > 0 || waiting.length > 0;
     t.box.hidden = !t.body.rows.length;
     held.hidden = waiting.length === 0;
     held.textContent = `Show ${plural(waiting.length + dropped, "new event")}`;
     hold.textContent = paused ? "Go on" : "Pause";
     const text = !live ? "Connecting…" : paused ? "Paused." : "Live: new events appear at the top.";
-    if (count.textContent !== text) count.textContent = text;
+    if (state.textContent !== text) state.textContent = text;
   };
   const add = events => {
     waiting.push(...events);
@@ -47,19 +45,39 @@ function showEvents(box, query) {
     if (!drawing) requestAnimationFrame(draw);
     drawing = true;
   };
-  const filter = () => {
-    const values = Object.entries({ type: type.value, user: user.value.trim() }).filter(([, value]) => value);
-    return new URLSearchParams(values).toString();
+  const begin = async () => {
+    stop.abort();
+    stop = new AbortController();
+    const signal = AbortSignal.any([stop.signal, leave]);
+    waiting = [];
+    live = false;
+    t.body.replaceChildren();
+    draw();
+    user.fail("");
+    try {
+      const id = await userID(user.value.trim(), signal);
+      if (id === undefined) return user.fail("No user has this name.");
+      const address = route("events", { type: type.value, user: id });
+      history.replaceState(null, "", address);
+      await follow(address.split("?")[1] ?? "", add, now => { live = now; draw(); }, signal);
+    } catch (err) {
+      if (!signal.aborted) state.textContent = explain(err);
+    }
   };
-  const change = () => location.replace("#/events?" + filter());
-  type.input.addEventListener("change", change);
-  user.input.addEventListener("change", change);
-  addEventListener("scroll", () => { if (waiting.length && scrollY <= 300 && !paused) draw(); }, { signal, passive: true });
-  box.append(el("div", { class: "filters" }, type.box, user.box, el("div", { class: "buttons" }, hold)), count, held, empty, t.box);
-  draw();
-  follow(filter(), add, now => { live = now; draw(); }, signal).catch(err => {
-    if (!signal.aborted) count.textContent = explain(err);
-  });
+  type.input.addEventListener("change", begin);
+  user.input.addEventListener("change", begin);
+  addEventListener("scroll", () => { if (waiting.length && scrollY <= 300 && !paused) draw(); }, { signal: leave, passive: true });
+  box.append(el("div", { class: "filters" }, type.box, user.box, el("div", { class: "buttons" }, hold)), state, held, empty, t.box);
+  begin();
+}
+
+// userID returns the id of the user with this id, name or address, as text: "" for no text, and
+// undefined for no user.
+async function userID(text, signal) {
+  if (!text || /^[0-9]+$/.test(text)) return text;
+  const { items } = await page(`users?limit=10&q=${encodeURIComponent(text)}`, signal);
+  const same = other => other?.toLowerCase() === text.toLowerCase();
+  return items.find(u => same(u.username) || same(u.email))?.id;
 }
 
 // follow reads the latest events and then the stream, again and again until the signal.

@@ -15,10 +15,8 @@ function showUsers(box, query) {
   let after = query.get("after") ?? "", stop = new AbortController();
 
   // address returns the address of this list, beginning after an id.
-  const address = from => {
-    const values = { q: search.value, role: search.value ? "" : role.value, state: search.value ? "" : state.value, after: from };
-    return "#/users?" + new URLSearchParams(Object.entries(values).filter(([, value]) => value));
-  };
+  const address = from => route("users",
+    search.value ? { q: search.value } : { role: role.value, state: state.value, after: from });
   const load = async () => {
     stop.abort();
     stop = new AbortController();
