@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -581,5 +582,53 @@ func TestPromtoolAcceptsTheMetrics(t *testing.T) {
 	}
 	if out, err := exec.Command("promtool", "check", "rules", file).CombinedOutput(); err != nil {
 		t.Errorf("promtool check rules: %v\n%s", err, out)
+	}
+	rules = "groups:\n- name: dashboard\n  rules:\n"
+	for i, expr := range dashboardQueries(t) {
+		rules += fmt.Sprintf("  - record: query_%d\n    expr: %q\n", i, strings.ReplaceAll(expr, "$__rate_interval", "5m"))
+	}
+	writeFile(t, file, []byte(rules))
+	if out, err := exec.Command("promtool", "check", "rules", file).CombinedOutput(); err != nil {
+		t.Errorf("promtool check rules, of examples/grafana.json: %v\n%s", err, out)
+	}
+}
+
+// dashboardQueries returns the queries of examples/grafana.json.
+func dashboardQueries(t *testing.T) (queries []string) {
+	t.Helper()
+	text, err := os.ReadFile("examples/grafana.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dashboard struct {
+		Panels []struct{ Targets []struct{ Expr string } }
+	}
+	if err := json.Unmarshal(text, &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	for _, panel := range dashboard.Panels {
+		for _, target := range panel.Targets {
+			queries = append(queries, target.Expr)
+		}
+	}
+	return queries
+}
+
+func TestTheDashboardShowsMetricsThatExist(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.member("ann")
+	w := httptest.NewRecorder()
+	s.monitor().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	queries := dashboardQueries(t)
+	if len(queries) < 20 {
+		t.Errorf("the dashboard has only %d queries", len(queries))
+	}
+	for _, query := range queries {
+		for _, name := range regexp.MustCompile(`\b(userd|http|process|go)_[a-z_]+`).FindAllString(query, -1) {
+			if !regexp.MustCompile(`(?m)^` + name + `[ {]`).MatchString(w.Body.String()) {
+				t.Errorf("%s: userd has no metric %s", query, name)
+			}
+		}
 	}
 }

@@ -109,7 +109,7 @@ async function requestAgain(method, path, body, options) {
         if (err.status === 503) setLost(true);
         await pause(Math.min(500 * 2 ** tries++, 5000), options.signal);
       } else {
-        if (err.code === "factor_required" && me) start();
+        if (err.code === "factor_required" && path !== "api/users/me") start();
         throw err;
       }
     }
@@ -144,7 +144,9 @@ async function refresh(old) {
   await locked(async () => {
     for (let tries = 0; token === old; tries++) {
       try {
-        return keepToken(await (await send("POST", "api/refresh", undefined, { anonymous: true })).json());
+        keepToken(await (await send("POST", "api/refresh", undefined, { anonymous: true })).json());
+        if (me && claims().sub !== `${me.id}`) location.reload(); // another user has logged in here
+        return;
       } catch (err) {
         if (!(err instanceof ApiError)) throw err;
         if (err.status !== 0 && err.status !== 429 && err.status < 500) {
@@ -232,7 +234,7 @@ async function logOut() {
 tabs.addEventListener("message", event => {
   const { out, user } = event.data;
   if (out && me?.id === out) endSession("You have logged out in another tab.");
-  if (user && me?.id !== user && isConsole) start();
+  if (user && me?.id !== user && isConsole) location.reload(); // the cookie is that of another user now
 });
 
 // setLost shows whether the server can be reached. While it cannot, a probe asks every two

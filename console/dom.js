@@ -271,7 +271,7 @@ function section(title, load) {
   return box;
 }
 
-let loads = []; // of the sections that reveal has not shown yet
+let loads = []; // of the sections that reveal is about to show
 
 // reveal shows the parts of a screen when all their sections are loaded, so that none of them
 // moves another one.

@@ -8,7 +8,7 @@ function showInvitations(box) {
       const { items, next } = await page("invitations?limit=1000", screenSignal());
       return [
         list("invitations", "Invitations", ["For", "Role", "Uses left", "Made", "Expires", ""], items, v => invitationCells(v, fill),
-          "Nobody is invited now. Invite a person: the link lets them create their account."),
+          "No invitation is open. Invite a person, who then creates an account with the link."),
         next && muted("These are the first 1,000."),
       ];
     }));

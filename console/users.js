@@ -37,7 +37,7 @@ function showUsers(box, query) {
     t.body.replaceChildren(...items.map(u => t.row(userCells(u))));
     if (items.length) rows.replaceChildren(t.box);
     else if (q) rows.replaceChildren(muted("No username and no address begins with this text. Type less of it."));
-    else rows.replaceChildren(muted("No user is like this. Choose another role or state, or add a user."));
+    else rows.replaceChildren(muted("No user has this role and this state. Choose others, or add a user."));
     if (q) found.textContent = items.length < pageSize ? plural(items.length, "user") + (items.length === 1 ? " begins" : " begin") + " with this text." : `The first ${pageSize} users. Type more of the name to see fewer.`;
     else found.textContent = `${plural(items.length, "user")} on this page.`;
     rows.append(el("p", { class: "buttons" },
