@@ -25,8 +25,9 @@ function svg(tag, attributes, ...children) {
   return e;
 }
 
-// named isolates a text that a person chose, so that its direction changes nothing around it.
-const named = (text, ifEmpty = "no name") => text ? el("bdi", {}, text) : el("span", { class: "muted" }, ifEmpty);
+// named isolates a text that a person chose, so that its direction changes nothing around it. A
+// text that shows nothing is replaced.
+const named = (text, ifEmpty = "no name") => /[^\s\p{C}]/u.test(text ?? "") ? el("bdi", {}, text) : el("span", { class: "muted" }, ifEmpty);
 
 const button = (label, onclick, kind) => el("button", { type: "button", class: kind, onclick }, label);
 const link = (label, href, kind) => el("a", { href, class: kind }, label);

@@ -42,9 +42,9 @@ function detailsCard(u, version, again) {
       field("email_verified", "The address is verified", { type: "checkbox", checked: !!u.email_verified_at, hint: "Check the address first: applications trust it." }));
   }
   fields.push(field("role", "Role", { value: u.role, choices: [["member", "member"], ["admin", "admin: may change every user"]] }));
-  const old = { ...u, email_verified: !!u.email_verified_at };
+  const old = Object.fromEntries(fields.map(x => [x.id, x.value])); // as the browser shows them
   return card("Details", form(fields, "Save", async values => {
-    const changed = Object.fromEntries(Object.entries(values).filter(([key, value]) => value !== (old[key] ?? "")));
+    const changed = Object.fromEntries(Object.entries(values).filter(([key, value]) => value !== old[key]));
     if (Object.keys(changed).length === 0) return say("Nothing has changed.");
     if (changed.email_verified) changed.email = values.email;
     try {
