@@ -5,11 +5,16 @@ function showAccount(box) {
   reveal(box, el("div", { class: "cards" }, nameSection(), emailSection(), passwordSection(), factorSection()),
     sessionsSection("me"), keysSection("me"), card("Delete your account",
     el("p", {}, "This deletes your user, its sessions and its API keys. It cannot be undone."),
-    button("Delete my account…", () => ask("Delete your account?", "Your user, its sessions and its API keys are deleted. This cannot be undone.", "Delete my account", async () => {
-      await api("DELETE", "users/me");
-      tabs.postMessage({ out: me.id });
-      endSession("Your account is deleted.");
-    }), "danger")));
+    button("Delete my account…", deleteMe, "danger")));
+}
+
+function deleteMe() {
+  const text = "Your user, its sessions and its API keys are deleted. This cannot be undone.";
+  ask("Delete your account?", text, "Delete my account", async () => {
+    await api("DELETE", "users/me");
+    tabs.postMessage({ out: me.id });
+    endSession("Your account is deleted.");
+  });
 }
 
 // keepMe takes over an answer that has the changed user.
@@ -47,7 +52,8 @@ function emailSection() {
   });
 }
 
-const verifyButton = id => el("p", {}, actButton("Send a link that verifies it", () => api("POST", `users/${id}/email/verify`), "The link is on its way."));
+const verifyButton = id => el("p", {},
+  actButton("Send a link that verifies it", () => api("POST", `users/${id}/email/verify`), "The link is on its way."));
 
 function passwordSection() {
   const password = field("password", "New password", { type: "password", autocomplete: "new-password" });
@@ -78,6 +84,10 @@ function sessionsSection(id) {
       }
       await again();
     };
+    const endAll = async () => {
+      await api("DELETE", `users/${id}/sessions`);
+      await again();
+    };
     const row = s => [
       [browserOf(s.user_agent) && el("div", {}, browserOf(s.user_agent)), el("div", { class: "muted small" }, named(s.user_agent, "no browser name"))],
       named(s.address), when(s.created_at), when(s.last_used_at),
@@ -87,7 +97,7 @@ function sessionsSection(id) {
       list("sessions", "Sessions", ["Browser", "Address", "Began", "Last used", ""], items, row,
         own ? "No sessions." : "This user is not logged in anywhere."),
       own && others.length > 0 && el("p", {}, actButton("Sign out everywhere else", endOthers, "All other sessions have ended.")),
-      !own && items.length > 0 && el("p", {}, actButton("End all sessions", async () => { await api("DELETE", `users/${id}/sessions`); await again(); }, "All sessions have ended.")),
+      !own && items.length > 0 && el("p", {}, actButton("End all sessions", endAll, "All sessions have ended.")),
     ];
   });
 }
@@ -102,16 +112,17 @@ const keyScopes = [
 function keysSection(id) {
   return section("API keys", async again => {
     const items = await api("GET", `users/${id}/keys`, undefined, { signal: screenSignal() });
+    const revoke = k => ask(["Revoke the key ", named(k.name), "?"], "Programs that use this key can no longer call the API.", "Revoke", async () => {
+      await api("DELETE", `users/${id}/keys/${k.id}`);
+      await again();
+      say("The key is revoked.");
+    });
     const expired = k => k.expires_at && new Date(k.expires_at) < Date.now();
     const row = k => [
       named(k.name), el("code", {}, k.prefix + "…"), k.scope,
       [when(k.expires_at), expired(k) && [" ", badge("expired", "warn")]],
       [when(k.last_used_at), k.last_address && [" from ", named(k.last_address)]],
-      button("Revoke…", () => ask(["Revoke the key ", named(k.name), "?"], "Programs that use this key can no longer call the API.", "Revoke", async () => {
-        await api("DELETE", `users/${id}/keys/${k.id}`);
-        await again();
-        say("The key is revoked.");
-      })),
+      button("Revoke…", () => revoke(k)),
     ];
     return [
       list("keys", "API keys", ["Name", "Begins with", "Scope", "Expires", "Last used", ""], items, row,

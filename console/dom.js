@@ -163,7 +163,11 @@ function showError(err, fields, message) {
   message.textContent = text;
 }
 
-const fieldOfCode = { username_taken: "username", email_taken: "email", wrong_otp: "otp", otp_used: "otp", recovery_code_required: "otp", wrong_password: "password" };
+// fieldOfCode names the field that an error is about.
+const fieldOfCode = {
+  username_taken: "username", email_taken: "email",
+  wrong_otp: "otp", otp_used: "otp", recovery_code_required: "otp",
+};
 
 // dialog opens a dialog with a title. build gets a function that closes it. It returns the
 // element. options: id, close (called if the dialog is closed by Escape or a button).

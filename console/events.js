@@ -142,8 +142,9 @@ const userLink = id => el("a", { href: "#/users/" + id, "data-user": id }, named
 
 // nameUsers replaces the ids of the newest users in an element by their names, a few at a time.
 async function nameUsers(box, signal) {
-  const wanted = [...new Set([...box.querySelectorAll("[data-user]")].slice(0, 60).map(a => Number(a.dataset.user)))].filter(id => !userNames.has(id));
-  for (const id of wanted.slice(0, 30)) {
+  const newest = [...box.querySelectorAll("[data-user]")].slice(0, 60).map(a => Number(a.dataset.user));
+  for (const id of new Set(newest)) {
+    if (userNames.has(id)) continue;
     userNames.set(id, "");
     try {
       userNames.set(id, (await api("GET", "users/" + id, undefined, { signal, quiet: true })).username);

@@ -32,20 +32,21 @@ function invitationCells(v, again) {
 
 // newInvitation asks for an invitation, and shows its link. done is called after that.
 function newInvitation(done) {
+  const mailed = settings.mail === "on";
   let made = null;
   dialog("Invite", close => {
     const fields = [
-      field("email", "E-mail address (optional)", { type: "email", maxlength: 254, hint: settings.mail === "on" ? "The link is mailed to it, and only it can register." : "Only this address can register." }),
+      field("email", "E-mail address (optional)", { type: "email", maxlength: 254, hint: mailed ? "The link is mailed to it, and only it can register." : "Only this address can register." }),
       field("username", "Username (optional)", { maxlength: 80 }),
       field("uses", "How many people can use the link", { type: "number", min: 1, max: 100, value: "1" }),
-      field("expires_in", "Valid for", { value: "259200", choices: [["3600", "1 hour"], ["86400", "1 day"], ["259200", "3 days"], ["604800", "7 days"], ["2592000", "30 days"]] }),
+      field("expires_in", "Valid for", { value: `${3 * day}`, choices: [["3600", "1 hour"], ...[1, 3, 7, 30].map(n => [`${n * day}`, plural(n, "day")])] }),
     ];
     const box = form(fields, "Make the invitation", async values => {
       const body = { uses: Number(values.uses), expires_in: Number(values.expires_in) };
       for (const key of ["email", "username"]) if (values[key]) body[key] = values[key];
       made = await api("POST", "invitations", body);
       replaceForm(box,
-        el("p", {}, body.email && settings.mail === "on" ? "An e-mail with a link is on its way. You can also send this one:" : "Send this link to the person:"),
+        el("p", {}, body.email && mailed ? "An e-mail with a link is on its way. You can also send this one:" : "Send this link to the person:"),
         secret(made.url, "Invitation"), el("p", {}, "It works until ", when(made.expires_at), ", and is not shown again."),
         el("div", { class: "buttons" }, button("Done", close, "primary")));
       say("Invitation made.");

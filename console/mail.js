@@ -18,7 +18,8 @@ function showMail(box, query) {
   section(mailStates[state], async again => {
     const { items, next } = await page(`mail?limit=${pageSize}&state=${state}&after=${after}`, screenSignal());
     return [
-      list("mail", "Mails", ["Mail", "To", "Made", "Tries", state === "queued" ? "Next try" : "Ended", "Last error", ""], items, m => mailCells(m, again), noMail[state]),
+      list("mail", "Mails", ["Mail", "To", "Made", "Tries", state === "queued" ? "Next try" : "Ended", "Last error", ""],
+        items, m => mailCells(m, again), noMail[state]),
       el("div", { class: "buttons" }, after !== "0" && link("First page", "#/mail?state=" + state, "button"),
         next && link("Next page", `#/mail?state=${state}&after=${next}`, "button"), button("Reload", again)),
     ];
@@ -26,11 +27,15 @@ function showMail(box, query) {
 }
 
 function mailCells(m, again) {
+  const retry = async () => {
+    await api("POST", `mail/${m.id}/retry`);
+    await again();
+  };
   return [
     `${m.kind} (${m.id})`,
     [m.email && named(m.email), m.user_id && [" ", link("user " + m.user_id, "#/users/" + m.user_id)]],
     when(m.created_at), `${m.tries}`, when(m.next_try_at ?? m.closed_at, "not known"),
     m.last_error ? el("bdi", { class: "small" }, m.last_error) : "",
-    ["queued", "failed"].includes(m.state) && actButton("Try now", async () => { await api("POST", `mail/${m.id}/retry`); await again(); }, "userd tries again now."),
+    ["queued", "failed"].includes(m.state) && actButton("Try now", retry, "userd tries again now."),
   ];
 }

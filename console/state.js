@@ -82,7 +82,8 @@ async function showState(box) {
         for (const c of drawn) c.draw(measures);
         const build = samples.find(([key]) => key === "userd_build_info")?.[1] ?? {};
         const since = sumOf(samples, "process_start_time_seconds");
-        about.replaceChildren(`userd ${build.version}, ${build.go}. Started `, when(new Date(since * 1000).toISOString()), ". The charts show at most the last five minutes, since you opened this page.",
+        about.replaceChildren(`userd ${build.version}, ${build.go}. Started `, when(new Date(since * 1000).toISOString()),
+          ". The charts show at most the last five minutes, since you opened this page.",
           ...(sumOf(samples, "userd_database_damaged") ? [el("strong", { class: "wrong" }, " The database is damaged: run userd check.")] : []));
       }
       await pause(sampleEvery, signal);

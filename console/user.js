@@ -39,7 +39,8 @@ function detailsCard(u, version, again) {
   const fields = [field("username", "Username", { value: u.username, maxlength: 80 })];
   if (!u.service) {
     fields.push(field("email", "E-mail address", { type: "email", value: u.email, maxlength: 254 }),
-      field("email_verified", "The address is verified", { type: "checkbox", checked: !!u.email_verified_at, hint: "Check the address first: applications trust it." }));
+      field("email_verified", "The address is verified",
+        { type: "checkbox", checked: !!u.email_verified_at, hint: "Check the address first: applications trust it." }));
   }
   fields.push(field("role", "Role", { value: u.role, choices: [["member", "member"], ["admin", "admin: may change every user"]] }));
   const old = Object.fromEntries(fields.map(x => [x.id, x.value])); // as the browser shows them
@@ -89,7 +90,8 @@ function resetLink(u) {
     const box = form([life], "Make the link", async values => {
       const made = await api("POST", `users/${u.id}/reset-link`, { expires_in: Number(values.expires_in) });
       replaceForm(box,
-        el("p", {}, "Send this link to ", named(u.username), " in a way that you trust. It works once, until ", when(made.expires_at), ". It is not shown again."),
+        el("p", {}, "Send this link to ", named(u.username), " in a way that you trust. It works once, until ",
+          when(made.expires_at), ". It is not shown again."),
         secret(made.url, "Reset link"),
         el("div", { class: "buttons" }, button("Done", close, "primary")));
     }, { cancel: close });
@@ -103,14 +105,14 @@ function dangerCard(u, again) {
     await api("PATCH", path, { disabled });
     await saved(u, disabled ? "User disabled." : "User enabled.", again);
   };
+  const disable = () => ask("Disable this user?", "Its sessions and API keys end, and it cannot log in. Its data stays.", "Disable", () => setDisabled(true));
+  const remove = () => ask("Delete this user?", "The user, its sessions and its API keys are deleted. This cannot be undone.", "Delete", async () => {
+    await api("DELETE", path);
+    if (u.id === me.id) return endSession("Your user is deleted.");
+    say("User deleted.");
+    location.hash = "#/users";
+  });
   return card("Disable or delete", el("div", { class: "buttons" },
-    u.disabled
-      ? actButton("Enable", () => setDisabled(false))
-      : button("Disable…", () => ask("Disable this user?", "Its sessions and API keys end, and it cannot log in. Its data stays.", "Disable", () => setDisabled(true))),
-    button("Delete…", () => ask("Delete this user?", "The user, its sessions and its API keys are deleted. This cannot be undone.", "Delete", async () => {
-      await api("DELETE", path);
-      if (u.id === me.id) return endSession("Your user is deleted.");
-      say("User deleted.");
-      location.hash = "#/users";
-    }), "danger")));
+    u.disabled ? actButton("Enable", () => setDisabled(false)) : button("Disable…", disable),
+    button("Delete…", remove, "danger")));
 }

@@ -38,12 +38,14 @@ function showUsers(box, query) {
     if (items.length) rows.replaceChildren(t.box);
     else if (q) rows.replaceChildren(muted("No username and no address begins with this text. Type less of it."));
     else rows.replaceChildren(muted("No user has this role and this state. Choose others, or add a user."));
-    if (q) found.textContent = items.length < pageSize ? plural(items.length, "user") + (items.length === 1 ? " begins" : " begin") + " with this text." : `The first ${pageSize} users. Type more of the name to see fewer.`;
-    else found.textContent = `${plural(items.length, "user")} on this page.`;
+    if (!q) found.textContent = `${plural(items.length, "user")} on this page.`;
+    else if (items.length < pageSize) found.textContent = `${plural(items.length, "user")} found.`;
+    else found.textContent = `The first ${pageSize} users. Type more of the name to see fewer.`;
     rows.append(el("p", { class: "buttons" },
       !q && after && link("First page", address(""), "button"), " ",
       !q && next && link("Next page", address(next), "button")));
   };
+  const invite = () => newInvitation(() => { location.hash = "#/invitations"; });
   const change = () => {
     after = "";
     history.replaceState(null, "", address(""));
@@ -54,7 +56,7 @@ function showUsers(box, query) {
   state.input.addEventListener("change", change);
   box.append(
     el("div", { class: "filters", role: "search" }, search.box, role.box, state.box,
-      el("div", { class: "buttons" }, button("Add a user", addUser, "primary"), button("Invite", () => newInvitation(() => { location.hash = "#/invitations"; })))),
+      el("div", { class: "buttons" }, button("Add a user", addUser, "primary"), button("Invite", invite))),
     found, rows);
   load();
 }
@@ -62,7 +64,8 @@ function showUsers(box, query) {
 function userCells(u) {
   return [
     el("a", { href: "#/users/" + u.id }, named(u.username)),
-    u.service ? el("span", { class: "muted" }, "service user") : [named(u.email, "no address"), u.email_verified_at && [" ", badge("verified", "ok")]],
+    u.service ? el("span", { class: "muted" }, "service user")
+      : [named(u.email, "no address"), u.email_verified_at && [" ", badge("verified", "ok")]],
     u.role === "admin" ? badge("admin", "info") : u.role,
     u.disabled ? badge("disabled", "warn") : u.pending ? badge("waiting", "warn") : "active",
     when(u.created_at, "unknown"), when(u.last_login_at),
