@@ -43,31 +43,31 @@ var migrations = sqlitefile.Migrations{
 // The scripts of the migrations. The first migration has three parts, because a database of the
 // tutorial already has the first of them (adopt.go).
 var (
-	//go:embed schema/01a_tutorial.sql
+	//go:embed assets/schema/01a_tutorial.sql
 	tutorialTable string
-	//go:embed schema/01b_columns.sql
+	//go:embed assets/schema/01b_columns.sql
 	addColumns string
-	//go:embed schema/01c_rest.sql
+	//go:embed assets/schema/01c_rest.sql
 	restOfSchema string
-	//go:embed schema/02_events.sql
+	//go:embed assets/schema/02_events.sql
 	eventTables string
-	//go:embed schema/03_auth_stamp.sql
+	//go:embed assets/schema/03_auth_stamp.sql
 	addAuthStamp string
-	//go:embed schema/04_links.sql
+	//go:embed assets/schema/04_links.sql
 	linkTable string
-	//go:embed schema/05_rekeying.sql
+	//go:embed assets/schema/05_rekeying.sql
 	addRekeying string
-	//go:embed schema/06_grace_uses.sql
+	//go:embed assets/schema/06_grace_uses.sql
 	addGraceUses string
-	//go:embed schema/07_signer.sql
+	//go:embed assets/schema/07_signer.sql
 	signerTable string
-	//go:embed schema/08_codes.sql
+	//go:embed assets/schema/08_codes.sql
 	codeTables string
-	//go:embed schema/09_mail.sql
+	//go:embed assets/schema/09_mail.sql
 	mailTables string
-	//go:embed schema/10_keys.sql
+	//go:embed assets/schema/10_keys.sql
 	keyTables string
-	//go:embed schema/11_factors.sql
+	//go:embed assets/schema/11_factors.sql
 	factorTables string
 )
 
