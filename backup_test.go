@@ -892,7 +892,7 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 		says  []string
 	}{
 		{"a session of a user that does not exist", sql(`INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (9, 1, 1, 1, '', '')`),
-			[]string{"session 1 belongs to user 9, which does not exist"}},
+			[]string{"table session has rows of user 9, which does not exist"}},
 		{"an unknown role", sql(`UPDATE user SET role = 'king' || char(27) WHERE id = 1`), []string{`user 1 has the unknown role 'king?'`}},
 		{"an unknown value of disabled", sql(`UPDATE user SET disabled = 2 WHERE id = 1`), []string{"user 1 has 2 instead of 0 or 1 in disabled"}},
 		{"an unknown hash", sql(`UPDATE user SET password_hash = 'md5' WHERE id = 2`), []string{"user 2 cannot log in: the format of the password hash is unknown"}},

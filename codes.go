@@ -308,7 +308,7 @@ func (s *server) confirmEmail(x *exchange) error {
 // restoreEmail undoes a change of the address of a user. It gives the user a random password,
 // and queues a mail with a reset link to the restored address: the person who changed the
 // address may know the password, and would change the address again before the user opens the
-// link. It also removes a second factor that the user did not have before the change.
+// link.
 func (s *server) restoreEmail(x *exchange) error {
 	in, err := decode[codeRequest](x.body())
 	if err != nil {
@@ -328,8 +328,7 @@ func (s *server) restoreEmail(x *exchange) error {
 	now := s.wall().Unix()
 	reset := queuedMail{kind: resetMail, userID: c.user.id, email: c.email, detail: restored}
 	notice := s.notice(x, changedMail, c.user.id, "the e-mail address and the password")
-	removed := s.notice(x, changedMail, c.user.id, "the second factor was removed, because it was added after the change of the e-mail address")
-	if err := s.store.restoreEmail(x.r.Context(), &c, hash, reset.causedBy(x, now), now, notice, removed); err != nil {
+	if err := s.store.restoreEmail(x.r.Context(), &c, hash, reset.causedBy(x, now), now, notice...); err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"Address restored"}`+"\n"))

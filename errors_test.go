@@ -11,7 +11,12 @@ import (
 	"net/http"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
+	"userd/internal/headers"
+	"userd/internal/param"
+	"userd/internal/reqbody"
+	"userd/internal/strictjson"
 )
 
 // declaredErrors returns each apiError that errors.go declares, by name.
@@ -103,6 +108,30 @@ func TestPlural(t *testing.T) {
 	for n, want := range []string{"0 users", "1 user", "2 users"} {
 		if got := plural(n, "user"); got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// A leaf package's error that clientError does not know would be answered with 500.
+func TestEachErrorOfALeafIsAnErrorOfTheAPI(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		err  error
+		want *apiError
+		text string
+	}{
+		{headers.ErrNoBearer, errNoToken, errNoToken.text},
+		{headers.ErrTwoHeaders, errBadToken, errBadToken.text},
+		{reqbody.ErrTooLarge, errTooLarge, errTooLarge.text},
+		{reqbody.ErrBusy, errBusy, errBusy.text},
+		{reqbody.ErrIncomplete, errMalformedBody, "The body is incomplete"},
+		{param.ErrMalformed, errBadParameter, "The query is malformed"},
+		{&param.Error{Name: strings.Repeat("a", 70), Text: "is unknown"}, errBadParameter, `The query parameter "` + strings.Repeat("a", 64) + `…" is unknown`},
+		{&strictjson.Error{Kind: strictjson.WrongType, Member: "a", Text: "must be a string"}, errWrongType, `The member "a" must be a string`},
+		{errStorage, errStorage, errStorage.text},
+	} {
+		if err := clientError(row.err); answerFor(err) != row.want || err.Error() != row.text {
+			t.Errorf("%v: got %v, want %q", row.err, err, row.text)
 		}
 	}
 }

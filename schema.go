@@ -43,31 +43,31 @@ var migrations = sqlitefile.Migrations{
 // The scripts of the migrations. The first migration has three parts, because a database of the
 // tutorial already has the first of them (adopt.go).
 var (
-	//go:embed schema/01a_tutorial.sql
+	//go:embed assets/schema/01a_tutorial.sql
 	tutorialTable string
-	//go:embed schema/01b_columns.sql
+	//go:embed assets/schema/01b_columns.sql
 	addColumns string
-	//go:embed schema/01c_rest.sql
+	//go:embed assets/schema/01c_rest.sql
 	restOfSchema string
-	//go:embed schema/02_events.sql
+	//go:embed assets/schema/02_events.sql
 	eventTables string
-	//go:embed schema/03_auth_stamp.sql
+	//go:embed assets/schema/03_auth_stamp.sql
 	addAuthStamp string
-	//go:embed schema/04_links.sql
+	//go:embed assets/schema/04_links.sql
 	linkTable string
-	//go:embed schema/05_rekeying.sql
+	//go:embed assets/schema/05_rekeying.sql
 	addRekeying string
-	//go:embed schema/06_grace_uses.sql
+	//go:embed assets/schema/06_grace_uses.sql
 	addGraceUses string
-	//go:embed schema/07_signer.sql
+	//go:embed assets/schema/07_signer.sql
 	signerTable string
-	//go:embed schema/08_codes.sql
+	//go:embed assets/schema/08_codes.sql
 	codeTables string
-	//go:embed schema/09_mail.sql
+	//go:embed assets/schema/09_mail.sql
 	mailTables string
-	//go:embed schema/10_keys.sql
+	//go:embed assets/schema/10_keys.sql
 	keyTables string
-	//go:embed schema/11_factors.sql
+	//go:embed assets/schema/11_factors.sql
 	factorTables string
 )
 
@@ -100,24 +100,43 @@ func eachHash(ctx context.Context, db *sql.DB, f func(id int64, known bool)) err
 	})
 }
 
+// userTables are the tables whose rows a deletion of their user deletes: see deleteUser. The
+// column user_id is 0 in a code without a user. The outbox is not among them: userd may look up
+// the user of a mail just before the deletion.
+var userTables = []string{"session", "user_code", "user_key", "user_totp", "user_totp_pending", "user_recovery_code"}
+
+// rulesOf returns the rules for a database of a schema version.
+func rulesOf(version int) []string {
+	all := slices.Clone(rules)
+	for _, table := range migrations[:version].Tables() {
+		if slices.Contains(userTables, table) {
+			all = append(all, `SELECT DISTINCT 'table `+table+` has rows of user ' || user_id || ', which does not exist'
+				FROM `+table+` WHERE user_id <> 0 AND user_id NOT IN (SELECT id FROM user)`)
+		}
+	}
+	return all
+}
+
 // rules are queries for faults that no write of userd causes. Each row of a result
-// is a finding.
+// is a finding. They use only tables of the first migration.
 var rules = []string{
 	`SELECT 'the counter of user ids is missing' WHERE NOT EXISTS (SELECT 1 FROM counter)`,
 	`SELECT 'the counter of user ids is at ' || user_id || ', but user ' || (SELECT max(id) FROM user) || ' exists'
 	FROM counter WHERE user_id < (SELECT max(id) FROM user)`,
 	`SELECT 'user ' || id || ' has the unknown role ' || quote(role) FROM user WHERE role NOT IN ('member', 'admin')`,
 	`SELECT 'user ' || id || ' has ' || quote(disabled) || ' instead of 0 or 1 in disabled' FROM user WHERE disabled NOT IN (0, 1)`,
-	`SELECT 'session ' || id || ' belongs to user ' || user_id || ', which does not exist' FROM session WHERE user_id NOT IN (SELECT id FROM user)`,
 	`SELECT 'signing key ' || kid || ' has ' || length(secret) || ' bytes instead of at least 32' FROM signing_key WHERE length(secret) < 32`,
 }
 
+// selectTotals counts the admins that can log in. In a database that is older than the column
+// pending, the name means the 0 of the outer query.
 const selectTotals = `
 	SELECT
 		(SELECT count(*) FROM user),
 		(SELECT count(*) FROM session),
-		(SELECT count(*) FROM user WHERE role = 'admin' AND disabled = 0),
-		(SELECT count(*) FROM signing_key WHERE retired_at = 0)`
+		(SELECT count(*) FROM user WHERE role = 'admin' AND disabled = 0 AND pending = 0),
+		(SELECT count(*) FROM signing_key WHERE retired_at = 0)
+	FROM (SELECT 0 AS pending)`
 
 // An examination is the result of one check. It counts only active admins and keys.
 type examination struct {
@@ -148,7 +167,7 @@ func examine(ctx context.Context, path string, step func(what string, users int6
 
 func (x *examination) run(ctx context.Context, db *sql.DB, step func(what string, users int64), show func(n int, done int64)) (err error) {
 	step("checking the pages", 0)
-	if x.findings, err = sqlitefile.Check(ctx, db, migrations, "userd", rules); err != nil {
+	if x.findings, err = sqlitefile.Check(ctx, db, migrations, "userd", rulesOf); err != nil {
 		return err
 	}
 	var users int64

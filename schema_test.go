@@ -266,3 +266,67 @@ func TestAnInterruptedUpgradeContinues(t *testing.T) {
 		aUser(t, openTestStore(t, path), "ann", member)
 	}
 }
+
+// check does not upgrade the database, so it must know each schema version.
+func TestACheckOfEachSchemaVersion(t *testing.T) {
+	t.Parallel()
+	for version := 1; version <= len(migrations); version++ {
+		path := emptyFile(t)
+		conn, err := sqlitefile.OpenToWrite(path, busyTimeout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := migrations[:version].Run(t.Context(), conn.Conn, applicationID); err != nil {
+			t.Fatal(err)
+		}
+		runSQL(t, conn.Conn, `INSERT INTO user (id, username, email, password_hash, role) VALUES (1, 'root', 'root@example.com', '`+someHash+`', 'admin')`, `UPDATE counter SET user_id = 1`)
+		if err := conn.Close(); err != nil {
+			t.Fatal(err)
+		}
+		x, _, err := examine(t.Context(), path, func(string, int64) {}, func(int, int64) {})
+		if err != nil || len(x.findings) > 0 || x.users != 1 || x.admins != 1 {
+			t.Errorf("version %d: %+v, %v", version, x, err)
+		}
+	}
+}
+
+// Each table with a column user_id has the rule, or a reason why its users may be deleted.
+func TestACheckFindsRowsOfUsersThatDoNotExist(t *testing.T) {
+	t.Parallel()
+	exempt := []string{"counter", "event", "user_mail"} // the last id, the past, and see userTables
+	tried := 0
+	for _, table := range migrations.Tables() {
+		path := makeStore(t)
+		st := openTestStore(t, path)
+		u := user{username: "ann", email: "ann@example.com", role: member}
+		if err := st.addUser(t.Context(), console, &u, someHash, 1); err != nil {
+			t.Fatal(err)
+		}
+		conn := another(t, path)
+		if slices.Contains(exempt, table) || scan[int](t, conn, `SELECT count(*) FROM pragma_table_info(?) WHERE name = 'user_id'`, table) == 0 {
+			continue
+		}
+		tried++
+		runSQL(t, conn, scan[string](t, conn, `
+			SELECT format('INSERT INTO %s (%s) VALUES (%s)', ?1, group_concat(name),
+				group_concat(CASE WHEN name = 'user_id' THEN '9' WHEN type = 'BLOB' THEN 'x''00''' WHEN type = 'TEXT' THEN '''x''' ELSE '1' END))
+			FROM pragma_table_info(?1)`, table))
+		x, _, err := examine(t.Context(), path, func(string, int64) {}, func(int, int64) {})
+		want := "table " + table + " has rows of user 9, which does not exist"
+		if err != nil || !slices.Equal(x.findings, []string{want}) {
+			t.Errorf("%s: got %q and the error %v, want %q", table, x.findings, err, want)
+		}
+	}
+	if tried != len(userTables) {
+		t.Errorf("%d tables were tried, and userTables has %d", tried, len(userTables))
+	}
+}
+
+func TestAPendingAdminIsNotActive(t *testing.T) {
+	t.Parallel()
+	path := makeStore(t, "ann")
+	runSQL(t, another(t, path), `UPDATE user SET role = 'admin', pending = 1`)
+	if x, _, err := examine(t.Context(), path, func(string, int64) {}, func(int, int64) {}); err != nil || x.admins != 0 {
+		t.Errorf("got %d active admins and the error %v, want 0", x.admins, err)
+	}
+}

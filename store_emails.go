@@ -173,41 +173,12 @@ func endClaim(c *emailCode, now int64, client string) []statement {
 	}
 }
 
-// addedSince is the condition that the user @id has a second factor, but had none when it
-// confirmed the new address of which the mail @undone told the old one.
-const addedSince = `EXISTS (SELECT 1 FROM user_totp WHERE user_totp.user_id = @id)
-	AND EXISTS (SELECT 1 FROM user_mail WHERE user_mail.id = @undone AND user_mail.kind = 'undo' AND user_mail.subject_id = 0)`
-
-// endLaterFactor returns the statements that remove the second factor of the user of an undo code
-// if addedSince is true: the thief who changed the address may have added it, and would keep the
-// owner out. A factor that the user had before the change stays, and so does its replacement,
-// which required a proof with it: the person who reads the mails to the old address must not be
-// able to remove the owner's factor. The statements in notices are toVerified; they queue their
-// mails only if a factor is removed.
-func endLaterFactor(c *emailCode, now int64, client string, notices []statement) []statement {
-	record := event{at: now, kind: factorRemoved, userID: c.user.id, address: client}.statement()
-	record.Query = intoEvent + `SELECT @at, @type, @actor, @user, @session, @address, @changes WHERE ` + addedSince
-	values := args{{"id", c.user.id}, {"undone", c.mailID}}
-	statements := []statement{record}
-	for _, notice := range notices {
-		notice.Query += ` AND ` + addedSince
-		statements = append(statements, notice)
-	}
-	for i := range statements {
-		statements[i].Args = append(statements[i].Args, values...)
-	}
-	return append(statements,
-		statement{Query: `DELETE FROM user_recovery_code WHERE user_id = @id AND ` + addedSince, Args: values},
-		statement{Query: `DELETE FROM user_totp WHERE user_id = @id AND ` + addedSince, Args: values})
-}
-
 // restoreEmail restores the address of an undo code, which is then verified, and replaces the
 // password. It ends all of the user's sessions and API keys, and all of its codes except the undo codes of
 // earlier changes. It queues the mail reset to the restored address. The statements in before
-// belong to the same write, and run first. Those in removed queue mails to the restored address if
-// endLaterFactor removes a factor. It returns errInvalidCode, or errEmailTaken if another user
-// has verified the address.
-func (s *store) restoreEmail(ctx context.Context, c *emailCode, newHash string, reset *queuedMail, now int64, before, removed []statement) error {
+// belong to the same write, and run first. It returns errInvalidCode, or errEmailTaken if
+// another user has verified the address.
+func (s *store) restoreEmail(ctx context.Context, c *emailCode, newHash string, reset *queuedMail, now int64, before ...statement) error {
 	values := append(c.args(now), arg{"new_hash", newHash})
 	statements := append(append(before, endClaim(c, now, reset.address)...), []statement{
 		{
@@ -231,7 +202,6 @@ func (s *store) restoreEmail(ctx context.Context, c *emailCode, newHash string, 
 		reset.statement(),
 		event{at: now, kind: emailRestored, userID: c.user.id, address: reset.address}.statement(),
 	}...)
-	statements = append(statements, endLaterFactor(c, now, reset.address, removed)...)
 	err := s.write(ctx, append(statements, endUndo(values)...)...)
 	return s.takenError(err, c.user.username, c.email, c.user.id)
 }

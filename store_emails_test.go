@@ -84,7 +84,7 @@ func TestACodeOfAnAddressIsCheckedWhenTheWriteRuns(t *testing.T) {
 			c := read(t, s, undoCode, undo)
 			runSQL(t, another(t, s.path), spoil)
 			m := queuedMail{kind: resetMail, userID: 1, email: c.email, detail: restored}
-			wantError(t, spoil, s.store.restoreEmail(t.Context(), &c, "", &m, s.wall().Unix(), nil, nil), errInvalidCode)
+			wantError(t, spoil, s.store.restoreEmail(t.Context(), &c, "", &m, s.wall().Unix()), errInvalidCode)
 			if n := scanStore[int](t, s, `SELECT count(*) FROM session`); n != 1 {
 				t.Errorf("%d sessions are left", n)
 			}

@@ -167,15 +167,11 @@ func (m *queuedMail) statement() statement {
 
 // toVerified returns the statement that queues the mail to the current address of the user, if
 // the address is verified and the user is not disabled. The statement must run before those
-// that change the address. The mail of an undo records whether the user has a second factor now:
-// see addedSince.
+// that change the address.
 func (m *queuedMail) toVerified() statement {
 	return statement{
 		Query: intoMail + `
-			SELECT @kind, id, '', email,
-				iif(@kind = 'undo', EXISTS (SELECT 1 FROM user_totp WHERE user_totp.user_id = user.id), @subject),
-				@detail, @address, @agent, @now, @now
-			FROM user
+			SELECT @kind, id, '', email, @subject, @detail, @address, @agent, @now, @now FROM user
 			WHERE id = @user AND email_verified_at <> 0 AND disabled = 0`,
 		Args: m.args(),
 	}

@@ -45,10 +45,11 @@ func Findings(ctx context.Context, db *sql.DB, query string) (findings []string,
 }
 
 // Check returns the findings of CheckIntegrity and CompareSchema, the triggers and views that
-// use a table of the migrations, and the findings of each rule, a query. It compares the
+// use a table of the migrations, and the findings of the
+// rules for this version, which are queries. It compares the
 // database with the migrations that it has; there must not be fewer. The database and its
 // tables belong to owner in the text. With an error, Check returns the findings before it.
-func Check(ctx context.Context, db *sql.DB, migrations Migrations, owner string, rules []string) (findings []string, err error) {
+func Check(ctx context.Context, db *sql.DB, migrations Migrations, owner string, rules func(version int) []string) (findings []string, err error) {
 	findings, err = CheckIntegrity(ctx, db, MostFindings)
 	var version int
 	if err == nil {
@@ -66,14 +67,17 @@ func Check(ctx context.Context, db *sql.DB, migrations Migrations, owner string,
 			findings = append(findings, hook+" uses a table of "+owner)
 		}
 	}
-	for _, rule := range rules {
-		if err == nil {
-			var found []string
-			found, err = Findings(ctx, db, rule)
-			findings = append(findings, found...)
+	if err != nil {
+		return findings, err
+	}
+	for _, rule := range rules(version) {
+		found, err := Findings(ctx, db, rule)
+		findings = append(findings, found...)
+		if err != nil {
+			return findings, err
 		}
 	}
-	return findings, err
+	return findings, nil
 }
 
 // ReadFirstPages reads the first page of each table of a database that has some of the

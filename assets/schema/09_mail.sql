@@ -26,7 +26,7 @@ CREATE TABLE user_mail (
 	user_id     INTEGER NOT NULL, -- 0: none, or not known yet
 	login       TEXT NOT NULL,    -- what a client typed, until the user is looked up
 	email       TEXT NOT NULL,    -- the recipient; empty: not known yet
-	subject_id  INTEGER NOT NULL, -- of the invitation or the registration; for undo: 1 if the user had a second factor; otherwise 0
+	subject_id  INTEGER NOT NULL, -- of the invitation or the registration; 0: neither
 	detail      TEXT NOT NULL,    -- depends on kind
 	address     TEXT NOT NULL,    -- of the client that caused it
 	user_agent  TEXT NOT NULL,
