@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 
 	"userd/internal/clientaddr"
 	"userd/internal/setting"
+	"userd/internal/tagged"
 	"userd/internal/useragent"
 	"userd/internal/validate"
 )
@@ -335,8 +337,9 @@ func (s *server) restoreEmail(x *exchange) error {
 }
 
 // accountPage answers with the page that all links open: the document of the console, also if
-// CONSOLE is off. The kind of the code decides what the page does. The code is in the fragment of the URL, which browsers do not send. So no log
-// contains the code, and a program that follows links does not use it up.
+// CONSOLE is off. The kind of the code decides what the page does. The code is in the fragment of
+// the URL, which browsers do not send. So no log contains the code, and a program that follows links
+// does not use it up.
 func (s *server) accountPage(x *exchange) error { return x.sendPage(s.webPages.withAdmin()) }
 
 // unlessSame returns given, or nil if it is the current value.
@@ -389,6 +392,46 @@ func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
 
 // mfaLife is how many seconds the token of the first step of a login is valid.
 const mfaLife = 300
+
+// newSecret returns 32 random bytes, for the key of an HMAC-SHA-256.
+func newSecret() []byte {
+	secret := make([]byte, sha256.Size)
+	rand.Read(secret)
+	return secret
+}
+
+// mfaKey returns the key of the tokens of newMFAToken. It has no other use.
+func (s *server) mfaKey(ctx context.Context) ([]byte, error) {
+	return s.store.secret(ctx, "mfa", newSecret())
+}
+
+// newMFAToken returns a token that proves only that the user has sent its password. The token
+// is valid for mfaLife, and until the password or a factor of the user changes.
+func (s *server) newMFAToken(ctx context.Context, id, stamp int64) (string, error) {
+	key, err := s.mfaKey(ctx)
+	if err != nil {
+		return "", err
+	}
+	return tagged.Append(key, "", fmt.Sprintf("%d.%d.%d", id, stamp, s.wall().Unix())), nil
+}
+
+// parseMFAToken returns the user and the stamp of a token of newMFAToken, or errMFAToken.
+func (s *server) parseMFAToken(ctx context.Context, token string) (id, stamp int64, err error) {
+	key, err := s.mfaKey(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	text, ok := tagged.Open(key, "", token)
+	if !ok {
+		return 0, 0, errMFAToken
+	}
+	var made int64
+	fmt.Sscanf(text, "%d.%d.%d", &id, &stamp, &made) // newMFAToken wrote it, so this cannot fail
+	if age := s.wall().Unix() - made; age < -clockLeeway || age > mfaLife {
+		return 0, 0, errMFAToken
+	}
+	return id, stamp, nil
+}
 
 // warnOwner queues a mail to a user: a client knows its password, but did not prove its
 // second factor. It queues none if the user has logged in from the client's network before. The

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/hmac"
-	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,7 +12,6 @@ import (
 	"userd/internal/headers"
 	"userd/internal/param"
 	"userd/internal/refresh"
-	"userd/internal/tagged"
 	"userd/internal/useragent"
 )
 
@@ -205,39 +202,6 @@ func methodsOf(f *factor) []string {
 	return []string{"totp", "recovery_code"}
 }
 
-// mfaKey returns the key of the tokens of newMFAToken. It has no other use.
-func (s *server) mfaKey(ctx context.Context) ([]byte, error) {
-	return s.store.secret(ctx, "mfa", newSecret())
-}
-
-// newMFAToken returns a token that proves only that the user has sent its password. The token
-// is valid for mfaLife, and until the password or a factor of the user changes.
-func (s *server) newMFAToken(ctx context.Context, id, stamp int64) (string, error) {
-	key, err := s.mfaKey(ctx)
-	if err != nil {
-		return "", err
-	}
-	return tagged.Append(key, "", fmt.Sprintf("%d.%d.%d", id, stamp, s.wall().Unix())), nil
-}
-
-// parseMFAToken returns the user and the stamp of a token of newMFAToken, or errMFAToken.
-func (s *server) parseMFAToken(ctx context.Context, token string) (id, stamp int64, err error) {
-	key, err := s.mfaKey(ctx)
-	if err != nil {
-		return 0, 0, err
-	}
-	text, ok := tagged.Open(key, "", token)
-	if !ok {
-		return 0, 0, errMFAToken
-	}
-	var made int64
-	fmt.Sscanf(text, "%d.%d.%d", &id, &stamp, &made) // newMFAToken wrote it, so this cannot fail
-	if age := s.wall().Unix() - made; age < -clockLeeway || age > mfaLife {
-		return 0, 0, errMFAToken
-	}
-	return id, stamp, nil
-}
-
 // proveAgain returns the user of a valid token of newMFAToken, as prove does. It returns
 // errMFAToken if the password or a factor has changed since.
 func (s *server) proveAgain(x *exchange, id, stamp int64) (p provenUser, err error) {
@@ -272,13 +236,6 @@ func refreshKey(ctx context.Context, st *store) (refresh.Key, error) {
 		return nil, fmt.Errorf("refresh key: %w", err)
 	}
 	return key, nil
-}
-
-// newSecret returns 32 random bytes, for the key of an HMAC-SHA-256.
-func newSecret() []byte {
-	secret := make([]byte, sha256.Size)
-	rand.Read(secret)
-	return secret
 }
 
 type refreshRequest struct {
