@@ -185,7 +185,7 @@ func spdx(components []component, version, commit string) any {
 	return object{
 		"spdxVersion": "SPDX-2.3", "dataLicense": "CC0-1.0", "SPDXID": "SPDXRef-DOCUMENT", "name": "userd " + version,
 		"documentNamespace": "https://spdx.org/spdxdocs/userd-" + version + "-" + commit,
-		"creationInfo":      object{"created": time.Unix(seconds, 0).UTC().Format(time.RFC3339), "creators": []string{"Tool: .ci/sbom.go"}},
+		"creationInfo":      object{"created": time.Unix(seconds, 0).UTC().Format(time.RFC3339), "creators": []string{"Tool: userd-sbom-" + version}},
 		"packages":          packages, "relationships": relations,
 	}
 }
