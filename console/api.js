@@ -101,7 +101,8 @@ async function requestAgain(method, path, body, options) {
     } catch (err) {
       if (!(err instanceof ApiError)) throw err;
       if (err.code === "fresh_login_required") {
-        await prove();
+        setBusy(-1); // the page waits for the person
+        await prove().finally(() => setBusy(1));
       } else if (err.status === 401 && stale.includes(err.code) && !refreshed) {
         refreshed = true;
         await refresh(used);
