@@ -55,4 +55,5 @@ func (b *browser) wantAccessible() {
 func (b *browser) prefer(scheme string) {
 	b.t.Helper()
 	b.devtools("Emulation.setEmulatedMedia", object{"features": []object{{"name": "prefers-color-scheme", "value": scheme}}}, nil)
+	b.await(`Promise.allSettled(document.getAnimations().filter(a => a instanceof CSSTransition).map(a => a.finished))`)
 }

@@ -95,7 +95,7 @@ func (b *browser) try(method, path string, parameters, result any) error {
 	defer resp.Body.Close()
 	var answer struct{ Value json.RawMessage }
 	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil || resp.StatusCode != 200 {
-		return fmt.Errorf("%s %s: %d, %v: %s", method, path, resp.StatusCode, err, answer.Value)
+		return fmt.Errorf("%s %s %.300s: %d, %v: %s", method, path, body, resp.StatusCode, err, answer.Value)
 	}
 	if result == nil {
 		return nil
@@ -173,7 +173,15 @@ func (b *browser) press(keys string) {
 	b.call("POST", "/actions", object{"actions": []object{{"type": "key", "id": "keyboard", "actions": strokes}}}, nil)
 }
 
-const enterKey, tabKey = "\uE007", "\uE004"
+// Keys of WebDriver.
+const (
+	tabKey    = "\uE004"
+	enterKey  = "\uE007"
+	escapeKey = "\uE00C"
+	homeKey   = "\uE011"
+	downKey   = "\uE015"
+	deleteKey = "\uE017"
+)
 
 // wantMessage waits until the page says something.
 func (b *browser) wantMessage(text string) {
@@ -263,7 +271,7 @@ func (b *browser) wantNoFaults() {
 	var entries []struct{ Level, Message string }
 	b.call("POST", "/se/log", object{"type": "browser"}, &entries)
 	for _, e := range entries {
-		if !strings.Contains(e.Message, "the server responded with a status of ") && !strings.Contains(e.Message, "net::ERR_CONNECTION_REFUSED") {
+		if !strings.Contains(e.Message, " - Failed to load resource: ") {
 			b.t.Errorf("the console says %+v", e)
 		}
 	}
@@ -279,7 +287,7 @@ func (b *browser) wantNoFaults() {
 			b.t.Fatal(err)
 		}
 		asked, err := url.Parse(sent.Message.Params.Request.URL)
-		if sent.Message.Method != "Network.requestWillBeSent" || err == nil && slices.Contains([]string{"about", "data", "chrome"}, asked.Scheme) {
+		if sent.Message.Method != "Network.requestWillBeSent" || err == nil && slices.Contains([]string{"about", "data", "blob", "chrome"}, asked.Scheme) {
 			continue // chrome: the first page of the browser
 		}
 		if err != nil || !slices.Contains(b.origins, asked.Scheme+"://"+asked.Host) {

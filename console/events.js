@@ -25,6 +25,7 @@ function showEvents(box, query) {
   const draw = () => {
     drawing = false;
     if (!paused && scrollY <= 300 && waiting.length) {
+      for (const e of waiting) if (e.changes?.includes("username")) userNames.delete(e.user_id);
       t.body.prepend(...waiting.reverse().map(e => t.row(eventCells(e))));
       while (t.body.rows.length > maxEvents) t.body.lastChild.remove();
       waiting = [];
