@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"flag"
 	"fmt"
+	"image/png"
 	"net/url"
 	"os"
 	"os/exec"
@@ -13,6 +16,9 @@ import (
 
 	"userd/internal/otp"
 )
+
+// readmePicture is where the test of the picture of README.md writes it.
+var readmePicture = flag.String("picture", "", "write the picture of README.md to this file, such as docs/console.png")
 
 // openConsole starts userd and a browser, and opens the console.
 func openConsole(t *testing.T, dir string, environ ...string) (*process, *person) {
@@ -266,6 +272,9 @@ func testUser(t *testing.T, p *process, c *person) {
 	c.screen("proof")
 	c.press(escapeKey)
 	c.awaitGone("dialog", ".*")
+	if save := details.find("button", "Save"); c.focused() != save {
+		t.Errorf("after the dialog the focus is on %s", c.property(c.focused(), "outerHTML"))
+	}
 	details.click("button", "Save")
 	c.prove(goodPassword, "")
 	c.wantSpoken("User saved")
@@ -626,4 +635,46 @@ func testRegistration(t *testing.T, p *process, c *person) {
 	c.click("button", "Send the link")
 	c.wantText("a message is on its way")
 	c.mailedLink(p, "newcomer@example.com", resetMailCode)
+}
+
+// The picture of README.md: the same data and times give nearly the same picture.
+func TestThePictureOfTheConsole(t *testing.T) {
+	if !*peers {
+		t.Skip("runs with -peers")
+	}
+	dir := t.TempDir()
+	database := filepath.Join(dir, "app.db")
+	environ := []string{"DATABASE_URL=" + database}
+	for n, name := range []string{"maria", "ben", "chidi", "daniela", "elif", "farid", "grace", "hiroshi"} {
+		command := []string{"user", "add"}
+		if n == 0 || n == 4 {
+			command = append(command, "-admin")
+		}
+		userdHere(t, goodPassword, environ, append(command, name, name+"@example.com")...)
+	}
+	p, c := openConsole(t, dir, "REGISTRATION=approval", "MAIL_URL=log:")
+	c.resize(1200, 660)
+	c.devtools("Emulation.setScrollbarsHidden", object{"hidden": true}, nil)
+	c.devtools("Emulation.setTimezoneOverride", object{"timezoneId": "UTC"}, nil)
+	c.logIn("maria", goodPassword, "")
+	runSQL(t, another(t, database),
+		`UPDATE user SET created_at = 1793000000 + id * 131071, last_login_at = 1795700000 - id * 7 % 11 * 90001`,
+		`UPDATE user SET email_verified_at = created_at + 600 WHERE id NOT IN (6, 8)`,
+		`UPDATE user SET disabled = 1 WHERE id = 7`,
+		`UPDATE user SET pending = 1, last_login_at = 0 WHERE id = 8`)
+	c.open(p.url + "/console#/users")
+	c.find("link", "hiroshi")
+	c.eval(`document.activeElement.blur()`)
+	var picture bytes.Buffer // smaller than Chromium's
+	small := png.Encoder{CompressionLevel: png.BestCompression}
+	if err := small.Encode(&picture, must(png.Decode(bytes.NewReader(c.picture())))); err != nil {
+		t.Fatal(err)
+	}
+	if picture.Len() > 150<<10 {
+		t.Errorf("the picture has %d bytes", picture.Len())
+	}
+	if *readmePicture != "" {
+		writeFile(t, *readmePicture, picture.Bytes())
+	}
+	c.wantNoFaults()
 }

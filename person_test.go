@@ -13,7 +13,7 @@ import (
 )
 
 // screenshots is where the browser tests keep a picture of each screen.
-var screenshots = flag.String("screenshots", "", "keep the pictures of the browser tests in this directory")
+var screenshots = flag.String("screenshots", "", "keep a picture of each screen of the browser tests in this directory")
 
 // A person uses a page in a browser. It finds what it uses by the role and the name that a
 // screen reader reads out, and uses it by mouse, or with the keyboard only.
