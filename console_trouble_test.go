@@ -257,9 +257,10 @@ func TestTheConsoleIsFast(t *testing.T) {
 	c.logIn("root", goodPassword, "")
 	c.find("link", "root")
 	c.devtools("Page.addScriptToEvaluateOnNewDocument", object{"source": `
-		window.seen = {longest: 0};
+		window.seen = {longest: 0, shift: 0};
 		addEventListener("input", () => { seen.input = performance.now(); seen.change = 0; }, true);
 		new PerformanceObserver(list => { for (const task of list.getEntries()) seen.longest = Math.max(seen.longest, task.duration); }).observe({type: "longtask", buffered: true});
+		new PerformanceObserver(list => { for (const shift of list.getEntries()) seen.shift += shift.value; }).observe({type: "layout-shift", buffered: true});
 		if (location.protocol === "http:") addEventListener("DOMContentLoaded", () => new MutationObserver(() => {
 			if (document.querySelector("td a")) seen.rows ??= performance.now();
 			seen.change = performance.now();
@@ -280,6 +281,9 @@ func TestTheConsoleIsFast(t *testing.T) {
 		})
 		paints = append(paints, measure(`performance.getEntriesByName("first-contentful-paint")[0].startTime`))
 		rows = append(rows, measure(`seen.rows`))
+		if shift := measure(`seen.shift`); shift > 0.01 {
+			t.Errorf("what was painted moves by %f of the window", shift)
+		}
 	}
 	search := c.find("searchbox", "Search")
 	c.use(search, "")
