@@ -118,19 +118,19 @@ func newOutbox(c *config, development bool, w io.Writer) (o *outbox, err error) 
 	return o, nil
 }
 
-// attach connects the outbox to the database and the counters of a server. If mail is off,
-// the outbox is nil, and attach and run do nothing.
-func (o *outbox) attach(ctx context.Context, s *server) error {
+// attach connects the outbox to the database of a server and to its counters, which count the
+// outcomes. If mail is off, the outbox is nil, and attach and run do nothing.
+func (o *outbox) attach(ctx context.Context, st *store, outcomes *prom.Counters, wall func() time.Time, log *slog.Logger) error {
 	if o == nil {
 		return nil
 	}
 	fresh := make([]byte, 8)
 	rand.Read(fresh)
-	name, err := s.store.secret(ctx, "outbox", fresh)
+	name, err := st.secret(ctx, "outbox", fresh)
 	if err != nil {
 		return err
 	}
-	o.store, o.name, o.wall, o.log, o.outcomes = s.store, hex.EncodeToString(name), s.wall, s.log, s.stats.mails
+	o.store, o.name, o.wall, o.log, o.outcomes = st, hex.EncodeToString(name), wall, log, outcomes
 	o.log.Info("sending mail", "transport", o.transport.String())
 	return nil
 }

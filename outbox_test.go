@@ -48,7 +48,7 @@ func (s *service) postbox() *postbox {
 	dir := filepath.Join(s.t.TempDir(), "mail")
 	o, err := newOutbox(&config{settings: s.settings, mailURL: "dir:" + dir, appURL: "https://id.example.com"}, false, io.Discard)
 	if err == nil {
-		err = o.attach(s.t.Context(), s.server)
+		err = o.attach(s.t.Context(), s.store, s.stats.mails, s.wall, s.log)
 	}
 	if err != nil {
 		s.t.Fatal(err)

@@ -304,7 +304,7 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	}
 	hasher := passhash.NewChecked(func(err error) { log.Error("hashing passwords without the argon2 kernel, which is slower", "err", err) })
 	s := newServer(c.settings, st, hasher, keys, log, time.Now, monotonic())
-	if err := errors.Join(mails.attach(ctx, s), s.checkDataKeys(ctx)); err != nil {
+	if err := errors.Join(mails.attach(ctx, st, s.stats.mails, time.Now, log), s.checkDataKeys(ctx)); err != nil {
 		return err
 	}
 	httpServer := newHTTPServer(s)
