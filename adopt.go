@@ -387,28 +387,3 @@ func checkBackup(ctx context.Context, path string) error {
 	}
 	return nil
 }
-
-// dropTaken removes the rows that conflict with an existing user, and stores their problems.
-const dropTaken = `
-	INSERT INTO problem (row, text)
-		SELECT row, text FROM (
-			SELECT rowid AS row, CASE
-				WHEN EXISTS (SELECT 1 FROM user WHERE user.username = import.username COLLATE NOCASE) THEN 'username already exists'
-				WHEN EXISTS (SELECT 1 FROM user WHERE user.email = import.email COLLATE NOCASE) THEN 'email already exists'
-				WHEN id <= (SELECT user_id FROM counter) THEN 'id was already given to a user'
-			END AS text
-			FROM import
-		) WHERE text IS NOT NULL;
-	DELETE FROM import WHERE rowid IN (SELECT row FROM problem)`
-
-// insertImport gives the rows without an id the next free ones.
-const insertImport = `
-	INSERT INTO user (id, username, email, password_hash, role, disabled, created_at, updated_at, last_login_at,
-		email_verified_at, pending, service)
-	SELECT
-		coalesce(id, place + max((SELECT user_id FROM counter), (SELECT coalesce(max(id), 0) FROM import))),
-		username, email, password_hash, role, disabled,
-		coalesce(nullif(created_at, 0), ?1), coalesce(nullif(updated_at, 0), ?1), last_login_at,
-		email_verified_at, pending, service
-	FROM import ORDER BY rowid;
-	UPDATE counter SET user_id = max(user_id, (SELECT coalesce(max(id), 0) FROM user));`

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -259,40 +258,6 @@ func parseClaims(data []byte) (c claims, err error) {
 	return c, err
 }
 
-// randomKey returns a new key with a secret of 256 bits, the size of the hash of
-// HS256 (RFC 7518 section 3.2).
-func randomKey() keyRow {
-	secret := make([]byte, sha256.Size)
-	rand.Read(secret)
-	return keyRow{strings.ToLower(rand.Text()[:8]), secret}
-}
-
-// loadKeys returns the keyring of a configuration and a database. If neither has a
-// key, loadKeys makes one in the database. If the configuration has one, loadKeys
-// retires those of the database.
-func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, error) {
-	if err := st.recordSigner(ctx, len(c.secret) > 0, now); err != nil {
-		return nil, fmt.Errorf("signing key: %w", err)
-	}
-	ring := newKeyring(st.keySecret)
-	ring.required = c.tokenNames
-	if len(c.secret) == 0 {
-		if err := st.ensureKey(ctx, randomKey(), int64(c.accessTTL/time.Second), now); err != nil {
-			return nil, fmt.Errorf("signing key: %w", err)
-		}
-		return ring, nil
-	}
-	// Otherwise a key that leaked with an old copy of the database would be valid forever.
-	if err := st.retireKeys(ctx, now); err != nil {
-		return nil, fmt.Errorf("signing key: %w", err)
-	}
-	ring.configured = []*signingKey{newKey("", c.secret)}
-	if len(c.previousSecret) > 0 {
-		ring.configured = append(ring.configured, newKey("", c.previousSecret))
-	}
-	return ring, nil
-}
-
 // A principal is the user of a request, proven by an access token of a session or by an API
 // key.
 type principal struct {
@@ -408,6 +373,41 @@ func (s *server) authenticate(x *exchange) error {
 	return nil
 }
 
+// authenticateKey sets x.who from an API key. It reads the rows of the key and of its user
+// for each request. It returns errBadToken, errExpiredKey, errStorage, or errLimited if the
+// network has sent too many keys that are not valid. Such keys count only toward the limit
+// badKeys: a key cannot be guessed, so they must not use up the limits of logins.
+func (s *server) authenticateKey(x *exchange, key string) error {
+	now := s.wall().Unix()
+	u, k, err := s.lookUpKey(key, now)
+	if err != nil {
+		if errors.Is(err, errStorage) {
+			return err
+		}
+		x.counted = true
+		s.stats.badKeys.Add(1)
+		if limited := s.allow(x, badKeys); limited != nil {
+			return limited
+		}
+		return err
+	}
+	if k.lastUsedAt <= now-touchKeyEvery {
+		s.store.touchKey(k.id, x.address, now)
+	}
+	x.who.user, x.who.key, x.who.scope, x.who.keyReadAt, x.who.factorExempt = u, k.id, k.scope, now, k.factorExempt
+	x.logUser = u.id
+	return nil
+}
+
+// lookUpKey returns the user of an API key and the key's row. It returns errBadToken, or
+// another error of store.userOfKey. A text with a wrong form or checksum costs no look-up.
+func (s *server) lookUpKey(key string, now int64) (u user, k apiKey, err error) {
+	if !apikey.Valid(key) {
+		return u, k, errBadToken
+	}
+	return s.store.userOfKey(apikey.Hash(key), now)
+}
+
 // A proof is a set of acts with which a thief could take over an account or keep it. Each
 // row of the route table has the acts of its route for which a caller must prove its
 // identity again. A field with its current value is not an act.
@@ -463,14 +463,6 @@ func newTokenID(jti string) tokenID {
 		generation = 0
 	}
 	return tokenID{jti, generation}
-}
-
-// utc returns a time of the database, or the zero time for 0, which means never.
-func utc(unix int64) (t time.Time) {
-	if unix != 0 {
-		t = time.Unix(unix, 0).UTC()
-	}
-	return t
 }
 
 // newClaims returns the claims of a new access token of a session.

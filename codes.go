@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
@@ -13,7 +12,6 @@ import (
 
 	"userd/internal/clientaddr"
 	"userd/internal/setting"
-	"userd/internal/tagged"
 	"userd/internal/useragent"
 	"userd/internal/validate"
 )
@@ -388,49 +386,6 @@ func (s *server) loginNotice(x *exchange, userID int64) ([]statement, error) {
 		return nil, err
 	}
 	return notice, nil
-}
-
-// mfaLife is how many seconds the token of the first step of a login is valid.
-const mfaLife = 300
-
-// newSecret returns 32 random bytes, for the key of an HMAC-SHA-256.
-func newSecret() []byte {
-	secret := make([]byte, sha256.Size)
-	rand.Read(secret)
-	return secret
-}
-
-// mfaKey returns the key of the tokens of newMFAToken. It has no other use.
-func (s *server) mfaKey(ctx context.Context) ([]byte, error) {
-	return s.store.secret(ctx, "mfa", newSecret())
-}
-
-// newMFAToken returns a token that proves only that the user has sent its password. The token
-// is valid for mfaLife, and until the password or a factor of the user changes.
-func (s *server) newMFAToken(ctx context.Context, id, stamp int64) (string, error) {
-	key, err := s.mfaKey(ctx)
-	if err != nil {
-		return "", err
-	}
-	return tagged.Append(key, "", fmt.Sprintf("%d.%d.%d", id, stamp, s.wall().Unix())), nil
-}
-
-// parseMFAToken returns the user and the stamp of a token of newMFAToken, or errMFAToken.
-func (s *server) parseMFAToken(ctx context.Context, token string) (id, stamp int64, err error) {
-	key, err := s.mfaKey(ctx)
-	if err != nil {
-		return 0, 0, err
-	}
-	text, ok := tagged.Open(key, "", token)
-	if !ok {
-		return 0, 0, errMFAToken
-	}
-	var made int64
-	fmt.Sscanf(text, "%d.%d.%d", &id, &stamp, &made) // newMFAToken wrote it, so this cannot fail
-	if age := s.wall().Unix() - made; age < -clockLeeway || age > mfaLife {
-		return 0, 0, errMFAToken
-	}
-	return id, stamp, nil
 }
 
 // warnOwner queues a mail to a user: a client knows its password, but did not prove its

@@ -2,12 +2,12 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"compress/gzip"
 	"crypto/sha256"
 	"embed"
 	"encoding/base64"
 	"html"
+	"io"
 	"net/http"
 	"net/url"
 	"path/filepath"
@@ -18,8 +18,6 @@ import (
 	"time"
 
 	"userd/internal/headers"
-	"userd/internal/param"
-	"userd/internal/setting"
 	"userd/internal/strictjson"
 )
 
@@ -134,6 +132,26 @@ func (s *server) root(x *exchange) error {
 	}
 	return x.send(http.StatusOK, []byte(`{"message":"The API is described in /openapi.json"}`+"\n"))
 }
+
+// openAPI returns the OpenAPI document of the routes, assets/openapi.json. People write it: a
+// test could not check the code against a document that was generated from the code. The
+// binary has it compressed, which is an eighth of its size; a test compares the two files.
+var openAPI = sync.OnceValue(func() []byte {
+	unzipped, err := gzip.NewReader(bytes.NewReader(openAPIGzip))
+	if err != nil {
+		panic(err)
+	}
+	text, err := io.ReadAll(unzipped)
+	if err != nil {
+		panic(err)
+	}
+	return text
+})
+
+//go:embed assets/openapi.json.gz
+var openAPIGzip []byte
+
+func (s *server) openAPI(x *exchange) error { return x.send(http.StatusOK, openAPI()) }
 
 // setConsole sets the settings of the console. program is how the server was started.
 func (c *config) setConsole(development bool, program string) {
@@ -275,70 +293,4 @@ func (s *server) dropCookie(x *exchange, err error) {
 	if x.cookie && err != nil && answerFor(err).status == http.StatusUnauthorized {
 		s.setCookie(x, "", -time.Second)
 	}
-}
-
-// A mailAnswer is a mail as an admin and the command line see it.
-type mailAnswer struct {
-	ID        int64     `json:"id"`
-	Kind      mailKind  `json:"kind"`
-	UserID    int64     `json:"user_id,omitempty"`
-	Email     string    `json:"email,omitempty"`
-	State     mailState `json:"state"`
-	Tries     int64     `json:"tries"`
-	CreatedAt time.Time `json:"created_at"`
-	NextTryAt time.Time `json:"next_try_at,omitzero"`
-	ClosedAt  time.Time `json:"closed_at,omitzero"`
-	LastError string    `json:"last_error,omitempty"`
-}
-
-func newMailAnswer(m *queuedMail) mailAnswer {
-	a := mailAnswer{m.id, m.kind, m.userID, m.email, m.state, m.tries, utc(m.createdAt), time.Time{}, utc(m.closedAt), m.lastError}
-	if m.state == mailQueued {
-		a.NextTryAt = utc(m.nextTryAt)
-	}
-	return a
-}
-
-// mailPage is the largest number of mails in an answer if the client sets no limit.
-const mailPage = 100
-
-// listMails answers with the mails of the outbox, without their codes, which are not stored.
-func (s *server) listMails(x *exchange) error {
-	q, err := x.query("limit", "after", "state")
-	if err != nil {
-		return err
-	}
-	limit, after, err := param.Page(q, maxLimit)
-	if err != nil {
-		return err
-	}
-	limit = cmp.Or(limit, mailPage)
-	var state mailState
-	if q.Has("state") {
-		if err := setting.Word(&state, q.Get("state"), mailQueued, mailSent, mailFailed, mailDropped); err != nil {
-			return &param.Error{Name: "state", Text: err.Error()}
-		}
-	}
-	list := []mailAnswer{}
-	err = s.store.mails(x.r.Context(), after, limit+1, state, func(m *queuedMail) { list = append(list, newMailAnswer(m)) })
-	if err != nil {
-		return err
-	}
-	if len(list) > int(limit) {
-		list = list[:limit]
-		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
-	}
-	return x.sendJSON(http.StatusOK, list)
-}
-
-// retryMail makes a mail due now.
-func (s *server) retryMail(x *exchange) error {
-	id, err := param.ID(x.r.PathValue("mail"))
-	if err != nil {
-		return errMailNotFound
-	}
-	if _, err := s.store.retryMail(x.r.Context(), x.caller(), id, s.wall().Unix()); err != nil {
-		return err
-	}
-	return x.sendNothing()
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
@@ -13,123 +12,13 @@ import (
 	"userd/internal/clientaddr"
 	"userd/internal/otp"
 	"userd/internal/qr"
-	"userd/internal/seal"
+	"userd/internal/tagged"
 )
 
 const (
 	recoveryCodes = 10      // the number of recovery codes that a user gets
 	confirmWithin = 10 * 60 // seconds after which a new factor can no longer be confirmed
 )
-
-// ring returns the keys that seal the secrets of factors: DATA_KEY or, without it, a key in
-// the database, which ring makes if necessary. The ring also opens what DATA_KEY_PREVIOUS
-// and the key in the database have sealed.
-func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
-	stored, err := s.store.dataKey()
-	if err == nil && stored == nil && s.dataKeys.current == nil {
-		fresh := make([]byte, seal.KeySize)
-		rand.Read(fresh)
-		stored, err = s.store.secret(ctx, dataSecret, fresh)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return s.dataKeys.ring(stored)
-}
-
-// knownRing is ring, but it makes no key: without any, the ring opens nothing.
-func (s *userService) knownRing() (*seal.Ring, error) {
-	stored, err := s.store.dataKey()
-	if err != nil {
-		return nil, err
-	}
-	return s.dataKeys.ring(stored)
-}
-
-// ring returns the ring of these keys and of the key in the database, which may be nil.
-func (k *dataKeys) ring(stored []byte) (*seal.Ring, error) {
-	var keys [][]byte
-	for _, key := range [][]byte{k.current, stored, k.previous} {
-		if key != nil {
-			keys = append(keys, key)
-		}
-	}
-	return seal.NewRing(keys...)
-}
-
-// checkDataKeys returns errDataKey, with the number of the users and the id of the first, if a
-// key that is neither set nor in the database has sealed the secret of a factor. A server with
-// this error does not start: two servers with different keys would refuse the codes of each
-// other's users.
-func (s *userService) checkDataKeys(ctx context.Context) error {
-	ring, err := s.knownRing()
-	if err != nil {
-		return err
-	}
-	var users, first int64
-	err = s.store.sealKeys(ctx, func(id []byte, n, user int64) {
-		if !ring.Has(id) {
-			users += n
-			first = user
-		}
-	})
-	if err == nil && users > 0 {
-		err = fmt.Errorf("%w. It concerns %s, such as user %d. If that key is lost, userd user totp -off USER removes the factor of a user", errDataKey, plural(users, "user"), first)
-	}
-	return err
-}
-
-var errDataKey = errors.New("another key encrypted TOTP secrets in the database: set that key as DATA_KEY, or as DATA_KEY_PREVIOUS if DATA_KEY has changed")
-
-// unseal returns the secret of a user's factor. If it cannot be opened, the error wraps
-// errStorage: the client learns nothing, and the log and the command line show the reason.
-func (s *userService) unseal(ctx context.Context, sealed []byte, name string) ([]byte, error) {
-	ring, err := s.ring(ctx)
-	if err != nil {
-		return nil, err
-	}
-	secret, err := ring.Open(sealed, name)
-	if errors.Is(err, seal.ErrUnknownKey) {
-		err = errDataKey
-	}
-	if err != nil {
-		return nil, &storageError{"decrypting a TOTP secret", err}
-	}
-	return secret, nil
-}
-
-// rotateDataKey encrypts the secrets of factors again, under the key that is set now. done says
-// what it did, for a person. The error can be that it could not decrypt some of them. If it
-// encrypts none, it changes nothing.
-func (s *userService) rotateDataKey(ctx context.Context) (done string, err error) {
-	ring, err := s.knownRing()
-	if err == nil && s.dataKeys.previous != nil { // otherwise a new key could not open anything
-		ring, err = s.ring(ctx)
-	}
-	if err != nil {
-		return "", err
-	}
-	sealed, unreadable, err := s.store.reseal(ctx, ring, s.wall().Unix())
-	if err != nil {
-		return "", err
-	}
-	key := "the key in the database"
-	if s.dataKeys.current != nil {
-		key = "DATA_KEY"
-	}
-	switch {
-	case sealed > 0:
-		done = fmt.Sprintf("encrypted %s again, under %s", plural(sealed, "TOTP secret"), key)
-	case unreadable > 0:
-		done = "changed nothing"
-	default:
-		done = "changed nothing: no TOTP secret is encrypted under another key than " + key
-	}
-	if unreadable > 0 {
-		err = fmt.Errorf("could not decrypt %s: set the key that encrypted them as DATA_KEY_PREVIOUS, and run the command again", plural(unreadable, "TOTP secret"))
-	}
-	return done, err
-}
 
 // beginFactor makes the secret of a new factor for a caller, stores it, and returns it. The
 // factor is valid after confirmFactor. beginFactor returns an error of store.addPendingFactor.
@@ -365,6 +254,50 @@ func (s *server) proveForReset(x *exchange, id int64, typed string) (p provenFac
 		return p, errSecondFactor
 	}
 	return s.checkCode(x, id, &c, typed, withLink)
+}
+
+// methodsOf returns the kinds of code that the factor accepts now.
+func methodsOf(f *factor) []string {
+	if f.locked() {
+		return []string{"recovery_code"}
+	}
+	return []string{"totp", "recovery_code"}
+}
+
+// mfaLife is how many seconds the token of the first step of a login is valid.
+const mfaLife = 300
+
+// mfaKey returns the key of the tokens of newMFAToken. It has no other use.
+func (s *server) mfaKey(ctx context.Context) ([]byte, error) {
+	return s.store.secret(ctx, "mfa", newSecret())
+}
+
+// newMFAToken returns a token that proves only that the user has sent its password. The token
+// is valid for mfaLife, and until the password or a factor of the user changes.
+func (s *server) newMFAToken(ctx context.Context, id, stamp int64) (string, error) {
+	key, err := s.mfaKey(ctx)
+	if err != nil {
+		return "", err
+	}
+	return tagged.Append(key, "", fmt.Sprintf("%d.%d.%d", id, stamp, s.wall().Unix())), nil
+}
+
+// parseMFAToken returns the user and the stamp of a token of newMFAToken, or errMFAToken.
+func (s *server) parseMFAToken(ctx context.Context, token string) (id, stamp int64, err error) {
+	key, err := s.mfaKey(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	text, ok := tagged.Open(key, "", token)
+	if !ok {
+		return 0, 0, errMFAToken
+	}
+	var made int64
+	fmt.Sscanf(text, "%d.%d.%d", &id, &stamp, &made) // newMFAToken wrote it, so this cannot fail
+	if age := s.wall().Unix() - made; age < -clockLeeway || age > mfaLife {
+		return 0, 0, errMFAToken
+	}
+	return id, stamp, nil
 }
 
 type totpAnswer struct {

@@ -1,29 +1,25 @@
 package main
 
 import (
-	"bytes"
-	"compress/gzip"
 	"context"
 	_ "embed"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"userd/internal/checkup"
+	"userd/internal/headers"
 	"userd/internal/param"
 	"userd/internal/passhash"
 	"userd/internal/prom"
 	"userd/internal/reqbody"
+	"userd/internal/setting"
 	"userd/internal/sse"
 )
 
@@ -175,76 +171,140 @@ func (s *server) test(x *exchange) error {
 	return x.send(http.StatusOK, []byte(`{"message":"Welcome to the User Management Microservice!"}`+"\n"))
 }
 
-type verifyAnswer struct {
-	ID       int64  `json:"id"`
-	Username string `json:"username"`
-	Role     role   `json:"role"`
+// An eventAnswer is an event as clients and the command line see it.
+type eventAnswer struct {
+	ID        int64     `json:"id"`
+	Type      eventType `json:"type"`
+	At        time.Time `json:"at"`
+	ActorID   int64     `json:"actor_id,omitempty"`
+	UserID    int64     `json:"user_id,omitempty"`
+	SessionID int64     `json:"session_id,omitempty"`
+	Address   string    `json:"address,omitempty"`
+	Changes   []string  `json:"changes,omitempty"`
 }
 
-// verify tells a reverse proxy who is calling, so that the proxy can forward the
-// request to a service that cannot read tokens. The username is percent-encoded, because
-// an adopted one can have characters that a header cannot carry. For an adopted user with
-// an empty username verify returns errNoUsername: proxies drop an empty header, or keep
-// the one that a client sent. With ?factor=required it returns errFactorRequired unless the
-// session has proven a second factor.
-func (s *server) verify(x *exchange) error {
-	q, err := x.query("factor")
+func newEventAnswer(e *event) eventAnswer {
+	a := eventAnswer{
+		ID:        e.id,
+		Type:      e.kind,
+		At:        utc(e.at),
+		ActorID:   e.actorID,
+		UserID:    e.userID,
+		SessionID: e.sessionID,
+		Address:   e.address,
+	}
+	if e.changes != "" {
+		a.Changes = strings.Split(e.changes, ",")
+	}
+	return a
+}
+
+// eventPage is the number of events of a page without a limit.
+const eventPage = 100
+
+// listEvents answers with a page of events, or with a stream of them if the
+// request accepts text/event-stream.
+func (s *server) listEvents(x *exchange) error {
+	q, err := x.query("limit", "after", "user", "type")
 	if err != nil {
 		return err
 	}
-	switch factor := q.Get("factor"); {
-	case q.Has("factor") && factor != "required":
-		return &param.Error{Name: "factor", Text: "can only be required"}
-	case factor != "" && !x.who.factor:
-		return errFactorRequired.with("This requires a login with a second factor: add one, or log in with it")
-	}
-	if x.who.username == "" {
-		return errNoUsername
-	}
-	header := x.Header()
-	header.Set("X-User-Id", strconv.FormatInt(x.who.id, 10))
-	header.Set("X-User-Name", url.PathEscape(x.who.username))
-	header.Set("X-User-Role", string(x.who.role))
-	return x.sendJSON(http.StatusOK, verifyAnswer{x.who.id, x.who.username, x.who.role})
-}
-
-// listSessions answers with a user's live sessions, the oldest first.
-func (s *server) listSessions(x *exchange) error {
-	if _, err := s.targetUser(x); err != nil {
-		return err
-	}
-	list := []sessionAnswer{}
-	err := s.store.sessionsOf(x.r.Context(), x.target, s.wall().Unix(), func(v *session) {
-		list = append(list, newSessionAnswer(v, x.who.session))
-	})
+	limit, after, err := param.Page(q, maxLimit)
 	if err != nil {
 		return err
+	}
+	var only eventFilter
+	if q.Has("user") {
+		if only.userID, err = param.ID(q.Get("user")); err != nil {
+			return &param.Error{Name: "user", Text: "must be the id of a user"}
+		}
+	}
+	if q.Has("type") {
+		if err := setting.Word(&only.kind, q.Get("type"), eventTypes...); err != nil {
+			return &param.Error{Name: "type", Text: err.Error()}
+		}
+	}
+	if headers.Accepts(x.r, "Accept", "text/event-stream") {
+		if q.Has("limit") {
+			return &param.Error{Name: "limit", Text: "is not allowed with a stream"}
+		}
+		if !q.Has("after") {
+			after = -1
+		}
+		return s.streamEvents(x, after, only)
+	}
+	if limit == 0 {
+		limit = eventPage
+	}
+	list := []eventAnswer{}
+	err = s.store.events(x.r.Context(), after, limit+1, only, func(e *event) { list = append(list, newEventAnswer(e)) })
+	if err != nil {
+		return err
+	}
+	if len(list) > int(limit) {
+		list = list[:limit]
+		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
 	}
 	return x.sendJSON(http.StatusOK, list)
 }
 
-type sessionAnswer struct {
-	ID         int64     `json:"id"`
-	CreatedAt  time.Time `json:"created_at"`
-	LastUsedAt time.Time `json:"last_used_at"`
-	Address    string    `json:"address"`
-	UserAgent  string    `json:"user_agent"`
-	ExpiresAt  time.Time `json:"expires_at"`
-	Current    bool      `json:"current"`
+// maxStreams is the largest number of open event streams. Each one holds a
+// connection and reads the database once per followEvery.
+const maxStreams = 64
+
+// followEvery is the time between two searches for new events.
+const followEvery = 200 * time.Millisecond
+
+func newFeed() *sse.Feed {
+	f := sse.New(maxStreams)
+	f.PollEvery, f.RecheckEvery, f.WriteTimeout = followEvery, time.Second, writeTimeout
+	f.PingEvery = 15 * time.Second // HTTP/2 ends a stream that is silent for writeTimeout
+	return f
 }
 
-// newSessionAnswer returns a session as clients and the command line see it. current is
-// the id of the client's own session, or 0.
-func newSessionAnswer(x *session, current int64) sessionAnswer {
-	return sessionAnswer{
-		ID:         x.id,
-		CreatedAt:  utc(x.createdAt),
-		LastUsedAt: utc(x.lastUsedAt),
-		Address:    x.address,
-		UserAgent:  x.userAgent,
-		ExpiresAt:  utc(x.expiresAt),
-		Current:    x.id == current,
+// streamEvents sends the events after an id, and then each new one. The id -1 means the
+// newest. streamEvents polls the database, so it also sends the events of other processes.
+func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error {
+	after, err := s.streamStart(x, after)
+	if err != nil {
+		return err
 	}
+	err = s.feed.Serve(x, x.r, after, sse.Source{
+		Read: func(after int64, add func(int64, string, any)) (last int64, more bool, err error) {
+			return s.store.eventsSince(x.r.Context(), after, only, func(e *event) { add(e.id, string(e.kind), newEventAnswer(e)) })
+		},
+		Allowed: func() bool { return s.admit(x, adminOnly) == nil },
+	})
+	if err == sse.ErrBusy {
+		return errBusy.with("Too many event streams are open")
+	}
+	return err
+}
+
+// streamStart returns the id after which a stream starts: Last-Event-ID if the
+// request has it, otherwise after, or the id of the newest event if after is -1.
+// It returns errBadParameter for the id of an event that does not exist yet.
+func (s *server) streamStart(x *exchange, after int64) (int64, error) {
+	newest, err := s.store.lastEvent()
+	if err != nil {
+		return 0, err
+	}
+	switch last := x.r.Header.Get("Last-Event-ID"); last {
+	case "":
+	case "0":
+		after = 0
+	default:
+		if after, err = param.ID(last); err != nil {
+			return 0, errBadParameter.with("Last-Event-ID must be the id of an event")
+		}
+	}
+	if after < 0 {
+		after = newest
+	}
+	if after > newest { // the stream would be silent until other events have these ids
+		return 0, errBadParameter.with("Event %d does not exist yet: was the database restored from an older copy?", after)
+	}
+	return after, nil
 }
 
 // maxMonitors is the largest number of connections to METRICS_ADDR.
@@ -310,26 +370,6 @@ func (s *server) readyz(x *exchange) error {
 	}
 	return x.send(http.StatusOK, statusOK)
 }
-
-// openAPI returns the OpenAPI document of the routes, assets/openapi.json. People write it: a
-// test could not check the code against a document that was generated from the code. The
-// binary has it compressed, which is an eighth of its size; a test compares the two files.
-var openAPI = sync.OnceValue(func() []byte {
-	unzipped, err := gzip.NewReader(bytes.NewReader(openAPIGzip))
-	if err != nil {
-		panic(err)
-	}
-	text, err := io.ReadAll(unzipped)
-	if err != nil {
-		panic(err)
-	}
-	return text
-})
-
-//go:embed assets/openapi.json.gz
-var openAPIGzip []byte
-
-func (s *server) openAPI(x *exchange) error { return x.send(http.StatusOK, openAPI()) }
 
 // stats are the counters of a server. Its store and its hasher have their own.
 type stats struct {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
@@ -13,10 +15,10 @@ import (
 	"unicode/utf8"
 
 	"userd/internal/apikey"
-	"userd/internal/headers"
 	"userd/internal/param"
+	"userd/internal/refresh"
+	"userd/internal/seal"
 	"userd/internal/setting"
-	"userd/internal/sse"
 	"userd/internal/validate"
 )
 
@@ -35,41 +37,6 @@ var keyLife = lifetime{90 * 24 * time.Hour, time.Hour, 366 * 24 * time.Hour}
 
 // maxKeyName is the longest name of an API key, in bytes.
 const maxKeyName = 80
-
-// authenticateKey sets x.who from an API key. It reads the rows of the key and of its user
-// for each request. It returns errBadToken, errExpiredKey, errStorage, or errLimited if the
-// network has sent too many keys that are not valid. Such keys count only toward the limit
-// badKeys: a key cannot be guessed, so they must not use up the limits of logins.
-func (s *server) authenticateKey(x *exchange, key string) error {
-	now := s.wall().Unix()
-	u, k, err := s.lookUpKey(key, now)
-	if err != nil {
-		if errors.Is(err, errStorage) {
-			return err
-		}
-		x.counted = true
-		s.stats.badKeys.Add(1)
-		if limited := s.allow(x, badKeys); limited != nil {
-			return limited
-		}
-		return err
-	}
-	if k.lastUsedAt <= now-touchKeyEvery {
-		s.store.touchKey(k.id, x.address, now)
-	}
-	x.who.user, x.who.key, x.who.scope, x.who.keyReadAt, x.who.factorExempt = u, k.id, k.scope, now, k.factorExempt
-	x.logUser = u.id
-	return nil
-}
-
-// lookUpKey returns the user of an API key and the key's row. It returns errBadToken, or
-// another error of store.userOfKey. A text with a wrong form or checksum costs no look-up.
-func (s *server) lookUpKey(key string, now int64) (u user, k apiKey, err error) {
-	if !apikey.Valid(key) {
-		return u, k, errBadToken
-	}
-	return s.store.userOfKey(apikey.Hash(key), now)
-}
 
 // addKey makes an API key for a caller, and returns it. The caller of addKey sets the owner,
 // the name and the scope of k; addKey sets the rest. The key expires after life, or never if
@@ -200,6 +167,39 @@ func (s *server) revokeKey(x *exchange) error {
 	return x.sendNothing()
 }
 
+type verifyAnswer struct {
+	ID       int64  `json:"id"`
+	Username string `json:"username"`
+	Role     role   `json:"role"`
+}
+
+// verify tells a reverse proxy who is calling, so that the proxy can forward the
+// request to a service that cannot read tokens. The username is percent-encoded, because
+// an adopted one can have characters that a header cannot carry. For an adopted user with
+// an empty username verify returns errNoUsername: proxies drop an empty header, or keep
+// the one that a client sent. With ?factor=required it returns errFactorRequired unless the
+// session has proven a second factor.
+func (s *server) verify(x *exchange) error {
+	q, err := x.query("factor")
+	if err != nil {
+		return err
+	}
+	switch factor := q.Get("factor"); {
+	case q.Has("factor") && factor != "required":
+		return &param.Error{Name: "factor", Text: "can only be required"}
+	case factor != "" && !x.who.factor:
+		return errFactorRequired.with("This requires a login with a second factor: add one, or log in with it")
+	}
+	if x.who.username == "" {
+		return errNoUsername
+	}
+	header := x.Header()
+	header.Set("X-User-Id", strconv.FormatInt(x.who.id, 10))
+	header.Set("X-User-Name", url.PathEscape(x.who.username))
+	header.Set("X-User-Role", string(x.who.role))
+	return x.sendJSON(http.StatusOK, verifyAnswer{x.who.id, x.who.username, x.who.role})
+}
+
 // An introspection is the state of a token (RFC 7662 section 2.2).
 type introspection struct {
 	Active    bool     `json:"active"` // if false, the other members are absent
@@ -273,138 +273,165 @@ func (s *server) inspectToken(token string, now int64) (found introspection, err
 	return found, nil
 }
 
-// An eventAnswer is an event as clients and the command line see it.
-type eventAnswer struct {
-	ID        int64     `json:"id"`
-	Type      eventType `json:"type"`
-	At        time.Time `json:"at"`
-	ActorID   int64     `json:"actor_id,omitempty"`
-	UserID    int64     `json:"user_id,omitempty"`
-	SessionID int64     `json:"session_id,omitempty"`
-	Address   string    `json:"address,omitempty"`
-	Changes   []string  `json:"changes,omitempty"`
+// ring returns the keys that seal the secrets of factors: DATA_KEY or, without it, a key in
+// the database, which ring makes if necessary. The ring also opens what DATA_KEY_PREVIOUS
+// and the key in the database have sealed.
+func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
+	stored, err := s.store.dataKey()
+	if err == nil && stored == nil && s.dataKeys.current == nil {
+		fresh := make([]byte, seal.KeySize)
+		rand.Read(fresh)
+		stored, err = s.store.secret(ctx, dataSecret, fresh)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.dataKeys.ring(stored)
 }
 
-func newEventAnswer(e *event) eventAnswer {
-	a := eventAnswer{
-		ID:        e.id,
-		Type:      e.kind,
-		At:        utc(e.at),
-		ActorID:   e.actorID,
-		UserID:    e.userID,
-		SessionID: e.sessionID,
-		Address:   e.address,
+// knownRing is ring, but it makes no key: without any, the ring opens nothing.
+func (s *userService) knownRing() (*seal.Ring, error) {
+	stored, err := s.store.dataKey()
+	if err != nil {
+		return nil, err
 	}
-	if e.changes != "" {
-		a.Changes = strings.Split(e.changes, ",")
-	}
-	return a
+	return s.dataKeys.ring(stored)
 }
 
-// eventPage is the number of events of a page without a limit.
-const eventPage = 100
+// ring returns the ring of these keys and of the key in the database, which may be nil.
+func (k *dataKeys) ring(stored []byte) (*seal.Ring, error) {
+	var keys [][]byte
+	for _, key := range [][]byte{k.current, stored, k.previous} {
+		if key != nil {
+			keys = append(keys, key)
+		}
+	}
+	return seal.NewRing(keys...)
+}
 
-// listEvents answers with a page of events, or with a stream of them if the
-// request accepts text/event-stream.
-func (s *server) listEvents(x *exchange) error {
-	q, err := x.query("limit", "after", "user", "type")
+// checkDataKeys returns errDataKey, with the number of the users and the id of the first, if a
+// key that is neither set nor in the database has sealed the secret of a factor. A server with
+// this error does not start: two servers with different keys would refuse the codes of each
+// other's users.
+func (s *userService) checkDataKeys(ctx context.Context) error {
+	ring, err := s.knownRing()
 	if err != nil {
 		return err
 	}
-	limit, after, err := param.Page(q, maxLimit)
-	if err != nil {
-		return err
-	}
-	var only eventFilter
-	if q.Has("user") {
-		if only.userID, err = param.ID(q.Get("user")); err != nil {
-			return &param.Error{Name: "user", Text: "must be the id of a user"}
+	var users, first int64
+	err = s.store.sealKeys(ctx, func(id []byte, n, user int64) {
+		if !ring.Has(id) {
+			users += n
+			first = user
 		}
-	}
-	if q.Has("type") {
-		if err := setting.Word(&only.kind, q.Get("type"), eventTypes...); err != nil {
-			return &param.Error{Name: "type", Text: err.Error()}
-		}
-	}
-	if headers.Accepts(x.r, "Accept", "text/event-stream") {
-		if q.Has("limit") {
-			return &param.Error{Name: "limit", Text: "is not allowed with a stream"}
-		}
-		if !q.Has("after") {
-			after = -1
-		}
-		return s.streamEvents(x, after, only)
-	}
-	if limit == 0 {
-		limit = eventPage
-	}
-	list := []eventAnswer{}
-	err = s.store.events(x.r.Context(), after, limit+1, only, func(e *event) { list = append(list, newEventAnswer(e)) })
-	if err != nil {
-		return err
-	}
-	if len(list) > int(limit) {
-		list = list[:limit]
-		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
-	}
-	return x.sendJSON(http.StatusOK, list)
-}
-
-// maxStreams is the largest number of open event streams. Each one holds a
-// connection and reads the database once per followEvery.
-const maxStreams = 64
-
-// followEvery is the time between two searches for new events.
-const followEvery = 200 * time.Millisecond
-
-func newFeed() *sse.Feed {
-	f := sse.New(maxStreams)
-	f.PollEvery, f.RecheckEvery, f.WriteTimeout = followEvery, time.Second, writeTimeout
-	f.PingEvery = 15 * time.Second // HTTP/2 ends a stream that is silent for writeTimeout
-	return f
-}
-
-// streamEvents sends the events after an id, and then each new one. The id -1 means the
-// newest. streamEvents polls the database, so it also sends the events of other processes.
-func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error {
-	after, err := s.streamStart(x, after)
-	if err != nil {
-		return err
-	}
-	err = s.feed.Serve(x, x.r, after, sse.Source{
-		Read: func(after int64, add func(int64, string, any)) (last int64, more bool, err error) {
-			return s.store.eventsSince(x.r.Context(), after, only, func(e *event) { add(e.id, string(e.kind), newEventAnswer(e)) })
-		},
-		Allowed: func() bool { return s.admit(x, adminOnly) == nil },
 	})
-	if err == sse.ErrBusy {
-		return errBusy.with("Too many event streams are open")
+	if err == nil && users > 0 {
+		err = fmt.Errorf("%w. It concerns %s, such as user %d. If that key is lost, userd user totp -off USER removes the factor of a user", errDataKey, plural(users, "user"), first)
 	}
 	return err
 }
 
-// streamStart returns the id after which a stream starts: Last-Event-ID if the
-// request has it, otherwise after, or the id of the newest event if after is -1.
-// It returns errBadParameter for the id of an event that does not exist yet.
-func (s *server) streamStart(x *exchange, after int64) (int64, error) {
-	newest, err := s.store.lastEvent()
+var errDataKey = errors.New("another key encrypted TOTP secrets in the database: set that key as DATA_KEY, or as DATA_KEY_PREVIOUS if DATA_KEY has changed")
+
+// unseal returns the secret of a user's factor. If it cannot be opened, the error wraps
+// errStorage: the client learns nothing, and the log and the command line show the reason.
+func (s *userService) unseal(ctx context.Context, sealed []byte, name string) ([]byte, error) {
+	ring, err := s.ring(ctx)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	switch last := x.r.Header.Get("Last-Event-ID"); last {
-	case "":
-	case "0":
-		after = 0
+	secret, err := ring.Open(sealed, name)
+	if errors.Is(err, seal.ErrUnknownKey) {
+		err = errDataKey
+	}
+	if err != nil {
+		return nil, &storageError{"decrypting a TOTP secret", err}
+	}
+	return secret, nil
+}
+
+// rotateDataKey encrypts the secrets of factors again, under the key that is set now. done says
+// what it did, for a person. The error can be that it could not decrypt some of them. If it
+// encrypts none, it changes nothing.
+func (s *userService) rotateDataKey(ctx context.Context) (done string, err error) {
+	ring, err := s.knownRing()
+	if err == nil && s.dataKeys.previous != nil { // otherwise a new key could not open anything
+		ring, err = s.ring(ctx)
+	}
+	if err != nil {
+		return "", err
+	}
+	sealed, unreadable, err := s.store.reseal(ctx, ring, s.wall().Unix())
+	if err != nil {
+		return "", err
+	}
+	key := "the key in the database"
+	if s.dataKeys.current != nil {
+		key = "DATA_KEY"
+	}
+	switch {
+	case sealed > 0:
+		done = fmt.Sprintf("encrypted %s again, under %s", plural(sealed, "TOTP secret"), key)
+	case unreadable > 0:
+		done = "changed nothing"
 	default:
-		if after, err = param.ID(last); err != nil {
-			return 0, errBadParameter.with("Last-Event-ID must be the id of an event")
+		done = "changed nothing: no TOTP secret is encrypted under another key than " + key
+	}
+	if unreadable > 0 {
+		err = fmt.Errorf("could not decrypt %s: set the key that encrypted them as DATA_KEY_PREVIOUS, and run the command again", plural(unreadable, "TOTP secret"))
+	}
+	return done, err
+}
+
+// newSecret returns 32 random bytes, for the key of an HMAC-SHA-256.
+func newSecret() []byte {
+	secret := make([]byte, sha256.Size)
+	rand.Read(secret)
+	return secret
+}
+
+// refreshKey returns the key of the refresh tokens of a database. If the database has no key,
+// refreshKey makes one. Only the database has it: with JWT_SECRET_KEY instead, other services
+// that know that could compute the successors of the tokens that they see. Each request reads
+// the key again, because a command can replace it, which invalidates the earlier tokens.
+func refreshKey(ctx context.Context, st *store) (refresh.Key, error) {
+	key, err := st.secret(ctx, "refresh", newSecret())
+	if err != nil {
+		return nil, fmt.Errorf("refresh key: %w", err)
+	}
+	return key, nil
+}
+
+// randomKey returns a new key with a secret of 256 bits, the size of the hash of
+// HS256 (RFC 7518 section 3.2).
+func randomKey() keyRow {
+	secret := make([]byte, sha256.Size)
+	rand.Read(secret)
+	return keyRow{strings.ToLower(rand.Text()[:8]), secret}
+}
+
+// loadKeys returns the keyring of a configuration and a database. If neither has a
+// key, loadKeys makes one in the database. If the configuration has one, loadKeys
+// retires those of the database.
+func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, error) {
+	if err := st.recordSigner(ctx, len(c.secret) > 0, now); err != nil {
+		return nil, fmt.Errorf("signing key: %w", err)
+	}
+	ring := newKeyring(st.keySecret)
+	ring.required = c.tokenNames
+	if len(c.secret) == 0 {
+		if err := st.ensureKey(ctx, randomKey(), int64(c.accessTTL/time.Second), now); err != nil {
+			return nil, fmt.Errorf("signing key: %w", err)
 		}
+		return ring, nil
 	}
-	if after < 0 {
-		after = newest
+	// Otherwise a key that leaked with an old copy of the database would be valid forever.
+	if err := st.retireKeys(ctx, now); err != nil {
+		return nil, fmt.Errorf("signing key: %w", err)
 	}
-	if after > newest { // the stream would be silent until other events have these ids
-		return 0, errBadParameter.with("Event %d does not exist yet: was the database restored from an older copy?", after)
+	ring.configured = []*signingKey{newKey("", c.secret)}
+	if len(c.previousSecret) > 0 {
+		ring.configured = append(ring.configured, newKey("", c.previousSecret))
 	}
-	return after, nil
+	return ring, nil
 }

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math"
 	mrand "math/rand/v2"
+	"net/http"
 	"net/url"
 	"strings"
 	"sync"
@@ -21,7 +22,9 @@ import (
 
 	"userd/internal/clientaddr"
 	"userd/internal/mail"
+	"userd/internal/param"
 	"userd/internal/prom"
+	"userd/internal/setting"
 	"userd/internal/useragent"
 )
 
@@ -400,4 +403,70 @@ func (o *outbox) message(m *queuedMail, f *facts, code string, now time.Time) *m
 // readableTime returns a time in UTC, for a text.
 func readableTime(unix int64) string {
 	return time.Unix(unix, 0).UTC().Format("2 January 2006, 15:04 UTC")
+}
+
+// A mailAnswer is a mail as an admin and the command line see it.
+type mailAnswer struct {
+	ID        int64     `json:"id"`
+	Kind      mailKind  `json:"kind"`
+	UserID    int64     `json:"user_id,omitempty"`
+	Email     string    `json:"email,omitempty"`
+	State     mailState `json:"state"`
+	Tries     int64     `json:"tries"`
+	CreatedAt time.Time `json:"created_at"`
+	NextTryAt time.Time `json:"next_try_at,omitzero"`
+	ClosedAt  time.Time `json:"closed_at,omitzero"`
+	LastError string    `json:"last_error,omitempty"`
+}
+
+func newMailAnswer(m *queuedMail) mailAnswer {
+	a := mailAnswer{m.id, m.kind, m.userID, m.email, m.state, m.tries, utc(m.createdAt), time.Time{}, utc(m.closedAt), m.lastError}
+	if m.state == mailQueued {
+		a.NextTryAt = utc(m.nextTryAt)
+	}
+	return a
+}
+
+// mailPage is the largest number of mails in an answer if the client sets no limit.
+const mailPage = 100
+
+// listMails answers with the mails of the outbox, without their codes, which are not stored.
+func (s *server) listMails(x *exchange) error {
+	q, err := x.query("limit", "after", "state")
+	if err != nil {
+		return err
+	}
+	limit, after, err := param.Page(q, maxLimit)
+	if err != nil {
+		return err
+	}
+	limit = cmp.Or(limit, mailPage)
+	var state mailState
+	if q.Has("state") {
+		if err := setting.Word(&state, q.Get("state"), mailQueued, mailSent, mailFailed, mailDropped); err != nil {
+			return &param.Error{Name: "state", Text: err.Error()}
+		}
+	}
+	list := []mailAnswer{}
+	err = s.store.mails(x.r.Context(), after, limit+1, state, func(m *queuedMail) { list = append(list, newMailAnswer(m)) })
+	if err != nil {
+		return err
+	}
+	if len(list) > int(limit) {
+		list = list[:limit]
+		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
+	}
+	return x.sendJSON(http.StatusOK, list)
+}
+
+// retryMail makes a mail due now.
+func (s *server) retryMail(x *exchange) error {
+	id, err := param.ID(x.r.PathValue("mail"))
+	if err != nil {
+		return errMailNotFound
+	}
+	if _, err := s.store.retryMail(x.r.Context(), x.caller(), id, s.wall().Unix()); err != nil {
+		return err
+	}
+	return x.sendNothing()
 }

@@ -2,10 +2,8 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"crypto/hmac"
 	"errors"
-	"fmt"
 	"net/http"
 	"time"
 	"userd/internal/clientaddr"
@@ -194,14 +192,6 @@ func (s *server) proveFactor(x *exchange, p *provenUser, typed string) (err erro
 	return err
 }
 
-// methodsOf returns the kinds of code that the factor accepts now.
-func methodsOf(f *factor) []string {
-	if f.locked() {
-		return []string{"recovery_code"}
-	}
-	return []string{"totp", "recovery_code"}
-}
-
 // proveAgain returns the user of a valid token of newMFAToken, as prove does. It returns
 // errMFAToken if the password or a factor has changed since.
 func (s *server) proveAgain(x *exchange, id, stamp int64) (p provenUser, err error) {
@@ -225,18 +215,6 @@ const (
 	refreshGrace = 10 // seconds after the rotation
 	maxGraceUses = 3
 )
-
-// refreshKey returns the key of the refresh tokens of a database. If the database has no key,
-// refreshKey makes one. Only the database has it: with JWT_SECRET_KEY instead, other services
-// that know that could compute the successors of the tokens that they see. Each request reads
-// the key again, because a command can replace it, which invalidates the earlier tokens.
-func refreshKey(ctx context.Context, st *store) (refresh.Key, error) {
-	key, err := st.secret(ctx, "refresh", newSecret())
-	if err != nil {
-		return nil, fmt.Errorf("refresh key: %w", err)
-	}
-	return key, nil
-}
 
 type refreshRequest struct {
 	RefreshToken string `json:"refresh_token"`
@@ -376,6 +354,45 @@ func (s *server) rekey(x *exchange) (r *rekeying, answer func() tokenAnswer, err
 	r = &rekeying{session: s.newSession(x, now, token), kept: x.who.token.jti}
 	r.session.userID = x.who.id
 	return r, func() tokenAnswer { return s.newTokens(x, tokens, &r.session, r.key, token, now, true) }, nil
+}
+
+// listSessions answers with a user's live sessions, the oldest first.
+func (s *server) listSessions(x *exchange) error {
+	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	list := []sessionAnswer{}
+	err := s.store.sessionsOf(x.r.Context(), x.target, s.wall().Unix(), func(v *session) {
+		list = append(list, newSessionAnswer(v, x.who.session))
+	})
+	if err != nil {
+		return err
+	}
+	return x.sendJSON(http.StatusOK, list)
+}
+
+type sessionAnswer struct {
+	ID         int64     `json:"id"`
+	CreatedAt  time.Time `json:"created_at"`
+	LastUsedAt time.Time `json:"last_used_at"`
+	Address    string    `json:"address"`
+	UserAgent  string    `json:"user_agent"`
+	ExpiresAt  time.Time `json:"expires_at"`
+	Current    bool      `json:"current"`
+}
+
+// newSessionAnswer returns a session as clients and the command line see it. current is
+// the id of the client's own session, or 0.
+func newSessionAnswer(x *session, current int64) sessionAnswer {
+	return sessionAnswer{
+		ID:         x.id,
+		CreatedAt:  utc(x.createdAt),
+		LastUsedAt: utc(x.lastUsedAt),
+		Address:    x.address,
+		UserAgent:  x.userAgent,
+		ExpiresAt:  utc(x.expiresAt),
+		Current:    x.id == current,
+	}
 }
 
 // logout ends the caller's session or, with ?all=true, all of the caller's

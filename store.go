@@ -213,6 +213,9 @@ const busyTimeout = 7 * time.Second
 // reader the throughput is half, with eight little more, and each costs 3 MB.
 const readerCount = 4
 
+// sweepSize is how many sessions one sweep reads at most.
+const sweepSize = 1000
+
 // openStore opens the database at path and upgrades its schema. If the file does
 // not exist, openStore creates it with mode 0600. The caller calls inspect first.
 func openStore(ctx context.Context, path string) (*store, error) {
@@ -439,4 +442,12 @@ func (s *store) checkIntegrity(ctx context.Context) (findings []string, err erro
 		return err
 	})
 	return findings, err
+}
+
+// utc returns a time of the database, or the zero time for 0, which means never.
+func utc(unix int64) (t time.Time) {
+	if unix != 0 {
+		t = time.Unix(unix, 0).UTC()
+	}
+	return t
 }

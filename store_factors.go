@@ -312,31 +312,6 @@ func (s *store) recordLock(ctx context.Context, userID int64, address string, no
 	return s.write(ctx, append(notice, event{at: now, kind: factorLocked, userID: userID, address: address}.statement())...)
 }
 
-// warn returns the statement that queues a notice to the verified address of a user, to be
-// sent after delay seconds, unless five notices of this kind, or one about the same address
-// of a client, were queued in the last day.
-func (m *queuedMail) warn(delay int64) statement {
-	return statement{
-		Query: intoMail + `
-			SELECT @kind, id, '', email, 0, @detail, @address, @agent, @now, @now + @delay FROM user
-			WHERE id = @user AND email_verified_at <> 0 AND disabled = 0 AND 0 = (
-				SELECT coalesce(sum(address = @address), 0) + count(*) / 5 FROM user_mail AS other
-				WHERE other.user_id = @user AND other.kind = @kind AND other.created_at > @now - 86400)`,
-		Args: append(args{{"delay", delay}}, m.args()...),
-	}
-}
-
-// endWarning returns the statement that drops a notice of warn that is not due yet, because the
-// user itself has now logged in from this address.
-func endWarning(userID int64, address string, now int64) statement {
-	return statement{
-		Query: `
-			DELETE FROM user_mail
-			WHERE user_id = @user AND kind = @kind AND address = @address AND state = 'queued' AND next_try_at > @now`,
-		Args: args{{"user", userID}, {"kind", string(factorMail)}, {"address", address}, {"now", now}},
-	}
-}
-
 // dataSecret is the name of the key in the table secret that seals without DATA_KEY.
 const dataSecret = "data"
 

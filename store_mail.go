@@ -177,6 +177,31 @@ func (m *queuedMail) toVerified() statement {
 	}
 }
 
+// warn returns the statement that queues a notice to the verified address of a user, to be
+// sent after delay seconds, unless five notices of this kind, or one about the same address
+// of a client, were queued in the last day.
+func (m *queuedMail) warn(delay int64) statement {
+	return statement{
+		Query: intoMail + `
+			SELECT @kind, id, '', email, 0, @detail, @address, @agent, @now, @now + @delay FROM user
+			WHERE id = @user AND email_verified_at <> 0 AND disabled = 0 AND 0 = (
+				SELECT coalesce(sum(address = @address), 0) + count(*) / 5 FROM user_mail AS other
+				WHERE other.user_id = @user AND other.kind = @kind AND other.created_at > @now - 86400)`,
+		Args: append(args{{"delay", delay}}, m.args()...),
+	}
+}
+
+// endWarning returns the statement that drops a notice of warn that is not due yet, because the
+// user itself has now logged in from this address.
+func endWarning(userID int64, address string, now int64) statement {
+	return statement{
+		Query: `
+			DELETE FROM user_mail
+			WHERE user_id = @user AND kind = @kind AND address = @address AND state = 'queued' AND next_try_at > @now`,
+		Args: args{{"user", userID}, {"kind", string(factorMail)}, {"address", address}, {"now", now}},
+	}
+}
+
 // mailLease is how long a try of a mail can take, in seconds. If its outcome is
 // not recorded by then, another try begins.
 const mailLease = 120
@@ -326,26 +351,6 @@ func (s *store) retryMail(ctx context.Context, by caller, id, now int64) (n int6
 func (s *store) mailQueue() (n, oldest int64, err error) {
 	err = s.read(`SELECT count(*), coalesce(min(created_at), 0) FROM user_mail WHERE state = 'queued'`, errStorage, []any{&n, &oldest})
 	return n, oldest, err
-}
-
-// loginsFrom reports whether a session of a user, or a login among its last 200 events, is from
-// an address that matches (known), and whether the user has any session or login (exist). It
-// reads the sessions first, because they are fewer. A user with 200 events has logged in, even if none of these is a login.
-func (s *store) loginsFrom(ctx context.Context, userID int64, matches func(address string) bool) (known, exist bool, err error) {
-	var address string
-	see := func() { known, exist = known || matches(address), true }
-	err = s.eachRow(ctx, `SELECT address FROM session WHERE user_id = ?1`, []any{&address}, see, userID)
-	if err == nil && !known {
-		n, login := 0, false
-		err = s.eachRow(ctx, `SELECT address, type = 'login' FROM event WHERE user_id = ?1 ORDER BY id DESC LIMIT 200`,
-			[]any{&address, &login}, func() {
-				if n++; login {
-					see()
-				}
-			}, userID)
-		exist = exist || n == 200
-	}
-	return known, exist, err
 }
 
 // addRegistration stores a registration that is valid for life seconds, and queues m, a mail

@@ -192,6 +192,26 @@ func (s *store) sessionsOf(ctx context.Context, userID, now int64, f func(*sessi
 		x.columns(), func() { f(&x) }, userID, now)
 }
 
+// loginsFrom reports whether a session of a user, or a login among its last 200 events, is from
+// an address that matches (known), and whether the user has any session or login (exist). It
+// reads the sessions first, because they are fewer. A user with 200 events has logged in, even if none of these is a login.
+func (s *store) loginsFrom(ctx context.Context, userID int64, matches func(address string) bool) (known, exist bool, err error) {
+	var address string
+	see := func() { known, exist = known || matches(address), true }
+	err = s.eachRow(ctx, `SELECT address FROM session WHERE user_id = ?1`, []any{&address}, see, userID)
+	if err == nil && !known {
+		n, login := 0, false
+		err = s.eachRow(ctx, `SELECT address, type = 'login' FROM event WHERE user_id = ?1 ORDER BY id DESC LIMIT 200`,
+			[]any{&address, &login}, func() {
+				if n++; login {
+					see()
+				}
+			}, userID)
+		exist = exist || n == 200
+	}
+	return known, exist, err
+}
+
 // endOfSession is when a session expires after a refresh: at @expires, but at most
 // @lifetime seconds after its start, unless @lifetime is 0.
 const endOfSession = `iif(@lifetime = 0, @expires, min(@expires, created_at + @lifetime))`
@@ -294,9 +314,6 @@ func (s *store) endReused(ctx context.Context, userID, sid int64, address string
 	return err
 }
 
-// sweepSize is how many sessions one sweep reads at most.
-const sweepSize = 1000
-
 // sweep reads sweepSize sessions after an id and deletes the expired ones. It also deletes
 // the keys whose tokens have all expired. It returns the id to continue from, or 0 after
 // the last session. The small steps replace an index on expires_at, which each refresh
@@ -324,168 +341,4 @@ func (s *store) sweep(ctx context.Context, after, now int64) (next int64, err er
 		next = 0
 	}
 	return next, err
-}
-
-// A keyRow is the id and the secret of a row of signing_key.
-type keyRow struct {
-	kid    string
-	secret []byte
-}
-
-// keyIsValid is the condition that tokens of a key can still be valid at the time ?2.
-const keyIsValid = `(retired_at = 0 OR ` + keyEnd + ` > ?2)`
-
-// keyEnd is when the last token of a retired key expires: after 24 hours at most
-// (maxAccessTTL), also if an earlier build gave tokens a longer life.
-const keyEnd = `retired_at + min(token_ttl, 86400)`
-
-// selectNewestKey selects the key that signs.
-const selectNewestKey = `SELECT kid, secret FROM signing_key WHERE retired_at = 0 ORDER BY id DESC LIMIT 1`
-
-// selectNewest returns a statement that reads the key that signs. Each write that
-// starts or refreshes a session ends with it, so that a new key signs as soon as
-// another process has rotated the keys.
-func (k *keyRow) selectNewest() statement {
-	return statement{Query: selectNewestKey, Scan: []any{&k.kid, &k.secret}}
-}
-
-// A signingKeyInfo is a signing key without its secret.
-type signingKeyInfo struct {
-	kid       string
-	createdAt int64
-	retiredAt int64 // 0: the key signs
-	goodUntil int64 // when its last token expires; 0: the key signs
-}
-
-// signingKeys returns the database's signing keys, the newest first.
-func (s *store) signingKeys(ctx context.Context) (keys []signingKeyInfo, err error) {
-	var k signingKeyInfo
-	err = s.eachRow(ctx, `
-		SELECT kid, created_at, retired_at, iif(retired_at = 0, 0, `+keyEnd+`)
-		FROM signing_key ORDER BY id DESC`,
-		[]any{&k.kid, &k.createdAt, &k.retiredAt, &k.goodUntil},
-		func() { keys = append(keys, k) })
-	return keys, err
-}
-
-// newestKey returns the key of the database that signs, or the zero key if none does.
-func (s *store) newestKey() (key keyRow, err error) {
-	err = s.read(selectNewestKey, nil, []any{&key.kid, &key.secret})
-	return key, err
-}
-
-// keySecret returns the secret of a key whose tokens can still be valid, or
-// errNoKey.
-func (s *store) keySecret(kid string, now int64) (secret []byte, err error) {
-	err = s.read(`SELECT secret FROM signing_key WHERE kid = ?1 AND `+keyIsValid, errNoKey, []any{&secret}, kid, now)
-	return secret, err
-}
-
-var errNoKey = errors.New("no signing key")
-
-// ensureKey adds key as the signing key if the database has none, and records that the
-// signing key signs tokens that live for ttl seconds.
-func (s *store) ensureKey(ctx context.Context, key keyRow, ttl, now int64) error {
-	var done bool
-	err := s.read(`SELECT EXISTS (SELECT 1 FROM signing_key WHERE retired_at = 0 AND token_ttl >= ?)`, errStorage, []any{&done}, ttl)
-	if err != nil || done {
-		return err
-	}
-	return s.write(ctx,
-		statement{
-			Query: `
-				INSERT INTO signing_key (kid, secret, created_at)
-				SELECT @kid, @secret, @now WHERE NOT EXISTS (SELECT 1 FROM signing_key WHERE retired_at = 0)`,
-			Args: args{{"kid", key.kid}, {"secret", key.secret}, {"now", now}},
-		},
-		statement{
-			Query: `UPDATE signing_key SET token_ttl = @ttl WHERE retired_at = 0 AND token_ttl < @ttl`,
-			Args:  args{{"ttl", ttl}},
-		})
-}
-
-// retireKeys retires all keys of the database, because the configuration has one.
-func (s *store) retireKeys(ctx context.Context, now int64) error {
-	key, err := s.newestKey()
-	if err != nil || key.kid == "" {
-		return err
-	}
-	return s.write(ctx, statement{
-		Query: `UPDATE signing_key SET retired_at = @now WHERE retired_at = 0`,
-		Args:  args{{"now", now}},
-	})
-}
-
-// rotateKey adds key, which signs from now on. It retires the others or, if end is
-// true, deletes them, so that their tokens are no longer valid.
-func (s *store) rotateKey(ctx context.Context, key keyRow, end bool, now int64) error {
-	others := statement{
-		Query: `UPDATE signing_key SET retired_at = @now WHERE kid <> @kid AND retired_at = 0`,
-		Args:  args{{"kid", key.kid}, {"now", now}},
-	}
-	if end {
-		others = statement{Query: `DELETE FROM signing_key WHERE kid <> @kid`, Args: args{{"kid", key.kid}}}
-	}
-	return s.write(ctx,
-		statement{
-			Query: `
-				INSERT INTO signing_key (kid, secret, created_at, token_ttl)
-				SELECT @kid, @secret, @now, coalesce(max(token_ttl), 0) FROM signing_key`,
-			Args: args{{"kid", key.kid}, {"secret", key.secret}, {"now", now}},
-		},
-		others,
-		event{at: now, kind: keyRotated, changes: "kid=" + key.kid}.by(console))
-}
-
-// rotateSecret replaces the named secret of the database, or adds it.
-func (s *store) rotateSecret(ctx context.Context, name string, value []byte, now int64) error {
-	return s.write(ctx,
-		statement{
-			Query: `INSERT INTO secret (name, value) VALUES (@name, @value) ON CONFLICT (name) DO UPDATE SET value = @value`,
-			Args:  args{{"name", name}, {"value", value}},
-		},
-		event{at: now, kind: keyRotated, changes: "secret=" + name}.by(console))
-}
-
-// A signer says with which kind of key the servers of this database sign.
-type signer struct {
-	configured bool  // with JWT_SECRET_KEY
-	since      int64 // 0: no server has started yet
-}
-
-// signer returns the signer, or the zero signer if no server has started yet.
-func (s *store) signer() (v signer, err error) {
-	err = s.read(`SELECT configured, since FROM signer WHERE id = 1`, nil, []any{&v.configured, &v.since})
-	return v, err
-}
-
-// recordSigner records with which kind of key a starting server signs, and since when.
-func (s *store) recordSigner(ctx context.Context, configured bool, now int64) error {
-	last, err := s.signer()
-	if err != nil || last.since > 0 && last.configured == configured {
-		return err
-	}
-	return s.write(ctx, statement{
-		Query: `
-			INSERT INTO signer (id, configured, since) VALUES (1, @configured, @now)
-			ON CONFLICT (id) DO UPDATE SET configured = @configured, since = @now`,
-		Args: args{{"configured", configured}, {"now", now}},
-	})
-}
-
-// secret returns the named secret of the database. If it does not exist, secret first
-// stores fresh under the name.
-func (s *store) secret(ctx context.Context, name string, fresh []byte) (value []byte, err error) {
-	const query = `SELECT value FROM secret WHERE name = ?`
-	if err = s.read(query, nil, []any{&value}, name); err != nil || value != nil {
-		return value, err
-	}
-	err = s.write(ctx, statement{
-		Query: `INSERT INTO secret (name, value) VALUES (@name, @value) ON CONFLICT DO NOTHING`,
-		Args:  args{{"name", name}, {"value", fresh}},
-	})
-	if err == nil {
-		err = s.read(query, errStorage, []any{&value}, name)
-	}
-	return value, err
 }

@@ -297,6 +297,10 @@ func exercise(t *testing.T, st *store) {
 			return notNamed(err, errNotApplied)
 		}(),
 		st.sessionsOf(ctx, ann.id, 0, func(*session) {}),
+		func() error {
+			_, _, err := st.loginsFrom(ctx, ann.id, func(string) bool { return false })
+			return err
+		}(),
 		func() error { st.touch(sid.session, 2); return st.endReused(ctx, ann.id, 99, "", 2) }(),
 		st.authorizationError(sid, ann.id),
 		func() error {
