@@ -2,6 +2,10 @@ package main
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -147,7 +151,17 @@ func TestTabsOfTheConsole(t *testing.T) {
 	}
 	dir := t.TempDir()
 	userdHere(t, goodPassword, []string{"DATABASE_URL=" + filepath.Join(dir, "app.db")}, "user", "add", "-admin", "root", "root@example.com")
-	_, c := openConsole(t, dir, "JWT_ACCESS_TOKEN_EXPIRES=1s") // each request refreshes first
+	p, c := openConsole(t, dir, "JWT_ACCESS_TOKEN_EXPIRES=1s") // each request refreshes first
+	// A slow way to the server: without locks, the six tabs would use one refresh token at the same time.
+	way := httputil.NewSingleHostReverseProxy(must(url.Parse(p.url)))
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/api/refresh" {
+			time.Sleep(200 * time.Millisecond)
+		}
+		way.ServeHTTP(w, r)
+	}))
+	defer slow.Close()
+	c.open(slow.URL)
 	c.logIn("root", goodPassword, "")
 	for range 5 {
 		c.eval(`window.open(location.href) && 0`)
