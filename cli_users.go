@@ -23,21 +23,24 @@ func userAdd(f *flag.FlagSet) action {
 	makeAdmin := f.Bool("admin", false, "Make the user an admin, who may read, change and delete every user.")
 	service := f.Bool("service", false, "Add a service user, which has no EMAIL and no password, only API keys: see userd token add.")
 	return func(ctx context.Context, c *cli) error {
-		u := user{username: c.args[0], role: member, service: *service}
+		u := user{username: validate.TrimName(c.args[0]), role: member, service: *service}
 		switch {
 		case *service && len(c.args) > 1:
 			return usagef("user add: a service user has no EMAIL; usage: userd user add -service NAME")
 		case !*service && len(c.args) == 1:
 			return usagef("user add: missing EMAIL; usage: userd user add [flags] NAME EMAIL")
 		case !*service:
-			u.email = c.args[1]
+			u.email = validate.TrimName(c.args[1])
 		}
 		if _, err := inspectDatabase(ctx, c.database); err != nil { // before it asks for the password
 			return err
 		}
 		password := ""
 		if !*service {
-			var err error
+			err := c.checkChange(&change{username: &u.username, email: &u.email}, &u, nil)
+			if err != nil {
+				return plainError(err)
+			}
 			if password, err = c.readPassword(ctx); err != nil {
 				return err
 			}

@@ -64,6 +64,26 @@ func TestOnATerminalANewPasswordIsAskedForTwice(t *testing.T) {
 	}
 }
 
+func TestUserAddChecksTheNameAndTheAddressBeforeItAsksForThePassword(t *testing.T) {
+	t.Parallel()
+	environ := getenvOf([]string{"DATABASE_URL=" + makeStore(t, "root")})
+	for args, fault := range map[string]string{
+		"user add NAME EMAIL":               "email must be an address",
+		"user add ann! ann@example.com":     "username must be",
+		"user add -admin ann ann@example..": "email must be an address",
+	} {
+		keyboard, device := openTerminal(t)
+		if _, err := io.WriteString(keyboard, goodPassword+"\n"+goodPassword+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		var stderr bytes.Buffer
+		err := run(t.Context(), strings.Fields(args), environ, device, io.Discard, &stderr)
+		if err == nil || !strings.Contains(err.Error(), fault) || stderr.Len() > 0 {
+			t.Errorf("userd %s prints %q, and ends with %v", args, stderr.String(), err)
+		}
+	}
+}
+
 func TestAnExportIsNotPrintedToATerminal(t *testing.T) {
 	t.Parallel()
 	environ := getenvOf([]string{"DATABASE_URL=" + makeStore(t, "root")})
