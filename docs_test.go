@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -141,5 +142,38 @@ func TestTheDocumentationListsEachCommandAndRoute(t *testing.T) {
 		if !slices.ContainsFunc(table, listed) {
 			t.Errorf("docs/api.md does not list %s", rt.pattern)
 		}
+	}
+}
+
+// A flag is written as `-flag`, or after a command as in `user totp -on`.
+func TestTheDocumentationNamesNoFlagThatDoesNotExist(t *testing.T) {
+	t.Parallel()
+	commands := table()
+	flags := make(map[string]bool)
+	for _, other := range strings.Fields("-help -all -env -wal -shm -journal -tags -timing -peers") { // of help, SQLite's files and go
+		flags[other] = true
+	}
+	var words []string
+	for i := range commands.Commands {
+		cmd := &commands.Commands[i]
+		set, _ := commands.FlagSet(cmd, make(map[string]string))
+		set.VisitAll(func(f *flag.Flag) { flags["-"+f.Name] = true })
+		words = append(words, strings.ReplaceAll(cmd.Words, " ", `\s`))
+	}
+	named := regexp.MustCompile("`(?:userd )?(?:(?:" + strings.Join(words, "|") + `)\s)?(-[a-z][a-z-]+)`)
+	checked := 0
+	for path, text := range documentation(t) {
+		if path == "CHANGELOG.md" {
+			continue // it names flags of earlier versions
+		}
+		for _, found := range named.FindAllStringSubmatch(text, -1) {
+			checked++
+			if !flags[found[1]] {
+				t.Errorf("%s names the flag %s, which does not exist: %s", path, found[1], found[0])
+			}
+		}
+	}
+	if checked < 20 {
+		t.Errorf("only %d flags were checked", checked)
 	}
 }
