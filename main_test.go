@@ -544,7 +544,7 @@ func TestAWrongCommandIsRefusedInOneLine(t *testing.T) {
 		{"-log-level warn serve", `unknown command "serve": see userd help`},
 		{"-- serve", `unknown command "serve": see userd help`},
 		{"-databse x.db", "unknown flag -databse: see userd help -all"},
-		{"user list -databse x.db", "unknown flag -databse: see userd help -all"},
+		{"user list -databse x.db", "unknown flag -databse: see userd help user list"},
 		{"-jwt-secret-key=x", "unknown flag -jwt-secret-key: see userd help -all"},
 		{"---admin", "unknown flag ---admin: see userd help -all"},
 		{"-=x", "unknown flag -: see userd help -all"},

@@ -147,7 +147,11 @@ func (t *Table[A]) split(args []string) (line commandLine, err error) {
 		}
 		known, isBool := t.findFlag(name)
 		if !known {
-			return line, fmt.Errorf("unknown flag %s: see %s help -all", dashed, t.Program)
+			topic := "-all"
+			if cmd, _, err := t.Find(line.words); err == nil && cmd.Words != "" {
+				topic = cmd.Words
+			}
+			return line, fmt.Errorf("unknown flag %s: see %s help %s", dashed, t.Program, topic)
 		}
 		line.names, line.flags = append(line.names, name), append(line.flags, arg)
 		if !isBool && !hasValue {
