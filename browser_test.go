@@ -16,6 +16,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+
 	"userd/internal/otp"
 )
 

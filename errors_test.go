@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
 	"userd/internal/headers"
 	"userd/internal/param"
 	"userd/internal/reqbody"

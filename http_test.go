@@ -22,6 +22,7 @@ import (
 	"testing/iotest"
 	"unicode"
 	"unicode/utf8"
+
 	"userd/internal/reqbody"
 )
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"time"
+
 	"userd/internal/clientaddr"
 	"userd/internal/headers"
 	"userd/internal/param"

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+
 	"userd/internal/setting"
 )
 
