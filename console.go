@@ -107,11 +107,11 @@ func (s *server) sendConsole(x *exchange) error {
 	if found, err := s.store.hasAdmin(); err == nil && !found { // the page itself shows that the database is unavailable
 		page = s.webPages.withoutAdmin
 	}
-	return x.sendPage(page())
+	return x.sendDocument(page())
 }
 
-// sendPage answers with a document of the console.
-func (x *exchange) sendPage(p *webPage) error {
+// sendDocument answers with a document of the console.
+func (x *exchange) sendDocument(p *webPage) error {
 	header := x.Header()
 	header["Content-Type"] = []string{"text/html; charset=utf-8"}
 	header["Content-Security-Policy"] = []string{p.policy}

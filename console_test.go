@@ -580,7 +580,7 @@ func TestListMails(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withMail)
 	_, root := s.admin("root")
-	for i := range mailPage + 1 {
+	for i := range defaultLimit + 1 {
 		s.change(`INSERT INTO user_mail (kind, user_id, login, email, subject_id, detail, address, user_agent, created_at, next_try_at, state)
 			VALUES ('reset', 0, 'secret', '', 0, '', '', '', 1, 2, iif(@i % 2 = 0, 'queued', 'failed'))`, arg{"i", i})
 	}
@@ -602,7 +602,7 @@ func TestListMails(t *testing.T) {
 		}
 		return ids, r.header.Get("Link")
 	}
-	if ids, next := list(""); len(ids) != mailPage || ids[0] != 1 || !strings.Contains(next, "after=100") {
+	if ids, next := list(""); len(ids) != defaultLimit || ids[0] != 1 || !strings.Contains(next, "after=100") {
 		t.Errorf("without a limit: %v, %s", ids, next)
 	}
 	if ids, next := list("?after=100"); !slices.Equal(ids, []int64{101}) || next != "" {

@@ -385,7 +385,7 @@ func FuzzEventQuery(f *testing.F) {
 				t.Fatalf("%q: %v %s", q, err, w.Body)
 			}
 			values, err := url.ParseQuery(q)
-			if err != nil || values.Has("limit") && int64(len(list)) > limitOf(t, values) || len(list) > eventPage {
+			if err != nil || values.Has("limit") && int64(len(list)) > limitOf(t, values) || len(list) > defaultLimit {
 				t.Errorf("%q is answered with %d events", q, len(list))
 			}
 		case w.Code != 400:

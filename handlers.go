@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"log/slog"
@@ -199,9 +200,6 @@ func newEventAnswer(e *event) eventAnswer {
 	return a
 }
 
-// eventPage is the number of events of a page without a limit.
-const eventPage = 100
-
 // listEvents answers with a page of events, or with a stream of them if the
 // request accepts text/event-stream.
 func (s *server) listEvents(x *exchange) error {
@@ -233,19 +231,13 @@ func (s *server) listEvents(x *exchange) error {
 		}
 		return s.streamEvents(x, after, only)
 	}
-	if limit == 0 {
-		limit = eventPage
-	}
+	limit = cmp.Or(limit, defaultLimit)
 	list := []eventAnswer{}
 	err = s.store.events(x.r.Context(), after, limit+1, only, func(e *event) { list = append(list, newEventAnswer(e)) })
 	if err != nil {
 		return err
 	}
-	if len(list) > int(limit) {
-		list = list[:limit]
-		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
-	}
-	return x.sendJSON(http.StatusOK, list)
+	return sendPage(x, q, limit, list, func(e *eventAnswer) int64 { return e.ID })
 }
 
 // maxStreams is the largest number of open event streams. Each one holds a

@@ -412,8 +412,21 @@ func (x *exchange) query(names ...string) (url.Values, error) {
 	return param.Query(x.r.URL.RawQuery, names...)
 }
 
-// maxLimit is the largest number of users or events on a page.
-const maxLimit = 1000
+const (
+	maxLimit     = 1000 // elements of a list on one page, at most
+	defaultLimit = 100  // elements on a page of events, invitations or mails if the client sets no limit
+)
+
+// sendPage answers with the first limit elements of a list that was read with the query q. If
+// the list has more, the header Link leads to the next page, which starts after the id of the
+// last element on this one.
+func sendPage[T any](x *exchange, q url.Values, limit int64, list []T, id func(*T) int64) error {
+	if int64(len(list)) > limit {
+		list = list[:limit]
+		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, id(&list[limit-1])))
+	}
+	return x.sendJSON(http.StatusOK, list)
+}
 
 // caller returns the principal of x as the caller of a write.
 func (x *exchange) caller() caller {

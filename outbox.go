@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"math"
 	mrand "math/rand/v2"
-	"net/http"
 	"net/url"
 	"strings"
 	"sync"
@@ -427,9 +426,6 @@ func newMailAnswer(m *queuedMail) mailAnswer {
 	return a
 }
 
-// mailPage is the largest number of mails in an answer if the client sets no limit.
-const mailPage = 100
-
 // listMails answers with the mails of the outbox, without their codes, which are not stored.
 func (s *server) listMails(x *exchange) error {
 	q, err := x.query("limit", "after", "state")
@@ -440,7 +436,7 @@ func (s *server) listMails(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	limit = cmp.Or(limit, mailPage)
+	limit = cmp.Or(limit, defaultLimit)
 	var state mailState
 	if q.Has("state") {
 		if err := setting.Word(&state, q.Get("state"), mailQueued, mailSent, mailFailed, mailDropped); err != nil {
@@ -452,11 +448,7 @@ func (s *server) listMails(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if len(list) > int(limit) {
-		list = list[:limit]
-		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
-	}
-	return x.sendJSON(http.StatusOK, list)
+	return sendPage(x, q, limit, list, func(m *mailAnswer) int64 { return m.ID })
 }
 
 // retryMail makes a mail due now.

@@ -337,9 +337,6 @@ func newInvitationAnswer(v *invitation) invitationAnswer {
 	return invitationAnswer{v.id, v.email, v.username, v.role, v.usesLeft, v.createdBy, utc(v.createdAt), utc(v.expiresAt)}
 }
 
-// invitationPage is the largest number of invitations in an answer if the client sets no limit.
-const invitationPage = 100
-
 // listInvitations answers with a page of the invitations that are still valid.
 func (s *server) listInvitations(x *exchange) error {
 	q, err := x.query("limit", "after")
@@ -350,7 +347,7 @@ func (s *server) listInvitations(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	limit = cmp.Or(limit, invitationPage)
+	limit = cmp.Or(limit, defaultLimit)
 	list := []invitationAnswer{}
 	err = s.store.invitations(x.r.Context(), after, limit+1, s.wall().Unix(), func(v *invitation) {
 		list = append(list, newInvitationAnswer(v))
@@ -358,11 +355,7 @@ func (s *server) listInvitations(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if len(list) > int(limit) {
-		list = list[:limit]
-		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, list[limit-1].ID))
-	}
-	return x.sendJSON(http.StatusOK, list)
+	return sendPage(x, q, limit, list, func(v *invitationAnswer) int64 { return v.ID })
 }
 
 // deleteInvitation deletes an invitation: no user can register with its link any more.
