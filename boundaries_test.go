@@ -234,7 +234,7 @@ func TestEachImportIsOnlyUsedInItsLayer(t *testing.T) {
 // sqlText finds SQL as this program writes it, with its keywords in capitals.
 var sqlText = regexp.MustCompile(`\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|CREATE (TABLE|INDEX)|PRAGMA|COLLATE|BEGIN IMMEDIATE|SAVEPOINT)\s`)
 
-func TestSQLStandsOnlyInTheStore(t *testing.T) {
+func TestSQLIsOnlyInTheStore(t *testing.T) {
 	t.Parallel()
 	fset, files := programFiles(t)
 	found := make(map[string]int)
@@ -298,7 +298,7 @@ func TestNothingIsExported(t *testing.T) {
 	}
 }
 
-func TestTheModuleRequiresSQLiteAndCryptoAlone(t *testing.T) {
+func TestTheModuleRequiresOnlySQLiteAndCrypto(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile("go.mod")
 	if err != nil {

@@ -1456,7 +1456,7 @@ func TestAServiceUserHasNoSecondFactor(t *testing.T) {
 }
 
 // Forms send an empty field, which is no guess.
-func TestAnEmptyCodeIsNoWrongCode(t *testing.T) {
+func TestAnEmptyCodeDoesNotCountAsWrong(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")

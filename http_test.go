@@ -1147,7 +1147,7 @@ func TestTheAnswerAndTheLogHaveTheIDOfTheProxy(t *testing.T) {
 }
 
 // An empty body of unknown length counts as no body.
-func TestAnEmptyChunkedBodyIsNone(t *testing.T) {
+func TestAnEmptyChunkedBodyCountsAsNoBody(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")

@@ -403,7 +403,7 @@ func TestMakingAKeyRequiresProofAndValidFields(t *testing.T) {
 }
 
 // A key is only accepted in the header Authorization.
-func TestAKeyInAURLIsNoKey(t *testing.T) {
+func TestAKeyIsAcceptedOnlyInTheHeader(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	key, _ := s.keyOf(s.addNamed("ann", member, false), readScope, time.Hour)

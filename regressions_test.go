@@ -99,7 +99,7 @@ var regressions = []struct{ name, what, tests string }{
 	{"36", "events showed ids without names, and one user was 1 users",
 		"TestEventsOnTheCommandLine TestPlural"},
 	{"37", "go.mod accepted a release of Go with known vulnerabilities",
-		"TestTheModuleRequiresSQLiteAndCryptoAlone TestTheWorkflowLooksForVulnerabilities"},
+		"TestTheModuleRequiresOnlySQLiteAndCrypto TestTheWorkflowLooksForVulnerabilities"},
 
 	{"cors_trace_headers", "a page could not send the headers of its monitoring", "TestCORS"},
 	{"csv_bom_quoted", "a byte-order mark before a quoted header of a CSV file", "TestImport"},
