@@ -77,7 +77,7 @@ const maxID = 1<<52 - 1
 
 // findHooks returns the triggers and views whose SQL mentions a table of userd, in any version.
 func findHooks(ctx context.Context, db sqlitefile.Querier) (hooks []string, err error) {
-	return sqlitefile.Hooks(ctx, db, migrations.Made())
+	return sqlitefile.Hooks(ctx, db, migrations.AllTables())
 }
 
 // refuseHooks returns an error that names what findHooks finds, if anything. A trigger

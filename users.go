@@ -244,7 +244,7 @@ func (s *server) getUser(x *exchange) error {
 		return err
 	}
 	v := s.viewOf(&x.who, u.id)
-	if v == viewAll && headers.Match(x.r.Header.Values("If-None-Match"), u.version) {
+	if v == viewAll && headers.MatchETag(x.r.Header.Values("If-None-Match"), u.version) {
 		x.Header().Set("ETag", headers.ETag(u.version))
 		x.WriteHeader(http.StatusNotModified)
 		return nil
@@ -343,7 +343,7 @@ func ifMatch(r *http.Request, u *user) (int64, error) {
 	switch {
 	case len(tags) == 0:
 		return 0, nil
-	case headers.Match(tags, u.version):
+	case headers.MatchETag(tags, u.version):
 		return u.version, nil
 	}
 	return 0, errVersion

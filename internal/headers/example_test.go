@@ -16,7 +16,7 @@ func Example() {
 	token, err := headers.Bearer(r)
 	fmt.Println(token, err)
 	fmt.Println(headers.Accepts(r, "Accept", "text/event-stream"))
-	fmt.Println(headers.ETag(7), headers.Match(r.Header["If-Match"], 7))
+	fmt.Println(headers.ETag(7), headers.MatchETag(r.Header["If-Match"], 7))
 	// Output:
 	// abc <nil>
 	// true

@@ -54,12 +54,12 @@ func Bearer(r *http.Request) (string, error) {
 // ETag returns the entity tag of a version.
 func ETag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }
 
-// Match reports whether tags, the values of If-Match or If-None-Match, name the ETag of a
+// MatchETag reports whether tags, the values of If-Match or If-None-Match, name the ETag of a
 // version. A proxy that compresses answers rewrites their tags, and clients send back what
 // they got: nginx makes W/"1" of "1", Apache "1-gzip", and Jetty "1--gzip". RFC 9110 section
 // 13.1.1 would refuse these in If-Match, since the bytes of the answer may differ. Here a tag
 // names a version, not bytes.
-func Match(tags []string, version int64) bool {
+func MatchETag(tags []string, version int64) bool {
 	want := strconv.FormatInt(version, 10)
 	for tag := range strings.SplitSeq(strings.Join(tags, ","), ",") {
 		tag = strings.TrimSpace(tag)

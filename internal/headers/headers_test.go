@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestMatchAcceptsTheTagsThatProxiesMake(t *testing.T) {
+func TestMatchETagAcceptsTheTagsThatProxiesMake(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		tag  string
@@ -37,11 +37,11 @@ func TestMatchAcceptsTheTagsThatProxiesMake(t *testing.T) {
 		{`W/*`, false},
 		{``, false},
 	} {
-		if got := Match([]string{row.tag}, 12); got != row.want {
+		if got := MatchETag([]string{row.tag}, 12); got != row.want {
 			t.Errorf("%s: %t, want %t", row.tag, got, row.want)
 		}
 	}
-	if !Match([]string{ETag(11), ETag(12)}, 12) {
+	if !MatchETag([]string{ETag(11), ETag(12)}, 12) {
 		t.Error("the second of two headers does not match")
 	}
 }

@@ -28,7 +28,7 @@ var placeholder = regexp.MustCompile(`\{[^{}\s]*\}?`)
 // must be in the text. A brace always begins a placeholder. A byte-order mark is ignored.
 // The error begins with the file's name.
 func ParseTemplate(file, contents string, known []string, required ...string) (*Template, error) {
-	contents = strings.ReplaceAll(strings.TrimPrefix(contents, "\uFEFF"), "\r\n", "\n")
+	contents = strings.ReplaceAll(strings.TrimPrefix(contents, setting.ByteOrderMark), "\r\n", "\n")
 	head, text, ok := strings.Cut(contents, "\n\n")
 	subject, isSubject := strings.CutPrefix(head, "Subject: ")
 	switch {
@@ -72,7 +72,7 @@ func (t *Template) Render(values map[string]string) (subject, text string) {
 
 // ReadTemplates returns the template of each kind, which is a key of required: the file
 // KIND.txt in the directory dir if it exists, otherwise that in the directory builtInDir of
-// builtIn. If dir is empty, all templates are built-in. The value of a kind are its required
+// builtIn. If dir is empty, all templates are built-in. The value of a kind is the list of its required
 // placeholders. ReadTemplates refuses a file of an unknown kind in dir, because its name is
 // probably mistyped. An error names the file.
 func ReadTemplates[K ~string](builtIn fs.FS, builtInDir, dir string, known []string, required map[K][]string) (map[K]*Template, error) {

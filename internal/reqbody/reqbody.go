@@ -25,26 +25,26 @@ var (
 // A Reader reads the bodies of all requests of a server. Its methods can be called
 // concurrently.
 type Reader struct {
-	most, small int64
-	large       chan struct{} // holds one token for each large body that is being read
+	maxSize, smallSize int64         // bytes
+	large              chan struct{} // holds one token for each large body that is being read
 }
 
-// NewReader returns a Reader of bodies of at most most bytes. A body of more than small bytes
-// is large; the Reader reads at most largest large bodies concurrently.
-func NewReader(most, small int64, largest int) *Reader {
-	return &Reader{most, small, make(chan struct{}, largest)}
+// NewReader returns a Reader of bodies of at most maxSize bytes. A body of more than smallSize
+// bytes is large; the Reader reads at most maxLarge large bodies concurrently.
+func NewReader(maxSize, smallSize int64, maxLarge int) *Reader {
+	return &Reader{maxSize, smallSize, make(chan struct{}, maxLarge)}
 }
 
 // Read returns the body of a request, or ErrTooLarge, ErrBusy, or ErrIncomplete if the client
 // or the connection fails. For a request that announces a body that is too large, Read reads
 // nothing, so that net/http sends no 100 Continue.
 func (b *Reader) Read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	if r.ContentLength > b.most {
+	if r.ContentLength > b.maxSize {
 		return nil, ErrTooLarge
 	}
-	body := http.MaxBytesReader(w, r.Body, b.most)
-	data, err := io.ReadAll(io.LimitReader(body, b.small+1))
-	if err == nil && int64(len(data)) > b.small {
+	body := http.MaxBytesReader(w, r.Body, b.maxSize)
+	data, err := io.ReadAll(io.LimitReader(body, b.smallSize+1))
+	if err == nil && int64(len(data)) > b.smallSize {
 		select {
 		case b.large <- struct{}{}:
 			defer func() { <-b.large }()

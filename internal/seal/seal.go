@@ -2,8 +2,8 @@
 //
 // A sealed text begins with the name of its key, so that a program can open texts of several
 // keys, and can report that it lacks a key. A text is also bound to a name, such as a user and a
-// column: under another name it cannot be opened. [Ring.Seal] makes a random nonce of 96 bits for each
-// text, so one key must not seal more than 2^32 texts (NIST SP 800-38D section 8.3).
+// column: it cannot be opened under another name. [Ring.Seal] makes a random nonce of 96 bits
+// for each text, so one key must not seal more than 2^32 texts (NIST SP 800-38D section 8.3).
 package seal
 
 import (
@@ -94,8 +94,8 @@ func (r *Ring) Current(sealed []byte) bool {
 	return len(r.keys) > 0 && bytes.HasPrefix(sealed, r.keys[0].id)
 }
 
-// Seal returns the sealed form of a text, which [Ring.Open] opens only under the same name. Seal
-// panics if the ring has no key.
+// Seal returns the sealed form of a text, which [Ring.Open] opens only under the same name.
+// Seal panics if the ring has no key.
 func (r *Ring) Seal(text []byte, name string) []byte {
 	k := &r.keys[0]
 	return k.aead.Seal(bytes.Clone(k.id), nil, text, []byte(name))

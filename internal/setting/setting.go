@@ -71,8 +71,8 @@ func WithoutSecrets(v string) string {
 	return scheme + "…"
 }
 
-// ByteOrderMark is the mark with which many Windows programs begin UTF-8 text. userd drops
-// it from every text that it reads from a file or from standard input.
+// ByteOrderMark is the mark with which many Windows programs begin UTF-8 text. A program
+// should drop it from every text that it reads from a file or from standard input.
 const ByteOrderMark = "\ufeff"
 
 // Secret returns the value of the variable env or, if it is not set, the contents of the file
@@ -108,13 +108,13 @@ func SQLitePath(to *string, v string) (err error) {
 	if IsURL(v) {
 		rest, ok := strings.CutPrefix(v, "sqlite://")
 		if !ok {
-			return errors.New("userd keeps its data in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path; if this is a path, begin it with ./")
+			return errors.New("must be in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path; if this is a path, begin it with ./")
 		}
 		if path, ok = strings.CutPrefix(rest, "/"); !ok {
 			return errors.New("use sqlite:///PATH for a relative path, sqlite:////PATH for an absolute one")
 		}
 		if strings.Contains(path, "?") {
-			return errors.New("userd accepts no parameters after ?")
+			return errors.New("must have no parameters after ?")
 		}
 	}
 	if path == "" || path == ":memory:" {

@@ -25,8 +25,12 @@ func CheckIntegrity(ctx context.Context, db *sql.DB, most int) (findings []strin
 	return findings, err
 }
 
-// A check reports MostFindings rows of each rule, and then MoreFindings.
-const MostFindings, MoreFindings = 100, "… and more like this"
+const (
+	// MostFindings is the largest number of rows of one rule that a check reports.
+	MostFindings = 100
+	// MoreFindings is the line after MostFindings rows if there are more.
+	MoreFindings = "… and more like this"
+)
 
 // Findings returns the lines of a query's first MostFindings rows, and MoreFindings if
 // there are more rows. With an error, it returns the lines before the error.
@@ -45,10 +49,10 @@ func Findings(ctx context.Context, db *sql.DB, query string) (findings []string,
 }
 
 // Check returns the findings of CheckIntegrity and CompareSchema, the triggers and views that
-// use a table of the migrations, and the findings of the
-// rules for this version, which are queries. It compares the
-// database with the migrations that it has; there must not be fewer. The database and its
-// tables belong to owner in the text. With an error, Check returns the findings before it.
+// use a table of the migrations, and the findings of the rules for the version of the
+// database, which are queries. It compares the database with as many of the migrations as have
+// run; the version must not be higher than their number. The text says that the database and
+// its tables belong to owner. With an error, Check returns the findings before it.
 func Check(ctx context.Context, db *sql.DB, migrations Migrations, owner string, rules func(version int) []string) (findings []string, err error) {
 	findings, err = CheckIntegrity(ctx, db, MostFindings)
 	var version int
@@ -62,7 +66,7 @@ func Check(ctx context.Context, db *sql.DB, migrations Migrations, owner string,
 	}
 	if err == nil {
 		var hooks []string
-		hooks, err = Hooks(ctx, db, migrations.Made())
+		hooks, err = Hooks(ctx, db, migrations.AllTables())
 		for _, hook := range hooks {
 			findings = append(findings, hook+" uses a table of "+owner)
 		}

@@ -23,8 +23,8 @@ var (
 // drops.
 func (m Migrations) Names() []string { return m.find(createAny) }
 
-// Made returns the tables that the scripts make, also those that a later one drops.
-func (m Migrations) Made() []string { return m.find(createTable) }
+// AllTables returns the tables that the scripts make, also those that a later one drops.
+func (m Migrations) AllTables() []string { return m.find(createTable) }
 
 func (m Migrations) find(pattern *regexp.Regexp) (names []string) {
 	for _, match := range pattern.FindAllStringSubmatch(strings.Join(m, ""), -1) {
@@ -36,7 +36,7 @@ func (m Migrations) find(pattern *regexp.Regexp) (names []string) {
 // Tables returns the tables that the scripts make and do not drop, in their order.
 func (m Migrations) Tables() []string {
 	dropped := m.find(dropTable)
-	return slices.DeleteFunc(m.Made(), func(table string) bool { return slices.Contains(dropped, table) })
+	return slices.DeleteFunc(m.AllTables(), func(table string) bool { return slices.Contains(dropped, table) })
 }
 
 // Run runs the scripts that the database still lacks, each in a transaction that also sets

@@ -25,7 +25,7 @@ import (
 )
 
 // DSN returns the data source name of a database file, for [sql.Open] with the driver
-// "sqlite". The params are parameters of it, such as mode=ro. Pragmas are parameters too,
+// "sqlite". It contains the params, such as mode=ro. Pragmas are parameters too,
 // because a PRAGMA that Exec runs affects only one connection of a pool. With
 // trusted_schema off, SQL that another program put into the schema can call only
 // functions without side effects. With secure_delete on, SQLite overwrites deleted

@@ -362,7 +362,7 @@ func TestAFileThatLostItsNameIsNoticed(t *testing.T) {
 func TestMigrationsRunOnceEach(t *testing.T) {
 	t.Parallel()
 	m := Migrations{`CREATE TABLE pet (id INTEGER); CREATE TABLE old (id INTEGER)`, `CREATE UNIQUE INDEX pet_id ON pet (id); DROP TABLE old`}
-	if got, want := fmt.Sprint(m.Tables(), m.Made(), m.Names()), "[pet] [pet old] [pet old pet_id]"; got != want {
+	if got, want := fmt.Sprint(m.Tables(), m.AllTables(), m.Names()), "[pet] [pet old] [pet old pet_id]"; got != want {
 		t.Errorf("the tables and names are %s, want %s", got, want)
 	}
 	path := made(t, `VACUUM`)

@@ -29,10 +29,10 @@ type Feed struct {
 	stop     func()
 }
 
-// New returns a Feed of at most most concurrent streams.
-func New(most int) *Feed {
+// New returns a Feed of at most maxStreams concurrent streams.
+func New(maxStreams int) *Feed {
 	stopping := make(chan struct{})
-	return &Feed{slots: make(chan struct{}, most), stopping: stopping, stop: sync.OnceFunc(func() { close(stopping) })}
+	return &Feed{slots: make(chan struct{}, maxStreams), stopping: stopping, stop: sync.OnceFunc(func() { close(stopping) })}
 }
 
 // Stop ends all streams, also those that begin later. It may be called more than once.

@@ -210,8 +210,8 @@ func (p *Progress) End() {
 }
 
 // hideInput turns off the echo of a terminal, and returns a function that turns it on. It
-// runs stty because the system calls differ between systems, and no dependency of userd
-// covers them.
+// runs stty because the system calls differ between systems, and the standard library does
+// not cover them.
 func hideInput(f *os.File) (restore func(), err error) {
 	stty := func(arg string) error {
 		cmd := exec.Command("stty", arg)

@@ -36,7 +36,8 @@ func Name(agent string) string {
 	return name + " on " + system
 }
 
-// find returns the second of the first pair whose first is in agent, or "".
+// find returns the name of the first pair whose text is in agent, or "". A pair is a text and
+// a name.
 func find(names [][2]string, agent string) string {
 	for _, name := range names {
 		if strings.Contains(agent, name[0]) {
