@@ -275,8 +275,9 @@ type principal struct {
 	factorExempt bool  // from REQUIRE_FACTOR: the user has a second factor or is a service user
 }
 
-// An access says who may call a route. The zero access rejects every request. From selfOnly on, it
-// also admits a user without the second factor that REQUIRE_FACTOR requires.
+// An access says who may call a route. The zero access rejects every request. Those from
+// selfOnly on also admit a user to its own data without the second factor that REQUIRE_FACTOR
+// requires: otherwise the user could neither add one nor log out.
 type access int
 
 const (
@@ -288,8 +289,8 @@ const (
 	byDirectory    // the same, and all users unless DIRECTORY=self
 	resourceServer // API keys with verifyScope, and admins
 	selfOnly       // the user that {id} names
-	anySession     // like signedIn
-	ownOrAdmin     // like selfOrAdmin
+	anySession     // like signedIn, but without a required factor too
+	ownOrAdmin     // like selfOrAdmin, but for oneself without a required factor too
 )
 
 // admit returns nil if x may call a route with this access. Unless the access is anyone,

@@ -188,9 +188,10 @@ const (
 )
 
 // checkCode checks a code of the second factor of the user with these credentials. The client
-// must have proven the password before, or sent the code of a reset link: with. A wrong code, or a
-// recovery code that was used before, counts like a wrong password, and toward maxWrongCodes. The
-// code stays valid until the write that it allows, which runs p.statements. checkCode returns
+// must have proven the password before, or sent the code of a reset link: with says which of
+// the two. A wrong code, or a recovery code that was used before, counts like a wrong password,
+// and toward maxWrongCodes. The code stays valid until the write that it allows, which runs
+// p.statements. checkCode returns
 // errWrongOTP, errOTPUsed, errFactorLocked, errLimited or errStorage.
 func (s *server) checkCode(x *exchange, id int64, c *credentials, typed, with string) (p provenFactor, err error) {
 	g, err := s.newGuess(x, id, c.hash, "")

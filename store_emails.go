@@ -174,8 +174,8 @@ func endClaim(c *emailCode, now int64, client string) []statement {
 }
 
 // restoreEmail restores the address of an undo code, which is then verified, and replaces the
-// password. It ends all of the user's sessions and API keys, and all of its codes except the undo codes of
-// earlier changes. It queues the mail reset to the restored address. The statements in before
+// password. It ends all of the user's sessions and API keys, and all of its codes except the
+// undo codes of earlier changes. It queues the mail reset to the restored address. The statements in before
 // belong to the same write, and run first. It returns errInvalidCode, or errEmailTaken if
 // another user has verified the address.
 func (s *store) restoreEmail(ctx context.Context, c *emailCode, newHash string, reset *queuedMail, now int64, before ...statement) error {

@@ -55,9 +55,9 @@ var eventTypes = []eventType{
 	factorAdded, factorRemoved, factorLocked, codesRenewed, recoveryCodeUsed,
 }
 
-// An event is one row of the table event; schema.go describes its columns. It holds
-// ids and addresses but no name, e-mail address or secret, so that it does not
-// identify a person whose user is deleted.
+// An event is one row of the table event; assets/schema/02_events.sql describes its columns. It
+// holds ids and addresses but no name, e-mail address or secret, so that it does not identify
+// a person whose user is deleted.
 type event struct {
 	id        int64
 	at        int64

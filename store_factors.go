@@ -212,11 +212,11 @@ type confirmation struct {
 	codes   [][]byte // the hashes of the new recovery codes
 }
 
-// addFactor confirms a pending factor for a caller. It replaces the user's earlier factor
-// and recovery codes and ends the user's sessions except the caller's, which has now proven
-// the factor, and of whose access tokens only the caller's stays valid. The statements in before belong to the same write. It returns errNoPendingFactor
-// if another request confirmed or replaced the pending factor, or an error of
-// authorizationError.
+// addFactor confirms a pending factor for a caller. It replaces the user's earlier factor and
+// recovery codes, and ends the user's sessions except the caller's, which has now proven the
+// factor. In that session, only the access token of the caller stays valid. The statements in
+// before belong to the same write. addFactor returns errNoPendingFactor if another request
+// confirmed or replaced the pending factor, or an error of authorizationError.
 func (s *store) addFactor(ctx context.Context, by caller, c *confirmation, now int64, before ...statement) error {
 	values := by.with(args{
 		{"id", c.userID}, {"pending", c.pending}, {"secret", c.sealed}, {"step", c.step}, {"now", now},

@@ -63,10 +63,10 @@ func (k *apiKey) columns() []any {
 const keyIsLive = `(user_key.expires_at = 0 OR user_key.expires_at > @now)`
 
 // addKey stores the hash of an API key for a caller, and sets k.id. The statements in then
-// belong to the same write. Only the console makes a key that never expires, or one with
-// adminScope, and the latter only for an admin. addKey returns errKeyScope for
-// another key with adminScope or if the caller is a key, errKeyLimit if maxUserKeys keys of the
-// user are valid, errUserNotFound, errUserDisabled, errPendingApproval, or an error of
+// belong to the same write. Only the command line makes a key that never expires, or one with
+// adminScope, and the latter only for an admin. addKey returns errKeyScope for any other key
+// with adminScope, or if the caller is a key; errKeyLimit if maxUserKeys keys of the user are
+// valid; errUserNotFound, errUserDisabled, errPendingApproval, or an error of
 // authorizationError.
 func (s *store) addKey(ctx context.Context, by caller, k *apiKey, hash []byte, then ...statement) error {
 	values := by.with(args{

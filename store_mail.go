@@ -89,7 +89,8 @@ var mailRules = map[mailKind]mailRule{
 	factorMail:   {"", 0, 24 * time.Hour, noBudget, ""},
 }
 
-// A queuedMail is one row of the table user_mail; schema.go describes its columns.
+// A queuedMail is one row of the table user_mail; assets/schema/09_mail.sql describes its
+// columns.
 type queuedMail struct {
 	id        int64
 	kind      mailKind

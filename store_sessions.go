@@ -63,8 +63,9 @@ func (x *session) columns() []any {
 // signs its access token. It ends the user's oldest sessions beyond maxSessions. If
 // newHash is not empty, it replaces the user's outdated hash of the same password. It uses
 // up the code of p. It returns errOTPUsed if the code was used before, and errCredentials if
-// the user is disabled, pending or a service user, if its auth_stamp differs from stamp, which the caller
-// read before it checked the password, or if it has a second factor and p does not prove it.
+// the user is disabled, pending or a service user, if its auth_stamp differs from stamp, which
+// the caller read before it checked the password, or if it has a second factor and p does not
+// prove it.
 // The statements in then belong to the same write.
 func (s *store) startSession(ctx context.Context, x *session, stamp int64, newHash string, p provenFactor, then ...statement) (key keyRow, err error) {
 	x.factor = p.proven()
@@ -148,9 +149,9 @@ func (r *rekeying) statements() []statement {
 }
 
 // principal returns the user of an access token's session, when the session was last used,
-// and whether the user proved its second factor in it. It returns errSessionEnded if the session has ended, was re-keyed without
-// keeping the token, or was restored from a backup older than the token, or if its user
-// is deleted or disabled. It returns errBadToken if kid names a key of the database
+// and whether the user proved its second factor in it. It returns errSessionEnded if the
+// session has ended, was re-keyed without keeping the token, or was restored from a backup
+// older than the token, or if its user is deleted or disabled. It returns errBadToken if kid names a key of the database
 // whose tokens are no longer valid. kid is empty for a key of the configuration.
 func (s *store) principal(sid int64, token tokenID, kid string, now int64) (u user, lastUsedAt int64, factor bool, err error) {
 	var validKey, proven int64
@@ -194,7 +195,8 @@ func (s *store) sessionsOf(ctx context.Context, userID, now int64, f func(*sessi
 
 // loginsFrom reports whether a session of a user, or a login among its last 200 events, is from
 // an address that matches (known), and whether the user has any session or login (exist). It
-// reads the sessions first, because they are fewer. A user with 200 events has logged in, even if none of these is a login.
+// reads the sessions first, because they are fewer. A user with 200 events has logged in, even
+// if none of these is a login.
 func (s *store) loginsFrom(ctx context.Context, userID int64, matches func(address string) bool) (known, exist bool, err error) {
 	var address string
 	see := func() { known, exist = known || matches(address), true }

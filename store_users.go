@@ -444,8 +444,8 @@ func (s *store) updateUser(ctx context.Context, by caller, id int64, c change, v
 	return u, s.takenError(err, *cmp.Or(c.username, new("")), *cmp.Or(c.email, new("")), id)
 }
 
-// deleteUser deletes a user, its sessions, its codes and what it made, for a caller. The version and the
-// errors are those of updateUser. It also returns errReferenced if a row of another
+// deleteUser deletes a user, its sessions, its codes and what it made, for a caller. The
+// version and the errors are those of updateUser. It also returns errReferenced if a row of another
 // program's table refers to the user.
 func (s *store) deleteUser(ctx context.Context, by caller, id, version, now int64) error {
 	values := by.with(args{{"id", id}, {"version", version}, {"now", now}})
