@@ -70,8 +70,8 @@ func newWebPage(attributes string) *webPage {
 		"; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"}
 }
 
-// webPages are the documents with and without the command line that makes the first admin. Each
-// is made when it is first sent.
+// webPages are the documents for a service without an admin, with the command line that makes
+// the first one, and for a service with an admin. Each is made when it is first sent.
 type webPages struct{ withoutAdmin, withAdmin func() *webPage }
 
 func (s *server) newWebPages() webPages {

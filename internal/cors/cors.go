@@ -15,9 +15,10 @@ type API struct {
 	Exposes string // headers of an answer that a page may read
 }
 
-// Allow sets the headers of the answer to a request, whose Origin must be one of origins,
-// letter for letter. It reports whether the request is a preflight request that the caller
-// answers with 204 and no body.
+// Allow sets the headers of the answer to a request whose Origin is one of origins, letter for
+// letter. For any other request, it sets only Vary. It reports whether the request is a
+// preflight request that the caller answers with 204 and no body; a browser may keep that
+// answer for 600 seconds.
 func (a *API) Allow(header http.Header, r *http.Request, origins []string) (preflight bool) {
 	header["Vary"] = []string{"Origin"}
 	origin := r.Header.Get("Origin")

@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// Accepts reports whether a request names a media type in Accept or, for the header
-// Accept-Encoding, a coding. It ignores wildcards.
+// Accepts reports whether a request accepts name: a media type if header is "Accept", or a
+// coding if header is "Accept-Encoding". It ignores wildcards.
 func Accepts(r *http.Request, header, name string) bool {
 	for _, value := range r.Header[header] {
 		for part := range strings.SplitSeq(value, ",") {

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// Timeout is longer than a server needs to answer that it is not ready.
+// Timeout is how long a check waits for an answer: longer than a server needs to say that it is
+// not ready.
 const Timeout = 4 * time.Second
 
 // A Server is the server that is asked.
