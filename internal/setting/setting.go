@@ -366,10 +366,11 @@ func CheckEmailDomain(email string, domains []string) string {
 }
 
 // parsePublicURL reads a URL of a page or a server: https://, or http:// with a loopback
-// address. It returns an error that says how the URL must look.
+// address, and without a zone of an IPv6 address, which browsers refuse. It returns an error
+// that says how the URL must look.
 func parsePublicURL(v string) (*url.URL, error) {
 	u, err := url.Parse(v)
-	if err != nil || u.Hostname() == "" || u.User != nil || strings.ContainsAny(v, " \\\"<>") {
+	if err != nil || u.Hostname() == "" || u.User != nil || strings.ContainsAny(v, " \\\"<>") || strings.Contains(u.Host, "%") {
 		return nil, errors.New("must be a URL such as https://id.example.com")
 	}
 	address, err := netip.ParseAddr(u.Hostname())

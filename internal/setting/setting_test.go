@@ -44,6 +44,7 @@ func TestWhichAddressesLinksCanHave(t *testing.T) {
 		"https://id.example.com/ x":        "refused",
 		"http://127.0.0.1.example.com":     "refused",
 		"http://0.0.0.0:5000":              "refused",
+		"https://[fe80::1%25eth0]":         "refused", // browsers do not know zones
 		"javascript://id.example.com":      "refused",
 	} {
 		var got string
