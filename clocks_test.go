@@ -59,6 +59,7 @@ var clockReaders = map[string]string{
 	"sessions.go server.rekey":             "stored",
 	"serve.go watchFiles":                  "mono",
 	"store_keys.go store.keySecret":        "signing keys",
+	"store.go keepErasing":                 "mono",
 	"store_sessions.go store.principal":    "sessions",
 	"store_sessions.go store.rotate":       "sessions",
 	"store_keys.go store.rotateKey":        "signing keys",

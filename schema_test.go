@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"database/sql"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"userd/internal/sqlitefile"
@@ -329,4 +331,18 @@ func TestAPendingAdminIsNotActive(t *testing.T) {
 	if x, _, err := examine(t.Context(), path, func(string, int64) {}, func(int, int64) {}); err != nil || x.admins != 0 {
 		t.Errorf("got %d active admins and the error %v, want 0", x.admins, err)
 	}
+}
+
+func TestAServerErasesWhatDeletedRowsLeft(t *testing.T) {
+	t.Parallel()
+	path := makeStore(t, "ann")
+	damage(t, path, firstPage(t, path, "user")+1000, []byte("a hash")) // in the unused part of the page
+	p := startUserd(t, t.TempDir(), []string{"DATABASE_URL=" + path})
+	defer p.end(syscall.SIGTERM)
+	await(t, "the server erases it", func() bool {
+		runSQL(t, another(t, path), `PRAGMA wal_checkpoint`)
+		copyFile(t, path, path+".copy") // by another process: closing a descriptor here would drop SQLite's locks
+		data, err := os.ReadFile(path + ".copy")
+		return err == nil && !bytes.Contains(data, []byte("a hash"))
+	})
 }

@@ -351,9 +351,11 @@ func serveStore(ctx context.Context, c *config, log *slog.Logger, l *listeners, 
 	return nil
 }
 
-// checkDatabase reads the entire database once and logs any damage.
+// checkDatabase reads the entire database once and logs any damage. If the database is sound, it
+// then runs keepErasing.
 func checkDatabase(ctx context.Context, s *server) {
-	if findings, err := s.store.checkIntegrity(ctx); len(findings) > 0 {
+	findings, err := s.store.checkIntegrity(ctx)
+	if len(findings) > 0 {
 		s.stats.damaged.Store(true)
 		s.log.Error("the database is damaged: restore a copy", "found", strings.Join(findings, "; "))
 	} else if err != nil && ctx.Err() == nil {
@@ -361,6 +363,9 @@ func checkDatabase(ctx context.Context, s *server) {
 	}
 	if n, err := s.store.unknownHashes(ctx); err == nil && n > 0 {
 		s.log.Warn("users with an unknown password hash cannot log in", "users", n)
+	}
+	if len(findings) == 0 && err == nil {
+		keepErasing(ctx, s.store, s.log)
 	}
 }
 

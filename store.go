@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -450,4 +451,38 @@ func utc(unix int64) (t time.Time) {
 		t = time.Unix(unix, 0).UTC()
 	}
 	return t
+}
+
+// eraseRemnants overwrites the copies of deleted rows that SQLite leaves in the unused parts of
+// pages. It reads the whole file.
+func (s *store) eraseRemnants(ctx context.Context) error {
+	return s.onNewConnection(func(db *sql.DB) error {
+		return sqlitefile.EraseRemnants(ctx, db, func(found []sqlitefile.Remnant) error {
+			var statements []statement
+			for _, x := range found {
+				statements = append(statements, statement{
+					Query: sqlitefile.Erasure,
+					Args:  args{{"number", x.Number}, {"page", x.Page}, {"erased", x.Erased}},
+				})
+			}
+			return s.write(ctx, statements...)
+		})
+	})
+}
+
+const eraseEvery = 24 * time.Hour // each time reads the entire database
+
+// keepErasing erases what deleted rows left in the database, at the start and then daily, until
+// ctx ends.
+func keepErasing(ctx context.Context, st *store, log *slog.Logger) {
+	for {
+		if err := st.eraseRemnants(ctx); err != nil && ctx.Err() == nil {
+			log.Warn("could not erase what deleted rows left in the database", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(eraseEvery):
+		}
+	}
 }

@@ -695,6 +695,9 @@ func TestNothingOfDeletedUsersStaysInTheFile(t *testing.T) {
 		return st.deleteUser(ctx, console, id, 0, 2)
 	})
 	gone = slices.AppendSeq(gone, maps.Values(names))
+	if err := st.eraseRemnants(ctx); err != nil {
+		t.Fatal(err)
+	}
 	runSQL(t, st.conn.Conn, `PRAGMA wal_checkpoint(TRUNCATE)`)
 	copied := path + ".copy"
 	copyFile(t, path, copied) // by another process: closing a descriptor here would drop SQLite's locks

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -403,5 +405,79 @@ func TestCopyIsPrivateAndComplete(t *testing.T) {
 	}
 	if findings, err := Findings(t.Context(), opened(t, f.Name()), `SELECT name FROM pet`); err != nil || !slices.Equal(findings, []string{"rex"}) {
 		t.Errorf("the copy has %q, %v", findings, err)
+	}
+}
+
+func TestRemnantsOfDeletedRowsAreErased(t *testing.T) {
+	const rows = 4000 // half of them stay
+	path := made(t, `PRAGMA journal_mode = WAL`, `CREATE TABLE note (text TEXT NOT NULL, more TEXT NOT NULL)`, `CREATE UNIQUE INDEX note_text ON note (text)`)
+	db, err := sql.Open("sqlite", DSN(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	exec := func(query string, args ...any) {
+		t.Helper()
+		if _, err := db.ExecContext(t.Context(), query, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := func(id int) string { return fmt.Sprintf("%x", sha256.Sum256(fmt.Append(nil, id))) }
+	exec(`BEGIN`)
+	for id := range rows {
+		exec(`INSERT INTO note VALUES (?, hex(zeroblob(?)))`, text(id), id*7%60)
+	}
+	for _, id := range rand.New(rand.NewPCG(1, 3)).Perm(rows) {
+		if id%2 == 1 {
+			exec(`DELETE FROM note WHERE text = ?`, text(id))
+		}
+	}
+	exec(`COMMIT`)
+	pages, err := pagesWithRemnants(t.Context(), db)
+	if len(pages) == 0 || err != nil {
+		t.Fatalf("SQLite left nothing of the deleted rows, so this test shows nothing: %v", err)
+	}
+	err = EraseRemnants(t.Context(), db, func(found []Remnant) error {
+		for _, x := range found {
+			exec(Erasure, sql.Named("number", x.Number), sql.Named("page", x.Erased), sql.Named("erased", x.Page)) // the page has changed
+			exec(Erasure, sql.Named("number", x.Number), sql.Named("page", x.Page), sql.Named("erased", x.Erased))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pages, err := pagesWithRemnants(t.Context(), db); len(pages) > 0 || err != nil {
+		t.Errorf("pages %d still have remnants, %v", pages, err)
+	}
+	exec(`PRAGMA wal_checkpoint(TRUNCATE)`)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id := range rows {
+		if got, want := bytes.Contains(data, []byte(text(id))), id%2 == 0; got != want {
+			t.Errorf("the file has the text of row %d: %v, want %v", id, got, want)
+		}
+	}
+	if findings, err := CheckIntegrity(t.Context(), opened(t, path), 1); len(findings) > 0 || err != nil {
+		t.Errorf("the file is damaged: %q, %v", findings, err)
+	}
+}
+
+func TestOtherPagesHaveNoUnusedPart(t *testing.T) {
+	for name, page := range map[string][]byte{
+		"an empty page":                          {},
+		"a page of another kind":                 bytes.Repeat([]byte{0}, 512),
+		"a page whose cells begin after it":      append([]byte{13, 0, 0, 0, 1, 255, 255, 0}, bytes.Repeat([]byte{7}, 504)...),
+		"a page whose pointers end in the cells": append([]byte{13, 0, 0, 1, 0, 0, 100, 0}, bytes.Repeat([]byte{7}, 504)...),
+	} {
+		if before := slices.Clone(page); eraseUnused(2, page) || !bytes.Equal(page, before) {
+			t.Errorf("%s has changed", name)
+		}
 	}
 }
