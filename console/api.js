@@ -175,6 +175,20 @@ function logIn(path, body) {
 
 const needsCode = err => ["second_factor_required", "wrong_otp", "otp_used", "recovery_code_required"].includes(err.code);
 
+const otpField = (id, hint) => field("otp", "Code of your authenticator app, or a recovery code", { id, hint, autocomplete: "one-time-code" });
+
+// askCode shows the field for a code if an error says that one is necessary. It throws the error,
+// unless the person sees the field for the first time.
+function askCode(err, otp) {
+  const first = otp.box.hidden;
+  if (needsCode(err)) otp.box.hidden = false;
+  if (err.code === "second_factor_required") {
+    if (first) return otp.input.focus();
+    err.fields = { otp: "Enter a code." };
+  }
+  throw err;
+}
+
 let proving = null;
 let loginName = ""; // what the person typed at the last login
 
@@ -189,7 +203,7 @@ async function prove() {
   }
   proving ??= new Promise((resolve, reject) => {
     const password = field("password", "Your password", { type: "password", id: "proof-password", autocomplete: "current-password" });
-    const otp = field("otp", "Code of your authenticator app, or a recovery code", { id: "proof-otp", autocomplete: "one-time-code" });
+    const otp = otpField("proof-otp");
     otp.box.hidden = true;
     let box;
     const act = async values => {
@@ -198,13 +212,7 @@ async function prove() {
         await logIn("api/login", { username, password: values.password, ...(!otp.box.hidden && { otp: values.otp }) });
       } catch (err) {
         if (err.code === "invalid_credentials") err.fields = { password: "This password is wrong." };
-        if (needsCode(err) && otp.box.hidden) {
-          otp.box.hidden = false;
-          otp.input.focus();
-          return;
-        }
-        if (err.code === "second_factor_required") err.fields = { otp: "Enter a code." };
-        throw err;
+        return askCode(err, otp);
       }
       resolve();
       box.close();

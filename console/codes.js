@@ -1,8 +1,4 @@
-// The pages that links with codes open: /reset, /invite, /verify, /change and /undo. Their form
-// is in console.html, so that it is readable without style.
-
-const tell = text => { part("message").textContent = text; };
-const codeFields = ["username", "email", "password", "otp"];
+// The pages that links with codes open: /reset, /invite, /verify, /change and /undo.
 
 // What the page does with a code, by the prefix of the code.
 const resetAct = {
@@ -15,13 +11,13 @@ const codeActs = {
   ur: resetAct,
   ul: { ...resetAct, again: "Ask an admin for a new one." },
   ui: {
-    title: "Create your account", send: "Create account", fields: ["username", "email", "password"], label: "Password",
+    title: "Create your account", send: "Create account", fields: ["username", "email", "password"],
     path: "api/register", member: "invitation",
     done: () => "Your account exists now. Log in with your new password.",
     again: "Ask an admin for a new invitation.",
   },
   uv: {
-    title: "Confirm your e-mail address", send: "Confirm address", fields: ["password"], label: "Password",
+    title: "Confirm your e-mail address", send: "Confirm address", fields: ["password"], autocomplete: "current-password",
     intro: "Enter the password of your account, to show that the account is yours.",
     path: "api/email/verify",
     done: user => `The address ${user.email} is confirmed. ` + (user.pending
@@ -44,87 +40,58 @@ const codeActs = {
     again: "Ask an admin for help.",
   },
 };
-const opened = { code: "", act: null, fields: [], busy: false }; // what the page does now
+let openedCode = ""; // the code of the form on the page
 
-// showFields shows these fields, and returns the element to focus: the first one, or the title.
-function showFields(shown) {
-  opened.fields = shown;
-  for (const name of codeFields) part(name).parentElement.hidden = !shown.includes(name);
-  return part(shown[0] ?? "title");
-}
-
-// endCode hides the form: its code does not work any more.
+// endCode takes the form away: its code does not work any more.
 function endCode(text) {
-  opened.code = "";
-  part("form").reset();
-  part("password").type = "password";
-  part("form").hidden = true;
-  part("intro").textContent = "";
-  part("after").hidden = text === "" || settings.console !== "on";
+  openedCode = "";
+  part("form")?.remove();
+  part("intro")?.remove();
+  part("message").textContent = text;
+  if (settings.console === "on") part("message").after(el("p", {}, link("Go to the login", "console")));
   part("title").focus();
-  tell(text);
 }
 
 // startCode reads the code from the fragment, and removes it from the address and from the history of the tab.
 function startCode() {
-  const text = location.hash.slice(1);
-  if (text === "" && opened.code !== "") return;
+  const code = location.hash.slice(1);
+  if (code === "" && openedCode !== "") return;
   history.replaceState(null, "", location.pathname);
-  const act = codeActs[text.slice(0, 2)];
-  if (!act || text[2] !== "_") return endCode("This link is not complete. Open the whole link that you got.");
-  endCode("");
-  opened.code = text;
-  opened.act = act;
-  document.title = part("title").textContent = act.title;
-  part("intro").textContent = act.intro ?? "";
-  part("password-label").textContent = act.label ?? "";
-  part("password").autocomplete = text.startsWith("uv") ? "current-password" : "new-password";
-  part("send").textContent = act.send;
-  part("form").hidden = false;
-  showFields(act.fields).focus();
+  const act = code[2] === "_" && codeActs[code.slice(0, 2)];
+  openedCode = act ? code : "";
+  showPlain(act ? act.title : "Your account",
+    act?.intro && el("p", { id: "intro" }, act.intro),
+    el("p", { id: "message", role: "status" }),
+    act && codeForm(code, act));
+  if (!act) endCode("This link is not complete. Open the whole link that you got.");
 }
 
-// refuseCode shows what to do about an answer that reports an error.
-function refuseCode(err) {
-  if (err.status === 429) return tell(waitText(err.retryAfter || 60));
-  const { fields } = opened;
-  if (err.code === "invalid_code") return endCode(`This link is invalid, has expired or was used. ${opened.act.again}`);
-  let wrong = fields.find(name => err.fields?.[name]) ?? fields.at(-1) ?? "send";
-  if (err.code === "username_taken") {
-    if (!fields.includes("username")) showFields(["username", ...fields]);
-    wrong = "username";
-    err.message += ". Choose another one.";
-  }
-  if (needsCode(err)) {
-    if (!fields.includes("otp")) showFields([...fields, "otp"]);
-    wrong = "otp";
-    if (err.code === "second_factor_required") err.message = "Your account has a second factor. Enter a code of your authenticator app, or a recovery code.";
-  } else if (err.status === 401) err.message = "The password is wrong. Enter the password of your account.";
-  tell(err.message);
-  part(wrong).focus();
-}
-
-async function submitCode(event) {
-  event.preventDefault();
-  if (opened.busy) return;
-  opened.busy = true;
-  tell("Please wait.");
-  const body = { [opened.act.member ?? "code"]: opened.code };
-  for (const name of opened.fields) body[name] = part(name).value;
-  try {
-    endCode(opened.act.done(await (await send("POST", opened.act.path, body)).json()));
-  } catch (err) {
-    if (err instanceof ApiError && err.status !== 0 && err.status < 500) refuseCode(err);
-    else tell(unreachable);
-  } finally {
-    opened.busy = false;
-  }
+// codeForm makes the form of an act. It shows more fields than those of the act if an answer says
+// that they are necessary.
+function codeForm(code, act) {
+  const username = field("username", "Username", { id: "username", autocomplete: "username", maxlength: 80 });
+  const email = field("email", "E-mail address", {
+    id: "email", type: "email", autocomplete: "email", maxlength: 254, hint: "If the invitation was sent to an address, enter that one.",
+  });
+  const password = field("password", act.label ?? "Password", { id: "password", type: "password", autocomplete: act.autocomplete ?? "new-password" });
+  const otp = otpField("otp", "Your account has a second factor.");
+  const fields = [username, email, password, otp];
+  for (const x of fields) x.box.hidden = !act.fields.includes(x.id);
+  return form(fields, act.send, async values => {
+    const body = { [act.member ?? "code"]: code };
+    for (const x of fields) if (!x.box.hidden) body[x.id] = values[x.id];
+    try {
+      endCode(act.done(await (await send("POST", act.path, body)).json()));
+    } catch (err) {
+      if (err.code === "invalid_code") return endCode(`This link is invalid, has expired or was used. ${act.again}`);
+      if (err.code === "username_taken") username.box.hidden = false;
+      if (err.status === 401 && !needsCode(err)) err.fields = { password: "The password is wrong. Enter the password of your account." };
+      return askCode(err, otp);
+    }
+  }, { id: "form", label: act.title });
 }
 
 function startCodes() {
-  part("main").className = "narrow";
-  part("show").addEventListener("change", event => { part("password").type = event.target.checked ? "text" : "password"; });
-  part("form").addEventListener("submit", submitCode);
   addEventListener("hashchange", startCode);
   startCode();
 }

@@ -151,8 +151,8 @@ function showError(err, fields, message) {
   if (err instanceof Cancelled || err.name === "AbortError") return;
   let text = explain(err), first;
   for (const x of fields) {
-    const why = err.fields?.[x.id] ?? (fieldOfCode[err.code] === x.id ? text : "");
-    if (!why) continue;
+    const why = err.fields?.[x.id] ?? (fieldOfCode[err.code] === x.id ? text : err.code === "missing_fields" && !x.value ? "Fill in this field." : "");
+    if (!why || x.box.hidden) continue;
     x.fail(why[0].toUpperCase() + why.slice(1));
     first ??= x;
   }

@@ -7,7 +7,7 @@ function showPlain(title, ...content) {
   part("main").className = "narrow";
   document.title = title;
   part("main").replaceChildren(el("h1", { id: "title", tabindex: -1 }, title), ...content.flat().filter(Boolean));
-  (part("main").querySelector("input") ?? part("title")).focus();
+  (part("main").querySelector(".field:not([hidden]) input") ?? part("title")).focus();
 }
 
 // showFirstAdmin shows how to make the first admin, until there is one.
@@ -67,13 +67,12 @@ function showLogin(text) {
 
 // showFactor asks for a code, the second step of a login.
 function showFactor(mfaToken) {
-  const otp = field("otp", "Code of your authenticator app, or a recovery code", { id: "login-otp", autocomplete: "one-time-code" });
+  const otp = otpField("login-otp");
   const act = async values => {
     try {
       await loggedIn(await logIn("api/login/factor", { mfa_token: mfaToken, otp: values.otp }));
     } catch (err) {
       if (err.code === "invalid_mfa_token") return showLogin("That took too long. Log in again.");
-      if (err.code === "missing_fields") err.fields = { otp: "Enter a code." };
       throw err;
     }
   };
