@@ -251,7 +251,7 @@ func testUser(t *testing.T, p *process, c *person) {
 	details := c.section("Details")
 	details.fill("Username", "anna")
 	details.check("checkbox", "The address is verified")
-	details.choose("Role", "admin: may change every user")
+	details.choose("Role", "admin")
 	details.click("button", "Save")
 	c.wantSpoken("User saved")
 	c.find("heading", "anna")
@@ -353,6 +353,7 @@ func testEvents(t *testing.T, p *process, c *person) {
 	c.find("heading", "Events")
 	c.wantText("Live")
 	c.in("table", "Events.*").wantText("login")
+	c.in("table", "Events.*").wantText(`root\s+command line\s+role: admin`)
 	c.screen("events")
 	p.must(root, "PATCH", "/api/users/2", `{"username":"annabel"}`).want(t, 200, "")
 	c.in("table", "Events.*").wantText("annabel")
@@ -403,6 +404,19 @@ func testInvitations(t *testing.T, p *process, c *person) {
 	c.row(".*guest@example.com.*").click("button", "Send again")
 	c.wantSpoken("on its way")
 	c.mailedLink(p, "guest@example.com", inviteCode)
+	root := p.login("root", goodPassword)
+	used := p.must(root, "POST", "/api/invitations", `{"username":"invited"}`).want(t, 201, "").field("url")
+	c.call("POST", "/refresh", object{}, nil)
+	c.find("cell", "invited")
+	c.row(".*guest@example.com.*").wantText(" by root")
+	_, code, _ := strings.Cut(used, "#")
+	p.must("", "POST", "/api/register", `{"username":"invited","email":"invited@example.com","password":"`+goodPassword+`","invitation":"`+code+`"}`).want(t, 201, "")
+	await(t, "no mail waits", func() bool { return strings.TrimSpace(p.must(root, "GET", "/api/mail?state=queued", "").body) == "[]" })
+	c.call("POST", "/refresh", object{}, nil)
+	c.find("cell", "guest@example.com")
+	if c.sees("cell", "invited") {
+		t.Error("an invitation that is used up is still open")
+	}
 	c.screen("invitations")
 	c.row(".*guest@example.com.*").click("button", "Delete…")
 	c.dialog("Delete this invitation.*").click("button", "Delete")
@@ -417,6 +431,7 @@ func testMails(t *testing.T, p *process, c *person) {
 	c.screen("mail none")
 	c.goTo("Sent")
 	c.wantText("guest@example.com")
+	c.find("link", "invited") // the user of a mail, by name
 	c.screen("mail sent")
 }
 
@@ -577,6 +592,7 @@ func testKeys(t *testing.T, p *process, c *person) {
 	c.screen("key made")
 	c.dialog("New API key").click("button", "Done")
 	c.awaitGone("dialog", ".*")
+	await(t, "the focus is on the title of the section", func() bool { return c.focused() == c.find("heading", "API keys") }) // its opener is gone
 	c.section("API keys").find("cell", "nightly report")
 	if strings.Contains(c.eval(`document.documentElement.outerHTML`), key) {
 		t.Error("the page still has the key")

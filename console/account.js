@@ -89,7 +89,8 @@ function sessionsSection(id) {
       await again();
     };
     const row = s => [
-      [browserOf(s.user_agent) && el("div", {}, browserOf(s.user_agent)), el("div", { class: "muted small" }, named(s.user_agent, "no browser name"))],
+      [browserOf(s.user_agent) && el("div", {}, browserOf(s.user_agent)),
+        el("div", { class: "muted small line", title: s.user_agent }, named(s.user_agent, "no browser name"))],
       named(s.address), when(s.created_at), when(s.last_used_at),
       s.current ? badge("this session", "ok") : actButton("End session", async () => { await end(s); await again(); }, "The session has ended."),
     ];
@@ -103,11 +104,10 @@ function sessionsSection(id) {
 }
 
 const day = 24 * 60 * 60;
-const keyScopes = [
-  ["read", "read: read what the user may read"],
-  ["write", "write: also what requires no password"],
-  ["verify", "verify: only check tokens"],
-];
+const keyScopes = ["read", "write", "verify"].map(text => [text, text]);
+const aboutScopes = who => `read: see what ${who} may see.
+write: see and change what requires no password.
+verify: only check the tokens of other users, for a gateway.`;
 
 function keysSection(id) {
   return section("API keys", async again => {
@@ -136,7 +136,7 @@ function newKey(id, again) {
   dialog("New API key", close => {
     const fields = [
       field("name", "Name", { hint: "What the key is for, such as: nightly report", maxlength: 80 }),
-      field("scope", "Scope", { choices: keyScopes }),
+      field("scope", "Scope", { choices: keyScopes, hint: aboutScopes(id === "me" ? "you" : "the user") }),
       field("expires_in", "Valid for", { value: "7776000", choices: [7, 30, 90, 180, 365].map(n => [`${n * day}`, plural(n, "day")]) }),
     ];
     const box = form(fields, "Make the key", async values => {

@@ -173,7 +173,13 @@ const fieldOfCode = {
 // element. options: id, close (called if the dialog is closed by Escape or a button).
 function dialog(title, build, options = {}) {
   const key = `d${++lastID}`;
-  const box = el("dialog", { "aria-labelledby": key, id: options.id, onclose: () => { box.remove(); options.close?.(); } });
+  const place = document.activeElement.closest("section");
+  const onclose = () => {
+    box.remove();
+    options.close?.();
+    if (document.activeElement === document.body) (place?.isConnected ? place.querySelector("h2") : part("title")).focus(); // the opener is gone
+  };
+  const box = el("dialog", { "aria-labelledby": key, id: options.id, onclose });
   const close = () => box.close();
   box.append(el("h2", { id: key }, title), ...[build(close)].flat().filter(Boolean));
   document.body.append(box);
@@ -265,6 +271,7 @@ function section(title, load) {
   const fill = async () => {
     try {
       content.replaceChildren(...[await load(fill)].flat().filter(Boolean));
+      nameUsers(content, screenSignal());
     } catch (err) {
       if (err.name === "AbortError") return;
       content.replaceChildren(el("p", { class: "wrong", role: "alert" }, explain(err)), button("Try again", fill));

@@ -128,12 +128,15 @@ async function readStream(body, got) {
   }
 }
 
+// eventCells shows "invitation=1" as "invitation 1", and "role=admin" as "role: admin".
 function eventCells(e) {
-  const changes = e.changes?.join(", ");
+  const changes = e.changes?.map(text => text.replaceAll("_", " ").replace(/=(?=\d)/, " ").replace("=", ": ")).join(", ");
+  const by = e.actor_id ? e.actor_id === e.user_id ? "the user" : userLink(e.actor_id)
+    : e.type === "user_created" && e.changes?.some(text => text.startsWith("invitation=")) && "an invitation";
   return [
-    when(e.at, "", clockTime), e.type.replaceAll("_", " "),
-    e.user_id && userLink(e.user_id), e.actor_id && (e.actor_id === e.user_id ? "itself" : userLink(e.actor_id)),
-    e.address && named(e.address), changes && el("bdi", { class: "small" }, changes),
+    when(e.at, "", clockTime), e.type.replaceAll("_", " "), e.user_id && userLink(e.user_id), by,
+    e.address === "console" ? "command line" : e.address && named(e.address),
+    changes && el("bdi", { class: "small" }, changes),
   ];
 }
 

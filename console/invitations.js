@@ -7,7 +7,8 @@ function showInvitations(box) {
       again = fill;
       const { items, next } = await page("invitations?limit=1000", screenSignal());
       return [
-        list("invitations", "Invitations", ["For", "Role", "Uses left", "Made", "Expires", ""], items, v => invitationCells(v, fill),
+        list("invitations", "Invitations", ["For", "Role", "Uses left", "Made", "Expires", ""],
+          items.filter(v => v.uses_left > 0), v => invitationCells(v, fill),
           "No invitation is open. Invite a person, who then creates an account with the link."),
         next && muted("These are the first 1,000."),
       ];
@@ -18,7 +19,7 @@ function invitationCells(v, again) {
   return [
     v.email || v.username ? [v.email && named(v.email), v.email && v.username && ", ", v.username && named(v.username)] : "anyone with the link",
     v.role, `${v.uses_left}`,
-    [when(v.created_at), v.created_by && [" by ", link("user " + v.created_by, "#/users/" + v.created_by)]],
+    [when(v.created_at), v.created_by && [" by ", userLink(v.created_by)]],
     when(v.expires_at),
     el("div", { class: "buttons" },
       v.email && settings.mail === "on" && actButton("Send again", () => api("POST", `invitations/${v.id}/send`), "The invitation is on its way."),
@@ -36,8 +37,8 @@ function newInvitation(done) {
   let made = null;
   dialog("Invite", close => {
     const fields = [
-      field("email", "E-mail address (optional)", { type: "email", maxlength: 254, hint: mailed ? "The link is mailed to it, and only it can register." : "Only this address can register." }),
-      field("username", "Username (optional)", { maxlength: 80 }),
+      field("email", "E-mail address (optional)", { type: "email", maxlength: 254, hint: `If you enter one, ${mailed ? "the link is mailed to it, and " : ""}only this address can register.` }),
+      field("username", "Username (optional)", { maxlength: 80, hint: "If you enter one, the person cannot choose another." }),
       field("uses", "How many people can use the link", { type: "number", min: 1, max: 100, value: "1" }),
       field("expires_in", "Valid for", { value: `${3 * day}`, choices: [["3600", "1 hour"], ...[1, 3, 7, 30].map(n => [`${n * day}`, plural(n, "day")])] }),
     ];

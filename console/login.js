@@ -19,7 +19,7 @@ function showFirstAdmin() {
       el("li", {}, "Replace NAME and EMAIL, run this command, and enter a new password:", secret(settings.firstAdmin, "Command")),
       el("li", {}, "Log in here with that name and password.")),
     el("p", { role: "status", class: "muted" }, "Waiting for the first admin: this page goes on by itself."),
-    el("p", {}, button("Log in as a member", () => showLogin())));
+    el("p", {}, button("Log in as a member", () => showLogin(), "link")));
   waitForAdmin(screenSignal());
 }
 

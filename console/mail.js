@@ -33,7 +33,7 @@ function mailCells(m, again) {
   };
   return [
     `${m.kind} (${m.id})`,
-    [m.email && named(m.email), m.user_id && [" ", link("user " + m.user_id, "#/users/" + m.user_id)]],
+    [m.email && named(m.email), m.user_id && [" ", userLink(m.user_id)]],
     when(m.created_at), `${m.tries}`, when(m.next_try_at ?? m.closed_at, "not known"),
     m.last_error ? el("bdi", { class: "small" }, m.last_error) : "",
     ["queued", "failed"].includes(m.state) && actButton("Try now", retry, "userd tries again now."),

@@ -22,6 +22,7 @@ function leaveScreen() {
   leaving.abort();
   leaving = new AbortController();
   loads = [];
+  userNames.clear();
   for (const box of document.querySelectorAll("dialog")) box.close();
 }
 

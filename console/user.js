@@ -43,7 +43,7 @@ function detailsCard(u, version, again) {
       field("email_verified", "The address is verified",
         { type: "checkbox", checked: !!u.email_verified_at, hint: "Check the address first: applications trust it." }));
   }
-  fields.push(field("role", "Role", { value: u.role, choices: [["member", "member"], ["admin", "admin: may change every user"]] }));
+  fields.push(roleField(u.role));
   const old = Object.fromEntries(fields.map(x => [x.id, x.value])); // as the browser shows them
   return card("Details", form(fields, "Save", async values => {
     const changed = Object.fromEntries(Object.entries(values).filter(([key, value]) => value !== old[key]));

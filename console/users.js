@@ -72,13 +72,16 @@ function userCells(u) {
   ];
 }
 
+const roleField = value =>
+  field("role", "Role", { value, choices: [["member", "member"], ["admin", "admin"]], hint: "An admin may change every user." });
+
 function addUser() {
   dialog("Add a user", close => {
     const fields = [
       field("username", "Username", { maxlength: 80 }),
       field("email", "E-mail address", { type: "email", maxlength: 254 }),
       field("password", "Password", { type: "password", autocomplete: "new-password", hint: "To let users choose their own, invite them instead." }),
-      field("role", "Role", { choices: [["member", "member"], ["admin", "admin"]] }),
+      roleField("member"),
     ];
     return form(fields, "Add", async values => {
       const u = await api("POST", "users", values);
