@@ -214,13 +214,11 @@ const mailDue = `user_mail.state = 'queued' AND (user_mail.next_try_at <= @now O
 // dueMails calls f for at most limit mails that can be tried now, the longest due first. It
 // reuses f's argument for the next row.
 func (s *store) dueMails(ctx context.Context, limit, now int64, f func(*queuedMail)) error {
-	query, list, err := args{{"now", now}, {"most", limit}}.Positional(`
-		SELECT` + mailColumns + ` FROM user_mail WHERE ` + mailDue + ` ORDER BY next_try_at LIMIT @most`)
-	if err != nil {
-		return &storageError{"reading", err}
-	}
 	var m queuedMail
-	return s.eachRow(ctx, query, m.columns(), func() { f(&m) }, list...)
+	// These are the two cases of mailDue. With an OR, SQLite would read every mail that waits.
+	const from = `SELECT` + mailColumns + ` FROM user_mail WHERE state = 'queued' AND `
+	return s.eachRow(ctx, from+`next_try_at <= ?1 UNION ALL `+from+`next_try_at > ?1 + 7200 ORDER BY next_try_at LIMIT ?2`,
+		m.columns(), func() { f(&m) }, now, limit)
 }
 
 var (
