@@ -38,6 +38,7 @@ var migrations = sqlitefile.Migrations{
 	mailTables,
 	keyTables,
 	factorTables,
+	mailStateIndex,
 }
 
 // The scripts of the migrations. The first migration has three parts, because a database of the
@@ -69,6 +70,8 @@ var (
 	keyTables string
 	//go:embed assets/schema/11_factors.sql
 	factorTables string
+	//go:embed assets/schema/12_mail_state.sql
+	mailStateIndex string
 )
 
 // maxID is the highest id that an imported or adopted user may have. JavaScript rounds

@@ -313,12 +313,25 @@ const (
 	mailDropped mailState = "dropped"
 )
 
+// notSent is the condition of the index user_mail_state: SQLite uses a partial index only if the
+// query repeats its condition.
+const notSent = `state <> 'sent'`
+
 // mails calls f for at most limit mails after an id, in id order, or for all of them if limit is
 // negative; only those in a state unless that is empty. It reuses f's argument for the next row.
 func (s *store) mails(ctx context.Context, after, limit int64, state mailState, f func(*queuedMail)) error {
 	var m queuedMail
-	return s.eachRow(ctx, `SELECT`+mailColumns+` FROM user_mail WHERE id > ? AND (?2 = '' OR state = ?2) ORDER BY id LIMIT ?3`,
-		m.columns(), func() { f(&m) }, after, string(state), limit)
+	const page = `id > ?1 ORDER BY id LIMIT ?2`
+	query := `SELECT` + mailColumns + ` FROM user_mail WHERE `
+	switch state {
+	case "":
+		return s.eachRow(ctx, query+page, m.columns(), func() { f(&m) }, after, limit)
+	case mailSent: // most mails
+		query += `state = ?3 AND ` + page
+	default:
+		query += notSent + ` AND state = ?3 AND ` + page
+	}
+	return s.eachRow(ctx, query, m.columns(), func() { f(&m) }, after, limit, string(state))
 }
 
 // retryMail makes the mail with this id due now, or every mail if id is 0, for a caller, and
@@ -326,12 +339,13 @@ func (s *store) mails(ctx context.Context, after, limit int64, state mailState, 
 // no mail and id is not 0, it returns errMailNotFound or an error of authorizationError.
 func (s *store) retryMail(ctx context.Context, by caller, id, now int64) (n int64, err error) {
 	var ifNone error
+	which := notSent
 	if id != 0 {
-		ifNone = errNotApplied
+		which, ifNone = `id = @mail`, errNotApplied
 	}
 	err = s.write(ctx, statement{
 		Query: `
-			WITH again AS MATERIALIZED (SELECT id FROM user_mail WHERE (@mail = 0 OR id = @mail) AND state IN ('queued', 'failed') AND ` + mayChange + `)
+			WITH again AS MATERIALIZED (SELECT id FROM user_mail WHERE ` + which + ` AND state IN ('queued', 'failed') AND ` + mayChange + `)
 			UPDATE user_mail SET state = 'queued', closed_at = 0, next_try_at = @now
 			WHERE id IN (SELECT id FROM again)
 			RETURNING (SELECT count(*) FROM again)`,
@@ -348,7 +362,8 @@ func (s *store) retryMail(ctx context.Context, by caller, id, now int64) (n int6
 // mailQueue returns the number of queued mails, and when the oldest of them was queued, in
 // Unix seconds, or 0.
 func (s *store) mailQueue() (n, oldest int64, err error) {
-	err = s.read(`SELECT count(*), coalesce(min(created_at), 0) FROM user_mail WHERE state = 'queued'`, errStorage, []any{&n, &oldest})
+	const queued = `FROM user_mail WHERE ` + notSent + ` AND state = 'queued'`
+	err = s.read(`SELECT count(*), coalesce((SELECT created_at `+queued+` ORDER BY id LIMIT 1), 0) `+queued, errStorage, []any{&n, &oldest})
 	return n, oldest, err
 }
 
