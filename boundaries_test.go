@@ -14,11 +14,14 @@ import (
 	"testing"
 )
 
-// layers are the program's files by layer, the highest layer first.
-var layers = []struct {
+// A layer is a part of the program whose files refer only to it and to lower layers.
+type layer struct {
 	name  string
 	files []string
-}{
+}
+
+// layers are the program's files by layer, the highest layer first.
+var layers = []layer{
 	{"program", []string{"main.go", "serve.go"}},
 	{"commands", []string{"cli.go", "cli_users.go", "cli_data.go", "import.go", "backup.go"}},
 	{"HTTP", []string{"handlers.go", "console.go", "users.go", "sessions.go", "codes.go", "registrations.go", "factors.go", "keys.go", "outbox.go", "http.go", "auth.go", "limits.go"}},
