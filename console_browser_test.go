@@ -374,6 +374,9 @@ func testEvents(t *testing.T, p *process, c *person) {
 	}
 	c.choose("Type", "All types")
 	c.in("table", "Events.*").wantText("reset link created")
+	c.fill("User", "a name of no user")
+	c.press(enterKey + tabKey)
+	c.wantSpoken("No user has this name")
 	c.fill("User", "3")
 	c.press(enterKey + tabKey)
 	c.in("table", "Events.*").wantText("reset link created")

@@ -18,7 +18,7 @@ function showEvents(box, query) {
   const empty = muted("No events yet. Each act that changes something appears here when it happens.");
   const held = button("", () => { paused = false; scrollTo(0, 0); draw(); }, "primary held");
   const hold = button("Pause", () => { paused = !paused; draw(); });
-  let waiting = [], paused = false, drawing = false, live = false, dropped = 0, stop = new AbortController();
+  let waiting = [], paused = false, drawing = false, live = false, unknown = false, dropped = 0, stop = new AbortController();
 
   // draw shows the events that wait, at most once per frame. While the reader has paused or
   // scrolled down, it only counts them, so that the rows do not move.
@@ -37,7 +37,7 @@ function showEvents(box, query) {
     held.hidden = waiting.length === 0;
     held.textContent = `Show ${plural(waiting.length + dropped, "new event")}`;
     hold.textContent = paused ? "Go on" : "Pause";
-    const text = !live ? "Connecting…" : paused ? "Paused." : "Live: new events appear at the top.";
+    const text = unknown ? "No user has this name or address." : !live ? "Connecting…" : paused ? "Paused." : "Live: new events appear at the top.";
     if (state.textContent !== text) state.textContent = text;
   };
   const add = events => {
@@ -51,13 +51,13 @@ function showEvents(box, query) {
     stop = new AbortController();
     const signal = AbortSignal.any([stop.signal, leave]);
     waiting = [];
-    live = false;
+    live = unknown = false;
     t.body.replaceChildren();
     draw();
-    user.fail("");
     try {
       const id = await userID(user.value.trim(), signal);
-      if (id === undefined) return user.fail("No user has this name.");
+      unknown = id === undefined;
+      if (unknown) return draw();
       const address = route("events", { type: type.value, user: id });
       history.replaceState(null, "", address);
       await follow(address.split("?")[1] ?? "", add, now => { live = now; draw(); }, signal);

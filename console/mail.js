@@ -11,7 +11,7 @@ function showMail(box, query) {
     box.append(muted("This service sends no mail: links are made by admins and by the command line. To send mail, set MAIL_URL and MAIL_FROM."));
     return;
   }
-  const state = mailStates[query.get("state")] ? query.get("state") : "queued";
+  const state = Object.hasOwn(mailStates, query.get("state")) ? query.get("state") : "queued";
   const after = query.get("after") ?? "0";
   reveal(box, el("nav", { class: "tabs", "aria-label": "State of the mails" },
     Object.entries(mailStates).map(([key, label]) => el("a", { href: "#/mail?state=" + key, "aria-current": key === state && "true" }, label))),

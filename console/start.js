@@ -31,7 +31,7 @@ function showRoute() {
   if (!me) return;
   const [path, query] = location.hash.slice(2).split("?");
   const [key, rest] = path.split("/");
-  const screen = screens[key];
+  const screen = Object.hasOwn(screens, key) && screens[key];
   if (!screen || screen.admin && me.role !== "admin") {
     location.replace(me.role === "admin" ? "#/users" : "#/account");
     return;
