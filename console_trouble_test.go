@@ -256,6 +256,35 @@ func TestTheConsoleWithoutItsSessionOrServer(t *testing.T) {
 	c.wantNoFaults()
 }
 
+// The user of the tab is renamed elsewhere, and another user gets the name.
+func TestTheConsoleAsksForThePasswordOfItsUser(t *testing.T) {
+	if !*peers {
+		t.Skip("runs with -peers")
+	}
+	dir := t.TempDir()
+	userdHere(t, goodPassword, []string{"DATABASE_URL=" + filepath.Join(dir, "app.db")}, "user", "add", "-admin", "root", "root@example.com")
+	p, c := openConsole(t, dir)
+	c.logIn("root", goodPassword, "")
+	c.call("POST", "/refresh", object{}, nil) // the page holds no proof any more
+	c.find("link", "root")
+	p.must(p.login("root", goodPassword), "PATCH", "/api/users/me", `{"username":"boss"}`).want(t, 200, "")
+	p.must("", "POST", "/api/register", fmt.Sprintf(`{"username":"root","email":"other@example.com","password":%q}`, newPassword)).want(t, 201, "")
+	c.click("button", "Add a user")
+	d := c.dialog("Add a user")
+	d.fill("Username", "bob")
+	d.fill("E-mail address", "bob@example.com")
+	d.fill("Password", goodPassword)
+	d.choose("Role", "admin") // this requires a proof
+	d.click("button", "Add")
+	c.prove(goodPassword, "")
+	c.wantSpoken("User added")
+	conn := another(t, filepath.Join(dir, "app.db"))
+	if got := scan[int](t, conn, `SELECT count(*) FROM event WHERE type = 'login_failed'`); got != 0 {
+		t.Errorf("%d logins of the other user failed", got)
+	}
+	c.wantNoFaults()
+}
+
 // TestTheConsoleIsFast checks the times that the console promises on an idle machine, three
 // times as long: first paint 300 ms, a result 100 ms after a key, and no task over 200 ms.
 func TestTheConsoleIsFast(t *testing.T) {

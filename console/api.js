@@ -142,23 +142,27 @@ const locked = f => navigator.locks ? navigator.locks.request("userd session", f
 // refresh exchanges the cookie for a new access token, unless another call has replaced the
 // old one meanwhile. If the session has ended, it shows the login and throws an ApiError.
 async function refresh(old) {
-  await locked(async () => {
-    for (let tries = 0; token === old; tries++) {
-      try {
-        keepToken(await (await send("POST", "api/refresh", undefined, { anonymous: true })).json());
-        if (me && claims().sub !== `${me.id}`) location.reload(); // another user has logged in here
-        return;
-      } catch (err) {
-        if (!(err instanceof ApiError)) throw err;
-        if (err.status !== 0 && err.status !== 429 && err.status < 500) {
-          if (me) endSession("Your session has ended. Log in again.");
-          throw err;
-        }
-        setLost(true);
-        await pause(Math.max(Math.min(500 * 2 ** tries, 5000), 1000 * (err.retryAfter || 0)));
-      }
+  const tryOnce = async () => {
+    if (token !== old) return;
+    try {
+      keepToken(await (await send("POST", "api/refresh", undefined, { anonymous: true })).json());
+      checkUser();
+    } catch (err) {
+      if (err.status === 0 || err.status >= 500) return err;
+      if (me && err.status !== 429) endSession("Your session has ended. Log in again.");
+      throw err;
     }
-  });
+  };
+  for (let tries = 0, failed; (failed = await locked(tryOnce)); tries++) {
+    setLost(true);
+    await pause(Math.max(Math.min(500 * 2 ** tries, 5000), 1000 * (failed.retryAfter || 0))); // without the lock
+  }
+}
+
+// checkUser loads the page again if the access token is that of another user: one has logged in
+// in another tab, or has the name that the user of this tab had.
+function checkUser() {
+  if (me && claims().sub !== `${me.id}`) location.reload();
 }
 
 // claims returns what the access token says: sid is the id of the session, sub that of the user.
@@ -196,6 +200,11 @@ let loginName = ""; // what the person typed at the last login
 // logs in again: for 15 minutes, no other act then asks. It throws Cancelled if the person
 // closes the dialog.
 async function prove() {
+  try { // the password must not be tried at another user, who may have the name now
+    me = await api("GET", "users/me", undefined, { quiet: true });
+  } catch (err) {
+    if (err.code !== "factor_required") throw err;
+  }
   const username = me.username || me.email || loginName;
   if (!username) {
     endSession("Log in again to go on.");
@@ -214,6 +223,7 @@ async function prove() {
         if (err.code === "invalid_credentials") err.fields = { password: "This password is wrong." };
         return askCode(err, otp);
       }
+      checkUser();
       resolve();
       box.close();
       send("DELETE", "api/users/me/sessions/" + ended).catch(() => {}); // the new session replaces it
@@ -228,8 +238,9 @@ async function prove() {
 
 // endSession forgets the session of this tab, and shows the login.
 function endSession(text) {
-  token = "";
+  token = loginName = "";
   me = null;
+  part("top").replaceChildren();
   for (const box of document.querySelectorAll("dialog")) box.close();
   showLogin(text);
 }

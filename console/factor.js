@@ -53,8 +53,12 @@ async function addFactor(again) {
 // recoveryCodes shows codes that must be kept now.
 function recoveryCodes(codes, close) {
   const text = codes.join("\n");
-  const save = link("Download", URL.createObjectURL(new Blob([text + "\n"], { type: "text/plain" })), "button");
-  save.download = "recovery-codes.txt";
+  const save = button("Download", () => {
+    const file = link("", URL.createObjectURL(new Blob([text + "\n"], { type: "text/plain" })));
+    file.download = "recovery-codes.txt";
+    file.click();
+    URL.revokeObjectURL(file.href);
+  });
   return [
     el("p", {}, "Keep these codes in a safe place. Each works once, if you lose the app. They are not shown again."),
     secret(text, "Recovery codes"),

@@ -12,7 +12,7 @@ function showMail(box, query) {
     return;
   }
   const state = Object.hasOwn(mailStates, query.get("state")) ? query.get("state") : "queued";
-  const after = query.get("after") ?? "0";
+  const after = Number(query.get("after")) || 0;
   reveal(box, el("nav", { class: "tabs", "aria-label": "State of the mails" },
     Object.entries(mailStates).map(([key, label]) => el("a", { href: "#/mail?state=" + key, "aria-current": key === state && "true" }, label))),
   section(mailStates[state], async again => {
@@ -20,7 +20,7 @@ function showMail(box, query) {
     return [
       list("mail", "Mails", ["Mail", "To", "Made", "Tries", state === "queued" ? "Next try" : "Ended", "Last error", ""],
         items, m => mailCells(m, again), noMail[state]),
-      el("div", { class: "buttons" }, after !== "0" && link("First page", "#/mail?state=" + state, "button"),
+      el("div", { class: "buttons" }, after > 0 && link("First page", "#/mail?state=" + state, "button"),
         next && link("Next page", `#/mail?state=${state}&after=${next}`, "button"), button("Reload", again)),
     ];
   }));

@@ -12,7 +12,7 @@ function showUsers(box, query) {
   const found = el("p", { class: "muted", role: "status" });
   const rows = el("div", { class: "rows" });
   const t = table("users", "Users", ["Username", "E-mail address", "Role", "State", "Created", "Last login"]);
-  let after = query.get("after") ?? "", stop = new AbortController();
+  let after = Number(query.get("after")) || 0, stop = new AbortController();
 
   // address returns the address of this list, beginning after an id.
   const address = from => route("users",
@@ -24,7 +24,7 @@ function showUsers(box, query) {
     const q = search.value.trim();
     role.input.disabled = state.input.disabled = q !== "";
     const path = q ? `users?limit=${pageSize}&q=${encodeURIComponent(q)}`
-      : `users?limit=${pageSize}&after=${after || 0}${role.value && "&role=" + role.value}${stateParameters[state.value] ?? ""}`;
+      : `users?limit=${pageSize}&after=${after}${role.value && "&role=" + role.value}${stateParameters[state.value] ?? ""}`;
     try {
       const { items, next } = await page(path, signal);
       showRows(q, items, next);
@@ -42,12 +42,12 @@ function showUsers(box, query) {
     else if (items.length < pageSize) found.textContent = `${plural(items.length, "user")} found.`;
     else found.textContent = `The first ${pageSize} users. Type more of the name to see fewer.`;
     rows.append(el("p", { class: "buttons" },
-      !q && after && link("First page", address(""), "button"), " ",
+      !q && after > 0 && link("First page", address(""), "button"), " ",
       !q && next && link("Next page", address(next), "button")));
   };
   const invite = () => newInvitation(() => { location.hash = "#/invitations"; });
   const change = () => {
-    after = "";
+    after = 0;
     history.replaceState(null, "", address(""));
     load();
   };
