@@ -220,7 +220,7 @@ func testUserList(t *testing.T, p *process, c *person) {
 	c.wantSpoken("10 users")
 	c.fill("Search", "ann@ex")
 	c.find("link", "ann")
-	c.fill("Search", "nobody has this")
+	c.fill("Search", "no such name")
 	c.wantText("No username and no address begins")
 	c.screen("users none found")
 	c.fill("Search", "")

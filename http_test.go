@@ -926,7 +926,7 @@ var badBodies = []struct {
 	{"an array for a string", `{"username":["ann"]}`, "wrong_type", `"username"`},
 	{"an empty array for a string", `{"username":[]}`, "wrong_type", `"username"`},
 	{"an object for a string", `{"password":{"$ne":""}}`, "wrong_type", `"password"`},
-	{"an array of what is refused by itself", `{"username":["\u0000"]}`, "wrong_type", `"username"`},
+	{"an array with an invalid text", `{"username":["\u0000"]}`, "wrong_type", `"username"`},
 }
 
 func TestBadBodies(t *testing.T) {

@@ -885,6 +885,23 @@ func TestIntrospection(t *testing.T) {
 	}
 }
 
+func TestAnIntrospectionChecksTheSession(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("ann")
+	s.register("bob")
+	verifier, _ := s.keyOf(s.addNamed("bot", member, true), verifyScope, 0)
+	access, _ := s.pair("bob")
+	s.introspectWith(verifier, "token="+access).want(t, 200, "")
+	s.change(`UPDATE session SET user_id = 1`)
+	if r := s.introspectWith(verifier, "token="+access); r.body != `{"active":false}`+"\n" {
+		t.Errorf("the session of another user: %s", r.body)
+	}
+	s.keepLog()
+	s.change(`ALTER TABLE session RENAME TO gone`)
+	s.introspectWith(verifier, "token="+access).want(t, 503, "unavailable")
+}
+
 func TestAServiceUserOnlyHasKeys(t *testing.T) {
 	t.Parallel()
 	s := newService(t, unlimited, func(c *settings) { c.mailOn, c.directory = true, directoryFull })
