@@ -1096,6 +1096,20 @@ func keyed(current, previous []byte) func(*settings) {
 	return func(c *settings) { c.dataKeys = dataKeys{current, previous} }
 }
 
+func TestARotationWithoutDataKeyEncryptsUnderTheKeyInTheDatabase(t *testing.T) {
+	t.Parallel()
+	first := bytes.Repeat([]byte{1}, seal.KeySize)
+	path := filepath.Join(t.TempDir(), "app.db")
+	s := newServiceOn(t, path, keyed(first, nil))
+	_, token := s.member("ann")
+	s.enrol(token)
+	done, err := newServiceOn(t, path, keyed(nil, first)).rotateDataKey(t.Context())
+	if err != nil || !strings.Contains(done, "encrypted 1 TOTP secret again, under the key in the database") {
+		t.Errorf("the rotation: %q, %v", done, err)
+	}
+	wantError(t, "a server without the old key", newServiceOn(t, path).checkDataKeys(t.Context()), nil)
+}
+
 func TestSecretsRequireTheKeyThatEncryptedThem(t *testing.T) {
 	t.Parallel()
 	first, second := bytes.Repeat([]byte{1}, seal.KeySize), bytes.Repeat([]byte{2}, seal.KeySize)
