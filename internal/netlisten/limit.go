@@ -196,7 +196,7 @@ type Conn struct {
 	pending atomic.Int64 // bytes of the current write: the kernel may not have them yet
 	held    held         // l.unread.mu guards it
 	io      sync.RWMutex // read-locked while a read or write of the process runs
-	broken  atomic.Bool  // a write failed
+	cut     atomic.Bool  // an answer was cut off: a write failed, or there was no room
 	closing atomic.Bool  // Close was called
 }
 

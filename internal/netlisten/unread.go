@@ -154,6 +154,7 @@ func (l *listener) shed() {
 		c := holders[n].c
 		c.drop()
 		closing.Go(func() {
+			c.cut.Store(true)
 			c.reset()
 			c.io.Lock()
 			c.forget()
@@ -193,7 +194,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 	defer c.io.RUnlock()
 	n, err := c.Conn.Write(p)
 	if err != nil {
-		c.broken.Store(true)
+		c.cut.Store(true)
 	}
 	return n, err
 }
@@ -206,7 +207,7 @@ func (c *Conn) Close() error {
 	if !c.closing.CompareAndSwap(false, true) {
 		return net.ErrClosed // http.Server.Shutdown and the connection's goroutine both close it
 	}
-	if n, ok := kernelBytes(c.Conn); ok && n > 0 && !c.broken.Load() {
+	if n, ok := kernelBytes(c.Conn); ok && n > 0 && !c.cut.Load() {
 		c.Conn.(*net.TCPConn).CloseWrite()
 		if n, _ := kernelBytes(c.Conn); n > 0 {
 			c.SetDeadline(time.Unix(1, 0)) // reads and writes return
@@ -246,10 +247,12 @@ func (c *Conn) discard() error {
 }
 
 // reset closes the connection below c. The kernel discards the bytes on their way
-// to the client.
+// to the client, and tells the client so. It also tells a client that has received all
+// bytes of an answer that was cut off.
 func (c *Conn) reset() error {
-	if n, ok := kernelBytes(c.Conn); ok && n > 0 {
-		c.Conn.(*net.TCPConn).SetLinger(0)
+	n, _ := kernelBytes(c.Conn)
+	if tcp, ok := c.Conn.(*net.TCPConn); ok && (n > 0 || c.cut.Load()) {
+		tcp.SetLinger(0)
 	}
 	return c.Conn.Close()
 }

@@ -157,28 +157,38 @@ func TestClosedConnectionsMakeRoomForUnreadAnswers(t *testing.T) {
 	}
 }
 
-// The kernel keeps the unsent bytes of a closed connection, unless it is reset.
+// The kernel keeps the unsent bytes of a closed connection, unless it is reset. The
+// reset also tells the client that the answer is incomplete.
 func TestAConnectionWithAFailedWriteIsReset(t *testing.T) {
 	t.Parallel()
-	l := listenTCP(t, 8)
-	client, c := connectTCP(t, l)
-	c.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
-	if _, err := c.Write(make([]byte, 4<<20)); err == nil {
-		t.Fatal("the client has received everything")
-	}
-	c.Close()
-	if len(l.connections()) != 0 {
-		t.Error("the connection still counts")
-	}
-	if _, err := io.Copy(io.Discard, client); err == nil {
-		t.Error("the client was not told that the answer is incomplete")
+	for name, deadline := range map[string]time.Duration{
+		"nothing was written":     -time.Second,
+		"a part was written":      10 * time.Millisecond,
+		"the send buffer is full": time.Second,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := listenTCP(t, 8)
+			client, c := connectTCP(t, l)
+			c.SetWriteDeadline(time.Now().Add(deadline))
+			if _, err := c.Write(make([]byte, 16<<20)); err == nil {
+				t.Fatal("the client has received everything")
+			}
+			c.Close()
+			if len(l.connections()) != 0 {
+				t.Error("the connection still counts")
+			}
+			if _, err := io.Copy(io.Discard, client); err == nil {
+				t.Error("the client was not told that the answer is incomplete")
+			}
+		})
 	}
 }
 
 func TestAnswersOfWaitingRequestsCount(t *testing.T) {
 	t.Parallel()
 	l := listenTCP(t, 8)
-	_, a := connectTCP(t, l)
+	client, a := connectTCP(t, l)
 	_, b := connectTCP(t, l)
 	for _, c := range []*Conn{a, b} {
 		c.BeginRequest()
@@ -191,6 +201,9 @@ func TestAnswersOfWaitingRequestsCount(t *testing.T) {
 	b.Write([]byte("x"))
 	if open := l.connections(); len(open) != 1 || open[0] != b {
 		t.Errorf("%d connections are open, want only the one that waits for less time", len(open))
+	}
+	if _, err := client.Read(make([]byte, 1)); err == io.EOF {
+		t.Error("the client was not told that its answer is missing")
 	}
 	a.Resume(minUnread * 3 / 5)
 	b.Resume(minUnread * 3 / 5)
