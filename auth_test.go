@@ -1091,7 +1091,7 @@ func TestAccess(t *testing.T) {
 		"POST /api/users/{id}/keys":             {401, 403, 400, 400},
 		"DELETE /api/users/{id}/keys/{key}":     {401, 403, 404, 404},
 		"GET /api/events":                       {401, 403, 403, 200},
-		"GET /api/users/{id}/totp":              {401, 403, 200, 200},
+		"GET /api/users/{id}/totp":              {401, 403, 200, 403},
 		"POST /api/users/{id}/totp":             {401, 403, 201, 403},
 		"POST /api/users/{id}/totp/confirm":     {401, 403, 400, 403},
 		"DELETE /api/users/{id}/totp":           {401, 403, 404, 404},

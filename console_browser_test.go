@@ -307,7 +307,12 @@ func testUser(t *testing.T, p *process, c *person) {
 	c.section("Sessions").click("button", "End all sessions")
 	c.section("Sessions").wantText("not logged in anywhere")
 
-	c.wantText("Off. Only the user can add one")
+	c.click("button", "Turn off the second factor…")
+	d = c.dialog("Turn off the second factor.*")
+	d.click("button", "Turn off")
+	d.wantText("This user has no second factor.")
+	d.click("button", "Cancel")
+	c.awaitGone("dialog", ".*")
 	p.enrol(p.login("ann", goodPassword))
 	c.call("POST", "/refresh", object{}, nil)
 	c.click("button", "Turn off the second factor…")

@@ -420,7 +420,7 @@ func (s *userService) factorState(id int64) (state factorState, err error) {
 	return state, err
 }
 
-// getTOTP answers with the state of a user's second factor.
+// getTOTP answers with the state of the caller's second factor.
 func (s *server) getTOTP(x *exchange) error {
 	state, err := s.factorState(x.target)
 	if err != nil {

@@ -3,11 +3,10 @@
 async function showUser(box, id) {
   const signal = screenSignal();
   setTitle("User " + id);
-  let answer, u, factor;
+  let answer, u;
   try {
     answer = await request("GET", "api/users/" + encodeURIComponent(id), undefined, { signal });
     u = await answer.json();
-    if (!u.service) factor = await api("GET", `users/${u.id}/totp`, undefined, { signal });
   } catch (err) {
     if (signal.aborted) return;
     setTitle(err.status === 404 ? "This user does not exist" : "User " + id);
@@ -22,7 +21,7 @@ async function showUser(box, id) {
       u.service && badge("service user"), u.disabled && badge("disabled", "warn"), u.pending && badge("waiting for approval", "warn"),
       u.id === me.id && badge("this is you", "ok"), link("Events of this user", "#/events?user=" + u.id)),
     el("div", { class: "cards" },
-      detailsCard(u, answer.headers.get("ETag"), again), actsCard(u, factor, again)),
+      detailsCard(u, answer.headers.get("ETag"), again), actsCard(u, again)),
     !u.service ? sessionsSection(u.id) : "", keysSection(u.id), dangerCard(u, again));
 }
 
@@ -64,7 +63,7 @@ function detailsCard(u, version, again) {
     u.pending_email && [el("dt", {}, "New address, not confirmed"), el("dd", {}, named(u.pending_email))]));
 }
 
-function actsCard(u, factor, again) {
+function actsCard(u, again) {
   const path = "users/" + u.id;
   const acts = [];
   const add = (title, text, ...buttons) => acts.push(el("div", { class: "act" }, el("h3", {}, title), muted(text), ...buttons));
@@ -76,15 +75,11 @@ function actsCard(u, factor, again) {
     add("Password", "Make a link with which the user sets a new password. You do not learn the password.",
       button("Make a reset link…", () => resetLink(u)));
     if (settings.mail === "on" && !u.email_verified_at) add("Address", "The address is not verified.", verifyButton(u.id));
-    if (factor.on) {
-      add("Second factor", ["On since ", when(factor.since), ". Turn it off if the user has lost the app and the recovery codes. Check first who asks, and not by mail."],
-        button("Turn off the second factor…", () => ask("Turn off the second factor?", "The password is then enough to log in as this user.", "Turn off", async () => {
-          await api("DELETE", path + "/totp");
-          await saved(u, "The second factor is off.", again);
-        })));
-    } else {
-      add("Second factor", "Off. Only the user can add one.");
-    }
+    add("Second factor", "If the user has one, and has lost the app and the recovery codes, turn it off. Check first who asks, and not by mail.",
+      button("Turn off the second factor…", () => ask("Turn off the second factor?", "The password is then enough to log in as this user.", "Turn off", async () => {
+        await api("DELETE", path + "/totp");
+        await saved(u, "The second factor is off.", again);
+      })));
   }
   return card("Help this user", ...acts);
 }
