@@ -276,8 +276,8 @@ type principal struct {
 }
 
 // An access says who may call a route. The zero access rejects every request. Those from
-// selfOnly on also admit a user to its own data without the second factor that REQUIRE_FACTOR
-// requires: otherwise the user could neither add one nor log out.
+// selfOnly on also admit a session to the data of its user without the second factor that
+// REQUIRE_FACTOR requires: otherwise the user could neither add one nor log out.
 type access int
 
 const (
@@ -313,7 +313,7 @@ func (s *server) admit(x *exchange, a access) error {
 			return errUserNotFound.with("User not found: an id is a positive integer, or me")
 		}
 	}
-	if (a < selfOnly || a == ownOrAdmin && x.target != x.who.id) &&
+	if (a < selfOnly || a == ownOrAdmin && x.target != x.who.id || x.who.key != 0) &&
 		!x.who.factor && !x.who.factorExempt && s.requireFactor.concerns(x.who.role == admin) {
 		return errFactorRequired
 	}

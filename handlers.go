@@ -111,7 +111,7 @@ func (s *server) routes() []route {
 		{"GET /api/users/{id}/sessions", selfOrAdmin, noProof, noLimit, nil, s.listSessions},
 		{"DELETE /api/users/{id}/sessions", selfOrAdmin, endOtherSessions, noLimit, adminKeys, s.endSessions}, // ends the caller's session too, so each costs a login
 		{"DELETE /api/users/{id}/sessions/{sid}", selfOrAdmin, endOtherSessions, changes, adminKeys, s.endSession},
-		{"GET /api/users/{id}/totp", selfOnly, noProof, noLimit, nil, s.getTOTP},
+		{"GET /api/users/{id}/totp", selfOnly, noProof, noLimit, readKeys, s.getTOTP},
 		{"POST /api/users/{id}/totp", selfOnly, changeFactor, changes, nil, s.addTOTP},
 		{"POST /api/users/{id}/totp/confirm", selfOnly, noProof, changes, nil, s.confirmTOTP},
 		{"DELETE /api/users/{id}/totp", selfOrAdmin, changeFactor, changes, nil, s.removeTOTP},

@@ -133,7 +133,7 @@ var scopeCases = []scopeCase{
 	{"GET /api/users/{id}/sessions", "", "", false, [5]int{}},
 	{"DELETE /api/users/{id}/sessions", "", "a", false, [5]int{403, 403, 403, 204, 403}},
 	{"DELETE /api/users/{id}/sessions/{sid}", "", "a", false, [5]int{403, 403, 403, 204, 403}},
-	{"GET /api/users/{id}/totp", "", "", false, [5]int{}},
+	{"GET /api/users/{id}/totp", "", "rwa", false, [5]int{200, 403, 200, 403, 403}},
 	{"POST /api/users/{id}/totp", "", "", false, [5]int{}},
 	{"POST /api/users/{id}/totp/confirm", `{"otp":"123456"}`, "", false, [5]int{}},
 	{"DELETE /api/users/{id}/totp", "", "", false, [5]int{}},
@@ -1057,6 +1057,7 @@ func TestKeysAndARequiredFactor(t *testing.T) {
 	_, ann := s.member("ann")
 	key, _ := s.keyOf(1, readScope, time.Hour)
 	s.do(key, "GET", "/api/users/me", "").want(t, 403, "factor_required")
+	s.do(key, "GET", "/api/users/me/totp", "").want(t, 403, "factor_required") // a key adds no factor
 	bot, _ := s.keyOf(s.addNamed("bot", member, true), readScope, time.Hour)
 	s.do(bot, "GET", "/api/users/me", "").want(t, 200, "")
 	s.enrol(ann)
