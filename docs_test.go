@@ -2,6 +2,7 @@ package main
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -175,5 +176,31 @@ func TestTheDocumentationNamesNoFlagThatDoesNotExist(t *testing.T) {
 	}
 	if checked < 20 {
 		t.Errorf("only %d flags were checked", checked)
+	}
+}
+
+// SECURITY.md has a row for each requirement of levels 1 and 2 of OWASP ASVS 5.0 on authentication
+// and sessions. In each section, they precede those of level 3. Section 6.7 has only the latter.
+func TestTheTableOfASVSIsComplete(t *testing.T) {
+	t.Parallel()
+	sections := []struct {
+		id           string
+		requirements int
+	}{
+		{"6.1", 3}, {"6.2", 12}, {"6.3", 4}, {"6.4", 4}, {"6.5", 5}, {"6.6", 3}, {"6.8", 4},
+		{"7.1", 3}, {"7.2", 4}, {"7.3", 2}, {"7.4", 5}, {"7.5", 2}, {"7.6", 2},
+	}
+	var want, got []string
+	for _, s := range sections {
+		for i := range s.requirements {
+			want = append(want, fmt.Sprintf("%s.%d", s.id, i+1))
+		}
+	}
+	row := regexp.MustCompile(`(?m)^\| (\S+) \| [12] \| [^|]+ \| (?:yes|no|in part|operator|–) \| [^|]+ \|$`)
+	for _, match := range row.FindAllStringSubmatch(documentation(t)["SECURITY.md"], -1) {
+		got = append(got, match[1])
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the rows are %v, want %v", got, want)
 	}
 }
