@@ -6,6 +6,9 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"image"
+	"image/color"
+	"image/png"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,7 +28,7 @@ import (
 )
 
 // peers says that the programs userd works with are installed, and to be tested with.
-var peers = flag.Bool("peers", false, "test with nginx, Caddy, Chromium, Flask, PyJWT, promtool and Exim of Debian, which must be installed, and with Traefik, Litestream and Pebble, which are built")
+var peers = flag.Bool("peers", false, "test with nginx, Caddy, Chromium, Flask, PyJWT, promtool, Exim, oathtool and zbarimg of Debian, which must be installed, and with Traefik, Litestream and Pebble, which are built")
 
 // Each proxy runs with its configuration in examples/.
 func TestReverseProxies(t *testing.T) {
@@ -329,6 +333,86 @@ func TestATypeScriptClientLogsIn(t *testing.T) {
 	if got, want := node("node", "client.js", u.url, "ann", goodPassword, codes[0], codes[1]), "two steps: totp,recovery_code\nann\none step\nann\n"; got != want {
 		t.Errorf("the client prints\n%s\nwant\n%s", got, want)
 	}
+}
+
+// The QR code that the command prints is that of its address. The codes of oathtool of the 30
+// seconds before add the factor, and those of now and of the 30 seconds after log in, once.
+func TestZbarimgAndOathtoolWithTheCommand(t *testing.T) {
+	if !*peers {
+		t.Skip("runs with -peers")
+	}
+	t.Parallel()
+	if left := 30 - time.Now().Unix()%30; left < 5 {
+		time.Sleep(time.Duration(left) * time.Second) // the command reads the clock of the machine
+	}
+	s := newService(t, unlimited)
+	s.clock.t = time.Now()
+	s.member("ann")
+	var secret string
+	oathtool := func(seconds int64) string {
+		t.Helper()
+		out, err := exec.Command("oathtool", "--totp", "--base32", fmt.Sprintf("--now=@%d", s.clock.t.Unix()+seconds), secret).Output()
+		if err != nil {
+			t.Errorf("oathtool: %v", err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	d := &dialog{ready: make(chan struct{})}
+	d.code = func(printed string) string {
+		secret = printed
+		return oathtool(-30)
+	}
+	if _, err := enrolByCommand(t, s.path, d); err != nil {
+		t.Fatal(err)
+	}
+	if text, uri := readBlocks(t, d.text), regexp.MustCompile(`otpauth://\S+`).FindString(d.text); text != uri || uri == "" {
+		t.Errorf("zbarimg reads %q, and the command prints %q", text, uri)
+	}
+	for _, step := range []struct {
+		seconds int64
+		status  int
+		code    string
+	}{{-30, 401, "otp_used"}, {-60, 401, "wrong_otp"}, {60, 401, "wrong_otp"}, {0, 200, ""}, {0, 401, "otp_used"}, {30, 200, ""}} {
+		s.loginWith("ann", oathtool(step.seconds)).want(t, step.status, step.code)
+	}
+}
+
+// readBlocks returns the text of a QR code that is printed in block characters, which zbarimg reads.
+func readBlocks(t *testing.T, printed string) string {
+	t.Helper()
+	const scale = 4
+	var rows [][]rune
+	for line := range strings.Lines(printed) {
+		if row := []rune(strings.TrimSuffix(line, "\n")); strings.ContainsAny(line, "█▀▄") {
+			rows = append(rows, row)
+		}
+	}
+	if len(rows) == 0 {
+		t.Fatalf("no QR code: %s", printed)
+	}
+	picture := image.NewGray(image.Rect(0, 0, scale*len(rows[0]), scale*2*len(rows)))
+	for x := range picture.Rect.Dx() {
+		for y := range picture.Rect.Dy() {
+			lit := "█▀" // on a dark terminal
+			if y/scale%2 == 1 {
+				lit = "█▄"
+			}
+			if strings.ContainsRune(lit, rows[y/scale/2][x/scale]) {
+				picture.SetGray(x, y, color.Gray{Y: 255})
+			}
+		}
+	}
+	var data bytes.Buffer
+	if err := png.Encode(&data, picture); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "code.png")
+	writeFile(t, file, data.Bytes())
+	out, err := exec.Command("zbarimg", "--quiet", "--raw", file).Output()
+	if err != nil {
+		t.Fatalf("zbarimg: %v", err)
+	}
+	return strings.TrimSpace(string(out))
 }
 
 // Exim has a certificate that only SSL_CERT_FILE makes valid.
