@@ -141,6 +141,23 @@ type proofRequest struct {
 	OTP             *string `json:"otp"`
 }
 
+// proveActs reads the body of a request that has no members but a proof, and counts the
+// request. It returns nil if the user of the path exists and the caller may do these acts, and
+// otherwise an error of decode, count, targetUser or requireProof.
+func (s *server) proveActs(x *exchange, acts proof) error {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
+	if err := s.count(x, x.who.id); err != nil {
+		return err
+	}
+	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	return s.requireProof(x, acts, in.CurrentPassword, in.OTP)
+}
+
 // actsOf returns the acts of a change of a user, with a new password unless that
 // is nil.
 func actsOf(c *change, password *string) (acts proof) {
@@ -309,14 +326,7 @@ type totpAnswer struct {
 
 // addTOTP makes the secret of a new factor of the caller. The factor is valid after confirmTOTP.
 func (s *server) addTOTP(x *exchange) error {
-	in, err := decode[proofRequest](x.optionalBody())
-	if err != nil {
-		return err
-	}
-	if err := s.count(x, x.who.id); err != nil {
-		return err
-	}
-	if err := s.requireProof(x, changeFactor, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.proveActs(x, changeFactor); err != nil {
 		return err
 	}
 	if s.mailOn && x.who.emailVerifiedAt == 0 {
@@ -362,17 +372,7 @@ func (s *server) confirmTOTP(x *exchange) error {
 
 // removeTOTP removes the factor of a user.
 func (s *server) removeTOTP(x *exchange) error {
-	in, err := decode[proofRequest](x.optionalBody())
-	if err != nil {
-		return err
-	}
-	if err := s.count(x, x.who.id); err != nil {
-		return err
-	}
-	if _, err := s.targetUser(x); err != nil {
-		return err
-	}
-	if err := s.requireProof(x, changeFactor, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.proveActs(x, changeFactor); err != nil {
 		return err
 	}
 	if err := s.store.removeFactor(x.r.Context(), x.caller(), x.target, s.wall().Unix(), s.notice(x, changedMail, x.target, "the second factor was removed")...); err != nil {
@@ -383,14 +383,7 @@ func (s *server) removeTOTP(x *exchange) error {
 
 // renewRecoveryCodes replaces the recovery codes of the caller.
 func (s *server) renewRecoveryCodes(x *exchange) error {
-	in, err := decode[proofRequest](x.optionalBody())
-	if err != nil {
-		return err
-	}
-	if err := s.count(x, x.who.id); err != nil {
-		return err
-	}
-	if err := s.requireProof(x, changeFactor, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.proveActs(x, changeFactor); err != nil {
 		return err
 	}
 	codes, hashes := newRecoveryCodes()

@@ -432,14 +432,7 @@ func (s *server) logout(x *exchange) error {
 
 // endSessions ends every session of a user.
 func (s *server) endSessions(x *exchange) error {
-	in, err := decode[proofRequest](x.optionalBody())
-	if err != nil {
-		return err
-	}
-	if _, err := s.targetUser(x); err != nil {
-		return err
-	}
-	if err := s.requireProof(x, endOtherSessions, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.proveActs(x, endOtherSessions); err != nil {
 		return err
 	}
 	if err := s.store.endSessions(x.r.Context(), x.caller(), x.target, s.wall().Unix()); err != nil {
