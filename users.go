@@ -281,14 +281,7 @@ func (s *server) updateUser(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if err := s.count(x, x.who.id); err != nil {
-		return err
-	}
-	u, err := s.targetUser(x)
-	if err != nil {
-		return err
-	}
-	version, err := ifMatch(x.r, u)
+	u, version, err := s.targetVersion(x)
 	if err != nil {
 		return err
 	}
@@ -335,18 +328,25 @@ func (s *server) updateUser(x *exchange) error {
 	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
 }
 
-// ifMatch returns the version of u if the request's If-Match names it, or 0 if the
-// request has no If-Match: the change then applies to any version. Otherwise it
-// returns errVersion.
-func ifMatch(r *http.Request, u *user) (int64, error) {
-	tags := r.Header["If-Match"]
+// targetVersion counts a change of the user that the path names, and returns the user. version
+// is that of the user if the request's If-Match names it, and 0 if the request has no If-Match:
+// the change then applies to any version. targetVersion returns errVersion for another version,
+// or an error of count or targetUser.
+func (s *server) targetVersion(x *exchange) (u *user, version int64, err error) {
+	if err := s.count(x, x.who.id); err != nil {
+		return nil, 0, err
+	}
+	if u, err = s.targetUser(x); err != nil {
+		return nil, 0, err
+	}
+	tags := x.r.Header["If-Match"]
 	switch {
 	case len(tags) == 0:
-		return 0, nil
+		return u, 0, nil
 	case headers.MatchETag(tags, u.version):
-		return u.version, nil
+		return u, u.version, nil
 	}
-	return 0, errVersion
+	return nil, 0, errVersion
 }
 
 // changeOwnPassword changes the caller, with a new password. It answers with the user and
@@ -405,14 +405,7 @@ func (s *server) deleteUser(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if err := s.count(x, x.who.id); err != nil {
-		return err
-	}
-	u, err := s.targetUser(x)
-	if err != nil {
-		return err
-	}
-	version, err := ifMatch(x.r, u)
+	u, version, err := s.targetVersion(x)
 	if err != nil {
 		return err
 	}
@@ -448,30 +441,20 @@ func (s *server) viewOf(who *principal, id int64) view {
 // appendUser appends the part of a user that v shows, as JSON. It does not use
 // encoding/json because a list spends most of its time here.
 func appendUser(b []byte, u *user, v view) []byte {
-	b = append(b, `{"id":`...)
-	b = strconv.AppendInt(b, u.id, 10)
-	b = append(b, `,"username":`...)
-	b = appendjson.String(b, u.username)
+	b = strconv.AppendInt(append(b, `{"id":`...), u.id, 10)
+	b = appendjson.String(append(b, `,"username":`...), u.username)
 	if v >= viewEmail && !u.service {
-		b = append(b, `,"email":`...)
-		b = appendjson.String(b, u.email)
+		b = appendjson.String(append(b, `,"email":`...), u.email)
 	}
 	if v == viewAll {
-		b = append(b, `,"role":`...)
-		b = appendjson.String(b, string(u.role))
-		b = append(b, `,"disabled":`...)
-		b = strconv.AppendBool(b, u.disabled)
-		b = append(b, `,"created_at":`...)
-		b = appendjson.Time(b, u.createdAt)
-		b = append(b, `,"updated_at":`...)
-		b = appendjson.Time(b, u.updatedAt)
-		b = append(b, `,"last_login_at":`...)
-		b = appendjson.Time(b, u.lastLoginAt)
-		b = append(b, `,"email_verified_at":`...)
-		b = appendjson.Time(b, u.emailVerifiedAt)
+		b = appendjson.String(append(b, `,"role":`...), string(u.role))
+		b = strconv.AppendBool(append(b, `,"disabled":`...), u.disabled)
+		b = appendjson.Time(append(b, `,"created_at":`...), u.createdAt)
+		b = appendjson.Time(append(b, `,"updated_at":`...), u.updatedAt)
+		b = appendjson.Time(append(b, `,"last_login_at":`...), u.lastLoginAt)
+		b = appendjson.Time(append(b, `,"email_verified_at":`...), u.emailVerifiedAt)
 		if u.pendingEmail != "" {
-			b = append(b, `,"pending_email":`...)
-			b = appendjson.String(b, u.pendingEmail)
+			b = appendjson.String(append(b, `,"pending_email":`...), u.pendingEmail)
 		}
 		if u.pending {
 			b = append(b, `,"pending":true`...)
