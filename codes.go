@@ -83,7 +83,7 @@ func (s *server) forgotPassword(x *exchange) error {
 			return err
 		}
 	}
-	return x.send(http.StatusAccepted, []byte(`{"message":"If this user exists, a message is on its way"}`+"\n"))
+	return x.sendMessage(http.StatusAccepted, "If this user exists, a message is on its way")
 }
 
 type resetRequest struct {
@@ -133,7 +133,7 @@ func (s *server) resetPassword(x *exchange) error {
 	if err := s.store.resetPassword(x.r.Context(), u.id, kind, code, hash, factor, x.address, s.wall().Unix(), s.notice(x, changedMail, u.id, "the password")...); err != nil {
 		return err
 	}
-	return x.send(http.StatusOK, []byte(`{"message":"Password changed"}`+"\n"))
+	return x.sendMessage(http.StatusOK, "Password changed")
 }
 
 // countWrong counts a wrong code toward codeTries: err is errInvalidCode. It returns errLimited
@@ -282,7 +282,7 @@ func (s *server) sendVerification(x *exchange) error {
 	if err := s.store.queueVerification(x.r.Context(), x.caller(), m.causedBy(x, s.wall().Unix())); err != nil {
 		return err
 	}
-	return x.send(http.StatusAccepted, []byte(`{"message":"A message is on its way"}`+"\n"))
+	return x.sendMessage(http.StatusAccepted, "A message is on its way")
 }
 
 // confirmEmail makes the pending address of a user its address. It queues a mail with a link
@@ -331,7 +331,7 @@ func (s *server) restoreEmail(x *exchange) error {
 	if err := s.store.restoreEmail(x.r.Context(), &c, hash, reset.causedBy(x, now), now, notice...); err != nil {
 		return err
 	}
-	return x.send(http.StatusOK, []byte(`{"message":"Address restored"}`+"\n"))
+	return x.sendMessage(http.StatusOK, "Address restored")
 }
 
 // accountPage answers with the page that all links open: the document of the console, also if

@@ -128,9 +128,9 @@ func (x *exchange) sendDocument(p *webPage) error {
 func (s *server) root(x *exchange) error {
 	if s.console.on {
 		x.Header()["Location"] = []string{"console"}
-		return x.send(http.StatusSeeOther, []byte(`{"message":"The console is at /console"}`+"\n"))
+		return x.sendMessage(http.StatusSeeOther, "The console is at /console")
 	}
-	return x.send(http.StatusOK, []byte(`{"message":"The API is described in /openapi.json"}`+"\n"))
+	return x.sendMessage(http.StatusOK, "The API is described in /openapi.json")
 }
 
 // openAPI returns the OpenAPI document of the routes, assets/openapi.json. People write it: a

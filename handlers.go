@@ -169,7 +169,7 @@ func (s *server) handle(rt route) {
 }
 
 func (s *server) test(x *exchange) error {
-	return x.send(http.StatusOK, []byte(`{"message":"Welcome to the User Management Microservice!"}`+"\n"))
+	return x.sendMessage(http.StatusOK, "Welcome to the User Management Microservice!")
 }
 
 // An eventAnswer is an event as clients and the command line see it.

@@ -247,6 +247,11 @@ func (x *exchange) sendNothing() error {
 	return nil
 }
 
+// sendMessage answers with a text for people, in which JSON requires no escapes.
+func (x *exchange) sendMessage(status int, text string) error {
+	return x.send(status, []byte(`{"message":"`+text+`"}`+"\n"))
+}
+
 // sendJSON answers with v.
 func (x *exchange) sendJSON(status int, v any) error {
 	body, err := json.Marshal(v)

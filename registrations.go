@@ -90,7 +90,7 @@ func (s *server) startRegistration(x *exchange, u *user, password string) error 
 			return err
 		}
 	}
-	return x.send(http.StatusAccepted, []byte(`{"message":"To complete the registration, open the link in the message that is on its way"}`+"\n"))
+	return x.sendMessage(http.StatusAccepted, "To complete the registration, open the link in the message that is on its way")
 }
 
 // completeRegistration adds the user of a registration, and answers with the user. It requires
@@ -391,7 +391,7 @@ func (s *server) sendInvitation(x *exchange) error {
 	if err := s.store.sendInvitation(x.r.Context(), x.caller(), m.causedBy(x, s.wall().Unix())); err != nil {
 		return err
 	}
-	return x.send(http.StatusAccepted, []byte(`{"message":"The invitation is on its way"}`+"\n"))
+	return x.sendMessage(http.StatusAccepted, "The invitation is on its way")
 }
 
 // approveUser approves the user of the path, which can then log in. It changes nothing for

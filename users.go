@@ -415,7 +415,7 @@ func (s *server) deleteUser(x *exchange) error {
 	if err := s.store.deleteUser(x.r.Context(), x.caller(), u.id, version, s.wall().Unix()); err != nil {
 		return err
 	}
-	return x.send(http.StatusOK, []byte(`{"message":"User deleted successfully"}`+"\n"))
+	return x.sendMessage(http.StatusOK, "User deleted successfully")
 }
 
 // A view is the part of a user that a principal sees.
