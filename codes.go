@@ -184,25 +184,6 @@ func (s *server) createResetLink(x *exchange) error {
 	return x.sendJSON(http.StatusCreated, linkAnswer{URL: link, ExpiresAt: utc(expires)})
 }
 
-// changeOf returns the change of a user that a body asks for. If mail is on, a new address of a
-// member is the pending address until the member confirms it. The current address cancels a
-// pending one.
-func (s *server) changeOf(x *exchange, in *updateRequest, u *user) change {
-	c := change{
-		username: newName(in.Username, u.username),
-		email:    newName(in.Email, u.email),
-		role:     unlessSame(in.Role, u.role),
-		disabled: unlessSame(in.Disabled, u.disabled),
-	}
-	if in.Email != nil && c.email == nil && u.pendingEmail != "" {
-		c.pendingEmail = new("")
-	} else if s.mailOn && x.who.role != admin {
-		c.email, c.pendingEmail = nil, c.email
-	}
-	c.verified = unlessSame(in.EmailVerified, u.emailVerifiedAt != 0 && c.email == nil)
-	return c
-}
-
 // prepareMails adds a notice to the change of a user, which also sets the password unless that
 // is nil. It returns the statements that mail a link to the pending address, or nil if the
 // change has none. It returns errInvalid if this address is not at one of EMAIL_DOMAINS, and
@@ -340,12 +321,23 @@ func (s *server) restoreEmail(x *exchange) error {
 // does not use it up.
 func (s *server) accountPage(x *exchange) error { return x.sendDocument(s.webPages.withAdmin()) }
 
-// unlessSame returns given, or nil if it is the current value.
-func unlessSame[T comparable](given *T, current T) *T {
-	if given != nil && *given == current {
-		return nil
+// changeOf returns the change of a user that a body asks for. If mail is on, a new address of a
+// member is the pending address until the member confirms it. The current address cancels a
+// pending one.
+func (s *server) changeOf(x *exchange, in *updateRequest, u *user) change {
+	c := change{
+		username: newName(in.Username, u.username),
+		email:    newName(in.Email, u.email),
+		role:     unlessSame(in.Role, u.role),
+		disabled: unlessSame(in.Disabled, u.disabled),
 	}
-	return given
+	if in.Email != nil && c.email == nil && u.pendingEmail != "" {
+		c.pendingEmail = new("")
+	} else if s.mailOn && x.who.role != admin {
+		c.email, c.pendingEmail = nil, c.email
+	}
+	c.verified = unlessSame(in.EmailVerified, u.emailVerifiedAt != 0 && c.email == nil)
+	return c
 }
 
 // newName returns a given name or address without spaces around it, or nil if it is
@@ -355,6 +347,14 @@ func newName(given *string, current string) *string {
 		return nil
 	}
 	return unlessSame(new(validate.TrimName(*given)), current)
+}
+
+// unlessSame returns given, or nil if it is the current value.
+func unlessSame[T comparable](given *T, current T) *T {
+	if given != nil && *given == current {
+		return nil
+	}
+	return given
 }
 
 // causedBy returns the mail with the client of a request, which causes it, and with its time

@@ -20,7 +20,6 @@ import (
 	"userd/internal/passhash"
 	"userd/internal/prom"
 	"userd/internal/reqbody"
-	"userd/internal/setting"
 	"userd/internal/sse"
 )
 
@@ -203,41 +202,35 @@ func newEventAnswer(e *event) eventAnswer {
 // listEvents answers with a page of events, or with a stream of them if the
 // request accepts text/event-stream.
 func (s *server) listEvents(x *exchange) error {
-	q, err := x.query("limit", "after", "user", "type")
-	if err != nil {
-		return err
-	}
-	limit, after, err := param.Page(q, maxLimit)
+	p, err := x.page("user", "type")
 	if err != nil {
 		return err
 	}
 	var only eventFilter
-	if q.Has("user") {
-		if only.userID, err = param.ID(q.Get("user")); err != nil {
+	if p.Query.Has("user") {
+		if only.userID, err = param.ID(p.Query.Get("user")); err != nil {
 			return &param.Error{Name: "user", Text: "must be the id of a user"}
 		}
 	}
-	if q.Has("type") {
-		if err := setting.Word(&only.kind, q.Get("type"), eventTypes...); err != nil {
-			return &param.Error{Name: "type", Text: err.Error()}
-		}
+	if only.kind, err = param.Word(p.Query, "type", eventTypes...); err != nil {
+		return err
 	}
 	if headers.Accepts(x.r, "Accept", "text/event-stream") {
-		if q.Has("limit") {
+		if p.Limit != 0 {
 			return &param.Error{Name: "limit", Text: "is not allowed with a stream"}
 		}
-		if !q.Has("after") {
-			after = -1
+		if !p.Query.Has("after") {
+			p.After = -1
 		}
-		return s.streamEvents(x, after, only)
+		return s.streamEvents(x, p.After, only)
 	}
-	limit = cmp.Or(limit, defaultLimit)
+	limit := cmp.Or(p.Limit, defaultLimit)
 	list := []eventAnswer{}
-	err = s.store.events(x.r.Context(), after, limit+1, only, func(e *event) { list = append(list, newEventAnswer(e)) })
+	err = s.store.events(x.r.Context(), p.After, limit+1, only, func(e *event) { list = append(list, newEventAnswer(e)) })
 	if err != nil {
 		return err
 	}
-	return sendPage(x, q, limit, list, func(e *eventAnswer) int64 { return e.ID })
+	return sendPage(x, &p, limit, list, func(e *eventAnswer) int64 { return e.ID })
 }
 
 // maxStreams is the largest number of open event streams. Each one holds a

@@ -417,18 +417,24 @@ func (x *exchange) query(names ...string) (url.Values, error) {
 	return param.Query(x.r.URL.RawQuery, names...)
 }
 
+// page returns the part of a list that the query asks for, or an error of param.ParsePage. The
+// query may also have the named parameters.
+func (x *exchange) page(names ...string) (param.Page, error) {
+	return param.ParsePage(x.r.URL.RawQuery, maxLimit, names...)
+}
+
 const (
 	maxLimit     = 1000 // elements of a list on one page, at most
 	defaultLimit = 100  // elements on a page of events, invitations or mails if the client sets no limit
 )
 
-// sendPage answers with the first limit elements of a list that was read with the query q. If
-// the list has more, the header Link leads to the next page, which starts after the id of the
-// last element on this one.
-func sendPage[T any](x *exchange, q url.Values, limit int64, list []T, id func(*T) int64) error {
+// sendPage answers with the first limit elements of a list that was read for a page. If the list
+// has more, the header Link leads to the next page, which starts after the id of the last element
+// on this one.
+func sendPage[T any](x *exchange, p *param.Page, limit int64, list []T, id func(*T) int64) error {
 	if int64(len(list)) > limit {
 		list = list[:limit]
-		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, id(&list[limit-1])))
+		x.Header().Set("Link", p.LinkNext(x.r.URL.Path, id(&list[limit-1])))
 	}
 	return x.sendJSON(http.StatusOK, list)
 }

@@ -23,7 +23,6 @@ import (
 	"userd/internal/mail"
 	"userd/internal/param"
 	"userd/internal/prom"
-	"userd/internal/setting"
 	"userd/internal/useragent"
 )
 
@@ -428,27 +427,21 @@ func newMailAnswer(m *queuedMail) mailAnswer {
 
 // listMails answers with the mails of the outbox, without their codes, which are not stored.
 func (s *server) listMails(x *exchange) error {
-	q, err := x.query("limit", "after", "state")
+	p, err := x.page("state")
 	if err != nil {
 		return err
 	}
-	limit, after, err := param.Page(q, maxLimit)
+	state, err := param.Word(p.Query, "state", mailQueued, mailSent, mailFailed, mailDropped)
 	if err != nil {
 		return err
 	}
-	limit = cmp.Or(limit, defaultLimit)
-	var state mailState
-	if q.Has("state") {
-		if err := setting.Word(&state, q.Get("state"), mailQueued, mailSent, mailFailed, mailDropped); err != nil {
-			return &param.Error{Name: "state", Text: err.Error()}
-		}
-	}
+	limit := cmp.Or(p.Limit, defaultLimit)
 	list := []mailAnswer{}
-	err = s.store.mails(x.r.Context(), after, limit+1, state, func(m *queuedMail) { list = append(list, newMailAnswer(m)) })
+	err = s.store.mails(x.r.Context(), p.After, limit+1, state, func(m *queuedMail) { list = append(list, newMailAnswer(m)) })
 	if err != nil {
 		return err
 	}
-	return sendPage(x, q, limit, list, func(m *mailAnswer) int64 { return m.ID })
+	return sendPage(x, &p, limit, list, func(m *mailAnswer) int64 { return m.ID })
 }
 
 // retryMail makes a mail due now.

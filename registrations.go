@@ -339,23 +339,19 @@ func newInvitationAnswer(v *invitation) invitationAnswer {
 
 // listInvitations answers with a page of the invitations that are still valid.
 func (s *server) listInvitations(x *exchange) error {
-	q, err := x.query("limit", "after")
+	p, err := x.page()
 	if err != nil {
 		return err
 	}
-	limit, after, err := param.Page(q, maxLimit)
-	if err != nil {
-		return err
-	}
-	limit = cmp.Or(limit, defaultLimit)
+	limit := cmp.Or(p.Limit, defaultLimit)
 	list := []invitationAnswer{}
-	err = s.store.invitations(x.r.Context(), after, limit+1, s.wall().Unix(), func(v *invitation) {
+	err = s.store.invitations(x.r.Context(), p.After, limit+1, s.wall().Unix(), func(v *invitation) {
 		list = append(list, newInvitationAnswer(v))
 	})
 	if err != nil {
 		return err
 	}
-	return sendPage(x, q, limit, list, func(v *invitationAnswer) int64 { return v.ID })
+	return sendPage(x, &p, limit, list, func(v *invitationAnswer) int64 { return v.ID })
 }
 
 // deleteInvitation deletes an invitation: no user can register with its link any more.

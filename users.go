@@ -1,11 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -84,20 +84,14 @@ const (
 // listUsers answers with all users, with a page of them, or with those that q
 // finds.
 func (s *server) listUsers(x *exchange) error {
-	q, err := x.query("limit", "after", "q", "role", "disabled", "pending")
+	p, err := x.page("q", "role", "disabled", "pending")
 	if err != nil {
 		return err
 	}
-	limit, after, err := param.Page(q, maxLimit)
-	if err != nil {
-		return err
-	}
+	q := p.Query
 	var only filter
-	if q.Has("role") {
-		only.role = role(q.Get("role"))
-		if why := checkRole(only.role); why != "" {
-			return &param.Error{Name: "role", Text: why}
-		}
+	if only.role, err = param.Word(q, "role", member, admin); err != nil {
+		return err
 	}
 	if only.disabled, err = param.Bool(q, "disabled"); err != nil {
 		return err
@@ -110,7 +104,7 @@ func (s *server) listUsers(x *exchange) error {
 	}
 	prefix := q.Get("q")
 	if q.Has("q") {
-		if len(q) > 2 || len(q) == 2 && limit == 0 {
+		if len(q) > 2 || len(q) == 2 && p.Limit == 0 {
 			return &param.Error{Name: "q", Text: "can be combined only with limit"}
 		}
 		if prefix == "" || !utf8.ValidString(prefix) || strings.ContainsRune(prefix, 0) {
@@ -120,16 +114,16 @@ func (s *server) listUsers(x *exchange) error {
 	switch {
 	case x.who.role != admin && s.directory == directorySelf:
 		list := s.newUserArray(x, 1)
-		if x.who.id > after && (hasPrefixFold(x.who.username, prefix) || hasPrefixFold(x.who.email, prefix)) {
+		if x.who.id > p.After && (hasPrefixFold(x.who.username, prefix) || hasPrefixFold(x.who.email, prefix)) {
 			list.add(&x.who.user)
 		}
 		return x.send(http.StatusOK, list.end())
 	case prefix != "":
-		return s.searchUsers(x, prefix, int(limit))
-	case limit > 0:
-		return s.pageUsers(x, q, after, int(limit), only)
+		return s.searchUsers(x, prefix, int(p.Limit))
+	case p.Limit > 0:
+		return s.pageUsers(x, &p, only)
 	}
-	return s.streamUsers(x, after, only)
+	return s.streamUsers(x, p.After, only)
 }
 
 func hasPrefixFold(s, prefix string) bool {
@@ -139,25 +133,22 @@ func hasPrefixFold(s, prefix string) bool {
 // searchUsers answers with the users whose name, or whose e-mail address if the
 // principal may see addresses, begins with prefix.
 func (s *server) searchUsers(x *exchange, prefix string, limit int) error {
-	if limit == 0 {
-		limit = searchSize
-	}
 	list := s.newUserArray(x, 1)
 	byEmail := x.who.role == admin || s.directory == directoryFull
-	if err := s.store.search(x.r.Context(), prefix, byEmail, limit, list.add); err != nil {
+	if err := s.store.search(x.r.Context(), prefix, byEmail, cmp.Or(limit, searchSize), list.add); err != nil {
 		return err
 	}
 	return x.send(http.StatusOK, list.end())
 }
 
-// pageUsers answers with at most limit users after an id, and with a Link to the
-// next page if there is one.
-func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, only filter) error {
+// pageUsers answers with a page of users, and with a Link to the next page if there is one.
+func (s *server) pageUsers(x *exchange, p *param.Page, only filter) error {
+	limit := int(p.Limit)
 	list := s.newUserArray(x, limit)
-	n := 0
-	err := s.store.users(x.r.Context(), after, limit+1, only, func(u *user) {
+	n, last := 0, int64(0)
+	err := s.store.users(x.r.Context(), p.After, limit+1, only, func(u *user) {
 		if n++; n <= limit {
-			after = u.id
+			last = u.id
 			list.add(u)
 		}
 	})
@@ -165,7 +156,7 @@ func (s *server) pageUsers(x *exchange, q url.Values, after int64, limit int, on
 		return err
 	}
 	if n > limit {
-		x.Header().Set("Link", param.LinkNext(x.r.URL.Path, q, after))
+		x.Header().Set("Link", p.LinkNext(x.r.URL.Path, last))
 	}
 	return x.send(http.StatusOK, list.end())
 }

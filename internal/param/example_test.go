@@ -7,16 +7,16 @@ import (
 )
 
 func Example() {
-	q, err := param.Query("limit=2&role=admin", "limit", "after", "role")
+	p, err := param.ParsePage("limit=2&role=admin", 1000, "role")
 	if err != nil {
 		panic(err)
 	}
-	limit, after, _ := param.Page(q, 1000)
-	fmt.Println(limit, after, param.LinkNext("/users", q, 7))
+	role, _ := param.Word(p.Query, "role", "member", "admin")
+	fmt.Println(p.Limit, p.After, role, p.LinkNext("/users", 7))
 
 	_, err = param.Query("rol=admin", "role")
 	fmt.Println(err)
 	// Output:
-	// 2 0 </users?after=7&limit=2&role=admin>; rel="next"
+	// 2 0 admin </users?after=7&limit=2&role=admin>; rel="next"
 	// the parameter "rol" is unknown
 }

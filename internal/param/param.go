@@ -1,5 +1,5 @@
-// Package param parses what clients write into the path and the query of a URL: ids, flags
-// and the cursors of lists.
+// Package param parses what clients write into the path and the query of a URL: ids, flags,
+// words and the cursors of lists.
 //
 // It accepts each value in only one form, and no parameter that it does not know or that
 // appears twice: a mistyped filter must not look like no filter.
@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+
+	"userd/internal/setting"
 )
 
 // ErrMalformed is the error of [Query] for a query that is not a list of parameters.
@@ -56,27 +58,52 @@ func Bool(q url.Values, name string) (*bool, error) {
 	return new(value == "true"), nil
 }
 
-// Page returns the parameters limit, from 1 to most, and after of a list, or 0 for an absent
-// one. It returns an *Error for another value.
-func Page(q url.Values, most int64) (limit, after int64, err error) {
+// Word returns the value of a parameter, or "" if it is absent. It returns an *Error for a value
+// that is not among words.
+func Word[T ~string](q url.Values, name string, words ...T) (value T, err error) {
+	if !q.Has(name) {
+		return "", nil
+	}
+	if err := setting.Word(&value, q.Get(name), words...); err != nil {
+		return "", &Error{name, err.Error()}
+	}
+	return value, nil
+}
+
+// A Page is the part of a list that a query asks for.
+type Page struct {
+	Query url.Values // all parameters of the query
+	Limit int64      // of the number of elements; 0: the query has no limit
+	After int64      // the id that the page starts after; 0: it is the first page
+}
+
+// ParsePage returns the page of a query, which may have the parameters limit, from 1 to most,
+// after, and names. It returns an error of Query, or an *Error for another limit or for an after
+// that is not an id.
+func ParsePage(query string, most int64, names ...string) (p Page, err error) {
+	q, err := Query(query, append(names, "limit", "after")...)
+	if err != nil {
+		return Page{}, err
+	}
+	p.Query = q
 	if q.Has("limit") {
-		if limit, err = ID(q.Get("limit")); err != nil || limit > most {
-			return 0, 0, &Error{"limit", fmt.Sprintf("must be from 1 to %d", most)}
+		if p.Limit, err = ID(q.Get("limit")); err != nil || p.Limit > most {
+			return Page{}, &Error{"limit", fmt.Sprintf("must be from 1 to %d", most)}
 		}
 	}
 	if q.Has("after") && q.Get("after") != "0" {
-		if after, err = ID(q.Get("after")); err != nil {
-			return 0, 0, &Error{"after", "must be an id"}
+		if p.After, err = ID(q.Get("after")); err != nil {
+			return Page{}, &Error{"after", "must be an id"}
 		}
 	}
-	return limit, after, nil
+	return p, nil
 }
 
-// LinkNext returns the header Link to the next page of a list (RFC 8288), which starts after
-// the id last. It sets after in q.
-func LinkNext(path string, q url.Values, last int64) string {
-	q.Set("after", strconv.FormatInt(last, 10))
-	return "<" + path + "?" + q.Encode() + `>; rel="next"`
+// LinkNext returns the header Link to the page after this one (RFC 8288): that of the same list,
+// at path, which starts after the id last. It sets after in p.Query.
+func (p *Page) LinkNext(path string, last int64) string {
+	p.Query.Set("after", strconv.FormatInt(last, 10))
+	return "<" + path + "?" + p.Query.Encode() + `>; rel="next"`
 }
 
 var errID = errors.New("not a positive integer in its shortest form")

@@ -102,6 +102,23 @@ func TestBool(t *testing.T) {
 	}
 }
 
+func TestWord(t *testing.T) {
+	t.Parallel()
+	for query, want := range map[string]string{"": "", "a=red": "red", "a=blue": "blue", "a": "!", "a=Red": "!", "a=green": "!"} {
+		q, _ := url.ParseQuery(query)
+		got, err := Word(q, "a", "red", "blue")
+		if err != nil {
+			got = "!"
+			if want := (&Error{"a", "must be red or blue"}); !reflect.DeepEqual(err, error(want)) {
+				t.Errorf("%q: got %v, want %v", query, err, want)
+			}
+		}
+		if got != want {
+			t.Errorf("%q: got %q, want %q", query, got, want)
+		}
+	}
+}
+
 func TestPage(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -118,15 +135,16 @@ func TestPage(t *testing.T) {
 		{"after=", 0, 0, `the parameter "after" must be an id`},
 		{"after=-1", 0, 0, `the parameter "after" must be an id`},
 		{"limit=5&after=00", 0, 0, `the parameter "after" must be an id`},
+		{"a=1&limit=5", 5, 0, ""},
+		{"b=1", 0, 0, `the parameter "b" is unknown`},
 	} {
-		q, _ := url.ParseQuery(row.query)
 		text := ""
-		limit, after, err := Page(q, 100)
+		p, err := ParsePage(row.query, 100, "a")
 		if err != nil {
 			text = err.Error()
 		}
-		if limit != row.limit || after != row.after || text != row.err {
-			t.Errorf("%q: got %d, %d, %q", row.query, limit, after, text)
+		if p.Limit != row.limit || p.After != row.after || text != row.err {
+			t.Errorf("%q: got %d, %d, %q", row.query, p.Limit, p.After, text)
 		}
 	}
 }
