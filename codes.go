@@ -147,9 +147,8 @@ func (s *server) countWrong(x *exchange, err error) error {
 }
 
 type linkRequest struct {
-	CurrentPassword *string `json:"current_password"`
-	OTP             *string `json:"otp"`
-	ExpiresIn       *int64  `json:"expires_in"` // seconds
+	proofRequest
+	ExpiresIn *int64 `json:"expires_in"` // seconds
 }
 
 type linkAnswer struct {
@@ -174,7 +173,7 @@ func (s *server) createResetLink(x *exchange) error {
 	if err := wrong.err(); err != nil {
 		return err
 	}
-	if err := s.requireProof(x, makeLink, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.requireProof(x, makeLink, in.proofRequest); err != nil {
 		return err
 	}
 	link, expires, err := s.makeResetLink(x.r.Context(), x.caller(), s.pages, x.target, life)

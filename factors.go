@@ -76,20 +76,20 @@ func (c *settings) factorURI(u *user, secret []byte) string {
 	return otp.URI(cmp.Or(c.issuer, "userd"), cmp.Or(u.username, u.email, strconv.FormatInt(u.id, 10)), secret)
 }
 
-// requireProof returns nil if the caller proves its identity: by the password or, if that
+// requireProof returns nil if the caller proves its identity: by p.CurrentPassword or, if that
 // is nil, by a token that a login made at most proofAge seconds ago. It always checks a
 // password. Without one, it returns nil if the route requires no proof for these acts. If the
 // caller has a second factor, a token is proof only if its login proved the factor, and a
-// password only together with code, a code of the factor, which requireProof uses up. The write
+// password only together with p.OTP, a code of the factor, which requireProof uses up. The write
 // that follows checks that the proof is still valid (see mayChange). For an API key, requireProof
 // is requireKey. It returns errNotFresh, errWrongPassword, errSecondFactor, errOTPUsed,
 // errUserNotFound, or an error of matchesPassword, checkCode or requireKey.
-func (s *server) requireProof(x *exchange, acts proof, password, code *string) error {
+func (s *server) requireProof(x *exchange, acts proof, p proofRequest) error {
 	acts &= x.proof
 	if x.who.key != 0 {
-		return x.requireKey(acts, password)
+		return x.requireKey(acts, p)
 	}
-	if password == nil {
+	if p.CurrentPassword == nil {
 		age := s.wall().Unix() - x.who.issued
 		x.renewed = acts&renewedOnly != 0
 		if acts == 0 || x.who.fresh && (x.who.otp || !x.who.factor) && -clockLeeway <= age && age <= proofAge {
@@ -101,7 +101,7 @@ func (s *server) requireProof(x *exchange, acts proof, password, code *string) e
 	if err != nil {
 		return err
 	}
-	ok, err := s.matchesPassword(x, x.who.id, &c, "", *password)
+	ok, err := s.matchesPassword(x, x.who.id, &c, "", *p.CurrentPassword)
 	if err == nil && !ok {
 		err = errWrongPassword
 	}
@@ -109,22 +109,22 @@ func (s *server) requireProof(x *exchange, acts proof, password, code *string) e
 	if err != nil || acts == 0 || !c.factor.exists() {
 		return err
 	}
-	if code == nil || *code == "" {
+	if p.OTP == nil || *p.OTP == "" {
 		return errSecondFactor
 	}
-	p, err := s.checkCode(x, x.who.id, &c, *code, withPassword)
+	proven, err := s.checkCode(x, x.who.id, &c, *p.OTP, withPassword)
 	if err != nil {
 		return err
 	}
-	return s.store.useFactor(x.r.Context(), x.who.id, p, x.address, s.wall().Unix())
+	return s.store.useFactor(x.r.Context(), x.who.id, proven, x.address, s.wall().Unix())
 }
 
 // requireKey is requireProof for an API key. A key may do acts that require no proof and, with
 // adminScope, keyActs to members. The write that follows checks that the changed user is a
 // member. requireKey returns errKeyScope.
-func (x *exchange) requireKey(acts proof, password *string) error {
+func (x *exchange) requireKey(acts proof, p proofRequest) error {
 	switch {
-	case password != nil:
+	case p.CurrentPassword != nil:
 		return errKeyScope.with("An API key cannot use a password: leave out current_password")
 	case acts == noProof:
 		return nil
@@ -135,7 +135,7 @@ func (x *exchange) requireKey(acts proof, password *string) error {
 	return nil
 }
 
-// A proofRequest is the body of a request that has no members but a proof.
+// A proofRequest is the proof in the body of a request. Some bodies have no other members.
 type proofRequest struct {
 	CurrentPassword *string `json:"current_password"`
 	OTP             *string `json:"otp"`
@@ -155,7 +155,7 @@ func (s *server) proveActs(x *exchange, acts proof) error {
 	if _, err := s.targetUser(x); err != nil {
 		return err
 	}
-	return s.requireProof(x, acts, in.CurrentPassword, in.OTP)
+	return s.requireProof(x, acts, in)
 }
 
 // actsOf returns the acts of a change of a user, with a new password unless that

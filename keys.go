@@ -72,11 +72,10 @@ func checkKeyName(name string) string {
 }
 
 type keyRequest struct {
-	Name            string   `json:"name"`
-	Scope           keyScope `json:"scope"`
-	ExpiresIn       *int64   `json:"expires_in"` // seconds
-	CurrentPassword *string  `json:"current_password"`
-	OTP             *string  `json:"otp"`
+	Name      string   `json:"name"`
+	Scope     keyScope `json:"scope"`
+	ExpiresIn *int64   `json:"expires_in"` // seconds
+	proofRequest
 }
 
 // A keyAnswer is an API key as the API and the command line show it.
@@ -126,7 +125,7 @@ func (s *server) createKey(x *exchange) error {
 	if err := s.count(x, x.who.id); err != nil {
 		return err
 	}
-	if err := s.requireProof(x, x.proof, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.requireProof(x, x.proof, in.proofRequest); err != nil {
 		return err
 	}
 	key, err := s.addKey(x.r.Context(), x.caller(), &k, life, s.notice(x, changedMail, k.userID, "an API key was created")...)

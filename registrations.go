@@ -276,12 +276,11 @@ func (s *userService) makeInvitation(ctx context.Context, by caller, pages pageU
 }
 
 type inviteRequest struct {
-	Email           *string `json:"email"`
-	Username        *string `json:"username"`
-	Uses            *int64  `json:"uses"`
-	ExpiresIn       *int64  `json:"expires_in"` // seconds
-	CurrentPassword *string `json:"current_password"`
-	OTP             *string `json:"otp"`
+	Email     *string `json:"email"`
+	Username  *string `json:"username"`
+	Uses      *int64  `json:"uses"`
+	ExpiresIn *int64  `json:"expires_in"` // seconds
+	proofRequest
 }
 
 // createInvitation answers with a link with which new members can register. If the
@@ -306,7 +305,7 @@ func (s *server) createInvitation(x *exchange) error {
 	if err := checkInvitation(&v, why); err != nil {
 		return err
 	}
-	if err := s.requireProof(x, invite, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.requireProof(x, invite, in.proofRequest); err != nil {
 		return err
 	}
 	var then []statement
@@ -377,7 +376,7 @@ func (s *server) sendInvitation(x *exchange) error {
 	if err != nil {
 		return errInvitationNotFound
 	}
-	if err := s.requireProof(x, invite, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.requireProof(x, invite, in); err != nil {
 		return err
 	}
 	if !s.mailOn {

@@ -415,7 +415,7 @@ func (s *server) logout(x *exchange) error {
 	if all != nil && *all {
 		acts = endOtherSessions
 	}
-	if err := s.requireProof(x, acts, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.requireProof(x, acts, in); err != nil {
 		return err
 	}
 	if acts == endOtherSessions {
@@ -458,7 +458,7 @@ func (s *server) endSession(x *exchange) error {
 	if sid != x.who.session {
 		acts = endOtherSessions
 	}
-	if err := s.requireProof(x, acts, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.requireProof(x, acts, in); err != nil {
 		return err
 	}
 	if err := s.store.endSession(x.r.Context(), x.caller(), x.target, sid, s.wall().Unix()); err != nil {

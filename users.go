@@ -48,9 +48,7 @@ type createRequest struct {
 	Email    string `json:"email"`
 	Password string `json:"password"`
 	Role     *role  `json:"role"`
-
-	CurrentPassword *string `json:"current_password"` // of the admin
-	OTP             *string `json:"otp"`
+	proofRequest
 }
 
 func (s *server) createUser(x *exchange) error {
@@ -66,7 +64,7 @@ func (s *server) createUser(x *exchange) error {
 	if u.role == admin {
 		acts = createAdmin
 	}
-	if err := s.requireProof(x, acts, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.requireProof(x, acts, in.proofRequest); err != nil {
 		return err
 	}
 	if err := s.addUser(x.r.Context(), x.caller(), &u, in.Password); err != nil {
@@ -244,14 +242,13 @@ func (s *server) getUser(x *exchange) error {
 }
 
 type updateRequest struct {
-	Username        *string `json:"username"`
-	Email           *string `json:"email"`
-	Password        *string `json:"password"`
-	Role            *role   `json:"role"`
-	Disabled        *bool   `json:"disabled"`
-	EmailVerified   *bool   `json:"email_verified"`
-	CurrentPassword *string `json:"current_password"`
-	OTP             *string `json:"otp"`
+	Username      *string `json:"username"`
+	Email         *string `json:"email"`
+	Password      *string `json:"password"`
+	Role          *role   `json:"role"`
+	Disabled      *bool   `json:"disabled"`
+	EmailVerified *bool   `json:"email_verified"`
+	proofRequest
 
 	// Ignored, so that a client can send back the user that it read.
 	ID          json.RawMessage `json:"id"`
@@ -286,7 +283,7 @@ func (s *server) updateUser(x *exchange) error {
 	if err := s.checkChange(&c, u, in.Password); err != nil {
 		return err
 	}
-	if err := s.requireProof(x, actsOf(&c, in.Password), in.CurrentPassword, in.OTP); err != nil {
+	if err := s.requireProof(x, actsOf(&c, in.Password), in.proofRequest); err != nil {
 		return err
 	}
 	then, err := s.prepareMails(x, &c, u, in.Password)
@@ -400,7 +397,7 @@ func (s *server) deleteUser(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if err := s.requireProof(x, deleteUser, in.CurrentPassword, in.OTP); err != nil {
+	if err := s.requireProof(x, deleteUser, in); err != nil {
 		return err
 	}
 	if err := s.store.deleteUser(x.r.Context(), x.caller(), u.id, version, s.wall().Unix()); err != nil {

@@ -21,6 +21,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -57,7 +58,8 @@ func (e *Error) Error() string {
 // Unmarshal reads the object in data into v, a pointer to a struct. Each field
 // has a json tag that is only the name of its member. Its type is a kind of string,
 // bool or int64, a pointer to one, or json.RawMessage. Unmarshal panics if it meets
-// another type: encoding/json would read the members of its values by its own rules.
+// another type: encoding/json would read the members of its values by its own rules. The fields
+// of an embedded struct are fields of the struct.
 //
 // The field of a missing member stays as it is. null is refused, unless the field
 // is a json.RawMessage: that accepts any value and keeps its text.
@@ -87,7 +89,8 @@ func Unmarshal(data []byte, v any) error {
 	}
 	err = json.Unmarshal(data, v)
 	if mistyped, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return &Error{WrongType, mistyped.Field, wanted(mistyped.Type)}
+		name := mistyped.Field[strings.LastIndexByte(mistyped.Field, '.')+1:] // without that of an embedded struct
+		return &Error{WrongType, name, wanted(mistyped.Type)}
 	}
 	return err
 }
@@ -97,6 +100,11 @@ func Unmarshal(data []byte, v any) error {
 func fieldOf(t reflect.Type, name string) reflect.Type {
 	for i := range t.NumField() { // unlike t.Fields(), this allocates nothing
 		f := t.Field(i)
+		if f.Anonymous {
+			if field := fieldOf(f.Type, name); field != nil {
+				return field
+			}
+		}
 		if tag, ok := f.Tag.Lookup("json"); ok && tag == name {
 			return f.Type
 		}

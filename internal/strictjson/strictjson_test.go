@@ -243,6 +243,33 @@ func TestAFieldWithoutATagHasNoMember(t *testing.T) {
 	}
 }
 
+type embedded struct {
+	Text *string `json:"text"`
+}
+
+func TestTheFieldsOfAnEmbeddedStructAreMembers(t *testing.T) {
+	t.Parallel()
+	var got struct {
+		Name string `json:"name"`
+		embedded
+	}
+	if err := Unmarshal([]byte(`{"text":"x","name":"ann"}`), &got); err != nil || got.Name != "ann" || got.Text == nil || *got.Text != "x" {
+		t.Errorf("got %v, %v, %+v", err, got.Text, got)
+	}
+	for text, want := range map[string]Error{
+		`{"text":1}`:            {WrongType, "text", "must be a string"},
+		`{"text":null}`:         {WrongType, "text", "must be a string"},
+		`{"text":"\u0000"}`:     badEscape("text"),
+		`{"embedded":"x"}`:      unknown("embedded"),
+		`{"embedded.text":"x"}`: unknown("embedded.text"),
+	} {
+		err := Unmarshal([]byte(text), &got)
+		if e, ok := errors.AsType[*Error](err); !ok || *e != want {
+			t.Errorf("%s: got %v, want %v", text, err, &want)
+		}
+	}
+}
+
 func TestAnErrorSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
