@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -281,10 +280,10 @@ func (s *server) allowLookup(x *exchange, name string) error {
 	return l.take(lookups, now, keys...)
 }
 
-// nameKey returns the key of a login name and a network. It ignores the case of the name
-// and the spaces around it.
+// nameKey returns the key of a login name and a network. It ignores the case of the name and the
+// spaces around it, as the database does: otherwise it would show whether a name exists.
 func (l *limiter) nameKey(name, from string) throttle.Key {
-	return l.seed.Key("name", strings.Map(foldASCII, validate.TrimName(name)), from)
+	return l.seed.Key("name", validate.FoldName(validate.TrimName(name)), from)
 }
 
 // noteLogin records that a user has logged in from x's network.
@@ -320,7 +319,7 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 		return nil, nil
 	}
 	from := clientaddr.Network(x.address)
-	user := []string{"name", strings.Map(foldASCII, validate.TrimName(name))}
+	user := []string{"name", validate.FoldName(validate.TrimName(name))}
 	if id != 0 {
 		user = []string{"user", strconv.FormatInt(id, 10), hash}
 	}
@@ -351,15 +350,6 @@ func (s *server) newGuess(x *exchange, id int64, hash, name string) (*guess, err
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return g, g.check(now)
-}
-
-// foldASCII folds only the letters that NOCASE folds in the database. For example,
-// the Kelvin sign is not a k: otherwise it would show whether kate exists.
-func foldASCII(r rune) rune {
-	if 'A' <= r && r <= 'Z' {
-		r += 'a' - 'A'
-	}
-	return r
 }
 
 // check returns errLimited if g is not allowed now. The caller holds the lock.

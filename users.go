@@ -112,7 +112,8 @@ func (s *server) listUsers(x *exchange) error {
 	switch {
 	case x.who.role != admin && s.directory == directorySelf:
 		list := s.newUserArray(x, 1)
-		if x.who.id > p.After && (hasPrefixFold(x.who.username, prefix) || hasPrefixFold(x.who.email, prefix)) {
+		matches := func(name string) bool { return strings.HasPrefix(validate.FoldName(name), validate.FoldName(prefix)) }
+		if x.who.id > p.After && (matches(x.who.username) || matches(x.who.email)) {
 			list.add(&x.who.user)
 		}
 		return x.send(http.StatusOK, list.end())
@@ -122,10 +123,6 @@ func (s *server) listUsers(x *exchange) error {
 		return s.pageUsers(x, &p, only)
 	}
 	return s.streamUsers(x, p.After, only)
-}
-
-func hasPrefixFold(s, prefix string) bool {
-	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
 }
 
 // searchUsers answers with the users whose name, or whose e-mail address if the

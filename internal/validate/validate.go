@@ -37,6 +37,17 @@ const (
 // keyboard or a copy adds unseen. No valid one has spaces.
 func TrimName(s string) string { return strings.TrimSpace(s) }
 
+// FoldName returns a name with the letters A to Z in lower case. These are the only letters whose
+// case SQLite's NOCASE ignores: for example, the Kelvin sign is not a k.
+func FoldName(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, s)
+}
+
 // Username returns what is wrong with a new username, or "". A username has no
 // @, so that a login name is either a username or an address.
 func Username(s string) string {

@@ -12,6 +12,15 @@ import (
 // goodPassword is one that every policy accepts.
 const goodPassword = "correct horse battery"
 
+func TestFoldNameFoldsOnlyASCIILetters(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{"": "", "Ann.Z@A-z_0": "ann.z@a-z_0", "\u212aate": "\u212aate", "ÄÉ": "ÄÉ", "[@`{": "[@`{"} {
+		if got := FoldName(name); got != want {
+			t.Errorf("%q is folded to %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestCheckPassword(t *testing.T) {
 	t.Parallel()
 	const (
