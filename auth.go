@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -10,7 +9,6 @@ import (
 	"hash"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -453,30 +451,4 @@ func (s *server) targetUser(x *exchange) (*user, error) {
 	}
 	u, err := s.store.user(x.target)
 	return &u, err
-}
-
-// newTokenID returns the id of the token with a jti, which begins with the generation. The
-// jti of a token of an earlier build has none, so its generation is 0.
-func newTokenID(jti string) tokenID {
-	text, _, _ := strings.Cut(jti, "-")
-	generation, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || generation < 0 || strconv.FormatInt(generation, 10) != text {
-		generation = 0
-	}
-	return tokenID{jti, generation}
-}
-
-// newClaims returns the claims of a new access token of a session.
-func (c *settings) newClaims(x *session, now time.Time, fresh bool) claims {
-	return claims{
-		fresh:      fresh,
-		issued:     now.Unix(),
-		id:         strconv.FormatInt(x.generation, 10) + "-" + rand.Text(), // see newTokenID
-		subject:    x.userID,
-		notBefore:  now.Unix(),
-		expires:    now.Add(c.accessTTL).Unix(),
-		session:    x.id,
-		tokenNames: c.tokenNames,
-		otp:        x.factor,
-	}
 }

@@ -3,8 +3,10 @@ package main
 import (
 	"cmp"
 	"crypto/hmac"
+	"crypto/rand"
 	"errors"
 	"net/http"
+	"strconv"
 	"time"
 
 	"userd/internal/clientaddr"
@@ -338,6 +340,21 @@ func (s *server) newTokens(x *exchange, tokens refresh.Key, session *session, ke
 		TokenType:    "Bearer",
 		ExpiresIn:    int64(s.accessTTL / time.Second),
 		RefreshToken: s.intoCookie(x, tokens.Format(&t)),
+	}
+}
+
+// newClaims returns the claims of a new access token of a session.
+func (c *settings) newClaims(x *session, now time.Time, fresh bool) claims {
+	return claims{
+		fresh:      fresh,
+		issued:     now.Unix(),
+		id:         strconv.FormatInt(x.generation, 10) + "-" + rand.Text(), // see newTokenID
+		subject:    x.userID,
+		notBefore:  now.Unix(),
+		expires:    now.Add(c.accessTTL).Unix(),
+		session:    x.id,
+		tokenNames: c.tokenNames,
+		otp:        x.factor,
 	}
 }
 

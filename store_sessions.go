@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"strconv"
+	"strings"
 )
 
 // maxSessions bounds the sessions of a user. One more ends the oldest.
@@ -146,6 +148,23 @@ func (r *rekeying) statements() []statement {
 		},
 		r.key.selectNewest(),
 	}
+}
+
+// A tokenID names an access token of a session.
+type tokenID struct {
+	jti        string
+	generation int64 // of the refresh token that was live when it was made
+}
+
+// newTokenID returns the id of the token with a jti, which begins with the generation. The
+// jti of a token of an earlier build has none, so its generation is 0.
+func newTokenID(jti string) tokenID {
+	text, _, _ := strings.Cut(jti, "-")
+	generation, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || generation < 0 || strconv.FormatInt(generation, 10) != text {
+		generation = 0
+	}
+	return tokenID{jti, generation}
 }
 
 // principal returns the user of an access token's session, when the session was last used,
