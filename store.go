@@ -73,6 +73,12 @@ type caller struct {
 	requiresProof bool  // the key does an act that requires proof, so it needs adminScope
 }
 
+// A tokenID names an access token of a session.
+type tokenID struct {
+	jti        string
+	generation int64 // of the refresh token that was live when it was made
+}
+
 // console is the command line.
 var console = caller{kind: consoleCaller, address: "console"}
 

@@ -150,12 +150,6 @@ func (r *rekeying) statements() []statement {
 	}
 }
 
-// A tokenID names an access token of a session.
-type tokenID struct {
-	jti        string
-	generation int64 // of the refresh token that was live when it was made
-}
-
 // newTokenID returns the id of the token with a jti, which begins with the generation. The
 // jti of a token of an earlier build has none, so its generation is 0.
 func newTokenID(jti string) tokenID {
