@@ -220,13 +220,13 @@ func (s *server) listEvents(x *exchange) error {
 			return &param.Error{Name: "limit", Text: "is not allowed with a stream"}
 		}
 		if !p.Query.Has("after") {
-			p.After = -1
+			p.AfterID = -1
 		}
-		return s.streamEvents(x, p.After, only)
+		return s.streamEvents(x, p.AfterID, only)
 	}
 	limit := cmp.Or(p.Limit, defaultLimit)
 	list := []eventAnswer{}
-	err = s.store.events(x.r.Context(), p.After, limit+1, only, func(e *event) { list = append(list, newEventAnswer(e)) })
+	err = s.store.events(x.r.Context(), p.AfterID, limit+1, only, func(e *event) { list = append(list, newEventAnswer(e)) })
 	if err != nil {
 		return err
 	}

@@ -437,7 +437,7 @@ func (s *server) listMails(x *exchange) error {
 	}
 	limit := cmp.Or(p.Limit, defaultLimit)
 	list := []mailAnswer{}
-	err = s.store.mails(x.r.Context(), p.After, limit+1, state, func(m *queuedMail) { list = append(list, newMailAnswer(m)) })
+	err = s.store.mails(x.r.Context(), p.AfterID, limit+1, state, func(m *queuedMail) { list = append(list, newMailAnswer(m)) })
 	if err != nil {
 		return err
 	}

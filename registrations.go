@@ -344,7 +344,7 @@ func (s *server) listInvitations(x *exchange) error {
 	}
 	limit := cmp.Or(p.Limit, defaultLimit)
 	list := []invitationAnswer{}
-	err = s.store.invitations(x.r.Context(), p.After, limit+1, s.wall().Unix(), func(v *invitation) {
+	err = s.store.invitations(x.r.Context(), p.AfterID, limit+1, s.wall().Unix(), func(v *invitation) {
 		list = append(list, newInvitationAnswer(v))
 	})
 	if err != nil {

@@ -113,7 +113,7 @@ func (s *server) listUsers(x *exchange) error {
 	case x.who.role != admin && s.directory == directorySelf:
 		list := s.newUserArray(x, 1)
 		matches := func(name string) bool { return strings.HasPrefix(validate.FoldName(name), validate.FoldName(prefix)) }
-		if x.who.id > p.After && (matches(x.who.username) || matches(x.who.email)) {
+		if x.who.id > p.AfterID && (matches(x.who.username) || matches(x.who.email)) {
 			list.add(&x.who.user)
 		}
 		return x.send(http.StatusOK, list.end())
@@ -122,7 +122,7 @@ func (s *server) listUsers(x *exchange) error {
 	case p.Limit > 0:
 		return s.pageUsers(x, &p, only)
 	}
-	return s.streamUsers(x, p.After, only)
+	return s.streamUsers(x, p.AfterID, only)
 }
 
 // searchUsers answers with the users whose name, or whose e-mail address if the
@@ -141,7 +141,7 @@ func (s *server) pageUsers(x *exchange, p *param.Page, only filter) error {
 	limit := int(p.Limit)
 	list := s.newUserArray(x, limit)
 	n, last := 0, int64(0)
-	err := s.store.users(x.r.Context(), p.After, limit+1, only, func(u *user) {
+	err := s.store.users(x.r.Context(), p.AfterID, limit+1, only, func(u *user) {
 		if n++; n <= limit {
 			last = u.id
 			list.add(u)

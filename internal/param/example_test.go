@@ -12,7 +12,7 @@ func Example() {
 		panic(err)
 	}
 	role, _ := param.Word(p.Query, "role", "member", "admin")
-	fmt.Println(p.Limit, p.After, role, p.LinkNext("/users", 7))
+	fmt.Println(p.Limit, p.AfterID, role, p.LinkNext("/users", 7))
 
 	_, err = param.Query("rol=admin", "role")
 	fmt.Println(err)

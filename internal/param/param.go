@@ -72,9 +72,9 @@ func Word[T ~string](q url.Values, name string, words ...T) (value T, err error)
 
 // A Page is the part of a list that a query asks for.
 type Page struct {
-	Query url.Values // all parameters of the query
-	Limit int64      // of the number of elements; 0: the query has no limit
-	After int64      // the id that the page starts after; 0: it is the first page
+	Query   url.Values // all parameters of the query
+	Limit   int64      // of the number of elements; 0: the query has no limit
+	AfterID int64      // the id that the page starts after; 0: it is the first page
 }
 
 // ParsePage returns the page of a query, which may have the parameters limit, from 1 to most,
@@ -92,7 +92,7 @@ func ParsePage(query string, most int64, names ...string) (p Page, err error) {
 		}
 	}
 	if q.Has("after") && q.Get("after") != "0" {
-		if p.After, err = ID(q.Get("after")); err != nil {
+		if p.AfterID, err = ID(q.Get("after")); err != nil {
 			return Page{}, &Error{"after", "must be an id"}
 		}
 	}

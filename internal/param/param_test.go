@@ -143,8 +143,8 @@ func TestPage(t *testing.T) {
 		if err != nil {
 			text = err.Error()
 		}
-		if p.Limit != row.limit || p.After != row.after || text != row.err {
-			t.Errorf("%q: got %d, %d, %q", row.query, p.Limit, p.After, text)
+		if p.Limit != row.limit || p.AfterID != row.after || text != row.err {
+			t.Errorf("%q: got %d, %d, %q", row.query, p.Limit, p.AfterID, text)
 		}
 	}
 }
