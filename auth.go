@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -378,17 +379,14 @@ func (s *server) authenticate(x *exchange) error {
 // badKeys: a key cannot be guessed, so they must not use up the limits of logins.
 func (s *server) authenticateKey(x *exchange, key string) error {
 	now := s.wall().Unix()
-	u, k, err := s.lookUpKey(key, now)
-	if err != nil {
-		if errors.Is(err, errStorage) {
-			return err
-		}
+	u, k, err := s.store.userOfKey(key, now)
+	switch {
+	case errors.Is(err, errStorage):
+		return err
+	case err != nil:
 		x.counted = true
 		s.stats.badKeys.Add(1)
-		if limited := s.allow(x, badKeys); limited != nil {
-			return limited
-		}
-		return err
+		return cmp.Or(s.allow(x, badKeys), err)
 	}
 	if k.lastUsedAt <= now-touchKeyEvery {
 		s.store.touchKey(k.id, x.address, now)
@@ -396,15 +394,6 @@ func (s *server) authenticateKey(x *exchange, key string) error {
 	x.who.user, x.who.key, x.who.scope, x.who.keyReadAt, x.who.factorExempt = u, k.id, k.scope, now, k.factorExempt
 	x.logUser = u.id
 	return nil
-}
-
-// lookUpKey returns the user of an API key and the key's row. It returns errBadToken, or
-// another error of store.userOfKey. A text with a wrong form or checksum costs no look-up.
-func (s *server) lookUpKey(key string, now int64) (u user, k apiKey, err error) {
-	if !apikey.Valid(key) {
-		return u, k, errBadToken
-	}
-	return s.store.userOfKey(apikey.Hash(key), now)
 }
 
 // A proof is a set of acts with which a thief could take over an account or keep it. Each

@@ -245,7 +245,7 @@ func (s *server) inspectToken(token string, now int64) (found introspection, err
 	var proven bool
 	if apikey.Begins(token) {
 		var k apiKey
-		u, k, err = s.lookUpKey(token, now)
+		u, k, err = s.store.userOfKey(token, now)
 		proven = k.factorExempt
 		found = introspection{Scope: k.scope, Expires: k.expiresAt, Issued: k.createdAt}
 	} else {

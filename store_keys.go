@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"userd/internal/apikey"
 )
 
 const (
@@ -130,15 +131,18 @@ func (s *store) keysOf(ctx context.Context, userID int64, f func(*apiKey)) error
 	return s.eachRow(ctx, `SELECT`+keyColumns+` FROM user_key WHERE user_id = ? ORDER BY id`, k.columns(), func() { f(&k) }, userID)
 }
 
-// userOfKey returns the user of the key with this hash, and the key without its name, prefix
-// and last address. It returns errBadToken if the key does not exist or its user is disabled or
-// pending, errExpiredKey, or errStorage.
-func (s *store) userOfKey(hash []byte, now int64) (u user, k apiKey, err error) {
+// userOfKey returns the user of a key, and the key without its name, prefix and last address. It
+// returns errBadToken if the key does not exist or its user is disabled or pending, errExpiredKey,
+// or errStorage. It does not look up a text whose form or checksum is wrong.
+func (s *store) userOfKey(key string, now int64) (u user, k apiKey, err error) {
+	if !apikey.Valid(key) {
+		return u, k, errBadToken
+	}
 	err = s.read(`SELECT`+userColumns+`, user_key.id, user_key.scope, user_key.created_at, user_key.expires_at, user_key.last_used_at,
 			user.service <> 0 OR EXISTS (SELECT 1 FROM user_totp WHERE user_totp.user_id = user.id)
 		FROM user_key JOIN user ON user.id = user_key.user_id
 		WHERE user_key.hash = ?1 AND user.disabled = 0 AND user.pending = 0`,
-		errBadToken, u.columns(&k.id, (*string)(&k.scope), &k.createdAt, &k.expiresAt, &k.lastUsedAt, &k.factorExempt), hash)
+		errBadToken, u.columns(&k.id, (*string)(&k.scope), &k.createdAt, &k.expiresAt, &k.lastUsedAt, &k.factorExempt), apikey.Hash(key))
 	if err == nil && k.expiresAt != 0 && k.expiresAt <= now {
 		err = errExpiredKey
 	}

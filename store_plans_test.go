@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"userd/internal/apikey"
 	"userd/internal/seal"
 )
 
@@ -75,9 +76,10 @@ func exerciseAPIKeys(t *testing.T, st *store, root, ann user) {
 	t.Helper()
 	ctx, ok := t.Context(), returns(t, nil)
 	k := apiKey{userID: root.id, name: "job", scope: adminScope, createdAt: 1, expiresAt: 2}
-	ok(st.addKey(ctx, console, &k, []byte("hash")))
+	key := apikey.New()
+	ok(st.addKey(ctx, console, &k, apikey.Hash(key)))
 	st.touchKey(k.id, "192.0.2.1", touchKeyEvery)
-	ok(st.userOfKey([]byte("hash"), 1))
+	ok(st.userOfKey(key, 1))
 	ok(st.authorizationError(caller{kind: keyCaller, key: k.id, requiresProof: true}, ann.id))
 	ok(st.keysOf(ctx, root.id, func(*apiKey) {}))
 	ok(st.sweepKeys(ctx, 2+keepExpiredKeys))
