@@ -257,23 +257,6 @@ func parseClaims(data []byte) (c claims, err error) {
 	return c, err
 }
 
-// A principal is the user of a request, proven by an access token of a session or by an API
-// key.
-type principal struct {
-	user
-	session int64
-	token   tokenID
-	fresh   bool  // a login made the token, not a refresh
-	issued  int64 // when the token was made
-	factor  bool  // the user has a second factor, and proved it in this session
-	otp     bool  // the token says so: its login proved the factor
-
-	key          int64 // the id of the API key; 0: an access token, and the fields below are not set
-	scope        keyScope
-	keyReadAt    int64 // when the row of the key was read, in Unix seconds
-	factorExempt bool  // from REQUIRE_FACTOR: the user has a second factor or is a service user
-}
-
 // An access says who may call a route. The zero access rejects every request. Those from
 // selfOnly on also admit a session to the data of its user without the second factor that
 // REQUIRE_FACTOR requires: otherwise the user could neither add one nor log out.
@@ -427,10 +410,91 @@ const (
 	keyActs = changeUsername | changeDisabled | deleteUser | endOtherSessions
 )
 
+// actsOf returns the acts of a change of a user, with a new password unless that
+// is nil.
+func actsOf(c *change, password *string) (acts proof) {
+	add := func(act proof, does bool) {
+		if does {
+			acts |= act
+		}
+	}
+	add(changeUsername, c.username != nil)
+	add(changeEmail, c.email != nil || c.verified != nil || c.pendingEmail != nil && *c.pendingEmail != "")
+	add(changePassword, password != nil)
+	add(changeRole, c.role != nil)
+	add(changeDisabled, c.disabled != nil)
+	return acts
+}
+
 // proofAge is how many seconds a login is proof, however long its token lives: a token
 // that is stolen later must not be enough to take over the account. A reader of the
 // tutorial logs in once, and needs some minutes for all of its commands.
 const proofAge = 15 * 60
+
+// requireProof returns nil if the caller proves its identity: by p.CurrentPassword or, if that
+// is nil, by a token that a login made at most proofAge seconds ago. It always checks a
+// password. Without one, it returns nil if the route requires no proof for these acts. If the
+// caller has a second factor, a token is proof only if its login proved the factor, and a
+// password only together with p.OTP, a code of the factor, which requireProof uses up. The write
+// that follows checks that the proof is still valid (see mayChange). For an API key, requireProof
+// is requireKey. It returns errNotFresh, errWrongPassword, errSecondFactor, errOTPUsed,
+// errUserNotFound, or an error of matchesPassword, checkCode or requireKey.
+func (s *server) requireProof(x *exchange, acts proof, p proofRequest) error {
+	acts &= x.proof
+	if x.who.key != 0 {
+		return x.requireKey(acts, p)
+	}
+	if p.CurrentPassword == nil {
+		age := s.wall().Unix() - x.who.issued
+		x.renewed = acts&renewedOnly != 0
+		if acts == 0 || x.who.fresh && (x.who.otp || !x.who.factor) && -clockLeeway <= age && age <= proofAge {
+			return nil
+		}
+		return errNotFresh
+	}
+	c, err := s.store.credentials(x.who.id)
+	if err != nil {
+		return err
+	}
+	ok, err := s.matchesPassword(x, x.who.id, &c, "", *p.CurrentPassword)
+	if err == nil && !ok {
+		err = errWrongPassword
+	}
+	x.stamp = &c.stamp
+	if err != nil || acts == 0 || !c.factor.exists() {
+		return err
+	}
+	if p.OTP == nil || *p.OTP == "" {
+		return errSecondFactor
+	}
+	proven, err := s.checkCode(x, x.who.id, &c, *p.OTP, withPassword)
+	if err != nil {
+		return err
+	}
+	return s.store.useFactor(x.r.Context(), x.who.id, proven, x.address, s.wall().Unix())
+}
+
+// requireKey is requireProof for an API key. A key may do acts that require no proof and, with
+// adminScope, keyActs to members. The write that follows checks that the changed user is a
+// member. requireKey returns errKeyScope.
+func (x *exchange) requireKey(acts proof, p proofRequest) error {
+	switch {
+	case p.CurrentPassword != nil:
+		return errKeyScope.with("An API key cannot use a password: leave out current_password")
+	case acts == noProof:
+		return nil
+	case acts&^keyActs != 0 || x.who.scope != adminScope || x.target == x.who.id:
+		return errKeyScope.with("An API key may not do this: it requires a login")
+	}
+	x.requiresProof = true
+	return nil
+}
+
+// A proofRequest is the proof in the body of a request. Some bodies have no other members.
+type proofRequest struct {
+	CurrentPassword *string `json:"current_password"`
+	OTP             *string `json:"otp"`
+}
 
 // targetUser returns the user that the path names, or errUserNotFound. It does not
 // read the principal again.

@@ -13,7 +13,6 @@ import (
 	"userd/internal/clientaddr"
 	"userd/internal/setting"
 	"userd/internal/useragent"
-	"userd/internal/validate"
 )
 
 // linkTo returns a link with a new code of a kind, and the hash of the code. page is the URL of
@@ -319,42 +318,6 @@ func (s *server) restoreEmail(x *exchange) error {
 // the URL, which browsers do not send. So no log contains the code, and a program that follows links
 // does not use it up.
 func (s *server) accountPage(x *exchange) error { return x.sendDocument(s.webPages.withAdmin()) }
-
-// changeOf returns the change of a user that a body asks for. If mail is on, a new address of a
-// member is the pending address until the member confirms it. The current address cancels a
-// pending one.
-func (s *server) changeOf(x *exchange, in *updateRequest, u *user) change {
-	c := change{
-		username: newName(in.Username, u.username),
-		email:    newName(in.Email, u.email),
-		role:     unlessSame(in.Role, u.role),
-		disabled: unlessSame(in.Disabled, u.disabled),
-	}
-	if in.Email != nil && c.email == nil && u.pendingEmail != "" {
-		c.pendingEmail = new("")
-	} else if s.mailOn && x.who.role != admin {
-		c.email, c.pendingEmail = nil, c.email
-	}
-	c.verified = unlessSame(in.EmailVerified, u.emailVerifiedAt != 0 && c.email == nil)
-	return c
-}
-
-// newName returns a given name or address without spaces around it, or nil if it is
-// the current one, which may have them if it was adopted.
-func newName(given *string, current string) *string {
-	if given == nil || *given == current {
-		return nil
-	}
-	return unlessSame(new(validate.TrimName(*given)), current)
-}
-
-// unlessSame returns given, or nil if it is the current value.
-func unlessSame[T comparable](given *T, current T) *T {
-	if given != nil && *given == current {
-		return nil
-	}
-	return given
-}
 
 // causedBy returns the mail with the client of a request, which causes it, and with its time
 // in Unix seconds.

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"userd/internal/clientaddr"
 	"userd/internal/otp"
 	"userd/internal/qr"
+	"userd/internal/seal"
 	"userd/internal/tagged"
 )
 
@@ -74,104 +76,6 @@ func newRecoveryCodes() (codes []string, hashes [][]byte) {
 // factorURI returns the address that authenticator apps read to add a factor.
 func (c *settings) factorURI(u *user, secret []byte) string {
 	return otp.URI(cmp.Or(c.issuer, "userd"), cmp.Or(u.username, u.email, strconv.FormatInt(u.id, 10)), secret)
-}
-
-// requireProof returns nil if the caller proves its identity: by p.CurrentPassword or, if that
-// is nil, by a token that a login made at most proofAge seconds ago. It always checks a
-// password. Without one, it returns nil if the route requires no proof for these acts. If the
-// caller has a second factor, a token is proof only if its login proved the factor, and a
-// password only together with p.OTP, a code of the factor, which requireProof uses up. The write
-// that follows checks that the proof is still valid (see mayChange). For an API key, requireProof
-// is requireKey. It returns errNotFresh, errWrongPassword, errSecondFactor, errOTPUsed,
-// errUserNotFound, or an error of matchesPassword, checkCode or requireKey.
-func (s *server) requireProof(x *exchange, acts proof, p proofRequest) error {
-	acts &= x.proof
-	if x.who.key != 0 {
-		return x.requireKey(acts, p)
-	}
-	if p.CurrentPassword == nil {
-		age := s.wall().Unix() - x.who.issued
-		x.renewed = acts&renewedOnly != 0
-		if acts == 0 || x.who.fresh && (x.who.otp || !x.who.factor) && -clockLeeway <= age && age <= proofAge {
-			return nil
-		}
-		return errNotFresh
-	}
-	c, err := s.store.credentials(x.who.id)
-	if err != nil {
-		return err
-	}
-	ok, err := s.matchesPassword(x, x.who.id, &c, "", *p.CurrentPassword)
-	if err == nil && !ok {
-		err = errWrongPassword
-	}
-	x.stamp = &c.stamp
-	if err != nil || acts == 0 || !c.factor.exists() {
-		return err
-	}
-	if p.OTP == nil || *p.OTP == "" {
-		return errSecondFactor
-	}
-	proven, err := s.checkCode(x, x.who.id, &c, *p.OTP, withPassword)
-	if err != nil {
-		return err
-	}
-	return s.store.useFactor(x.r.Context(), x.who.id, proven, x.address, s.wall().Unix())
-}
-
-// requireKey is requireProof for an API key. A key may do acts that require no proof and, with
-// adminScope, keyActs to members. The write that follows checks that the changed user is a
-// member. requireKey returns errKeyScope.
-func (x *exchange) requireKey(acts proof, p proofRequest) error {
-	switch {
-	case p.CurrentPassword != nil:
-		return errKeyScope.with("An API key cannot use a password: leave out current_password")
-	case acts == noProof:
-		return nil
-	case acts&^keyActs != 0 || x.who.scope != adminScope || x.target == x.who.id:
-		return errKeyScope.with("An API key may not do this: it requires a login")
-	}
-	x.requiresProof = true
-	return nil
-}
-
-// A proofRequest is the proof in the body of a request. Some bodies have no other members.
-type proofRequest struct {
-	CurrentPassword *string `json:"current_password"`
-	OTP             *string `json:"otp"`
-}
-
-// proveActs reads the body of a request that has no members but a proof, and counts the
-// request. It returns nil if the user of the path exists and the caller may do these acts, and
-// otherwise an error of decode, count, targetUser or requireProof.
-func (s *server) proveActs(x *exchange, acts proof) error {
-	in, err := decode[proofRequest](x.optionalBody())
-	if err != nil {
-		return err
-	}
-	if err := s.count(x, x.who.id); err != nil {
-		return err
-	}
-	if _, err := s.targetUser(x); err != nil {
-		return err
-	}
-	return s.requireProof(x, acts, in)
-}
-
-// actsOf returns the acts of a change of a user, with a new password unless that
-// is nil.
-func actsOf(c *change, password *string) (acts proof) {
-	add := func(act proof, does bool) {
-		if does {
-			acts |= act
-		}
-	}
-	add(changeUsername, c.username != nil)
-	add(changeEmail, c.email != nil || c.verified != nil || c.pendingEmail != nil && *c.pendingEmail != "")
-	add(changePassword, password != nil)
-	add(changeRole, c.role != nil)
-	add(changeDisabled, c.disabled != nil)
-	return acts
 }
 
 // matchesPassword reports whether a password is that of the user with this id and these
@@ -316,6 +220,133 @@ func (s *server) parseMFAToken(ctx context.Context, token string) (id, stamp int
 		return 0, 0, errMFAToken
 	}
 	return id, stamp, nil
+}
+
+// ring returns the keys that seal the secrets of factors: DATA_KEY or, without it, a key in
+// the database, which ring makes if necessary. The ring also opens what DATA_KEY_PREVIOUS
+// and the key in the database have sealed.
+func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
+	stored, err := s.store.dataKey()
+	if err == nil && stored == nil && s.dataKeys.current == nil {
+		fresh := make([]byte, seal.KeySize)
+		rand.Read(fresh)
+		stored, err = s.store.secret(ctx, dataSecret, fresh)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.dataKeys.ring(stored)
+}
+
+// knownRing is ring, but it makes no key: without any, the ring opens nothing.
+func (s *userService) knownRing() (*seal.Ring, error) {
+	stored, err := s.store.dataKey()
+	if err != nil {
+		return nil, err
+	}
+	return s.dataKeys.ring(stored)
+}
+
+// ring returns the ring of these keys and of the key in the database, which may be nil.
+func (k *dataKeys) ring(stored []byte) (*seal.Ring, error) {
+	var keys [][]byte
+	for _, key := range [][]byte{k.current, stored, k.previous} {
+		if key != nil {
+			keys = append(keys, key)
+		}
+	}
+	return seal.NewRing(keys...)
+}
+
+// checkDataKeys returns errDataKey, with the number of the users and the id of the first, if a
+// key that is neither set nor in the database has sealed the secret of a factor. A server with
+// this error does not start: two servers with different keys would refuse the codes of each
+// other's users.
+func (s *userService) checkDataKeys(ctx context.Context) error {
+	ring, err := s.knownRing()
+	if err != nil {
+		return err
+	}
+	var users, first int64
+	err = s.store.sealKeys(ctx, func(id []byte, n, user int64) {
+		if !ring.Has(id) {
+			users += n
+			first = user
+		}
+	})
+	if err == nil && users > 0 {
+		err = fmt.Errorf("%w. It concerns %s, such as user %d. If that key is lost, userd user totp -off USER removes the factor of a user", errDataKey, plural(users, "user"), first)
+	}
+	return err
+}
+
+var errDataKey = errors.New("another key encrypted TOTP secrets in the database: set that key as DATA_KEY, or as DATA_KEY_PREVIOUS if DATA_KEY has changed")
+
+// unseal returns the secret of a user's factor. If it cannot be opened, the error wraps
+// errStorage: the client learns nothing, and the log and the command line show the reason.
+func (s *userService) unseal(ctx context.Context, sealed []byte, name string) ([]byte, error) {
+	ring, err := s.ring(ctx)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := ring.Open(sealed, name)
+	if errors.Is(err, seal.ErrUnknownKey) {
+		err = errDataKey
+	}
+	if err != nil {
+		return nil, &storageError{"decrypting a TOTP secret", err}
+	}
+	return secret, nil
+}
+
+// rotateDataKey encrypts the secrets of factors again, under the key that is set now. done says
+// what it did, for a person. The error can be that it could not decrypt some of them. If it
+// encrypts none, it changes nothing.
+func (s *userService) rotateDataKey(ctx context.Context) (done string, err error) {
+	ring, err := s.knownRing()
+	if err == nil && s.dataKeys.previous != nil { // otherwise a new key could not open anything
+		ring, err = s.ring(ctx)
+	}
+	if err != nil {
+		return "", err
+	}
+	sealed, unreadable, err := s.store.reseal(ctx, ring, s.wall().Unix())
+	if err != nil {
+		return "", err
+	}
+	key := "the key in the database"
+	if s.dataKeys.current != nil {
+		key = "DATA_KEY"
+	}
+	switch {
+	case sealed > 0:
+		done = fmt.Sprintf("encrypted %s again, under %s", plural(sealed, "TOTP secret"), key)
+	case unreadable > 0:
+		done = "changed nothing"
+	default:
+		done = "changed nothing: no TOTP secret is encrypted under another key than " + key
+	}
+	if unreadable > 0 {
+		err = fmt.Errorf("could not decrypt %s: set the key that encrypted them as DATA_KEY_PREVIOUS, and run the command again", plural(unreadable, "TOTP secret"))
+	}
+	return done, err
+}
+
+// proveActs reads the body of a request that has no members but a proof, and counts the
+// request. It returns nil if the user of the path exists and the caller may do these acts, and
+// otherwise an error of decode, count, targetUser or requireProof.
+func (s *server) proveActs(x *exchange, acts proof) error {
+	in, err := decode[proofRequest](x.optionalBody())
+	if err != nil {
+		return err
+	}
+	if err := s.count(x, x.who.id); err != nil {
+		return err
+	}
+	if _, err := s.targetUser(x); err != nil {
+		return err
+	}
+	return s.requireProof(x, acts, in)
 }
 
 type totpAnswer struct {

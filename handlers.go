@@ -21,6 +21,7 @@ import (
 	"userd/internal/prom"
 	"userd/internal/reqbody"
 	"userd/internal/sse"
+	"userd/internal/validate"
 )
 
 // A server answers HTTP. Its parts are set once, by newServer.
@@ -41,6 +42,15 @@ type server struct {
 	lists       chan struct{} // holds one token for each part of a full list that is being read
 	crossOrigin *http.CrossOriginProtection
 	webPages    webPages
+}
+
+// A userService adds and changes users, for HTTP and for the command line.
+type userService struct {
+	store    *store
+	hasher   *passhash.Hasher
+	policy   validate.Policy
+	dataKeys dataKeys         // that encrypt the secrets of factors
+	wall     func() time.Time // the wall clock, for what is stored or signed
 }
 
 func newServer(c settings, st *store, h *passhash.Hasher, keys *keyring, log *slog.Logger, wall func() time.Time, mono func() time.Duration) *server {

@@ -89,6 +89,23 @@ type exchange struct {
 	err           error           // why the request failed; nil: it did not fail
 }
 
+// A principal is the user of a request, proven by an access token of a session or by an API
+// key.
+type principal struct {
+	user
+	session int64
+	token   tokenID
+	fresh   bool  // a login made the token, not a refresh
+	issued  int64 // when the token was made
+	factor  bool  // the user has a second factor, and proved it in this session
+	otp     bool  // the token says so: its login proved the factor
+
+	key          int64 // the id of the API key; 0: an access token, and the fields below are not set
+	scope        keyScope
+	keyReadAt    int64 // when the row of the key was read, in Unix seconds
+	factorExempt bool  // from REQUIRE_FACTOR: the user has a second factor or is a service user
+}
+
 // A limit names an allowance of a limiter. limits.go lists them.
 type limit int
 

@@ -17,7 +17,6 @@ import (
 	"userd/internal/apikey"
 	"userd/internal/param"
 	"userd/internal/refresh"
-	"userd/internal/seal"
 	"userd/internal/setting"
 	"userd/internal/validate"
 )
@@ -270,116 +269,6 @@ func (s *server) inspectToken(token string, now int64) (found introspection, err
 	found.Active, found.TokenType = true, "Bearer"
 	found.Subject, found.Username, found.Role = strconv.FormatInt(u.id, 10), u.username, u.role
 	return found, nil
-}
-
-// ring returns the keys that seal the secrets of factors: DATA_KEY or, without it, a key in
-// the database, which ring makes if necessary. The ring also opens what DATA_KEY_PREVIOUS
-// and the key in the database have sealed.
-func (s *userService) ring(ctx context.Context) (*seal.Ring, error) {
-	stored, err := s.store.dataKey()
-	if err == nil && stored == nil && s.dataKeys.current == nil {
-		fresh := make([]byte, seal.KeySize)
-		rand.Read(fresh)
-		stored, err = s.store.secret(ctx, dataSecret, fresh)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return s.dataKeys.ring(stored)
-}
-
-// knownRing is ring, but it makes no key: without any, the ring opens nothing.
-func (s *userService) knownRing() (*seal.Ring, error) {
-	stored, err := s.store.dataKey()
-	if err != nil {
-		return nil, err
-	}
-	return s.dataKeys.ring(stored)
-}
-
-// ring returns the ring of these keys and of the key in the database, which may be nil.
-func (k *dataKeys) ring(stored []byte) (*seal.Ring, error) {
-	var keys [][]byte
-	for _, key := range [][]byte{k.current, stored, k.previous} {
-		if key != nil {
-			keys = append(keys, key)
-		}
-	}
-	return seal.NewRing(keys...)
-}
-
-// checkDataKeys returns errDataKey, with the number of the users and the id of the first, if a
-// key that is neither set nor in the database has sealed the secret of a factor. A server with
-// this error does not start: two servers with different keys would refuse the codes of each
-// other's users.
-func (s *userService) checkDataKeys(ctx context.Context) error {
-	ring, err := s.knownRing()
-	if err != nil {
-		return err
-	}
-	var users, first int64
-	err = s.store.sealKeys(ctx, func(id []byte, n, user int64) {
-		if !ring.Has(id) {
-			users += n
-			first = user
-		}
-	})
-	if err == nil && users > 0 {
-		err = fmt.Errorf("%w. It concerns %s, such as user %d. If that key is lost, userd user totp -off USER removes the factor of a user", errDataKey, plural(users, "user"), first)
-	}
-	return err
-}
-
-var errDataKey = errors.New("another key encrypted TOTP secrets in the database: set that key as DATA_KEY, or as DATA_KEY_PREVIOUS if DATA_KEY has changed")
-
-// unseal returns the secret of a user's factor. If it cannot be opened, the error wraps
-// errStorage: the client learns nothing, and the log and the command line show the reason.
-func (s *userService) unseal(ctx context.Context, sealed []byte, name string) ([]byte, error) {
-	ring, err := s.ring(ctx)
-	if err != nil {
-		return nil, err
-	}
-	secret, err := ring.Open(sealed, name)
-	if errors.Is(err, seal.ErrUnknownKey) {
-		err = errDataKey
-	}
-	if err != nil {
-		return nil, &storageError{"decrypting a TOTP secret", err}
-	}
-	return secret, nil
-}
-
-// rotateDataKey encrypts the secrets of factors again, under the key that is set now. done says
-// what it did, for a person. The error can be that it could not decrypt some of them. If it
-// encrypts none, it changes nothing.
-func (s *userService) rotateDataKey(ctx context.Context) (done string, err error) {
-	ring, err := s.knownRing()
-	if err == nil && s.dataKeys.previous != nil { // otherwise a new key could not open anything
-		ring, err = s.ring(ctx)
-	}
-	if err != nil {
-		return "", err
-	}
-	sealed, unreadable, err := s.store.reseal(ctx, ring, s.wall().Unix())
-	if err != nil {
-		return "", err
-	}
-	key := "the key in the database"
-	if s.dataKeys.current != nil {
-		key = "DATA_KEY"
-	}
-	switch {
-	case sealed > 0:
-		done = fmt.Sprintf("encrypted %s again, under %s", plural(sealed, "TOTP secret"), key)
-	case unreadable > 0:
-		done = "changed nothing"
-	default:
-		done = "changed nothing: no TOTP secret is encrypted under another key than " + key
-	}
-	if unreadable > 0 {
-		err = fmt.Errorf("could not decrypt %s: set the key that encrypted them as DATA_KEY_PREVIOUS, and run the command again", plural(unreadable, "TOTP secret"))
-	}
-	return done, err
 }
 
 // newSecret returns 32 random bytes, for the key of an HMAC-SHA-256.

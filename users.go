@@ -15,18 +15,8 @@ import (
 	"userd/internal/clientaddr"
 	"userd/internal/headers"
 	"userd/internal/param"
-	"userd/internal/passhash"
 	"userd/internal/validate"
 )
-
-// A userService adds and changes users, for HTTP and for the command line.
-type userService struct {
-	store    *store
-	hasher   *passhash.Hasher
-	policy   validate.Policy
-	dataKeys dataKeys         // that encrypt the secrets of factors
-	wall     func() time.Time // the wall clock, for what is stored or signed
-}
 
 // changeUser makes a change that checkChange accepted, and sets the password unless it
 // is nil, for a caller. It returns the changed user. If version is not 0, the user
@@ -311,6 +301,42 @@ func (s *server) updateUser(x *exchange) error {
 		return err
 	}
 	return x.sendUser(http.StatusOK, u, s.viewOf(&x.who, u.id))
+}
+
+// changeOf returns the change of a user that a body asks for. If mail is on, a new address of a
+// member is the pending address until the member confirms it. The current address cancels a
+// pending one.
+func (s *server) changeOf(x *exchange, in *updateRequest, u *user) change {
+	c := change{
+		username: newName(in.Username, u.username),
+		email:    newName(in.Email, u.email),
+		role:     unlessSame(in.Role, u.role),
+		disabled: unlessSame(in.Disabled, u.disabled),
+	}
+	if in.Email != nil && c.email == nil && u.pendingEmail != "" {
+		c.pendingEmail = new("")
+	} else if s.mailOn && x.who.role != admin {
+		c.email, c.pendingEmail = nil, c.email
+	}
+	c.verified = unlessSame(in.EmailVerified, u.emailVerifiedAt != 0 && c.email == nil)
+	return c
+}
+
+// newName returns a given name or address without spaces around it, or nil if it is
+// the current one, which may have them if it was adopted.
+func newName(given *string, current string) *string {
+	if given == nil || *given == current {
+		return nil
+	}
+	return unlessSame(new(validate.TrimName(*given)), current)
+}
+
+// unlessSame returns given, or nil if it is the current value.
+func unlessSame[T comparable](given *T, current T) *T {
+	if given != nil && *given == current {
+		return nil
+	}
+	return given
 }
 
 // targetVersion counts a change of the user that the path names, and returns the user. version
