@@ -139,27 +139,25 @@ func (k *keyring) keyByHeader(header string, now int64) (*signingKey, error) {
 	if !ok || match == nil {
 		return nil, errBadToken
 	}
-	kid := match[1]
-	secret, err := k.lookup(kid, now)
-	if errors.Is(err, errNoKey) {
+	secret, err := k.lookup(match[1], now)
+	switch {
+	case errors.Is(err, errNoKey):
 		return nil, errBadToken
-	}
-	if err != nil {
+	case err != nil:
 		return nil, err
 	}
-	key = newKey(kid, secret)
+	key = newKey(match[1], secret)
 	k.mu.Lock()
 	k.byHeader[header] = key // only keys of the table get here, so clients cannot make the map grow
 	k.mu.Unlock()
 	return key, nil
 }
 
-// verify returns the claims of a token that one of the keys signed and that is
-// valid at now, in Unix seconds. It returns errBadToken, errExpiredToken if the
-// token is valid except for its age, or errStorage if it could not look up a key.
-// Before the signature is checked, only the header is read. It must equal the
-// header of a key byte for byte and is never parsed: a token cannot choose alg,
-// jwk, jku or crit, and as kid only one of our keys.
+// verify returns the claims of a token that one of the keys signed and that is valid at now, in
+// Unix seconds. It returns errBadToken, errExpiredToken if the token is valid except for its age,
+// or errStorage if it could not look up a key. Before the signature is checked, only the header is
+// read. It must equal the header of a key byte for byte and is never parsed: a token cannot choose
+// alg, jwk, jku or crit, and as kid only one of our keys.
 func (k *keyring) verify(token string, now int64) (claims, error) {
 	if len(token) > maxToken {
 		return claims{}, errBadToken
@@ -196,10 +194,9 @@ func (k *keyring) verify(token string, now int64) (claims, error) {
 	if err != nil {
 		return claims{}, errBadToken // without err, whose text is about a request's body
 	}
-	// A clock that was set back makes good tokens look as if they came from the
-	// future. The client must refresh such a token, not log in again.
-	// Earlier builds made tokens that live for years.
-	// A token without the required names may be from before the operator set them.
+	// A clock that was set back makes good tokens look as if they came from the future. The
+	// client must refresh such a token, not log in again. Earlier builds made tokens that live for
+	// years. A token without the required names may be from before the operator set them.
 	if !k.required.accept(&c.tokenNames) || c.expires <= now || now-c.issued >= int64(maxAccessTTL/time.Second) || max(c.issued, c.notBefore) > now+clockLeeway {
 		return claims{}, errExpiredToken
 	}
@@ -307,11 +304,9 @@ func (s *server) admit(x *exchange, a access) error {
 		a == byDirectory && (x.target == x.who.id || x.who.role == admin || s.directory != directorySelf),
 		a == resourceServer && (x.who.scope == verifyScope || x.who.role == admin):
 		return nil
-	}
-	if a == adminOnly || a == resourceServer {
+	case a == adminOnly, a == resourceServer:
 		return errForbidden.with("Only an admin may do this")
-	}
-	if a == selfOnly {
+	case a == selfOnly:
 		return errForbidden.with("Only the user itself may do this")
 	}
 	return errForbidden
@@ -320,20 +315,14 @@ func (s *server) admit(x *exchange, a access) error {
 // authenticate sets x.who from the request's token or API key. It reads the rows of the user
 // and of the session each time: a logout, a deletion, and a change of role or
 // disabled take effect on the next request. It returns errNoToken, errBadToken,
-// errExpiredToken, an error of store.principal or of authenticateKey, or errKeyScope.
+// errExpiredToken, or an error of store.principal or of authenticateKey.
 func (s *server) authenticate(x *exchange) error {
 	token, err := headers.Bearer(x.r)
 	if err != nil {
 		return clientError(err)
 	}
 	if apikey.Begins(token) {
-		if err := s.authenticateKey(x, token); err != nil {
-			return err
-		}
-		if !slices.Contains(x.scopes, x.who.scope) { // here, because not only admit calls authenticate
-			return errKeyScope
-		}
-		return nil
+		return s.authenticateKey(x, token)
 	}
 	now := s.wall().Unix()
 	c, err := s.keys.verify(token, now)
@@ -357,9 +346,10 @@ func (s *server) authenticate(x *exchange) error {
 }
 
 // authenticateKey sets x.who from an API key. It reads the rows of the key and of its user
-// for each request. It returns errBadToken, errExpiredKey, errStorage, or errLimited if the
-// network has sent too many keys that are not valid. Such keys count only toward the limit
-// badKeys: a key cannot be guessed, so they must not use up the limits of logins.
+// for each request. It returns errBadToken, errExpiredKey, errStorage, errKeyScope if the scope
+// does not open the route, or errLimited if the network has sent too many keys that are not valid.
+// Such keys count only toward the limit badKeys: a key cannot be guessed, so they must not use up
+// the limits of logins.
 func (s *server) authenticateKey(x *exchange, key string) error {
 	now := s.wall().Unix()
 	u, k, err := s.store.userOfKey(key, now)
@@ -376,6 +366,9 @@ func (s *server) authenticateKey(x *exchange, key string) error {
 	}
 	x.who.user, x.who.key, x.who.scope, x.who.keyReadAt, x.who.factorExempt = u, k.id, k.scope, now, k.factorExempt
 	x.logUser = u.id
+	if !slices.Contains(x.scopes, k.scope) { // here, because not only admit calls authenticate
+		return errKeyScope
+	}
 	return nil
 }
 
@@ -410,19 +403,19 @@ const (
 	keyActs = changeUsername | changeDisabled | deleteUser | endOtherSessions
 )
 
-// actsOf returns the acts of a change of a user, with a new password unless that
-// is nil.
+// actsOf returns the acts of a change of a user and, unless password is nil, of its password.
 func actsOf(c *change, password *string) (acts proof) {
-	add := func(act proof, does bool) {
+	for act, does := range map[proof]bool{
+		changeUsername: c.username != nil,
+		changeEmail:    c.email != nil || c.verified != nil || c.pendingEmail != nil && *c.pendingEmail != "",
+		changePassword: password != nil,
+		changeRole:     c.role != nil,
+		changeDisabled: c.disabled != nil,
+	} {
 		if does {
 			acts |= act
 		}
 	}
-	add(changeUsername, c.username != nil)
-	add(changeEmail, c.email != nil || c.verified != nil || c.pendingEmail != nil && *c.pendingEmail != "")
-	add(changePassword, password != nil)
-	add(changeRole, c.role != nil)
-	add(changeDisabled, c.disabled != nil)
 	return acts
 }
 
