@@ -696,11 +696,14 @@ var bodies = map[string]any{
 	"DELETE /api/users/{id}/sessions/{sid}": proofRequest{},
 }
 
-// memberNames returns the JSON names of a struct's fields, in order.
+// memberNames returns the JSON names of a struct's fields, and of those of embedded structs, in
+// order.
 func memberNames(v any) []string {
 	names := []string{}
-	for i := range reflect.TypeOf(v).NumField() {
-		names = append(names, reflect.TypeOf(v).Field(i).Tag.Get("json"))
+	for _, f := range reflect.VisibleFields(reflect.TypeOf(v)) {
+		if !f.Anonymous {
+			names = append(names, f.Tag.Get("json"))
+		}
 	}
 	return names
 }
