@@ -21,6 +21,7 @@ import (
 	"userd/internal/clientaddr"
 	"userd/internal/otp"
 	"userd/internal/passhash"
+	"userd/internal/qr"
 	"userd/internal/seal"
 )
 
@@ -132,6 +133,9 @@ func TestAddingASecondFactor(t *testing.T) {
 		if err != nil || len(secret) != 20 || r.field("uri") != otp.URI("userd", "ann", secret) {
 			t.Fatalf("%v: %s", err, r.body)
 		}
+		if drawn, err := qr.Encode(r.field("uri")); err != nil || r.field("qr") != drawn.String() {
+			t.Errorf("%v: the QR code is %s", err, r.field("qr"))
+		}
 		return secret
 	}
 	old := begin()
@@ -143,6 +147,10 @@ func TestAddingASecondFactor(t *testing.T) {
 	confirm(s.code(secret)).want(t, 404, "factor_not_pending")
 	first = s.login("ann")
 	second := s.login("ann")
+	s.clock.add(61 * time.Second)
+	secret = begin()
+	s.clock.set(s.wall().Add(-61 * time.Second))
+	confirm(s.code(secret)).want(t, 404, "factor_not_pending") // it begins in the future
 	secret = begin()
 	err := s.store.addFactor(t.Context(), console, &confirmation{userID: 1, pending: []byte("another"), sealed: []byte("x")}, 1)
 	wantError(t, "a confirmation of a secret that was replaced meanwhile", err, errNoPendingFactor)
@@ -208,6 +216,7 @@ func TestALoginWithASecondFactor(t *testing.T) {
 	s.loginWith("ann", s.wrongCode(secret)).want(t, 401, "wrong_otp")
 	s.factorWith(mfa, s.wrongCode(secret)).want(t, 401, "wrong_otp")
 	s.factorWith(mfa, "").want(t, 400, "missing_fields")
+	s.factorWith("", s.code(secret)).want(t, 400, "missing_fields")
 	if got := s.traces(); got != before {
 		t.Errorf("a login that is not complete left %s, not %s", got, before)
 	}
@@ -722,6 +731,7 @@ func TestWrongCodesCountLikeWrongPasswords(t *testing.T) {
 	s.loginWith("ann", codes[0]).want(t, 429, "too_many_requests")
 	s.loginWith("ann", "").want(t, 429, "too_many_requests")
 	s.factorWith(mfa, codes[0]).want(t, 429, "too_many_requests")
+	s.factorWith(mfa, s.code(secret)).want(t, 429, "too_many_requests") // although the enrolment used it
 	s.clock.add(firstDelay)
 	s.loginWith("ann", codes[0]).want(t, 200, "")
 	s.loginWith("ann", s.wrongCode(secret)).want(t, 401, "wrong_otp") // the login reset the count
@@ -839,6 +849,12 @@ func TestProofWithASecondFactor(t *testing.T) {
 		s.do(fresh, "DELETE", "/api/users/me/totp", "").want(t, 204, "")
 		s.do(fresh, "PUT", "/api/users/me", `{"username":"ann"}`).want(t, 200, "")
 		s.do(fresh, "GET", "/api/verify?factor=required", "").want(t, 403, "factor_required")
+	})
+	t.Run("an act that requires no proof requires no code", func(t *testing.T) {
+		s := newService(t)
+		_, token := s.member("ann")
+		s.enrol(token)
+		s.do(token, "POST", "/api/logout", fmt.Sprintf(`{"current_password":%q}`, goodPassword)).want(t, 204, "")
 	})
 	t.Run("a new password keeps the factor of the session", func(t *testing.T) {
 		s := newService(t, unlimited)
@@ -1198,6 +1214,11 @@ func TestSecretsRequireTheKeyThatEncryptedThem(t *testing.T) {
 	s.change(`UPDATE user_totp SET secret = (SELECT secret FROM user_totp WHERE user_id = 1) WHERE user_id = 2`)
 	renewed.loginWith("bob", s.nextCode(secret)).want(t, 503, "unavailable")
 	renewed.loginWith("bob", s.code(bobSecret)).want(t, 503, "unavailable")
+	// So is one that is not confirmed. Anyone can compute the codes of an empty secret.
+	s.change(`INSERT INTO user_totp_pending (user_id, secret, created_at) SELECT 2, secret, @now FROM user_totp WHERE user_id = 1`, arg{"now", s.wall().Unix()})
+	for _, code := range []string{s.code(secret), s.code(nil)} {
+		renewed.do(bob, "POST", "/api/users/me/totp/confirm", fmt.Sprintf(`{"otp":%q}`, code)).want(t, 503, "unavailable")
+	}
 }
 
 // A server that cannot open the secrets of all users does not start, and says what is wrong; so

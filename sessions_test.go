@@ -279,7 +279,6 @@ func TestRefreshFromTheFuture(t *testing.T) {
 	s.do(token, "POST", "/api/refresh", "").want(t, 200, "")
 }
 
-// Of a few parallel refreshes each is answered, all with the one successor.
 // A restored backup may hold an older state of a session than its newest tokens, which a
 // later change of the password could not end.
 func TestATokenNewerThanItsSessionIsRefused(t *testing.T) {
@@ -293,6 +292,7 @@ func TestATokenNewerThanItsSessionIsRefused(t *testing.T) {
 	s.do(newer, "GET", path, "").want(t, 401, "session_ended")
 }
 
+// Of a few parallel refreshes each is answered, all with the one successor.
 func TestParallelRefresh(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -580,6 +580,19 @@ func TestDisabledUser(t *testing.T) {
 	s.do(root, "PATCH", path, `{"disabled":false}`).want(t, 200, "")
 	s.do(token, "GET", path, "").want(t, 401, "session_ended")
 	s.do(s.login("ann"), "GET", path, "").want(t, 200, "")
+}
+
+// userd ends the sessions of a user that it disables. Another program may not, but its refresh
+// tokens were not stolen.
+func TestAUserThatAnotherProgramDisabledCannotRefresh(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("ann")
+	_, token := s.pair("ann")
+	s.change(`UPDATE user SET disabled = 1`)
+	s.do(token, "POST", "/api/refresh", "").want(t, 401, "session_ended")
+	s.change(`UPDATE user SET disabled = 0`)
+	s.do(token, "POST", "/api/refresh", "").want(t, 200, "")
 }
 
 func TestLogout(t *testing.T) {
