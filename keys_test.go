@@ -742,13 +742,15 @@ func TestWrongKeysHaveAnAllowanceOfTheirOwn(t *testing.T) {
 func TestTheUseOfAKeyIsRecordedOnceAnHour(t *testing.T) {
 	t.Parallel()
 	s := newService(t, proxied)
-	key, _ := s.keyOf(s.addNamed("ann", member, false), readScope, 0)
+	ann := s.addNamed("ann", member, false)
+	key, id := s.keyOf(ann, readScope, 0)
+	_, unused := s.keyOf(ann, readScope, 0)
 	last := func() string {
 		// A write after the queued one shows that it has run.
 		if err := s.store.write(t.Context(), statement{Query: `UPDATE counter SET id = id`}); err != nil {
 			t.Fatal(err)
 		}
-		return scanStore[string](t, s, "SELECT last_used_at || ' ' || last_address FROM user_key")
+		return scanStore[string](t, s, fmt.Sprintf("SELECT last_used_at || ' ' || last_address FROM user_key WHERE id = %d", id))
 	}
 	if got := last(); got != "0 " {
 		t.Errorf("an unused key was last used at %s", got)
@@ -763,8 +765,13 @@ func TestTheUseOfAKeyIsRecordedOnceAnHour(t *testing.T) {
 	}
 	s.clock.add(time.Second)
 	s.do(key, "GET", "/api/verify", "", "X-Forwarded-For: 192.0.2.2").want(t, 200, "")
-	if got, want := last(), fmt.Sprint(s.clock.wall().Unix(), " 192.0.2.2"); got != want {
-		t.Errorf("last used at %s, want %s", got, want)
+	second := fmt.Sprint(s.clock.wall().Unix(), " 192.0.2.2")
+	s.store.touchKey(id, "192.0.2.3", s.wall().Unix()+1) // of a request that read the row before the last note
+	if got := last(); got != second {
+		t.Errorf("last used at %s, want %s", got, second)
+	}
+	if id = unused; last() != "0 " {
+		t.Errorf("another key was last used at %s", last())
 	}
 }
 

@@ -384,6 +384,10 @@ func TestSessionList(t *testing.T) {
 		t.Errorf("an admin sees %s", got)
 	}
 	s.do(root, "GET", "/api/users/999/sessions", "").want(t, 404, "user_not_found")
+	s.change(`UPDATE session SET expires_at = @now WHERE id = 2`, arg{"now", s.wall().Unix()})
+	if got := fmt.Sprint(s.do(root, "GET", path+"/sessions", "").list(t, "id")); got != "[3]" {
+		t.Errorf("when a session has expired, the list is %s", got)
+	}
 
 	s.do(two, "DELETE", path+"/sessions/2", "").want(t, 204, "")
 	s.do(one, "GET", path, "").want(t, 401, "")
@@ -401,6 +405,7 @@ func TestLastUsedIsWrittenOnceAMinute(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
+	s.member("bob")
 	used := func() int64 {
 		// The note is queued behind nothing: a write that waits sees it done.
 		if err := s.store.write(t.Context(), statement{Query: `UPDATE counter SET user_id = user_id`}); err != nil {
@@ -418,6 +423,13 @@ func TestLastUsedIsWrittenOnceAMinute(t *testing.T) {
 		if got := used(); got != step.want {
 			t.Errorf("used after %d s: noted is %d", step.after, got)
 		}
+	}
+	s.store.touch(1, s.wall().Unix()+59) // of a request that read the row before the last note
+	if got := used(); got != 121 {
+		t.Errorf("used twice in a minute: noted is %d", got)
+	}
+	if bob, err := s.store.session(2); err != nil || bob.lastUsedAt != bob.createdAt {
+		t.Errorf("the unused session is %+v, %v", bob, err)
 	}
 }
 
@@ -584,14 +596,17 @@ func TestDisabledUser(t *testing.T) {
 
 // userd ends the sessions of a user that it disables. Another program may not, but its refresh
 // tokens were not stolen.
-func TestAUserThatAnotherProgramDisabledCannotRefresh(t *testing.T) {
+func TestAUserThatAnotherProgramDisabledHasNoSession(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	s.register("ann")
-	_, token := s.pair("ann")
-	s.change(`UPDATE user SET disabled = 1`)
+	path, _ := s.register("ann")
+	s.register("bob")
+	access, token := s.pair("ann")
+	s.change(`UPDATE user SET disabled = 1 WHERE id = 1`)
+	s.do(access, "GET", path, "").want(t, 401, "session_ended")
 	s.do(token, "POST", "/api/refresh", "").want(t, 401, "session_ended")
 	s.change(`UPDATE user SET disabled = 0`)
+	s.do(access, "GET", path, "").want(t, 200, "")
 	s.do(token, "POST", "/api/refresh", "").want(t, 200, "")
 }
 

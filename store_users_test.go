@@ -517,6 +517,9 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 				_, err := st.updateUser(ctx, console, root.id, change{disabled: &disabled}, 0, 2)
 				return err
 			}, errSessionEnded},
+			{"after another program disabled the caller is refused", func(st *store, root user, _ caller) error {
+				return st.write(ctx, statement{Query: `UPDATE user SET disabled = 1 WHERE id = @id`, Args: args{{"id", root.id}}})
+			}, errSessionEnded},
 			{"after the caller's password was changed by another is refused", func(st *store, root user, _ caller) error {
 				_, err := st.updateUser(ctx, console, root.id, change{hash: &name}, 0, 2)
 				return err
