@@ -170,6 +170,19 @@ func TestAddingASecondFactor(t *testing.T) {
 	s.loginWith("ann", otp.Code(secret, otp.Step(s.wall())-1)).want(t, 401, "otp_used")
 	s.loginWith("ann", s.nextCode(secret)).want(t, 200, "")
 
+	// Another user, whose factor is not confirmed, notices nothing.
+	_, bob := s.member("bob")
+	s.do(bob, "POST", "/api/users/me/totp", "").want(t, 201, "")
+	bobs, err := s.store.credentials(2)
+	_, carl := s.member("carl")
+	s.enrol(carl)
+	if now, nowErr := s.store.credentials(2); err != nil || nowErr != nil || now != bobs {
+		t.Errorf("another user has %+v, want %+v", now, bobs)
+	}
+	if n := count(t, s, "user_totp_pending"); n != 1 {
+		t.Errorf("%d factors are not confirmed, want 1", n)
+	}
+
 	// Nothing in the database is the secret or a code.
 	data := dumpFile(t, s)
 	for _, plain := range append([]string{string(secret), otp.EncodeSecret(secret)}, codes...) {
@@ -259,7 +272,7 @@ func TestALoginWithASecondFactor(t *testing.T) {
 	bobPath, bob := s.member("bob")
 	_, bobs := s.enrol(bob)
 	s.loginWith("ann", bobs[0]).want(t, 401, "wrong_otp")
-	s.loginWith("bob", bobs[0]).want(t, 200, "")
+	bob = s.loginWith("bob", bobs[0]).want(t, 200, "").field("access_token")
 	_, carl := s.member("carl")
 	s.loginWith("carl", "123456").want(t, 200, "")
 	if r := s.do(carl, "GET", "/api/verify?factor=required", "").want(t, 403, "factor_required"); !strings.Contains(r.body, "requires a login with a second factor") {
@@ -274,8 +287,12 @@ func TestALoginWithASecondFactor(t *testing.T) {
 		s.do(root, own.method, path+own.path, "").want(t, 403, "forbidden")
 	}
 	s.do(root, "GET", "/api/users/999/totp", "").want(t, 403, "forbidden")
+	if left := s.do(token, "GET", path+"/totp", "").want(t, 200, "").field("recovery_codes_left"); left != "0" {
+		t.Errorf("after ten codes, %s are left", left)
+	}
 	s.do(root, "DELETE", path+"/totp", "").want(t, 204, "")
 	s.do(root, "DELETE", path+"/totp", "").want(t, 404, "factor_not_found")
+	s.do(bob, "GET", "/api/verify?factor=required", "").want(t, 200, "")
 	s.loginWith("ann", "").want(t, 200, "")
 	s.do(root, "DELETE", bobPath, "").want(t, 200, "")
 	if n := scanStore[int](t, s, `SELECT (SELECT count(*) FROM user_totp) + (SELECT count(*) FROM user_recovery_code) + (SELECT count(*) FROM user_totp_pending)`); n != 0 {
@@ -719,6 +736,8 @@ func TestWrongCodesCountLikeWrongPasswords(t *testing.T) {
 	s := newService(t)
 	_, token := s.member("ann")
 	secret, codes := s.enrol(token)
+	_, bob := s.member("bob")
+	s.enrol(bob)
 	mfa := ""
 	for i := range freeFailures {
 		if i%2 == 0 {
@@ -735,6 +754,9 @@ func TestWrongCodesCountLikeWrongPasswords(t *testing.T) {
 	s.clock.add(firstDelay)
 	s.loginWith("ann", codes[0]).want(t, 200, "")
 	s.loginWith("ann", s.wrongCode(secret)).want(t, 401, "wrong_otp") // the login reset the count
+	if n := s.failures(2); n != 0 {
+		t.Errorf("%d failures of another user", n)
+	}
 	if s.stats.wrongCodes.Load() != freeFailures+1 {
 		t.Errorf("the metric is %d", s.stats.wrongCodes.Load())
 	}
@@ -1067,11 +1089,21 @@ func TestALoginInTwoStepsUpgradesTheHash(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.register("bob")
 	s.change(`UPDATE user SET password_hash = @hash`, arg{"hash", old})
 	mfa := s.loginWith("ann", "").want(t, 401, "second_factor_required").field("mfa_token")
 	c, err := s.store.credentials(1)
 	if err != nil || s.hasher.Stale(c.hash) {
 		t.Errorf("the hash is %s, %v", c.hash, err)
+	}
+	if bobs, err := s.store.credentials(2); err != nil || bobs.hash != old {
+		t.Errorf("the hash of another user is %s, %v", bobs.hash, err)
+	}
+	if err := s.store.upgradeHash(t.Context(), 1, c.stamp-1, old); err != nil { // the password has changed meanwhile
+		t.Error(err)
+	}
+	if now, err := s.store.credentials(1); err != nil || now != c {
+		t.Errorf("the hash of an earlier password came back: %+v, %v", now, err)
 	}
 	s.factorWith(mfa, s.nextCode(secret)).want(t, 200, "")
 }

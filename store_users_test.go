@@ -10,7 +10,9 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -571,6 +573,108 @@ func TestTheCallerIsCheckedWhenTheWriteRuns(t *testing.T) {
 			wantError(t, "by itself", do(st, aSession(t, st, ann), ann.id), nil)
 			wantError(t, "by an admin", do(st, aSession(t, st, root), bob.id), cmp.Or(map[string]error{"an update": errUsernameTaken}[act]))
 		})
+	}
+}
+
+// Each write that depends on the rights of its caller checks them itself: those of the request
+// may have ended.
+func TestEachWriteChecksItsCaller(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := newService(t)
+	root := aUser(t, s.store, "root", admin)
+	bobs := aSession(t, s.store, aUser(t, s.store, "bob", member))
+	roots := aSession(t, s.store, root).session
+	waiting := aUser(t, s.store, "waiting", member).id
+	_, key := s.keyOf(root.id, writeScope, 0)
+	admission, err := strconv.ParseInt(s.anInvitation(), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mail, err := strconv.ParseInt(s.aMail(), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := args{{"root", root.id}, {"waiting", waiting}, {"kind", string(verifyCode)}}
+	for _, query := range []string{
+		`UPDATE user SET pending = 1 WHERE id = @waiting`,
+		`INSERT INTO user_totp (user_id, secret, confirmed_at, last_step) VALUES (@root, x'01', 1, 1)`,
+		`INSERT INTO user_totp_pending (user_id, secret, created_at) VALUES (@root, x'02', 1)`,
+		insertCode + `SELECT x'03', @kind, id, email, 0, 0, 1, 9 FROM user WHERE id = @root`,
+	} {
+		s.change(query, values...)
+	}
+	name := "changed"
+	acts := map[string]func(by caller) error{
+		"addUser": func(by caller) error {
+			return s.store.addUser(ctx, by, &user{username: "eve", role: member}, "hash", 1)
+		},
+		"updateUser": func(by caller) error {
+			_, err := s.store.updateUser(ctx, by, root.id, change{username: &name}, 0, 1)
+			return err
+		},
+		"deleteUser":   func(by caller) error { return s.store.deleteUser(ctx, by, waiting, 0, 1) },
+		"approve":      func(by caller) error { _, err := s.store.approve(ctx, by, waiting, 1); return err },
+		"addResetLink": func(by caller) error { return s.store.addResetLink(ctx, by, root.id, []byte("x"), 1, 2) },
+		"addInvitation": func(by caller) error {
+			return s.store.addInvitation(ctx, by, &invitation{role: member, usesLeft: 1, expiresAt: 1 << 40}, []byte("y"))
+		},
+		"deleteInvitation": func(by caller) error { return s.store.deleteInvitation(ctx, by, admission, 1) },
+		"sendInvitation": func(by caller) error {
+			return s.store.sendInvitation(ctx, by, &queuedMail{kind: inviteMail, subjectID: admission})
+		},
+		"retryMail": func(by caller) error { _, err := s.store.retryMail(ctx, by, mail, 1); return err },
+		"queueVerification": func(by caller) error {
+			return s.store.queueVerification(ctx, by, &queuedMail{kind: verifyMail, userID: root.id})
+		},
+		"verifyEmail": func(by caller) error {
+			_, err := s.store.verifyEmail(ctx, by, &emailCode{user: root, hash: []byte{3}, kind: verifyCode}, 1)
+			return err
+		},
+		"addPendingFactor": func(by caller) error { return s.store.addPendingFactor(ctx, by, root.id, []byte{2}, 1) },
+		"addFactor": func(by caller) error {
+			return s.store.addFactor(ctx, by, &confirmation{userID: root.id, pending: []byte{2}}, 1)
+		},
+		"renewCodes":   func(by caller) error { return s.store.renewCodes(ctx, by, root.id, nil, 1) },
+		"removeFactor": func(by caller) error { return s.store.removeFactor(ctx, by, root.id, 1) },
+		"addKey": func(by caller) error {
+			return s.store.addKey(ctx, by, &apiKey{userID: root.id, scope: readScope}, []byte("x"))
+		},
+		"revokeKey":   func(by caller) error { return s.store.revokeKey(ctx, by, root.id, key, 1) },
+		"endSession":  func(by caller) error { return s.store.endSession(ctx, by, root.id, roots, 1) },
+		"endSessions": func(by caller) error { return s.store.endSessions(ctx, by, root.id, 1) },
+	}
+	for act, do := range acts {
+		for who, c := range map[string]struct {
+			by   caller
+			want error
+		}{
+			"a member":                     {bobs, errForbidden},
+			"a session that has ended":     {caller{kind: sessionCaller, session: 999}, errSessionEnded},
+			"an API key that was revoked":  {caller{kind: keyCaller, key: 999}, errBadToken},
+			"a caller of an unknown kind":  {caller{kind: "other", session: roots, key: key}, errForbidden},
+			"a caller that has no session": {caller{kind: sessionCaller, user: root.id, key: key}, errSessionEnded},
+		} {
+			if by, err := c.by, c.want; act != "verifyEmail" || by.kind == sessionCaller { // no route has others
+				wantError(t, act+" by "+who, do(by), err)
+			}
+		}
+	}
+	files, err := filepath.Glob("store*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	method := regexp.MustCompile(`(?ms)^func \(s \*store\) (\w+)\(.*?^}`)
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range method.FindAllSubmatch(source, -1) {
+			if bytes.Contains(m[0], []byte("` + mayChange")) && acts[string(m[1])] == nil {
+				t.Errorf("%s: no act is %s", file, m[1])
+			}
+		}
 	}
 }
 
