@@ -281,9 +281,10 @@ func (s *server) intoCookie(x *exchange, token string) string {
 	return ""
 }
 
-// endCookie deletes the cookie of the request if it is that of the caller's session, which has ended.
-func (s *server) endCookie(x *exchange) {
-	if s.ownCookie(x) {
+// endCookie deletes the cookie of the request after the sessions of a user have ended, if it is
+// that of the caller's session.
+func (s *server) endCookie(x *exchange, user int64) {
+	if user == x.who.id && s.ownCookie(x) {
 		s.setCookie(x, "", -time.Second)
 	}
 }

@@ -619,12 +619,12 @@ func testDeleteMe(t *testing.T, p *process, c *person) {
 	c.dialog("Delete your account.*").click("button", "Delete my account")
 	c.prove(newPassword, "")
 	c.wantText("Your account is deleted")
-	p.must("", "POST", "/api/login", `{"username":"ann","password":"`+newPassword+`"}`).want(t, 401, "invalid_credentials")
-	c.call("POST", "/refresh", object{}, nil)
-	c.find("heading", "Log in")
 	if got := c.cookies(); len(got) != 0 {
 		t.Errorf("the cookies are %q", got)
 	}
+	p.must("", "POST", "/api/login", `{"username":"ann","password":"`+newPassword+`"}`).want(t, 401, "invalid_credentials")
+	c.call("POST", "/refresh", object{}, nil)
+	c.find("heading", "Log in")
 }
 
 func testRegistration(t *testing.T, p *process, c *person) {

@@ -421,18 +421,36 @@ func TestAnInvalidCookieIsDeleted(t *testing.T) {
 	}
 }
 
-func TestALogoutDeletesTheCookieOfItsSession(t *testing.T) {
+func TestARequestThatEndsItsSessionDeletesTheCookie(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withConsole)
+	path, _ := s.register("ann")
+	for _, row := range []struct {
+		method, path string
+		status       int
+	}{
+		{"POST", "/api/logout", 204},
+		{"POST", "/api/logout?all=true", 204},
+		{"DELETE", path + "/sessions/{sid}", 204},
+		{"DELETE", path + "/sessions", 204},
+		{"DELETE", path, 200},
+	} {
+		r := s.loginForCookie("ann")
+		sid, _, _ := strings.Cut(strings.TrimPrefix(cookieOf(r), "Cookie: userd="), ".")
+		ended := s.do(r.field("access_token"), row.method, strings.Replace(row.path, "{sid}", sid, 1), "", cookieOf(r), s.here()).want(t, row.status, "")
+		if c := newCookie(t, ended); c == nil || c.Value != "" || c.MaxAge != -1 {
+			t.Errorf("%s %s: %v", row.method, row.path, c)
+		}
+		if r := s.do("", "POST", "/api/refresh", "", cookieOf(r), s.here()); r.status != 401 {
+			t.Errorf("%s %s: the cookie works: %s", row.method, row.path, r.body)
+		}
+	}
+}
+
+func TestOnlyTheCookieOfTheSessionIsDeleted(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withConsole)
 	s.register("ann")
-	for _, query := range []string{"", "?all=true"} {
-		r := s.loginForCookie("ann")
-		c := newCookie(t, s.do(r.field("access_token"), "POST", "/api/logout"+query, "", cookieOf(r), s.here()).want(t, 204, ""))
-		if c == nil || c.Value != "" || c.MaxAge != -1 {
-			t.Errorf("logout%s: %v", query, c)
-		}
-		s.do("", "POST", "/api/refresh", "", cookieOf(r), s.here()).want(t, 401, "session_ended")
-	}
 	one, two := s.loginForCookie("ann"), s.loginForCookie("ann")
 	for _, headers := range [][]string{{cookieOf(two), s.here()}, {s.here()}, {cookieOf(one), "Origin: https://evil.example"}} {
 		one = s.loginForCookie("ann")
@@ -441,6 +459,21 @@ func TestALogoutDeletesTheCookieOfItsSession(t *testing.T) {
 		}
 	}
 	s.do("", "POST", "/api/refresh", "", cookieOf(two), s.here()).want(t, 200, "")
+
+	bob, _ := s.register("bob")
+	s.admin("root")
+	root := s.loginForCookie("root")
+	for _, path := range []string{bob + "/sessions", bob} {
+		if r := s.do(root.field("access_token"), "DELETE", path, "", cookieOf(root), s.here()); r.status >= 300 || newCookie(t, r) != nil {
+			t.Errorf("DELETE %s: %d, %q", path, r.status, r.header["Set-Cookie"])
+		}
+	}
+	other := s.loginForCookie("root")
+	sid, _, _ := strings.Cut(strings.TrimPrefix(cookieOf(other), "Cookie: userd="), ".")
+	if r := s.do(root.field("access_token"), "DELETE", "/api/users/me/sessions/"+sid, "", cookieOf(root), s.here()).want(t, 204, ""); newCookie(t, r) != nil {
+		t.Errorf("another session: %q", r.header["Set-Cookie"])
+	}
+	s.do("", "POST", "/api/refresh", "", cookieOf(root), s.here()).want(t, 200, "")
 }
 
 func TestAChangedPasswordSetsTheNextCookie(t *testing.T) {

@@ -1691,6 +1691,12 @@ func usesConsole(w *witness) {
 	w.do("", "POST", "/api/login/factor", login).want(t, 403, "cross_origin")
 	r = w.do("", "POST", "/api/login/factor", login, here).want(t, 200, "")
 	w.do(r.field("access_token"), "POST", "/api/logout", "", cookieOf(r), here).want(t, 204, "")
+	path, _ := w.member("bob")
+	for _, ends := range []string{path + "/sessions/{sid}", path + "/sessions", path} {
+		r = w.loginForCookie("bob")
+		sid, _, _ := strings.Cut(strings.TrimPrefix(cookieOf(r), "Cookie: userd="), ".")
+		w.do(r.field("access_token"), "DELETE", strings.Replace(ends, "{sid}", sid, 1), "", cookieOf(r), here)
+	}
 	_, bob := w.member("bob")
 	w.change(`UPDATE user SET username = 'bob' || hex(zeroblob(38)) WHERE username = 'bob'`) // its QR code does not fit
 	w.do(bob, "POST", "/api/users/me/totp", "").want(t, 201, "")

@@ -443,7 +443,7 @@ func (s *server) logout(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	s.endCookie(x)
+	s.endCookie(x, x.who.id)
 	return x.sendNothing()
 }
 
@@ -455,6 +455,7 @@ func (s *server) endSessions(x *exchange) error {
 	if err := s.store.endSessions(x.r.Context(), x.caller(), x.target, s.wall().Unix()); err != nil {
 		return err
 	}
+	s.endCookie(x, x.target)
 	return x.sendNothing()
 }
 
@@ -480,6 +481,9 @@ func (s *server) endSession(x *exchange) error {
 	}
 	if err := s.store.endSession(x.r.Context(), x.caller(), x.target, sid, s.wall().Unix()); err != nil {
 		return err
+	}
+	if sid == x.who.session {
+		s.endCookie(x, x.target)
 	}
 	return x.sendNothing()
 }

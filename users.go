@@ -426,6 +426,7 @@ func (s *server) deleteUser(x *exchange) error {
 	if err := s.store.deleteUser(x.r.Context(), x.caller(), u.id, version, s.wall().Unix()); err != nil {
 		return err
 	}
+	s.endCookie(x, u.id)
 	return x.sendMessage(http.StatusOK, "User deleted successfully")
 }
 
