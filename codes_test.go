@@ -452,7 +452,7 @@ var linkPages = []string{"/reset", "/invite", "/verify", "/change", "/undo"}
 func wantPage(t *testing.T, r reply) {
 	t.Helper()
 	for name, want := range map[string]string{
-		"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
+		"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin", "X-Content-Type-Options": "nosniff",
 	} {
 		if got := r.header.Get(name); got != want {
 			t.Errorf("%s: %s, want %s", name, got, want)

@@ -116,6 +116,7 @@ func (x *exchange) sendDocument(p *webPage) error {
 	header["Content-Type"] = []string{"text/html; charset=utf-8"}
 	header["Content-Security-Policy"] = []string{p.policy}
 	header["Referrer-Policy"] = []string{"no-referrer"}
+	header["Cross-Origin-Opener-Policy"] = []string{"same-origin"}
 	if headers.Accepts(x.r, "Accept-Encoding", "gzip") {
 		header["Content-Encoding"] = []string{"gzip"}
 		return x.send(http.StatusOK, p.gzipped)

@@ -138,11 +138,12 @@ func TestTheConsoleIsOneDocument(t *testing.T) {
 		return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 	}
 	for name, want := range map[string]string{
-		"Content-Type":           "text/html; charset=utf-8",
-		"Content-Encoding":       "",
-		"Cache-Control":          "no-store",
-		"Referrer-Policy":        "no-referrer",
-		"X-Content-Type-Options": "nosniff",
+		"Content-Type":               "text/html; charset=utf-8",
+		"Content-Encoding":           "",
+		"Cache-Control":              "no-store",
+		"Referrer-Policy":            "no-referrer",
+		"Cross-Origin-Opener-Policy": "same-origin",
+		"X-Content-Type-Options":     "nosniff",
 		"Content-Security-Policy": "default-src 'none'; script-src " + hash("script") + "; style-src " + hash("style") +
 			"; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
 	} {
