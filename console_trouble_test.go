@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -253,6 +254,63 @@ func TestTheConsoleWithoutItsSessionOrServer(t *testing.T) {
 	d.click("button", "Add")
 	c.wantSpoken("User added")
 	c.find("heading", "bob")
+	c.wantNoFaults()
+}
+
+// A proxy answers for a server that stops and comes back, or for the network that the browser is in.
+func TestTheConsoleBehindAProxy(t *testing.T) {
+	if !*peers {
+		t.Skip("runs with -peers")
+	}
+	dir := t.TempDir()
+	database := "DATABASE_URL=" + filepath.Join(dir, "app.db")
+	userdHere(t, goodPassword, []string{database}, "user", "add", "-admin", "root", "root@example.com")
+	p, c := openConsole(t, dir)
+	toServer := httputil.NewSingleHostReverseProxy(must(url.Parse(p.url)))
+	var failed atomic.Int32
+	var strange atomic.Bool
+	toServer.ErrorHandler = func(w http.ResponseWriter, r *http.Request, _ error) {
+		failed.Add(1)
+		http.Error(w, "<title>502 Bad Gateway</title>", http.StatusBadGateway)
+	}
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strange.Load() {
+			fmt.Fprint(w, "<title>Log in to this network</title>")
+			return
+		}
+		toServer.ServeHTTP(w, r)
+	}))
+	defer proxy.Close()
+	c.open(proxy.URL)
+	c.logIn("root", goodPassword, "")
+	startAgain := func() {
+		await(t, "two requests that fail", func() bool { return failed.Load() > 1 })
+		p = startUserd(t, dir, []string{database, "RATE_LIMIT=off", "ADDR=" + strings.TrimPrefix(p.url, "http://")})
+		await(t, "the note is gone", func() bool { return !strings.Contains(c.pageText(), "cannot be reached") })
+		failed.Store(0)
+	}
+	c.goTo("Events")
+	c.wantText("Live")
+	p.end(syscall.SIGTERM)
+	c.wantSpoken("cannot be reached")
+	startAgain()
+	c.wantText("Live")
+	p.register("ann")
+	c.in("table", "Events.*").wantText("ann")
+
+	p.end(syscall.SIGTERM)
+	c.goTo("Invitations")
+	c.wantSpoken("cannot be reached")
+	startAgain()
+	c.find("heading", "Open invitations")
+
+	strange.Store(true)
+	c.click("button", "Invite")
+	c.dialog("Invite").click("button", "Make the invitation")
+	c.dialog("Invite").wantText("The server is busy or cannot be reached")
+	strange.Store(false)
+	c.dialog("Invite").click("button", "Make the invitation")
+	c.dialog("Invite").wantText("Send this link")
 	c.wantNoFaults()
 }
 

@@ -32,11 +32,14 @@ const advice = {
   too_many_keys: "",
 };
 
+// isTrouble reports whether an error comes from the server or the way to it: there is no answer, an
+// internal error, or an answer that is not from userd.
+const isTrouble = err => !(err instanceof ApiError) || err.status === 0 || err.status >= 500;
+
 // explain returns what a person should know about an error.
 function explain(err) {
-  if (!(err instanceof ApiError)) return err.message;
   if (err.status === 429) return waitText(err.retryAfter || 60);
-  if (err.status === 0 || err.status >= 500) return unreachable;
+  if (isTrouble(err)) return unreachable;
   const end = /[.!?:]$/.test(err.message) ? "" : ".";
   return err.message + (advice[err.code] ? advice[err.code].replace(/^ /, end + " ") : end);
 }
@@ -70,6 +73,9 @@ async function send(method, path, body, { signal, headers, anonymous } = {}) {
   const result = await answer.json().catch(() => ({}));
   throw new ApiError(answer.status, result, Number(answer.headers.get("Retry-After")));
 }
+
+// away are the statuses while userd cannot be reached: 0 for no answer, and those of a proxy.
+const away = [0, 502, 503, 504];
 
 const stale = ["expired_token", "invalid_token", "session_ended", "missing_token"];
 
@@ -106,8 +112,8 @@ async function requestAgain(method, path, body, options) {
       } else if (err.status === 401 && stale.includes(err.code) && !refreshed) {
         refreshed = true;
         await refresh(used);
-      } else if (method === "GET" && (err.status === 0 || err.status === 503)) {
-        if (err.status === 503) setLost(true);
+      } else if (method === "GET" && away.includes(err.status)) {
+        setLost(true);
         await pause(Math.min(500 * 2 ** tries++, 5000), options.signal);
       } else {
         if (err.code === "factor_required" && path !== "api/users/me") start();
@@ -148,7 +154,7 @@ async function refresh(old) {
       keepToken(await (await send("POST", "api/refresh", undefined, { anonymous: true })).json());
       checkUser();
     } catch (err) {
-      if (err.status === 0 || err.status >= 500) return err;
+      if (isTrouble(err)) return err;
       if (me && err.status !== 429) endSession("Your session has ended. Log in again.");
       throw err;
     }
@@ -270,12 +276,13 @@ function setLost(now) {
 
 async function probe() {
   if (!lost) return;
-  const answer = await fetch("readyz").catch(() => null);
-  if (answer?.ok) return setLost(false);
+  if (!away.includes(await statusOf("readyz"))) return setLost(false);
   setTimeout(probe, 2000);
 }
 
 // A quiet screen notices a lost server too.
-setInterval(() => {
-  if (me && !lost && !document.hidden) fetch("healthz").catch(() => setLost(true));
+setInterval(async () => {
+  if (me && !lost && !document.hidden && away.includes(await statusOf("healthz"))) setLost(true);
 }, 10000);
+
+const statusOf = path => fetch(path).then(answer => answer.status, () => 0);
