@@ -19,7 +19,9 @@ function deleteMe() {
 
 // keepMe takes over an answer that has the changed user.
 function keepMe(user) {
+  const { username, email, role } = me;
   me = { ...me, ...user };
+  if (me.username === username && me.email === email && me.role === role) return; // the focus can be in the top
   showTop();
   part("top").querySelector('a[href="#/account"]')?.setAttribute("aria-current", "page");
 }
