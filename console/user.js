@@ -3,6 +3,7 @@
 async function showUser(box, id) {
   const signal = screenSignal();
   setTitle("User " + id);
+  box.append(muted("Loading…"));
   let answer, u;
   try {
     answer = await request("GET", "api/users/" + encodeURIComponent(id), undefined, { signal });

@@ -6,10 +6,10 @@ const userRoles = { "": "Any role", admin: "Admins", member: "Members" };
 const stateParameters = { "": "", active: "&disabled=false&pending=false", disabled: "&disabled=true", pending: "&pending=true" };
 
 function showUsers(box, query) {
-  const search = field("q", "Search", { type: "search", value: query.get("q") ?? "", placeholder: "Beginning of a name or an address" });
+  const search = field("q", "Search", { type: "search", value: query.get("q") ?? "", placeholder: "Start of a name or address" });
   const role = field("role", "Role", { choices: Object.entries(userRoles), value: query.get("role") ?? "" });
   const state = field("state", "State", { choices: Object.entries(userStates), value: query.get("state") ?? "" });
-  const found = el("p", { class: "muted", role: "status" });
+  const found = el("p", { class: "muted", role: "status" }, "Loading…");
   const rows = el("div", { class: "rows" });
   const t = table("users", "Users", ["Username", "E-mail address", "Role", "State", "Created", "Last login"]);
   let after = Number(query.get("after")) || 0, stop = new AbortController();
