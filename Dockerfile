@@ -2,10 +2,13 @@ FROM --platform=$BUILDPLATFORM golang:1.26 AS build
 ARG TARGETOS TARGETARCH
 WORKDIR /src
 COPY . .
-RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags '-s -w' -o userd . && mkdir data
+RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags '-s -w' -o userd . && \
+    go run .ci/sbom.go image - LICENSE-THIRD-PARTY userd && mkdir data
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /src/LICENSE /LICENSE
+COPY --from=build /src/LICENSE-THIRD-PARTY /LICENSE-THIRD-PARTY
 COPY --from=build /src/userd /userd
 COPY --from=build --chown=65532:65532 /src/data /data
 USER 65532:65532

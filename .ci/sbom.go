@@ -2,7 +2,7 @@
 
 // Sbom describes what the binaries of a release contain, as an SPDX 2.3 document, and writes
 // the licences of it: go run .ci/sbom.go VERSION SPDX LICENCES BINARY...
-// The time in the document is SOURCE_DATE_EPOCH.
+// The time in the document is SOURCE_DATE_EPOCH. If SPDX is -, it writes only the licences.
 package main
 
 import (
@@ -54,6 +54,12 @@ func main() {
 		}
 	}
 	writeFile(os.Args[3], texts.Bytes())
+	if os.Args[2] == "-" {
+		return
+	}
+	if commit == "" {
+		log.Fatal("the binaries do not name their commit")
+	}
 	document, err := json.MarshalIndent(spdx(components, os.Args[1], commit), "", "  ")
 	if err != nil {
 		log.Fatal(err)
@@ -80,9 +86,6 @@ func read(version string, binaries []string) (list []component, commit string) {
 				commit = s.Value
 			}
 		}
-	}
-	if commit == "" {
-		log.Fatal("the binaries do not name their commit")
 	}
 	root := goCommand("env", "GOROOT")
 	list = append(list, component{"stdlib", goVersion, identify(filepath.Join(root, "LICENSE")), "pkg:golang/stdlib@" + goVersion, "userd", root})
