@@ -85,7 +85,7 @@ func (c *cli) withDatabase(ctx context.Context, create bool, resolve resolution,
 			fmt.Fprintf(c.stderr, "warning: could not link the new events; the server or the next command does it: %v\n", err)
 		}
 	}
-	return plainError(errors.Join(err, st.close()))
+	return errors.Join(err, st.close())
 }
 
 func (c *cli) newUserService(st *store) userService {
@@ -179,10 +179,10 @@ func (c *cli) progress(what string, total int64) *terminal.Progress {
 	return nil
 }
 
-// openInput opens a file, or standard input if the name is -.
-func (c *cli) openInput(name string) (io.ReadCloser, error) {
+// openInput opens a file, or standard input if the name is -. Reads of standard input end with ctx.
+func (c *cli) openInput(ctx context.Context, name string) (io.ReadCloser, error) {
 	if name == "-" {
-		return io.NopCloser(c.stdin), nil
+		return io.NopCloser(terminal.Interruptible(ctx, c.stdin)), nil
 	}
 	return os.Open(name)
 }

@@ -39,7 +39,7 @@ func userAdd(f *flag.FlagSet) action {
 		if !*service {
 			err := c.checkChange(&change{username: &u.username, email: &u.email}, &u, nil)
 			if err != nil {
-				return plainError(err)
+				return err
 			}
 			if password, err = c.readPassword(ctx); err != nil {
 				return err
@@ -50,7 +50,7 @@ func userAdd(f *flag.FlagSet) action {
 		}
 		c.policy = c.passwords
 		if err := c.checkNew(&u, password); err != nil {
-			return plainError(err)
+			return err
 		}
 		return c.withDatabase(ctx, true, refuse, func(ctx context.Context, c *cli) error {
 			if err := c.addUser(ctx, console, &u, password); err != nil {
@@ -396,7 +396,7 @@ func (c *cli) addFactor(ctx context.Context, u *user) error {
 		}
 	}
 	fmt.Fprintf(c.stderr, "Scan the code with an authenticator app, or type this secret into it:\n%s\n%s\nThe code that the app shows now: ", otp.EncodeSecret(secret), uri)
-	line, err := terminal.ReadLine(c.stdin, "code", 256)
+	line, err := terminal.ReadLine(ctx, c.stdin, "code", 256)
 	if err != nil {
 		return fmt.Errorf("%w; the second factor was not added", err)
 	}

@@ -25,7 +25,7 @@ func userImport(f *flag.FlagSet) action {
 	dryRun := f.Bool("dry-run", false, "Only check the file: import nothing, and neither create nor adopt a database.")
 	partial := f.Bool("partial", false, "Import the good rows although others are bad. The exit status is still 1.")
 	return func(ctx context.Context, c *cli) error {
-		in, err := c.openInput(c.args[0])
+		in, err := c.openInput(ctx, c.args[0])
 		if err != nil {
 			return err
 		}
@@ -61,7 +61,7 @@ func (c *cli) importNew(ctx context.Context, in io.Reader, dryRun, partial bool)
 	}
 	defer st.close()
 	temporary.userService = temporary.newUserService(st)
-	return plainError(temporary.importUsers(ctx, in, dryRun, partial, func(read *importer) error {
+	return temporary.importUsers(ctx, in, dryRun, partial, func(read *importer) error {
 		return c.withDatabase(ctx, true, refuse, func(ctx context.Context, c *cli) error {
 			m, err := newImporter(ctx, c)
 			if err != nil {
@@ -73,7 +73,7 @@ func (c *cli) importNew(ctx context.Context, in io.Reader, dryRun, partial bool)
 			}
 			return m.insert(ctx, partial)
 		})
-	}))
+	})
 }
 
 // importUsers reads and checks the file, prints what is wrong with its rows, and calls

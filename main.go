@@ -135,7 +135,7 @@ func (c *cli) runCommand(ctx context.Context, cmd *command, run action) error {
 			return c.runAs(user, c.given, c.stdout)
 		}
 	}
-	return run(ctx, c)
+	return plainError(run(ctx, c))
 }
 
 const about = `userd manages users: it registers them, logs them in with JSON Web Tokens, and

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -61,6 +62,53 @@ func TestOnATerminalANewPasswordIsAskedForTwice(t *testing.T) {
 	}
 	if names := usernames(t, openTestStore(t, path)); strings.Join(names, " ") != "root ann" {
 		t.Errorf("the users are %v", names)
+	}
+}
+
+// A prompter is the output of a command. It calls interrupt when the command asks for input.
+type prompter struct {
+	bytes.Buffer
+	interrupt func()
+}
+
+func (p *prompter) Write(text []byte) (int, error) {
+	if strings.HasSuffix(string(text), ": ") {
+		p.interrupt()
+	}
+	return p.Buffer.Write(text)
+}
+
+func TestAnInterruptEndsACommandThatWaitsForInput(t *testing.T) {
+	t.Parallel()
+	path := makeStore(t, "root")
+	environ := getenvOf([]string{"DATABASE_URL=" + path})
+	for _, args := range []string{"user add ann ann@example.com", "user passwd root", "user totp -on root"} {
+		_, device := openTerminal(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		err := run(ctx, strings.Fields(args), environ, device, io.Discard, &prompter{interrupt: cancel})
+		if err == nil || !strings.HasPrefix(err.Error(), "interrupted") || exitStatus(err) != 1 {
+			t.Errorf("userd %s ends with %v", args, err)
+		}
+		var settings syscall.Termios
+		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, device.Fd(), syscall.TCGETS, uintptr(unsafe.Pointer(&settings))); errno != 0 {
+			t.Fatal(errno)
+		}
+		if settings.Lflag&syscall.ECHO == 0 {
+			t.Errorf("after userd %s the terminal does not show what is typed", args)
+		}
+	}
+	for _, args := range []string{"user passwd root", "user import -"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		in := readerFunc(func([]byte) (int, error) { // of another program, which sends nothing
+			cancel()
+			<-t.Context().Done()
+			return 0, io.EOF
+		})
+		if err := run(ctx, strings.Fields(args), environ, in, io.Discard, io.Discard); err == nil || err.Error() != "interrupted" {
+			t.Errorf("userd %s ends with %v", args, err)
+		}
 	}
 }
 

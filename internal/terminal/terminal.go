@@ -221,16 +221,43 @@ func hideInput(f *os.File) (restore func(), err error) {
 	return func() { stty("echo") }, stty("-echo")
 }
 
+// Interruptible returns a reader of in whose reads end with the error of ctx as soon as ctx ends.
+// A read that it interrupts waits for input until the process ends, so nothing else may read in
+// afterwards.
+func Interruptible(ctx context.Context, in io.Reader) io.Reader { return &interruptible{ctx, in} }
+
+type interruptible struct {
+	ctx context.Context
+	in  io.Reader
+}
+
+func (r *interruptible) Read(p []byte) (n int, err error) {
+	read := make([]byte, len(p)) // p belongs to the caller again when ctx has ended
+	done := make(chan struct{})
+	var length int
+	var fault error
+	go func() {
+		length, fault = r.in.Read(read)
+		close(done)
+	}()
+	select {
+	case <-r.ctx.Done():
+		return 0, r.ctx.Err()
+	case <-done:
+		return copy(p, read[:length]), fault
+	}
+}
+
 // ReadLine reads the first line of in, which holds what is named, such as a password. It
 // returns the line without its end and without a byte-order mark. It cuts a line after max
-// bytes, and returns an error if the line is empty.
-func ReadLine(in io.Reader, what string, max int) (string, error) {
-	return readLine(newLineReader(in, max), what)
+// bytes, and returns an error if the line is empty or if ctx ends: see Interruptible.
+func ReadLine(ctx context.Context, in io.Reader, what string, max int) (string, error) {
+	return readLine(newLineReader(ctx, in, max), what)
 }
 
 // newLineReader returns a reader for readLine whose buffer holds a line of max bytes.
-func newLineReader(in io.Reader, max int) *bufio.Reader {
-	return bufio.NewReaderSize(in, len(setting.ByteOrderMark)+max+len("\r\n"))
+func newLineReader(ctx context.Context, in io.Reader, max int) *bufio.Reader {
+	return bufio.NewReaderSize(Interruptible(ctx, in), len(setting.ByteOrderMark)+max+len("\r\n"))
 }
 
 func readLine(in *bufio.Reader, what string) (string, error) {
@@ -248,9 +275,9 @@ func readLine(in *bufio.Reader, what string) (string, error) {
 
 // ReadNewSecret reads a new secret, such as a password, as ReadLine does. If in is a terminal,
 // it asks for the secret twice on out, does not show what is typed, and returns an error if
-// the two differ; if ctx ends meanwhile, the process exits with status 1.
+// the two differ.
 func ReadNewSecret(ctx context.Context, in io.Reader, out io.Writer, what string, max int) (string, error) {
-	lines := newLineReader(in, max)
+	lines := newLineReader(ctx, in, max)
 	f, ok := in.(*os.File)
 	if !ok || !Is(f) {
 		return readLine(lines, what)
@@ -259,9 +286,7 @@ func ReadNewSecret(ctx context.Context, in io.Reader, out io.Writer, what string
 	if restore, err := hideInput(f); err != nil {
 		visible = " (it is visible)"
 	} else {
-		// ctx cannot end the reads below, so exit when it ends, but turn the echo on first.
-		stop := context.AfterFunc(ctx, func() { restore(); os.Exit(1) })
-		defer func() { stop(); restore() }()
+		defer restore()
 	}
 	ask := func(prompt string) (string, error) {
 		fmt.Fprint(out, prompt+visible+": ")

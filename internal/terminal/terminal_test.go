@@ -2,6 +2,7 @@ package terminal
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"strings"
@@ -111,7 +112,7 @@ func TestALineIsReadWithoutItsEnd(t *testing.T) {
 		"\n123456\n":         "no code on standard input",
 		"0123456789abcdef\n": "0123456789abcdef",
 	} {
-		got, err := ReadLine(strings.NewReader(text), "code", 16)
+		got, err := ReadLine(t.Context(), strings.NewReader(text), "code", 16)
 		if err != nil {
 			got = err.Error()
 		}
@@ -119,14 +120,39 @@ func TestALineIsReadWithoutItsEnd(t *testing.T) {
 			t.Errorf("%q: %q, want %q", text, got, want)
 		}
 	}
-	if line, err := ReadLine(strings.NewReader(strings.Repeat("a", 1000)), "code", 16); err != nil || len(line) > 32 {
+	if line, err := ReadLine(t.Context(), strings.NewReader(strings.Repeat("a", 1000)), "code", 16); err != nil || len(line) > 32 {
 		t.Errorf("it reads %d bytes, %v", len(line), err)
 	}
-	if _, err := ReadLine(iotest.ErrReader(io.ErrClosedPipe), "code", 16); !errors.Is(err, io.ErrClosedPipe) || !strings.HasPrefix(err.Error(), "reading the code") {
+	if _, err := ReadLine(t.Context(), iotest.ErrReader(io.ErrClosedPipe), "code", 16); !errors.Is(err, io.ErrClosedPipe) || !strings.HasPrefix(err.Error(), "reading the code") {
 		t.Errorf("a broken input: %v", err)
 	}
 	if secret, err := ReadNewSecret(t.Context(), strings.NewReader("a b\n"), io.Discard, "password", 16); secret != "a b" || err != nil {
 		t.Errorf("without a terminal: %q, %v", secret, err)
+	}
+}
+
+func TestAnInterruptEndsARead(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	blocked, typed := io.Pipe()
+	defer typed.Close()
+	in := Interruptible(ctx, blocked)
+	go io.WriteString(typed, "ab")
+	p := []byte("....")
+	if n, err := io.ReadFull(in, p[:2]); n != 2 || err != nil || string(p) != "ab.." {
+		t.Errorf("it reads %q, %v", p[:n], err)
+	}
+	time.AfterFunc(time.Millisecond, cancel)
+	n, err := in.Read(p)
+	io.WriteString(typed, "cd") // for the read that was interrupted
+	if n != 0 || err != context.Canceled || string(p) != "ab.." {
+		t.Errorf("after the interrupt it reads %q, %v", p[:n], err)
+	}
+	if _, err := ReadLine(ctx, blocked, "code", 16); !errors.Is(err, context.Canceled) {
+		t.Errorf("a line: %v", err)
+	}
+	if n, err := Interruptible(t.Context(), strings.NewReader("")).Read(p); n != 0 || err != io.EOF {
+		t.Errorf("at the end it reads %q, %v", p[:n], err)
 	}
 }
 
