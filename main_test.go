@@ -9,7 +9,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -722,6 +724,70 @@ func TestAUserWhoCannotBeAddedIsRefusedInOneHelpfulLine(t *testing.T) {
 			if ann, err := st.user(1); err != nil || ann.version != 1 {
 				t.Errorf("ann is %+v, %v", ann, err)
 			}
+		})
+	}
+}
+
+func TestHealthcheckAsksTheRunningServer(t *testing.T) {
+	t.Parallel()
+	p := startUserd(t, t.TempDir(), []string{"ADDR=0.0.0.0:0"})
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	run := func(environ []string, args ...string) result {
+		return userdProcess(t, dir, "", environ, append([]string{"healthcheck"}, args...)...)
+	}
+	for _, c := range []struct {
+		claim, args string
+		environ     []string
+	}{
+		{"by its address", "", []string{"ADDR=127.0.0.1:" + port}},
+		{"by the address of all interfaces", "", []string{"ADDR=0.0.0.0:" + port}},
+		{"by an address without a host", "", []string{"ADDR=:" + port}},
+		{"by PORT", "", []string{"ADDR=", "PORT=" + port}},
+		{"by HOST and PORT", "", []string{"ADDR=", "HOST=0.0.0.0", "PORT=" + port}},
+		{"by the flag", "-addr 127.0.0.1:" + port, nil},
+		{"with a database that it must not need", "", []string{"ADDR=127.0.0.1:" + port, "DATABASE_URL=" + filepath.Join(dir, "none", "app.db")}},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			want := result{0, "http://127.0.0.1:" + port + "/readyz: ready\n", ""}
+			if got := run(c.environ, strings.Fields(c.args)...); got != want {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		})
+	}
+	if status := p.end(os.Interrupt); status != 0 {
+		t.Fatal(status)
+	}
+	run([]string{"ADDR=127.0.0.1:" + port}).wantFailure(t, 1, "no answer from http://127.0.0.1:"+port+"/readyz: ", "refused", "start the server", "ADDR (-addr)")
+	run(nil, "-database", "app.db").wantFailure(t, 2, "-database")
+	run(nil, "now").wantFailure(t, 2, "usage: userd healthcheck")
+	run([]string{"ADDR=5000"}).wantFailure(t, 2, "ADDR")
+	wantFiles(t, dir)
+}
+
+func TestHealthcheckFailsWhereTheServerIsNotReady(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		claim string
+		serve http.HandlerFunc
+		want  string
+	}{
+		{"it says so", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, "503 Service Unavailable: the server is not ready, and its log says why"},
+		{"it sends elsewhere", func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/readyz" {
+				http.Redirect(w, r, "/ok", http.StatusFound)
+			}
+		}, "302 Found instead of 200; give this command the settings of the server: ADDR (-addr)"},
+		{"it does not answer", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "ADDR (-addr)"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			t.Parallel()
+			web := httptest.NewServer(c.serve)
+			defer web.Close()
+			userdProcess(t, t.TempDir(), "", nil, "healthcheck", "-addr", web.Listener.Addr().String()).wantFailure(t, 1, c.want)
 		})
 	}
 }
