@@ -173,18 +173,18 @@ func plainError(err error) error {
 // clientError returns the error that tells a client what a leaf package refused: its
 // token, its body, a member of its body or a query parameter. It returns other errors unchanged.
 func clientError(err error) error {
-	switch err {
-	case headers.ErrNoBearer:
+	switch {
+	case errors.Is(err, headers.ErrNoBearer):
 		return errNoToken
-	case headers.ErrTwoHeaders:
+	case errors.Is(err, headers.ErrTwoHeaders):
 		return errBadToken
-	case reqbody.ErrTooLarge:
+	case errors.Is(err, reqbody.ErrTooLarge):
 		return errTooLarge
-	case reqbody.ErrBusy:
+	case errors.Is(err, reqbody.ErrBusy):
 		return errBusy
-	case reqbody.ErrIncomplete:
+	case errors.Is(err, reqbody.ErrIncomplete):
 		return errMalformedBody.with("The body is incomplete")
-	case param.ErrMalformed:
+	case errors.Is(err, param.ErrMalformed):
 		return errBadParameter.with("The query is malformed")
 	}
 	if e, ok := errors.AsType[*param.Error](err); ok {

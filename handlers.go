@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	_ "embed"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -270,7 +271,7 @@ func (s *server) streamEvents(x *exchange, after int64, only eventFilter) error 
 		},
 		Allowed: func() bool { return s.admit(x, adminOnly) == nil },
 	})
-	if err == sse.ErrBusy {
+	if errors.Is(err, sse.ErrBusy) {
 		return errBusy.with("Too many event streams are open")
 	}
 	return err

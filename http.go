@@ -353,7 +353,7 @@ func (s *server) logRequest(x *exchange, start time.Time) {
 	switch {
 	case x.err != nil && answerFor(x.err).status == http.StatusInternalServerError, errors.Is(x.err, errStorage) && !errors.Is(x.err, context.Canceled):
 		level = slog.LevelError
-	case x.err == errNotReady: // readyz has logged the reason once
+	case errors.Is(x.err, errNotReady): // readyz has logged the reason once
 		level = slog.LevelDebug
 	case x.status == http.StatusServiceUnavailable, errors.Is(x.err, errReused):
 		level = slog.LevelWarn

@@ -109,7 +109,7 @@ func (s *server) prove(x *exchange, name, password string) (p provenUser, err er
 		return p, err
 	}
 	u, c, err := s.store.userByLogin(name)
-	if err != nil && err != errUserNotFound {
+	if err != nil && !errors.Is(err, errUserNotFound) {
 		return p, err
 	}
 	x.target, x.name = u.id, u.username // for the log, which does not get an unknown name: it can be a password
@@ -236,7 +236,7 @@ func (s *server) refresh(x *exchange) (err error) {
 	text := in.RefreshToken
 	if text == "" {
 		text, err = headers.Bearer(x.r)
-		if err == headers.ErrNoBearer {
+		if errors.Is(err, headers.ErrNoBearer) {
 			text, err = s.readCookie(x)
 			x.cookie = err == nil
 		}

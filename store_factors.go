@@ -58,7 +58,7 @@ func (c *credentials) columns() []any { return append([]any{&c.hash, &c.stamp}, 
 // Spaces around login do not matter, unless an adopted name has them.
 func (s *store) userByLogin(login string) (u user, c credentials, err error) {
 	u, c, err = s.userByExactLogin(login)
-	if trimmed := validate.TrimName(login); err == errUserNotFound && trimmed != login {
+	if trimmed := validate.TrimName(login); errors.Is(err, errUserNotFound) && trimmed != login {
 		return s.userByExactLogin(trimmed)
 	}
 	return u, c, err

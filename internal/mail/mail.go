@@ -136,12 +136,10 @@ var quoted = regexp.MustCompile(`"(?:\\.|[^"\\])*"`)
 // but nothing of what they quote: a server can repeat what it was sent, and a URL can
 // contain secrets.
 func describe(err error) string {
-	var ofURL *url.Error
-	if errors.As(err, &ofURL) {
+	if ofURL, ok := errors.AsType[*url.Error](err); ok {
 		err = ofURL.Err
 	}
-	var malformed textproto.ProtocolError // its text is the server's
-	if errors.As(err, &malformed) {
+	if _, malformed := errors.AsType[textproto.ProtocolError](err); malformed { // its text is the server's
 		return "malformed reply"
 	}
 	return oneLine(quoted.ReplaceAllString(err.Error(), "…"))

@@ -231,8 +231,8 @@ var enhanced = regexp.MustCompile(`^[245]\.\d{1,3}\.\d{1,3}\b`)
 // failed returns the error of a step. A reply to the password or to the message could
 // repeat them, so only its codes are in the error.
 func (s *SMTP) failed(ctx context.Context, step string, err error) error {
-	var reply *textproto.Error
-	if !errors.As(err, &reply) {
+	reply, ok := errors.AsType[*textproto.Error](err)
+	if !ok {
 		e := failed(ctx, step, err)
 		if step == "greeting" && s.scheme != "smtps" && errors.Is(e.cause, context.DeadlineExceeded) {
 			e.text += ", and whether the port expects TLS from the first byte (smtps://)"

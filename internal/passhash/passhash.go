@@ -158,7 +158,7 @@ func (h *Hasher) Turn(ctx context.Context, from string) (done func(), err error)
 // run waits for a turn and then calls work, which hashes one password and may use mem.
 func (h *Hasher) run(ctx context.Context, from string, work func(mem *argon2.Memory)) error {
 	done, err := h.Turn(ctx, from)
-	if err == ErrBusy {
+	if errors.Is(err, ErrBusy) {
 		h.refused.Add(1)
 	}
 	if err != nil {
