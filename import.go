@@ -150,8 +150,8 @@ func newImporter(ctx context.Context, c *cli) (*importer, error) {
 // close closes the statements first: an open one would keep the connection open.
 func (m *importer) close() error { return errors.Join(m.stmts.Close(), m.db.Close()) }
 
-func (m *importer) exec(ctx context.Context, query string, args ...any) error {
-	_, err := m.db.ExecContext(ctx, query, args...)
+func (m *importer) exec(ctx context.Context, query string) error {
+	_, err := m.db.ExecContext(ctx, query)
 	return err
 }
 

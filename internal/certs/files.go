@@ -10,6 +10,8 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+
+	"userd/internal/setting"
 )
 
 // reloadEvery is how often Files.Run reads the files.
@@ -61,7 +63,7 @@ func (f *Files) load() (isNew bool, err error) {
 	if err != nil {
 		return false, err // it names the file
 	}
-	mark := []byte("\ufeff") // a byte-order mark, as Windows programs write it
+	mark := []byte(setting.ByteOrderMark)
 	pair, err := tls.X509KeyPair(bytes.TrimPrefix(cert, mark), bytes.TrimPrefix(key, mark))
 	if err != nil {
 		return false, fmt.Errorf("certificate %s with key %s: %w", f.certFile, f.keyFile, err)

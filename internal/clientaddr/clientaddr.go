@@ -38,14 +38,14 @@ func (p Proxies) Origin(r *http.Request) (client, id string) {
 	return p.forwardedFor(r, peer), id
 }
 
-// MaxRequestID is the largest length of an id that a proxy may give to a request.
-const MaxRequestID = 128
+// maxRequestID is the largest length of an id that a proxy may give to a request.
+const maxRequestID = 128
 
 // requestID returns the request's X-Request-Id, or "" if it is absent, too long,
 // ambiguous, or has a character other than those of UUIDs, base64 and trace ids.
 func requestID(r *http.Request) string {
 	ids := r.Header["X-Request-Id"]
-	if len(ids) != 1 || len(ids[0]) > MaxRequestID {
+	if len(ids) != 1 || len(ids[0]) > maxRequestID {
 		return ""
 	}
 	for _, c := range []byte(ids[0]) {

@@ -85,7 +85,7 @@ func TestClientAddress(t *testing.T) {
 // Otherwise an operator could not match the lines of the proxy's log with those of the service's.
 func TestOnlyATrustedProxyGivesARequestItsID(t *testing.T) {
 	t.Parallel()
-	long := strings.Repeat("a", MaxRequestID)
+	long := strings.Repeat("a", maxRequestID)
 	for _, row := range []struct {
 		name string
 		peer string

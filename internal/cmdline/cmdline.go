@@ -247,7 +247,7 @@ func (t *Table[A]) Help(words []string) (string, error) {
 	flags := cmd.FlagHelp("  ")
 	for _, s := range t.Settings {
 		if t.Accepts(cmd.Words, s.Flag) {
-			flags += s.Entry()
+			flags += s.entry()
 		}
 	}
 	if flags != "" {
@@ -268,7 +268,7 @@ func (t *Table[A]) Manual() string {
 	}
 	text += "\nSettings, as flags and environment variables:\n"
 	for _, s := range t.Settings {
-		text += s.Entry()
+		text += s.entry()
 	}
 	return text
 }
@@ -285,8 +285,8 @@ func (cmd *Command[A]) FlagHelp(indent string) string {
 	return text
 }
 
-// Entry returns the help of a setting, with its default.
-func (s *Setting) Entry() string {
+// entry returns the help of a setting, with its default.
+func (s *Setting) entry() string {
 	text := s.Help
 	if s.Standard != "" {
 		text += " Default: " + s.Standard

@@ -93,15 +93,15 @@ func New(c Cost) *Hasher {
 // a wrong key, the hasher does not use it, and warn gets the error.
 func NewChecked(warn func(err error)) *Hasher {
 	h := New(Default())
-	if err := h.CheckKernel(); err != nil {
+	if err := h.checkKernel(); err != nil {
 		warn(err)
 	}
 	return h
 }
 
-// CheckKernel returns an error if the argon2 kernel computes a wrong key. The Hasher
+// checkKernel returns an error if the argon2 kernel computes a wrong key. The Hasher
 // then does without the kernel. Call it before the first hash, and log the error.
-func (h *Hasher) CheckKernel() error {
+func (h *Hasher) checkKernel() error {
 	err := argon2.Check()
 	h.memories.disabled = err != nil
 	return err

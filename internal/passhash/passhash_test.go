@@ -229,11 +229,11 @@ func TestAMemoryThatIsInUseIsNotReleased(t *testing.T) {
 	}
 }
 
-// CheckKernel disables a kernel that computes wrong keys; .ci/run builds one.
+// checkKernel disables a kernel that computes wrong keys; .ci/run builds one.
 func TestWithoutTheKernelTheKeysAreTheSame(t *testing.T) {
 	t.Parallel()
 	with, without := New(cheap), New(cheap)
-	if err := with.CheckKernel(); err != nil {
+	if err := with.checkKernel(); err != nil {
 		t.Error(err)
 	}
 	without.memories.disabled = true

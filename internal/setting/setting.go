@@ -48,9 +48,9 @@ var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]+:|[^:/]*://)`)
 // such as "host=db password=x".
 var connectionString = regexp.MustCompile(`(?i)^//[^/]*@|\b(password|passwd|pwd)\s*=|[\r\n]`)
 
-// IsURL reports whether a value begins like a URL, or looks like the connection string of a
+// isURL reports whether a value begins like a URL, or looks like the connection string of a
 // database, and so is not a path.
-func IsURL(v string) bool { return urlScheme.MatchString(v) || connectionString.MatchString(v) }
+func isURL(v string) bool { return urlScheme.MatchString(v) || connectionString.MatchString(v) }
 
 // WithoutSecrets returns a value without the parts that can hold a password: the user info
 // and the query of a URL. If it cannot find these parts, it returns only the scheme.
@@ -105,7 +105,7 @@ func Secret(getenv func(string) string, env string) (secret []byte, from string,
 // name of a file.
 func SQLitePath(to *string, v string) (err error) {
 	path := v
-	if IsURL(v) {
+	if isURL(v) {
 		rest, ok := strings.CutPrefix(v, "sqlite://")
 		if !ok {
 			return errors.New("must be in SQLite: sqlite:///relative.db, sqlite:////absolute.db or a path; if this is a path, begin it with ./")

@@ -193,7 +193,7 @@ func TestWhatIsAURL(t *testing.T) {
 		"sqlite:///app.db": true, "file:app.db": true, "://app.db": true, `"sqlite:///app.db`: true,
 		"host=db password=secret": true, "//ann:secret@db": true,
 	} {
-		if got := IsURL(value); got != want {
+		if got := isURL(value); got != want {
 			t.Errorf("%q: %t", value, got)
 		}
 	}

@@ -22,9 +22,9 @@ func IsDamaged(err error) bool {
 	return primary == sqlite3.SQLITE_CORRUPT || primary == sqlite3.SQLITE_NOTADB
 }
 
-// IsUnfinished reports whether err says that a database opened read-only has a
+// isUnfinished reports whether err says that a database opened read-only has a
 // transaction that must be rolled back first.
-func IsUnfinished(err error) bool { return code(err) == sqlite3.SQLITE_READONLY_ROLLBACK }
+func isUnfinished(err error) bool { return code(err) == sqlite3.SQLITE_READONLY_ROLLBACK }
 
 // IsBusy reports whether err says that another process holds the lock.
 func IsBusy(err error) bool { return code(err)&0xff == sqlite3.SQLITE_BUSY }

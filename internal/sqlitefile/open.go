@@ -153,7 +153,7 @@ func OpenToInspect(ctx context.Context, path string) (*sql.DB, Header, error) {
 		SELECT a.application_id, v.user_version, (SELECT count(*) FROM sqlite_schema)
 		FROM pragma_application_id AS a, pragma_user_version AS v`
 	err = db.QueryRowContext(ctx, about).Scan(&h.Owner, &h.Version, &h.Objects)
-	if IsUnfinished(err) {
+	if isUnfinished(err) {
 		db.Close()
 		if db, err = sql.Open("sqlite", DSN(path, "mode=rw", "_busy_timeout=5000")); err != nil {
 			return nil, h, err

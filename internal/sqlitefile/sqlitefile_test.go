@@ -196,7 +196,7 @@ func TestWhichErrorIsWhich(t *testing.T) {
 	}
 	defer tx.Rollback()
 	ask := map[string]func(error) bool{
-		"damaged": IsDamaged, "unfinished": IsUnfinished, "busy": IsBusy, "I/O": IsIOError,
+		"damaged": IsDamaged, "unfinished": isUnfinished, "busy": IsBusy, "I/O": IsIOError,
 		"constraint": IsConstraint, "duplicate": IsDuplicate, "foreign key": IsForeignKey,
 	}
 	for _, c := range []struct {
