@@ -121,6 +121,8 @@ var (
 // one that is slow; so greet tries a handshake on another connection if it waits for long.
 func (s *SMTP) greet(ctx context.Context, conn net.Conn) (*smtp.Client, error) {
 	var expectsTLS atomic.Bool
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the other connection
 	if s.scheme != "smtps" {
 		defer time.AfterFunc(s.probeAfter, func() {
 			if s.expectsTLS(ctx) {
@@ -142,8 +144,6 @@ func (s *SMTP) greet(ctx context.Context, conn net.Conn) (*smtp.Client, error) {
 // expectsTLS reports whether the server completes a TLS handshake on a new connection. It sends
 // no secret, so the certificate does not matter.
 func (s *SMTP) expectsTLS(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, s.probeAfter)
-	defer cancel()
 	conn, err := s.dialer.DialContext(ctx, "tcp", s.addr)
 	if err != nil {
 		return false
