@@ -202,7 +202,7 @@ func (e *exim) send(t *testing.T, scheme, userInfo string, m *Message) error {
 		if ended != nil && !errors.As(ended, new(*exec.ExitError)) {
 			t.Error(ended)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatalf("%v, and Exim still runs: %s", err, e.Log())
 	}
 	return err

@@ -173,8 +173,9 @@ func TestWebhookErrorsRepeatNothing(t *testing.T) {
 	t.Run("of a server that does not listen", func(t *testing.T) {
 		t.Parallel()
 		server := httptest.NewServer(http.NotFoundHandler())
+		defer server.Close()
 		w := newWebhook(t, server, "/abcdefgh")
-		server.Close()
+		w.url.Host = unusedAddress(t)
 		checkError(t, w.Send(t.Context(), testMessage(t)), false, "webhook: dial tcp 127.0.0.1*")
 	})
 }
@@ -231,6 +232,5 @@ func TestWebhookWithoutTLSLeadsToLoopbackOnly(t *testing.T) {
 	defer server.Close()
 	w := newWebhook(t, server, "")
 	w.url.Host = "192.0.2.1" // Parse refuses this; a name could resolve to it
-	w.timeout = time.Second
 	checkError(t, w.Send(t.Context(), testMessage(t)), false, "webhook: dial tcp 192.0.2.1:80: "+errPlain.Error())
 }
