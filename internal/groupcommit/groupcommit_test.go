@@ -29,17 +29,18 @@ type file struct {
 	path string
 	conn *sqlitefile.OnlyConn // of the writer
 	*groupcommit.Writer
-	close func() error // closes the writer, at most once
+	close     func() error // closes the writer, at most once
+	committed func()       // called after each commit, by the writer
 }
 
 // open makes a database. SQLite checks the references of notes at once, those of bills at the
 // commit.
 func open(t *testing.T) *file {
 	t.Helper()
-	f := &file{path: filepath.Join(t.TempDir(), "app.db")}
+	f := &file{path: filepath.Join(t.TempDir(), "app.db"), committed: func() {}}
 	err := os.WriteFile(f.path, nil, 0o600)
 	if err == nil {
-		f.conn, err = sqlitefile.OpenToWrite(f.path, 7*time.Second)
+		f.conn, err = sqlitefile.OpenToWrite(f.path, time.Minute)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +51,7 @@ func open(t *testing.T) *file {
 		CREATE TABLE bill (item INTEGER NOT NULL REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED);
 		CREATE TABLE counter (n INTEGER NOT NULL);
 		INSERT INTO counter VALUES (0)`)
-	f.Writer = groupcommit.Start(f.conn.Conn, `PRAGMA application_id = 0`, func(time.Duration, int) {})
+	f.Writer = groupcommit.Start(f.conn.Conn, `PRAGMA application_id = 0`, func(time.Duration, int) { f.committed() })
 	f.close = sync.OnceValue(f.Writer.Close)
 	t.Cleanup(func() {
 		if err := errors.Join(f.close(), f.conn.Close()); err != nil {
@@ -106,17 +107,30 @@ func (f *file) names(t *testing.T) (names []string) {
 	return names
 }
 
-// block starts writes until one is in the queue. The writer then waits for the lock, which the
-// caller holds.
-func (f *file) block(t *testing.T) (answers []<-chan error) {
+// block makes the writer wait for the lock, which the other program takes by a BEGIN among
+// the queries. The group that waits is full, so later writes are behind it. block returns the
+// answer of one of its writes.
+func (f *file) block(t *testing.T, other *sql.Conn, queries ...string) (answer <-chan error) {
 	t.Helper()
-	for f.Waiting() == 0 {
-		c := make(chan error, 1)
-		go func() { c <- f.Write(context.Background(), statement{Query: `UPDATE counter SET n = n`}) }()
-		answers = append(answers, c)
+	release := groupcommittest.Busy(t, f.Writer)
+	tick := statement{Query: `UPDATE counter SET n = n`}
+	answer = groupcommittest.Enqueue(t, f.Writer, func() error { return f.Write(context.Background(), tick) })
+	for range groupcommit.MaxGroup - 1 {
+		f.WriteLater(tick)
+	}
+	f.committed = func() { // before the writer takes the group
+		f.committed = func() {}
+		for _, query := range queries {
+			if _, err := other.ExecContext(context.Background(), query); err != nil {
+				t.Errorf("%s: %v", query, err)
+			}
+		}
+	}
+	release()
+	for f.Waiting() > 0 {
 		time.Sleep(time.Millisecond)
 	}
-	return answers
+	return answer
 }
 
 func runSQL(t *testing.T, conn *sql.Conn, queries ...string) {
@@ -451,8 +465,7 @@ func TestAWriteWaitsForAnotherProcess(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	other := f.another(t)
-	runSQL(t, other, `BEGIN IMMEDIATE`, `INSERT INTO item (name) VALUES ('theirs')`)
-	f.block(t)
+	f.block(t, other, `BEGIN IMMEDIATE`, `INSERT INTO item (name) VALUES ('theirs')`)
 	// Ours applies only to what the other has committed by then.
 	ours := groupcommittest.Enqueue(t, f.Writer, func() error {
 		return f.Write(context.Background(), statement{
@@ -476,14 +489,13 @@ func TestAWriteThatWaitedInVainForTheLockFailsTheQueue(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	other := f.another(t)
-	runSQL(t, f.conn.Conn, `PRAGMA busy_timeout = 1000`)
-	runSQL(t, other, `BEGIN IMMEDIATE`)
-	waits := f.block(t)
+	runSQL(t, f.conn.Conn, `PRAGMA busy_timeout = 2000`) // enough for the writes behind it to come
+	waits := f.block(t, other, `BEGIN IMMEDIATE`)
 	var behind []<-chan error
 	for range 3 {
 		behind = append(behind, groupcommittest.Enqueue(t, f.Writer, f.add("behind")))
 	}
-	wantError(t, "the write that waited", groupcommittest.Answers(t, waits...)[0], errFailure)
+	wantError(t, "the write that waited", groupcommittest.Answers(t, waits)[0], errFailure)
 	runSQL(t, other, `ROLLBACK`) // one that waited again would now get the lock
 	for _, err := range groupcommittest.Answers(t, behind...) {
 		wantError(t, "a write behind it", err, errFailure)
