@@ -308,6 +308,30 @@ func TestALargeListenerMakesRoomForSeveralClients(t *testing.T) {
 	})
 }
 
+func TestAnAnswerCountsOnlyAfterItsClientHadTimeToReadIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newListener(newPipeListener(), 8)
+		clientA, a := connect(t, l)
+		clientB, b := connect(t, l)
+		_, c := connect(t, l)
+		for _, conn := range []*Conn{a, b, c} {
+			conn.BeginRequest()
+		}
+		a.AwaitClient(minUnread * 3 / 5)
+		time.Sleep(answerPatience)
+		b.AwaitClient(minUnread * 3 / 5)
+		if isClosed(t, clientA) || isClosed(t, clientB) {
+			t.Error("a connection was closed before its client had time to read")
+		}
+		time.Sleep(retryInterval)
+		c.AwaitClient(1)
+		if !isClosed(t, clientA) || isClosed(t, clientB) {
+			t.Error("not only the connection was closed whose client had time to read")
+		}
+	})
+}
+
 // A closeHook calls a function when it is closed.
 type closeHook struct {
 	net.Conn
@@ -517,31 +541,31 @@ func (c *countedConn) Close() error {
 
 func TestNoMoreConnectionsAreOpenThanAllowed(t *testing.T) {
 	t.Parallel()
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	const limit = 3
-	counting := &countingListener{Listener: inner}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "{}") })}
-	defer server.Close()
-	go server.Serve(Limit(counting, limit))
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	var clients sync.WaitGroup
-	for range 50 { // none of them is closed: no connection waits long enough
-		clients.Go(func() {
-			resp, err := client.Get("http://" + inner.Addr().String())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			resp.Body.Close()
-		})
-	}
-	clients.Wait()
-	if peak := counting.peak.Load(); peak > limit {
-		t.Errorf("%d connections were open, want at most %d", peak, limit)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 3
+		inner := newPipeListener()
+		counting := &countingListener{Listener: inner}
+		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "{}") })}
+		defer server.Close()
+		go server.Serve(Limit(counting, limit))
+		dial := func(context.Context, string, string) (net.Conn, error) { return inner.dial(), nil }
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
+		var clients sync.WaitGroup
+		for range 50 { // none of them is closed: no connection waits long enough
+			clients.Go(func() {
+				resp, err := client.Get("http://server")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				resp.Body.Close()
+			})
+		}
+		clients.Wait()
+		if peak := counting.peak.Load(); peak != limit {
+			t.Errorf("%d connections were open, want %d", peak, limit)
+		}
+	})
 }
 
 // The kernel's memory must not fill up with answers that clients do not read.

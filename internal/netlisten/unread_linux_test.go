@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// patience is how long a test waits for what must come.
-const patience = 30 * time.Second
+// patience is how long a test waits for what must come. Only a test that fails takes so
+// long.
+const patience = 2 * time.Minute
 
 // listenTCP returns a listener that is closed with all its connections at the end.
 func listenTCP(t *testing.T, n int) *listener {
@@ -49,8 +50,11 @@ func connectTCP(t *testing.T, l *listener) (client net.Conn, c *Conn) {
 	return client, conn.(*Conn)
 }
 
-// kernelTotal returns what the kernel holds for the open connections.
+// kernelTotal returns what the kernel holds for the open connections. Meanwhile no write
+// begins.
 func kernelTotal(l *listener) (total int64) {
+	l.unread.mu.Lock()
+	defer l.unread.mu.Unlock()
 	for _, c := range l.connections() {
 		n, _ := kernelBytes(c.Conn)
 		total += n
@@ -86,13 +90,18 @@ func TestTheSumOfUnreadAnswersIsBounded(t *testing.T) {
 				}
 			})
 		}
-		promised := l.unread.most * 4 / 3 // 64 MiB of 48; kernelTotal adds up connections that change meanwhile
+		promised := l.unread.most * 4 / 3 // 64 MiB of 48
 		var peak int64
-		for done := time.Now().Add(300 * time.Millisecond); time.Now().Before(done); time.Sleep(time.Millisecond) {
+		look := func() bool {
 			peak = max(peak, kernelTotal(l))
+			return peak > 0
 		}
-		if peak == 0 || peak > promised {
-			t.Errorf("answers of %d bytes: %d bytes were held, want some, but at most %d", size, peak, promised)
+		awaitTrue(t, "some bytes are held", look)
+		for done := time.Now().Add(300 * time.Millisecond); time.Now().Before(done); time.Sleep(time.Millisecond) {
+			look()
+		}
+		if peak > promised {
+			t.Errorf("answers of %d bytes: %d bytes were held, want at most %d", size, peak, promised)
 		}
 		for _, c := range l.connections() {
 			c.discard()
@@ -193,9 +202,6 @@ func TestAnswersOfWaitingRequestsCount(t *testing.T) {
 	for _, c := range []*Conn{a, b} {
 		c.BeginRequest()
 		c.AwaitClient(minUnread * 3 / 5)
-	}
-	if len(l.connections()) != 2 {
-		t.Error("a connection was closed before its client had time to read")
 	}
 	time.Sleep(answerPatience + 10*time.Millisecond)
 	b.Write([]byte("x"))
