@@ -445,7 +445,7 @@ func TestAdoptionKilledAtAnyInstant(t *testing.T) {
 		t.Fatal(err)
 	}
 	kinds := make(map[fileKind]int)
-	for round := range 12 {
+	for round := 0; round < 12 || kinds[kindTutorial] == 0; round++ {
 		path := filepath.Join(t.TempDir(), "app.db")
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
@@ -454,7 +454,7 @@ func TestAdoptionKilledAtAnyInstant(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(time.Duration(round)*15*time.Millisecond+rand.N(15*time.Millisecond), func() { cmd.Process.Kill() })
+		timer := time.AfterFunc(time.Duration(round%12)*15*time.Millisecond+rand.N(15*time.Millisecond), func() { cmd.Process.Kill() })
 		cmd.Wait()
 		timer.Stop()
 		kind, err := inspect(t.Context(), path)
@@ -479,9 +479,6 @@ func TestAdoptionKilledAtAnyInstant(t *testing.T) {
 				t.Errorf("the counter stands at %d", n)
 			}
 		}
-	}
-	if kinds[kindTutorial] == 0 {
-		t.Errorf("no kill came before the end: %v", kinds)
 	}
 }
 

@@ -363,7 +363,7 @@ func (s *service) signer() *signingKey {
 
 // patience is how long a test waits for what must come. Only a test that fails
 // takes so long.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // await returns when the condition holds. Use it only for conditions without a better way
 // to wait: the length of a channel, the size of a file.

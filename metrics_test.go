@@ -282,6 +282,10 @@ func TestPasswordHashesAreCounted(t *testing.T) {
 	s.scrape().moved(t, before, samples{"userd_password_hashes_total": 1, "userd_password_hashes_running": 0, "userd_password_hashes_waiting": 0})
 
 	defer s.occupyHasher()()
+	disperse := s.crowdHasher("127.0.0.0/24")
+	s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).want(t, 503, "busy")
+	disperse()
+	s.scrape().moved(t, before, samples{"userd_password_hashes_total": 1, "userd_password_hashes_refused_total": 1})
 	waits := make(chan error, 1)
 	go func() {
 		_, err := s.hasher.Hash(context.Background(), "", goodPassword)
@@ -289,9 +293,6 @@ func TestPasswordHashesAreCounted(t *testing.T) {
 	}()
 	await(t, "a hash waits", func() bool { return s.hasher.Stats().Waiting == 1 })
 	s.scrape().want(t, samples{"userd_password_hashes_running": float64(runtime.GOMAXPROCS(0)), "userd_password_hashes_waiting": 1})
-	defer s.crowdHasher("127.0.0.0/24")()
-	s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).want(t, 503, "busy")
-	s.scrape().moved(t, before, samples{"userd_password_hashes_total": 1, "userd_password_hashes_refused_total": 1})
 	if err := receive(t, "the one that waited too long", waits); err != passhash.ErrBusy {
 		t.Error(err)
 	}

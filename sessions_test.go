@@ -660,21 +660,27 @@ func TestAClientThatHangsUpLeavesTheQueue(t *testing.T) {
 		{"the current password", token, "DELETE", "/api/users/me", `{"current_password":"` + goodPassword + `"}`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			wait := func(n int) (waited time.Duration) {
-				start := time.Now()
+			wait := func(n int) {
 				await(t, fmt.Sprintf("%d calls wait", n), func() bool { return s.hasher.Stats().Waiting == n })
-				return time.Since(start)
 			}
-			conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: userd\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
-				row.method, row.path, row.token, len(row.body), row.body)
-			wait(1)
-			conn.Close()
-			if waited := wait(0); waited > passhash.MaxWait/2 {
-				t.Errorf("it stayed for %v", waited)
+			for try := 1; ; try++ {
+				refused := s.hasher.Stats().Refused
+				conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: userd\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+					row.method, row.path, row.token, len(row.body), row.body)
+				wait(1)
+				conn.Close()
+				wait(0)
+				if s.hasher.Stats().Refused == refused {
+					break
+				}
+				if try == 3 { // on a busy machine, the call can have waited too long before
+					t.Errorf("it stayed for %v", passhash.MaxWait)
+					break
+				}
 			}
 		})
 	}
@@ -695,14 +701,22 @@ func TestFullQueueIs503(t *testing.T) {
 		{"the current password", token, "DELETE", path, `{"current_password":"` + goodPassword + `"}`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			defer s.crowdHasher("127.0.0.0/24")()
-			start := time.Now()
-			r := s.do(row.token, row.method, row.path, row.body).want(t, 503, "busy")
-			if waited := time.Since(start); waited >= passhash.MaxWait { // it does not count as of the crowd's network
-				t.Errorf("refused after %v, want immediately", waited)
-			}
-			if got := r.header.Get("Retry-After"); got != "1" {
-				t.Errorf("Retry-After: %q", got)
+			for try := 1; ; try++ {
+				disperse := s.crowdHasher("127.0.0.0/24")
+				start := time.Now()
+				r := s.do(row.token, row.method, row.path, row.body).want(t, 503, "busy")
+				waited := time.Since(start)
+				disperse()
+				if got := r.header.Get("Retry-After"); got != "1" {
+					t.Errorf("Retry-After: %q", got)
+				}
+				if waited < passhash.MaxWait {
+					break
+				}
+				if try == 3 { // on a busy machine, the crowd can have left before
+					t.Errorf("refused after %v, want immediately: it does not count as of the crowd's network", waited)
+					break
+				}
 			}
 		})
 	}
