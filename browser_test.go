@@ -65,6 +65,7 @@ func startBrowser(t *testing.T) *browser {
 			"--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", // ask no server of Google's
 		}},
 		"goog:loggingPrefs": object{"browser": "ALL", "performance": "ALL"},
+		"timeouts":          object{"script": 10 * time.Minute / time.Millisecond}, // of all requests of a test
 	}}}, &made)
 	b.session += "/" + made.SessionID
 	return b

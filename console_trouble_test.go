@@ -344,7 +344,8 @@ func TestTheConsoleAsksForThePasswordOfItsUser(t *testing.T) {
 }
 
 // TestTheConsoleIsFast checks the times that the console promises on an idle machine, three
-// times as long: first paint 300 ms, a result 100 ms after a key, and no task over 200 ms.
+// times as long: first paint 300 ms, a result 100 ms after a key, and no task over 200 ms. A
+// browser that computes more slowly may take longer.
 func TestTheConsoleIsFast(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
@@ -377,8 +378,15 @@ func TestTheConsoleIsFast(t *testing.T) {
 		}
 		return v
 	}
+	// slowness measures how busy the machine is: how long a computation takes, of the 50 ms on
+	// the machine that the times are promised for, but at least 1.
+	slowness := 1.0
+	measureSlowness := func() {
+		slowness = max(slowness, measure(`(() => { const start = performance.now(); let x = 1; for (let i = 0; i < 2e7; i++) x = Math.imul(x, 16807) ^ i; if (!x) return 0; return performance.now() - start; })()`)/50)
+	}
 	var paints, rows, keys []float64
 	for range 5 {
+		measureSlowness()
 		c.open(p.url + "/console#/users")
 		await(t, "a painted list", func() bool {
 			return c.eval(`"" + !!(seen.rows && performance.getEntriesByName("first-contentful-paint")[0])`) == "true"
@@ -399,6 +407,7 @@ func TestTheConsoleIsFast(t *testing.T) {
 			})
 			keys = append(keys, measure(`seen.change - seen.input`))
 		}
+		measureSlowness()
 		c.wantSpoken("1 user")
 		c.fill("Search", "")
 		c.find("link", "root")
@@ -406,8 +415,8 @@ func TestTheConsoleIsFast(t *testing.T) {
 	limit := func(what string, got []float64, want float64) {
 		slices.Sort(got)
 		median := got[len(got)/2]
-		t.Logf("%s: %.0f ms in the median, at most %.0f ms", what, median, got[len(got)-1])
-		if median > 3*want {
+		t.Logf("%s: %.0f ms in the median, at most %.0f ms, on a machine that is %.1f times as slow", what, median, got[len(got)-1], slowness)
+		if median > 3*want*slowness {
 			t.Errorf("%s: %.0f ms, want %.0f ms", what, median, want)
 		}
 	}
@@ -429,9 +438,10 @@ func TestTheConsoleIsFast(t *testing.T) {
 			p.must(root, "PATCH", fmt.Sprint("/api/users/", n%100+2), fmt.Sprintf(`{"username":"renamed%d"}`, renamed)).want(t, 200, "")
 		}
 		longest = append(longest, measure(`seen.longest`)) // before the test reads the page, which is a long task too
+		measureSlowness()
 	}
 	t.Logf("the longest task of each round with 100 events a second: %.0f ms", longest)
-	if got := slices.Min(longest); got > 3*200 {
+	if got := slices.Min(longest); got > 3*200*slowness {
 		t.Errorf("the longest task during 100 events a second: %.0f ms", got)
 	}
 	c.wantText(fmt.Sprint("renamed", renamed)) // the newest
