@@ -39,9 +39,13 @@ func flaskUsers(t *testing.T, path string) string {
 		FROM (SELECT * FROM user ORDER BY id)`)
 }
 
-func backups(t *testing.T, path string) []string {
+// backups returns the copies that adoptions of a database have made, the oldest first.
+func backups(t *testing.T, path string) []string { return labeled(t, path, "before-userd") }
+
+// labeled returns the files of safefile.TimestampedName, the oldest first.
+func labeled(t *testing.T, path, label string) []string {
 	t.Helper()
-	found, err := filepath.Glob(path + ".before-userd-*Z")
+	found, err := filepath.Glob(path + "." + label + "-*Z")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -340,14 +340,7 @@ func TestABackupThatFailsLeavesNothing(t *testing.T) {
 }
 
 // keptOnes returns the databases that restores have kept, the oldest first.
-func keptOnes(t *testing.T, path string) []string {
-	t.Helper()
-	found, err := filepath.Glob(path + ".before-restore-*Z")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
-}
+func keptOnes(t *testing.T, path string) []string { return labeled(t, path, "before-restore") }
 
 // A restore undoes all changes since the copy, but reuses no id that was given out since.
 func TestARestoreTakesBackWhatHasChangedButNotIDs(t *testing.T) {

@@ -273,19 +273,7 @@ func benchOverload(b *testing.B, path string) {
 // BenchmarkHandler has no HTTP and no other process: it shows what a request
 // allocates inside the server.
 func BenchmarkHandler(b *testing.B) {
-	st, err := openStore(context.Background(), benchDatabase(b))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer st.close()
-	now := time.Now()
-	login := session{userID: 1, createdAt: now.Unix(), expiresAt: now.Add(24 * time.Hour).Unix(), refreshHash: []byte("hash")}
-	if _, err := st.startSession(context.Background(), &login, 0, "", provenFactor{}); err != nil {
-		b.Fatal(err)
-	}
-	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))
-	token := keys.configured[0].sign((&settings{accessTTL: 24 * time.Hour}).newClaims(&login, now, true))
-	s := newServer(settings{directory: directoryNames}, st, passhash.New(cheap), keys, slog.New(slog.DiscardHandler), time.Now, monotonic())
+	s, token := benchServer(b)
 
 	for _, op := range []struct{ name, path string }{{"read", "/api/users/1"}, {"page", "/api/users?limit=100"}} {
 		b.Run(op.name, func(b *testing.B) {
@@ -306,19 +294,7 @@ func BenchmarkHandler(b *testing.B) {
 // BenchmarkKey compares a read with an API key with a read with an access token, without HTTP,
 // in turns: the median of the ratios, and its confidence interval of 95 %.
 func BenchmarkKey(b *testing.B) {
-	st, err := openStore(context.Background(), benchDatabase(b))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer st.close()
-	now := time.Now()
-	login := session{userID: 1, createdAt: now.Unix(), expiresAt: now.Add(24 * time.Hour).Unix(), refreshHash: []byte("hash")}
-	if _, err := st.startSession(context.Background(), &login, 0, "", provenFactor{}); err != nil {
-		b.Fatal(err)
-	}
-	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))
-	token := keys.configured[0].sign((&settings{accessTTL: 24 * time.Hour}).newClaims(&login, now, true))
-	s := newServer(settings{directory: directoryNames}, st, passhash.New(cheap), keys, slog.New(slog.DiscardHandler), time.Now, monotonic())
+	s, token := benchServer(b)
 	key, err := s.addKey(context.Background(), console, &apiKey{userID: 1, name: "job", scope: readScope}, time.Hour)
 	if err != nil {
 		b.Fatal(err)
@@ -427,6 +403,24 @@ type discardResponse struct {
 func (w *discardResponse) Header() http.Header         { return w.header }
 func (w *discardResponse) WriteHeader(status int)      { w.status = status }
 func (w *discardResponse) Write(p []byte) (int, error) { return len(p), nil }
+
+// benchServer returns a server with a benchDatabase, and an access token of user1.
+func benchServer(b *testing.B) (_ *server, token string) {
+	b.Helper()
+	st, err := openStore(context.Background(), benchDatabase(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { st.close() })
+	now := time.Now()
+	login := session{userID: 1, createdAt: now.Unix(), expiresAt: now.Add(24 * time.Hour).Unix(), refreshHash: []byte("hash")}
+	if _, err := st.startSession(context.Background(), &login, 0, "", provenFactor{}); err != nil {
+		b.Fatal(err)
+	}
+	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))
+	token = keys.configured[0].sign((&settings{accessTTL: 24 * time.Hour}).newClaims(&login, now, true))
+	return newServer(settings{directory: directoryNames}, st, passhash.New(cheap), keys, slog.New(slog.DiscardHandler), time.Now, monotonic()), token
+}
 
 // benchDatabase makes a database with user1 to userN. They have one hash, of
 // goodPassword, so that a million take seconds.

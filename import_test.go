@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -280,15 +281,22 @@ func TestImportRace(t *testing.T) {
 	}
 }
 
+// importer returns an importer for the database of s.
+func (s *service) importer(t *testing.T, stdout, stderr io.Writer) *importer {
+	t.Helper()
+	m, err := newImporter(t.Context(), &cli{config: config{database: s.path}, userService: s.userService, stdout: stdout, stderr: stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.close() })
+	return m
+}
+
 func TestAnImportThatFailsIsNotTriedAgain(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	var out, errOut bytes.Buffer
-	m, err := newImporter(t.Context(), &cli{config: config{database: s.path}, userService: s.userService, stdout: &out, stderr: &errOut})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.close()
+	m := s.importer(t, &out, &errOut)
 	if err := m.read(t.Context(), strings.NewReader("username,email,password_hash\nann,ann@example.com,"+someHash+"\n")); err != nil {
 		t.Fatal(err)
 	}
@@ -305,11 +313,7 @@ func TestImportRaceForAnID(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	var out, errOut bytes.Buffer
-	m, err := newImporter(t.Context(), &cli{config: config{database: s.path}, userService: s.userService, stdout: &out, stderr: &errOut})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.close()
+	m := s.importer(t, &out, &errOut)
 	rows := "id,username,email,password_hash\n1,ann,ann@example.com," + someHash + "\n,bob,bob@example.com," + someHash + "\n"
 	if err := m.read(t.Context(), strings.NewReader(rows)); err != nil {
 		t.Fatal(err)

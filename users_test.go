@@ -153,25 +153,31 @@ func TestRegistrationClosed(t *testing.T) {
 func TestRegisterRace(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
+	s.wantOneOf(201, "username_taken", func(i int) reply {
+		return s.do("", "POST", "/api/register", fmt.Sprintf(`{"username":"ann","email":"ann%d@example.com","password":"testpass"}`, i))
+	})
+}
+
+// wantOneOf sends eight requests concurrently: one of them must have the status, and the others
+// the code of an error.
+func (s *service) wantOneOf(status int, code string, request func(i int) reply) {
+	s.t.Helper()
 	var wg sync.WaitGroup
 	results := make([]reply, 8)
 	for i := range results {
-		wg.Go(func() {
-			results[i] = s.do("", "POST", "/api/register", fmt.Sprintf(`{"username":"ann","email":"ann%d@example.com","password":"testpass"}`, i))
-		})
+		wg.Go(func() { results[i] = request(i) })
 	}
 	wg.Wait()
-	created := 0
+	n := 0
 	for _, r := range results {
-		switch {
-		case r.status == 201:
-			created++
-		case r.field("code") != "username_taken":
-			t.Errorf("got %d %s", r.status, r.body)
+		if r.status == status {
+			n++
+		} else if r.field("code") != code {
+			s.t.Errorf("got %d %s", r.status, r.body)
 		}
 	}
-	if created != 1 {
-		t.Errorf("%d users with one name", created)
+	if n != 1 {
+		s.t.Errorf("%d answers are %d, want 1", n, status)
 	}
 }
 
@@ -760,26 +766,9 @@ func TestLostUpdates(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	path, token := s.member("ann")
-	var wg sync.WaitGroup
-	results := make([]reply, 8)
-	for i := range results {
-		wg.Go(func() {
-			results[i] = s.do(token, "PUT", path, fmt.Sprintf(`{"username":"ann%d"}`, i), `If-Match: "1"`)
-		})
-	}
-	wg.Wait()
-	made := 0
-	for _, r := range results {
-		switch {
-		case r.status == 200:
-			made++
-		case r.field("code") != "version_mismatch":
-			t.Errorf("got %d %s", r.status, r.body)
-		}
-	}
-	if made != 1 {
-		t.Errorf("%d changes of one version were made", made)
-	}
+	s.wantOneOf(200, "version_mismatch", func(i int) reply {
+		return s.do(token, "PUT", path, fmt.Sprintf(`{"username":"ann%d"}`, i), `If-Match: "1"`)
+	})
 }
 
 func TestAnAddressThatBeginsWithASignDoesNotRegister(t *testing.T) {
