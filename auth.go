@@ -61,9 +61,9 @@ type signingKey struct {
 	macs   sync.Pool // of hash.Hash: a new one costs half as much time as a token
 }
 
-// newKey returns a key. A key of the database has a kid. A key of the configuration
+// newSigningKey returns a key. A key of the database has a kid. A key of the configuration
 // has none: its tokens have the header that PyJWT writes.
-func newKey(kid string, secret []byte) *signingKey {
+func newSigningKey(kid string, secret []byte) *signingKey {
 	header := `{"alg":"HS256","typ":"JWT"}`
 	if kid != "" {
 		header = `{"alg":"HS256","kid":"` + kid + `","typ":"JWT"}`
@@ -71,7 +71,7 @@ func newKey(kid string, secret []byte) *signingKey {
 	return &signingKey{kid: kid, secret: secret, header: base64.RawURLEncoding.EncodeToString([]byte(header))}
 }
 
-// headerWithKid matches the headers that newKey makes of the kids of randomKey.
+// headerWithKid matches the headers that newSigningKey makes of the kids of randomKey.
 var headerWithKid = regexp.MustCompile(`^\{"alg":"HS256","kid":"([a-z2-7]{8})","typ":"JWT"\}$`)
 
 // mac returns the signature of a JWS signing input (RFC 7515 section 5.1).
@@ -122,7 +122,7 @@ func (k *keyring) signer(row keyRow) *signingKey {
 	if len(k.configured) > 0 {
 		return k.configured[0]
 	}
-	return newKey(row.kid, row.secret)
+	return newSigningKey(row.kid, row.secret)
 }
 
 // keyByHeader returns the database's key that the header of a token names. It
@@ -146,7 +146,7 @@ func (k *keyring) keyByHeader(header string, now int64) (*signingKey, error) {
 	case err != nil:
 		return nil, err
 	}
-	key = newKey(match[1], secret)
+	key = newSigningKey(match[1], secret)
 	k.mu.Lock()
 	k.byHeader[header] = key // only keys of the table get here, so clients cannot make the map grow
 	k.mu.Unlock()

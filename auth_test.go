@@ -41,7 +41,7 @@ const (
 // testKey and testClaims make a token that is valid at testNow. Its header of 44 bytes, its
 // signature, and padded texts have trailing bits.
 func testKey() *signingKey {
-	return newKey("k2345678", []byte("0123456789abcdef0123456789abcdef"))
+	return newSigningKey("k2345678", []byte("0123456789abcdef0123456789abcdef"))
 }
 
 func testClaims() claims {
@@ -352,7 +352,7 @@ func TestMACVector(t *testing.T) {
 			"eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"
 		want = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
 	)
-	if got := base64.RawURLEncoding.EncodeToString(newKey("", secret).mac(input)); got != want {
+	if got := base64.RawURLEncoding.EncodeToString(newSigningKey("", secret).mac(input)); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -369,14 +369,14 @@ func TestSignThenVerify(t *testing.T) {
 	}{
 		{
 			name:   "a key of the configuration writes the header that PyJWT writes",
-			key:    newKey("", secret),
+			key:    newSigningKey("", secret),
 			claims: testClaims(),
 			header: `{"alg":"HS256","typ":"JWT"}`,
 			text:   `{"fresh":true,"iat":1777863721,"jti":"ID","type":"access","sub":"1","nbf":1777863721,"exp":1777864621,"sid":"1"}`,
 		},
 		{
 			name:   "a key of the database names itself, a refreshed token is not fresh",
-			key:    newKey("abc", secret),
+			key:    newSigningKey("abc", secret),
 			claims: claims{issued: 1, id: "X", subject: math.MaxInt64, notBefore: 1, expires: math.MaxInt64, session: math.MaxInt64},
 			header: `{"alg":"HS256","kid":"abc","typ":"JWT"}`,
 			text:   `{"fresh":false,"iat":1,"jti":"X","type":"access","sub":"9223372036854775807","nbf":1,"exp":9223372036854775807,"sid":"9223372036854775807"}`,
@@ -459,7 +459,7 @@ func TestATokenWithTheLongestNamesIsAccepted(t *testing.T) {
 		t.Fatal(err)
 	}
 	x := session{id: maxID, generation: maxID, userID: maxID}
-	k := newKey("abcdefgh", []byte("a secret of at least thirty-two bytes"))
+	k := newSigningKey("abcdefgh", []byte("a secret of at least thirty-two bytes"))
 	ring := newKeyring(func(string, int64) ([]byte, error) { return k.secret, nil })
 	token := k.sign(config.newClaims(&x, time.Unix(testNow, 0), true))
 	if _, err := ring.verify(token, testNow); err != nil {
@@ -471,7 +471,7 @@ func TestATokenWithTheLongestNamesIsAccepted(t *testing.T) {
 func TestAKeyThatCannotBeReadVerifiesNothing(t *testing.T) {
 	t.Parallel()
 	keys := newKeyring(func(string, int64) ([]byte, error) { return nil, errStorage })
-	token := newKey("abcdefgh", nil).sign(testClaims())
+	token := newSigningKey("abcdefgh", nil).sign(testClaims())
 	if c, err := keys.verify(token, testNow); !errors.Is(err, errStorage) || !sameClaims(c, claims{}) {
 		t.Errorf("got %+v, %v; want %v", c, err, errStorage)
 	}
@@ -820,7 +820,7 @@ func TestKeys(t *testing.T) {
 		if err != nil || row.kid == "" {
 			t.Fatalf("key %q, %v", row.kid, err)
 		}
-		return newKey(row.kid, row.secret)
+		return newSigningKey(row.kid, row.secret)
 	}
 	accepts := func(keys *keyring, by *signingKey) bool {
 		_, err := keys.verify(by.sign(testClaims()), testNow)

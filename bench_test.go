@@ -417,7 +417,7 @@ func benchServer(b *testing.B) (_ *server, token string) {
 	if _, err := st.startSession(context.Background(), &login, 0, "", provenFactor{}); err != nil {
 		b.Fatal(err)
 	}
-	keys := newKeyring(st.keySecret, newKey("", randomKey().secret))
+	keys := newKeyring(st.keySecret, newSigningKey("", randomKey().secret))
 	token = keys.configured[0].sign((&settings{accessTTL: 24 * time.Hour}).newClaims(&login, now, true))
 	return newServer(settings{directory: directoryNames}, st, passhash.New(cheap), keys, slog.New(slog.DiscardHandler), time.Now, monotonic()), token
 }

@@ -58,7 +58,7 @@ func TestServicesThatVerifyTokens(t *testing.T) {
 				"127.0.0.1:5000", strings.TrimPrefix(p.url, "http://"), "127.0.0.1:3000", strings.TrimPrefix(service, "http://"),
 			).Replace(shellBlock(t, filepath.Join(example, "README.md")))
 			startShell(t, dir, commands)
-			testVerifier(t, p, service, newKey("", []byte(secret)))
+			testVerifier(t, p, service, newSigningKey("", []byte(secret)))
 		})
 	}
 }
@@ -140,7 +140,7 @@ func testVerifier(t *testing.T, p *process, service string, key *signingKey) {
 		"one with another algorithm":    signed(`{"alg":"HS512","typ":"JWT"}`, strings.Replace(another, "refresh", "access", 1)),
 		"one without a signature":       parts[0] + "." + parts[1] + ".",
 		"one of the algorithm none":     encode([]byte(`{"alg":"none","typ":"JWT"}`)) + "." + parts[1] + ".",
-		"one that another key signed":   newKey("", []byte(strings.Repeat("x", 32))).sign(claims{}),
+		"one that another key signed":   newSigningKey("", []byte(strings.Repeat("x", 32))).sign(claims{}),
 		"one with a changed claim":      parts[0] + "." + encode([]byte(strings.Replace(another, "refresh", "access", 1))) + "." + parts[2],
 		"a text with too few parts":     "a.b",
 		"a text that is not in base 64": "ä.ö.ü",

@@ -317,9 +317,9 @@ func loadKeys(ctx context.Context, st *store, c *config, now int64) (*keyring, e
 	if err := st.retireKeys(ctx, now); err != nil {
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
-	ring.configured = []*signingKey{newKey("", c.secret)}
+	ring.configured = []*signingKey{newSigningKey("", c.secret)}
 	if len(c.previousSecret) > 0 {
-		ring.configured = append(ring.configured, newKey("", c.previousSecret))
+		ring.configured = append(ring.configured, newSigningKey("", c.previousSecret))
 	}
 	return ring, nil
 }
