@@ -131,8 +131,41 @@ type service struct {
 // newService starts a service. The options change its settings first.
 func newService(t testing.TB, options ...func(*settings)) *service {
 	t.Helper()
-	return newServiceOn(t, filepath.Join(t.TempDir(), "app.db"), options...)
+	return newServiceOn(t, newDatabase(t), options...)
 }
+
+// newDatabase writes a copy of emptyDatabase and returns its path. To make a database takes
+// longer than most tests.
+func newDatabase(t testing.TB) (path string) {
+	t.Helper()
+	data, err := emptyDatabase()
+	path = filepath.Join(t.TempDir(), "app.db")
+	if err == nil {
+		err = os.WriteFile(path, data, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// emptyDatabase returns the file that openStore makes.
+var emptyDatabase = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "userd-test-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "app.db")
+	st, err := openStore(context.Background(), path)
+	if err == nil {
+		err = st.close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
+})
 
 // newServiceOn is newService on a database that may be there.
 func newServiceOn(t testing.TB, path string, options ...func(*settings)) *service {

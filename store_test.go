@@ -64,7 +64,10 @@ func scan[T any](t *testing.T, conn *sql.Conn, query string, args ...any) (v T) 
 // its path.
 func makeStore(t *testing.T, names ...string) (path string) {
 	t.Helper()
-	path = filepath.Join(t.TempDir(), "app.db")
+	path = newDatabase(t)
+	if len(names) == 0 {
+		return path
+	}
 	st, err := openStore(context.Background(), path)
 	if err != nil {
 		t.Fatal(err)
