@@ -872,6 +872,24 @@ func TestARestoreKilledAtAnyInstant(t *testing.T) {
 
 func TestACheckTellsWhatIsWrong(t *testing.T) {
 	t.Parallel()
+	good := makeStore(t)
+	st, err := openStore(context.Background(), good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := user{username: "root", email: "root@example.com", role: admin}
+	v := user{username: "ann", email: "ann@example.com", role: member}
+	for _, u := range []*user{&u, &v} {
+		if err := st.addUser(context.Background(), console, u, someHash, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := st.close(); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := (&shell{t, good}).run(0, "", "check"); out != good+": nothing found; 2 users, 0 sessions\n" {
+		t.Fatalf("check: %s", out)
+	}
 	noise := bytes.Repeat([]byte{0xa5}, 4096)
 	sql := func(queries ...string) func(t *testing.T, path string) {
 		return func(t *testing.T, path string) { runSQL(t, another(t, path), queries...) }
@@ -913,25 +931,10 @@ func TestACheckTellsWhatIsWrong(t *testing.T) {
 		}, []string{"index user_disabled is missing"}},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
-			path := makeStore(t)
-			st, err := openStore(context.Background(), path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			u := user{username: "root", email: "root@example.com", role: admin}
-			v := user{username: "ann", email: "ann@example.com", role: member}
-			for _, u := range []*user{&u, &v} {
-				if err := st.addUser(context.Background(), console, u, someHash, 1); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := st.close(); err != nil {
-				t.Fatal(err)
-			}
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "app.db")
+			copyFile(t, good, path)
 			sh := &shell{t, path}
-			if out, _ := sh.run(0, "", "check"); out != path+": nothing found; 2 users, 0 sessions\n" {
-				t.Fatalf("check: %s", out)
-			}
 			t.Run("when", func(t *testing.T) { c.spoil(t, path) })
 			before := snapshot(t, filepath.Dir(path))
 			out, stderr := sh.run(1, "", "check")
