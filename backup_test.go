@@ -121,7 +121,7 @@ func TestABackupUnderLoadIsOneMoment(t *testing.T) {
 	const writers = 4
 	path := makeLargeStore(t)
 	runSQL(t, another(t, path), `
-		WITH RECURSIVE n(i) AS (SELECT 10001 UNION ALL SELECT i + 1 FROM n WHERE i < 40000)
+		WITH RECURSIVE n(i) AS (SELECT 10001 UNION ALL SELECT i + 1 FROM n WHERE i < 16000)
 		INSERT INTO user (id, username, email, password_hash) SELECT i, 'user' || i, 'user' || i || '@example.com', '`+someHash+`' FROM n`)
 	p := startUserd(t, filepath.Dir(path), loadEnviron)
 	renamers, _ := startRenamers(t, p, writers)
@@ -194,7 +194,7 @@ func TestABackupUnderLoadIsOneMoment(t *testing.T) {
 			stopped++
 		}
 		conn := another(t, file)
-		if n := scan[int](t, conn, `SELECT count(*) FROM user`); n != 39001+writers || !strings.Contains(said.String(), fmt.Sprintf("%d users", n)) {
+		if n := scan[int](t, conn, `SELECT count(*) FROM user`); n != 15001+writers || !strings.Contains(said.String(), fmt.Sprintf("%d users", n)) {
 			t.Errorf("the copy has %d users; userd said %s", n, &said)
 		}
 		after := written()
