@@ -184,13 +184,12 @@ func testScope(t *testing.T, s *service, c scopeCase, i int, scope keyScope, ask
 	t.Helper()
 	s.acts++
 	caller := s.addNamed(fmt.Sprintf("caller%d", s.acts), asker, false)
-	target := s.addNamed(fmt.Sprintf("other%d", s.acts), other, false)
-	if itself {
-		target = caller
+	target := caller
+	if !itself {
+		target = s.addNamed(fmt.Sprintf("other%d", s.acts), other, false)
 	}
 	if strings.HasSuffix(c.pattern, "{sid}") {
-		s.login(fmt.Sprintf("other%d", s.acts))
-		s.login(fmt.Sprintf("caller%d", s.acts))
+		s.login(map[bool]string{true: "caller", false: "other"}[itself] + strconv.Itoa(s.acts))
 	}
 	key, _ := s.keyOf(caller, scope, time.Hour)
 	method, path, _ := strings.Cut(c.pattern, " ")
