@@ -442,48 +442,59 @@ func TestTheInstanceDirectoryIsSeen(t *testing.T) {
 func TestAdoptionKilledAtAnyInstant(t *testing.T) {
 	t.Parallel()
 	path := flaskDatabase(t, `
-		WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+		WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 8000)
 		INSERT INTO user (id, username, email, password_hash) SELECT i, 'user' || i, 'user' || i || '@example.com', 'x' FROM n`)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	kinds := make(map[fileKind]int)
-	for round := 0; round < 12 || kinds[kindTutorial] == 0; round++ {
+	var whole time.Duration
+	const rounds = 12
+	for round := 0; round <= rounds || kinds[kindTutorial] == 0; round++ {
 		path := filepath.Join(t.TempDir(), "app.db")
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		cmd := userdCommand(t, filepath.Dir(path), nil, "adopt")
+		begun := time.Now()
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(time.Duration(round%12)*15*time.Millisecond+rand.N(15*time.Millisecond), func() { cmd.Process.Kill() })
+		if round > 0 {
+			defer time.AfterFunc(whole*time.Duration((round-1)%rounds)/rounds+rand.N(whole/rounds), func() { cmd.Process.Kill() }).Stop()
+		}
 		cmd.Wait()
-		timer.Stop()
+		if round == 0 {
+			whole = time.Since(begun)
+		}
 		kind, err := inspect(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		kinds[kind]++
 		for _, backup := range backups(t, path) { // whatever has the name of a copy is one
-			if n := scan[int](t, another(t, backup), `SELECT count(*) FROM user`); n != 19905 {
+			if n := scan[int](t, another(t, backup), `SELECT count(*) FROM user`); n != 7905 {
 				t.Errorf("a copy of %d users", n)
 			}
 		}
 		conn := another(t, path)
-		if n := scan[int](t, conn, `SELECT count(*) FROM user`); n != 19905 {
+		if n := scan[int](t, conn, `SELECT count(*) FROM user`); n != 7905 {
 			t.Errorf("%d users", n)
 		}
 		if found := scan[string](t, conn, `PRAGMA integrity_check`); found != "ok" {
 			t.Error(found)
 		}
 		if kind == kindUserd {
-			if n := scan[int](t, conn, `SELECT user_id FROM counter`); n != 20000 {
+			if n := scan[int](t, conn, `SELECT user_id FROM counter`); n != 8000 {
 				t.Errorf("the counter stands at %d", n)
 			}
 		}
 	}
+	if kinds[kindUserd] == 0 {
+		t.Errorf("no adoption ended: %v", kinds)
+	}
+	t.Logf("found %v", kinds)
 }
 
 // A login with a hash of an unknown format fails, and the start logs one warning.
