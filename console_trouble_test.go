@@ -152,7 +152,7 @@ func TestTabsOfTheConsole(t *testing.T) {
 	}
 	dir := t.TempDir()
 	userdHere(t, goodPassword, []string{"DATABASE_URL=" + filepath.Join(dir, "app.db")}, "user", "add", "-admin", "root", "root@example.com")
-	p, c := openConsole(t, dir, "JWT_ACCESS_TOKEN_EXPIRES=1s") // each request refreshes first
+	p, c := openConsole(t, dir, "JWT_ACCESS_TOKEN_EXPIRES=3s") // each load refreshes first, and later requests do
 	// A slow way to the server: without locks, the six tabs would use one refresh token at the same time.
 	way := httputil.NewSingleHostReverseProxy(must(url.Parse(p.url)))
 	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

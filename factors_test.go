@@ -522,12 +522,12 @@ func TestACodeStartsOneSession(t *testing.T) {
 		for i := range 64 {
 			s := []*service{a, b}[i%2]
 			group.Go(func() {
-				var r reply
-				if i%4 < 2 {
-					r = s.factorWith(mfa, code)
-				} else {
-					r = s.loginWith("ann", code)
-				}
+				r := insist(func() reply {
+					if i%4 < 2 {
+						return s.factorWith(mfa, code)
+					}
+					return s.loginWith("ann", code)
+				})
 				mu.Lock()
 				defer mu.Unlock()
 				counts[fmt.Sprint(r.status, r.field("code"))]++

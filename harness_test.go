@@ -264,6 +264,14 @@ func (s *service) do(token, method, path, body string, headers ...string) reply 
 	return s.ask(r)
 }
 
+// insist asks until the answer is another than that the server is busy: on a busy machine, one
+// of many concurrent requests can wait too long for its hash.
+func insist(ask func() reply) (r reply) {
+	for r = ask(); r.field("code") == "busy"; r = ask() {
+	}
+	return r
+}
+
 // ask sends a request and reads its answer.
 func (s *service) ask(r *http.Request) reply {
 	s.t.Helper()

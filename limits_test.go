@@ -366,7 +366,9 @@ func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 	var wg sync.WaitGroup
 	for range guesses {
 		wg.Go(func() {
-			answers <- s.do("", "POST", "/api/login", `{"username":"ann","password":"`+wrongPassword+`"}`)
+			answers <- insist(func() reply {
+				return s.do("", "POST", "/api/login", `{"username":"ann","password":"`+wrongPassword+`"}`)
+			})
 		})
 	}
 	await(t, "all guesses wait", func() bool { return s.hasher.Stats().Waiting == guesses })
@@ -377,8 +379,7 @@ func TestGuessesInParallelAreNoMoreThanOneByOne(t *testing.T) {
 	for r := range answers {
 		count[r.status]++
 	}
-	// On a busy machine a guess can wait for longer than passhash.MaxWait: 503.
-	if count[401] != freeFailures || count[429]+count[503] != guesses-freeFailures {
+	if count[401] != freeFailures || count[429] != guesses-freeFailures {
 		t.Errorf("answered %v, want %d times 401 and otherwise 429", count, freeFailures)
 	}
 }
@@ -390,7 +391,9 @@ func TestManyRightLoginsAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 40 {
 		wg.Go(func() {
-			s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`).want(t, 200, "")
+			insist(func() reply {
+				return s.do("", "POST", "/api/login", `{"username":"ann","password":"`+goodPassword+`"}`)
+			}).want(t, 200, "")
 		})
 	}
 	wg.Wait()

@@ -181,15 +181,20 @@ func TestAnAddressThatIsTakenBetweenTwoTries(t *testing.T) {
 	p.none("the user has another address when the next try begins")
 }
 
-// brokenTransport returns a transport to a port on which no program listens.
+// brokenTransport returns a transport to a port on which no program listens, and none can
+// until the test ends: a client has it.
 func brokenTransport(t *testing.T) mail.Transport {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Close()
-	transport, err := mail.Parse("smtp+plain://"+l.Addr().String(), mail.Options{})
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close(); l.Close() })
+	transport, err := mail.Parse("smtp+plain://"+client.LocalAddr().String(), mail.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

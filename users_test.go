@@ -165,7 +165,7 @@ func (s *service) wantOneOf(status int, code string, request func(i int) reply) 
 	var wg sync.WaitGroup
 	results := make([]reply, 8)
 	for i := range results {
-		wg.Go(func() { results[i] = request(i) })
+		wg.Go(func() { results[i] = insist(func() reply { return request(i) }) })
 	}
 	wg.Wait()
 	n := 0
