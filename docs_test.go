@@ -18,15 +18,20 @@ const (
 	maxColumns     = 100
 )
 
-// documentation returns the text of the documents at the top level and of each page of docs/, by path.
+// documentation returns the text of the documents at the top level, of each page of docs/ and of
+// the examples, by path.
 func documentation(t *testing.T) map[string]string {
 	t.Helper()
-	paths, err := filepath.Glob("docs/*.md")
-	if err != nil {
-		t.Fatal(err)
+	paths := []string{"README.md", "SECURITY.md", "CHANGELOG.md", "examples/README.md"}
+	for _, pattern := range []string{"docs/*.md", "examples/*/README.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil || found == nil {
+			t.Fatalf("%s: %v", pattern, err)
+		}
+		paths = append(paths, found...)
 	}
 	texts := make(map[string]string)
-	for _, path := range append(paths, "README.md", "SECURITY.md", "CHANGELOG.md") {
+	for _, path := range paths {
 		data, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
