@@ -469,6 +469,13 @@ func testAccount(t *testing.T, p *process, c *person) {
 	c.open(p.url + "/console#/users")
 	c.find("heading", "Account")
 	c.screen("account")
+	c.eval(`addEventListener("hashchange", () => document.querySelector("#top button").focus(), {once: true})`)
+	c.eval(`location.hash = "#/account?again"`)
+	await(t, "the focus moves to the top", func() bool { return c.eval(`document.activeElement.innerText`) == "Log out" })
+	c.awaitDone()
+	if got := c.eval(`document.activeElement.innerText`); got != "Log out" {
+		t.Errorf("after the account has loaded, the focus is on %s", got)
+	}
 
 	c.section("Username").fill("Username", "root")
 	c.section("Username").click("button", "Save")
