@@ -1079,6 +1079,25 @@ func TestTheOwnerLearnsOfARightPassword(t *testing.T) {
 	p.none("without mail")
 }
 
+// A thief who changes the second factor or the API keys of a user cannot do so unnoticed.
+func TestTheOwnerLearnsOfChangesOfFactorsAndKeys(t *testing.T) {
+	t.Parallel()
+	s := newService(t, unlimited, withMail)
+	path, first := s.member("ann")
+	s.change(`UPDATE user SET email_verified_at = 1`)
+	_, codes := s.enrol(first)
+	token := s.loginWith("ann", codes[0]).want(t, 200, "").field("access_token")
+	s.do(token, "POST", path+"/recovery-codes", "").want(t, 200, "")
+	id := s.makeKeyOver(token, path, readScope).want(t, 201, "").field("id")
+	s.do(token, "DELETE", path+"/keys/"+id, "").want(t, 204, "")
+	s.do(token, "DELETE", path+"/keys/"+id, "").want(t, 404, "key_not_found")
+	s.do(token, "DELETE", path+"/totp", "").want(t, 204, "")
+	const want = "a second factor was added, the recovery codes were replaced, an API key was created, an API key was revoked, the second factor was removed"
+	if got := scanStore[string](t, s, `SELECT group_concat(detail, ', ' ORDER BY id) FROM user_mail WHERE kind = 'changed'`); got != want {
+		t.Errorf("the mails say %s\nwant %s", got, want)
+	}
+}
+
 // A login in two steps replaces an outdated hash, as one in one step does.
 func TestALoginInTwoStepsUpgradesTheHash(t *testing.T) {
 	t.Parallel()

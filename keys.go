@@ -159,7 +159,7 @@ func (s *server) revokeKey(x *exchange) error {
 	if err := s.count(x, x.who.id); err != nil {
 		return err
 	}
-	if err := s.store.revokeKey(x.r.Context(), x.caller(), x.target, id, s.wall().Unix()); err != nil {
+	if err := s.store.revokeKey(x.r.Context(), x.caller(), x.target, id, s.wall().Unix(), s.notice(x, changedMail, x.target, "an API key was revoked")...); err != nil {
 		return err
 	}
 	return x.sendNothing()

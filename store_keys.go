@@ -159,16 +159,18 @@ func (s *store) touchKey(id int64, address string, now int64) {
 	})
 }
 
-// revokeKey deletes a key of a user for a caller, unless the caller is a key. It returns
-// errKeyNotFound if the user does not have this key, or an error of authorizationError.
-func (s *store) revokeKey(ctx context.Context, by caller, userID, id, now int64) error {
-	err := s.write(ctx,
-		statement{
+// revokeKey deletes a key of a user for a caller, unless the caller is a key. The statements in
+// then belong to the same write. It returns errKeyNotFound if the user does not have this key, or
+// an error of authorizationError.
+func (s *store) revokeKey(ctx context.Context, by caller, userID, id, now int64, then ...statement) error {
+	err := s.write(ctx, append([]statement{
+		{
 			Query:  `DELETE FROM user_key WHERE user_id = @id AND id = @revoked AND @caller <> 'apiKey' AND ` + mayChange,
 			Args:   by.with(args{{"id", userID}, {"revoked", id}}),
 			IfNone: errNotApplied,
 		},
-		event{at: now, kind: keyRevoked, userID: userID, changes: fmt.Sprintf("key=%d", id)}.by(by))
+		event{at: now, kind: keyRevoked, userID: userID, changes: fmt.Sprintf("key=%d", id)}.by(by),
+	}, then...)...)
 	if errors.Is(err, errNotApplied) {
 		return cmp.Or[error](s.authorizationError(by, userID), errKeyNotFound)
 	}
