@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -152,6 +153,11 @@ func TestAddingASecondFactor(t *testing.T) {
 	s.clock.set(s.wall().Add(-61 * time.Second))
 	confirm(s.code(secret)).want(t, 404, "factor_not_pending") // it begins in the future
 	secret = begin()
+	began := s.wall()
+	s.clock.set(began.Add(-61 * time.Second))
+	first = s.login("ann")
+	confirm(s.code(secret)).want(t, 404, "factor_not_pending") // otherwise the secret could be confirmed for longer
+	s.clock.set(began)
 	err := s.store.addFactor(t.Context(), console, &confirmation{userID: 1, pending: []byte("another"), sealed: []byte("x")}, 1)
 	wantError(t, "a confirmation of a secret that was replaced meanwhile", err, errNoPendingFactor)
 	s.clock.add(10 * time.Minute)
@@ -772,6 +778,47 @@ func TestWrongCodesCountLikeWrongPasswords(t *testing.T) {
 	if n := s.failures(1); n != 1 {
 		t.Errorf("%d failures after a client that has gone", n)
 	}
+}
+
+// interject runs act once, when the server next reads the wall clock after skip other readings.
+func (s *service) interject(skip int, act func()) {
+	wall := s.userService.wall
+	var readings atomic.Int64
+	s.userService.wall = func() time.Time {
+		if readings.Add(1) == int64(skip)+1 {
+			act()
+		}
+		return wall()
+	}
+}
+
+// A right code is refused if concurrent guesses have reached the limit since its check began.
+func TestConcurrentCodesAreLimitedTogether(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, token := s.member("ann")
+	secret, codes := s.enrol(token)
+	code := s.nextCode(secret)
+	s.interject(0, func() {
+		for range freeFailures {
+			s.loginWith("ann", s.wrongCode(secret)).want(t, 401, "wrong_otp")
+		}
+	})
+	s.loginWith("ann", code).want(t, 429, "too_many_requests")
+	s.clock.add(firstDelay)
+	s.loginWith("ann", codes[0]).want(t, 200, "")
+}
+
+// A password proves nothing any more if the user changes its password or a factor, also after the
+// check of the password.
+func TestAProofEndsWithAChangeBeforeItsWrite(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	path, token := s.member("ann")
+	s.interject(1, func() { s.change(`UPDATE user SET auth_stamp = auth_stamp + 1`) }) // the first reading checks the token
+	body := fmt.Sprintf(`{"current_password":%q}`, goodPassword)
+	s.do(token, "DELETE", path, body).want(t, 401, "wrong_password")
+	s.do(token, "DELETE", path, body).want(t, 200, "")
 }
 
 // The login of a user with a factor does not make the network known, or reset delays, before
