@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"userd/internal/groupcommit/groupcommittest"
 	"userd/internal/setting"
 	"userd/internal/strictjson"
 	"userd/internal/tagged"
@@ -1487,6 +1488,67 @@ func header(token string) string {
 
 // The configured key signs, with PyJWT's header. The previous configured key and the keys
 // of the database still verify.
+// Only the key that signs is retired, and gets a longer life of tokens. Otherwise a stolen key
+// would work longer with each rotation and each start of a server.
+func TestARetiredKeyStaysAsItIs(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	begin := s.wall()
+	rotate := func() error { return s.store.rotateKey(t.Context(), randomKey(), false, s.wall().Unix()) }
+	load := func(secret string, ttl time.Duration) func() error {
+		return func() error {
+			c := testConfig(secret)
+			c.accessTTL = ttl
+			_, err := loadKeys(t.Context(), s.store, c, s.wall().Unix())
+			return err
+		}
+	}
+	for i, step := range []struct {
+		do   func() error
+		want string // the minute in which each key was retired, and the minutes that a token lives
+	}{
+		{rotate, "1/15 -/15"},
+		{rotate, "1/15 2/15 -/15"},
+		{load("", time.Hour), "1/15 2/15 -/60"},
+		{load("", time.Minute), "1/15 2/15 -/60"},
+		{load("a secret of more than 32 bytes, of course", time.Hour), "1/15 2/15 5/60"},
+		{load("", time.Hour), "1/15 2/15 5/60 -/60"},
+	} {
+		s.clock.add(time.Minute)
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		got := scanStore[string](t, s, fmt.Sprintf(`SELECT group_concat(iif(retired_at = 0, '-', (retired_at - %d) / 60) || '/' || (token_ttl / 60), ' ')
+			FROM (SELECT retired_at, token_ttl FROM signing_key ORDER BY id)`, begin.Unix()))
+		if got != step.want {
+			t.Errorf("step %d: the keys are %s, want %s", i+1, got, step.want)
+		}
+	}
+	// Of two servers that start concurrently, the longer life counts.
+	release := groupcommittest.Busy(t, s.store.writer)
+	first := groupcommittest.Enqueue(t, s.store.writer, load("", 3*time.Hour))
+	second := groupcommittest.Enqueue(t, s.store.writer, load("", 2*time.Hour))
+	release()
+	for _, err := range groupcommittest.Answers(t, first, second) {
+		wantError(t, "a start", err, nil)
+	}
+	if got := scanStore[int](t, s, `SELECT token_ttl FROM signing_key WHERE retired_at = 0`); got != 3*60*60 {
+		t.Errorf("a token lives %d seconds", got)
+	}
+}
+
+// A key has one use only.
+func TestEachSecretOfTheDatabaseDiffers(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, token := s.member("ann")
+	s.enrol(token)
+	s.loginWith("ann", "").want(t, 401, "second_factor_required")
+	if got := scanStore[string](t, s, `SELECT group_concat(name, ' ') FROM (SELECT name FROM secret GROUP BY value ORDER BY name)`); got != "data mfa refresh" {
+		t.Errorf("different secrets: %s", got)
+	}
+}
+
 func TestConfiguredKeys(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

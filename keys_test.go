@@ -277,6 +277,7 @@ func TestAWriteChecksTheKey(t *testing.T) {
 			s.addNamed("keeper", admin, false)
 			asker, other := s.addNamed("asker", admin, false), s.addNamed("other", member, false)
 			_, id := s.keyOf(asker, c.scope, time.Hour)
+			_, others := s.keyOf(other, readScope, time.Hour)
 			by := caller{kind: keyCaller, user: asker, key: id, keyReadAt: s.clock.wall().Unix(), requiresProof: c.requiresProof}
 			if c.change != "" {
 				if err := s.store.write(t.Context(), statement{Query: c.change, Args: args{{"key", id}, {"asker", asker}, {"other", other}}}); err != nil {
@@ -287,7 +288,7 @@ func TestAWriteChecksTheKey(t *testing.T) {
 			wantError(t, "updateUser", err, c.want)
 			for name, err := range map[string]error{
 				"addKey":    s.store.addKey(t.Context(), by, &apiKey{userID: other, scope: readScope, createdAt: 1, expiresAt: 2}, []byte("x")),
-				"revokeKey": s.store.revokeKey(t.Context(), by, other, 1, 1),
+				"revokeKey": s.store.revokeKey(t.Context(), by, other, others, 1),
 			} {
 				if err == nil {
 					t.Errorf("%s by a key succeeded", name)
@@ -632,7 +633,8 @@ func TestTheLastExpiredKeysAreKept(t *testing.T) {
 		s.clock.add(time.Hour)
 	}
 	s.keyOf(ann, readScope, time.Hour)
-	for id, want := range map[int64]int{ann: maxUserKeys + 1, bob: maxUserKeys} {
+	s.keyOf(bob, readScope, time.Hour)
+	for id, want := range map[int64]int{ann: maxUserKeys + 1, bob: maxUserKeys + 1} {
 		if n := scanStore[int](t, s, fmt.Sprintf("SELECT count(*) FROM user_key WHERE user_id = %d", id)); n != want {
 			t.Errorf("user %d has %d keys, want %d", id, n, want)
 		}
@@ -668,6 +670,8 @@ func TestAUserHasAtMost50Keys(t *testing.T) {
 		_, err := s.addKey(t.Context(), console, &apiKey{userID: 1, name: "job", scope: readScope}, time.Hour)
 		return err
 	}(), errKeyLimit)
+	s.change(`UPDATE user_key SET expires_at = 0`) // they never expire
+	s.makeKeyOver(ann, path, readScope).want(t, 409, "too_many_keys")
 	s.makeKeyOver(bob, other, readScope).want(t, 201, "")
 }
 
@@ -1061,6 +1065,8 @@ func TestKeysAndARequiredFactor(t *testing.T) {
 	t.Parallel()
 	s := newService(t, func(c *settings) { c.requireFactor = requireFactorAll })
 	_, ann := s.member("ann")
+	_, bob := s.member("bob")
+	s.enrol(bob)
 	key, _ := s.keyOf(1, readScope, time.Hour)
 	s.do(key, "GET", "/api/users/me", "").want(t, 403, "factor_required")
 	s.do(key, "GET", "/api/users/me/totp", "").want(t, 403, "factor_required") // a key adds no factor
@@ -1115,6 +1121,44 @@ func TestAnIntrospectionHasTheAMROfTheToken(t *testing.T) {
 			t.Errorf("the token and its introspection differ: %s", r.body)
 		}
 	}
+}
+
+// A key ends with the rights of its user, however these end: userd deletes the keys of a user that
+// it disables, but another program may not.
+func TestAKeyOfAUserThatAnotherProgramDisabled(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, root := s.admin("root")
+	id := s.addNamed("ann", member, false)
+	key, _ := s.keyOf(id, readScope, 0)
+	for _, c := range []struct {
+		change string
+		status int // of a new key
+		code   string
+	}{
+		{"disabled", 403, "user_disabled"},
+		{"pending", 403, "pending_approval"},
+	} {
+		s.change(fmt.Sprintf("UPDATE user SET %s = 1 WHERE id = %d", c.change, id))
+		s.do(key, "GET", "/api/verify", "").want(t, 401, "invalid_token")
+		s.makeKeyOver(root, userPath(id), readScope).want(t, c.status, c.code)
+		s.change(fmt.Sprintf("UPDATE user SET %s = 0 WHERE id = %d", c.change, id))
+		s.do(key, "GET", "/api/verify", "").want(t, 200, "")
+	}
+}
+
+// The write checks it too.
+func TestOnlyTheCommandLineMakesAKeyThatNeverExpires(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	root := aUser(t, s.store, "root", admin)
+	by := aSession(t, s.store, root)
+	for scope, expires := range map[keyScope]int64{adminScope: 1 << 40, readScope: 0} {
+		if err := s.store.addKey(t.Context(), by, &apiKey{userID: root.id, scope: scope, expiresAt: expires}, []byte("x")); err == nil {
+			t.Errorf("a session made a key with the scope %s that expires at %d", scope, expires)
+		}
+	}
+	wantError(t, "another key", s.store.addKey(t.Context(), by, &apiKey{userID: root.id, scope: readScope, expiresAt: 1 << 40}, []byte("x")), nil)
 }
 
 // A member has no key with the scope admin, also if it is a service user: such a key would have
