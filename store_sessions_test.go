@@ -259,3 +259,77 @@ func TestWhichSessionsAChangeEnds(t *testing.T) {
 		wantError(t, "everywhere", st.endSessions(ctx, sid, ann.id, 1), errSessionEnded)
 	})
 }
+
+// The rows of each table expire by themselves, and a sweep that finds none writes nothing.
+func TestASweepDeletesOnlyWhatHasExpired(t *testing.T) {
+	t.Parallel()
+	const now = 1 << 40
+	week := int64(mailDays * 24 * 60 * 60)
+	s := newService(t)
+	s.addNamed("ann", member, false)
+	s.keyOf(1, readScope, 0) // never expires
+	s.aMail()                // queued
+	sweep := func() (wrote bool) {
+		s.store.wrote.Store(false)
+		_, err := s.store.sweep(t.Context(), 0, now)
+		if err := errors.Join(err, s.store.sweepCodes(t.Context(), now), s.store.sweepKeys(t.Context(), now)); err != nil {
+			t.Fatal(err)
+		}
+		return s.store.wrote.Load()
+	}
+	for _, c := range []struct {
+		table, insert string
+		expired       int64
+	}{
+		{"session", `INSERT INTO session (user_id, created_at, last_used_at, expires_at, address, user_agent) VALUES (1, 1, 1, @at, '', '')`, now},
+		{"user_code", insertCode + `VALUES (@at, 'ul', 1, '', 0, 0, 1, @at)`, now},
+		{"user_invitation", `INSERT INTO user_invitation (email, username, role, uses_left, created_by, created_at, expires_at) VALUES ('', '', 'member', 1, 0, 1, @at)`, now},
+		{"user_registration", `INSERT INTO user_registration (username, email, password_hash, created_at, expires_at) VALUES ('x', 'x', 'x', 1, @at)`, now},
+		{"user_mail", intoMail + `VALUES ('reset', 0, '', '', 0, '', '', '', 1, 1); UPDATE user_mail SET state = 'sent', closed_at = @at WHERE id = last_insert_rowid()`, now - week},
+		{"user_key", `INSERT INTO user_key (user_id, name, prefix, hash, scope, created_at, expires_at) VALUES (1, '', '', @at, 'read', 1, @at)`, now - keepExpiredKeys},
+		{"signing_key", `INSERT INTO signing_key (kid, secret, created_at, retired_at, token_ttl) VALUES (@at, zeroblob(32), 1, @at - 60, 60)`, now},
+	} {
+		before := count(t, s, c.table)
+		for _, at := range []int64{c.expired, c.expired + 1} {
+			for query := range strings.SplitSeq(c.insert, ";") {
+				s.change(query, arg{"at", at})
+			}
+		}
+		if sweep(); count(t, s, c.table) != before+1 {
+			t.Errorf("%s: %d of 2 rows are left, want 1", c.table, count(t, s, c.table)-before)
+		}
+		if sweep() {
+			t.Errorf("%s: a sweep that finds nothing writes", c.table)
+		}
+	}
+}
+
+// A client may repeat a rotation only as long as the session has the token that it got.
+func TestARotationIsRepeatedOnlyForTheLiveToken(t *testing.T) {
+	t.Parallel()
+	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+	ann := aUser(t, st, "ann", member)
+	live, err := st.session(aSession(t, st, ann).session)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, later := live, live
+	other.refreshHash = []byte("another hash")
+	later.generation++
+	for claim, c := range map[string]struct {
+		session session
+		want    error
+	}{
+		"the live token":            {live, nil},
+		"another token":             {other, errNotApplied},
+		"a token of another number": {later, errNotApplied},
+	} {
+		_, err := st.repeatRotation(t.Context(), &c.session, maxGraceUses)
+		wantError(t, claim, err, c.want)
+	}
+	next := live
+	next.refreshHash, next.expiresAt = []byte("next"), 1<<40
+	if _, err := st.rotate(t.Context(), &next, live.refreshHash, 2); err != errNotApplied {
+		t.Errorf("a rotation to the same number: %v", err)
+	}
+}
