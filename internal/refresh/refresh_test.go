@@ -17,9 +17,6 @@ func TestParseReadsWhatFormatWrites(t *testing.T) {
 		if got, ok := k.Parse(s); !ok || got != token {
 			t.Errorf("%s: got %+v, %t", s, got, ok)
 		}
-		if len(s) > MaxLen || (len(s) == MaxLen) != (token == longest) {
-			t.Errorf("%s has %d bytes of %d", s, len(s), MaxLen)
-		}
 		if _, ok := Key("another").Parse(s); ok {
 			t.Errorf("another key accepts %s", s)
 		}
@@ -53,7 +50,7 @@ func TestParseRefuses(t *testing.T) {
 		"another generation": "1.1." + parts[2] + "." + parts[3],
 		"another spelling":   "01." + strings.Join(parts[1:], "."),
 		"a fifth part":       s + ".x",
-		"a long text":        s + strings.Repeat("A", MaxLen),
+		"a long text":        s + strings.Repeat("A", 1<<16),
 	} {
 		if _, ok := k.Parse(forged); ok {
 			t.Errorf("%s: %s is accepted", claim, forged)
