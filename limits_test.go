@@ -304,6 +304,38 @@ func TestALimitedNetworkLooksUpNoUser(t *testing.T) {
 	}
 }
 
+// A network without failures left looks up the users that log in from there without a limit.
+func TestALimitedNetworkLooksUpItsUsers(t *testing.T) {
+	t.Parallel()
+	s := newService(t, proxied)
+	s.register("ann")
+	for _, limit := range []limit{networkFailures, lookups} {
+		s.limiter.allowances[limit] = throttle.NewNest(throttle.Allowance{Name: "one", Burst: 1, Every: time.Hour}, wideFactors...)
+	}
+	s.tryLogin(homeNet, "ann", goodPassword).want(t, 200, "")
+	s.tryLogin(homeNet, "nobody", wrongPassword).want(t, 401, "")
+	for range 3 {
+		s.tryLogin(homeNet, " ANN", goodPassword).want(t, 200, "")
+	}
+	s.tryLogin(homeNet, "nobody", wrongPassword).want(t, 429, "")
+}
+
+// An outage does not use up what the clients of a network may do wrong.
+func TestAFailureOfTheServerIsNotMalformed(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.register("ann")
+	_, token := s.pair("ann")
+	s.limiter.allowances[malformed] = throttle.NewNest(throttle.Allowance{Name: "one", Burst: 1, Every: time.Hour}, wideFactors...)
+	s.keepLog()
+	s.change(`ALTER TABLE secret RENAME TO gone`)
+	for range 2 {
+		s.do(token, "POST", "/api/refresh", "").want(t, 503, "unavailable")
+	}
+	s.do("", "POST", "/api/refresh", "").want(t, 401, "")
+	s.do("", "POST", "/api/refresh", "").want(t, 429, "")
+}
+
 func TestOneNetworkTriesOnlySoManyUsers(t *testing.T) {
 	t.Parallel()
 	s := newService(t, proxied)

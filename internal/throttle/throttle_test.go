@@ -260,3 +260,13 @@ func TestLimitedSaysWhatAndHowLong(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestANestSaysTheLongestWait(t *testing.T) {
+	t.Parallel()
+	n := NewNest(Allowance{Name: "mail", Burst: 1, Every: 10 * time.Second}, 2) // the wider key acts twice, then once in 5 s
+	n.TakeAll([]Key{1, 100}, 0)
+	n.TakeAll([]Key{2, 100}, 9*time.Second)
+	n.TakeAll([]Key{3, 100}, 9*time.Second)
+	wantWait(t, n.CheckAll([]Key{1, 100}, 9*time.Second), "mail", 5*time.Second) // the narrow key waits 1 s
+	wantWait(t, n.CheckAll([]Key{3, 100}, 9*time.Second), "mail", 10*time.Second)
+}
