@@ -1469,6 +1469,9 @@ func TestKeyRotation(t *testing.T) {
 	s.do(stolen.sign(c), "GET", path, "").want(t, 200, "")
 	s.clock.add(time.Second)
 	s.do(stolen.sign(c), "GET", path, "").want(t, 401, "invalid_token")
+	if _, err := newKeyring(s.store.keySecret).verify(stolen.sign(c), s.clock.wall().Unix()); err == nil {
+		t.Error("a key that has ended verifies")
+	}
 	if _, err := s.store.sweep(t.Context(), 0, s.clock.wall().Unix()); err != nil {
 		t.Fatal(err)
 	}
@@ -1522,6 +1525,9 @@ func TestARetiredKeyStaysAsItIs(t *testing.T) {
 			FROM (SELECT retired_at, token_ttl FROM signing_key ORDER BY id)`, begin.Unix()))
 		if got != step.want {
 			t.Errorf("step %d: the keys are %s, want %s", i+1, got, step.want)
+		}
+		if key, err := s.store.newestKey(); err != nil || (key.kid == "") == strings.Contains(got, "-") {
+			t.Errorf("step %d: the key %q signs, %v", i+1, key.kid, err)
 		}
 	}
 	// Of two servers that start concurrently, the longer life counts.

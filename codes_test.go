@@ -242,6 +242,8 @@ func TestResetLinksAreOnlyForAdminsWithProof(t *testing.T) {
 		}
 		s.do(root, "POST", path+"/reset-link", body).want(t, status, code)
 	}
+	s.do(root, "PATCH", path, `{"disabled":true}`).want(t, 200, "")
+	s.do(root, "POST", path+"/reset-link", "").want(t, 403, "user_disabled")
 	// The token that changed a password is not proof any more, because a thief may have it too.
 	s.do(root, "PUT", rootPath, `{"password":"another long one"}`).want(t, 200, "")
 	s.do(root, "POST", path+"/reset-link", "").want(t, 401, "fresh_login_required")
@@ -505,6 +507,78 @@ func TestACodeIsCheckedWhenTheWriteRuns(t *testing.T) {
 	s.login("root")
 }
 
+// Both the request and its write check a mailed code. A code that is not valid does not even show
+// that the user has a second factor.
+func TestAMailedCodeIsCheckedTwice(t *testing.T) {
+	t.Parallel()
+	for spoil, want := range map[string]struct {
+		status int
+		code   string
+	}{
+		``:                             {401, "second_factor_required"},
+		`DELETE FROM user_code`:        {400, "invalid_code"},
+		`UPDATE user SET disabled = 1`: {400, "invalid_code"},
+		`UPDATE user SET service = 1`:  {400, "invalid_code"},
+		`UPDATE user SET email = 'x' WHERE id = 1`: {400, "invalid_code"},
+		`UPDATE user_code SET user_id = 2`:         {400, "invalid_code"},
+		`UPDATE user_code SET expires_at = 1`:      {400, "invalid_code"},
+		`UPDATE user_code SET kind = 'uv'`:         {400, "invalid_code"},
+		`UPDATE user_code SET hash = x'00'`:        {400, "invalid_code"},
+	} {
+		s := newService(t)
+		ann, _ := s.addNamed("ann", member, false), s.addNamed("bob", member, false)
+		code := newCode(resetMailCode)
+		hash, err := hashCode(resetMailCode, code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := s.wall().Unix()
+		s.change(insertCode+`SELECT @hash, 'ur', id, email, 0, 0, @now, @now + 60 FROM user WHERE id = @ann`, args{{"hash", hash}, {"now", now}, {"ann", ann}}...)
+		if spoil != "" {
+			s.change(spoil)
+			wantError(t, "the write after "+spoil, s.store.resetPassword(t.Context(), ann, resetMailCode, hash, "x", provenFactor{}, "", now), errInvalidCode)
+		}
+		s.change(`INSERT INTO user_totp (user_id, secret, confirmed_at, last_step) VALUES (1, x'01', 1, 1)`)
+		if r := s.reset(code, newPassword); r.status != want.status || r.field("code") != want.code {
+			t.Errorf("after %s: %d %s", spoil, r.status, r.body)
+		}
+	}
+}
+
+// The write admits a user only by the invitation that the request has read.
+func TestAnInvitationIsCheckedWhenTheWriteRuns(t *testing.T) {
+	t.Parallel()
+	for _, spoil := range []string{
+		`UPDATE user_invitation SET email = 'other@example.com'`,
+		`UPDATE user_invitation SET username = 'other'`,
+		`UPDATE user_invitation SET role = 'admin'`,
+		`UPDATE user_invitation SET expires_at = 1`,
+		`UPDATE user_invitation SET uses_left = 0`,
+		`UPDATE user_code SET invitation_id = 2`,
+		``,
+	} {
+		s := newService(t)
+		_, root := s.admin("root")
+		code, _ := s.invitation(root, `{}`)
+		s.invitation(root, `{}`)
+		hash, err := hashCode(inviteCode, code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := s.wall().Unix()
+		v, err := s.store.invitationOfCode(hash, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := error(nil)
+		if spoil != "" {
+			want = errInvalidCode
+			s.change(spoil)
+		}
+		wantError(t, spoil, s.store.addInvited(t.Context(), &user{username: "ann", email: "ann@example.com"}, "x", hash, &v, "", now), want)
+	}
+}
+
 // anInvitation returns the id of a new invitation, which has an address, as text.
 func (s *service) anInvitation() string {
 	s.t.Helper()
@@ -596,6 +670,11 @@ func TestABoundInvitationVerifiesTheAddress(t *testing.T) {
 	s.do(ann, "PUT", "/api/users/me", `{"email":"other@example.com"}`).want(t, 200, "")
 	if got := s.do(ann, "GET", "/api/users/me", "").field("email_verified_at"); got != "" {
 		t.Errorf("a new address is verified at %q", got)
+	}
+	for _, end := range []string{`UPDATE user_invitation SET expires_at = 1`, `UPDATE user_invitation SET uses_left = 0`} {
+		bound, _ := s.invitation(root, `{"email":"carl@example.com"}`)
+		s.change(end)
+		s.join("eve", bound).want(t, 400, "invalid_code") // does not say for whom it was
 	}
 	for _, body := range []string{`{"email":"x@example.com","uses":2}`, `{"username":"x","uses":2}`} {
 		s.do(root, "POST", "/api/invitations", body).want(t, 400, "invalid_fields")

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"userd/internal/clientaddr"
+	"userd/internal/groupcommit/groupcommittest"
 	"userd/internal/otp"
 	"userd/internal/passhash"
 	"userd/internal/qr"
@@ -1156,7 +1157,7 @@ func TestALoginInTwoStepsUpgradesTheHash(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.register("bob")
-	s.change(`UPDATE user SET password_hash = @hash`, arg{"hash", old})
+	s.change(`UPDATE user SET password_hash = @hash, auth_stamp = 7`, arg{"hash", old})
 	mfa := s.loginWith("ann", "").want(t, 401, "second_factor_required").field("mfa_token")
 	c, err := s.store.credentials(1)
 	if err != nil || s.hasher.Stale(c.hash) {
@@ -1316,6 +1317,46 @@ func TestSecretsRequireTheKeyThatEncryptedThem(t *testing.T) {
 	s.change(`INSERT INTO user_totp_pending (user_id, secret, created_at) SELECT 2, secret, @now FROM user_totp WHERE user_id = 1`, arg{"now", s.wall().Unix()})
 	for _, code := range []string{s.code(secret), s.code(nil)} {
 		renewed.do(bob, "POST", "/api/users/me/totp/confirm", fmt.Sprintf(`{"otp":%q}`, code)).want(t, 503, "unavailable")
+	}
+}
+
+// A rotation reads all factors, however many it cannot decrypt, and keeps a factor that its user
+// replaces meanwhile.
+func TestARotationReadsAllFactorsAndReplacesNone(t *testing.T) {
+	t.Parallel()
+	s := newService(t, keyed(bytes.Repeat([]byte{1}, seal.KeySize), nil))
+	_, token := s.member("ann")
+	s.enrol(token)
+	s.change(`UPDATE user_totp SET user_id = 10000`)
+	s.change(`WITH RECURSIVE n (id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n WHERE id <= @most)
+		INSERT INTO user_totp (user_id, secret, confirmed_at, last_step) SELECT id, x'00', 1, 1 FROM n`, arg{"most", resealBatch})
+	first, err := seal.NewRing(bytes.Repeat([]byte{1}, seal.KeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring, err := seal.NewRing(bytes.Repeat([]byte{2}, seal.KeySize), bytes.Repeat([]byte{1}, seal.KeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.change(`UPDATE user_totp SET secret = @secret WHERE user_id = 10000`, arg{"secret", first.Seal([]byte("old"), sealName(10000))})
+	release := groupcommittest.Busy(t, s.store.writer)
+	replaced := groupcommittest.Enqueue(t, s.store.writer, func() error {
+		return s.store.write(t.Context(), statement{Query: `UPDATE user_totp SET secret = x'02' WHERE user_id = 10000`})
+	})
+	var sealed, unreadable int
+	rotated := groupcommittest.Enqueue(t, s.store.writer, func() (err error) {
+		sealed, unreadable, err = s.store.reseal(t.Context(), ring, 1)
+		return err
+	})
+	release()
+	for _, err := range groupcommittest.Answers(t, replaced, rotated) {
+		wantError(t, "a write", err, nil)
+	}
+	if sealed != 1 || unreadable != resealBatch+1 {
+		t.Errorf("sealed %d, could not decrypt %d", sealed, unreadable)
+	}
+	if got := scanStore[string](t, s, `SELECT hex(secret) FROM user_totp WHERE user_id = 10000`); got != "02" {
+		t.Errorf("the rotation overwrote the new factor: %s", got)
 	}
 }
 

@@ -520,6 +520,7 @@ func TestAMailedResetEndsKeysOfAnUnprovenAddress(t *testing.T) {
 	for _, verified := range []int64{0, 1} {
 		s := newService(t)
 		path, ann := s.member("ann")
+		s.register("bob") // whose address is not verified
 		key := s.makeKeyOver(ann, path, readScope).want(t, 201, "").field("key")
 		code := newCode(resetMailCode)
 		hash, err := hashCode(resetMailCode, code)
@@ -529,8 +530,8 @@ func TestAMailedResetEndsKeysOfAnUnprovenAddress(t *testing.T) {
 		now := s.clock.wall().Unix()
 		values := args{{"hash", hash}, {"now", now}, {"verified", verified}}
 		if err := s.store.write(t.Context(),
-			statement{Query: `UPDATE user SET email_verified_at = @verified`, Args: values},
-			statement{Query: insertCode + `SELECT @hash, 'ur', id, email, 0, 0, @now, @now + 60 FROM user`, Args: values}); err != nil {
+			statement{Query: `UPDATE user SET email_verified_at = @verified WHERE id = 1`, Args: values},
+			statement{Query: insertCode + `SELECT @hash, 'ur', id, email, 0, 0, @now, @now + 60 FROM user WHERE id = 1`, Args: values}); err != nil {
 			t.Fatal(err)
 		}
 		s.do("", "POST", "/api/password/reset", `{"code":"`+code+`","password":"another long one"}`).want(t, 200, "")
@@ -539,8 +540,11 @@ func TestAMailedResetEndsKeysOfAnUnprovenAddress(t *testing.T) {
 			want = 401
 		}
 		s.do(key, "GET", "/api/verify", "").want(t, want, "")
-		if at := scanStore[int64](t, s, "SELECT email_verified_at FROM user"); at != max(verified, (1-verified)*now) {
+		if at := scanStore[int64](t, s, "SELECT email_verified_at FROM user WHERE id = 1"); at != max(verified, (1-verified)*now) {
 			t.Errorf("the address is verified since %d", at)
+		}
+		if at := scanStore[int64](t, s, "SELECT email_verified_at FROM user WHERE id = 2"); at != 0 {
+			t.Errorf("the address of another user is verified since %d", at)
 		}
 	}
 }

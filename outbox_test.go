@@ -768,6 +768,8 @@ func TestALoginFromANewNetworkIsNoticed(t *testing.T) {
 	s := newService(t, withMail, proxied)
 	p := s.postbox()
 	s.added("ann")
+	s.added("bob")
+	s.tryLogin("203.0.113.1", "bob", goodPassword).want(t, 200, "") // makes the network known for bob
 	s.tryLogin("192.0.2.1", "ann", goodPassword).want(t, 200, "")
 	s.tryLogin("198.51.100.1", "ann", goodPassword).want(t, 200, "")
 	p.none("an address that is not verified")
@@ -797,6 +799,9 @@ func TestManyEventsDoNotHideTheLoginsBeforeThem(t *testing.T) {
 	s.do(ann, "POST", "/api/logout", "").want(t, 204, "")
 	s.tryLogin(otherNet, "ann199", goodPassword).want(t, 200, "")
 	p.only("ann@example.com", "New login")
+	s.change(`INSERT INTO event (at, type, actor_id, user_id, session_id, address, changes) SELECT at, 'user_changed', 1, 1, 0, '', '' FROM event`)
+	s.tryLogin(otherNet, "ann199", goodPassword).want(t, 200, "")
+	p.none("a login from the network of a session")
 }
 
 func TestAFirstLoginIsNotNoticed(t *testing.T) {

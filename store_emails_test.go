@@ -27,6 +27,8 @@ func TestACodeOfAnAddressIsCheckedWhenTheWriteRuns(t *testing.T) {
 		want  error
 	}{
 		{"a verify code that was used", `DELETE FROM user_code`, 0, errInvalidCode},
+		{"another code", `UPDATE user_code SET hash = x'00'`, 0, errInvalidCode},
+		{"one that has expired", `UPDATE user_code SET expires_at = 1`, 0, errInvalidCode},
 		{"one whose address changed", `UPDATE user SET email = 'other@example.com'`, 0, errInvalidCode},
 		{"one whose user is disabled", `UPDATE user SET disabled = 1`, 0, errSessionEnded},
 		{"one whose user is disabled, by password", `UPDATE user SET disabled = 1`, 7, errInvalidCode},
@@ -55,6 +57,7 @@ func TestACodeOfAnAddressIsCheckedWhenTheWriteRuns(t *testing.T) {
 	}
 	for _, spoil := range []string{
 		`DELETE FROM user_code`,
+		`UPDATE user_code SET hash = x'00'`,
 		`UPDATE user SET pending_email = 'other@example.com'`,
 		`UPDATE user SET disabled = 1`,
 		`UPDATE user_code SET expires_at = 1`,
@@ -75,7 +78,7 @@ func TestACodeOfAnAddressIsCheckedWhenTheWriteRuns(t *testing.T) {
 			}
 		})
 	}
-	for _, spoil := range []string{`DELETE FROM user_code`, `UPDATE user SET disabled = 1`, `UPDATE user_code SET expires_at = 1`, `UPDATE user_code SET user_id = 2`} {
+	for _, spoil := range []string{`DELETE FROM user_code`, `UPDATE user_code SET hash = x'00'`, `UPDATE user SET disabled = 1`, `UPDATE user_code SET expires_at = 1`, `UPDATE user_code SET user_id = 2`} {
 		t.Run("undo "+spoil, func(t *testing.T) {
 			t.Parallel()
 			s := newService(t, withMail)

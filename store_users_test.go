@@ -678,6 +678,84 @@ func TestEachWriteChecksItsCaller(t *testing.T) {
 	}
 }
 
+// What ends with a change or the deletion of a user belongs to this user only.
+func TestAnActOnAUserChangesNothingOfAnother(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	hash, yes, no, other := "new hash", true, false, member
+	for act, do := range map[string]func(st *store) error{
+		"a deletion":     func(st *store) error { return st.deleteUser(ctx, console, 1, 0, 5) },
+		"a new password": func(st *store) error { _, err := st.updateUser(ctx, console, 1, change{hash: &hash}, 0, 5); return err },
+		"disabling": func(st *store) error {
+			_, err := st.updateUser(ctx, console, 1, change{disabled: &yes}, 0, 5)
+			return err
+		},
+		"enabling": func(st *store) error {
+			_, err := st.updateUser(ctx, console, 1, change{disabled: &no}, 0, 5)
+			return err
+		},
+		"a new role": func(st *store) error {
+			_, err := st.updateUser(ctx, console, 1, change{role: &other}, 0, 5)
+			return err
+		},
+		"a reset": func(st *store) error {
+			return st.resetPassword(ctx, 1, resetMailCode, []byte("ur1"), hash, provenFactor{recovery: []byte("code1")}, "", 5)
+		},
+		"the end of its sessions": func(st *store) error { return st.endSessions(ctx, console, 1, 5) },
+		"new recovery codes":      func(st *store) error { return st.renewCodes(ctx, console, 1, nil, 5) },
+		"the end of its factor":   func(st *store) error { return st.removeFactor(ctx, console, 1, 5) },
+		"a new factor": func(st *store) error {
+			return st.addFactor(ctx, console, &confirmation{userID: 1, pending: []byte("pending1"), sealed: []byte("x")}, 5)
+		},
+		"a verified address": func(st *store) error {
+			_, err := st.verifyEmail(ctx, console, &emailCode{kind: verifyCode, hash: []byte("uv1"), user: user{id: 1}}, 5)
+			return err
+		},
+		"a new address": func(st *store) error {
+			_, err := st.confirmEmail(ctx, &emailCode{kind: changeCode, hash: []byte("uc1"), user: user{id: 1}}, &queuedMail{kind: undoMail, userID: 1}, 5)
+			return err
+		},
+		"a restored address": func(st *store) error {
+			return st.restoreEmail(ctx, &emailCode{kind: undoCode, hash: []byte("uu1"), user: user{id: 1}}, hash, &queuedMail{kind: resetMail, userID: 1}, 5)
+		},
+	} {
+		t.Run(act, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			for _, name := range []string{"ann", "bob", "root"} {
+				u := aUser(t, s.store, name, admin)
+				aSession(t, s.store, u)
+				s.keyOf(u.id, adminScope, 0)
+				s.anInvitation()
+			}
+			for _, query := range []string{
+				`UPDATE session SET factor = 1`,
+				`UPDATE user SET pending_email = 'next' || id || '@example.com'`,
+				`UPDATE user_invitation SET created_by = id`,
+				`INSERT INTO user_totp (user_id, secret, confirmed_at, last_step) SELECT id, cast('secret' || id AS BLOB), 1, 1 FROM user`,
+				`INSERT INTO user_totp_pending (user_id, secret, created_at) SELECT id, cast('pending' || id AS BLOB), 1 FROM user`,
+				`INSERT INTO user_recovery_code (hash, user_id) SELECT cast('code' || id AS BLOB), id FROM user`,
+				`INSERT INTO user_code (hash, kind, user_id, email, old_email, invitation_id, created_by, created_at, expires_at)
+					SELECT cast(kind || id AS BLOB), kind, id, iif(kind = 'uc', pending_email, email), 'old' || id || '@example.com', 0, id, 1, 9
+					FROM user, (SELECT 'ur' AS kind UNION SELECT 'ul' UNION SELECT 'uv' UNION SELECT 'uc' UNION SELECT 'uu')`,
+			} {
+				s.change(query)
+			}
+			rows := `SELECT json_array((SELECT json_group_array(json_array(email, pending_email, password_hash, role, disabled, auth_stamp, email_verified_at, version)) FROM user WHERE id > 1),
+				(SELECT count(*) FROM user_invitation WHERE created_by > 1), (SELECT count(*) FROM event WHERE user_id > 1),
+				(SELECT sum(factor) || max(kept_jti) || max(rekeyed_at) FROM session WHERE user_id > 1)`
+			for _, table := range userTables {
+				rows += fmt.Sprintf(", (SELECT count(*) FROM %s WHERE user_id > 1)", table)
+			}
+			before := scanStore[string](t, s, rows+")")
+			wantError(t, act, do(s.store), nil)
+			if after := scanStore[string](t, s, rows+")"); after != before {
+				t.Errorf("other users had %s and have %s", before, after)
+			}
+		})
+	}
+}
+
 func TestAChangeOfAnOldVersionIsRefused(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
