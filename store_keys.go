@@ -328,7 +328,7 @@ type signer struct {
 
 // signer returns the signer, or the zero signer if no server has started yet.
 func (s *store) signer() (v signer, err error) {
-	err = s.read(`SELECT configured, since FROM signer`, nil, []any{&v.configured, &v.since})
+	err = s.read(`SELECT configured, since FROM signer WHERE id = 1`, nil, []any{&v.configured, &v.since})
 	return v, err
 }
 
