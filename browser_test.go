@@ -293,15 +293,12 @@ func (b *browser) wantNoScrolling() {
 // can be as intended.
 func (b *browser) wantNoFaults() {
 	b.t.Helper()
-	var entries []struct{ Level, Message string }
-	b.call("POST", "/se/log", object{"type": "browser"}, &entries)
-	for _, e := range entries {
+	for _, e := range b.log("browser") {
 		if !strings.Contains(e.Message, " - Failed to load resource: ") {
 			b.t.Errorf("the console says %+v", e)
 		}
 	}
-	b.call("POST", "/se/log", object{"type": "performance"}, &entries)
-	for _, e := range entries {
+	for _, e := range b.log("performance") {
 		var sent struct {
 			Message struct {
 				Method string
@@ -319,6 +316,16 @@ func (b *browser) wantNoFaults() {
 			b.t.Errorf("the page asked %s; it may ask %s only", asked, b.origins)
 		}
 	}
+}
+
+// A logEntry is an entry of a log of the browser.
+type logEntry struct{ Level, Message string }
+
+// log returns the entries of a log since it was last called.
+func (b *browser) log(kind string) (entries []logEntry) {
+	b.t.Helper()
+	b.call("POST", "/se/log", object{"type": kind}, &entries)
+	return entries
 }
 
 // text returns what a person sees of the page.

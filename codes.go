@@ -317,7 +317,9 @@ func (s *server) restoreEmail(x *exchange) error {
 // CONSOLE is off. The kind of the code decides what the page does. The code is in the fragment of
 // the URL, which browsers do not send. So no log contains the code, and a program that follows links
 // does not use it up.
-func (s *server) accountPage(x *exchange) error { return x.sendDocument(s.webPages.withAdmin()) }
+func (s *server) accountPage(x *exchange) error {
+	return x.sendDocument(s.webPages[pageState{admin: true}]())
+}
 
 // causedBy returns the mail with the client of a request, which causes it, and with its time
 // in Unix seconds.

@@ -70,25 +70,34 @@ func newWebPage(attributes string) *webPage {
 		"; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"}
 }
 
-// webPages are the documents for a service without an admin, with the command line that makes
-// the first one, and for a service with an admin. Each is made when it is first sent.
-type webPages struct{ withoutAdmin, withAdmin func() *webPage }
+// A pageState says what a document of the console depends on.
+type pageState struct {
+	admin   bool // the service has an admin; otherwise the page shows the command line that makes the first one
+	session bool // the browser may have a session; otherwise the page does not ask for one
+}
+
+// webPages are the documents of the console. Each is made when it is first sent.
+type webPages map[pageState]func() *webPage
 
 func (s *server) newWebPages() webPages {
-	page := func(firstAdmin string) func() *webPage {
-		return sync.OnceValue(func() *webPage {
+	pages := webPages{}
+	for _, state := range []pageState{{true, true}, {true, false}, {false, true}, {false, false}} {
+		pages[state] = sync.OnceValue(func() *webPage {
 			attributes := ""
 			add := func(name, value string) { attributes += " data-" + name + `="` + html.EscapeString(value) + `"` }
 			add("console", onOff(s.console.on))
 			add("registration", string(s.registration))
 			add("mail", onOff(s.mailOn))
-			if firstAdmin != "" {
-				add("first-admin", firstAdmin)
+			if !state.admin {
+				add("first-admin", s.console.firstAdmin)
+			}
+			if !state.session {
+				add("session", "none")
 			}
 			return newWebPage(attributes)
 		})
 	}
-	return webPages{page(s.console.firstAdmin), page("")}
+	return pages
 }
 
 func onOff(on bool) string {
@@ -103,11 +112,17 @@ func (s *server) sendConsole(x *exchange) error {
 	if !s.console.on {
 		return errNotFound
 	}
-	page := s.webPages.withAdmin
-	if found, err := s.store.hasAdmin(); err == nil && !found { // the page itself shows that the database is unavailable
-		page = s.webPages.withoutAdmin
-	}
-	return x.sendDocument(page())
+	found, err := s.store.hasAdmin()
+	// If the database is unavailable, the page itself shows that.
+	return x.sendDocument(s.webPages[pageState{found || err != nil, s.mayHaveSession(x.r)}]())
+}
+
+// mayHaveSession reports whether the browser that asks for a document may have the cookie. It does
+// not send the cookie if a page of another site led to the document (SameSite=Strict). Browsers
+// send Sec-Fetch-Site only over HTTPS and to loopback addresses.
+func (s *server) mayHaveSession(r *http.Request) bool {
+	site := r.Header.Get("Sec-Fetch-Site")
+	return site == "" || site == "cross-site" || len(r.CookiesNamed(s.console.cookieName())) > 0
 }
 
 // sendDocument answers with a document of the console.

@@ -148,6 +148,9 @@ func testConsole(t *testing.T, keyboard bool) {
 
 func testFirstAdmin(t *testing.T, p *process, c *person) {
 	c.find("heading", "Welcome to userd")
+	if lines := c.log("browser"); len(lines) > 0 { // for example, of a refresh without a cookie
+		t.Errorf("at the first visit, the console says %v", lines)
+	}
 	c.screen("first admin")
 	command := c.textOf("code", "Command")
 	line, isOne := strings.CutSuffix(command, " NAME EMAIL")

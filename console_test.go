@@ -258,6 +258,25 @@ func TestTheConsoleSaysHowToMakeTheFirstAdmin(t *testing.T) {
 	}
 }
 
+// A refresh without the cookie would fail, and browsers show that as an error.
+func TestTheConsoleSaysThatABrowserHasNoSession(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withConsole)
+	for headers, none := range map[string]bool{
+		"Accept: */*":                               false, // over HTTP, browsers do not say where a request comes from
+		"Sec-Fetch-Site: cross-site":                false, // the browser withholds the cookie
+		"Sec-Fetch-Site: none":                      true,
+		"Sec-Fetch-Site: same-site":                 true,
+		"Sec-Fetch-Site: none\nCookie: userd=1.0.x": false,
+		"Sec-Fetch-Site: none\nCookie: other=1":     true,
+	} {
+		r := s.do("", "GET", "/console", "", strings.Split(headers, "\n")...).want(t, 200, "")
+		if got := strings.Contains(r.body, ` data-session="none"`); got != none {
+			t.Errorf("%q: %t, want %t", headers, got, none)
+		}
+	}
+}
+
 func TestTheRootLeadsToTheConsole(t *testing.T) {
 	t.Parallel()
 	s := newService(t, withConsole)

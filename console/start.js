@@ -69,6 +69,7 @@ function showTop() {
 async function start() {
   const signal = screenSignal();
   try {
+    if (!token && settings.session === "none") throw new ApiError(401, {}); // a request would only fail
     me = await api("GET", "users/me", undefined, { signal });
     showTop();
     showRoute();
