@@ -346,8 +346,8 @@ func (s *server) authenticate(x *exchange) error {
 }
 
 // authenticateKey sets x.who from an API key. It reads the rows of the key and of its user
-// for each request. It returns errBadToken, errExpiredKey, errStorage, errKeyScope if the scope
-// does not open the route, or errLimited if the network has sent too many keys that are not valid.
+// for each request. It returns errBadToken, errExpiredKey, errStorage, errKeyScope if the route
+// does not permit the scope, or errLimited if the network has sent too many keys that are not valid.
 // Such keys count only toward the limit badKeys: a key cannot be guessed, so they must not use up
 // the limits of logins.
 func (s *server) authenticateKey(x *exchange, key string) error {
@@ -403,7 +403,7 @@ const (
 	keyActs = changeUsername | changeDisabled | deleteUser | endOtherSessions
 )
 
-// actsOf returns the acts of a change of a user and, unless password is nil, of its password.
+// actsOf returns the acts of a change of a user, with changePassword unless password is nil.
 func actsOf(c *change, password *string) (acts proof) {
 	for act, does := range map[proof]bool{
 		changeUsername: c.username != nil,

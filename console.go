@@ -297,8 +297,8 @@ func (s *server) intoCookie(x *exchange, token string) string {
 	return ""
 }
 
-// endCookie deletes the cookie of the request after the sessions of a user have ended, if it is
-// that of the caller's session.
+// endCookie deletes the cookie of the request if it is that of the caller's session. A handler calls
+// it after it has ended sessions of a user; if the user is not the caller, the cookie stays.
 func (s *server) endCookie(x *exchange, user int64) {
 	if user == x.who.id && s.ownCookie(x) {
 		s.setCookie(x, "", -time.Second)

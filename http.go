@@ -264,7 +264,8 @@ func (x *exchange) sendNothing() error {
 	return nil
 }
 
-// sendMessage answers with a text for people, in which JSON requires no escapes.
+// sendMessage answers with a text for people. sendMessage escapes nothing, so the text must be valid
+// in a JSON string.
 func (x *exchange) sendMessage(status int, text string) error {
 	return x.send(status, []byte(`{"message":"`+text+`"}`+"\n"))
 }

@@ -281,7 +281,8 @@ func (s *server) allowLookup(x *exchange, name string) error {
 }
 
 // nameKey returns the key of a login name and a network. It ignores the case of the name and the
-// spaces around it, as the database does: otherwise it would show whether a name exists.
+// spaces around it exactly as the database does. Otherwise two spellings could share a limit only
+// if their user exists, and the limit would show this.
 func (l *limiter) nameKey(name, from string) throttle.Key {
 	return l.seed.Key("name", validate.FoldName(validate.TrimName(name)), from)
 }

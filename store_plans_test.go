@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
 	"userd/internal/apikey"
 	"userd/internal/seal"
 )

@@ -141,8 +141,8 @@ func (s *SMTP) greet(ctx context.Context, conn net.Conn) (*smtp.Client, error) {
 	return c, err
 }
 
-// expectsTLS reports whether the server completes a TLS handshake on a new connection. It sends
-// no secret, so the certificate does not matter.
+// expectsTLS reports whether the server completes a TLS handshake on a new connection before ctx
+// ends. It sends no secret, so the certificate does not matter.
 func (s *SMTP) expectsTLS(ctx context.Context) bool {
 	conn, err := s.dialer.DialContext(ctx, "tcp", s.addr)
 	if err != nil {

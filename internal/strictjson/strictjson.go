@@ -89,7 +89,7 @@ func Unmarshal(data []byte, v any) error {
 	}
 	err = json.Unmarshal(data, v)
 	if mistyped, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		name := mistyped.Field[strings.LastIndexByte(mistyped.Field, '.')+1:] // without that of an embedded struct
+		name := mistyped.Field[strings.LastIndexByte(mistyped.Field, '.')+1:] // without the name of an embedded struct
 		return &Error{WrongType, name, wanted(mistyped.Type)}
 	}
 	return err

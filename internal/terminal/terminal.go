@@ -222,8 +222,8 @@ func hideInput(f *os.File) (restore func(), err error) {
 }
 
 // Interruptible returns a reader of in whose reads end with the error of ctx as soon as ctx ends.
-// A read that it interrupts waits for input until the process ends, so nothing else may read in
-// afterwards.
+// A read that is interrupted still waits for input until the process ends, and would lose what it
+// reads, so nothing may read in afterwards.
 func Interruptible(ctx context.Context, in io.Reader) io.Reader { return &interruptible{ctx, in} }
 
 type interruptible struct {
@@ -232,19 +232,19 @@ type interruptible struct {
 }
 
 func (r *interruptible) Read(p []byte) (n int, err error) {
-	read := make([]byte, len(p)) // p belongs to the caller again when ctx has ended
+	read := make([]byte, len(p)) // not p, which the caller may use again after an interrupt
 	done := make(chan struct{})
 	var length int
-	var fault error
+	var readErr error
 	go func() {
-		length, fault = r.in.Read(read)
+		length, readErr = r.in.Read(read)
 		close(done)
 	}()
 	select {
 	case <-r.ctx.Done():
 		return 0, r.ctx.Err()
 	case <-done:
-		return copy(p, read[:length]), fault
+		return copy(p, read[:length]), readErr
 	}
 }
 
