@@ -461,7 +461,7 @@ func TestARequestThatEndsItsSessionDeletesTheCookie(t *testing.T) {
 		if c := newCookie(t, ended); c == nil || c.Value != "" || c.MaxAge != -1 {
 			t.Errorf("%s %s: %v", row.method, row.path, c)
 		}
-		if r := s.do("", "POST", "/api/refresh", "", cookieOf(r), s.here()); r.status != 401 {
+		if r := s.do("", "POST", "/api/refresh", "", cookieOf(r), s.here()); r.status != 401 || r.field("code") != "session_ended" {
 			t.Errorf("%s %s: the cookie works: %s", row.method, row.path, r.body)
 		}
 	}
