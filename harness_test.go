@@ -134,8 +134,8 @@ func newService(t testing.TB, options ...func(*settings)) *service {
 	return newServiceOn(t, newDatabase(t), options...)
 }
 
-// newDatabase writes a copy of emptyDatabase and returns its path. To make a database takes
-// longer than most tests.
+// newDatabase writes a copy of emptyDatabase and returns its path. A copy is cheap: openStore needs
+// more time for a new database than most tests need.
 func newDatabase(t testing.TB) (path string) {
 	t.Helper()
 	data, err := emptyDatabase()
@@ -264,12 +264,14 @@ func (s *service) do(token, method, path, body string, headers ...string) reply 
 	return s.ask(r)
 }
 
-// insist asks until the answer is another than that the server is busy: on a busy machine, one
-// of many concurrent requests can wait too long for its hash.
-func insist(ask func() reply) (r reply) {
-	for r = ask(); r.field("code") == "busy"; r = ask() {
+// insist repeats a request while the server answers that it is busy, but only for as long as
+// patience: on a busy machine, one of many concurrent requests can wait too long for its hash.
+func insist(ask func() reply) reply {
+	for start := time.Now(); ; {
+		if r := ask(); r.field("code") != "busy" || time.Since(start) > patience {
+			return r
+		}
 	}
-	return r
 }
 
 // ask sends a request and reads its answer.
