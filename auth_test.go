@@ -1489,10 +1489,9 @@ func header(token string) string {
 	return h
 }
 
-// The configured key signs, with PyJWT's header. The previous configured key and the keys
-// of the database still verify.
-// Only the key that signs is retired, and gets a longer life of tokens. Otherwise a stolen key
-// would work longer with each rotation and each start of a server.
+// A rotation and a start of a server change only the key that signs: a rotation retires it, and a
+// start can make its tokens live longer. If they changed retired keys too, a stolen key would work
+// longer after each of them.
 func TestARetiredKeyStaysAsItIs(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -1543,7 +1542,7 @@ func TestARetiredKeyStaysAsItIs(t *testing.T) {
 	}
 }
 
-// A key has one use only.
+// One secret must not serve for two uses.
 func TestEachSecretOfTheDatabaseDiffers(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -1555,6 +1554,8 @@ func TestEachSecretOfTheDatabaseDiffers(t *testing.T) {
 	}
 }
 
+// The configured key signs, with PyJWT's header. The previous configured key and the keys
+// of the database still verify.
 func TestConfiguredKeys(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

@@ -65,7 +65,7 @@ func startBrowser(t *testing.T) *browser {
 			"--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", // ask no server of Google's
 		}},
 		"goog:loggingPrefs": object{"browser": "ALL", "performance": "ALL"},
-		"timeouts":          object{"script": 10 * time.Minute / time.Millisecond}, // of all requests of a test
+		"timeouts":          object{"script": 10 * time.Minute / time.Millisecond}, // some tests send all their requests in one script
 	}}}, &made)
 	b.session += "/" + made.SessionID
 	return b

@@ -185,7 +185,8 @@ func TestTheDocumentationNamesNoFlagThatDoesNotExist(t *testing.T) {
 }
 
 // SECURITY.md has a row for each requirement of levels 1 and 2 of OWASP ASVS 5.0 on authentication
-// and sessions. In each section, they precede those of level 3. Section 6.7 has only the latter.
+// and sessions. These have the first numbers of each section; those of level 3 follow. Section 6.7
+// is not in the table, because all of its requirements are of level 3.
 func TestTheTableOfASVSIsComplete(t *testing.T) {
 	t.Parallel()
 	sections := []struct {

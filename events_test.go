@@ -418,6 +418,7 @@ func followAt(t testing.TB, base, token, query string, headers ...string) *strea
 	return f
 }
 
+// tryFollow is followAt, but it returns the error of a request that got no answer.
 func tryFollow(t testing.TB, base, token, query string, headers ...string) (*stream, error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())

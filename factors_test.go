@@ -177,7 +177,7 @@ func TestAddingASecondFactor(t *testing.T) {
 	s.loginWith("ann", otp.Code(secret, otp.Step(s.wall())-1)).want(t, 401, "otp_used")
 	s.loginWith("ann", s.nextCode(secret)).want(t, 200, "")
 
-	// Another user, whose factor is not confirmed, notices nothing.
+	// A new factor changes nothing for another user, whose factor is not confirmed.
 	_, bob := s.member("bob")
 	s.do(bob, "POST", "/api/users/me/totp", "").want(t, 201, "")
 	bobs, err := s.store.credentials(2)
@@ -810,8 +810,8 @@ func TestConcurrentCodesAreLimitedTogether(t *testing.T) {
 	s.loginWith("ann", codes[0]).want(t, 200, "")
 }
 
-// A password proves nothing any more if the user changes its password or a factor, also after the
-// check of the password.
+// A password is no longer proof after a change of the password or a factor of its user, even if the
+// change comes between the check of the password and the write.
 func TestAProofEndsWithAChangeBeforeItsWrite(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -1313,7 +1313,8 @@ func TestSecretsRequireTheKeyThatEncryptedThem(t *testing.T) {
 	s.change(`UPDATE user_totp SET secret = (SELECT secret FROM user_totp WHERE user_id = 1) WHERE user_id = 2`)
 	renewed.loginWith("bob", s.nextCode(secret)).want(t, 503, "unavailable")
 	renewed.loginWith("bob", s.code(bobSecret)).want(t, 503, "unavailable")
-	// So is one that is not confirmed. Anyone can compute the codes of an empty secret.
+	// The same is true of a factor that is not confirmed. The code of an empty secret, which anyone
+	// can compute, is not right either.
 	s.change(`INSERT INTO user_totp_pending (user_id, secret, created_at) SELECT 2, secret, @now FROM user_totp WHERE user_id = 1`, arg{"now", s.wall().Unix()})
 	for _, code := range []string{s.code(secret), s.code(nil)} {
 		renewed.do(bob, "POST", "/api/users/me/totp/confirm", fmt.Sprintf(`{"otp":%q}`, code)).want(t, 503, "unavailable")

@@ -183,13 +183,15 @@ func TestScopesOfRoutes(t *testing.T) {
 func testScope(t *testing.T, s *service, c scopeCase, i int, scope keyScope, asker, other role, itself bool) {
 	t.Helper()
 	s.acts++
-	caller := s.addNamed(fmt.Sprintf("caller%d", s.acts), asker, false)
+	name := fmt.Sprintf("caller%d", s.acts)
+	caller := s.addNamed(name, asker, false)
 	target := caller
 	if !itself {
-		target = s.addNamed(fmt.Sprintf("other%d", s.acts), other, false)
+		name = fmt.Sprintf("other%d", s.acts)
+		target = s.addNamed(name, other, false)
 	}
 	if strings.HasSuffix(c.pattern, "{sid}") {
-		s.login(map[bool]string{true: "caller", false: "other"}[itself] + strconv.Itoa(s.acts))
+		s.login(name)
 	}
 	key, _ := s.keyOf(caller, scope, time.Hour)
 	method, path, _ := strings.Cut(c.pattern, " ")
@@ -1127,9 +1129,9 @@ func TestAnIntrospectionHasTheAMROfTheToken(t *testing.T) {
 	}
 }
 
-// A key ends with the rights of its user, however these end: userd deletes the keys of a user that
-// it disables, but another program may not.
-func TestAKeyOfAUserThatAnotherProgramDisabled(t *testing.T) {
+// userd deletes the keys of a user that it disables. Another program may only disable the user: each
+// request then refuses the keys.
+func TestAKeyOfAUserThatAnotherProgramDisabledIsRefused(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	_, root := s.admin("root")
@@ -1137,8 +1139,8 @@ func TestAKeyOfAUserThatAnotherProgramDisabled(t *testing.T) {
 	key, _ := s.keyOf(id, readScope, 0)
 	for _, c := range []struct {
 		change string
-		status int // of a new key
-		code   string
+		status int    // of the request for a new key
+		code   string // of the same
 	}{
 		{"disabled", 403, "user_disabled"},
 		{"pending", 403, "pending_approval"},
@@ -1151,8 +1153,9 @@ func TestAKeyOfAUserThatAnotherProgramDisabled(t *testing.T) {
 	}
 }
 
-// The write checks it too.
-func TestOnlyTheCommandLineMakesAKeyThatNeverExpires(t *testing.T) {
+// The write refuses a session that makes a key with adminScope, or one that never expires, although
+// the request already does.
+func TestOnlyTheCommandLineMakesAnAdminKeyOrOneThatNeverExpires(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	root := aUser(t, s.store, "root", admin)

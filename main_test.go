@@ -768,7 +768,7 @@ func TestHealthcheckAsksTheRunningServer(t *testing.T) {
 	wantFiles(t, dir)
 }
 
-func TestHealthcheckFailsWhereTheServerIsNotReady(t *testing.T) {
+func TestHealthcheckFailsIfTheServerIsNotReady(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		claim string

@@ -594,8 +594,8 @@ func TestDisabledUser(t *testing.T) {
 	s.do(s.login("ann"), "GET", path, "").want(t, 200, "")
 }
 
-// userd ends the sessions of a user that it disables. Another program may not, but its refresh
-// tokens were not stolen.
+// userd ends the sessions of a user that it disables. Another program may only disable the user: its
+// sessions are then refused, but not deleted as if their refresh tokens were stolen.
 func TestAUserThatAnotherProgramDisabledHasNoSession(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

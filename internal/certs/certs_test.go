@@ -13,7 +13,7 @@ import (
 // timeout is how long a test waits for what must happen.
 const timeout = 30 * time.Second
 
-// A lineWriter receives a log, line by line. If no test reads them, it drops the lines.
+// A lineWriter receives a log, line by line. It drops lines while it is full, so that no writer waits.
 type lineWriter chan string
 
 func newLog() (*slog.Logger, lineWriter) {
@@ -24,7 +24,7 @@ func newLog() (*slog.Logger, lineWriter) {
 func (w lineWriter) Write(p []byte) (int, error) {
 	select {
 	case w <- string(p):
-	default: // full
+	default:
 	}
 	return len(p), nil
 }
