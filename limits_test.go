@@ -321,7 +321,7 @@ func TestALimitedNetworkLooksUpItsUsers(t *testing.T) {
 }
 
 // An outage does not use up what the clients of a network may do wrong.
-func TestAFailureOfTheServerIsNotMalformed(t *testing.T) {
+func TestAFailureOfTheServerDoesNotCountAsMalformed(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	s.register("ann")

@@ -337,7 +337,7 @@ func TestATypeScriptClientLogsIn(t *testing.T) {
 
 // The QR code that the command prints is that of its address. The codes of oathtool of the 30
 // seconds before add the factor, and those of now and of the 30 seconds after log in, once.
-func TestZbarimgAndOathtoolWithTheCommand(t *testing.T) {
+func TestTheCommandWorksWithZbarimgAndOathtool(t *testing.T) {
 	if !*peers {
 		t.Skip("runs with -peers")
 	}
