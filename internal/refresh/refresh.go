@@ -57,7 +57,7 @@ const (
 func (k Key) Format(t *Token) string { return tagged.Append(k, tagLabel, t.untagged()) }
 
 // Parse returns the token that Format wrote as s, or false. It checks the tag first: a guessed
-// token costs no look-up.
+// token costs no look-up. It hashes all of s, so the caller limits its length.
 func (k Key) Parse(s string) (t Token, ok bool) {
 	text, ok := tagged.Open(k, tagLabel, s)
 	if !ok {

@@ -59,7 +59,7 @@ func (e *Error) Error() string {
 // has a json tag that is only the name of its member. Its type is a kind of string,
 // bool or int64, a pointer to one, or json.RawMessage. Unmarshal panics if it meets
 // another type: encoding/json would read the members of its values by its own rules. The fields
-// of an embedded struct are fields of the struct.
+// of an embedded struct are fields of the struct, which must not have two with one tag.
 //
 // The field of a missing member stays as it is. null is refused, unless the field
 // is a json.RawMessage: that accepts any value and keeps its text.
