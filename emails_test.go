@@ -107,6 +107,24 @@ func TestAMemberVerifiesItsAddress(t *testing.T) {
 	p.none("after the verification")
 }
 
+func TestAVerificationEndsOnlyVerifyCodes(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail)
+	p := s.postbox()
+	_, root := s.admin("root")
+	path, ann, _ := s.moved(p, "ann", "next@example.net") // which leaves an undo code
+	s.do(root, "PUT", path, `{"email_verified":false}`).want(t, 200, "")
+	s.resetLink(root, path)
+	s.forgot("ann")
+	p.only("next@example.net", "password")
+	s.setEmail(p, ann, path, "third@example.net")
+	s.do(ann, "POST", path+"/email/verify", "").want(t, 202, "")
+	s.sendCode(ann, "verify", p.only("next@example.net", "Confirm").code).want(t, 200, "")
+	if got := scanStore[string](t, s, `SELECT group_concat(kind, ' ' ORDER BY kind) FROM user_code`); got != "uc ul ur uu" {
+		t.Errorf("the codes that are left are %s", got)
+	}
+}
+
 // A verify code proves only that its holder reads the mails.
 func TestAVerifyCodeRequiresTheUserToo(t *testing.T) {
 	t.Parallel()
@@ -677,6 +695,25 @@ func TestAnUndoOfAnAddressThatIsTaken(t *testing.T) {
 		if r == "" {
 			t.Error("a user has no address")
 		}
+	}
+}
+
+// An undo takes the address from another user that claims it, but not from the user itself.
+func TestAnUndoOfAnAddressThatTheUserHasAgain(t *testing.T) {
+	t.Parallel()
+	s := newService(t, withMail)
+	p := s.postbox()
+	path, ann, undo := s.moved(p, "ann", "next@example.net")
+	_, root := s.admin("root")
+	s.sendCode("", "change", s.setEmail(p, ann, path, "ann@example.com")).want(t, 200, "")
+	s.do(root, "PUT", path, `{"email_verified":false}`).want(t, 200, "")
+	before := s.eventsOf(t, path)
+	s.sendCode("", "undo", undo).want(t, 200, "")
+	if got := s.eventsOf(t, path); got != before+" email_restored" {
+		t.Errorf("the events are %s, before they were %s", got, before)
+	}
+	if r := s.do(root, "GET", path, ""); r.field("email") != "ann@example.com" || r.field("email_verified_at") == "" {
+		t.Errorf("got %s", r.body)
 	}
 }
 
