@@ -1153,6 +1153,20 @@ func TestAKeyOfAUserThatAnotherProgramDisabledIsRefused(t *testing.T) {
 	}
 }
 
+// Only a demotion ends the keys with the scope admin: enabling an admin that another program has
+// disabled ends none.
+func TestEnablingAnAdminEndsNoKey(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, root := s.admin("root")
+	id := s.addNamed("ann", admin, false)
+	key, _ := s.keyOf(id, adminScope, 0)
+	s.change("UPDATE user SET disabled = 1 WHERE username = 'ann'")
+	s.do(key, "GET", "/api/events", "").want(t, 401, "invalid_token")
+	s.do(root, "PATCH", userPath(id), `{"disabled":false}`).want(t, 200, "")
+	s.do(key, "GET", "/api/events", "").want(t, 200, "")
+}
+
 // The write refuses a session that makes a key with adminScope, or one that never expires, although
 // the request already does.
 func TestOnlyTheCommandLineMakesAnAdminKeyOrOneThatNeverExpires(t *testing.T) {
