@@ -400,17 +400,30 @@ func TestForgottenPasswordsGetTheSameAnswerForAll(t *testing.T) {
 	}
 }
 
+func TestThePagesAreThoseOfTheLastServer(t *testing.T) {
+	t.Parallel()
+	st := openTestStore(t, filepath.Join(t.TempDir(), "app.db"))
+	for _, want := range []pageURLs{{}, {reset: "a"}, {reset: "a", invite: "b"}, {reset: "c", invite: "b"}, {}} {
+		wantError(t, "storing the pages", st.recordPages(t.Context(), want), nil)
+		if got, err := st.pages(); err != nil || got != want {
+			t.Errorf("got %+v, %v, want %+v", got, err, want)
+		}
+	}
+}
+
 func TestTheCommandLineMakesTheLinksOfTheServer(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		claim   string
 		environ []string
-		prefix  string // of the link; empty: none is made
+		prefix  string // of the reset link; empty: no link is made
+		invites string // the prefix of the invite link
 	}{
-		{"in development", nil, "URL/reset#ul_"},
-		{"with APP_URL", []string{"APP_URL=https://id.example.com/users/"}, "https://id.example.com/users/reset#ul_"},
-		{"with RESET_URL", []string{"RESET_URL=https://app.example.com/?c={code}#x"}, "https://app.example.com/?c=ul_"},
-		{"in production without APP_URL", []string{"TRUSTED_PROXIES=127.0.0.1"}, ""},
+		{"in development", nil, "URL/reset#ul_", "URL/invite#ui_"},
+		{"with APP_URL", []string{"APP_URL=https://id.example.com/users/"}, "https://id.example.com/users/reset#ul_", "https://id.example.com/users/invite#ui_"},
+		{"with RESET_URL", []string{"RESET_URL=https://app.example.com/?c={code}#x"}, "https://app.example.com/?c=ul_", "URL/invite#ui_"},
+		{"with INVITE_URL", []string{"INVITE_URL=https://app.example.com/?c={code}#x"}, "URL/reset#ul_", "https://app.example.com/?c=ui_"},
+		{"in production without APP_URL", []string{"TRUSTED_PROXIES=127.0.0.1"}, "", ""},
 	} {
 		t.Run(row.claim, func(t *testing.T) {
 			t.Parallel()
@@ -418,12 +431,18 @@ func TestTheCommandLineMakesTheLinksOfTheServer(t *testing.T) {
 			environ := []string{"DATABASE_URL=" + filepath.Join(dir, "app.db")}
 			userdHere(t, goodPassword, environ, "user", "add", "ann", "ann@example.com")
 			userdHere(t, "", environ, "user", "reset-link", "ann").wantFailure(t, 1, "APP_URL")
+			userdHere(t, "", environ, "user", "invite").wantFailure(t, 1, "APP_URL")
 
 			p := startUserd(t, dir, append(environ, row.environ...))
 			got := userdHere(t, "", environ, "user", "reset-link", "-ttl", "90m", "ann")
+			invited := userdHere(t, "", environ, "user", "invite")
 			if row.prefix == "" {
 				got.wantFailure(t, 1, "APP_URL")
+				invited.wantFailure(t, 1, "APP_URL")
 				return
+			}
+			if want := strings.Replace(row.invites, "URL/", p.url+"/", 1); invited.status != 0 || !strings.HasPrefix(invited.stdout, want) {
+				t.Errorf("got %+v, want %s", invited, want)
 			}
 			prefix := strings.Replace(row.prefix, "URL/", p.url+"/", 1)
 			if got.status != 0 || !strings.HasPrefix(got.stdout, prefix) || strings.Count(got.stdout, "\n") != 1 || !strings.Contains(got.stderr, "for ann") {
@@ -593,7 +612,11 @@ func (s *service) anInvitation() string {
 func (s *service) invitation(token, body string) (code, id string) {
 	s.t.Helper()
 	r := s.do(token, "POST", "/api/invitations", body).want(s.t, 201, "")
-	return linkCode(r.field("url")), r.field("id")
+	code, found := strings.CutPrefix(r.field("url"), "https://id.example.com/invite#")
+	if !found {
+		s.t.Errorf("the link is %s", r.field("url"))
+	}
+	return code, r.field("id")
 }
 
 func TestAnInvitationForATakenNameIsRefused(t *testing.T) {

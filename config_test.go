@@ -640,6 +640,27 @@ func TestUserdAcceptsItsOwnAudience(t *testing.T) {
 	}
 }
 
+func TestALinkOpensThePageOfItsSetting(t *testing.T) {
+	t.Parallel()
+	const base, other = "https://id.example.com/users", "https://app.example.com/?c={code}"
+	builtIn := pageURLs{base + "/reset#{code}", base + "/invite#{code}", base + "/verify#{code}", base + "/change#{code}", base + "/undo#{code}"}
+	for setting, replace := range map[string]func(*pageURLs){
+		"RESET_URL":  func(p *pageURLs) { p.reset = other },
+		"INVITE_URL": func(p *pageURLs) { p.invite = other },
+		"VERIFY_URL": func(p *pageURLs) { p.verify = other },
+	} {
+		c, err := configured(nil, getenvOf([]string{"APP_URL=" + base, setting + "=" + other}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.setPages(false, "")
+		want := builtIn
+		if replace(&want); c.pages != want {
+			t.Errorf("%s: got %+v, want %+v", setting, c.pages, want)
+		}
+	}
+}
+
 func TestWhatIsDevelopment(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

@@ -882,9 +882,10 @@ func TestAnOwnTextReplacesTheBuiltInOne(t *testing.T) {
 	}
 }
 
-// Each placeholder is replaced in each built-in text.
+// Each placeholder is replaced in each built-in text, and each link leads to the page of its code.
 func TestEachTextIsComplete(t *testing.T) {
 	t.Parallel()
+	pages := map[codeKind]string{"": "", resetMailCode: "reset", verifyCode: "verify", inviteCode: "invite", changeCode: "change", undoCode: "undo"}
 	s := newService(t, withMail)
 	p := s.postbox()
 	for kind, rule := range mailRules {
@@ -895,7 +896,7 @@ func TestEachTextIsComplete(t *testing.T) {
 			code = newCode(rule.code)
 		}
 		sent := p.message(&m, &f, code, s.wall())
-		if strings.ContainsAny(sent.Subject+sent.Text, "{}") || code != "" && !strings.Contains(sent.Text, "#"+code+"\n") {
+		if strings.ContainsAny(sent.Subject+sent.Text, "{}") || code != "" && !strings.Contains(sent.Text, "\nhttps://id.example.com/"+pages[rule.code]+"#"+code+"\n") {
 			t.Errorf("%s: %s\n%s", kind, sent.Subject, sent.Text)
 		}
 		for _, line := range strings.Split(string(sent.Text), "\n") {
