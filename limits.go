@@ -177,8 +177,7 @@ func (s *server) allowOwner(limit limit, owner int64) error {
 // countMalformed counts a request of a limited route that failed before its handler
 // called count. It returns errLimited, or err, the reason of the failure.
 func (s *server) countMalformed(x *exchange, err error) error {
-	status := answerFor(err).status
-	if x.limit == noLimit || x.counted || status >= http.StatusInternalServerError || status == http.StatusTooManyRequests {
+	if x.limit == noLimit || x.counted || answerFor(err).status >= http.StatusInternalServerError {
 		return err
 	}
 	return cmp.Or(s.allow(x, malformed), err)

@@ -320,8 +320,9 @@ func TestALimitedNetworkLooksUpItsUsers(t *testing.T) {
 	s.tryLogin(homeNet, "nobody", wrongPassword).want(t, 429, "")
 }
 
-// An outage does not use up what the clients of a network may do wrong.
-func TestAFailureOfTheServerDoesNotCountAsMalformed(t *testing.T) {
+// Neither an outage nor a request of a route without a limit uses up what the clients of a network
+// may do wrong.
+func TestWhatDoesNotCountAsMalformed(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	s.register("ann")
@@ -331,6 +332,7 @@ func TestAFailureOfTheServerDoesNotCountAsMalformed(t *testing.T) {
 	s.change(`ALTER TABLE secret RENAME TO gone`)
 	for range 2 {
 		s.do(token, "POST", "/api/refresh", "").want(t, 503, "unavailable")
+		s.do("", "POST", "/api/login", "x").want(t, 400, "malformed_body")
 	}
 	s.do("", "POST", "/api/refresh", "").want(t, 401, "")
 	s.do("", "POST", "/api/refresh", "").want(t, 429, "")
