@@ -100,6 +100,20 @@ func (p *person) screen(name string) {
 	p.wantNoFaults()
 }
 
+// wantKeptOpen fails the test if Escape closes a dialog that shows a secret only once, also while
+// the dialog does not have the focus.
+func (p *person) wantKeptOpen(title string) {
+	p.t.Helper()
+	p.dialog(title)
+	for range 2 {
+		p.press(escapeKey + escapeKey + escapeKey)
+		if !p.sees("dialog", title) {
+			p.t.Fatalf("Escape closes the dialog %q", title)
+		}
+		p.eval(`document.activeElement.blur()`)
+	}
+}
+
 // Every screen and every act of the console, once by mouse, and once with the keyboard only.
 func TestTheConsoleInABrowser(t *testing.T) {
 	if !*peers {
@@ -290,6 +304,7 @@ func testUser(t *testing.T, p *process, c *person) {
 		t.Errorf("the reset link is %q", link)
 	}
 	c.screen("reset link")
+	c.wantKeptOpen("Reset link")
 	c.dialog("Reset link").click("button", "Done")
 	c.awaitGone("dialog", ".*")
 
@@ -409,6 +424,7 @@ func testInvitations(t *testing.T, p *process, c *person) {
 	}
 	c.screen("invitation made")
 	c.dialog("Invite.*").click("button", "Done")
+	c.wantKeptOpen("Invite")
 	c.awaitGone("dialog", ".*")
 	c.find("cell", "guest@example.com")
 	c.mailedLink(p, "guest@example.com", inviteCode)
@@ -565,6 +581,7 @@ func testFactor(t *testing.T, p *process, c *person) {
 	}
 	c.screen("recovery codes")
 	c.click("button", "I have kept them")
+	c.wantKeptOpen("Add a second factor")
 	c.awaitGone("dialog", ".*")
 	factor().wantText("10 recovery codes left")
 	c.screen("account second factor on")
@@ -585,6 +602,7 @@ func testFactor(t *testing.T, p *process, c *person) {
 
 	factor().click("button", "New recovery codes")
 	c.dialog("Your new recovery codes").click("button", "I have kept them")
+	c.wantKeptOpen("Your new recovery codes")
 	c.awaitGone("dialog", ".*")
 	factor().wantText("10 recovery codes left")
 
@@ -610,6 +628,7 @@ func testKeys(t *testing.T, p *process, c *person) {
 	}
 	c.screen("key made")
 	c.dialog("New API key").click("button", "Done")
+	c.wantKeptOpen("New API key")
 	c.awaitGone("dialog", ".*")
 	await(t, "the focus is on the title of the section", func() bool { return c.focused() == c.find("heading", "API keys") }) // its opener is gone
 	c.section("API keys").find("cell", "nightly report")

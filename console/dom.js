@@ -170,7 +170,8 @@ const fieldOfCode = {
 };
 
 // dialog opens a dialog with a title. build gets a function that closes it. It returns the
-// element. options: id, close (called if the dialog is closed by Escape or a button).
+// element. Escape closes it while it has a form. options: id, close (called if the dialog is closed
+// by Escape or a button).
 function dialog(title, build, options = {}) {
   const key = `d${++lastID}`;
   const place = document.activeElement.closest("section");
@@ -200,6 +201,16 @@ function actButton(label, act, done, kind) {
       await act();
       if (done) say(done);
     } catch (err) {
+// keepOpen keeps a dialog without a form open on Escape and the like: it shows a secret that is not
+// shown again. A browser lets a page cancel only the first of two attempts, but knows closedBy.
+function keepOpen(event) {
+  const box = document.querySelector("dialog:modal:not(:has(form))");
+  if (!box || event.type === "keydown" && event.key !== "Escape") return;
+  event.preventDefault();
+  box.closedBy = "none";
+}
+for (const type of ["keydown", "cancel"]) document.addEventListener(type, keepOpen, true);
+
       if (err instanceof Cancelled || err.name === "AbortError") return;
       wrong = el("span", { class: "wrong", role: "alert" }, explain(err));
       b.after(" ", wrong);
