@@ -308,14 +308,14 @@ func testUser(t *testing.T, p *process, c *person) {
 	c.dialog("Reset link").click("button", "Done")
 	c.awaitGone("dialog", ".*")
 
-	c.section("API keys").click("button", "Revoke.*")
+	c.section("API keys").click("button", "Revoke…: nightly report")
 	c.dialog("Revoke .*nightly report.*").click("button", "Revoke")
 	c.wantSpoken("revoked")
 	c.section("API keys").wantText("No API keys")
 
 	p.login("ann", goodPassword)
 	c.call("POST", "/refresh", object{}, nil)
-	rows, _ := c.section("Sessions").findAll("button", "End session.*")
+	rows, _ := c.section("Sessions").findAll("button", "End session: Go, .*20.*")
 	if len(rows) != 2 {
 		t.Fatalf("the user has %d sessions", len(rows))
 	}
@@ -428,14 +428,14 @@ func testInvitations(t *testing.T, p *process, c *person) {
 	c.awaitGone("dialog", ".*")
 	c.find("cell", "guest@example.com")
 	c.mailedLink(p, "guest@example.com", inviteCode)
-	c.row(".*guest@example.com.*").click("button", "Send again")
+	c.row("guest@example.com").click("button", "Send again: guest@example.com, .*20.*")
 	c.wantSpoken("on its way")
 	c.mailedLink(p, "guest@example.com", inviteCode)
 	root := p.login("root", goodPassword)
 	used := p.must(root, "POST", "/api/invitations", `{"username":"invited"}`).want(t, 201, "").field("url")
 	c.call("POST", "/refresh", object{}, nil)
 	c.find("cell", "invited")
-	c.row(".*guest@example.com.*").wantText(" by root")
+	c.row("guest@example.com").wantText(" by root")
 	_, code, _ := strings.Cut(used, "#")
 	p.must("", "POST", "/api/register", `{"username":"invited","email":"invited@example.com","password":"`+goodPassword+`","invitation":"`+code+`"}`).want(t, 201, "")
 	await(t, "no mail waits", func() bool { return strings.TrimSpace(p.must(root, "GET", "/api/mail?state=queued", "").body) == "[]" })
@@ -445,7 +445,7 @@ func testInvitations(t *testing.T, p *process, c *person) {
 		t.Error("an invitation that is used up is still open")
 	}
 	c.screen("invitations")
-	c.row(".*guest@example.com.*").click("button", "Delete…")
+	c.row("guest@example.com").click("button", "Delete…: guest@example.com, .*20.*")
 	c.dialog("Delete this invitation.*").click("button", "Delete")
 	c.wantSpoken("Invitation deleted")
 	c.awaitGone("cell", "guest@example.com")
@@ -631,7 +631,7 @@ func testKeys(t *testing.T, p *process, c *person) {
 	c.wantKeptOpen("New API key")
 	c.awaitGone("dialog", ".*")
 	await(t, "the focus is on the title of the section", func() bool { return c.focused() == c.find("heading", "API keys") }) // its opener is gone
-	c.section("API keys").find("cell", "nightly report")
+	c.section("API keys").find("button", "Revoke…: nightly report")
 	if strings.Contains(c.eval(`document.documentElement.outerHTML`), key) {
 		t.Error("the page still has the key")
 	}

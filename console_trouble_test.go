@@ -469,7 +469,7 @@ func TestTheQueueOfMailsInTheConsole(t *testing.T) {
 	row.wantText("refused")
 	c.screen("mail waits")
 	m.start(nil)
-	c.row(".*guest@example.com.*").click("button", "Try now")
+	c.row(".*guest@example.com.*").click("button", `Try now: invit\w+ \(\d+\)`)
 	await(t, "the mail", func() bool { return len(m.mailsTo("guest@example.com")) == 1 })
 	c.goTo("Sent")
 	c.row(".*guest@example.com.*")

@@ -98,6 +98,7 @@ function sessionsSection(id) {
     ];
     return [
       list("sessions", "Sessions", ["Browser", "Address", "Began", "Last used", ""], items, row,
+        s => `${browserOf(s.user_agent) || s.user_agent}, ${when(s.created_at).textContent}`,
         own ? "No sessions." : "This user is not logged in anywhere."),
       own && others.length > 0 && el("p", {}, actButton("Sign out everywhere else", endOthers, "All other sessions have ended.")),
       !own && items.length > 0 && el("p", {}, actButton("End all sessions", endAll, "All sessions have ended.")),
@@ -127,7 +128,7 @@ function keysSection(id) {
       button("Revoke…", () => revoke(k)),
     ];
     return [
-      list("keys", "API keys", ["Name", "Begins with", "Scope", "Expires", "Last used", ""], items, row,
+      list("keys", "API keys", ["Name", "Begins with", "Scope", "Expires", "Last used", ""], items, row, k => k.name,
         "No API keys. Make one for a program that calls the API without a password."),
       el("p", {}, button("New API key…", () => newKey(id, again))),
     ];

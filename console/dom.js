@@ -262,16 +262,21 @@ function table(kind, label, columns) {
     body);
   return {
     box, body,
-    row: (cells, attributes) => el("tr", { role: "row", ...attributes },
+    row: cells => el("tr", { role: "row" },
       cells.map((cell, i) => el("td", { role: "cell", "data-label": columns[i] }, el("div", {}, cell)))),
   };
 }
 
-// list shows what an answer holds in a table: rows, or what to do if there are none.
-function list(kind, label, columns, items, row, ifNone) {
+// list shows what an answer holds in a table: rows, or what to do if there are none. nameOf returns
+// the name of an item, which a screen reader reads after the text of each button in its row.
+function list(kind, label, columns, items, row, nameOf, ifNone) {
   if (items.length === 0) return muted(ifNone);
   const t = table(kind, label, columns);
-  for (const item of items) t.body.append(t.row(row(item)));
+  for (const item of items) {
+    const shown = t.row(row(item));
+    for (const b of shown.querySelectorAll("button")) b.setAttribute("aria-label", `${b.textContent}: ${nameOf(item)}`);
+    t.body.append(shown);
+  }
   return t.box;
 }
 

@@ -9,6 +9,7 @@ function showInvitations(box) {
       return [
         list("invitations", "Invitations", ["For", "Role", "Uses left", "Made", "Expires", ""],
           items.filter(v => v.uses_left > 0), v => invitationCells(v, fill),
+          v => `${v.email || v.username || "anyone"}, ${when(v.created_at).textContent}`,
           "No invitation is open. Invite a person, who then creates an account with the link."),
         next && muted("These are the first 1,000."),
       ];

@@ -19,12 +19,14 @@ function showMail(box, query) {
     const { items, next } = await page(`mail?limit=${pageSize}&state=${state}&after=${after}`, screenSignal());
     return [
       list("mail", "Mails", ["Mail", "To", "Made", "Tries", state === "queued" ? "Next try" : "Ended", "Last error", ""],
-        items, m => mailCells(m, again), noMail[state]),
+        items, m => mailCells(m, again), mailName, noMail[state]),
       el("div", { class: "buttons" }, after > 0 && link("First page", "#/mail?state=" + state, "button"),
         next && link("Next page", `#/mail?state=${state}&after=${next}`, "button"), button("Reload", again)),
     ];
   }));
 }
+
+const mailName = m => `${m.kind} (${m.id})`;
 
 function mailCells(m, again) {
   const retry = async () => {
@@ -32,7 +34,7 @@ function mailCells(m, again) {
     await again();
   };
   return [
-    `${m.kind} (${m.id})`,
+    mailName(m),
     [m.email && named(m.email), m.user_id && [" ", userLink(m.user_id)]],
     when(m.created_at), `${m.tries}`, when(m.next_try_at ?? m.closed_at, "not known"),
     m.last_error ? el("bdi", { class: "small" }, m.last_error) : "",
