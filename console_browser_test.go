@@ -422,9 +422,10 @@ func testInvitations(t *testing.T, p *process, c *person) {
 	if !strings.HasPrefix(link, p.url+"/invite#ui_") {
 		t.Errorf("the invitation is %q", link)
 	}
+	c.wantSpoken("Invitation made")
 	c.screen("invitation made")
-	c.dialog("Invite.*").click("button", "Done")
 	c.wantKeptOpen("Invite")
+	c.dialog("Invite.*").click("button", "Done")
 	c.awaitGone("dialog", ".*")
 	c.find("cell", "guest@example.com")
 	c.mailedLink(p, "guest@example.com", inviteCode)
@@ -580,8 +581,8 @@ func testFactor(t *testing.T, p *process, c *person) {
 		t.Fatalf("the page shows the recovery codes %q", codes)
 	}
 	c.screen("recovery codes")
-	c.click("button", "I have kept them")
 	c.wantKeptOpen("Add a second factor")
+	c.click("button", "I have kept them")
 	c.awaitGone("dialog", ".*")
 	factor().wantText("10 recovery codes left")
 	c.screen("account second factor on")
@@ -601,8 +602,8 @@ func testFactor(t *testing.T, p *process, c *person) {
 	factor().wantText("9 recovery codes left")
 
 	factor().click("button", "New recovery codes")
-	c.dialog("Your new recovery codes").click("button", "I have kept them")
 	c.wantKeptOpen("Your new recovery codes")
+	c.dialog("Your new recovery codes").click("button", "I have kept them")
 	c.awaitGone("dialog", ".*")
 	factor().wantText("10 recovery codes left")
 
@@ -627,8 +628,8 @@ func testKeys(t *testing.T, p *process, c *person) {
 		t.Errorf("the key belongs to %s", got)
 	}
 	c.screen("key made")
-	c.dialog("New API key").click("button", "Done")
 	c.wantKeptOpen("New API key")
+	c.dialog("New API key").click("button", "Done")
 	c.awaitGone("dialog", ".*")
 	await(t, "the focus is on the title of the section", func() bool { return c.focused() == c.find("heading", "API keys") }) // its opener is gone
 	c.section("API keys").find("button", "Revoke…: nightly report")

@@ -128,7 +128,7 @@ func (p *person) wantText(pattern string) {
 	})
 }
 
-// wantSpoken waits until a live region says something.
+// wantSpoken waits until a live region says something, and is not inert behind a dialog.
 func (p *person) wantSpoken(pattern string) {
 	p.t.Helper()
 	said, want := "", regexp.MustCompile(pattern)
@@ -138,7 +138,7 @@ func (p *person) wantSpoken(pattern string) {
 		}
 	}()
 	await(p.t, "a live region says "+pattern, func() bool {
-		said = p.eval(`[...document.querySelectorAll("[role=status],[role=alert],[aria-live]:not([aria-live=off]),output")].map(e => e.innerText).join("\n")`)
+		said = p.eval(`[...([...document.querySelectorAll("dialog:modal")].at(-1) ?? document).querySelectorAll("[role=status],[role=alert],[aria-live]:not([aria-live=off]),output")].map(e => e.innerText).join("\n")`)
 		return want.MatchString(said)
 	})
 }

@@ -270,7 +270,6 @@ function setLost(now) {
   if (now === lost) return;
   lost = now;
   part("lost").textContent = lost ? "The server cannot be reached. Trying again…" : "";
-  part("lost").hidden = !lost;
   if (lost) setTimeout(probe, 2000);
 }
 

@@ -62,12 +62,22 @@ function browserOf(agent) {
   return [program, system].filter(Boolean).join(" on ");
 }
 
-// say shows what has happened, for a few seconds.
-let toastEnds;
+// say shows what has happened, for a few seconds. It waits for a dialog that is about to close: a
+// screen reader does not read a text that only moves.
+let saying;
 function say(text) {
-  clearTimeout(toastEnds);
-  part("toast").textContent = text;
-  toastEnds = setTimeout(() => { part("toast").textContent = ""; }, 8000);
+  clearTimeout(saying);
+  part("toast").textContent = "";
+  saying = setTimeout(() => {
+    part("toast").textContent = text;
+    saying = setTimeout(() => { part("toast").textContent = ""; }, 8000);
+  }, 100);
+}
+
+// placeNotes moves the live messages into the open dialog, if there is one: the rest of the page is
+// inert then, so that a screen reader does not read it.
+function placeNotes() {
+  ([...document.querySelectorAll("dialog:modal")].at(-1) ?? document.body).append(part("lost"), part("toast"));
 }
 
 let lastID = 0;
@@ -176,6 +186,7 @@ function dialog(title, build, options = {}) {
   const key = `d${++lastID}`;
   const place = document.activeElement.closest("section");
   const onclose = () => {
+    placeNotes();
     box.remove();
     options.close?.();
     if (document.activeElement === document.body) (place?.isConnected ? place.querySelector("h2") : part("title")).focus(); // the opener is gone
@@ -185,9 +196,20 @@ function dialog(title, build, options = {}) {
   box.append(el("h2", { id: key }, title), ...[build(close)].flat().filter(Boolean));
   document.body.append(box);
   box.showModal();
+  placeNotes();
   (box.querySelector("input, select") ?? [...box.querySelectorAll("button")].at(-1)).focus(); // the last one cancels
   return box;
 }
+
+// keepOpen keeps a dialog without a form open on Escape and the like: it shows a secret that is not
+// shown again. A browser lets a page cancel only the first of two attempts, but knows closedBy.
+function keepOpen(event) {
+  const box = document.querySelector("dialog:modal:not(:has(form))");
+  if (!box || event.type === "keydown" && event.key !== "Escape") return;
+  event.preventDefault();
+  box.closedBy = "none";
+}
+for (const type of ["keydown", "cancel"]) document.addEventListener(type, keepOpen, true);
 
 // actButton is a button that acts without a dialog. done is what to say afterwards. An error is
 // shown next to the button.
@@ -201,16 +223,6 @@ function actButton(label, act, done, kind) {
       await act();
       if (done) say(done);
     } catch (err) {
-// keepOpen keeps a dialog without a form open on Escape and the like: it shows a secret that is not
-// shown again. A browser lets a page cancel only the first of two attempts, but knows closedBy.
-function keepOpen(event) {
-  const box = document.querySelector("dialog:modal:not(:has(form))");
-  if (!box || event.type === "keydown" && event.key !== "Escape") return;
-  event.preventDefault();
-  box.closedBy = "none";
-}
-for (const type of ["keydown", "cancel"]) document.addEventListener(type, keepOpen, true);
-
       if (err instanceof Cancelled || err.name === "AbortError") return;
       wrong = el("span", { class: "wrong", role: "alert" }, explain(err));
       b.after(" ", wrong);
