@@ -269,6 +269,7 @@ func TestTheConsoleBehindAProxy(t *testing.T) {
 	toServer := httputil.NewSingleHostReverseProxy(must(url.Parse(p.url)))
 	var failed atomic.Int32
 	var strange atomic.Bool
+	var refuse, refused atomic.Int32
 	toServer.ErrorHandler = func(w http.ResponseWriter, r *http.Request, _ error) {
 		failed.Add(1)
 		http.Error(w, "<title>502 Bad Gateway</title>", http.StatusBadGateway)
@@ -276,6 +277,11 @@ func TestTheConsoleBehindAProxy(t *testing.T) {
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strange.Load() {
 			fmt.Fprint(w, "<title>Log in to this network</title>")
+			return
+		}
+		if status := int(refuse.Load()); status != 0 && (r.URL.Path == "/metrics" || r.URL.Path == "/api/events") {
+			refused.Add(1)
+			w.WriteHeader(status)
 			return
 		}
 		toServer.ServeHTTP(w, r)
@@ -303,6 +309,18 @@ func TestTheConsoleBehindAProxy(t *testing.T) {
 	c.wantSpoken("cannot be reached")
 	startAgain()
 	c.find("heading", "Open invitations")
+
+	for _, status := range []int32{http.StatusInternalServerError, http.StatusTooManyRequests} {
+		for _, screen := range []struct{ name, text string }{{"State", `userd \S+, go1\.`}, {"Events", "Live"}} {
+			refused.Store(0)
+			refuse.Store(status)
+			c.goTo(screen.name)
+			await(t, "two refused requests", func() bool { return refused.Load() > 1 })
+			refuse.Store(0)
+			c.wantText(screen.text)
+		}
+	}
+	c.goTo("Invitations")
 
 	strange.Store(true)
 	c.click("button", "Invite")

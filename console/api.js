@@ -36,6 +36,9 @@ const advice = {
 // internal error, or an answer that is not from userd.
 const isTrouble = err => !(err instanceof ApiError) || err.status === 0 || err.status >= 500;
 
+// passes reports whether the same request can succeed later.
+const passes = err => isTrouble(err) || err.status === 429;
+
 // explain returns what a person should know about an error.
 function explain(err) {
   if (err.status === 429) return waitText(err.retryAfter || 60);

@@ -85,6 +85,7 @@ async function userID(text, signal) {
 async function follow(filter, add, setLive, signal) {
   let last = -1;
   for (let tries = 0; ; tries++) {
+    let least = 0;
     try {
       const answer = await request("GET", `api/events?${filter}`, undefined, {
         signal, quiet: true, headers: { Accept: "text/event-stream", ...(last >= 0 && { "Last-Event-ID": `${last}` }) },
@@ -100,11 +101,12 @@ async function follow(filter, add, setLive, signal) {
         add(events);
       });
     } catch (err) {
-      if (signal.aborted || err instanceof ApiError && err.status !== 400) throw err;
-      if (err instanceof ApiError) last = -1; // the ids began anew
+      if (signal.aborted || !passes(err) && err.status !== 400) throw err;
+      if (err.status === 400) last = -1; // the ids began anew
+      least = 1000 * (err.retryAfter || 0);
     }
     setLive(false);
-    await pause(Math.min(250 * 2 ** tries, 5000), signal);
+    await pause(Math.max(least, Math.min(250 * 2 ** tries, 5000)), signal);
   }
 }
 

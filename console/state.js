@@ -73,23 +73,28 @@ async function showState(box) {
   const drawn = charts.map(newChart);
   box.append(about, el("div", { class: "charts" }, drawn.map(c => c.box)));
   const measures = [];
-  try {
-    for (;;) {
-      if (!document.hidden || measures.length === 0) {
-        const samples = parseMetrics(await (await request("GET", "metrics", undefined, { signal, quiet: true })).text());
-        measures.push(measure(samples));
-        if (measures.length > keptSamples + 1) measures.shift();
-        for (const c of drawn) c.draw(measures);
-        const build = samples.find(([key]) => key === "userd_build_info")?.[1] ?? {};
-        const since = sumOf(samples, "process_start_time_seconds");
-        about.replaceChildren(`userd ${build.version}, ${build.go}. Started `, when(new Date(since * 1000).toISOString()),
-          ". The charts show at most the last five minutes, since you opened this page.",
-          ...(sumOf(samples, "userd_database_damaged") ? [el("strong", { class: "wrong" }, " The database is damaged: run userd check.")] : []));
-      }
-      await pause(sampleEvery, signal);
+  const sample = async () => {
+    const samples = parseMetrics(await (await request("GET", "metrics", undefined, { signal, quiet: true })).text());
+    measures.push(measure(samples));
+    if (measures.length > keptSamples + 1) measures.shift();
+    for (const c of drawn) c.draw(measures);
+    const build = samples.find(([key]) => key === "userd_build_info")?.[1] ?? {};
+    const since = sumOf(samples, "process_start_time_seconds");
+    about.replaceChildren(`userd ${build.version}, ${build.go}. Started `, when(new Date(since * 1000).toISOString()),
+      ". The charts show at most the last five minutes, since you opened this page.",
+      ...(sumOf(samples, "userd_database_damaged") ? [el("strong", { class: "wrong" }, " The database is damaged: run userd check.")] : []));
+  };
+  while (!signal.aborted) {
+    let wait = sampleEvery;
+    try {
+      if (!document.hidden || measures.length === 0) await sample();
+    } catch (err) {
+      if (signal.aborted) return;
+      about.textContent = explain(err);
+      if (!passes(err)) return;
+      wait = Math.max(wait, 1000 * (err.retryAfter || 0));
     }
-  } catch (err) {
-    if (!signal.aborted) about.textContent = explain(err);
+    await pause(wait, signal).catch(() => {});
   }
 }
 
