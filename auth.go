@@ -405,17 +405,16 @@ const (
 
 // actsOf returns the acts of a change of a user, with changePassword unless password is nil.
 func actsOf(c *change, password *string) (acts proof) {
-	for act, does := range map[proof]bool{
-		changeUsername: c.username != nil,
-		changeEmail:    c.email != nil || c.verified != nil || c.pendingEmail != nil && *c.pendingEmail != "",
-		changePassword: password != nil,
-		changeRole:     c.role != nil,
-		changeDisabled: c.disabled != nil,
-	} {
+	add := func(act proof, does bool) {
 		if does {
 			acts |= act
 		}
 	}
+	add(changeUsername, c.username != nil)
+	add(changeEmail, c.email != nil || c.verified != nil || c.pendingEmail != nil && *c.pendingEmail != "")
+	add(changePassword, password != nil)
+	add(changeRole, c.role != nil)
+	add(changeDisabled, c.disabled != nil)
 	return acts
 }
 
